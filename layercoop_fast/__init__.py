@@ -1,0 +1,52 @@
+"""Which layers of a language model can go? Layer pruning as a cooperative game, at the speed of the hardware.
+
+The names below are the public ones. They are imported when first used: `import layercoop_fast` loads neither torch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layercoop_fast.engine.skeleton import Skeleton as Skeleton
+    from layercoop_fast.errors import LayercoopError as LayercoopError
+    from layercoop_fast.errors import RequestError as RequestError
+    from layercoop_fast.errors import RunError as RunError
+    from layercoop_fast.export.checkpoint import export_checkpoint as export_checkpoint
+    from layercoop_fast.game.calibration import Calibration as Calibration
+    from layercoop_fast.game.masks import stratified_masks as stratified_masks
+    from layercoop_fast.game.model_game import ModelGame as ModelGame
+    from layercoop_fast.pruning import prune as prune
+    from layercoop_fast.shapley.permutation import shapley_values as shapley_values
+    from layercoop_fast.shapley.stratified import stratified_marginals as stratified_marginals
+    from layercoop_fast.surrogate.network import Surrogate as Surrogate
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Calibration": "game.calibration",
+    "LayercoopError": "errors",
+    "ModelGame": "game.model_game",
+    "RequestError": "errors",
+    "RunError": "errors",
+    "Skeleton": "engine.skeleton",
+    "Surrogate": "surrogate.network",
+    "export_checkpoint": "export.checkpoint",
+    "prune": "pruning",
+    "shapley_values": "shapley.permutation",
+    "stratified_marginals": "shapley.stratified",
+    "stratified_masks": "game.masks",
+}
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
