@@ -1,0 +1,73 @@
+#include "cpu/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace layercoop::cpu {
+namespace {
+
+constexpr Isa kLevels[] = {Isa::portable, Isa::avx2, Isa::avx512};
+
+std::atomic<Isa> current{Isa::portable};
+
+bool machine_has(Isa level) {
+  if (level == Isa::portable) return true;
+#if LAYERCOOP_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (level == Isa::avx2) return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+std::string names_of(const std::vector<Isa>& levels) {
+  std::string names;
+  for (const Isa level : levels) names += (names.empty() ? "" : ", ") + isa_name(level);
+  return names;
+}
+
+// The level called `name`; `source` opens the error message, so that a bad environment variable is named as such.
+Isa parse(const std::string& name, const std::string& source) {
+  for (const Isa level : kLevels) {
+    if (name != isa_name(level)) continue;
+    if (machine_has(level)) return level;
+    throw std::invalid_argument(source + ": this machine lacks '" + name + "'; it has " +
+                                names_of(available_isas()));
+  }
+  throw std::invalid_argument(source + ": unknown instruction set '" + name + "'; use one of " +
+                              names_of(available_isas()));
+}
+
+}  // namespace
+
+Isa isa() noexcept { return current.load(std::memory_order_relaxed); }
+
+std::string isa_name(Isa level) {
+  switch (level) {
+    case Isa::avx512: return "avx512";
+    case Isa::avx2: return "avx2";
+    case Isa::portable: break;
+  }
+  return "portable";
+}
+
+std::vector<Isa> available_isas() {
+  std::vector<Isa> levels;
+  for (const Isa level : kLevels) {
+    if (machine_has(level)) levels.push_back(level);
+  }
+  return levels;
+}
+
+void set_isa(const std::string& name) { current.store(parse(name, "set_isa"), std::memory_order_relaxed); }
+
+void set_isa_from_environment() {
+  const char* name = std::getenv("LAYERCOOP_ISA");
+  current.store(name != nullptr ? parse(name, "LAYERCOOP_ISA") : available_isas().back(), std::memory_order_relaxed);
+}
+
+}  // namespace layercoop::cpu

@@ -1,0 +1,63 @@
+// One mechanism for kernels that exist in several instruction sets.
+//
+// A kernel is written once a level, each version marked with its target attribute, and gathered in a `Versions`:
+//
+//     static void add_portable(...);
+//     #if LAYERCOOP_X86
+//     LAYERCOOP_AVX2 static void add_avx2(...);
+//     constexpr Versions<AddFn> kAdd{add_portable, add_avx2};  // no AVX-512 version: that level uses AVX2's
+//     #else
+//     constexpr Versions<AddFn> kAdd{add_portable};
+//     #endif
+//     kAdd.get()(...);
+//
+// The whole extension is compiled for the baseline machine; only the marked functions use more.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#if defined(__x86_64__)
+#define LAYERCOOP_X86 1
+#define LAYERCOOP_AVX2 __attribute__((target("avx2,fma")))
+#define LAYERCOOP_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
+#else
+#define LAYERCOOP_X86 0
+#endif
+
+namespace layercoop::cpu {
+
+// Ordered: each level may use whatever the levels before it use.
+enum class Isa { portable, avx2, avx512 };
+
+// The level in force; one relaxed atomic load.
+Isa isa() noexcept;
+
+// "portable", "avx2" or "avx512".
+std::string isa_name(Isa level);
+
+// The levels this machine can run, lowest first.
+std::vector<Isa> available_isas();
+
+// Puts a level in force. Throws std::invalid_argument for an unknown name or a level that this machine lacks.
+void set_isa(const std::string& name);
+
+// Puts LAYERCOOP_ISA in force, or the machine's best level where the variable is unset. Throws as set_isa does.
+void set_isa_from_environment();
+
+template <typename Fn>
+struct Versions {
+  Fn* portable;
+  Fn* avx2 = nullptr;
+  Fn* avx512 = nullptr;
+
+  // The version for the level in force, or the next lower one that exists.
+  Fn* get() const noexcept {
+    const Isa level = isa();
+    if (level >= Isa::avx512 && avx512 != nullptr) return avx512;
+    if (level >= Isa::avx2 && avx2 != nullptr) return avx2;
+    return portable;
+  }
+};
+
+}  // namespace layercoop::cpu

@@ -1,0 +1,87 @@
+"""The C++ core. Arrays must have the exact dtype and be C-contiguous; nothing is converted or copied silently.
+
+Every function raises TypeError for a wrong type or dtype and ValueError for a wrong shape, layout or value. All let go
+of the GIL while they work.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_PLAYERS: int
+"""The most players a mask can have."""
+
+def isa() -> str:
+    """Return the instruction set in force: "portable", "avx2" or "avx512"."""
+
+def isa_available() -> list[str]:
+    """Return the instruction sets that this machine can run, lowest first."""
+
+def set_isa(name: str) -> None:
+    """Put an instruction set in force; at import it is LAYERCOOP_ISA, or the best there is."""
+
+def num_threads() -> int:
+    """Return how many threads a loop may use, the caller's included."""
+
+def set_num_threads(count: int) -> None:
+    """Set how many threads a loop may use (1..1024); at import LAYERCOOP_THREADS, or the processors of the process."""
+
+def pack_masks(masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """Pack bool[M, n] to uint64[M, W], W = ceil(n / 64).
+
+    Bit i % 64 (least significant first) of word i // 64 is player i; bits past the last player are 0.
+    """
+
+def unpack_masks(packed: npt.NDArray[np.uint64], n_players: int) -> npt.NDArray[np.bool_]:
+    """Unpack uint64[M, W] to bool[M, n_players]; a bit past the last player is an error."""
+
+def popcounts(packed: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+    """Count the kept players of each row of uint64[M, W]: int32[M]."""
+
+def trie_counts(packed: npt.NDArray[np.uint64], n_players: int) -> tuple[int, int, int, int]:
+    """Return the counts naive, skip, plan and n_unique of `Plan`, without a schedule."""
+
+class Plan:
+    """The distinct masks of uint64[M, W] and the schedule that evaluates them with at most `max_states` stored states.
+
+    The arrays are read-only views of memory that the plan owns. `layercoop_fast.engine.plan` says what they mean.
+    """
+
+    def __init__(self, packed: npt.NDArray[np.uint64], n_players: int, max_states: int) -> None: ...
+    @property
+    def n_masks(self) -> int: ...
+    @property
+    def n_players(self) -> int: ...
+    @property
+    def n_unique(self) -> int: ...
+    @property
+    def naive(self) -> int: ...
+    @property
+    def skip(self) -> int: ...
+    @property
+    def plan(self) -> int: ...
+    @property
+    def scheduled(self) -> int: ...
+    @property
+    def max_states(self) -> int: ...
+    @property
+    def peak_states(self) -> int: ...
+    @property
+    def states_without_recompute(self) -> int: ...
+    @property
+    def unique_rows(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def inverse(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def step_player(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def op_offsets(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def op_src(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def op_dst(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def emit_offsets(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def emit_mask(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def emit_slot(self) -> npt.NDArray[np.int32]: ...
