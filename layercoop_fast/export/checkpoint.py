@@ -1,0 +1,186 @@
+"""Writing the pruned model as a plain Hugging Face checkpoint.
+
+The new model is built from the rewritten config, without memory, and handed the original's own tensors. Nothing is
+taken on trust: every new block is compared with the original block that it stands for, and every tensor must be
+claimed, so that a config which means something else than the mask is found before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.export.config import INVERSE_LAYER_SCALE, layer_count, prune_config
+from layercoop_fast.files import reason, written_whole
+
+_PLACES = frozenset({"layer_idx", "layer_id", "layer_number", "attention_layers"})
+"""Attributes by which a block knows its place (GPT-Neo's list the kinds of all layers beside their own)."""
+
+
+def export_checkpoint(
+    model: PreTrainedModel,
+    kept: Sequence[int],
+    out: Path,
+    *,
+    blocks_path: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    force: bool = False,
+    finish: Callable[[Path], Mapping[str, bytes | str]] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write the folder `out`: the model with only the blocks `kept`, for plain `AutoModelForCausalLM.from_pretrained`.
+
+    Weights are not copied in memory. The folder appears whole or not at all; `model` is unchanged.
+
+    Args:
+        model: the original model, its blocks in place.
+        kept: ascending numbers of the blocks that stay, at least one.
+        out: the folder to write.
+        blocks_path: dotted path of the block list in `model`, such as "model.layers" (`Skeleton.blocks_path`).
+        tokenizer: saved beside the weights with its chat template, where given.
+        force: replace `out` if it exists; the old folder goes only when the new one is complete.
+        finish: called with the temporary folder once it can be loaded from, for instance to measure what was made;
+            the files it returns by plain name (`str` becomes UTF-8) are added.
+        max_shard_size: the size in bytes above which weights are split over several files.
+
+    Raises `RequestError` when `out` exists or cannot be a folder, or `kept` is malformed or has no plain config;
+    `RunError` when the pruned model would not be the same computation or cannot be written. What `finish` raises passes
+    through. Whatever the failure, nothing is left behind.
+    """
+    with written_whole(out, folder=True, force=force) as folder:
+        pruned = pruned_model(model, kept, blocks_path)
+        try:
+            with _no_progress_bars():
+                pruned.save_pretrained(folder, max_shard_size=max_shard_size)
+            if model.can_generate():
+                # As it came, even where today's transformers would call it invalid and refuse to save it.
+                model.generation_config.to_json_file(folder / "generation_config.json")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+        except (SafetensorError, ValueError) as error:  # of a full disk, and of a config that transformers refuses
+            raise RunError(f"{out} was not written: {reason(error)}") from error
+        for name, content in (finish(folder) if finish else {}).items():
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def pruned_model(model: PreTrainedModel, kept: Sequence[int], blocks_path: str) -> PreTrainedModel:
+    """Return a model of the blocks `kept` that shares the tensors of `model`, to be saved and not to be run.
+
+    Buffers that a checkpoint does not hold (rotary frequencies, ...) stay on the meta device. Raises as
+    `export_checkpoint` does.
+    """
+    blocks = _blocks(model, blocks_path)
+    if len(blocks) != layer_count(model.config):
+        raise RunError(f"the config counts {layer_count(model.config)} layers, but {blocks_path} holds {len(blocks)}")
+    config = prune_config(model.config, kept)
+    folded = bool(getattr(model.config.get_text_config(decoder=True), INVERSE_LAYER_SCALE, False))
+    changing = _PLACES | {INVERSE_LAYER_SCALE, "scaling"} if folded else _PLACES  # GPT-2's `scaling` holds the factor
+    with torch.device("meta"):
+        pruned = type(model)(config).eval()
+    new_blocks = _blocks(pruned, blocks_path)
+    if len(new_blocks) != len(kept):
+        raise RunError(f"the pruned config builds {len(new_blocks)} blocks where {len(kept)} are kept")
+    for new, old in enumerate(kept):
+        if difference := _difference(new_blocks[new], blocks[old], changing):
+            raise RunError(f"block {old} cannot become block {new} of a plain checkpoint: {difference}")
+    tensors = _renumbered(model.state_dict(), kept, f"{blocks_path}.")
+    if folded:
+        _fold_inverse_layer_scale(tensors, kept, f"{blocks_path}.")
+    try:
+        pruned.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise RunError(f"the original's weights do not fit the pruned config: {reason(error)}") from error
+    return pruned
+
+
+def _blocks(model: PreTrainedModel, blocks_path: str) -> nn.ModuleList:
+    try:
+        blocks = model.get_submodule(blocks_path)
+    except AttributeError as error:
+        raise RequestError(f"{type(model).__name__} has no module {blocks_path!r}") from error
+    if not isinstance(blocks, nn.ModuleList):
+        raise RequestError(f"{blocks_path!r} is not a list of blocks but a {type(blocks).__name__}")
+    return blocks
+
+
+def _renumbered(tensors: Mapping[str, Tensor], kept: Sequence[int], prefix: str) -> dict[str, Tensor]:
+    """The tensors of the kept blocks under their new numbers, and all that are outside the blocks."""
+    new_of = {old: new for new, old in enumerate(kept)}
+    renumbered = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(prefix):
+            renumbered[name] = tensor
+            continue
+        number, rest = name[len(prefix) :].split(".", 1)
+        if int(number) in new_of:
+            renumbered[f"{prefix}{new_of[int(number)]}.{rest}"] = tensor
+    return renumbered
+
+
+def _fold_inverse_layer_scale(tensors: dict[str, Tensor], kept: Sequence[int], prefix: str) -> None:
+    """Divide each block's query columns by its original number + 1, in place of the scores (GPT-2).
+
+    Exact where that number is a power of two, elsewhere to within one rounding of the query weights. `tensors` gets new
+    tensors (weight [H, 3H], bias [3H], queries first); the original's are left alone.
+    """
+    for new, old in enumerate(kept):
+        for kind in ("weight", "bias"):
+            name = f"{prefix}{new}.attn.c_attn.{kind}"
+            folded = tensors[name].clone()
+            folded[..., : folded.shape[-1] // 3] /= old + 1
+            tensors[name] = folded
+
+
+def _difference(new: nn.Module, old: nn.Module, ignored: frozenset[str]) -> str | None:
+    """What tells the block `new` from `old`: modules, tensors or plain attributes. None where nothing does."""
+    new_modules, old_modules = dict(new.named_modules()), dict(old.named_modules())
+    if names := new_modules.keys() ^ old_modules.keys():
+        return f"only one of the two has the module {min(names)!r}"
+    for name, module in new_modules.items():
+        original = old_modules[name]
+        where = f"{name}." if name else ""
+        if type(module) is not type(original):
+            return f"{name or 'the block'} is a {type(original).__name__}, and would be a {type(module).__name__}"
+        shapes, original_shapes = _shapes(module), _shapes(original)
+        for tensor in sorted(shapes.keys() | original_shapes.keys()):
+            if shapes.get(tensor) != original_shapes.get(tensor):
+                return f"{where}{tensor} is {original_shapes.get(tensor)}, and would be {shapes.get(tensor)}"
+        for attribute, value in vars(module).items():
+            # `training` is a mode, and what begins with an underscore is torch's or a library's own bookkeeping.
+            if attribute in ignored or attribute == "training" or attribute.startswith("_") or not _is_plain(value):
+                continue
+            if (theirs := getattr(original, attribute, None)) != value:
+                return f"{where}{attribute} is {theirs!r}, and would be {value!r}"
+    return None
+
+
+def _shapes(module: nn.Module) -> dict[str, list[int]]:
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {name: list(tensor.shape) for name, tensor in own}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers' bars from the terminal: whoever calls shows progress in one way of its own, or none."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()

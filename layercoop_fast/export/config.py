@@ -1,0 +1,260 @@
+"""The config of a model with some layers removed, and which masks have one.
+
+The rules go by the names of attributes, not of models: configs share their vocabulary, and a new model that uses known
+names is understood at once. What no rule can see, two blocks that differ in a way the config does not say, is caught
+when the checkpoint is built (`export/checkpoint.py` compares block by block).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.export.patterns import Rule, cheapest_mask, interval_layouts, periodic_layouts
+from layercoop_fast.game.protocol import Floats, Masks
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
+"""How many layers there are. A config may say it twice."""
+
+_LISTS = (
+    "activation_sparsity_pattern",
+    "attention_layers",
+    "indexer_types",
+    "intermediate_size",
+    "layer_rope_theta",
+    "layer_types",
+    "layers_block_type",
+    "mlp_layer_types",
+    "moe_layer_freq",
+    "moe_topk",
+    "no_rope_layers",
+    "num_attention_heads_per_layer",
+    "num_experts",
+    "num_key_value_heads_per_layer",
+)
+"""One entry a layer, where the value is a list at all; longer lists are read from the front (SmolLM3)."""
+
+_INDICES = (
+    "attn_layer_indices",
+    "cross_attention_layers",
+    "full_attn_idxs",
+    "hybrid_layer_ids",
+    "local_layer_ids",
+    "mlp_only_layers",
+    "moe_layers",
+    "non_linear_ple_layers",
+    "ple_layer_ids",
+    "rope_scaling_layers",
+)
+"""Numbers of the layers that are of some kind."""
+
+_PREFIXES = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
+"""How many of the first layers are of some kind."""
+
+_COUPLED = {
+    "is_heterogeneous": "every layer has a config of its own",
+    "kv_source_layers": "layers use the keys and values of other layers",
+    "lambda_std_dev": "a constant of each layer's attention depends on the layer's number",
+    "loop_layer_index_start": "a range of layers runs more than once",
+    "n_layers_per_attn_res_block": "layers attend to the outputs of groups of earlier layers",
+    "n_recurrent_layers": "a range of layers runs more than once",
+    "num_kv_shared_layers": "the last layers use the keys and values of earlier ones",
+    "num_mem_blocks": "layers share their weights in turn",
+    "rescale_every": "the stream is rescaled every few layers",
+    "scale_depth": "each layer's output is scaled by the number of layers",
+}
+"""Configs whose blocks depend on each other or on their place: renumbered, only the full mask means the same."""
+
+INVERSE_LAYER_SCALE = "scale_attn_by_inverse_layer_idx"
+"""GPT-2's attention scores divided by layer number + 1: a weight's business once layers are renumbered."""
+
+
+def prune_config(config: PretrainedConfig, kept: Sequence[int]) -> PretrainedConfig:
+    """Return a copy of `config` that describes the model with only the layers `kept` (ascending numbers).
+
+    A composite config keeps its other parts. Where `INVERSE_LAYER_SCALE` is set it is switched off in the copy: whoever
+    moves the weights divides each kept layer's query projection by its original number + 1.
+
+    Raises `RequestError` when the mask is malformed or has no plain config; the line names the nearest mask that has.
+    """
+    n_layers = layer_count(config)
+    if list(kept) != sorted(set(kept)) or not all(0 <= layer < n_layers for layer in kept):
+        raise RequestError(f"kept layers must be ascending numbers from 0 to {n_layers - 1}, got {list(kept)}")
+    mask = np.isin(np.arange(n_layers), list(kept))
+    if why := exportable(config, mask):
+        raise RequestError(why + _advice(config, mask))
+    pruned = copy.deepcopy(config)
+    _rewrite(pruned.get_text_config(decoder=True), np.flatnonzero(mask), n_layers)
+    return pruned
+
+
+def layer_count(config: PretrainedConfig) -> int:
+    """Number of layers of the text model that `config` describes."""
+    return int(config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def exportable(config: PretrainedConfig, mask: Masks) -> str | None:
+    """Return None where a plain config exists for the layers of `mask` (`bool[L]`), else one line that says why not.
+
+    Raises `RequestError` when `mask` is not a `bool[L]`.
+    """
+    _check_width(mask, np.bool_, layer_count(config), "mask")
+    if not mask.any():
+        return "at least one layer must be kept"
+    if mask.all():
+        return None
+    text = config.get_text_config(decoder=True)
+    if why := _only_whole(text, len(mask)):
+        return why
+    kept = np.flatnonzero(mask)
+    for rule in _rules(text, len(mask)):
+        if rule.numbers_for(kept) is None:
+            names = " and ".join(rule.layouts.names)
+            return f"no values of {names} can lay out the kept layers in their new order"
+    return None
+
+
+def nearest_exportable(config: PretrainedConfig, mask: Masks, keep_count: int | None = None) -> Masks | None:
+    """Return the exportable mask (`bool[L]`) that differs from `mask` (`bool[L]`) in the fewest layers.
+
+    With `keep_count` it keeps exactly so many layers. None where no such mask exists. Raises `RequestError` for a
+    malformed mask or count.
+    """
+    _check_width(mask, np.bool_, layer_count(config), "mask")
+    return _cheapest(config, keep=(~mask).astype(np.float64), drop=mask.astype(np.float64), n_kept=keep_count)
+
+
+def best_exportable(config: PretrainedConfig, costs: Floats, n_kept: int) -> Masks | None:
+    """Return the exportable mask (`bool[L]`) of `n_kept` layers whose removed layers cost least in sum.
+
+    `costs` is `float64[L]`, finite: what the removal of each layer costs (its contribution). None where no exportable
+    mask keeps so many. Equal sums go to the mask that removes earlier layers. Raises `RequestError` for malformed costs
+    or count.
+    """
+    _check_width(costs, np.float64, layer_count(config), "costs")
+    if not np.isfinite(costs).all():
+        raise RequestError(f"costs must be finite, {int((~np.isfinite(costs)).sum())} of {len(costs)} are not")
+    return _cheapest(config, keep=np.zeros(len(costs)), drop=costs, n_kept=n_kept)
+
+
+class ExportableMasks:
+    """The masks that a config has a plain form for, as the family that a search obeys (`search.base.Allowed`)."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self._config = config
+
+    def check(self, mask: Masks, /) -> str | None:
+        """Return None where `mask` (`bool[L]`) is exportable, else one line that says why not."""
+        return exportable(self._config, mask)
+
+    def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
+        """Return the exportable mask that keeps `n_kept` layers at the least cost (see `best_exportable`)."""
+        return best_exportable(self._config, costs, n_kept)
+
+
+def _rewrite(text: Any, kept: np.ndarray[Any, np.dtype[np.intp]], n_layers: int) -> None:
+    """Rewrite the text config in place for the layers `kept` (`intp[K]`) of `n_layers`."""
+    old = copy.deepcopy(vars(text))  # every rule reads the original values, whatever was rewritten before it
+    renumbered = {int(layer): new for new, layer in enumerate(kept)}
+    changes: dict[str, Any] = {}
+    for name, value in old.items():
+        if name in _COUNTS and value == n_layers:
+            changes[name] = len(kept)
+        elif name in _PREFIXES and isinstance(value, int):
+            changes[name] = int((kept < value).sum())
+        elif name in _INDICES and value is not None:
+            changes[name] = [renumbered[layer] for layer in value if layer in renumbered]
+        elif _is_per_layer(name, value, n_layers):
+            changes[name] = [value[layer] for layer in kept]
+    if old.get("attention_types") is not None:  # GPT-Neo: [[kinds, repeats], ...], expanded into `attention_layers`
+        changes["attention_types"] = [[[kind], 1] for kind in changes["attention_layers"]]
+    if old.get("block_types") is not None:  # RecurrentGemma: a cycle of kinds, here spelt out over one whole turn
+        changes["block_types"] = [old["block_types"][layer % len(old["block_types"])] for layer in kept]
+    if "decoder_sparse_step" in old:  # a period of MoE layers: say instead which layers are dense
+        dense = [layer for layer in kept if not _is_sparse(int(layer), old)]
+        changes |= {"decoder_sparse_step": 1, "mlp_only_layers": [renumbered[int(layer)] for layer in dense]}
+    if old.get(INVERSE_LAYER_SCALE):
+        changes[INVERSE_LAYER_SCALE] = False
+    for rule in _rules(text, n_layers):
+        changes |= rule.numbers_for(kept) or {}
+    for name, value in changes.items():
+        setattr(text, name, value)
+
+
+def _is_per_layer(name: str, value: object, n_layers: int) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    if name in _LISTS:
+        return len(value) >= n_layers
+    # An unknown name: the length and the word together are evidence enough; the length alone is not, in small models.
+    return ("layer" in name or "block" in name) and len(value) == n_layers
+
+
+def _only_whole(text: Any, n_layers: int) -> str | None:
+    """Why this config can describe no mask but the full one, in one line; None where it can."""
+    for name, meaning in _COUPLED.items():
+        if getattr(text, name, None):
+            return f"this model has a plain config only as a whole: {meaning} ({name})"
+    for name, value in vars(text).items():
+        known = name in _INDICES or _is_per_layer(name, value, n_layers)
+        if known or "layer" not in name or not isinstance(value, (list, tuple)) or not value:
+            continue
+        if all(type(each) is int and 0 <= each < n_layers for each in value):
+            return f"the config lists layer numbers in {name!r}, which no rule here knows how to renumber"
+    return None
+
+
+def _is_sparse(layer: int, old: dict[str, Any]) -> bool:
+    return layer not in (old.get("mlp_only_layers") or []) and (layer + 1) % old["decoder_sparse_step"] == 0
+
+
+def _rules(text: Any, n_layers: int) -> list[Rule]:
+    """The kinds of layer that this config spells with numbers and that no list of it can spell out."""
+    rules = []
+    layer = np.arange(n_layers)
+    spelt_out = vars(text)  # Zamba has the numbers too, but its list is what counts; Jamba's is computed from them
+    for kind, derived in (("attn", "layers_block_type"), ("expert", "layers_num_experts")):
+        names = (f"{kind}_layer_period", f"{kind}_layer_offset")
+        if all(name in spelt_out for name in names) and derived not in spelt_out:
+            period, offset = (int(spelt_out[name]) for name in names)
+            rules.append(Rule(layer % period == offset, periodic_layouts(*names, n_layers)))
+    interval_names = ("moe_layer_interval", "moe_layer_start_index", "moe_layer_end_index")
+    if all(spelt_out.get(name) is not None for name in interval_names):
+        interval, start, end = (int(spelt_out[name]) for name in interval_names)
+        kinds = ((layer + 1) % interval == 0) & (start <= layer) & (layer <= end)
+        rules.append(Rule(kinds, interval_layouts(*interval_names, n_layers)))
+    return rules
+
+
+def _cheapest(config: PretrainedConfig, keep: Floats, drop: Floats, n_kept: int | None) -> Masks | None:
+    n_layers = len(keep)
+    if n_kept is not None and not 1 <= n_kept <= n_layers:
+        raise RequestError(f"the number of kept layers must be from 1 to {n_layers}, got {n_kept}")
+    text = config.get_text_config(decoder=True)
+    if _only_whole(text, n_layers):
+        return np.ones(n_layers, np.bool_) if n_kept in (None, n_layers) else None
+    return cheapest_mask(_rules(text, n_layers), keep, drop, n_kept)
+
+
+def _advice(config: PretrainedConfig, mask: Masks) -> str:
+    """The end of a refusal: the nearest mask that would do, of as many layers if there is one."""
+    count = int(mask.sum())
+    nearest = nearest_exportable(config, mask, count) if count else None
+    nearest = nearest_exportable(config, mask) if nearest is None else nearest
+    if nearest is None:
+        return ""
+    removed = np.flatnonzero(~nearest).tolist()
+    return f"; the nearest mask that can be exported removes {removed or 'none'}"
+
+
+def _check_width(array: np.ndarray[Any, Any], dtype: type[np.generic], n_layers: int, what: str) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (n_layers,):
+        got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise RequestError(f"{what} must be {np.dtype(dtype).name}[{n_layers}], one entry a layer, got {got}")
