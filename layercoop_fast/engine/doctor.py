@@ -1,0 +1,73 @@
+"""What the skeleton found in a model, for `layercoop-fast doctor`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from layercoop_fast.engine.forward import Windows, free_memory
+from layercoop_fast.engine.loading import open_checkpoint
+from layercoop_fast.engine.skeleton import Skeleton
+
+
+def examine(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    windows: int = 10,
+    tokens: int = 128,
+    blocks: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Open a checkpoint and say what was found: blocks, what they are handed and return, head, and what fits.
+
+    `exact` says whether embed, blocks and head played one after the other give the model's own logits bit for bit.
+
+    Raises `RequestError` as `open_checkpoint` and `Skeleton` do.
+    """
+    checkpoint = open_checkpoint(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    skeleton = Skeleton(checkpoint.model, blocks)
+    tokens = min(tokens, skeleton.max_tokens or tokens)
+    ids = (torch.arange(windows * tokens, device=skeleton.device) % skeleton.vocab_size).view(windows, tokens)
+    context = skeleton.context(ids[:1])
+    with torch.inference_mode():
+        hidden = context.embedding
+        for layer in range(skeleton.n_layers):
+            hidden = context.run(layer, hidden)
+        exact = torch.equal(context.logits(hidden), checkpoint.model(input_ids=ids[:1], use_cache=False).logits)
+    state_bytes = Windows(skeleton, ids).state_bytes
+    head = checkpoint.model.get_output_embeddings()
+    convention = skeleton.convention
+    return {
+        "model": name,
+        "class": type(checkpoint.model).__name__,
+        "model_type": checkpoint.model.config.model_type,
+        "dtype": str(skeleton.dtype).removeprefix("torch."),
+        "params": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        "blocks": {
+            "path": skeleton.blocks_path,
+            "count": skeleton.n_layers,
+            "classes": sorted({type(block).__name__ for block in skeleton.blocks}),
+            "hidden_at": convention.takes,
+            "returns": "tensor" if convention.gives is None else f"tuple, hidden state at {convention.gives}",
+            "receives": {str(layer): context.describe(layer) for layer in _telling_layers(context, skeleton.n_layers)},
+        },
+        "head": None if head is None else f"{type(head).__name__} {list(head.weight.shape)}",
+        "tied": bool(head is not None and head.weight is checkpoint.model.get_input_embeddings().weight),
+        "tokenizer": checkpoint.tokenizer is not None,
+        "exact": exact,
+        "windows": windows,
+        "tokens": tokens,
+        "state_bytes": state_bytes,
+        "states_in_free_memory": free_memory(skeleton.device) // state_bytes,
+    }
+
+
+def _telling_layers(context: Any, n_layers: int) -> list[int]:
+    """The first layer of each way of being called: layers that are handed the same things are listed once."""
+    seen: dict[tuple[str, ...], int] = {}
+    for layer in range(n_layers):
+        seen.setdefault(tuple(context.describe(layer)), layer)
+    return list(seen.values())

@@ -1,0 +1,147 @@
+"""Opening a checkpoint, with one clear line for everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.files import reason
+
+DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened model, its tokenizer (None where the folder has none), and the name it was opened by."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    name: str
+
+
+def open_checkpoint(
+    name: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu", trust_remote_code: bool = False
+) -> Checkpoint:
+    """Open a causal language model from a folder (or a hub name, where one is reachable).
+
+    Args:
+        name: folder with `config.json` and safetensors weights, or a name of a hub.
+        dtype: "auto" keeps the checkpoint's own.
+        device: any torch device, "cpu" or "cuda:1" for example.
+        trust_remote_code: run code that the checkpoint brings along; never done unasked.
+
+    Raises `RequestError` in one line.
+    """
+    target = check_device(device)
+    wanted = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
+    if wanted is None:
+        raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    _check_folder(name)
+    # Its bars and hints are for people who load by hand; ours must leave --json and pipes clean.
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise RequestError(
+            f"{name} is an encoder-decoder model ({config.model_type}): only causal (decoder-only) models"
+        )
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    )
+    if not known or not _says_causal(config.architectures):
+        raise RequestError(
+            f"{name} is not a causal language model ({config.model_type}, {config.architectures}): "
+            "a checkpoint with a language-model head is needed"
+        )
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            name, dtype=wanted, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise RequestError(
+            f"{name} has a damaged safetensors file ({reason(error)}): fetch or copy it again"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
+    if loaded["missing_keys"]:
+        missing = sorted(loaded["missing_keys"])
+        raise RequestError(f"{name} lacks {len(missing)} weights its config calls for ({missing[0]}, ...): not whole")
+    tokenizer = None
+    with suppress(OSError, ValueError, KeyError):  # a folder without one is fine until text has to be cut
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    return Checkpoint(model.to(target).eval(), tokenizer, name)
+
+
+def check_device(device: str) -> torch.device:
+    """The torch device of that name, if it is there; `RequestError` otherwise."""
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise RequestError(f"unknown device {device!r}: cpu, cuda or cuda:N") from error
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise RequestError(
+            f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    if target.type not in ("cpu", "cuda"):
+        raise RequestError(f"device {device!r} is not supported: cpu, cuda or cuda:N")
+    return target
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over the config and, of every tensor, its name, dtype, shape, bit sum and 1,024 spread elements.
+
+    The bit sum (all elements read as integers and added) changes with any single element; the sample tells apart what
+    sums alike. Both run at the speed of memory, which a cryptographic hash of 100 GB would not.
+    """
+    digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        bits = flat.view(_INTEGERS[flat.element_size()])
+        sample = flat[:: max(1, flat.numel() // 1024)][:1024].to("cpu", copy=True).contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_folder(name: str) -> None:
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RequestError(f"{name} has no config.json: a checkpoint folder as save_pretrained writes it is needed")
+    elif path.exists():
+        raise RequestError(f"{name} is a file: a checkpoint folder is needed")
+    elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        # Anything else may be the name of a model on a hub; transformers finds out.
+        raise RequestError(f"{name} does not exist: a checkpoint folder is needed")
+
+
+def _says_causal(architectures: list[str] | None) -> bool:
+    """Whether the checkpoint was saved with a language-model head (a config without the entry gets the benefit)."""
+    return not architectures or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
