@@ -1,0 +1,220 @@
+"""Calibration text: from a SPEC to equal token windows.
+
+SPEC is what `--calibration` takes:
+
+    novels.txt, items.jsonl            a UTF-8 text file; a JSON-lines file with a "text" field in each line
+    hf:NAME[/CONFIG][/SPLIT]           a data set through `datasets` (extra `[datasets]`), its "text" column
+    builtin, builtin-heldout           text the standard library ships (two halves that share no topic)
+    self                               text the model writes itself, sampled from its begin-of-text token
+
+Windows are cut without overlap and spread evenly over the whole text, so that no seed decides what is measured. Where a
+tokenizer puts a begin-of-text token before a text, every window begins with one, as the model is used to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.files import reason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from layercoop_fast.engine.skeleton import Skeleton
+
+WINDOWS = 10
+TOKENS = 128
+_SPLITS = ("train", "validation", "valid", "test", "dev")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Equal windows of tokens.
+
+    Attributes:
+        ids: int64 [W, T].
+        spec: the SPEC they came from.
+    """
+
+    ids: Tensor
+    spec: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the tokens and their shape: equal for equal windows, wherever they came from."""
+        ids = self.ids.cpu().numpy().astype("<i8")
+        return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()
+
+
+def load_calibration(
+    spec: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    skeleton: Skeleton,
+    *,
+    windows: int = WINDOWS,
+    tokens: int = TOKENS,
+    seed: int = 0,
+) -> Calibration:
+    """Make `windows` windows of `tokens` tokens from a SPEC.
+
+    Raises `RequestError` in one line: what is wrong with the SPEC, the file or the text, and what would be right.
+    """
+    if windows < 1 or tokens < 2:
+        raise RequestError(
+            f"{windows} windows of {tokens} tokens: at least 1 window of 2 tokens is needed to score one"
+        )
+    if skeleton.max_tokens is not None and tokens > skeleton.max_tokens:
+        raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
+    if spec == "self":
+        ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed)
+    else:
+        if tokenizer is None:
+            raise RequestError("the model's folder holds no tokenizer, so text cannot be cut into tokens; use 'self'")
+        ids = cut_windows(read_text(spec), tokenizer, windows, tokens, spec)
+    if int(ids.max()) >= skeleton.vocab_size:
+        raise RequestError(
+            f"the tokenizer gives token {int(ids.max())}, the model's vocabulary has {skeleton.vocab_size}: "
+            "they do not belong together"
+        )
+    return Calibration(ids.to(skeleton.device), spec)
+
+
+def read_text(spec: str) -> str:
+    """The text that a SPEC names (any but `self`)."""
+    if spec in ("builtin", "builtin-heldout"):
+        return _standard_library_text(heldout=spec == "builtin-heldout")
+    if spec.startswith("hf:"):
+        return _dataset_text(spec.removeprefix("hf:"))
+    path = Path(spec)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise RequestError(
+            f"calibration {spec!r} is not understood: give a .txt or .jsonl file, hf:NAME[/CONFIG][/SPLIT], "
+            "builtin, builtin-heldout or self"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{spec} is not UTF-8 text (byte {error.start}): convert it first") from error
+    except OSError as error:
+        raise RequestError(f"{spec} cannot be read: {reason(error)}") from error
+    if path.suffix == ".jsonl":
+        text = _json_lines(text, spec)
+    if not text.strip():
+        raise RequestError(f"{spec} holds no text")
+    return text
+
+
+def cut_windows(
+    text: str, tokenizer: PreTrainedTokenizerBase, windows: int, tokens: int, spec: str = "the text"
+) -> Tensor:
+    """Cut `windows` windows of `tokens` tokens, evenly spread over the text: int64 [windows, tokens]."""
+    stream = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    start = _begin_tokens(tokenizer)
+    body = tokens - len(start)
+    if body < 1 or len(stream) < windows * body:
+        raise RequestError(
+            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens} need {windows * max(body, 1)}: "
+            "give a longer text, or ask for fewer or shorter windows"
+        )
+    first = np.linspace(0, len(stream) - body, windows).astype(np.int64) if windows > 1 else np.zeros(1, np.int64)
+    bodies = stream[first[:, None] + np.arange(body)]
+    return torch.from_numpy(np.hstack([np.tile(np.asarray(start, dtype=np.int64), (windows, 1)), bodies]))
+
+
+def sample_from_model(
+    skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase | None, windows: int, tokens: int, seed: int
+) -> Tensor:
+    """Windows that the full model writes itself (temperature 1) from its begin-of-text token: int64 [windows, tokens].
+
+    Ended texts go on: the end token is not drawn, so that all windows have the same length.
+    """
+    config = skeleton.model.config.get_text_config(decoder=True)
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    start = config.bos_token_id if tokenizer is None or tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        start = next((stop for stop in stops if stop is not None), None)
+    if start is None:
+        raise RequestError("'self' needs a begin-of-text or end-of-text token, and the model names neither")
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((windows, 1), int(start), dtype=torch.int64, device=skeleton.device)
+    with torch.inference_mode():
+        for _ in range(tokens - 1):
+            # The whole text runs again for each token: every family can do that, whatever its cache looks like.
+            logits = skeleton.model(input_ids=ids, use_cache=False).logits[:, -1].clone()
+            logits[:, [stop for stop in stops if stop is not None]] = -torch.inf
+            drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
+            ids = torch.cat([ids, drawn.to(ids.device)], dim=1)
+    return ids
+
+
+def _begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text of its own accord: [] or [begin-of-text]."""
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return [int(ids[0])] if ids and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+
+
+def _json_lines(text: str, spec: str) -> str:
+    parts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            part = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f'{spec} line {number} is not a JSON object with a "text" field') from error
+        if not isinstance(part, str):
+            raise RequestError(f'{spec} line {number}: "text" is {type(part).__name__}, not a string')
+        parts.append(part)
+    return "\n\n".join(parts)
+
+
+def _standard_library_text(*, heldout: bool) -> str:
+    """Python's language reference as `pydoc` ships it: every second topic, each paragraph once.
+
+    Topics quote each other; a paragraph of the first half is left out of the held-out one.
+    """
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    first, second = (
+        [paragraph for name in half for paragraph in re.split(r"\n\n+", topics[name].strip("\n"))]
+        for half in (names[::2], names[1::2])
+    )
+    if not heldout:
+        return "\n\n".join(dict.fromkeys(first))
+    seen = set(first)
+    return "\n\n".join(paragraph for paragraph in dict.fromkeys(second) if paragraph not in seen)
+
+
+def _dataset_text(name: str) -> str:
+    try:
+        import datasets
+    except ImportError as error:
+        raise RequestError(
+            "calibration from a data set needs the extra: pip install layercoop-fast[datasets]"
+        ) from error
+    parts = name.split("/")
+    split = parts.pop() if parts[-1].split("[")[0] in _SPLITS else "train"
+    # NAME may hold a slash itself (an organisation, a folder), so the longest name that exists wins.
+    failure: Exception | None = None
+    for taken in range(len(parts), max(0, len(parts) - 2), -1):
+        config = "/".join(parts[taken:]) or None
+        try:
+            data = datasets.load_dataset("/".join(parts[:taken]), config, split=split)
+        except (ValueError, OSError) as error:
+            failure = failure or error
+            continue
+        if "text" not in data.column_names:
+            raise RequestError(f'hf:{name} has no "text" column; its columns are {", ".join(data.column_names)}')
+        return "\n\n".join(data["text"])
+    raise RequestError(f"hf:{name} cannot be loaded: {reason(failure) if failure else 'no name given'}")

@@ -1,0 +1,262 @@
+"""The game that a real model plays: masks in, worths out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+import layercoop_fast
+from layercoop_fast.engine.forward import Windows, free_memory, play, states_within
+from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoint
+from layercoop_fast.engine.plan import build_plan
+from layercoop_fast.engine.skeleton import Context, Skeleton
+from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration, load_calibration
+from layercoop_fast.game.players import make_players
+from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
+from layercoop_fast.game.utility import Utility, get_utility, token_kl, token_nll
+from layercoop_fast.game.worths import Worths
+
+# Logits are held for this many bytes at a time, counted in fp32: [rows, vocabulary].
+HEAD_BYTES = 128 * 2**20
+# Share of the free memory that stored states may take where no budget is stated.
+DEFAULT_MEMORY_SHARE = 0.25
+
+
+@dataclass
+class Evaluations:
+    """What a game has been asked and what that cost, summed over its calls.
+
+    Attributes:
+        masks: masks asked for, repeats included.
+        unique: masks that were really measured.
+        layer_evals: block evaluations done (one block on the tokens of one state).
+        layer_evals_naive: what computing every asked mask by itself, all layers, takes.
+    """
+
+    masks: int = 0
+    unique: int = 0
+    layer_evals: int = 0
+    layer_evals_naive: int = 0
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """One mask's measured numbers: mean NLL and mean KL to the full model of each window, float64 [W] each."""
+
+    nll: Floats
+    kl: Floats
+
+
+class ModelGame:
+    """Layers as players, a model's quality on calibration text as worth.
+
+    `game(masks)` takes bool [M, n] (True = kept) and returns float64 [M]. Measured masks are remembered, so asking
+    again is free; a worth does not depend on what else was asked, in what order, or under what memory budget.
+
+    Args:
+        checkpoint: the opened model.
+        calibration: token windows for it.
+        utility: "ppl_ratio" (default, as published), "nll", "kl", or a `Utility`.
+        players: "layers".
+        memory: bytes for stored states; default a quarter of what is free.
+        blocks: dotted path of the block list, where it is not found by itself.
+        on_progress: called with ("layer evaluations", done, all of this call) while masks are measured.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        calibration: Calibration,
+        *,
+        skeleton: Skeleton | None = None,
+        utility: str | Utility = "ppl_ratio",
+        players: str = "layers",
+        memory: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.calibration = calibration
+        self.skeleton = skeleton or Skeleton(checkpoint.model)
+        self.utility = get_utility(utility)
+        self.players = make_players(players, self.skeleton.n_layers)
+        self.windows = Windows(self.skeleton, calibration.ids)
+        self.memory = memory
+        states_within(self.windows, memory)  # a budget too small is said now, not at the first call
+        self.on_progress = on_progress
+        self.evaluations = Evaluations()
+        self._known: dict[bytes, _Scores] = {}
+        self._teacher: Tensor | None = None
+        self._head = self.windows.slices(HEAD_BYTES // (4 * self.skeleton.vocab_size))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        calibration: str = "builtin",
+        *,
+        utility: str | Utility = "ppl_ratio",
+        players: str = "layers",
+        windows: int = WINDOWS,
+        tokens: int = TOKENS,
+        seed: int = 0,
+        dtype: str | torch.dtype = "auto",
+        device: str = "cpu",
+        memory: int | None = None,
+        blocks: str | None = None,
+        trust_remote_code: bool = False,
+        on_progress: Progress | None = None,
+    ) -> ModelGame:
+        """Open a checkpoint and cut its calibration windows; see the class, `open_checkpoint` and `load_calibration`.
+
+        Raises `RequestError` in one line for whatever is wrong with the request.
+        """
+        checkpoint = open_checkpoint(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        skeleton = Skeleton(checkpoint.model, blocks)
+        text = load_calibration(calibration, checkpoint.tokenizer, skeleton, windows=windows, tokens=tokens, seed=seed)
+        return cls(
+            checkpoint,
+            text,
+            skeleton=skeleton,
+            utility=utility,
+            players=players,
+            memory=memory,
+            on_progress=on_progress,
+        )
+
+    @property
+    def n_players(self) -> int:
+        """Number of players n."""
+        return self.players.n_players
+
+    def __call__(self, masks: Masks) -> Floats:
+        """Worths of masks: bool [M, n] → float64 [M]."""
+        return self.evaluate(masks).worths
+
+    def evaluate(self, masks: Masks) -> Worths:
+        """Measure masks (bool [M, n]) and return their worths with the NLL of every window."""
+        masks = check_masks(masks, self.n_players)
+        layer_masks = self.players.layer_masks(masks)
+        everything = np.ones((1, self.skeleton.n_layers), dtype=np.bool_)
+        self._measure(np.concatenate([layer_masks, everything]))
+        self.evaluations.masks += len(masks)
+        self.evaluations.layer_evals_naive += layer_masks.size
+        scores = [self._known[_key(mask)] for mask in layer_masks]
+        window_nll = np.array([score.nll for score in scores]).reshape(len(masks), self.windows.n_windows)
+        nll = window_nll.mean(axis=1)
+        kl = np.array([score.kl.mean() for score in scores], dtype=np.float64)
+        full = float(self._known[_key(everything[0])].nll.mean())
+        # Overflow to infinity and NaN are results here, not accidents.
+        with np.errstate(all="ignore"):
+            worths = np.asarray(self.utility.worth(nll, kl, full), dtype=np.float64)
+        tokens = np.full(self.windows.n_windows, self.calibration.ids.shape[1] - 1, dtype=np.int64)
+        return Worths(masks, worths, nll, window_nll, tokens, self.fingerprints)
+
+    def score_state(self, state: Tensor) -> Floats:
+        """Mean NLL of each window, float64 [W], of the state [W, T, H] that the last kept block returned."""
+        return self._score(state).nll
+
+    def block_influence(self) -> Floats:
+        """1 − mean cosine between what each block receives and returns in the full model, float64 [L].
+
+        Source: ShortGPT (arXiv 2403.03853), averaged over all calibration tokens.
+        """
+        influence = np.empty(self.skeleton.n_layers)
+        with torch.inference_mode():
+            context = self.windows.context(1)
+            hidden = context.embedding
+            for layer in range(self.skeleton.n_layers):
+                after = context.run(layer, hidden)
+                cosine = torch.nn.functional.cosine_similarity(hidden.double(), after.double(), dim=-1)
+                influence[layer] = 1.0 - float(cosine.mean())
+                hidden = after
+        return influence
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """What a worth of this game belongs to; worths with other fingerprints must not be mixed with it."""
+        return {
+            "model": fingerprint(self.checkpoint.model),
+            "calibration": self.calibration.fingerprint,
+            "utility": self.utility.name,
+            "players": self.players.kind,
+            "dtype": str(self.skeleton.dtype).removeprefix("torch."),
+            "numerics": {
+                "layercoop_fast": layercoop_fast.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "device": str(self.skeleton.device),
+                "isa": torch.backends.cpu.get_cpu_capability(),
+                "threads": torch.get_num_threads(),
+                "blocks": "hf",
+            },
+        }
+
+    def _measure(self, layer_masks: Masks) -> None:
+        """Measure the masks (bool [M, L]) that are not known yet."""
+        wanted = {_key(mask): mask for mask in layer_masks}
+        unknown = [mask for key, mask in wanted.items() if key not in self._known]
+        if not unknown:
+            return
+        masks = np.array(unknown, dtype=np.bool_)
+        if self.utility.needs_teacher and self._teacher is None:
+            self._keep_teacher()
+        plan = build_plan(masks, states_within(self.windows, self._budget()))
+        rows = plan.unique_rows
+        done = 0
+
+        def score(number: int, state: Tensor) -> None:
+            self._known[_key(masks[rows[number]])] = self._score(state)
+
+        def progress(evaluations: int) -> None:
+            nonlocal done
+            done += evaluations
+            if self.on_progress is not None:
+                self.on_progress("layer evaluations", done, plan.scheduled)
+
+        play(self.windows, plan, score, on_progress=progress)
+        self.evaluations.unique += plan.n_unique
+        self.evaluations.layer_evals += plan.scheduled
+
+    def _budget(self) -> int:
+        if self.memory is not None:
+            return self.memory
+        return max(self.windows.state_bytes, int(free_memory(self.skeleton.device) * DEFAULT_MEMORY_SHARE))
+
+    def _keep_teacher(self) -> None:
+        """Run the full model once and keep its last state [W, T, H]; its logits are made again tile by tile."""
+        everything = np.ones((1, self.skeleton.n_layers), dtype=np.bool_)
+
+        def keep(_: int, state: Tensor) -> None:
+            self._teacher = state.clone()
+
+        play(self.windows, build_plan(everything, None), keep)
+
+    def _score(self, state: Tensor) -> _Scores:
+        """NLL (and KL, where the utility needs it) of each window from a mask's last state [W, T, H]."""
+        nll = np.empty(self.windows.n_windows)
+        kl = np.full(self.windows.n_windows, np.nan)
+        for first, last, context in self._head:
+            logits = _head(context, state[first:last])
+            ids = self.calibration.ids[first:last]
+            nll[first:last] = token_nll(logits, ids).double().mean(1).cpu().numpy()
+            if self._teacher is not None:
+                teacher = _head(context, self._teacher[first:last])
+                kl[first:last] = token_kl(teacher, logits).double().mean(1).cpu().numpy()
+        return _Scores(nll, kl)
+
+
+def _head(context: Context, state: Tensor) -> Tensor:
+    """Logits of some windows of a state, padded to the context's batch for the head and cut again."""
+    missing = context.ids.shape[0] - state.shape[0]
+    padded = torch.cat([state, state[:1].expand(missing, -1, -1)]) if missing else state
+    return context.logits(padded)[: state.shape[0]]
+
+
+def _key(mask: Masks) -> bytes:
+    return np.packbits(mask).tobytes()

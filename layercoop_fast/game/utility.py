@@ -1,0 +1,77 @@
+"""Worths: from how well a masked model predicts the calibration tokens to one number a mask.
+
+With q_m(·|t) the masked model's next-token distribution after position t, x the tokens, S the scored positions (every
+token of a window but its first) and `full` the model with all its layers:
+
+    nll(m) = −1/|S| Σ_t log q_m(x_{t+1} | t)                           nats a token
+    kl(m)  =  1/|S| Σ_t Σ_v q_full(v|t) (log q_full(v|t) − log q_m(v|t))    nats a token, exact over the vocabulary
+
+    ppl_ratio   exp(nll(full) − nll(m)) = ppl(full) / ppl(m)           the published worth, in [0, about 1]
+    nll         −nll(m)
+    kl          −kl(m)
+
+A model that breaks down may give NaN or infinity; such worths are carried as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Utility:
+    """A named worth.
+
+    Attributes:
+        name: as the command line knows it.
+        needs_teacher: whether the full model's distribution is compared with (`kl` is then measured).
+        worth: (nll [M], kl [M], nll of the full model) → worths [M]; `kl` holds NaN where it was not measured.
+    """
+
+    name: str
+    needs_teacher: bool
+    worth: Callable[[Floats, Floats, float], Floats]
+
+
+UTILITIES = {
+    utility.name: utility
+    for utility in (
+        Utility("ppl_ratio", False, lambda nll, kl, full: np.exp(full - nll)),
+        Utility("nll", False, lambda nll, kl, full: -nll),
+        Utility("kl", True, lambda nll, kl, full: -kl),
+    )
+}
+
+
+def get_utility(utility: str | Utility) -> Utility:
+    """Look a utility up by name; one made by the user passes through. `RequestError` names those there are."""
+    if isinstance(utility, Utility):
+        return utility
+    if utility not in UTILITIES:
+        raise RequestError(f"unknown utility {utility!r}: choose from {', '.join(UTILITIES)}")
+    return UTILITIES[utility]
+
+
+def token_nll(logits: Tensor, ids: Tensor) -> Tensor:
+    """−log q(next token): logits [B, T, V] (any float dtype), ids int64 [B, T] → fp32 [B, T−1]."""
+    scored = logits[:, :-1].float()
+    return torch.nn.functional.cross_entropy(scored.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
+        ids.shape[0], -1
+    )
+
+
+def token_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher ‖ student) after each scored position: logits [B, T, V] both (any float dtype) → fp32 [B, T−1]."""
+    log_p = teacher[:, :-1].float().log_softmax(-1)
+    log_q = student[:, :-1].float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

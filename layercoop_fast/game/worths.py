@@ -1,0 +1,99 @@
+"""Measured worths and the file they are kept in, `worths.npz`."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.files import reason, written_whole
+
+
+@dataclass(frozen=True)
+class Worths:
+    """What was measured for M masks of n players on W windows.
+
+    Attributes:
+        masks: bool [M, n], True = kept.
+        worths: float64 [M]; NaN and infinity are carried as measured.
+        nll: float64 [M], mean negative log-likelihood in nats a token.
+        window_nll: float64 [M, W], the same for each window.
+        window_tokens: int64 [W], scored tokens of each window.
+        fingerprints: what the numbers belong to (model, calibration, utility, players, dtype, numerics).
+    """
+
+    masks: NDArray[np.bool_]
+    worths: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    window_nll: NDArray[np.float64]
+    window_tokens: NDArray[np.int64]
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_not_finite(self) -> int:
+        """How many worths are NaN or infinite."""
+        return int((~np.isfinite(self.worths)).sum())
+
+    def save(self, path: Path, *, force: bool = False) -> None:
+        """Write `worths.npz`: the arrays by name, and `fingerprints` as JSON text. Whole or not at all."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        with written_whole(path, force=force) as made, made.open("wb") as file:
+            np.savez_compressed(file, **arrays, fingerprints=np.array(json.dumps(self.fingerprints)))
+
+    @classmethod
+    def load(cls, path: Path) -> Worths:
+        """Read what `save` wrote. `RequestError` when the file is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in _ARRAYS}
+                fingerprints = json.loads(str(file["fingerprints"]))
+        except OSError as error:
+            raise RequestError(f"{path} cannot be read: {reason(error)}") from error
+        except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise RequestError(f"{path} is not a worths.npz as `evaluate` writes it: {reason(error)}") from error
+        for name, (dtype, ndim) in _ARRAYS.items():
+            if arrays[name].dtype != dtype or arrays[name].ndim != ndim:
+                raise RequestError(f"{path}: {name} should be a {ndim}-dimensional array of {np.dtype(dtype).name}")
+        if len({len(arrays[name]) for name in ("masks", "worths", "nll", "window_nll")}) != 1:
+            raise RequestError(f"{path}: masks, worths, nll and window_nll have different lengths")
+        return cls(**arrays, fingerprints=fingerprints)
+
+
+_ARRAYS: dict[str, tuple[type[np.generic], int]] = {
+    "masks": (np.bool_, 2),
+    "worths": (np.float64, 1),
+    "nll": (np.float64, 1),
+    "window_nll": (np.float64, 2),
+    "window_tokens": (np.int64, 1),
+}
+
+
+def load_masks(path: Path, n_players: int) -> NDArray[np.bool_]:
+    """Read a mask file: a `.npy` of bool [M, n_players], or of 0 and 1 in any integer type.
+
+    Raises `RequestError` for anything else, object arrays and pickles included: they are never opened.
+    """
+    try:
+        masks = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
+    except (ValueError, EOFError) as error:
+        raise RequestError(
+            f"{path} is not a plain .npy array (object arrays and pickles are not read): "
+            "save masks with numpy.save, as bool [masks, players]"
+        ) from error
+    if not isinstance(masks, np.ndarray):
+        raise RequestError(f"{path} is an .npz archive: save the mask array alone with numpy.save")
+    if masks.ndim != 2 or masks.shape[1] != n_players:
+        raise RequestError(f"{path} has shape {list(masks.shape)}: masks of {n_players} players are [M, {n_players}]")
+    if masks.dtype == np.bool_:
+        return np.ascontiguousarray(masks)
+    if np.issubdtype(masks.dtype, np.integer) and bool(((masks == 0) | (masks == 1)).all()):
+        return masks.astype(np.bool_)
+    raise RequestError(f"{path} has dtype {masks.dtype}: masks are bool, or 0 and 1 in an integer type")
