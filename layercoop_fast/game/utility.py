@@ -63,15 +63,22 @@ def get_utility(utility: str | Utility) -> Utility:
 
 
 def token_nll(logits: Tensor, ids: Tensor) -> Tensor:
-    """−log q(next token): logits [B, T, V] (any float dtype), ids int64 [B, T] → fp32 [B, T−1]."""
-    scored = logits[:, :-1].float()
-    return torch.nn.functional.cross_entropy(scored.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
-        ids.shape[0], -1
-    )
+    """−log q(next token): logits [B, T, V] (any float dtype), ids int64 [B, T] → fp32 [B, T−1].
+
+    Window by window: the fp32 copy of one window's logits still fits a processor's cache, that of many does not
+    (docs/performance.md).
+    """
+    rows = [
+        torch.nn.functional.cross_entropy(window[:-1].float(), tokens[1:], reduction="none")
+        for window, tokens in zip(logits, ids, strict=True)
+    ]
+    return torch.stack(rows)
 
 
 def token_kl(teacher: Tensor, student: Tensor) -> Tensor:
     """KL(teacher ‖ student) after each scored position: logits [B, T, V] both (any float dtype) → fp32 [B, T−1]."""
-    log_p = teacher[:, :-1].float().log_softmax(-1)
-    log_q = student[:, :-1].float().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    rows = []
+    for p, q in zip(teacher, student, strict=True):
+        log_p, log_q = p[:-1].float().log_softmax(-1), q[:-1].float().log_softmax(-1)
+        rows.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.stack(rows)

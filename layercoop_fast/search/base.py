@@ -1,0 +1,114 @@
+"""The one call form of every search, the registry of methods, and what they share. Free of torch: names come fast."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Floats, Game, Masks, Progress
+
+METHODS: dict[str, str] = {
+    "official": "the published method: surrogate fitted to stratified masks, least mean marginals removed",
+    "shortgpt": "least block influence (1 − cosine of a block's input and output) removed, in one shot",
+    "sleb": "greedy: the player whose removal hurts least is removed, again and again",
+    "random": "the best of a few uniformly drawn masks",
+    "reverse": "the last players are removed, nothing is measured",
+}
+"""Name of each method and one line about it. The module of the same name in this package holds its `search`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a search decided."""
+
+    mask: Masks
+    """`bool[n]`: True for the players that stay."""
+    method: str
+    """The name in `METHODS`."""
+    scores: Floats | None
+    """`float64[n]`: the contribution or importance of each player, or None where the method scores no player."""
+    n_masks: int
+    """Measured masks that the choice rests on."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What else the method can say for itself, ready for JSON."""
+
+
+class Allowed(Protocol):
+    """A family of masks to choose from, for instance those that have an exported form."""
+
+    def check(self, mask: Masks, /) -> str | None:
+        """Return None where `mask` (`bool[n]`) belongs to the family, else one line that says why not."""
+        ...
+
+    def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
+        """Return the member (`bool[n]`) that keeps `n_kept` players at the least total cost of the removed ones.
+
+        `costs` is `float64[n]`. None where no member keeps so many.
+        """
+        ...
+
+
+class SearchMethod(Protocol):
+    """The `search` of each method's module."""
+
+    def __call__(
+        self,
+        game: Game,
+        n_remove: int,
+        *,
+        seed: int = 0,
+        budget: int | None = None,
+        allowed: Allowed | None = None,
+        progress: Progress | None = None,
+    ) -> Choice:
+        """Choose which `n_remove` players of `game` to remove.
+
+        `budget` is how many masks the method may ask of the game, its own default where None. `allowed` restricts the
+        answer. Raises `RequestError` when `n_remove` is out of range, the budget does not do, or nothing is allowed.
+        """
+        ...
+
+
+def get_method(name: str) -> SearchMethod:
+    """Return the `search` of the method called `name`, importing only that one.
+
+    Raises `RequestError` for an unknown name, with the nearest name and the whole list.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name.lower(), METHODS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise RequestError(f"unknown method {name!r}: {hint}The methods are {', '.join(METHODS)}")
+    method: SearchMethod = importlib.import_module(f"layercoop_fast.search.{name}").search
+    return method
+
+
+def check_n_remove(n_players: int, n_remove: int) -> None:
+    """Raise `RequestError` unless at least one player goes and at least one stays."""
+    if not 0 < n_remove < n_players:
+        raise RequestError(f"of {n_players} players, 1 to {n_players - 1} can be removed, not {n_remove}")
+
+
+def least_valuable(scores: Floats, n_remove: int, allowed: Allowed | None) -> Masks:
+    """Return the mask (`bool[n]`) without the `n_remove` players of least score; of equal scores the first index goes.
+
+    Where that mask is not allowed, the allowed one with the least total score removed. `RequestError` if there is none.
+    """
+    mask = np.ones(len(scores), dtype=np.bool_)
+    mask[np.argsort(scores, kind="stable")[:n_remove]] = False
+    reason = allowed.check(mask) if allowed is not None else None
+    if allowed is None or reason is None:
+        return mask
+    best = allowed.best(scores, len(scores) - n_remove)
+    if best is None:
+        raise RequestError(f"no allowed mask removes {n_remove} of {len(scores)} players: {reason}")
+    return best
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return `value` as JSON can write it: None stands for NaN and infinity."""
+    return float(value) if np.isfinite(value) else None

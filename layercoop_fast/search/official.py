@@ -1,0 +1,130 @@
+"""The published method, step by step: stratified masks, a surrogate, stratified marginals, the least are removed.
+
+Source: arXiv 2602.07804. Two faults of the published code are not repeated: pairs with a NaN or infinite worth are
+dropped whole (there, the masks stayed and every later pair shifted), and the first masks are not thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.masks import published_strata, stratified_masks
+from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play
+from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
+from layercoop_fast.shapley.permutation import shapley_values
+from layercoop_fast.shapley.stratified import stratified_marginals
+from layercoop_fast.shapley.values import ShapleyValues
+from layercoop_fast.surrogate.network import Surrogate, finite_pairs
+
+DEFAULT_BUDGET = 8_000
+DEFAULT_SAMPLES = {"stratified": 80_000, "permutation": 2_000}
+EPOCHS = 300
+
+
+@dataclass(frozen=True, eq=False)
+class Contributions:
+    """Everything the method learns before a size is chosen: one run serves every size."""
+
+    values: ShapleyValues
+    """What each player contributes on the surrogate; `values.method` names the estimator."""
+    surrogate: Surrogate
+    n_masks: int
+    """Measured masks, those of unusable worth included."""
+    details: dict[str, Any]
+    """Estimator, samples, strata, pairs dropped, R² of the fit on its own pairs; ready for JSON."""
+
+    def choice(self, n_remove: int, *, allowed: Allowed | None = None) -> Choice:
+        """Remove the `n_remove` players of least contribution (see `least_valuable`)."""
+        scores = self.values.values
+        check_n_remove(len(scores), n_remove)
+        mask = least_valuable(scores, n_remove, allowed)
+        return Choice(mask, "official", scores, self.n_masks, dict(self.details))
+
+
+def search(
+    game: Game,
+    n_remove: int,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    allowed: Allowed | None = None,
+    progress: Progress | None = None,
+) -> Choice:
+    """Remove the players of least published contribution; exactly `budget` masks (8,000) are asked, in one call.
+
+    For several sizes call `contributions` once and its `choice` for each; for worths already measured, `estimate`.
+    """
+    check_n_remove(n_players_of(game), n_remove)
+    return contributions(game, seed=seed, budget=budget, progress=progress).choice(n_remove, allowed=allowed)
+
+
+def contributions(
+    game: Game,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    strata: Sequence[int] | None = None,
+    samples: int | None = None,
+    progress: Progress | None = None,
+) -> Contributions:
+    """Measure `budget` stratified masks (8,000 unless given) on the game, then `estimate` the published contributions.
+
+    The masks are `stratified_masks(n, budget, seed=seed, strata=strata)`, so those of an earlier run can be made again.
+    """
+    budget = DEFAULT_BUDGET if budget is None else budget
+    if budget < 1:
+        raise RequestError(f"the budget must be at least 1 mask, not {budget}")
+    masks = stratified_masks(n_players_of(game), budget, seed=seed, strata=strata)
+    return estimate(masks, play(game, masks), samples=samples, seed=seed, strata=strata, progress=progress)
+
+
+def estimate(
+    masks: Masks,
+    worths: Floats,
+    *,
+    estimator: str = "stratified",
+    samples: int | None = None,
+    seed: int = 0,
+    strata: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Contributions:
+    """Fit the surrogate to measured masks `bool[M, n]` and worths `float64[M]`, and estimate contributions on it.
+
+    `estimator` "stratified" is the published one: `stratified_marginals` over `samples` (80,000) fresh masks of the
+    same `strata`. "permutation" is the surrogate's Shapley value from `samples` (2,000) permutations, which are not
+    confined to strata. Worths are expected in 0..1 (perplexity ratios); those that are NaN or infinite are dropped with
+    their masks and counted in `details["n_dropped"]`.
+
+    Raises `RequestError` for an unknown estimator and when no finite pair is left.
+    """
+    if estimator not in DEFAULT_SAMPLES:
+        raise RequestError(f"unknown estimator {estimator!r}: the estimators are {', '.join(DEFAULT_SAMPLES)}")
+    kept_masks, kept_worths, n_dropped = finite_pairs(masks, worths)
+    if len(kept_worths) == 0:
+        raise RequestError(f"none of {n_dropped} worths is finite: nothing to fit a surrogate to")
+
+    def on_epoch(epoch: int, _loss: float) -> None:
+        if progress is not None:
+            progress("epochs", epoch, EPOCHS)
+
+    n = masks.shape[1]
+    strata = published_strata(n) if strata is None else list(strata)
+    samples = DEFAULT_SAMPLES[estimator] if samples is None else samples
+    surrogate = Surrogate.fit(kept_masks, kept_worths, seed=seed, epochs=EPOCHS, on_epoch=on_epoch)
+    if estimator == "stratified":
+        # A stream of its own: with the bare seed these masks would begin with the very ones of the fit.
+        fresh = stratified_masks(n, samples, seed=[seed, 1], strata=strata)
+        values = stratified_marginals(surrogate, fresh, progress=progress)
+    else:
+        values = shapley_values(surrogate, n_permutations=samples, seed=seed, progress=progress)
+    details = {
+        "estimator": values.method,
+        "samples": samples,
+        "strata": strata,
+        "n_dropped": n_dropped,
+        "fit_r2": finite_or_none(surrogate.r2(kept_masks, kept_worths)),
+    }
+    return Contributions(values, surrogate, len(masks), details)

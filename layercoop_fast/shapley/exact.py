@@ -1,0 +1,36 @@
+"""Exact Shapley values by their definition: the readable oracle that the sampled and fused estimators answer to."""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.masks import all_masks
+from layercoop_fast.game.protocol import Game, n_players_of, play, require_finite
+from layercoop_fast.shapley.values import ShapleyValues
+
+_MAX_PLAYERS = 16
+
+
+def exact_shapley(game: Game, n_players: int | None = None) -> ShapleyValues:
+    """Return φ_i = Σ over S without i of |S|! (n − |S| − 1)! / n! · (v(S ∪ i) − v(S)), from all 2ⁿ worths in one call.
+
+    Raises `RequestError` beyond 16 players, and when a worth is NaN or infinite.
+    """
+    n = n_players_of(game, n_players)
+    if n > _MAX_PLAYERS:
+        raise RequestError(
+            f"exact values ask all 2^n masks, here for at most {_MAX_PLAYERS} players, not {n}: use shapley_values"
+        )
+    masks = all_masks(n)
+    worths = require_finite(play(game, masks))
+    rows = np.arange(len(masks))
+    sizes = masks.sum(axis=1)
+    weights = np.array([1 / (n * comb(n - 1, size)) for size in range(n)])  # |S|! (n − |S| − 1)! / n!
+    values = np.empty(n)
+    for player in range(n):
+        without = rows[~masks[:, player]]
+        values[player] = weights[sizes[without]] @ (worths[without | 1 << player] - worths[without])
+    return ShapleyValues(values, np.zeros(n), len(masks), "exact")

@@ -1,0 +1,1 @@
+"""The surrogate: a small network fitted to measured (mask, worth) pairs, itself a game."""

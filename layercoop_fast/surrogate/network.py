@@ -1,0 +1,249 @@
+"""The published surrogate: a two-layer network from masks to worths, fitted by plain SGD, and itself a game."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.files import written_whole
+from layercoop_fast.game.protocol import Floats, Masks, check_masks
+
+# Rows a forward pass: a [rows, 2n] float32 block stays within the cache for the players of today's models.
+_BLOCK = 1 << 12
+
+_FORMAT = "layercoop_fast.surrogate/1"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread: the operations are so small that two threads would mostly wait for each other.
+
+    On a machine that others use too, waiting was seen to take twenty times the work. It also makes results independent
+    of the thread count.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Surrogate:
+    """f(m) = σ(v · CELU(W m + b) + c): Linear(n, 2n) → CELU → Linear(2n, 1) → Sigmoid, in float32 on the CPU.
+
+    A game (`surrogate(masks) -> float64[M]`, `n_players`) with the `flips` shortcut. Its values lie in (0, 1): worths
+    above 1 (a mask that beats the full model) or below 0 cannot be represented and pull it to the edge. This is the
+    published behaviour. Source: arXiv 2602.07804.
+    """
+
+    def __init__(
+        self,
+        hidden_weight: torch.Tensor,
+        hidden_bias: torch.Tensor,
+        output_weight: torch.Tensor,
+        output_bias: torch.Tensor,
+        *,
+        history: Sequence[float] = (),
+    ) -> None:
+        """Take W `float32[2n, n]`, b `[2n]`, v `[2n]`, c `[]`; `history` is the mean squared error of each epoch."""
+        n = hidden_weight.shape[-1]
+        tensors = (hidden_weight, hidden_bias, output_weight, output_bias)
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        if n < 1 or shapes != [(2 * n, n), (2 * n,), (2 * n,), ()]:
+            raise RequestError(f"a surrogate's tensors are [2n, n], [2n], [2n] and [], not {shapes}")
+        if any(tensor.dtype != torch.float32 for tensor in tensors):
+            raise RequestError(f"a surrogate's tensors are float32, not {[str(tensor.dtype) for tensor in tensors]}")
+        self.hidden_weight, self.hidden_bias, self.output_weight, self.output_bias = (t.detach() for t in tensors)
+        self.history = list(history)
+        self.n_players = int(n)
+
+    @classmethod
+    @_one_thread()
+    def fit(
+        cls,
+        masks: Masks,
+        worths: Floats,
+        *,
+        seed: int = 0,
+        epochs: int = 300,
+        batch_size: int = 300,
+        lr: float = 0.008,
+        momentum: float = 0.9,
+        lr_step: int = 100,
+        lr_gamma: float = 0.1,
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> Surrogate:
+        """Fit to pairs of masks `bool[M, n]` and worths `float64[M]`; the defaults are the published recipe.
+
+        Mean squared error, SGD with momentum, a fresh shuffle an epoch (the last batch may be short), and the learning
+        rate times `lr_gamma` every `lr_step` epochs. Weights start uniform in ±1/√fan_in, as torch's own Linear layers.
+        `on_epoch(epoch, loss)` is called after each epoch, counted from 1. The result is a function of the arguments
+        (given torch version and machine type); torch's global random state is neither read nor written.
+
+        Raises `RequestError` for arrays that do not fit together, and for NaN or infinite worths (see `finite_pairs`).
+        """
+        masks, worths = _check_pairs(masks, worths)
+        if bad := int(np.count_nonzero(~np.isfinite(worths))):
+            raise RequestError(
+                f"{bad} of {len(worths)} worths are NaN or infinite: drop those pairs first, masks and worths together "
+                "(finite_pairs does)"
+            )
+        if len(worths) == 0:
+            raise RequestError("a surrogate needs at least one pair of mask and worth")
+        if epochs < 1 or batch_size < 1:
+            raise RequestError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
+
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.from_numpy(masks.astype(np.float32))
+        targets = torch.from_numpy(worths.astype(np.float32))
+        weights = _initial_weights(masks.shape[1], generator)
+        optimiser = torch.optim.SGD(weights, lr=lr, momentum=momentum)
+        history = []
+        for epoch in range(epochs):
+            optimiser.param_groups[0]["lr"] = lr * lr_gamma ** (epoch // lr_step)
+            order = torch.randperm(len(targets), generator=generator)
+            total = 0.0
+            for batch in torch.split(order, batch_size):
+                x, y = inputs[batch], targets[batch]
+                optimiser.zero_grad()
+                loss = F.mse_loss(torch.sigmoid(_logits(x, *weights)), y)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                total += loss.item() * len(y)
+            history.append(total / len(targets))
+            if on_epoch is not None:
+                on_epoch(epoch + 1, history[-1])
+        return cls(*weights, history=history)
+
+    @_one_thread()
+    def __call__(self, masks: Masks, /) -> Floats:
+        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`; exact to the rounding of float32."""
+        masks = check_masks(masks, self.n_players)
+        worths = np.empty(len(masks))
+        for low in range(0, len(masks), _BLOCK):
+            logits = _logits(torch.from_numpy(masks[low : low + _BLOCK].astype(np.float32)), *self._weights)
+            worths[low : low + _BLOCK] = _sigmoid(logits)
+        return worths
+
+    @_one_thread()
+    def flips(self, masks: Masks, /) -> tuple[Floats, Floats]:
+        """Return the worths `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped.
+
+        Flipping i moves the pre-activation by one column: W m' + b = (W m + b) ± W_i. So the matrix product is paid
+        once a mask, not once a neighbour, and no more than one `[block, 2n]` array is held beyond the result.
+        """
+        masks = check_masks(masks, self.n_players)
+        worths, flipped = np.empty(len(masks)), np.empty(masks.shape)
+        columns = self.hidden_weight.T.contiguous()
+        for low in range(0, len(masks), _BLOCK):
+            x = torch.from_numpy(masks[low : low + _BLOCK].astype(np.float32))
+            base = F.linear(x, self.hidden_weight, self.hidden_bias)
+            signs = (1 - 2 * x).T.unsqueeze(-1)  # [n, block, 1]: +1 where the flip adds the player, −1 where it removes
+            moved = torch.empty_like(base)
+            logits = torch.empty(len(x), self.n_players)
+            for player, (sign, column) in enumerate(zip(signs, columns, strict=True)):
+                torch.addcmul(base, sign, column, out=moved)
+                logits[:, player] = F.celu(moved, inplace=True) @ self.output_weight
+            worths[low : low + _BLOCK] = _sigmoid(F.celu(base) @ self.output_weight + self.output_bias)
+            flipped[low : low + _BLOCK] = _sigmoid(logits + self.output_bias)
+        return worths, flipped
+
+    def r2(self, masks: Masks, worths: Floats) -> float:
+        """Return R² = 1 − Σ (worth − f)² / Σ (worth − mean worth)² on the given pairs; NaN if all worths are equal.
+
+        1 is perfect, 0 is no better than their mean, negative is worse.
+        """
+        masks, worths = _check_pairs(masks, worths)
+        spread = float(((worths - worths.mean()) ** 2).sum()) if len(worths) else 0.0
+        return 1 - float(((worths - self(masks)) ** 2).sum()) / spread if spread else float("nan")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, in place of any that was there, whole or not at all (see `written_whole`)."""
+        metadata = {"format": _FORMAT, "history": json.dumps(self.history)}
+        payload = safetensors_bytes(dict(zip(_NAMES, self._weights, strict=True)), metadata)
+        with written_whole(Path(path), force=True) as temporary:
+            temporary.write_bytes(payload)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Surrogate:
+        """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or not a surrogate."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT or set(file.keys()) != set(_NAMES):
+                    raise RequestError(f"{path} is not a surrogate that this version saved")
+                weights = [file.get_tensor(name) for name in _NAMES]
+        except (OSError, SafetensorError) as error:
+            raise RequestError(f"cannot read a surrogate from {path}: {error}") from error
+        return cls(*weights, history=json.loads(metadata["history"]))
+
+    @property
+    def _weights(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.hidden_weight, self.hidden_bias, self.output_weight, self.output_bias
+
+
+_NAMES = ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
+
+
+def finite_pairs(masks: Masks, worths: Floats) -> tuple[Masks, Floats, int]:
+    """Drop the pairs whose worth is NaN or infinite, mask and worth together, and say how many they were.
+
+    Takes `bool[M, n]` and `float64[M]`, returns `bool[K, n]`, `float64[K]` and M − K, in the order given.
+    """
+    masks, worths = _check_pairs(masks, worths)
+    finite = np.isfinite(worths)
+    return masks[finite], worths[finite], int(np.count_nonzero(~finite))
+
+
+def _check_pairs(masks: Masks, worths: Floats) -> tuple[Masks, Floats]:
+    """Return masks `bool[M, n]` and worths as `float64[M]`, or raise `RequestError` where they do not fit together."""
+    width = masks.shape[-1] if isinstance(masks, np.ndarray) and masks.ndim else 0
+    masks = check_masks(masks, width)
+    worths = np.asarray(worths, dtype=np.float64)
+    if worths.shape != (len(masks),):
+        raise RequestError(f"{len(masks)} masks need worths of shape [{len(masks)}], not {list(worths.shape)}")
+    return masks, worths
+
+
+def _initial_weights(n: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Return fresh W, b, v, c with gradients, uniform in ±1/√fan_in (torch's default for Linear layers)."""
+    shapes_and_fan_in: list[tuple[tuple[int, ...], int]] = [
+        ((2 * n, n), n),
+        ((2 * n,), n),
+        ((2 * n,), 2 * n),
+        ((), 2 * n),
+    ]
+    return [
+        torch.empty(shape, dtype=torch.float32)
+        .uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        .requires_grad_()
+        for shape, fan_in in shapes_and_fan_in
+    ]
+
+
+def _logits(
+    x: torch.Tensor,
+    hidden_weight: torch.Tensor,
+    hidden_bias: torch.Tensor,
+    output_weight: torch.Tensor,
+    output_bias: torch.Tensor,
+) -> torch.Tensor:
+    """Return the network's value before the sigmoid, `float32[M]`, for masks as `float32[M, n]`."""
+    return F.celu(F.linear(x, hidden_weight, hidden_bias)) @ output_weight + output_bias
+
+
+def _sigmoid(logits: torch.Tensor) -> Floats:
+    """Return σ in float64: near 1, float32 has too few digits left to tell two logits apart."""
+    worths: Floats = torch.sigmoid(logits.double()).numpy()
+    return worths
