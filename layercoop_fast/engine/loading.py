@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +59,16 @@ def open_checkpoint(
     if wanted is None:
         raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     _check_folder(name)
-    # Its bars and hints are for people who load by hand; ours must leave --json and pipes clean.
-    transformers_logging.disable_progress_bar()
+    with no_progress_bars():
+        model = _load(name, wanted, trust_remote_code)
+    tokenizer = None
+    with suppress(OSError, ValueError, KeyError):  # a folder without one is fine until text has to be cut
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    return Checkpoint(model.to(target).eval(), tokenizer, name)
+
+
+def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """The model of a folder or hub name, once its config says that it is a causal one."""
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -78,7 +87,7 @@ def open_checkpoint(
         )
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            name, dtype=wanted, trust_remote_code=trust_remote_code, output_loading_info=True
+            name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except SafetensorError as error:
         raise RequestError(
@@ -89,10 +98,20 @@ def open_checkpoint(
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise RequestError(f"{name} lacks {len(missing)} weights its config calls for ({missing[0]}, ...): not whole")
-    tokenizer = None
-    with suppress(OSError, ValueError, KeyError):  # a folder without one is fine until text has to be cut
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    return Checkpoint(model.to(target).eval(), tokenizer, name)
+    opened: PreTrainedModel = model
+    return opened
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers' bars from the terminal: progress is shown in one way, ours, or not at all."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def check_device(device: str) -> torch.device:

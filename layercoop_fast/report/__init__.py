@@ -1,0 +1,1 @@
+"""What the result costs and how it is shown."""

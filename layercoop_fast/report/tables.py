@@ -1,0 +1,121 @@
+"""Results as tables for people, on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from layercoop_fast.pruning import Pruned
+    from layercoop_fast.shapley.values import ShapleyValues
+
+
+def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> None:
+    """One row for the full model and one for each pruned one: blocks, perplexities, seconds, size, speed."""
+    console = console or Console()
+    heldout = all("heldout" in result.record for result in results)
+    table = Table(title=str(results[0].record["model"]).rstrip("/").rsplit("/", 1)[-1])
+    table.add_column("method")
+    table.add_column("removed")
+    for name in ("ppl", "ppl held-out") if heldout else ("ppl",):
+        table.add_column(name, justify="right")
+    for name in ("search s", "MB", "decode tok/s"):
+        table.add_column(name, justify="right")
+    table.add_row("full", "", *_qualities(results[0].record, "full", heldout), "", *_costs(results[0].record, "full"))
+    for result in results:
+        record = result.record
+        table.add_row(
+            record["method"],
+            " ".join(map(str, record["removed"])),
+            *_qualities(record, "pruned", heldout),
+            f"{record['seconds']['search']:.1f}",
+            *_costs(record, "pruned"),
+        )
+    console.print(table)
+    for result in results:
+        console.print(f"written: {result.out}", highlight=False, soft_wrap=True)
+
+
+def show_contributions(
+    values: ShapleyValues, details: dict[str, Any], console: Console | None = None, width: int = 40
+) -> None:
+    """Players from least to most valuable, with standard errors and bars."""
+    console = console or Console()
+    table = Table(title=f"{values.method}: least valuable first")
+    for name in ("player", "value", "± s.e."):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    largest = float(np.abs(values.values).max()) or 1.0
+    for player in values.order():
+        value, stderr = float(values.values[player]), float(values.stderr[player])
+        bar = ("█" if value >= 0 else "░") * round(width * abs(value) / largest)
+        table.add_row(str(player), f"{value:.6f}", f"{stderr:.1e}", bar)
+    console.print(table)
+    fit = details["fit_r2"]
+    console.print(
+        f"surrogate: R² {'not finite' if fit is None else f'{fit:.3f}'} on the pairs it was fitted to; "
+        f"{details['n_dropped']} pairs dropped (worth not finite)",
+        highlight=False,
+    )
+
+
+def show_findings(found: dict[str, Any], console: Console | None = None) -> None:
+    """What `doctor` found."""
+    console = console or Console()
+    table = Table(title=found["model"], show_header=False)
+    blocks = found["blocks"]
+    rows = {
+        "class": f"{found['class']} ({found['model_type']}), {found['params']:,} parameters, {found['dtype']}",
+        "blocks": f"{blocks['count']} at {blocks['path']}: {', '.join(blocks['classes'])}",
+        "hidden state": f"argument {blocks['hidden_at']!r}; returns a {blocks['returns']}",
+        **{
+            f"block {layer} is handed": "\n".join(arguments) or "the hidden state alone"
+            for layer, arguments in blocks["receives"].items()
+        },
+        "head": f"{found['head']}{', tied to the embedding' if found['tied'] else ''}",
+        "tokenizer": "found" if found["tokenizer"] else "none (only --calibration self works)",
+        "embed → blocks → head": "equals the model's own logits bit for bit"
+        if found["exact"]
+        else "DIFFERS from the model",
+        "one stored state": f"{found['state_bytes']:,} bytes ({found['windows']} windows x {found['tokens']} tokens); "
+        f"{found['states_in_free_memory']:,} fit in free memory",
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    console.print(table, highlight=False)
+
+
+def show_forecast(found: dict[str, Any], console: Console | None = None) -> None:
+    """What `plan` foretells."""
+    console = console or Console()
+    title = f"{found['masks']:,} masks ({found['unique']:,} distinct) of {found['shape']['layers']} layers"
+    table = Table(title=title)
+    table.add_column("way")
+    for name in ("layer evaluations", "share of naive", "GFLOP", f"hours at {found['tflops']:g} TFLOP/s"):
+        table.add_column(name, justify="right")
+    naive = found["evaluations"]["naive"]
+    for way, count in found["evaluations"].items():
+        table.add_row(
+            way, f"{count:,}", f"{count / naive:.3f}", f"{found['gflop'][way]:,.0f}", f"{found['hours'][way]:,.2f}"
+        )
+    console.print(table)
+    size = found["bytes"]
+    console.print(
+        f"weights {size['weights'] / 2**30:,.1f} GiB, one state {size['state'] / 2**20:,.1f} MiB, "
+        f"at most {found['peak_states']:,} states at once: {size['peak_states'] / 2**30:,.1f} GiB",
+        highlight=False,
+    )
+
+
+def _qualities(record: dict[str, Any], which: str, heldout: bool) -> list[str]:
+    sources = [record, record["heldout"]] if heldout else [record]
+    return [f"{source['ppl'][which]:.2f}" if source["ppl"][which] is not None else "not finite" for source in sources]
+
+
+def _costs(record: dict[str, Any], which: str) -> list[str]:
+    cost = record["cost"][which]
+    return [f"{cost['weight_bytes'] / 1e6:.0f}", f"{cost['decode_tok_s']:.1f}"]
