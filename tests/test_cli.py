@@ -237,8 +237,12 @@ def no_config(folder: Path) -> Path:
         (incomplete, "lacks 1 weights its config calls for (model.layers.3.mlp.up_proj.weight"),
     ],
 )
-def test_models_that_cannot_be_opened(run: Any, tmp_path: Path, make: Any, message: str) -> None:
-    status, printed, error = run("prune", make(tmp_path / "model"), "--remove", "1", "--out", tmp_path / "out")
+def test_models_that_cannot_be_opened(
+    run: Any, tmp_path: Path, make: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path / "model")
+    capsys.readouterr()  # what saving it printed
+    status, printed, error = run("prune", folder, "--remove", "1", "--out", tmp_path / "out")
     assert (status, printed) == (2, "")
     assert message in error
     assert error.count("\n") == 1

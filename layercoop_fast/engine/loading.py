@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 
-DTYPES = {
+DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -59,7 +59,7 @@ def open_checkpoint(
     if wanted is None:
         raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     _check_folder(name)
-    with no_progress_bars():
+    with quiet_transformers():
         model = _load(name, wanted, trust_remote_code)
     tokenizer = None
     with suppress(OSError, ValueError, KeyError):  # a folder without one is fine until text has to be cut
@@ -103,14 +103,16 @@ def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTr
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep transformers' bars from the terminal: progress is shown in one way, ours, or not at all."""
-    enabled = transformers_logging.is_progress_bar_enabled()
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and load reports from the terminal: what matters in them is said in one line, by us."""
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        if enabled:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
             transformers_logging.enable_progress_bar()
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from layercoop_fast.engine.loading import no_progress_bars
+from layercoop_fast.engine.loading import quiet_transformers
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.config import INVERSE_LAYER_SCALE, layer_count, prune_config
 from layercoop_fast.files import reason, written_whole
@@ -70,7 +70,7 @@ def _save(
 ) -> None:
     """Write everything that `from_pretrained` looks for."""
     try:
-        with no_progress_bars():
+        with quiet_transformers():
             pruned.save_pretrained(folder, max_shard_size=max_shard_size)
         if model.can_generate():
             # As it came, even where today's transformers would call it invalid and refuse to save it.
