@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from small_model import small_model
 
+from layercoop_fast.engine.loading import quiet_transformers
 from layercoop_fast.progress import Bars
 from layercoop_fast.pruning import prune
 from layercoop_fast.report.tables import show_pruned
@@ -60,8 +61,9 @@ def sentence(folder: Path) -> str:
     """What a model makes of the prompt, greedily, up to the first full stop."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=30, do_sample=False)
     text: str = tokenizer.decode(tokens[0], skip_special_tokens=True)

