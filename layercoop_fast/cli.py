@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from layercoop_fast.errors import RequestError
+from layercoop_fast.cli_store import app as store_app
+from layercoop_fast.errors import RequestError, RunError
 
 app = typer.Typer(
     name="layercoop-fast",
@@ -19,13 +20,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(store_app, name="store")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")]
 CalibrationOption = Annotated[
     str, typer.Option(help="FILE.txt, FILE.jsonl, hf:NAME[/CONFIG][/SPLIT], builtin, builtin-heldout or self.")
 ]
 Utility = Annotated[str, typer.Option(help="Worth of a mask: ppl_ratio, nll or kl.")]
-Players = Annotated[str, typer.Option(help="What one bit of a mask removes: layers.")]
+Players = Annotated[
+    str, typer.Option(help="What one bit of a mask removes: layers, sublayers, or a .json file of groups.")
+]
 WindowsOption = Annotated[int, typer.Option(help="Calibration windows.")]
 Tokens = Annotated[int, typer.Option(help="Tokens a window.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn.")]
@@ -35,6 +39,9 @@ Memory = Annotated[
     str | None, typer.Option(help="Memory for stored states, 4GiB for example; default a quarter of what is free.")
 ]
 Blocks = Annotated[str | None, typer.Option(help="Dotted path of the block list, where it is not found by itself.")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Keep measured masks in this file, and take known ones from it.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")]
@@ -59,6 +66,7 @@ def prune(
     device: Device = "cpu",
     memory: Memory = None,
     blocks: Blocks = None,
+    store: StoreOption = None,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -87,6 +95,7 @@ def prune(
             device=device,
             memory=_bytes(memory),
             blocks=blocks,
+            store=store,
             force=force,
             trust_remote_code=trust_remote_code,
             on_progress=bars.update,
@@ -112,21 +121,32 @@ def evaluate(
     device: Device = "cpu",
     memory: Memory = None,
     blocks: Blocks = None,
+    store: StoreOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from OUT.store, left by a run that did not end.")
+    ] = False,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Measure the worths of masks and write them to a worths.npz."""
+    """Measure the worths of masks and write them to a worths.npz.
+
+    Until that is there, what is measured is kept in OUT.store: a run that was killed goes on with --resume. With
+    --store it is kept in a file of yours instead, from which every later run goes on by itself.
+    """
     import time
+    from contextlib import nullcontext
     from dataclasses import asdict
 
     from layercoop_fast.files import check_target
     from layercoop_fast.game.model_game import ModelGame
+    from layercoop_fast.game.shelf import store_beside
     from layercoop_fast.game.worths import load_masks
     from layercoop_fast.progress import Bars
 
     check_target(out, force=force)
-    with Bars() as bars:
+    kept = nullcontext(store) if store is not None else store_beside(out, resume=resume)
+    with kept as place, Bars() as bars:
         game = ModelGame.from_pretrained(
             model,
             calibration,
@@ -140,24 +160,38 @@ def evaluate(
             memory=_bytes(memory),
             blocks=blocks,
             trust_remote_code=trust_remote_code,
+            store=place,
             on_progress=bars.update,
         )
         started = time.perf_counter()
-        measured = game.evaluate(load_masks(masks, game.n_players))
-    measured.save(out, force=force)
+        try:
+            measured = game.evaluate(load_masks(masks, game.n_players))
+        except KeyboardInterrupt as stop:
+            if game.n_known == 0:
+                raise
+            raise RunError(
+                f"stopped. The {game.n_known} masks measured so far are kept in {place}: the same command"
+                f"{'' if store is not None else ' with --resume'} goes on from there"
+            ) from stop
+        finally:
+            game.close()
+        measured.save(out, force=force)
     summary = {
         "out": str(out),
         "not_finite": measured.n_not_finite,
         "seconds": round(time.perf_counter() - started, 3),
+        "from_store": game.n_known - game.evaluations.unique,
         "evaluations": asdict(game.evaluations),
     }
     if as_json:
         _print_json(summary)
         return
     counts = game.evaluations
+    known = f", {summary['from_store']} of them taken from {place}" if summary["from_store"] else ""
     typer.echo(
         f"{len(measured.masks)} masks measured in {summary['seconds']} s by {counts.layer_evals:,} layer evaluations "
-        f"(naive: {counts.layer_evals_naive:,}); {measured.n_not_finite} worths are not finite. Written to {out}"
+        f"(naive: {counts.layer_evals_naive:,}){known}; {measured.n_not_finite} worths are not finite. "
+        f"Written to {out}"
     )
 
 
@@ -183,6 +217,7 @@ def shapley(
     device: Device = "cpu",
     memory: Memory = None,
     blocks: Blocks = None,
+    store: StoreOption = None,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -220,6 +255,7 @@ def shapley(
                 memory=_bytes(memory),
                 blocks=blocks,
                 trust_remote_code=trust_remote_code,
+                store=store,
                 on_progress=bars.update,
             )
             measured = game.evaluate(stratified_masks(game.n_players, budget, seed=seed))

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,10 +19,11 @@ import torch
 import layercoop_fast
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
-from layercoop_fast.export.config import ExportableMasks
+from layercoop_fast.export.players import ExportablePlayers, zeroed_halves
 from layercoop_fast.files import check_target
 from layercoop_fast.game.calibration import TOKENS, WINDOWS, load_calibration
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.game.players import Label
 from layercoop_fast.game.protocol import Masks, Progress
 from layercoop_fast.report.cost import Cost, measure_costs
 from layercoop_fast.search.base import Choice, check_n_remove, finite_or_none, get_method
@@ -57,7 +58,7 @@ def prune(
     budget: int | None = None,
     heldout: str | None = None,
     utility: str = "ppl_ratio",
-    players: str = "layers",
+    players: str | Sequence[Sequence[Label]] = "layers",
     windows: int = WINDOWS,
     tokens: int = TOKENS,
     seed: int = 0,
@@ -65,6 +66,7 @@ def prune(
     device: str = "cpu",
     memory: int | None = None,
     blocks: str | None = None,
+    store: str | Path | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
@@ -80,10 +82,13 @@ def prune(
         calibration: SPEC of the text that worths are measured on (`game/calibration.py`).
         remove: how many players to remove; or else
         drop: which share of them, 0 to 1, rounded to the nearest number.
+        players: "layers", "sublayers", groups of labels, or a .json file of them. A layer of which one half goes is
+            kept with that half's output projection written as zeros.
         method: one of `search.base.METHODS`.
         budget: masks the method may measure; its own default where None.
         heldout: SPEC of a text to measure both models on that no search sees.
         memory: bytes for stored states.
+        store: file to keep measured masks in and to take known ones from (`game/store.py`); not for the held-out text.
         on_progress: called with (stage, done, total).
 
     Raises `RequestError` for a wrong request, before anything is computed where that can be seen, and `RunError` for a
@@ -111,12 +116,13 @@ def prune(
             memory=memory,
             blocks=blocks,
             trust_remote_code=trust_remote_code,
+            store=store,
             on_progress=on_progress,
         )
         n_remove = remove if remove is not None else round((drop or 0.0) * game.n_players)
         check_n_remove(game.n_players, n_remove)
         heldout_game = None if heldout is None else _same_model_on(game, heldout, windows, tokens, seed)
-    allowed = ExportableMasks(game.checkpoint.model.config)
+    allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
     with clock("search"):
         choice = search(game, n_remove, seed=seed, budget=budget, allowed=allowed, progress=on_progress)
     pair = np.stack([np.ones_like(choice.mask), choice.mask])
@@ -139,8 +145,9 @@ def prune(
     record: dict[str, Any] = {}
     export_checkpoint(
         game.checkpoint.model,
-        [int(layer) for layer in np.flatnonzero(choice.mask)],
+        [int(layer) for layer in np.flatnonzero(game.players.layer_mask(choice.mask))],
         out,
+        zeroed=zeroed_halves(game.players, choice.mask),
         blocks_path=game.skeleton.blocks_path,
         tokenizer=game.checkpoint.tokenizer,
         force=force,
@@ -172,7 +179,7 @@ def _same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: 
         text,
         skeleton=game.skeleton,
         utility=game.utility,
-        players=game.players.kind,
+        players=game.players,
         memory=game.memory,
     )
 
@@ -202,6 +209,7 @@ def _record(
     seed: int,
 ) -> dict[str, Any]:
     """`layercoop.json`, all but the seconds."""
+    units = game.players.unit_masks(choice.mask[None])[0]
     label = game.players.label
     scores = None if choice.scores is None else [finite_or_none(score) for score in choice.scores]
     record: dict[str, Any] = {
@@ -209,8 +217,8 @@ def _record(
         "model": game.checkpoint.name,
         "players": game.players.kind,
         "n_players": game.n_players,
-        "removed": [label(int(player)) for player in np.flatnonzero(~choice.mask)],
-        "kept": [label(int(player)) for player in np.flatnonzero(choice.mask)],
+        "removed": [label(int(unit)) for unit in np.flatnonzero(~units)],
+        "kept": [label(int(unit)) for unit in np.flatnonzero(units)],
         "method": choice.method,
         # Only the published procedure estimates contributions; what other methods rank by stands under `scores`.
         "shapley": scores if choice.method == "official" else None,

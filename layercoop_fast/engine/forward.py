@@ -28,8 +28,6 @@ MIN_ROWS = 16
 # activations of one call stay small beside the stored states.
 ROWS_PER_CALL = 4096
 
-Scorer = Callable[[Context, Tensor], None]
-
 
 @dataclass
 class Windows:
@@ -82,14 +80,16 @@ def play(
     plan: Plan,
     score: Callable[[int, Tensor], None],
     *,
+    run: Callable[[Context, int, Tensor], Tensor] = Context.run,
     on_progress: Callable[[int], None] | None = None,
 ) -> None:
     """Run a plan and call `score(mask_number, state)` for each of its unique masks, `state` being [W, T, H].
 
     Args:
         windows: the tokens, and the model they are for.
-        plan: its players are the skeleton's layers.
+        plan: its players are the units that `run` runs.
         score: must not keep the state; its slot is reused.
+        run: one unit on a batch of states, [B, T, H] → [B, T, H]; by default a layer.
         on_progress: called with the number of layer evaluations done since its last call.
     """
     shape = windows.state_shape
@@ -106,7 +106,7 @@ def play(
                 pool[torch.from_numpy(targets.astype(np.int64))] = embedding
             else:
                 for source, target in _batches(sources, targets, width):
-                    _run_block(windows, pool, player, source, target)
+                    _run_unit(windows, pool, run, player, source, target)
                     if on_progress is not None:
                         on_progress(len(source))
             for mask, slot in zip(masks.tolist(), slots.tolist(), strict=True):
@@ -120,10 +120,15 @@ def _batches(
         yield sources[first : first + width], targets[first : first + width]
 
 
-def _run_block(
-    windows: Windows, pool: Tensor, layer: int, sources: NDArray[np.int32], targets: NDArray[np.int32]
+def _run_unit(
+    windows: Windows,
+    pool: Tensor,
+    run: Callable[[Context, int, Tensor], Tensor],
+    unit: int,
+    sources: NDArray[np.int32],
+    targets: NDArray[np.int32],
 ) -> None:
-    """One call of one block on the states in `sources`, results to `targets`."""
+    """One call of one unit on the states in `sources`, results to `targets`."""
     context = windows.context(len(sources))
     n_windows, tokens, hidden = pool.shape[1:]
     # Gathered into a fresh tensor: a block may write into its input, and a stored state must survive that.
@@ -131,7 +136,7 @@ def _run_block(
     padding = context.ids.shape[0] - batch.shape[0]
     if padding:
         batch = torch.cat([batch, batch[:1].expand(padding, -1, -1)])
-    out = context.run(layer, batch)[: len(sources) * n_windows]
+    out = run(context, unit, batch)[: len(sources) * n_windows]
     pool[torch.from_numpy(targets.astype(np.int64))] = out.view(-1, n_windows, tokens, hidden)
 
 

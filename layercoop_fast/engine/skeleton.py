@@ -127,12 +127,14 @@ class Context:
         self.embedding = captured[0].hidden(convention.takes)
         self._calls = [captured[index].with_hidden(convention.takes, None) for index in range(skeleton.n_layers)]
 
+    @torch.inference_mode()
     def run(self, layer: int, hidden: Tensor) -> Tensor:
         """Block `layer` on `hidden` [B, T, H] → [B, T, H]."""
         convention = self.skeleton.convention
         call = self._calls[layer].with_hidden(convention.takes, hidden)
         return convention.unwrap(self.skeleton.blocks[layer](*call.args, **call.kwargs))
 
+    @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head on the state after the last block: [B, T, H] → [B, T, V].
 

@@ -33,6 +33,7 @@ def export_checkpoint(
     blocks_path: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
     force: bool = False,
+    zeroed: Mapping[int, Sequence[str]] | None = None,
     finish: Callable[[Path], Mapping[str, bytes | str]] | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
@@ -47,6 +48,9 @@ def export_checkpoint(
         blocks_path: dotted path of the block list in `model`, such as "model.layers" (`Skeleton.blocks_path`).
         tokenizer: saved beside the weights with its chat template, where given.
         force: replace `out` if it exists; the old folder goes only when the new one is complete.
+        zeroed: for a kept block (by its original number) the names of parameters, within the block, that are written as
+            zeros: a sublayer whose output projection is zero adds nothing. Same size, since transformers can leave out
+            whole blocks only.
         finish: called with the temporary folder once it can be loaded from, for instance to measure what was made;
             the files it returns by plain name (`str` becomes UTF-8) are added.
         max_shard_size: the size in bytes above which weights are split over several files.
@@ -56,7 +60,7 @@ def export_checkpoint(
     through. Whatever the failure, nothing is left behind.
     """
     with written_whole(out, folder=True, force=force) as folder:
-        _save(pruned_model(model, kept, blocks_path), model, tokenizer, folder, max_shard_size)
+        _save(pruned_model(model, kept, blocks_path, zeroed), model, tokenizer, folder, max_shard_size)
         for name, content in (finish(folder) if finish else {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -81,7 +85,12 @@ def _save(
         raise RunError(f"the checkpoint was not written: {reason(error)}") from error
 
 
-def pruned_model(model: PreTrainedModel, kept: Sequence[int], blocks_path: str) -> PreTrainedModel:
+def pruned_model(
+    model: PreTrainedModel,
+    kept: Sequence[int],
+    blocks_path: str,
+    zeroed: Mapping[int, Sequence[str]] | None = None,
+) -> PreTrainedModel:
     """Return a model of the blocks `kept` that shares the tensors of `model`, to be saved and not to be run.
 
     Buffers that a checkpoint does not hold (rotary frequencies, ...) stay on the meta device. Raises as
@@ -104,6 +113,10 @@ def pruned_model(model: PreTrainedModel, kept: Sequence[int], blocks_path: str) 
     tensors = _renumbered(model.state_dict(), kept, f"{blocks_path}.")
     if folded:
         _fold_inverse_layer_scale(tensors, kept, f"{blocks_path}.")
+    for old, names in (zeroed or {}).items():
+        for name in names:
+            key = f"{blocks_path}.{list(kept).index(old)}.{name}"
+            tensors[key] = torch.zeros_like(tensors[key])
     try:
         pruned.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor
 
 import layercoop_fast
@@ -17,8 +20,10 @@ from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoi
 from layercoop_fast.engine.plan import build_plan
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration, load_calibration
-from layercoop_fast.game.players import make_players
+from layercoop_fast.game.players import Label, Players, make_players
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
+from layercoop_fast.game.shelf import Shelf
+from layercoop_fast.game.store import Scores, Store, check_store, mask_key
 from layercoop_fast.game.utility import Utility, get_utility, token_kl, token_nll
 from layercoop_fast.game.worths import Worths
 
@@ -35,8 +40,8 @@ class Evaluations:
     Attributes:
         masks: masks asked for, repeats included.
         unique: masks that were really measured.
-        layer_evals: block evaluations done (one block on the tokens of one state).
-        layer_evals_naive: what computing every asked mask by itself, all layers, takes.
+        layer_evals: unit evaluations done (one block, or half a block, on the tokens of one state).
+        layer_evals_naive: what computing every asked mask by itself, all units, takes.
     """
 
     masks: int = 0
@@ -45,27 +50,21 @@ class Evaluations:
     layer_evals_naive: int = 0
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """One mask's measured numbers: mean NLL and mean KL to the full model of each window, float64 [W] each."""
-
-    nll: Floats
-    kl: Floats
-
-
 class ModelGame:
-    """Layers as players, a model's quality on calibration text as worth.
+    """Layers (or finer players), a model's quality on calibration text as worth.
 
     `game(masks)` takes bool [M, n] (True = kept) and returns float64 [M]. Measured masks are remembered, so asking
     again is free; a worth does not depend on what else was asked, in what order, or under what memory budget.
+    With a store they are remembered beyond the process, and committed there before any progress or worth is reported.
 
     Args:
         checkpoint: the opened model.
         calibration: token windows for it.
         utility: "ppl_ratio" (default, as published), "nll", "kl", or a `Utility`.
-        players: "layers".
+        players: "layers", "sublayers", groups of labels, or a .json file of them (`game/players.py`).
         memory: bytes for stored states; default a quarter of what is free.
         blocks: dotted path of the block list, where it is not found by itself.
+        store: file to take known masks from and to keep measured ones in (`game/store.py`).
         on_progress: called with ("layer evaluations", done, all of this call) while masks are measured.
     """
 
@@ -76,21 +75,22 @@ class ModelGame:
         *,
         skeleton: Skeleton | None = None,
         utility: str | Utility = "ppl_ratio",
-        players: str = "layers",
+        players: str | Sequence[Sequence[Label]] | Players = "layers",
         memory: int | None = None,
+        store: str | Path | None = None,
         on_progress: Progress | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.calibration = calibration
         self.skeleton = skeleton or Skeleton(checkpoint.model)
         self.utility = get_utility(utility)
-        self.players = make_players(players, self.skeleton.n_layers)
+        self.players = make_players(players, self.skeleton)
         self.windows = Windows(self.skeleton, calibration.ids)
         self.memory = memory
         states_within(self.windows, memory)  # a budget too small is said now, not at the first call
         self.on_progress = on_progress
         self.evaluations = Evaluations()
-        self._known: dict[bytes, _Scores] = {}
+        self._known = Shelf() if store is None else self._claim(store)
         self._teacher: Tensor | None = None
         self._head = self.windows.slices(HEAD_BYTES // (4 * self.skeleton.vocab_size))
 
@@ -101,7 +101,7 @@ class ModelGame:
         calibration: str = "builtin",
         *,
         utility: str | Utility = "ppl_ratio",
-        players: str = "layers",
+        players: str | Sequence[Sequence[Label]] = "layers",
         windows: int = WINDOWS,
         tokens: int = TOKENS,
         seed: int = 0,
@@ -110,12 +110,15 @@ class ModelGame:
         memory: int | None = None,
         blocks: str | None = None,
         trust_remote_code: bool = False,
+        store: str | Path | None = None,
         on_progress: Progress | None = None,
     ) -> ModelGame:
         """Open a checkpoint and cut its calibration windows; see the class, `open_checkpoint` and `load_calibration`.
 
         Raises `RequestError` in one line for whatever is wrong with the request.
         """
+        if store is not None:
+            check_store(Path(store))
         checkpoint = open_checkpoint(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         skeleton = Skeleton(checkpoint.model, blocks)
         text = load_calibration(calibration, checkpoint.tokenizer, skeleton, windows=windows, tokens=tokens, seed=seed)
@@ -126,6 +129,7 @@ class ModelGame:
             utility=utility,
             players=players,
             memory=memory,
+            store=store,
             on_progress=on_progress,
         )
 
@@ -134,6 +138,15 @@ class ModelGame:
         """Number of players n."""
         return self.players.n_players
 
+    @property
+    def n_known(self) -> int:
+        """Masks that were measured, or found in the store when they were asked for."""
+        return len(self._known)
+
+    def close(self) -> None:
+        """Close the store, where there is one; what is known stays known, and is kept in memory only from here on."""
+        self._known.close()
+
     def __call__(self, masks: Masks) -> Floats:
         """Worths of masks: bool [M, n] → float64 [M]."""
         return self.evaluate(masks).worths
@@ -141,41 +154,39 @@ class ModelGame:
     def evaluate(self, masks: Masks) -> Worths:
         """Measure masks (bool [M, n]) and return their worths with the NLL of every window."""
         masks = check_masks(masks, self.n_players)
-        layer_masks = self.players.layer_masks(masks)
-        everything = np.ones((1, self.skeleton.n_layers), dtype=np.bool_)
-        self._measure(np.concatenate([layer_masks, everything]))
+        everything = np.ones((1, self.n_players), dtype=np.bool_)
+        self._measure(np.concatenate([masks, everything]))
         self.evaluations.masks += len(masks)
-        self.evaluations.layer_evals_naive += layer_masks.size
-        scores = [self._known[_key(mask)] for mask in layer_masks]
+        self.evaluations.layer_evals_naive += len(masks) * self.players.n_units
+        scores = [self._known[mask_key(mask)] for mask in masks]
         window_nll = np.array([score.nll for score in scores]).reshape(len(masks), self.windows.n_windows)
         nll = window_nll.mean(axis=1)
         kl = np.array([score.kl.mean() for score in scores], dtype=np.float64)
-        full = float(self._known[_key(everything[0])].nll.mean())
+        full = float(self._known[mask_key(everything[0])].nll.mean())
         # Overflow to infinity and NaN are results here, not accidents.
         with np.errstate(all="ignore"):
             worths = np.asarray(self.utility.worth(nll, kl, full), dtype=np.float64)
-        tokens = np.full(self.windows.n_windows, self.calibration.ids.shape[1] - 1, dtype=np.int64)
-        return Worths(masks, worths, nll, window_nll, tokens, self.fingerprints)
+        return Worths(masks, worths, nll, window_nll, self._window_tokens, self.fingerprints)
 
     def score_state(self, state: Tensor) -> Floats:
         """Mean NLL of each window, float64 [W], of the state [W, T, H] that the last kept block returned."""
         return self._score(state).nll
 
     def block_influence(self) -> Floats:
-        """1 − mean cosine between what each block receives and returns in the full model, float64 [L].
+        """1 − mean cosine between what each player's units receive and return in the full model, float64 [n].
 
-        Source: ShortGPT (arXiv 2403.03853), averaged over all calibration tokens.
+        Averaged over all calibration tokens, summed over the units of a group. Source: ShortGPT (arXiv 2403.03853).
         """
-        influence = np.empty(self.skeleton.n_layers)
+        influence = np.empty(self.players.n_units)
         with torch.inference_mode():
             context = self.windows.context(1)
             hidden = context.embedding
-            for layer in range(self.skeleton.n_layers):
-                after = context.run(layer, hidden)
+            for unit in range(self.players.n_units):
+                after = self.players.run(context, unit, hidden)
                 cosine = torch.nn.functional.cosine_similarity(hidden.double(), after.double(), dim=-1)
-                influence[layer] = 1.0 - float(cosine.mean())
+                influence[unit] = 1.0 - float(cosine.mean())
                 hidden = after
-        return influence
+        return np.array([influence[list(group)].sum() for group in self.players.groups])
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
@@ -184,7 +195,7 @@ class ModelGame:
             "model": fingerprint(self.checkpoint.model),
             "calibration": self.calibration.fingerprint,
             "utility": self.utility.name,
-            "players": self.players.kind,
+            "players": self.players.description,
             "dtype": str(self.skeleton.dtype).removeprefix("torch."),
             "numerics": {
                 "layercoop_fast": layercoop_fast.__version__,
@@ -197,29 +208,51 @@ class ModelGame:
             },
         }
 
-    def _measure(self, layer_masks: Masks) -> None:
-        """Measure the masks (bool [M, L]) that are not known yet."""
-        wanted = {_key(mask): mask for mask in layer_masks}
+    @property
+    def _window_tokens(self) -> NDArray[np.int64]:
+        """Scored tokens of each window, int64 [W]."""
+        return np.full(self.windows.n_windows, self.calibration.ids.shape[1] - 1, dtype=np.int64)
+
+    def _claim(self, store: str | Path) -> Shelf:
+        """This game's part of a store."""
+        opened = Store(store, write=True)
+        return Shelf(opened, opened.claim(self.fingerprints, self.n_players, self._window_tokens.tolist()))
+
+    def _measure(self, masks: Masks) -> None:
+        """Measure the masks (bool [M, n]) that are not known yet."""
+        wanted = {mask_key(mask): mask for mask in masks}
         unknown = [mask for key, mask in wanted.items() if key not in self._known]
         if not unknown:
             return
-        masks = np.array(unknown, dtype=np.bool_)
+        keys = [mask_key(mask) for mask in unknown]
         if self.utility.needs_teacher and self._teacher is None:
             self._keep_teacher()
-        plan = build_plan(masks, states_within(self.windows, self._budget()))
+        plan = build_plan(self.players.unit_masks(np.array(unknown)), states_within(self.windows, self._budget()))
         rows = plan.unique_rows
-        done = 0
+        done = reported = 0
+
+        def report() -> None:
+            nonlocal reported
+            # Nothing is reported that a kill could still take back.
+            if self.on_progress is not None and done > reported and self._known.settled:
+                reported = done
+                self.on_progress("layer evaluations", done, plan.scheduled)
 
         def score(number: int, state: Tensor) -> None:
-            self._known[_key(masks[rows[number]])] = self._score(state)
+            self._known.add(keys[rows[number]], self._score(state))
+            report()
 
         def progress(evaluations: int) -> None:
             nonlocal done
             done += evaluations
-            if self.on_progress is not None:
-                self.on_progress("layer evaluations", done, plan.scheduled)
+            self._known.commit_when_due()
+            report()
 
-        play(self.windows, plan, score, on_progress=progress)
+        try:
+            play(self.windows, plan, score, run=self.players.run, on_progress=progress)
+        finally:
+            self._known.commit()  # after Ctrl-C too
+        report()
         self.evaluations.unique += plan.n_unique
         self.evaluations.layer_evals += plan.scheduled
 
@@ -230,14 +263,14 @@ class ModelGame:
 
     def _keep_teacher(self) -> None:
         """Run the full model once and keep its last state [W, T, H]; its logits are made again tile by tile."""
-        everything = np.ones((1, self.skeleton.n_layers), dtype=np.bool_)
+        everything = np.ones((1, self.players.n_units), dtype=np.bool_)
 
         def keep(_: int, state: Tensor) -> None:
             self._teacher = state.clone()
 
-        play(self.windows, build_plan(everything, None), keep)
+        play(self.windows, build_plan(everything, None), keep, run=self.players.run)
 
-    def _score(self, state: Tensor) -> _Scores:
+    def _score(self, state: Tensor) -> Scores:
         """NLL (and KL, where the utility needs it) of each window from a mask's last state [W, T, H]."""
         nll = np.empty(self.windows.n_windows)
         kl = np.full(self.windows.n_windows, np.nan)
@@ -248,7 +281,7 @@ class ModelGame:
             if self._teacher is not None:
                 teacher = _head(context, self._teacher[first:last])
                 kl[first:last] = token_kl(teacher, logits).double().mean(1).cpu().numpy()
-        return _Scores(nll, kl)
+        return Scores(nll, kl)
 
 
 def _head(context: Context, state: Tensor) -> Tensor:
@@ -256,7 +289,3 @@ def _head(context: Context, state: Tensor) -> Tensor:
     missing = context.ids.shape[0] - state.shape[0]
     padded = torch.cat([state, state[:1].expand(missing, -1, -1)]) if missing else state
     return context.logits(padded)[: state.shape[0]]
-
-
-def _key(mask: Masks) -> bytes:
-    return np.packbits(mask).tobytes()

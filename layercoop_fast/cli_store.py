@@ -1,0 +1,109 @@
+"""`layercoop-fast store`: look into the files that measured masks are kept in, and move what they hold."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from layercoop_fast.errors import RequestError
+
+app = typer.Typer(help="Look into stores of measured masks, join them, take worths out.", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A store, as `evaluate --store FILE` keeps it.")]
+
+
+@app.command()
+def info(
+    file: File,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Say which games a store holds, of how many masks each, and in how many bytes."""
+    from layercoop_fast.game.store import SCHEMA, Store
+
+    with Store(file) as store:
+        games = [asdict(game) for game in store.games()]
+    # Counted after closing; what a log holds is part of it.
+    size = sum(path.stat().st_size for path in (file, file.with_name(f"{file.name}-wal")) if path.exists())
+    found = {"file": str(file), "schema": SCHEMA, "bytes": size, "games": games}
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        _show(found)
+
+
+@app.command()
+def export(
+    file: File,
+    out: Annotated[Path, typer.Option(help="The worths.npz to write.")],
+    key: Annotated[int | None, typer.Option(help="Which game, where there are several (`store info`).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Write the masks and worths of one game to a worths.npz."""
+    from layercoop_fast.files import check_target
+    from layercoop_fast.game.store import Store
+
+    check_target(out, force=force)
+    with Store(file) as store:
+        measured = store.worths(key)
+    measured.save(out, force=force)
+    typer.echo(f"{len(measured.masks)} masks, {measured.n_not_finite} worths are not finite. Written to {out}")
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The stores to join, two or more.")],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Join stores into a new one; masks that several hold are kept once."""
+    from layercoop_fast.game.store import merge as join
+
+    if len(files) < 2:
+        raise RequestError("name two stores or more to join")
+    joined = join(files, out, force=force)
+    typer.echo(
+        f"{joined['masks']} masks of {joined['games']} games; {joined['repeats']} were held more than once "
+        f"(their NLLs differ by at most {joined['largest_difference']:.3g}). Written to {out}"
+    )
+
+
+@app.command()
+def drop(file: File, key: Annotated[int, typer.Option(help="Which game (`store info`).")]) -> None:
+    """Forget one game."""
+    from layercoop_fast.game.store import Store
+
+    if not file.exists():
+        raise RequestError(f"{file} does not exist")
+    with Store(file, write=True) as store:
+        dropped = store.drop(key)
+    typer.echo(f"game {key} with its {dropped.masks} masks is gone from {file}")
+
+
+def _show(found: dict[str, Any]) -> None:
+    """The games of a store as a table: a row a game."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found['file']}: {found['bytes']:,} bytes, schema {found['schema']}")
+    for name in ("key", "masks", "measured", "bytes"):
+        table.add_column(name, justify="right")
+    for name in ("players", "windows", "utility", "dtype", "model", "calibration", "numerics"):
+        table.add_column(name)
+    for game in found["games"]:
+        prints = game["fingerprints"]
+        table.add_row(
+            *(f"{game[name]:,}" for name in ("key", "masks", "measured", "bytes")),
+            f"{game['n_players']} {prints['players']}"[:40],
+            f"{len(game['window_tokens'])} x {max(game['window_tokens'], default=0) + 1}",
+            prints["utility"],
+            prints["dtype"],
+            prints["model"][:8],
+            prints["calibration"][:8],
+            " ".join(f"{name}={value}" for name, value in prints["numerics"].items()),
+        )
+    Console().print(table, highlight=False)

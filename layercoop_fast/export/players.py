@@ -1,0 +1,45 @@
+"""From masks over players to what a plain checkpoint can say: layers that go, and halves of layers written as zeros."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import PretrainedConfig
+
+from layercoop_fast.export.config import ExportableMasks
+from layercoop_fast.game.players import Players
+from layercoop_fast.game.protocol import Floats, Masks
+
+
+class ExportablePlayers:
+    """The masks over players that have a plain checkpoint: the family that a search obeys (`search.base.Allowed`)."""
+
+    def __init__(self, config: PretrainedConfig, players: Players) -> None:
+        self._layers = ExportableMasks(config)
+        self._players = players
+
+    def check(self, mask: Masks, /) -> str | None:
+        """Return None where the layers that `mask` (`bool[n]`) keeps anything of have a config, else why not."""
+        return self._layers.check(self._players.layer_mask(mask))
+
+    def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
+        """Return the mask that keeps `n_kept` players at the least cost; for finer players only if it is the cheapest.
+
+        Which halves go decides whether a layer goes at all, which no family with a periodic config needs so far.
+        """
+        if self._players.kind == "layers":
+            return self._layers.best(costs, n_kept)
+        mask = np.ones(len(costs), dtype=np.bool_)
+        mask[np.argsort(costs, kind="stable")[: len(costs) - n_kept]] = False
+        return mask if self.check(mask) is None else None
+
+
+def zeroed_halves(players: Players, mask: Masks) -> dict[int, list[str]]:
+    """For each layer of which one half goes, the parameters to be written as zeros (see `export_checkpoint`)."""
+    if players.sublayers is None:
+        return {}
+    units = players.unit_masks(mask[None])[0]
+    return {
+        int(unit) // 2: players.sublayers.silencing_parameters(int(unit))
+        for unit in np.flatnonzero(~units)
+        if units[unit ^ 1]
+    }
