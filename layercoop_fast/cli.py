@@ -259,6 +259,7 @@ def shapley(
                 on_progress=bars.update,
             )
             measured = game.evaluate(stratified_masks(game.n_players, budget, seed=seed))
+            game.close()
             if out is not None:
                 measured.save(out, force=force)
         found = estimate(

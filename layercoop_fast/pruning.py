@@ -129,6 +129,7 @@ def prune(
     with clock("evaluate"):
         quality = _quality(game, pair)
         unseen = None if heldout_game is None else _quality(heldout_game, pair)
+    game.close()
 
     def costs_and_record(folder: Path) -> dict[str, str]:
         # The measuring processes load the models anew; two copies of a large one would not fit.
