@@ -7,7 +7,7 @@ OUT ?= demo
 .PHONY: demo test test-all lint types bench clean
 
 # The stamp holds until the build inputs change; the extension is compiled in place by the editable install.
-$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
+$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
@@ -34,7 +34,7 @@ types: $(VENV)/installed
 	$(BIN)/mypy
 
 bench: $(VENV)/model
-	$(BIN)/python benchmarks/engine/bench_evaluate.py --model "$$($(BIN)/python benchmarks/small_model.py)"
+	$(BIN)/layercoop-fast bench
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info layercoop_fast/*.so

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from layercoop_fast.cli_bench import bench
 from layercoop_fast.cli_store import app as store_app
 from layercoop_fast.errors import RequestError, RunError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
+app.command()(bench)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")]
 CalibrationOption = Annotated[

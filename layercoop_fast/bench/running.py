@@ -1,0 +1,88 @@
+"""Running the benchmarks of the source tree with pytest-benchmark, in a process of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import layercoop_fast
+from layercoop_fast.bench.results import Figure, Results
+from layercoop_fast.errors import RequestError, RunError
+
+SIZES = ("quick", "full")
+
+
+def benchmarks_folder(folder: Path | None = None) -> Path:
+    """The `benchmarks` folder: the one named, that of the working directory, or that beside the package's source.
+
+    Raises `RequestError` where there is none: benchmarks are part of the source tree and are not installed.
+    """
+    if folder is not None:
+        places = [folder]
+    else:
+        places = [Path("benchmarks"), Path(layercoop_fast.__file__).parents[1] / "benchmarks"]
+    for place in places:
+        if (place / "conftest.py").is_file() and (place / "pytest.ini").is_file():
+            return place.resolve()
+    raise RequestError(
+        "the benchmarks are not here: they stand in the project's source tree; run this in a clone of it, or name its "
+        "benchmarks folder with --folder"
+    )
+
+
+def suites(folder: Path) -> list[str]:
+    """The names that can be run: the sub-folders that hold benchmarks for pytest."""
+    return sorted({path.parent.name for path in folder.glob("*/test_*.py")})
+
+
+def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str | None) -> Results:
+    """Run the named suites (all of them where none is named) and return what they measured.
+
+    What pytest prints goes to standard error as it comes.
+
+    Args:
+        folder: as `benchmarks_folder` found it.
+        names: of `suites(folder)`.
+        size: "quick" or "full".
+        model: checkpoint folder; the small real model where None.
+
+    Raises `RequestError` for an unknown suite or where pytest-benchmark is not installed, and `RunError` when a
+    benchmark fails.
+    """
+    known = suites(folder)
+    for name in names:
+        if name not in known:
+            raise RequestError(f"unknown benchmarks {name!r}: choose from {', '.join(known)}, or compare A.json B.json")
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        raise RequestError("the benchmarks need pytest-benchmark: pip install 'layercoop-fast[dev]'")
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "raw.json"
+        command = [sys.executable, "-m", "pytest", "-c", str(folder / "pytest.ini"), "--size", size]
+        command += ["--benchmark-json", str(out), *(["--model", model] if model else [])]
+        command += [str(folder / name) for name in (names or known)]
+        done = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False)
+        if done.returncode != 0 or not out.exists():
+            raise RunError(f"the benchmarks ended with status {done.returncode}; what they printed stands above")
+        raw = json.loads(out.read_text(encoding="utf-8"))
+    return Results(_machine(raw), {"size": size, "model": model or "default"}, _figures(raw))
+
+
+def _machine(raw: dict[str, Any]) -> dict[str, Any]:
+    machine: dict[str, Any] = raw["machine_info"]["layercoop_fast"]
+    return machine
+
+
+def _figures(raw: dict[str, Any]) -> list[Figure]:
+    """One figure a group. A way that ran on a sample says so by `scale`, the factor to the whole."""
+    figures: dict[tuple[str, str], Figure] = {}
+    for one in raw["benchmarks"]:
+        folder, extra = Path(one["fullname"].split("::")[0]).parent.name, one["extra_info"]
+        figure = figures.setdefault((folder, one["group"]), Figure(folder, one["group"], {}))
+        figure.ways[extra["way"]] = [extra.get("scale", 1.0) * second for second in one["stats"]["data"]]
+    return list(figures.values())

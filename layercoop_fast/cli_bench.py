@@ -1,0 +1,57 @@
+"""`layercoop-fast bench`: run the benchmarks of the source tree, or compare what two runs measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layercoop_fast.errors import RequestError
+
+COMPARE = "compare"
+
+
+def bench(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SUITE...] | compare A.json B.json", help="Suites to run (all of them if none)."),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full/--quick", help="The sizes of the published figures, or small ones.")] = (
+        False
+    ),
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder; default the small real model.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="The benchmarks folder of a clone.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON to write: machine, versions, raw samples.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Run benchmarks and print each figure beside its peers, or say what changed between two runs beyond noise."""
+    from layercoop_fast.bench.running import benchmarks_folder, run_benchmarks
+    from layercoop_fast.bench.tables import show_results
+    from layercoop_fast.files import check_target
+
+    names = what or []
+    if names and names[0] == COMPARE:
+        _compare(names[1:])
+        return
+    if out is not None:
+        check_target(out, force=force)
+    results = run_benchmarks(benchmarks_folder(folder), names, size="full" if full else "quick", model=model)
+    show_results(results)
+    if out is not None:
+        results.save(out, force=force)
+
+
+def _compare(files: Sequence[str]) -> None:
+    from layercoop_fast.bench.comparing import compare, differing_machines
+    from layercoop_fast.bench.results import Results
+    from layercoop_fast.bench.tables import show_changes
+
+    if len(files) != 2:
+        raise RequestError("compare takes two files: layercoop-fast bench compare A.json B.json")
+    first, second = (Results.load(Path(file)) for file in files)
+    changes = compare(first, second)
+    if not changes:
+        raise RequestError("the two files have no figure in common: nothing can be compared")
+    show_changes(changes, differing_machines(first, second))

@@ -1,0 +1,91 @@
+"""`layercoop-fast bench` on a folder of toy benchmarks, with the real set-up that they share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from layercoop_fast.bench.results import Results
+from layercoop_fast.bench.running import benchmarks_folder, run_benchmarks, suites
+from layercoop_fast.errors import RequestError, RunError
+
+REAL = Path(__file__).parents[2] / "benchmarks"
+TOY = """
+import time
+import pytest
+
+@pytest.mark.benchmark(group="a nap")
+@pytest.mark.parametrize(("way", "seconds"), [("ours", 0.001), ("theirs", 0.01)])
+def test_nap(clock, full, way, seconds):
+    clock(way, lambda: time.sleep(seconds), rounds=5, scale=3.0 if way == "theirs" else 1.0)
+
+@pytest.mark.benchmark(group="nothing")
+def test_fails(clock, full):
+    if full:
+        raise AssertionError
+    clock("ours", int)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "benchmarks"
+    (made / "toy").mkdir(parents=True)
+    for name in ("conftest.py", "pytest.ini", "machine.py"):
+        shutil.copy(REAL / name, made / name)
+    (made / "toy" / "test_nap.py").write_text(TOY)
+    return made
+
+
+def bench(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "layercoop_fast", "bench", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_prints_the_figures_writes_them_and_compares_two_runs(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.json"
+    done = bench("toy", "--out", out, cwd=tmp_path)  # the working directory's benchmarks are found
+    assert done.returncode == 0, done.stderr
+    assert "toy: a nap" in done.stdout
+    assert "theirs" in done.stdout
+    figure, _ = Results.load(out).figures
+    assert (figure.folder, figure.name, len(figure.ways["ours"])) == ("toy", "a nap", 5)
+    assert 10 < (figure.ratio("theirs") or 0) < 60  # 3 × 10 ms ÷ 1 ms, and sleeping takes a little longer
+    machine = Results.load(out).machine
+    assert machine["cores"] >= 1
+    assert {"torch", "transformers"} <= machine["versions"].keys()
+    slower = json.loads(out.read_text())
+    slower["figures"][0]["ways"]["ours"] = [9 * second for second in figure.ways["ours"]]
+    (tmp_path / "b.json").write_text(json.dumps(slower))
+    done = bench("compare", out, tmp_path / "b.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "slower" in done.stdout
+    assert "same" in done.stdout
+
+
+def test_a_benchmark_that_fails_is_a_failure_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="ended with status 1"):
+        run_benchmarks(folder, ["toy"], size="full", model=None)
+
+
+def test_bad_requests(folder: Path, tmp_path: Path) -> None:
+    assert suites(folder) == ["toy"]
+    assert {"csrc", "game"} <= set(suites(REAL))
+    with pytest.raises(RequestError, match=r"unknown benchmarks 'toys': choose from toy, or compare"):
+        run_benchmarks(folder, ["toys"], size="quick", model=None)
+    with pytest.raises(RequestError, match="stand in the project's source tree"):
+        benchmarks_folder(tmp_path / "nowhere")
+    assert benchmarks_folder() == REAL  # found beside the package
+    for arguments, message in [
+        (["compare", "a"], "compare takes two files"),
+        (["compare", "a", "b"], "cannot be read"),
+    ]:
+        done = bench(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
