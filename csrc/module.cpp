@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bind_blocks.h"
 #include "cpu/dispatch.h"
 #include "cpu/pool.h"
 #include "masks.h"
@@ -188,4 +189,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("popcounts", &py_popcounts, py::arg("packed"));
   module.def("trie_counts", &py_trie_counts, py::arg("packed"), py::arg("n_players"));
   bind_plan(module);
+  bind_blocks(module);
 }

@@ -85,3 +85,60 @@ class Plan:
     def emit_mask(self) -> npt.NDArray[np.int64]: ...
     @property
     def emit_slot(self) -> npt.NDArray[np.int32]: ...
+
+# The parts of a llama-shaped block that are no matrix products; `layercoop_fast.kernels` holds their oracles. An array
+# is float32, or uint16 (the bits of bfloat16); all of one call are of one type. `out` and the like are written, and may
+# be the input of the same shape.
+
+_Numbers = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+
+def rms_norm(
+    x: _Numbers,
+    weight: _Numbers,
+    eps: float,
+    out: _Numbers,
+    delta: _Numbers | None = None,
+    sum: _Numbers | None = None,
+) -> None:
+    """Root-mean-square norm of each row: x [R, H], weight [H] → out [R, H].
+
+    With delta [R, H], x + delta goes to `sum` [R, H] and is what is normed.
+    """
+
+def rotary(
+    x: _Numbers,
+    cos: _Numbers,
+    sin: _Numbers,
+    query_heads: int,
+    key_heads: int,
+    query_norm: _Numbers | None = None,
+    key_norm: _Numbers | None = None,
+    eps: float = 0.0,
+) -> None:
+    """Rotate the first query_heads + key_heads groups of D columns of x [R, C] in place; cos and sin are [T, D].
+
+    Row r stands at position r % T. With norm weights [D] each head is normed first.
+    """
+
+def swiglu(gate_up: _Numbers, out: _Numbers) -> None:
+    """Multiply silu(gate) by up: gate_up [R, 2I], a row's gate first → out [R, I]."""
+
+def causal_attention(qkv: _Numbers, tokens: int, heads: int, kv_heads: int, scale: float, out: _Numbers) -> None:
+    """Attend causally inside each window of `tokens` rows: qkv [W·T, (heads + 2·kv_heads)·D] → out [W·T, heads·D]."""
+
+def running_loss(
+    logits: _Numbers,
+    targets: npt.NDArray[np.int64],
+    first_word: int,
+    running: npt.NDArray[np.float32],
+    scale: float = 1.0,
+    cap: float = 0.0,
+    teacher: _Numbers | None = None,
+    teacher_running: npt.NDArray[np.float32] | None = None,
+) -> None:
+    """Take the words first_word .. first_word + n of logits [R, n] into each row's `running` [R, 3].
+
+    A row is (largest, sum of exp(z − largest), z of the target) with z = cap·tanh(scale·logit / cap), or scale·logit
+    where cap is 0; it starts as (lowest finite float, 0, 0). With a teacher's logits [R, n], its row's third number is
+    Σ exp(z_teacher − largest)·(z_teacher − z).
+    """

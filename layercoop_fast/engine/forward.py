@@ -20,10 +20,8 @@ from torch import Tensor
 from layercoop_fast.engine.plan import Plan
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.rows import MIN_ROWS
 
-# torch's CPU kernels take another path for a handful of rows (measured: rows agree bitwise from 7 rows on, not below);
-# smaller batches are padded up to this.
-MIN_ROWS = 16
 # Rows (tokens) of one call of a block: enough that its matrix products run at full speed, few enough that the
 # activations of one call stay small beside the stored states.
 ROWS_PER_CALL = 4096

@@ -1,0 +1,233 @@
+// The kernels of blocks/blocks.h over numpy arrays that share memory with torch's tensors. bf16, which numpy lacks,
+// comes as the uint16 of its bits. Checks every argument, lets go of the GIL, and calls.
+#include "bind_blocks.h"
+
+#include <pybind11/numpy.h>
+
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <type_traits>
+
+#include "blocks/blocks.h"
+
+namespace py = pybind11;
+using namespace layercoop::blocks;
+
+namespace {
+
+constexpr std::int64_t kAny = -1;
+
+std::string shown(const std::initializer_list<std::int64_t>& shape) {
+  std::string text;
+  for (const std::int64_t extent : shape) {
+    text += (text.empty() ? "" : ", ") + (extent == kAny ? std::string("any") : std::to_string(extent));
+  }
+  return "[" + text + "]";
+}
+
+// A C-contiguous array of the element type T and the given shape, or a TypeError or ValueError that says what is wrong.
+template <typename T>
+py::array array(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {
+  if (!py::isinstance<py::array>(object)) {
+    throw py::type_error(name + ": expected a numpy array, got " +
+                         py::str(py::type::of(object).attr("__name__")).cast<std::string>());
+  }
+  auto found = py::reinterpret_borrow<py::array>(object);
+  const std::string wanted = name + ": expected a C-contiguous numpy array " +
+                             py::str(py::object(py::dtype::of<T>())).cast<std::string>() + shown(shape) + ", got ";
+  if (!py::isinstance<py::array_t<T>>(found)) {
+    throw py::type_error(wanted + "dtype " + py::str(py::object(found.dtype())).cast<std::string>());
+  }
+  bool fits = found.ndim() == static_cast<py::ssize_t>(shape.size());
+  py::ssize_t axis = 0;
+  for (const std::int64_t extent : shape) {
+    fits = fits && (extent == kAny || found.shape(axis) == extent);
+    ++axis;
+  }
+  if (!fits) throw py::value_error(wanted + "shape " + py::str(object.attr("shape")).cast<std::string>());
+  if ((found.flags() & py::array::c_style) == 0) throw py::value_error(wanted + "another memory layout");
+  return found;
+}
+
+template <typename T>
+using Stored = std::conditional_t<std::is_same_v<T, Bf16>, std::uint16_t, T>;
+
+template <typename T>
+const T* in(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {
+  return static_cast<const T*>(array<Stored<T>>(object, name, shape).data());
+}
+
+template <typename T>
+const T* in_or_null(const py::object& object, const std::string& name,
+                    const std::initializer_list<std::int64_t>& shape) {
+  return object.is_none() ? nullptr : in<T>(object, name, shape);
+}
+
+template <typename T>
+T* out(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {
+  py::array found = array<Stored<T>>(object, name, shape);
+  if (!found.writeable()) throw py::value_error(name + ": expected an array that can be written");
+  return static_cast<T*>(found.mutable_data());
+}
+
+std::int64_t at_least(std::int64_t value, std::int64_t low, const std::string& name) {
+  if (value < low) throw py::value_error(name + ": " + std::to_string(value) + " is below " + std::to_string(low));
+  return value;
+}
+
+// Rows and columns of the argument that the others are checked against.
+struct Extent {
+  std::int64_t rows;
+  std::int64_t columns;
+
+  Extent(const py::object& object, const std::string& name) {
+    if (!py::isinstance<py::array>(object)) {
+      throw py::type_error(name + ": expected a numpy array, got " +
+                           py::str(py::type::of(object).attr("__name__")).cast<std::string>());
+    }
+    const auto found = py::reinterpret_borrow<py::array>(object);
+    if (found.ndim() != 2) {
+      throw py::value_error(name + ": expected 2 dimensions, got " + std::to_string(found.ndim()));
+    }
+    rows = found.shape(0);
+    columns = found.shape(1);
+  }
+};
+
+template <typename Work>
+void run_without_gil(const Work& work) {
+  const py::gil_scoped_release release;
+  run(work);
+}
+
+// Calls with a float or a Bf16, by the element type of the argument named.
+template <typename Function>
+void by_type(const py::object& object, const std::string& name, const Function& function) {
+  if (py::isinstance<py::array_t<float>>(object)) return function(float{});
+  if (py::isinstance<py::array_t<std::uint16_t>>(object)) return function(Bf16{});
+  const std::string dtype = py::isinstance<py::array>(object)
+                                ? py::str(py::object(object.attr("dtype"))).cast<std::string>()
+                                : py::str(py::type::of(object).attr("__name__")).cast<std::string>();
+  throw py::type_error(name + ": expected a numpy array of float32, or uint16 (the bits of bf16), got " + dtype);
+}
+
+void py_rms_norm(const py::object& x, const py::object& weight, float eps, const py::object& normed,
+                 const py::object& delta, const py::object& sum) {
+  by_type(x, "x", [&](auto type) {
+    using T = decltype(type);
+    const Extent extent(x, "x");
+    const std::int64_t n = extent.rows;
+    const std::int64_t width = at_least(extent.columns, 1, "columns of x");
+    if (delta.is_none() != sum.is_none()) throw py::value_error("delta and sum: expected both or none");
+    run_without_gil(RmsNorm<T>{in<T>(x, "x", {n, width}), in_or_null<T>(delta, "delta", {n, width}),
+                               in<T>(weight, "weight", {width}), eps, n, width,
+                               sum.is_none() ? nullptr : out<T>(sum, "sum", {n, width}),
+                               out<T>(normed, "out", {n, width})});
+  });
+}
+
+void py_rotary(const py::object& x, const py::object& cos, const py::object& sin, std::int64_t query_heads,
+               std::int64_t key_heads, const py::object& query_norm, const py::object& key_norm, float eps) {
+  by_type(x, "x", [&](auto type) {
+    using T = decltype(type);
+    const Extent extent(x, "x");
+    const Extent angles(cos, "cos");
+    const std::int64_t tokens = at_least(angles.rows, 1, "rows of cos");
+    const std::int64_t width = at_least(angles.columns, 2, "columns of cos");
+    if (width % 2 != 0) throw py::value_error("cos: " + std::to_string(width) + " columns are an odd number");
+    at_least(query_heads, 0, "query_heads");
+    at_least(key_heads, 0, "key_heads");
+    const std::int64_t room = extent.columns / width;
+    if (query_heads > room || key_heads > room - query_heads) {
+      throw py::value_error("x: " + std::to_string(extent.columns) + " columns do not hold " +
+                            std::to_string(query_heads) + " + " + std::to_string(key_heads) + " heads of " +
+                            std::to_string(width));
+    }
+    run_without_gil(Rotary<T>{out<T>(x, "x", {kAny, kAny}), in<T>(cos, "cos", {tokens, width}),
+                              in<T>(sin, "sin", {tokens, width}), in_or_null<T>(query_norm, "query_norm", {width}),
+                              in_or_null<T>(key_norm, "key_norm", {width}), eps, extent.rows, extent.columns, tokens,
+                              width, query_heads, key_heads});
+  });
+}
+
+void py_swiglu(const py::object& gate_up, const py::object& product) {
+  by_type(gate_up, "gate_up", [&](auto type) {
+    using T = decltype(type);
+    const Extent extent(gate_up, "gate_up");
+    if (extent.columns % 2 != 0) {
+      throw py::value_error("gate_up: " + std::to_string(extent.columns) + " columns are an odd number");
+    }
+    const std::int64_t width = extent.columns / 2;
+    run_without_gil(Swiglu<T>{in<T>(gate_up, "gate_up", {extent.rows, 2 * width}), extent.rows, width,
+                              out<T>(product, "out", {extent.rows, width})});
+  });
+}
+
+void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads,
+                         float scale, const py::object& mixed) {
+  by_type(qkv, "qkv", [&](auto type) {
+    using T = decltype(type);
+    const Extent extent(qkv, "qkv");
+    at_least(tokens, 1, "tokens");
+    at_least(heads, 1, "heads");
+    at_least(kv_heads, 1, "kv_heads");
+    if (heads % kv_heads != 0) {
+      throw py::value_error("heads: " + std::to_string(heads) + " is no multiple of " + std::to_string(kv_heads) +
+                            " key heads");
+    }
+    const std::int64_t groups = heads + 2 * kv_heads;
+    if (extent.columns < groups || extent.columns % groups != 0) {
+      throw py::value_error("qkv: " + std::to_string(extent.columns) + " columns are not " + std::to_string(groups) +
+                            " heads of one width");
+    }
+    if (extent.rows % tokens != 0) {
+      throw py::value_error("qkv: " + std::to_string(extent.rows) + " rows are not windows of " +
+                            std::to_string(tokens) + " tokens");
+    }
+    if (!(scale > 0.0f) || !std::isfinite(scale)) {
+      throw py::value_error("scale: " + std::to_string(scale) + " is not a positive number");
+    }
+    const std::int64_t width = extent.columns / groups;
+    run_without_gil(Attention<T>{in<T>(qkv, "qkv", {kAny, kAny}), extent.rows / tokens, tokens, heads, kv_heads, width,
+                                 scale, out<T>(mixed, "out", {extent.rows, heads * width})});
+  });
+}
+
+void py_running_loss(const py::object& logits, const py::object& targets, std::int64_t first_word,
+                     const py::object& running, float scale, float cap, const py::object& teacher,
+                     const py::object& teacher_running) {
+  by_type(logits, "logits", [&](auto type) {
+    using T = decltype(type);
+    const Extent extent(logits, "logits");
+    const std::int64_t n = extent.rows;
+    at_least(first_word, 0, "first_word");
+    if (teacher.is_none() != teacher_running.is_none()) {
+      throw py::value_error("teacher and teacher_running: expected both or none");
+    }
+    const auto state = [n](const py::object& object, const std::string& name) {
+      return reinterpret_cast<Running*>(out<float>(object, name, {n, 3}));
+    };
+    run_without_gil(Loss<T>{in<T>(logits, "logits", {n, kAny}), in_or_null<T>(teacher, "teacher", {n, extent.columns}),
+                            in<std::int64_t>(targets, "targets", {n}), n, extent.columns, first_word, scale, cap,
+                            state(running, "running"),
+                            teacher.is_none() ? nullptr : state(teacher_running, "teacher_running")});
+  });
+}
+
+}  // namespace
+
+void bind_blocks(py::module_& module) {
+  const py::object none = py::none();
+  module.def("rms_norm", &py_rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("out"),
+             py::arg("delta") = none, py::arg("sum") = none);
+  module.def("rotary", &py_rotary, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("query_heads"),
+             py::arg("key_heads"), py::arg("query_norm") = none, py::arg("key_norm") = none, py::arg("eps") = 0.0f);
+  module.def("swiglu", &py_swiglu, py::arg("gate_up"), py::arg("out"));
+  module.def("causal_attention", &py_causal_attention, py::arg("qkv"), py::arg("tokens"), py::arg("heads"),
+             py::arg("kv_heads"), py::arg("scale"), py::arg("out"));
+  module.def("running_loss", &py_running_loss, py::arg("logits"), py::arg("targets"), py::arg("first_word"),
+             py::arg("running"), py::arg("scale") = 1.0f, py::arg("cap") = 0.0f, py::arg("teacher") = none,
+             py::arg("teacher_running") = none);
+}

@@ -1,0 +1,76 @@
+#include "blocks/blocks.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "blocks/levels.h"
+#include "cpu/dispatch.h"
+#include "cpu/pool.h"
+
+namespace layercoop::blocks {
+namespace {
+
+// Numbers a thread takes at a time: some tens of microseconds of work, so that waking it pays.
+constexpr std::int64_t kNumbersPerRange = 1 << 16;
+
+#if LAYERCOOP_X86
+constexpr cpu::Versions<const Level> kLevels{&kPortable, &kAvx2, &kAvx512};
+#else
+constexpr cpu::Versions<const Level> kLevels{&kPortable};
+#endif
+
+template <typename T>
+const Kernels<T>& kernels() {
+  if constexpr (std::is_same_v<T, float>) {
+    return kLevels.get()->fp32;
+  } else {
+    return kLevels.get()->bf16;
+  }
+}
+
+template <typename Work>
+void share(Kernel<Work>* kernel, const Work& work, std::int64_t items, std::int64_t numbers_per_item) {
+  const std::int64_t grain = std::max<std::int64_t>(1, kNumbersPerRange / std::max<std::int64_t>(1, numbers_per_item));
+  cpu::parallel_for(items, grain, [&](std::int64_t begin, std::int64_t end) { kernel(work, begin, end); });
+}
+
+}  // namespace
+
+template <typename T>
+void run(const RmsNorm<T>& work) {
+  share(kernels<T>().rms_norm, work, work.rows, work.width);
+}
+
+template <typename T>
+void run(const Rotary<T>& work) {
+  share(kernels<T>().rotary, work, work.rows, (work.query_heads + work.key_heads) * work.width);
+}
+
+template <typename T>
+void run(const Swiglu<T>& work) {
+  share(kernels<T>().swiglu, work, work.rows, 2 * work.width);
+}
+
+template <typename T>
+void run(const Attention<T>& work) {
+  // An item is already some hundred microseconds: one at a time, so that threads finish together.
+  share(kernels<T>().attention, work, work.windows * work.kv_heads, kNumbersPerRange);
+}
+
+template <typename T>
+void run(const Loss<T>& work) {
+  share(kernels<T>().loss, work, work.rows, work.words);
+}
+
+template void run(const RmsNorm<float>&);
+template void run(const RmsNorm<Bf16>&);
+template void run(const Rotary<float>&);
+template void run(const Rotary<Bf16>&);
+template void run(const Swiglu<float>&);
+template void run(const Swiglu<Bf16>&);
+template void run(const Attention<float>&);
+template void run(const Attention<Bf16>&);
+template void run(const Loss<float>&);
+template void run(const Loss<Bf16>&);
+
+}  // namespace layercoop::blocks

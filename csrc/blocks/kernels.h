@@ -1,0 +1,380 @@
+// The kernels of blocks.h, written once over the sixteen lanes that the including file has chosen, in its own copy.
+//
+// No lambdas here: a lambda does not inherit its function's target attribute.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "blocks/levels.h"
+
+namespace layercoop::blocks {
+namespace {
+
+constexpr std::int64_t kLanes = 16;
+constexpr float kLowest = std::numeric_limits<float>::lowest();
+
+LANES_FN int lanes_left(std::int64_t from, std::int64_t width) {
+  return static_cast<int>(std::min<std::int64_t>(kLanes, width - from));
+}
+
+// Up to sixteen numbers; lanes past them are 0.
+template <typename T>
+LANES_FN Lanes read(const T* p, int n) {
+  return n == kLanes ? load(p) : load_first(p, n);
+}
+
+template <typename T>
+LANES_FN void write(T* p, int n, Lanes x) {
+  n == kLanes ? store(p, x) : store_first(p, n, x);
+}
+
+// e^x within 2 units in the last place; 0 and infinity where fp32 ends. e^x = 2^n e^r with |r| <= ln(2)/2, and the
+// polynomial of Cephes' expf (S. Moshier) for e^r. 2^n in two factors, so that subnormal results come out right.
+LANES_FN Lanes exp(Lanes x) {
+  x = at_most(at_least(x, -104.0f), 89.0f);
+  const Lanes n = nearest(mul(x, splat(1.44269504f)));
+  Lanes r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  Lanes p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = add(fma(p, mul(r, r), r), splat(1.0f));
+  const Lanes half = nearest(mul(n, splat(0.5f)));
+  return mul(mul(p, power_of_two(half)), power_of_two(sub(n, half)));
+}
+
+// 1 / sqrt(mean of squares + eps), given the sum of squares.
+LANES_FN float inverse_rms(float squares, std::int64_t width, float eps) {
+  return 1.0f / std::sqrt(squares / static_cast<float>(width) + eps);
+}
+
+template <typename T>
+LANES_FN float sum_of_squares(const T* x, std::int64_t width) {
+  Lanes sums[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+  std::int64_t j = 0;
+  for (; j + 4 * kLanes <= width; j += 4 * kLanes) {
+    for (int k = 0; k < 4; ++k) {
+      const Lanes v = load(x + j + k * kLanes);
+      sums[k] = fma(v, v, sums[k]);
+    }
+  }
+  for (; j < width; j += kLanes) {
+    const Lanes v = read(x + j, lanes_left(j, width));
+    sums[0] = fma(v, v, sums[0]);
+  }
+  return total(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
+// out = weight * T(x * scale)
+template <typename T, typename Out>
+LANES_FN void scale_row(const T* x, const T* weight, float scale, std::int64_t width, Out* out) {
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    const int n = lanes_left(j, width);
+    const Lanes unit = rounded(mul(read(x + j, n), splat(scale)), x);
+    write(out + j, n, rounded(mul(read(weight + j, n), unit), x));
+  }
+}
+
+template <typename T>
+LANES_TARGET void rms_norm(const RmsNorm<T>& work, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t row = begin; row < end; ++row) {
+    const std::int64_t at = row * work.width;
+    const T* x = work.x + at;
+    if (work.delta != nullptr) {
+      T* sum = work.sum + at;
+      for (std::int64_t j = 0; j < work.width; j += kLanes) {
+        const int n = lanes_left(j, work.width);
+        write(sum + j, n, add(read(x + j, n), read(work.delta + at + j, n)));
+      }
+      x = sum;
+    }
+    const float scale = inverse_rms(sum_of_squares(x, work.width), work.width, work.eps);
+    scale_row(x, work.weight, scale, work.width, work.out + at);
+  }
+}
+
+// x * cos + rotate_half(x) * sin for one head; each product and the sum are rounded to T, as torch does. `x` may be
+// `out`.
+template <typename T, typename In>
+LANES_FN void rotate(const In* x, const T* cos, const T* sin, std::int64_t width, T* out) {
+  const std::int64_t half = width / 2;
+  for (std::int64_t j = 0; j < half; j += kLanes) {
+    const int n = lanes_left(j, half);
+    const Lanes a = read(x + j, n);
+    const Lanes b = read(x + half + j, n);
+    const Lanes a_cos = rounded(mul(a, read(cos + j, n)), cos);
+    const Lanes b_sin = rounded(mul(b, read(sin + j, n)), cos);
+    const Lanes b_cos = rounded(mul(b, read(cos + half + j, n)), cos);
+    const Lanes a_sin = rounded(mul(a, read(sin + half + j, n)), cos);
+    write(out + j, n, sub(a_cos, b_sin));
+    write(out + half + j, n, add(b_cos, a_sin));
+  }
+}
+
+template <typename T>
+LANES_TARGET void rotary(const Rotary<T>& work, std::int64_t begin, std::int64_t end) {
+  std::vector<float> normed(static_cast<std::size_t>(work.width));
+  for (std::int64_t row = begin; row < end; ++row) {
+    const std::int64_t position = (row % work.tokens) * work.width;
+    for (std::int64_t head = 0; head < work.query_heads + work.key_heads; ++head) {
+      T* x = work.x + row * work.columns + head * work.width;
+      const T* weight = head < work.query_heads ? work.query_norm : work.key_norm;
+      if (weight == nullptr) {
+        rotate(x, work.cos + position, work.sin + position, work.width, x);
+        continue;
+      }
+      const float scale = inverse_rms(sum_of_squares(x, work.width), work.width, work.eps);
+      scale_row(x, weight, scale, work.width, normed.data());
+      rotate(normed.data(), work.cos + position, work.sin + position, work.width, x);
+    }
+  }
+}
+
+template <typename T>
+LANES_TARGET void swiglu(const Swiglu<T>& work, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t row = begin; row < end; ++row) {
+    const T* gate = work.gate_up + row * 2 * work.width;
+    const T* up = gate + work.width;
+    T* out = work.out + row * work.width;
+    for (std::int64_t j = 0; j < work.width; j += kLanes) {
+      const int n = lanes_left(j, work.width);
+      const Lanes g = read(gate + j, n);
+      const Lanes silu = div(g, add(splat(1.0f), exp(sub(splat(0.0f), g))));
+      write(out + j, n, mul(rounded(silu, gate), read(up + j, n)));
+    }
+  }
+}
+
+constexpr std::int64_t kTileRows = 6;
+constexpr std::int64_t kTileColumns = kTileVectors * kLanes;
+
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// c[6, 16 * vectors] = a[6, depth] b[depth, 16 * vectors]. Each sum runs over the depth in order.
+template <int vectors>
+LANES_FN void product_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
+                           std::int64_t depth, float* c, std::int64_t c_stride) {
+  Lanes sums[kTileRows][vectors];
+#pragma GCC unroll 6
+  for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) sums[i][j] = splat(0.0f);
+  }
+  for (std::int64_t k = 0; k < depth; ++k) {
+    Lanes column[vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) column[j] = load(b + k * b_stride + j * kLanes);
+#pragma GCC unroll 6
+    for (int i = 0; i < kTileRows; ++i) {
+      const Lanes factor = splat(a[i * a_stride + k]);
+#pragma GCC unroll 4
+      for (int j = 0; j < vectors; ++j) sums[i][j] = fma(factor, column[j], sums[i][j]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) store(c + i * c_stride + j * kLanes, sums[i][j]);
+  }
+}
+
+// c[6, columns] = a[6, depth] b[depth, columns]; columns is a multiple of 16.
+LANES_TARGET void product(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
+                          std::int64_t depth, std::int64_t columns, float* c, std::int64_t c_stride) {
+  std::int64_t j = 0;
+  for (; j + kTileColumns <= columns; j += kTileColumns) {
+    product_tile<kTileVectors>(a, a_stride, b + j, b_stride, depth, c + j, c_stride);
+  }
+  for (; j < columns; j += kLanes) product_tile<1>(a, a_stride, b + j, b_stride, depth, c + j, c_stride);
+}
+
+// scores[0..n) become exp(scale * (score - largest)), the numbers from n to `columns` 0; returns their sum.
+LANES_TARGET float exponentials(float* scores, std::int64_t n, std::int64_t columns, float scale) {
+  Lanes most = splat(kLowest);
+  for (std::int64_t j = 0; j < n; j += kLanes) {
+    most = larger(select_first(lanes_left(j, n), load(scores + j), splat(kLowest)), most);
+  }
+  const Lanes shift = splat(largest(most));
+  Lanes sum = splat(0.0f);
+  for (std::int64_t j = 0; j < n; j += kLanes) {
+    const Lanes e = exp(mul(sub(load(scores + j), shift), splat(scale)));
+    const Lanes kept = select_first(lanes_left(j, n), e, splat(0.0f));
+    store(scores + j, kept);
+    sum = add(sum, kept);
+  }
+  for (std::int64_t j = round_up(n, kLanes); j < columns; j += kLanes) store(scores + j, splat(0.0f));
+  return total(sum);
+}
+
+// A window's keys (transposed) and values of one head in fp32, and the scores of six queries: all that stays in cache.
+// Columns are padded to whole vectors with zeros.
+struct AttentionSpace {
+  std::int64_t token_columns;
+  std::int64_t width_columns;
+  std::vector<float> keys;     // [width, token_columns]
+  std::vector<float> values;   // [tokens, width_columns]
+  std::vector<float> queries;  // [6, width_columns]
+  std::vector<float> scores;   // [6, token_columns]
+  std::vector<float> out;      // [6, width_columns]
+
+  AttentionSpace(std::int64_t tokens, std::int64_t width)
+      : token_columns(round_up(tokens, kLanes)),
+        width_columns(round_up(width, kLanes)),
+        keys(static_cast<std::size_t>(width * token_columns)),
+        values(static_cast<std::size_t>(tokens * width_columns)),
+        queries(static_cast<std::size_t>(kTileRows * width_columns)),
+        scores(static_cast<std::size_t>(kTileRows * token_columns)),
+        out(static_cast<std::size_t>(kTileRows * width_columns)) {}
+};
+
+template <typename T>
+LANES_FN void widen_row(const T* x, std::int64_t width, float* out) {
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    const int n = lanes_left(j, width);
+    write(out + j, n, read(x + j, n));
+  }
+}
+
+template <typename T>
+LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std::int64_t columns, std::int64_t kv_head,
+                                   AttentionSpace& space) {
+  const std::int64_t first_key = (work.heads + kv_head) * work.width;
+  const std::int64_t first_value = first_key + work.kv_heads * work.width;
+  float* row = space.queries.data();
+  for (std::int64_t t = 0; t < work.tokens; ++t) {
+    widen_row(rows + t * columns + first_key, work.width, row);
+    for (std::int64_t j = 0; j < work.width; ++j) {
+      space.keys[static_cast<std::size_t>(j * space.token_columns + t)] = row[j];
+    }
+    widen_row(rows + t * columns + first_value, work.width, space.values.data() + t * space.width_columns);
+  }
+}
+
+// Six queries of one head (fewer at a window's end: the rest are left over from before, and their results unused).
+template <typename T>
+LANES_FN void attend(const Attention<T>& work, const T* rows, std::int64_t columns, T* out, std::int64_t head,
+                     std::int64_t token, AttentionSpace& space) {
+  const std::int64_t queries = std::min(kTileRows, work.tokens - token);
+  for (std::int64_t i = 0; i < queries; ++i) {
+    widen_row(rows + (token + i) * columns + head * work.width, work.width,
+              space.queries.data() + i * space.width_columns);
+  }
+  const std::int64_t keys = token + queries;
+  const std::int64_t key_columns = round_up(keys, kLanes);
+  product(space.queries.data(), space.width_columns, space.keys.data(), space.token_columns, work.width, key_columns,
+          space.scores.data(), space.token_columns);
+  float sums[kTileRows];
+  for (std::int64_t i = 0; i < queries; ++i) {
+    sums[i] = exponentials(space.scores.data() + i * space.token_columns, token + i + 1, key_columns, work.scale);
+  }
+  product(space.scores.data(), space.token_columns, space.values.data(), space.width_columns, keys, space.width_columns,
+          space.out.data(), space.width_columns);
+  for (std::int64_t i = 0; i < queries; ++i) {
+    const float* sum = space.out.data() + i * space.width_columns;
+    T* to = out + (token + i) * work.heads * work.width + head * work.width;
+    for (std::int64_t j = 0; j < work.width; j += kLanes) {
+      const int n = lanes_left(j, work.width);
+      write(to + j, n, div(read(sum + j, n), splat(sums[i])));
+    }
+  }
+}
+
+template <typename T>
+LANES_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::int64_t end) {
+  AttentionSpace space(work.tokens, work.width);
+  const std::int64_t columns = (work.heads + 2 * work.kv_heads) * work.width;
+  const std::int64_t group = work.heads / work.kv_heads;
+  for (std::int64_t item = begin; item < end; ++item) {
+    const std::int64_t row = (item / work.kv_heads) * work.tokens;
+    const std::int64_t kv_head = item % work.kv_heads;
+    const T* rows = work.qkv + row * columns;
+    T* out = work.out + row * work.heads * work.width;
+    load_keys_and_values(work, rows, columns, kv_head, space);
+    for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      for (std::int64_t token = 0; token < work.tokens; token += kTileRows) {
+        attend(work, rows, columns, out, head, token, space);
+      }
+    }
+  }
+}
+
+// scale * logit, softly capped, into z; returns the largest. tanh(u) = 1 - 2 / (exp(2u) + 1).
+template <typename T>
+LANES_FN float scaled_logits(const T* logits, std::int64_t words, float scale, float cap, float* z) {
+  Lanes most = splat(kLowest);
+  for (std::int64_t j = 0; j < words; j += kLanes) {
+    const int n = lanes_left(j, words);
+    Lanes x = mul(read(logits + j, n), splat(scale));
+    if (cap != 0.0f) {
+      const Lanes e = exp(mul(x, splat(2.0f / cap)));
+      x = mul(splat(cap), sub(splat(1.0f), div(splat(2.0f), add(e, splat(1.0f)))));
+    }
+    store(z + j, x);
+    most = larger(select_first(n, x, splat(kLowest)), most);
+  }
+  return largest(most);
+}
+
+// A later tile has a larger number in it: what was summed before shrinks by this factor.
+inline float rescale(Running& running, float tile_largest) {
+  const float before = running.largest;
+  running.largest = std::max(before, tile_largest);
+  const float factor = std::exp(before - running.largest);
+  running.sum *= factor;
+  return factor;
+}
+
+LANES_FN float sum_exponentials(const float* z, std::int64_t words, float shift) {
+  Lanes sum = splat(0.0f);
+  for (std::int64_t j = 0; j < words; j += kLanes) {
+    sum = add(sum, select_first(lanes_left(j, words), exp(sub(load(z + j), splat(shift))), splat(0.0f)));
+  }
+  return total(sum);
+}
+
+template <typename T>
+LANES_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end) {
+  const auto columns = static_cast<std::size_t>(round_up(work.words, kLanes));
+  std::vector<float> student(columns);
+  std::vector<float> teacher(work.teacher != nullptr ? columns : 0);
+  for (std::int64_t row = begin; row < end; ++row) {
+    Running& running = work.running[row];
+    rescale(running, scaled_logits(work.logits + row * work.words, work.words, work.scale, work.cap, student.data()));
+    running.sum += sum_exponentials(student.data(), work.words, running.largest);
+    const std::int64_t target = work.targets[row];
+    if (target >= work.first_word && target - work.first_word < work.words) {
+      running.target = student[static_cast<std::size_t>(target - work.first_word)];
+    }
+    if (work.teacher == nullptr) continue;
+
+    Running& other = work.teacher_running[row];
+    other.target *= rescale(
+        other, scaled_logits(work.teacher + row * work.words, work.words, work.scale, work.cap, teacher.data()));
+    Lanes sum = splat(0.0f);
+    Lanes difference = splat(0.0f);
+    for (std::int64_t j = 0; j < work.words; j += kLanes) {
+      const int n = lanes_left(j, work.words);
+      const Lanes t = load(teacher.data() + j);
+      const Lanes e = select_first(n, exp(sub(t, splat(other.largest))), splat(0.0f));
+      sum = add(sum, e);
+      difference = fma(e, select_first(n, sub(t, load(student.data() + j)), splat(0.0f)), difference);
+    }
+    other.sum += total(sum);
+    other.target += total(difference);
+  }
+}
+
+template <typename T>
+constexpr Kernels<T> kernels_of() {
+  return {rms_norm<T>, rotary<T>, swiglu<T>, attention<T>, loss<T>};
+}
+
+}  // namespace
+}  // namespace layercoop::blocks

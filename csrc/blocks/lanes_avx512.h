@@ -1,0 +1,72 @@
+// Sixteen fp32 lanes in one AVX-512 register; lanes_portable.h says what each function does.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "blocks/blocks.h"
+#include "cpu/dispatch.h"
+
+#define LANES_TARGET LAYERCOOP_AVX512
+#define LANES_FN LANES_TARGET __attribute__((always_inline)) inline
+
+namespace layercoop::blocks {
+namespace {
+
+using Lanes = __m512;
+constexpr int kTileVectors = 4;  // 6 x 4 sums and their operands fit 32 registers
+
+LANES_FN Lanes splat(float x) { return _mm512_set1_ps(x); }
+LANES_FN Lanes add(Lanes a, Lanes b) { return _mm512_add_ps(a, b); }
+LANES_FN Lanes sub(Lanes a, Lanes b) { return _mm512_sub_ps(a, b); }
+LANES_FN Lanes mul(Lanes a, Lanes b) { return _mm512_mul_ps(a, b); }
+LANES_FN Lanes div(Lanes a, Lanes b) { return _mm512_div_ps(a, b); }
+LANES_FN Lanes fma(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
+LANES_FN Lanes larger(Lanes a, Lanes kept) { return _mm512_max_ps(a, kept); }
+LANES_FN Lanes at_least(Lanes x, float low) { return _mm512_max_ps(splat(low), x); }
+LANES_FN Lanes at_most(Lanes x, float high) { return _mm512_min_ps(splat(high), x); }
+LANES_FN Lanes nearest(Lanes x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+LANES_FN Lanes power_of_two(Lanes n) {
+  const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+}
+
+LANES_FN __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+LANES_FN Lanes select_first(int n, Lanes a, Lanes b) { return _mm512_mask_blend_ps(first(n), b, a); }
+LANES_FN float total(Lanes x) { return _mm512_reduce_add_ps(x); }
+LANES_FN float largest(Lanes x) { return _mm512_reduce_max_ps(x); }
+
+// The rounded upper halves, each in the low half of its lane.
+LANES_FN __m512i bf16_bits(Lanes x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_mask_blend_epi32(nan, _mm512_srli_epi32(rounded, 16), _mm512_set1_epi32(0x7fc0));
+}
+LANES_FN Lanes widen(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+LANES_FN Lanes load(const float* p) { return _mm512_loadu_ps(p); }
+LANES_FN Lanes load(const Bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+LANES_FN Lanes load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+LANES_FN Lanes load_first(const Bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+LANES_FN void store(float* p, Lanes x) { _mm512_storeu_ps(p, x); }
+LANES_FN void store(Bf16* p, Lanes x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(x)));
+}
+LANES_FN void store_first(float* p, int n, Lanes x) { _mm512_mask_storeu_ps(p, first(n), x); }
+LANES_FN void store_first(Bf16* p, int n, Lanes x) {
+  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(bf16_bits(x)));
+}
+LANES_FN Lanes rounded(Lanes x, const float*) { return x; }
+LANES_FN Lanes rounded(Lanes x, const Bf16*) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bf16_bits(x), 16));
+}
+
+}  // namespace
+}  // namespace layercoop::blocks

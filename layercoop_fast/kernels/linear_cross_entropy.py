@@ -1,0 +1,167 @@
+"""A language model's head and its loss in one, tile by tile, without ever holding the logits of all words.
+
+    z[r, v]  = cap · tanh(scale · (h[r] · w[v] + b[v]) / cap)      (without a cap: scale · (h[r] · w[v] + b[v]))
+    nll[r]   = log Σ_v exp z[r, v] − z[r, target[r]]                                       nats
+    kl[r]    = Σ_v p[r, v] (log p[r, v] − log q[r, v]),  p = softmax(z of the teacher), q = softmax(z)   nats, exact
+
+hidden, teacher: [R, H]; weight: [V, H]; bias: [V]; targets: int64 [R]; fp32 or bf16, all alike. nll and kl: fp32 [R].
+
+The head's product is torch's, one block of words at a time; its logits have the inputs' dtype, as a model's own head
+gives them. While such a tile is in the processor's cache it goes into a running maximum, sum of exponentials and target
+logit of every row (Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv 1805.02867), all in fp32.
+The divergence needs one more running sum: with m the running maximum of the teacher's z',
+
+    kl = Σ_v exp(z'_v − m)(z'_v − z_v) / Σ_v exp(z'_v − m) − lse(z') + lse(z).
+
+A row's result does not depend on the other rows, bit for bit: tiles depend on the vocabulary alone, and batches of
+fewer than `MIN_ROWS` rows are padded, since torch multiplies a handful of rows in another way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layercoop_fast import _C
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
+from layercoop_fast.kernels.rows import MIN_ROWS
+
+# Words of a tile and rows of a pass: the tile's logits (4 MiB in bf16) stay in cache between the product and the sums,
+# and the product is still large enough to run at full speed.
+TILE_WORDS = 2048
+TILE_ROWS = 1024
+
+_LOWEST = torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Losses of each row, fp32 [R], in nats; `kl` is None without a teacher."""
+
+    nll: Tensor
+    kl: Tensor | None = None
+
+
+def linear_cross_entropy_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+    teacher: Tensor | None = None,
+) -> TokenLosses:
+    """The oracle: all logits at once, losses in fp32 (float64 for float64 inputs)."""
+
+    def log_q(states: Tensor) -> Tensor:
+        logits = torch.nn.functional.linear(states, weight, bias)
+        logits = scale * (logits if logits.dtype == torch.float64 else logits.float())
+        if soft_cap is not None:
+            logits = soft_cap * torch.tanh(logits / soft_cap)
+        return logits.log_softmax(-1)
+
+    student = log_q(hidden)
+    nll = -student.gather(1, targets[:, None])[:, 0]
+    if teacher is None:
+        return TokenLosses(nll)
+    expected = log_q(teacher)
+    return TokenLosses(nll, (expected.exp() * (expected - student)).sum(-1))
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+    teacher: Tensor | None = None,
+) -> TokenLosses:
+    """Negative log-likelihood of each target, and the divergence from a teacher's distribution where one is given.
+
+    Raises `RequestError` for shapes, dtypes or targets that do not fit.
+    """
+    _check(hidden, weight, targets, bias, scale, soft_cap, teacher)
+    if not is_native(hidden) or hidden.numel() == 0:
+        return linear_cross_entropy_reference(
+            hidden, weight, targets, bias=bias, scale=scale, soft_cap=soft_cap, teacher=teacher
+        )
+    student = _start(hidden)
+    expected = _start(hidden) if teacher is not None else None
+    for first_row in range(0, len(hidden), TILE_ROWS):
+        rows = slice(first_row, first_row + TILE_ROWS)
+        states = _padded(hidden[rows])
+        teacher_states = None if teacher is None else _padded(teacher[rows])
+        for first_word in range(0, len(weight), TILE_WORDS):
+            words = slice(first_word, first_word + TILE_WORDS)
+            tile_bias = None if bias is None else bias[words]
+            count = len(hidden[rows])
+            logits = torch.nn.functional.linear(states, weight[words], tile_bias)[:count]
+            teacher_logits = None
+            if teacher_states is not None:
+                teacher_logits = torch.nn.functional.linear(teacher_states, weight[words], tile_bias)[:count]
+            _C.running_loss(
+                array(logits),
+                array(targets[rows]),
+                first_word,
+                array(student[rows]),
+                scale,
+                soft_cap or 0.0,
+                None if teacher_logits is None else array(teacher_logits),
+                None if expected is None else array(expected[rows]),
+            )
+    log_sum = _log_sum(student)
+    nll = log_sum - student[:, 2]
+    if expected is None:
+        return TokenLosses(nll)
+    return TokenLosses(nll, expected[:, 2] / expected[:, 1] - _log_sum(expected) + log_sum)
+
+
+def _start(hidden: Tensor) -> Tensor:
+    """Running (maximum, sum, target logit) of every row before its first tile: fp32 [R, 3]."""
+    return torch.tensor([_LOWEST, 0.0, 0.0]).repeat(len(hidden), 1)
+
+
+def _log_sum(running: Tensor) -> Tensor:
+    return running[:, 0] + running[:, 1].log()
+
+
+def _padded(states: Tensor) -> Tensor:
+    missing = MIN_ROWS - len(states)
+    return torch.cat([states, states[:1].expand(missing, -1)]) if missing > 0 else states
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    soft_cap: float | None,
+    teacher: Tensor | None,
+) -> None:
+    require_matrix(hidden, "hidden")
+    require_matrix(weight, "weight")
+    words = len(weight)
+    if words == 0:
+        raise RequestError("weight: expected at least one word")
+    require(weight, "weight", (words, hidden.shape[1]), hidden)
+    if bias is not None:
+        require(bias, "bias", (words,), hidden)
+    if teacher is not None:
+        require_matrix(teacher, "teacher")
+        require(teacher, "teacher", tuple(hidden.shape), hidden)
+    if targets.dtype != torch.int64 or tuple(targets.shape) != (len(hidden),) or targets.device != hidden.device:
+        raise RequestError(
+            f"targets: expected int64 [{len(hidden)}] on {hidden.device}, got {targets.dtype} "
+            f"{list(targets.shape)} on {targets.device}"
+        )
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < words:
+        raise RequestError(f"targets: {int(targets.min())}..{int(targets.max())} are not all in 0..{words - 1}")
+    if soft_cap is not None and not soft_cap > 0:
+        raise RequestError(f"soft_cap: {soft_cap} is not a positive number")

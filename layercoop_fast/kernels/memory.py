@@ -1,0 +1,42 @@
+"""A tensor's memory as the numpy array that the C++ core takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def is_native(tensor: Tensor) -> bool:
+    """Whether the C++ core works on such a tensor: fp32 or bf16 in the processor's memory."""
+    return tensor.device.type == "cpu" and tensor.dtype in NATIVE_DTYPES
+
+
+def array(tensor: Tensor) -> NDArray[Any]:
+    """The memory of a native tensor, without a copy; bf16, which numpy lacks, as the uint16 of its bits."""
+    tensor = tensor.detach()
+    found: NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return found
+
+
+def require(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> None:
+    """Raise `RequestError` unless a tensor has this shape and the dtype and device of `like`."""
+    if tuple(tensor.shape) != shape:
+        raise RequestError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise RequestError(f"{name}: expected {like.dtype} on {like.device}, got {tensor.dtype} on {tensor.device}")
+
+
+def require_matrix(tensor: Tensor, name: str) -> None:
+    """Raise `RequestError` unless a tensor is a contiguous matrix of floating-point numbers."""
+    if tensor.dim() != 2 or not tensor.is_floating_point() or not tensor.is_contiguous():
+        raise RequestError(
+            f"{name}: expected a contiguous floating-point matrix, got {tensor.dtype} {list(tensor.shape)} "
+            f"with strides {list(tensor.stride())}"
+        )

@@ -1,0 +1,40 @@
+"""The gate of a gated MLP, on the joint projection of gate and up.
+
+    out = silu(gate) · up,    silu(g) = g / (1 + exp(−g))
+
+gate_up: [R, 2I], a row's I gates first, then its I ups; out: [R, I]; fp32 or bf16. In bf16 silu(gate) is rounded before
+it is multiplied, as Hugging Face's MLPs do.
+
+Source: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from layercoop_fast import _C
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
+
+
+def swiglu_reference(gate_up: Tensor) -> Tensor:
+    """The oracle: [R, 2I] → [R, I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def swiglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Multiply silu(gate) by up: [R, 2I] → [R, I]."""
+    require_matrix(gate_up, "gate_up")
+    rows, columns = gate_up.shape
+    if columns % 2:
+        raise RequestError(f"gate_up: {columns} columns are not a gate and an up of one width")
+    if out is None:
+        out = gate_up.new_empty(rows, columns // 2)
+    require_matrix(out, "out")
+    require(out, "out", (rows, columns // 2), gate_up)
+    if not is_native(gate_up):
+        return out.copy_(swiglu_reference(gate_up))
+    _C.swiglu(array(gate_up), array(out))
+    return out

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from close import assert_near, noise
+
+from layercoop_fast import _C
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.attention import causal_attention, causal_attention_reference
+
+# windows, tokens, heads, key heads, head width
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (0, 4, 2, 1, 8),
+    (2, 5, 3, 1, 16),
+    (3, 6, 2, 2, 17),
+    (1, 7, 4, 2, 80),
+    (2, 67, 3, 3, 64),
+    (1, 128, 9, 3, 64),
+    (5, 13, 6, 2, 33),
+]
+
+
+def qkv_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    windows, tokens, heads, kv_heads, width = shape
+    return noise(windows * tokens, (heads + 2 * kv_heads) * width, dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fp32_against_float64(level: str, shape: tuple[int, ...]) -> None:
+    _, tokens, heads, kv_heads, width = shape
+    qkv = qkv_of(shape)
+    expected = causal_attention_reference(qkv.double(), tokens, heads, kv_heads, width**-0.5)
+    assert_near(causal_attention(qkv, tokens, heads, kv_heads, width**-0.5), expected, relative=1e-5, absolute=2e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_is_rounded_once(level: str, shape: tuple[int, ...]) -> None:
+    _, tokens, heads, kv_heads, width = shape
+    qkv = qkv_of(shape, torch.bfloat16)
+    expected = causal_attention_reference(qkv.double(), tokens, heads, kv_heads, width**-0.5)
+    found = causal_attention(qkv, tokens, heads, kv_heads, width**-0.5)
+    assert found.dtype == torch.bfloat16
+    assert_near(found, expected, relative=2**-8, absolute=1e-5)
+
+
+def test_the_oracle_is_torchs_own() -> None:
+    windows, tokens, heads, kv_heads, width = 2, 11, 6, 2, 16
+    qkv = qkv_of((windows, tokens, heads, kv_heads, width)).double()
+    by_head = qkv.view(windows, tokens, -1, width).transpose(1, 2)
+    queries, keys, values = by_head.split([heads, kv_heads, kv_heads], dim=1)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        queries, keys, values, is_causal=True, scale=0.3, enable_gqa=True
+    )
+    found = causal_attention_reference(qkv, tokens, heads, kv_heads, 0.3)
+    assert_near(found, expected.transpose(1, 2).reshape(found.shape), relative=1e-12, absolute=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_window_does_not_depend_on_the_others(level: str, dtype: torch.dtype) -> None:
+    tokens, heads, kv_heads, width = 21, 3, 1, 20
+    qkv = qkv_of((7, tokens, heads, kv_heads, width), dtype)
+    together = causal_attention(qkv, tokens, heads, kv_heads, 0.2).view(7, tokens, -1)
+    for window in range(7):
+        alone = qkv.view(7, tokens, -1)[window].contiguous()
+        assert torch.equal(causal_attention(alone, tokens, heads, kv_heads, 0.2), together[window])
+
+
+def test_large_scores_do_not_overflow(level: str) -> None:
+    qkv = qkv_of((1, 19, 1, 1, 8)) * 100
+    expected = causal_attention_reference(qkv.double(), 19, 1, 1, 1.0)
+    assert_near(causal_attention(qkv, 19, 1, 1, 1.0), expected, relative=1e-3, absolute=1e-2)
+
+
+def test_other_dtypes_take_the_oracle() -> None:
+    qkv = qkv_of((2, 5, 3, 1, 4)).double()
+    assert torch.equal(causal_attention(qkv, 5, 3, 1, 0.5), causal_attention_reference(qkv, 5, 3, 1, 0.5))
+
+
+BAD = [
+    ((4, 1, 1, 1.0), "10 rows are not windows of 4 tokens"),
+    ((5, 4, 3, 1.0), "4 .*3"),
+    ((5, 5, 1, 1.0), "12 columns are not"),
+    ((5, 2, 1, 0.0), "scale: 0.* is not a positive number"),
+    ((5, 2, 1, float("inf")), "scale: inf is not a positive number"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_arguments(arguments: tuple[int, int, int, float], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        causal_attention(noise(10, 12), *arguments)
+    with pytest.raises(ValueError, match=message):
+        _C.causal_attention(np.ones((10, 12), np.float32), *arguments, np.ones((10, 6), np.float32))

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from close import assert_near, assert_within_a_rounding, noise
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from layercoop_fast import _C
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_reference
+
+SHAPES = [(1, 1), (0, 5), (3, 16), (5, 17), (7, 63), (2, 64), (3, 65), (13, 576), (1201, 101)]
+EPS = 1e-5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fp32_against_float64(level: str, shape: tuple[int, int]) -> None:
+    x, delta, weight = noise(*shape), noise(*shape, seed=1), noise(shape[1], seed=2)
+    assert_near(rms_norm(x, weight, EPS), rms_norm_reference(x.double(), weight.double(), EPS), relative=1e-6)
+    total, out = add_rms_norm(x, delta, weight, EPS)
+    assert torch.equal(total, x + delta)
+    assert_near(out, rms_norm_reference((x + delta).double(), weight.double(), EPS), relative=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_rounds_where_hugging_face_does(level: str, shape: tuple[int, int]) -> None:
+    dtype = torch.bfloat16
+    x, delta = noise(*shape, dtype=dtype), noise(*shape, dtype=dtype, seed=1)
+    module = LlamaRMSNorm(shape[1], eps=EPS).to(dtype)
+    module.weight.data = noise(shape[1], dtype=dtype, seed=2)
+    with torch.inference_mode():
+        assert_within_a_rounding(rms_norm(x, module.weight, EPS), module(x))
+        total, out = add_rms_norm(x, delta, module.weight, EPS)
+        assert torch.equal(total, x + delta)
+        assert_within_a_rounding(out, module(x + delta))
+        assert torch.equal(module(x), rms_norm_reference(x, module.weight, EPS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_the_others(level: str, dtype: torch.dtype) -> None:
+    x, weight = noise(997, 131, dtype=dtype), noise(131, dtype=dtype, seed=1)
+    together = rms_norm(x, weight, EPS)
+    for row in (0, 500, 996):
+        assert torch.equal(rms_norm(x[row : row + 1].contiguous(), weight, EPS)[0], together[row])
+
+
+def test_outputs_may_be_the_inputs(level: str) -> None:
+    x, delta, weight = noise(9, 33), noise(9, 33, seed=1), noise(33, seed=2)
+    total, out = add_rms_norm(x, delta, weight, EPS)
+    x2, delta2 = x.clone(), delta.clone()
+    add_rms_norm(x2, delta2, weight, EPS, out=delta2, total=x2)
+    assert torch.equal(x2, total)
+    assert torch.equal(delta2, out)
+
+
+def test_infinity_and_nan_stay_in_their_row(level: str) -> None:
+    x = noise(4, 20)
+    x[1, 3], x[2, 7] = float("nan"), float("inf")
+    out = rms_norm(x, torch.ones(20), EPS)
+    assert_near(out, rms_norm_reference(x.double(), torch.ones(20).double(), EPS), relative=1e-6)
+    assert out[[0, 3]].isfinite().all()
+
+
+def test_other_dtypes_take_the_oracle() -> None:
+    x, weight = noise(3, 7).double(), noise(7, seed=1).double()
+    assert torch.equal(rms_norm(x, weight, EPS), rms_norm_reference(x, weight, EPS))
+    total, out = add_rms_norm(x, x, weight, EPS)
+    assert torch.equal(out, rms_norm_reference(total, weight, EPS))
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "message"),
+    [
+        (noise(3), noise(3), "x: expected a contiguous floating-point matrix"),
+        (noise(4, 6)[:, ::2], noise(3), "x: expected a contiguous"),
+        (
+            torch.ones(2, 2, dtype=torch.int64),
+            noise(2),
+            "x: expected a contiguous floating-point matrix, got torch.int64",
+        ),
+        (noise(3, 4), noise(5), r"weight: expected shape \[4\], got \[5\]"),
+        (noise(3, 4), noise(4).double(), "weight: expected torch.float32 on cpu"),
+    ],
+)
+def test_bad_tensors(x: torch.Tensor, weight: torch.Tensor, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        rms_norm(x, weight, EPS)
+
+
+GOOD = np.ones((4, 6), dtype=np.float32)
+ROW = np.ones(6, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([[1.0]], ROW, EPS, GOOD), TypeError, "x: expected a numpy array of float32, or uint16 .* got list"),
+        ((GOOD.astype(np.float64), ROW, EPS, GOOD), TypeError, "x: .* got float64"),
+        ((GOOD[0], ROW, EPS, GOOD), ValueError, "x: expected 2 dimensions, got 1"),
+        ((GOOD, ROW.astype(np.uint16), EPS, GOOD), TypeError, r"weight: .* float32\[6\], got dtype uint16"),
+        ((GOOD, ROW[:5], EPS, GOOD), ValueError, r"weight: .* got shape \(5,\)"),
+        ((np.asfortranarray(GOOD), ROW, EPS, GOOD), ValueError, "x: .* got another memory layout"),
+        ((GOOD, ROW, EPS, GOOD[:3]), ValueError, r"out: .* float32\[4, 6\], got shape \(3, 6\)"),
+        ((GOOD, ROW, EPS, GOOD.copy(), GOOD), ValueError, "delta and sum: expected both or none"),
+        ((GOOD[:, :0].copy(), ROW[:0], EPS, GOOD[:, :0].copy()), ValueError, "columns of x: 0 is below 1"),
+    ],
+)
+def test_bad_arrays(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        _C.rms_norm(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_read_only_output_is_refused() -> None:
+    out = GOOD.copy()
+    out.setflags(write=False)
+    with pytest.raises(ValueError, match="out: expected an array that can be written"):
+        _C.rms_norm(GOOD, ROW, EPS, out)

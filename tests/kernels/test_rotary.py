@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from close import assert_near, assert_within_a_rounding, noise
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from layercoop_fast import _C
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.rotary import rotary_, rotary_reference
+
+# rows, tokens, head width, query heads, key heads, columns that follow
+SHAPES = [
+    (1, 1, 2, 1, 0, 0),
+    (0, 3, 4, 2, 1, 5),
+    (6, 3, 10, 3, 1, 7),
+    (7, 3, 34, 1, 1, 0),
+    (130, 13, 64, 9, 3, 192),
+    (5, 5, 66, 2, 2, 1),
+    (900, 9, 16, 3, 3, 48),
+]
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+    rows, tokens, width, query_heads, key_heads, rest = shape
+    x = noise(rows, (query_heads + key_heads) * width + rest, dtype=dtype)
+    angles = noise(tokens, width, seed=1, scale=3.0)
+    return x, angles.cos().to(dtype), angles.sin().to(dtype), query_heads, key_heads
+
+
+def norms(width: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {"query_norm": noise(width, dtype=dtype, seed=2), "key_norm": noise(width, dtype=dtype, seed=3)}
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fp32_against_float64(level: str, shape: tuple[int, ...], normed: bool) -> None:
+    x, cos, sin, query_heads, key_heads = inputs(shape, torch.float32)
+    weights = norms(shape[2], torch.float32) if normed else {}
+    expected = rotary_reference(
+        x.double(),
+        cos.double(),
+        sin.double(),
+        query_heads,
+        key_heads,
+        eps=1e-6,
+        **{k: v.double() for k, v in weights.items()},
+    )
+    before = x.clone()
+    assert rotary_(x, cos, sin, query_heads, key_heads, eps=1e-6, **weights) is x
+    assert_near(x, expected, relative=1e-6, absolute=1e-6)
+    turned = (query_heads + key_heads) * shape[2]
+    assert torch.equal(x[:, turned:], before[:, turned:])
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_rounds_where_torch_does(level: str, shape: tuple[int, ...], normed: bool) -> None:
+    x, cos, sin, query_heads, key_heads = inputs(shape, torch.bfloat16)
+    weights = norms(shape[2], torch.bfloat16) if normed else {}
+    expected = rotary_reference(x, cos, sin, query_heads, key_heads, eps=1e-6, **weights)
+    rotary_(x, cos, sin, query_heads, key_heads, eps=1e-6, **weights)
+    if normed:  # a norm off by one rounding may be off by another after a sum that cancels
+        assert_near(x, expected, relative=2**-7, absolute=2**-6)
+    else:
+        assert_within_a_rounding(x, expected)
+
+
+def test_the_oracle_is_hugging_faces() -> None:
+    windows, tokens, width = 2, 5, 12
+    x, cos, sin, query_heads, key_heads = inputs((windows * tokens, tokens, width, 3, 1, 0), torch.float32)
+    heads = x.view(windows, tokens, query_heads + key_heads, width).transpose(1, 2)
+    queries, keys = heads.split([query_heads, key_heads], dim=1)
+    turned = torch.cat(apply_rotary_pos_emb(queries, keys, cos[None], sin[None]), dim=1)
+    assert torch.equal(rotary_reference(x, cos, sin, query_heads, key_heads), turned.transpose(1, 2).reshape(x.shape))
+
+
+def test_one_norm_alone(level: str) -> None:
+    x, cos, sin, query_heads, key_heads = inputs((4, 2, 8, 1, 1, 0), torch.float32)
+    weight = noise(8, seed=2)
+    expected = rotary_reference(x, cos, sin, query_heads, key_heads, key_norm=weight, eps=1e-6)
+    assert_near(
+        rotary_(x, cos, sin, query_heads, key_heads, key_norm=weight, eps=1e-6), expected, relative=1e-5, absolute=1e-6
+    )
+
+
+def test_other_dtypes_take_the_oracle() -> None:
+    x, cos, sin, query_heads, key_heads = (
+        v.double() if isinstance(v, torch.Tensor) else v for v in inputs(SHAPES[2], torch.float32)
+    )
+    expected = rotary_reference(x, cos, sin, query_heads, key_heads)
+    assert torch.equal(rotary_(x, cos, sin, query_heads, key_heads), expected)
+
+
+@pytest.mark.parametrize(
+    ("cos_shape", "heads", "message"),
+    [
+        ((3, 5), (1, 0), "D even"),
+        ((0, 4), (1, 0), "T of at least 1"),
+        ((3, 4), (3, 1), r"12 columns do not hold 3 \+ 1 heads of 4"),
+        ((3, 4), (-1, 1), "columns do not hold -1"),
+    ],
+)
+def test_bad_tensors(cos_shape: tuple[int, int], heads: tuple[int, int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        rotary_(noise(6, 12), torch.ones(cos_shape), torch.ones(cos_shape), *heads)
+
+
+@pytest.mark.parametrize(
+    ("cos_shape", "heads", "message"),
+    [
+        ((3, 5), (1, 0), "cos: 5 columns are an odd number"),
+        ((0, 4), (1, 0), "rows of cos: 0 is below 1"),
+        ((3, 4), (3, 1), r"x: 12 columns do not hold 3 \+ 1 heads of 4"),
+        ((3, 4), (2**62, 2**62), "columns do not hold"),
+        ((3, 4), (-1, 1), "query_heads: -1 is below 0"),
+    ],
+)
+def test_bad_arrays(cos_shape: tuple[int, int], heads: tuple[int, int], message: str) -> None:
+    angles = np.ones(cos_shape, dtype=np.float32)
+    with pytest.raises(ValueError, match=message):
+        _C.rotary(np.ones((6, 12), dtype=np.float32), angles, angles, *heads)

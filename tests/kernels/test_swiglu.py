@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from close import assert_near, assert_within_a_rounding, noise
+
+from layercoop_fast import _C
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.swiglu import swiglu, swiglu_reference
+
+SHAPES = [(1, 1), (0, 4), (3, 16), (5, 17), (2, 1536), (701, 97)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fp32_against_float64(level: str, shape: tuple[int, int]) -> None:
+    gate_up = noise(shape[0], 2 * shape[1], scale=4.0)
+    assert_near(swiglu(gate_up), swiglu_reference(gate_up.double()), relative=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_rounds_where_torch_does(level: str, shape: tuple[int, int]) -> None:
+    gate_up = noise(shape[0], 2 * shape[1], scale=4.0, dtype=torch.bfloat16)
+    expected = swiglu_reference(gate_up)
+    # silu is rounded once more on the way: a rounding there may grow to two in the product.
+    assert_near(swiglu(gate_up), expected, relative=2**-7)
+    ones = torch.cat([gate_up[:, : shape[1]], torch.ones_like(gate_up[:, : shape[1]])], dim=1)
+    assert_within_a_rounding(swiglu(ones), swiglu_reference(ones))
+
+
+def test_gates_at_the_ends_of_fp32(level: str) -> None:
+    gate = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 87.0, -87.0, 103.0, -103.0, 1e4, -1e4, 3e38, -3e38])
+    gate = torch.cat([gate, torch.tensor([float("inf"), float("nan")])])
+    gate_up = torch.stack([gate, torch.ones_like(gate)], dim=1)
+    # Below -87, silu is smaller than any normal number: an absolute comparison.
+    assert_near(swiglu(gate_up), swiglu_reference(gate_up.double()), relative=1e-6, absolute=1e-35)
+
+
+def test_other_dtypes_take_the_oracle() -> None:
+    gate_up = noise(3, 8).double()
+    assert torch.equal(swiglu(gate_up), swiglu_reference(gate_up))
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(RequestError, match="gate_up: 3 columns are not a gate and an up of one width"):
+        swiglu(noise(2, 3))
+    with pytest.raises(RequestError, match=r"out: expected shape \[2, 2\], got \[2, 4\]"):
+        swiglu(noise(2, 4), out=noise(2, 4))
+    with pytest.raises(ValueError, match="gate_up: 3 columns are an odd number"):
+        _C.swiglu(np.ones((2, 3), dtype=np.float32), np.ones((2, 1), dtype=np.float32))
