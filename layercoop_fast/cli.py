@@ -41,6 +41,7 @@ Memory = Annotated[
     str | None, typer.Option(help="Memory for stored states, 4GiB for example; default a quarter of what is free.")
 ]
 Blocks = Annotated[str | None, typer.Option(help="Dotted path of the block list, where it is not found by itself.")]
+BlockPath = Annotated[str, typer.Option(help="auto: fast blocks where they fit, on the CPU; hf: the model's own only.")]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Keep measured masks in this file, and take known ones from it.")
 ]
@@ -68,6 +69,7 @@ def prune(
     device: Device = "cpu",
     memory: Memory = None,
     blocks: Blocks = None,
+    block_path: BlockPath = "auto",
     store: StoreOption = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -97,6 +99,7 @@ def prune(
             device=device,
             memory=_bytes(memory),
             blocks=blocks,
+            block_path=block_path,
             store=store,
             force=force,
             trust_remote_code=trust_remote_code,
@@ -123,6 +126,7 @@ def evaluate(
     device: Device = "cpu",
     memory: Memory = None,
     blocks: Blocks = None,
+    block_path: BlockPath = "auto",
     store: StoreOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from OUT.store, left by a run that did not end.")
@@ -161,6 +165,7 @@ def evaluate(
             device=device,
             memory=_bytes(memory),
             blocks=blocks,
+            block_path=block_path,
             trust_remote_code=trust_remote_code,
             store=place,
             on_progress=bars.update,
@@ -219,6 +224,7 @@ def shapley(
     device: Device = "cpu",
     memory: Memory = None,
     blocks: Blocks = None,
+    block_path: BlockPath = "auto",
     store: StoreOption = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -256,6 +262,7 @@ def shapley(
                 device=device,
                 memory=_bytes(memory),
                 blocks=blocks,
+                block_path=block_path,
                 trust_remote_code=trust_remote_code,
                 store=store,
                 on_progress=bars.update,

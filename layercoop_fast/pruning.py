@@ -66,6 +66,7 @@ def prune(
     device: str = "cpu",
     memory: int | None = None,
     blocks: str | None = None,
+    block_path: str = "auto",
     store: str | Path | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
@@ -88,6 +89,7 @@ def prune(
         budget: masks the method may measure; its own default where None.
         heldout: SPEC of a text to measure both models on that no search sees.
         memory: bytes for stored states.
+        block_path: "auto", or "hf" for the model's own blocks only (`ModelGame`).
         store: file to keep measured masks in and to take known ones from (`game/store.py`); not for the held-out text.
         on_progress: called with (stage, done, total).
 
@@ -115,6 +117,7 @@ def prune(
             device=device,
             memory=memory,
             blocks=blocks,
+            block_path=block_path,
             trust_remote_code=trust_remote_code,
             store=store,
             on_progress=on_progress,
@@ -182,6 +185,7 @@ def _same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: 
         utility=game.utility,
         players=game.players,
         memory=game.memory,
+        block_path=game.block_path,
     )
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from layercoop_fast.engine.forward import Windows, free_memory
+from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.engine.windows import Windows
 
 
 def examine(

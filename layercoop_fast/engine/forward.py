@@ -9,68 +9,16 @@ there are, once there are at least `MIN_ROWS`.)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from layercoop_fast.engine.plan import Plan
-from layercoop_fast.engine.skeleton import Context, Skeleton
+from layercoop_fast.engine.units import GeneralUnits, Units
+from layercoop_fast.engine.width import batch_width, cut
+from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.rows import MIN_ROWS
-
-# Rows (tokens) of one call of a block: enough that its matrix products run at full speed, few enough that the
-# activations of one call stay small beside the stored states.
-ROWS_PER_CALL = 4096
-
-
-@dataclass
-class Windows:
-    """The calibration tokens of a game, and the contexts captured for them, one a batch width.
-
-    Args:
-        ids: int64 [W, T], W windows of T tokens each.
-    """
-
-    skeleton: Skeleton
-    ids: Tensor
-    _contexts: dict[int, Context] = field(default_factory=dict)
-
-    @property
-    def n_windows(self) -> int:
-        """Number of windows W."""
-        return int(self.ids.shape[0])
-
-    @property
-    def state_shape(self) -> tuple[int, int, int]:
-        """Shape [W, T, H] of one state."""
-        _, tokens, hidden = self.context(1).embedding.shape
-        return self.n_windows, int(tokens), int(hidden)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of one stored state."""
-        return int(np.prod(self.state_shape)) * self.context(1).embedding.element_size()
-
-    def context(self, copies: int) -> Context:
-        """The context of `copies` states side by side, padded with further copies up to `MIN_ROWS` rows."""
-        if copies not in self._contexts:
-            padded = max(copies, -(-MIN_ROWS // self.ids.numel()))
-            self._contexts[copies] = self.skeleton.context(self.ids.repeat(padded, 1))
-        return self._contexts[copies]
-
-    def slices(self, rows: int) -> list[tuple[int, int, Context]]:
-        """Runs of windows of at most `rows` tokens (at least one window) with their contexts, for the head."""
-        step = max(1, rows // int(self.ids.shape[1]))
-        found = []
-        for first in range(0, self.n_windows, step):
-            ids = self.ids[first : first + step]
-            padded = -(-MIN_ROWS // ids.numel())
-            found.append((first, first + len(ids), self.skeleton.context(ids.repeat(padded, 1))))
-        return found
 
 
 def play(
@@ -78,64 +26,36 @@ def play(
     plan: Plan,
     score: Callable[[int, Tensor], None],
     *,
-    run: Callable[[Context, int, Tensor], Tensor] = Context.run,
+    units: Units | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> None:
     """Run a plan and call `score(mask_number, state)` for each of its unique masks, `state` being [W, T, H].
 
     Args:
         windows: the tokens, and the model they are for.
-        plan: its players are the units that `run` runs.
+        plan: its players are the units that `units` runs.
         score: must not keep the state; its slot is reused.
-        run: one unit on a batch of states, [B, T, H] → [B, T, H]; by default a layer.
-        on_progress: called with the number of layer evaluations done since its last call.
+        units: how a unit is run; by default whole layers by the model's own modules.
+        on_progress: called with the number of unit evaluations done since its last call.
     """
-    shape = windows.state_shape
-    embedding = windows.context(1).embedding[: shape[0]]
-    width = max(1, ROWS_PER_CALL // (shape[0] * shape[1]))
+    units = units or GeneralUnits(windows)
     with torch.inference_mode():
-        try:
-            pool = torch.empty((plan.peak_states, *shape), dtype=embedding.dtype, device=embedding.device)
-        except RuntimeError as error:  # torch reports an allocation that fails so, on CPU and GPU
-            wanted = plan.peak_states * windows.state_bytes / 2**30
-            raise RequestError(f"{wanted:.1f} GiB for stored states are not there: pass a smaller --memory") from error
-        for player, sources, targets, masks, slots in plan.steps():
-            if player < 0:
-                pool[torch.from_numpy(targets.astype(np.int64))] = embedding
+        embedding = windows.context(1).embedding[: windows.n_windows]
+        slots = list(windows.pool(plan.peak_states))
+        width = batch_width(windows, units, slots, plan.scheduled)
+        for unit, sources, targets, masks, ends in plan.steps():
+            if unit < 0:
+                for target in targets.tolist():
+                    slots[target].copy_(embedding)
             else:
-                for source, target in _batches(sources, targets, width):
-                    _run_unit(windows, pool, run, player, source, target)
+                pairs = list(zip(sources.tolist(), targets.tolist(), strict=True))
+                for some in cut(len(pairs), width):
+                    batch = pairs[some]
+                    units.run(unit, [slots[source] for source, _ in batch], [slots[target] for _, target in batch])
                     if on_progress is not None:
-                        on_progress(len(source))
-            for mask, slot in zip(masks.tolist(), slots.tolist(), strict=True):
-                score(mask, pool[slot])
-
-
-def _batches(
-    sources: NDArray[np.int32], targets: NDArray[np.int32], width: int
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-    for first in range(0, len(sources), width):
-        yield sources[first : first + width], targets[first : first + width]
-
-
-def _run_unit(
-    windows: Windows,
-    pool: Tensor,
-    run: Callable[[Context, int, Tensor], Tensor],
-    unit: int,
-    sources: NDArray[np.int32],
-    targets: NDArray[np.int32],
-) -> None:
-    """One call of one unit on the states in `sources`, results to `targets`."""
-    context = windows.context(len(sources))
-    n_windows, tokens, hidden = pool.shape[1:]
-    # Gathered into a fresh tensor: a block may write into its input, and a stored state must survive that.
-    batch = pool[torch.from_numpy(sources.astype(np.int64))].view(-1, tokens, hidden)
-    padding = context.ids.shape[0] - batch.shape[0]
-    if padding:
-        batch = torch.cat([batch, batch[:1].expand(padding, -1, -1)])
-    out = run(context, unit, batch)[: len(sources) * n_windows]
-    pool[torch.from_numpy(targets.astype(np.int64))] = out.view(-1, n_windows, tokens, hidden)
+                        on_progress(len(batch))
+            for mask, slot in zip(masks.tolist(), ends.tolist(), strict=True):
+                score(mask, slots[slot])
 
 
 def states_within(windows: Windows, memory: int | None) -> int | None:

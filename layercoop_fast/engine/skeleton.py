@@ -151,6 +151,10 @@ class Context:
         with replaced_forward(self.skeleton.blocks, stand_in):
             return self.skeleton._forward(self.ids)
 
+    def call(self, layer: int) -> BlockCall:
+        """What block `layer` is handed, the place of the hidden state left empty."""
+        return self._calls[layer]
+
     def describe(self, layer: int) -> list[str]:
         """What block `layer` is handed besides the hidden state, for people to read."""
         return [f"{where}: {_described(value)}" for where, value in self._calls[layer].arguments() if value is not None]

@@ -15,20 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import layercoop_fast
-from layercoop_fast.engine.forward import Windows, free_memory, play, states_within
+from layercoop_fast.engine.forward import free_memory, play, states_within
 from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoint
 from layercoop_fast.engine.plan import build_plan
-from layercoop_fast.engine.skeleton import Context, Skeleton
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.engine.units import make_units
+from layercoop_fast.engine.windows import Windows
 from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration, load_calibration
 from layercoop_fast.game.players import Label, Players, make_players
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
+from layercoop_fast.game.scoring import make_scorer
 from layercoop_fast.game.shelf import Shelf
-from layercoop_fast.game.store import Scores, Store, check_store, mask_key
-from layercoop_fast.game.utility import Utility, get_utility, token_kl, token_nll
+from layercoop_fast.game.store import Store, check_store, mask_key
+from layercoop_fast.game.utility import Utility, get_utility
 from layercoop_fast.game.worths import Worths
 
-# Logits are held for this many bytes at a time, counted in fp32: [rows, vocabulary].
-HEAD_BYTES = 128 * 2**20
 # Share of the free memory that stored states may take where no budget is stated.
 DEFAULT_MEMORY_SHARE = 0.25
 
@@ -63,7 +64,8 @@ class ModelGame:
         utility: "ppl_ratio" (default, as published), "nll", "kl", or a `Utility`.
         players: "layers", "sublayers", groups of labels, or a .json file of them (`game/players.py`).
         memory: bytes for stored states; default a quarter of what is free.
-        blocks: dotted path of the block list, where it is not found by itself.
+        block_path: "auto": fast blocks and the fused head where they fit and agree with the model's own; "hf": the
+            model's own only.
         store: file to take known masks from and to keep measured ones in (`game/store.py`).
         on_progress: called with ("layer evaluations", done, all of this call) while masks are measured.
     """
@@ -77,6 +79,7 @@ class ModelGame:
         utility: str | Utility = "ppl_ratio",
         players: str | Sequence[Sequence[Label]] | Players = "layers",
         memory: int | None = None,
+        block_path: str = "auto",
         store: str | Path | None = None,
         on_progress: Progress | None = None,
     ) -> None:
@@ -86,13 +89,17 @@ class ModelGame:
         self.utility = get_utility(utility)
         self.players = make_players(players, self.skeleton)
         self.windows = Windows(self.skeleton, calibration.ids)
+        self.block_path = block_path
+        self.units = make_units(
+            self.windows, self.players.run, halves=self.players.sublayers is not None, block_path=block_path
+        )
+        self.scorer = make_scorer(self.windows, block_path=block_path)
         self.memory = memory
         states_within(self.windows, memory)  # a budget too small is said now, not at the first call
         self.on_progress = on_progress
         self.evaluations = Evaluations()
         self._known = Shelf() if store is None else self._claim(store)
-        self._teacher: Tensor | None = None
-        self._head = self.windows.slices(HEAD_BYTES // (4 * self.skeleton.vocab_size))
+        self._has_teacher = False
 
     @classmethod
     def from_pretrained(
@@ -109,6 +116,7 @@ class ModelGame:
         device: str = "cpu",
         memory: int | None = None,
         blocks: str | None = None,
+        block_path: str = "auto",
         trust_remote_code: bool = False,
         store: str | Path | None = None,
         on_progress: Progress | None = None,
@@ -129,6 +137,7 @@ class ModelGame:
             utility=utility,
             players=players,
             memory=memory,
+            block_path=block_path,
             store=store,
             on_progress=on_progress,
         )
@@ -170,7 +179,7 @@ class ModelGame:
 
     def score_state(self, state: Tensor) -> Floats:
         """Mean NLL of each window, float64 [W], of the state [W, T, H] that the last kept block returned."""
-        return self._score(state).nll
+        return self.scorer.score(state).nll
 
     def block_influence(self) -> Floats:
         """1 − mean cosine between what each player's units receive and return in the full model, float64 [n].
@@ -204,7 +213,8 @@ class ModelGame:
                 "device": str(self.skeleton.device),
                 "isa": torch.backends.cpu.get_cpu_capability(),
                 "threads": torch.get_num_threads(),
-                "blocks": "hf",
+                "blocks": self.units.path,
+                "head": self.scorer.path,
             },
         }
 
@@ -225,7 +235,7 @@ class ModelGame:
         if not unknown:
             return
         keys = [mask_key(mask) for mask in unknown]
-        if self.utility.needs_teacher and self._teacher is None:
+        if self.utility.needs_teacher and not self._has_teacher:
             self._keep_teacher()
         plan = build_plan(self.players.unit_masks(np.array(unknown)), states_within(self.windows, self._budget()))
         rows = plan.unique_rows
@@ -239,7 +249,7 @@ class ModelGame:
                 self.on_progress("layer evaluations", done, plan.scheduled)
 
         def score(number: int, state: Tensor) -> None:
-            self._known.add(keys[rows[number]], self._score(state))
+            self._known.add(keys[rows[number]], self.scorer.score(state))
             report()
 
         def progress(evaluations: int) -> None:
@@ -249,7 +259,7 @@ class ModelGame:
             report()
 
         try:
-            play(self.windows, plan, score, run=self.players.run, on_progress=progress)
+            play(self.windows, plan, score, units=self.units, on_progress=progress)
         finally:
             self._known.commit()  # after Ctrl-C too
         report()
@@ -262,30 +272,12 @@ class ModelGame:
         return max(self.windows.state_bytes, int(free_memory(self.skeleton.device) * DEFAULT_MEMORY_SHARE))
 
     def _keep_teacher(self) -> None:
-        """Run the full model once and keep its last state [W, T, H]; its logits are made again tile by tile."""
+        """Run the full model once and keep its last state, for the divergence of others from it."""
         everything = np.ones((1, self.players.n_units), dtype=np.bool_)
-
-        def keep(_: int, state: Tensor) -> None:
-            self._teacher = state.clone()
-
-        play(self.windows, build_plan(everything, None), keep, run=self.players.run)
-
-    def _score(self, state: Tensor) -> Scores:
-        """NLL (and KL, where the utility needs it) of each window from a mask's last state [W, T, H]."""
-        nll = np.empty(self.windows.n_windows)
-        kl = np.full(self.windows.n_windows, np.nan)
-        for first, last, context in self._head:
-            logits = _head(context, state[first:last])
-            ids = self.calibration.ids[first:last]
-            nll[first:last] = token_nll(logits, ids).double().mean(1).cpu().numpy()
-            if self._teacher is not None:
-                teacher = _head(context, self._teacher[first:last])
-                kl[first:last] = token_kl(teacher, logits).double().mean(1).cpu().numpy()
-        return Scores(nll, kl)
-
-
-def _head(context: Context, state: Tensor) -> Tensor:
-    """Logits of some windows of a state, padded to the context's batch for the head and cut again."""
-    missing = context.ids.shape[0] - state.shape[0]
-    padded = torch.cat([state, state[:1].expand(missing, -1, -1)]) if missing else state
-    return context.logits(padded)[: state.shape[0]]
+        play(
+            self.windows,
+            build_plan(everything, None),
+            lambda _, state: self.scorer.keep_teacher(state),
+            units=self.units,
+        )
+        self._has_teacher = True

@@ -24,9 +24,19 @@ def windows_of(n_windows: int, tokens: int, seed: int = 0) -> Calibration:
     return Calibration(ids, "test")
 
 
-def game_of(family: str = "llama", *, n_windows: int = 3, tokens: int = 20, n_layers: int = L, **options) -> ModelGame:
+def game_of(
+    family: str = "llama",
+    *,
+    n_windows: int = 3,
+    tokens: int = 20,
+    n_layers: int = L,
+    block_path: str = "auto",
+    **options,
+) -> ModelGame:
     model = FAMILIES[family](n_layers=n_layers)
-    return ModelGame(Checkpoint(model, tiny_tokenizer(), family), windows_of(n_windows, tokens), **options)
+    return ModelGame(
+        Checkpoint(model, tiny_tokenizer(), family), windows_of(n_windows, tokens), block_path=block_path, **options
+    )
 
 
 def random_masks(count: int, n: int = L, seed: int = 0) -> np.ndarray:
@@ -46,9 +56,25 @@ def test_nll_of_the_full_model_is_the_models_own_loss() -> None:
     assert measured.window_tokens.tolist() == [19, 19, 19]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt", "mamba"])
-def test_worths_do_not_depend_on_company_order_or_memory(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "block_path", "path"),
+    [
+        ("llama", "auto", ("fast", "fused")),
+        ("llama", "hf", ("hf", "hf")),
+        ("qwen3", "auto", ("fast", "fused")),
+        ("gemma2", "auto", ("hf", "fused")),
+        ("gpt2", "hf", ("hf", "hf")),
+        ("opt", "auto", ("hf", "fused")),
+        ("mamba", "hf", ("hf", "hf")),
+    ],
+)
+def test_worths_do_not_depend_on_company_order_or_memory(
+    family: str, block_path: str, path: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """fp32 on the CPU: bitwise."""
+    monkeypatch.setitem(game_of.__kwdefaults__, "block_path", block_path)
+    numerics = game_of(family).fingerprints["numerics"]
+    assert (numerics["blocks"], numerics["head"]) == path
     masks = np.concatenate([random_masks(12), np.zeros((1, L), bool), np.ones((1, L), bool)])
     together = game_of(family).evaluate(masks)
     alone = np.array([game_of(family).evaluate(mask[None]).window_nll[0] for mask in masks[:4]])
@@ -64,9 +90,13 @@ def test_worths_do_not_depend_on_company_order_or_memory(family: str) -> None:
     assert np.array_equal(in_two_calls.evaluate(masks).window_nll, together.window_nll)
 
 
+@pytest.mark.parametrize("block_path", ["auto", "hf"])
 @pytest.mark.parametrize(("n_windows", "tokens"), [(1, 2), (1, 5), (2, 3), (1, 16), (7, 13)])
-def test_few_tokens_are_as_independent_of_company_as_many(n_windows: int, tokens: int) -> None:
+def test_few_tokens_are_as_independent_of_company_as_many(
+    n_windows: int, tokens: int, block_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batches of fewer than 16 rows are padded: a product of one row is computed another way than one of many."""
+    monkeypatch.setitem(game_of.__kwdefaults__, "block_path", block_path)
     masks = random_masks(8)
     together = game_of(n_windows=n_windows, tokens=tokens).evaluate(masks)
     for mask, row in zip(masks, together.window_nll, strict=True):
@@ -77,21 +107,22 @@ def test_the_batch_width_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
     masks = random_masks(20)
     wide = game_of().evaluate(masks)
     for rows in (1, 120, 180):
-        monkeypatch.setattr("layercoop_fast.engine.forward.ROWS_PER_CALL", rows)
+        monkeypatch.setattr("layercoop_fast.engine.width.ROWS_PER_CALL", rows)
         assert np.array_equal(game_of().evaluate(masks).window_nll, wide.window_nll)
 
 
 def test_the_head_tile_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = random_masks(5)
-    whole = game_of(utility="kl").evaluate(masks)
-    monkeypatch.setattr("layercoop_fast.game.model_game.HEAD_BYTES", 1)
-    tiled = game_of(utility="kl").evaluate(masks)
+    whole = game_of(utility="kl", block_path="hf").evaluate(masks)
+    monkeypatch.setattr("layercoop_fast.game.scoring.HEAD_BYTES", 1)
+    tiled = game_of(utility="kl", block_path="hf").evaluate(masks)
     assert np.array_equal(tiled.window_nll, whole.window_nll)
     assert np.array_equal(tiled.worths, whole.worths)
 
 
-def test_kl_against_a_float64_reference() -> None:
-    game = game_of(utility="kl")
+@pytest.mark.parametrize("block_path", ["auto", "hf"])
+def test_kl_against_a_float64_reference(block_path: str) -> None:
+    game = game_of(utility="kl", block_path=block_path)
     masks = np.concatenate([random_masks(4), np.ones((1, L), bool)])
     worths = game(masks)
     model, ids = game.checkpoint.model, game.calibration.ids
@@ -106,6 +137,28 @@ def test_kl_against_a_float64_reference() -> None:
             expected = float((full.exp() * (full - log_q)).sum(-1).mean())
             assert -worth == pytest.approx(expected, rel=1e-5, abs=1e-7)
     assert worths[-1] == 0.0
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_the_fast_path_is_the_general_one_within_rounding(family: str) -> None:
+    masks = random_masks(10)
+    fast, general = game_of(family, tokens=8), game_of(family, tokens=8, block_path="hf")
+    assert fast.fingerprints["numerics"]["blocks"] == "fast", "not active"
+    assert general.fingerprints["numerics"]["blocks"] == "hf"
+    assert fast.evaluate(masks).window_nll == pytest.approx(general.evaluate(masks).window_nll, rel=1e-5)
+
+
+def test_bf16_is_near_fp32_and_the_same_in_every_run() -> None:
+    masks = random_masks(12)
+
+    def measured(dtype: torch.dtype) -> ModelGame:
+        model = FAMILIES["llama"](n_layers=L).to(dtype)
+        return ModelGame(Checkpoint(model, tiny_tokenizer(), "llama"), windows_of(3, 20))
+
+    exact = measured(torch.float32).evaluate(masks).window_nll
+    rounded = measured(torch.bfloat16).evaluate(masks).window_nll
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert np.array_equal(measured(torch.bfloat16).evaluate(masks).window_nll, rounded)
 
 
 def test_ppl_ratio_and_nll_are_what_they_say() -> None:

@@ -1,0 +1,178 @@
+"""A llama-shaped block on the CPU without the small change: joint projections, and C++ for all that is no product.
+
+    fast.run([pool[2], pool[5]], [pool[2], pool[7]])         # stored states, in place or not, without a copy
+
+With x [W, T, H] a state of W windows, it is
+
+    x = x + o_proj(attention(rotary(qkv_proj(rms_norm(x)))))       causal, grouped queries, perhaps QK-norm and biases
+    x = x + down_proj(silu(gate_proj(n)) · up_proj(n)),   n = rms_norm(x)
+
+and either line can be run alone. What a window comes to does not depend on the windows beside it, bit for bit: each
+kernel works row by row or window by window in a fixed order, and torch's products do alike from `MIN_ROWS` rows on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from layercoop_fast.engine.llama_shape import Parts, Rope
+from layercoop_fast.engine.projections import Projection
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.attention import causal_attention
+from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm
+from layercoop_fast.kernels.rotary import rotary_
+from layercoop_fast.kernels.rows import MIN_ROWS
+from layercoop_fast.kernels.swiglu import swiglu
+
+Half = Literal["attn", "mlp"]
+
+
+@dataclass
+class Workspace:
+    """Memory for activations that fast blocks share, grown as needed and never given back.
+
+    For R rows (tokens of one call) it holds R · (2H + max(C, 2I) + max(A, I)) numbers, H being the hidden width, C and
+    A the widths of the joint projection and of the attention's output, I the MLP's.
+    """
+
+    _buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def matrix(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """A matrix [rows, columns] with any content; it is valid until the next one of this name is asked for."""
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < rows * columns:
+            buffer = self._buffers[name, dtype] = torch.zeros(rows * columns, dtype=dtype)
+        return buffer[: rows * columns].view(rows, columns)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """States of one call: their rows [r, H] where they are stored, and where they stand among all rows of the call."""
+
+    sources: list[Tensor]
+    targets: list[Tensor]
+    spans: list[slice]
+    rows: int
+
+
+class FastBlock:
+    """A llama-shaped block, computed another way; `engine/fast_blocks.py` makes and checks it.
+
+    Args:
+        parts: the block's modules; the weights of the joint projections become views of new memory.
+        rope: of the windows that it will be run on, all of T tokens.
+        workspace: shared with other blocks that run one after another, never at the same time.
+    """
+
+    def __init__(self, parts: Parts, rope: Rope, workspace: Workspace) -> None:
+        self.rope = rope
+        self.workspace = workspace
+        self.dtype = parts.query.weight.dtype
+        self.head_dim = parts.head_dim
+        self.scale = parts.scale
+        self.heads = parts.query.out_features // parts.head_dim
+        self.kv_heads = parts.key.out_features // parts.head_dim
+        self.input_norm = parts.input_norm
+        self.mlp_norm = parts.mlp_norm
+        self.query_norm = parts.query_norm
+        self.key_norm = parts.key_norm
+        self.qkv = Projection([parts.query, parts.key, parts.value])
+        self.output = Projection([parts.output])
+        self.gate_up = Projection([parts.gate, parts.up])
+        self.down = Projection([parts.down])
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        """Tokens T and hidden width H of the states it takes."""
+        return len(self.rope.cos), len(self.input_norm.weight)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Run the block on hidden [W, T, H]; returns a new tensor."""
+        out = torch.empty_like(hidden)
+        self.run([hidden], [out])
+        return out
+
+    def run(self, sources: Sequence[Tensor], targets: Sequence[Tensor], half: Half | None = None) -> None:
+        """Run the block, or one half of it, on states [W, T, H] (contiguous; W may differ), each into its target.
+
+        A target may be its own source. Both halves one after the other are the block, bit for bit. Raises
+        `RequestError` for a state of another shape, layout or dtype.
+        """
+        batch = self._batch(sources, targets)
+        if batch.rows == 0:
+            return
+        hidden = len(self.input_norm.weight)
+        normed = self._matrix("normed", batch.rows, hidden)
+        delta = self._matrix("delta", batch.rows, hidden)
+        weight, eps = self.mlp_norm.weight, self.mlp_norm.eps
+        if half == "mlp":
+            for source, span in zip(batch.sources, batch.spans, strict=True):
+                rms_norm(source, weight, eps, out=normed[span])
+        else:
+            self._attend(batch, normed, delta)
+        if half is None:
+            for source, target, span in zip(batch.sources, batch.targets, batch.spans, strict=True):
+                add_rms_norm(source, delta[span], weight, eps, out=normed[span], total=target)
+        if half != "attn":
+            self._feed(batch, normed, delta)
+        streams = batch.targets if half is None else batch.sources
+        for stream, target, span in zip(streams, batch.targets, batch.spans, strict=True):
+            torch.add(stream, delta[span], out=target)
+
+    def _attend(self, batch: _Batch, normed: Tensor, delta: Tensor) -> None:
+        """What attention adds to the states, into delta."""
+        for source, span in zip(batch.sources, batch.spans, strict=True):
+            rms_norm(source, self.input_norm.weight, self.input_norm.eps, out=normed[span])
+        qkv = self.qkv(normed, out=self._matrix("wide", batch.rows, self.qkv.out_features))[: batch.rows]
+        rotary_(
+            qkv,
+            self.rope.cos,
+            self.rope.sin,
+            self.heads,
+            self.kv_heads,
+            query_norm=None if self.query_norm is None else self.query_norm.weight,
+            key_norm=None if self.key_norm is None else self.key_norm.weight,
+            eps=0.0 if self.query_norm is None else self.query_norm.eps,
+        )
+        mixed = self._matrix("inner", batch.rows, self.heads * self.head_dim)
+        tokens = len(self.rope.cos)
+        causal_attention(qkv, tokens, self.heads, self.kv_heads, self.scale, out=mixed[: batch.rows])
+        self.output(mixed, out=delta)
+
+    def _feed(self, batch: _Batch, normed: Tensor, delta: Tensor) -> None:
+        """What the MLP adds to the states, from their normed rows, into delta."""
+        gate_up = self.gate_up(normed, out=self._matrix("wide", batch.rows, self.gate_up.out_features))
+        inner = self._matrix("inner", batch.rows, self.gate_up.out_features // 2)
+        swiglu(gate_up[: batch.rows], out=inner[: batch.rows])
+        self.down(inner, out=delta)
+
+    def _matrix(self, name: str, rows: int, columns: int) -> Tensor:
+        # What stands in the rows of padding does not matter: no row of a product looks at another.
+        return self.workspace.matrix(name, max(rows, MIN_ROWS), columns, self.dtype)
+
+    def _batch(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> _Batch:
+        states = [self._rows(state) for state in sources]
+        results = [self._rows(state) for state in targets]
+        if [state.shape for state in states] != [result.shape for result in results]:
+            raise RequestError("fast block: expected as many targets as sources, of the same shapes")
+        spans, rows = [], 0
+        for state in states:
+            spans.append(slice(rows, rows + len(state)))
+            rows += len(state)
+        return _Batch(states, results, spans, rows)
+
+    def _rows(self, state: Tensor) -> Tensor:
+        tokens, hidden = self.state_shape
+        if state.dim() != 3 or tuple(state.shape[1:]) != (tokens, hidden) or not state.is_contiguous():
+            raise RequestError(
+                f"fast block: expected contiguous states [W, {tokens}, {hidden}], got {list(state.shape)} "
+                f"with strides {list(state.stride())}"
+            )
+        if state.dtype != self.dtype or state.device.type != "cpu":
+            raise RequestError(f"fast block: expected {self.dtype} on the CPU, got {state.dtype} on {state.device}")
+        return state.view(-1, hidden)

@@ -1,0 +1,193 @@
+"""Is this block llama-shaped? Its parts, found by their names and checked by their attributes.
+
+A block whose parts are not all known is refused with the reason: what is not understood is left to the block itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from layercoop_fast.engine.calls import BlockCall, Convention
+from layercoop_fast.kernels.memory import NATIVE_DTYPES
+
+
+class UnfitError(Exception):
+    """A block that is not llama-shaped; the message completes "not used because ..."."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A root-mean-square norm: weight [H or D] and epsilon."""
+
+    weight: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Cosines and sines [T, D] of the positions of a window."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of a llama-shaped block, and the numbers that are no weights."""
+
+    input_norm: Norm
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    output: nn.Linear
+    mlp_norm: Norm
+    gate: nn.Linear
+    up: nn.Linear
+    down: nn.Linear
+    head_dim: int
+    scale: float
+
+
+def find_parts(block: nn.Module) -> Parts:
+    """The parts of a llama-shaped block; raises `UnfitError` for any other."""
+    attention = _child_with(block, ("q_proj", "k_proj", "v_proj", "o_proj"), "attention")
+    mlp = _child_with(block, ("gate_proj", "up_proj", "down_proj"), "gated MLP")
+    head_dim = getattr(attention, "head_dim", None)
+    if not isinstance(head_dim, int) or head_dim < 2:
+        raise UnfitError("its attention does not say its head_dim")
+    qk_norm = hasattr(attention, "q_norm") or hasattr(attention, "k_norm")
+    parts = Parts(
+        input_norm=_norm(block, "input_layernorm"),
+        query=_linear(attention, "q_proj"),
+        key=_linear(attention, "k_proj"),
+        value=_linear(attention, "v_proj"),
+        query_norm=_norm(attention, "q_norm") if qk_norm else None,
+        key_norm=_norm(attention, "k_norm") if qk_norm else None,
+        output=_linear(attention, "o_proj"),
+        mlp_norm=_norm(block, "post_attention_layernorm"),
+        gate=_linear(mlp, "gate_proj"),
+        up=_linear(mlp, "up_proj"),
+        down=_linear(mlp, "down_proj"),
+        head_dim=head_dim,
+        scale=float(getattr(attention, "scaling", head_dim**-0.5)),
+    )
+    _check_weights(block, parts)
+    _check_shapes(parts)
+    _check_activation(mlp, parts.gate.weight.dtype)
+    return parts
+
+
+def _child_with(block: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
+    found = [child for child in block.children() if all(hasattr(child, name) for name in names)]
+    if len(found) != 1:
+        raise UnfitError(f"it has no {what} made of {', '.join(names)}")
+    return found[0]
+
+
+def _linear(owner: nn.Module, name: str) -> nn.Linear:
+    module = getattr(owner, name)
+    # Exactly this class: a subclass (quantised, with an adapter) computes something else from its weight.
+    if type(module) is not nn.Linear:
+        raise UnfitError(f"its {name} is a {type(module).__name__}, not a plain Linear")
+    return module
+
+
+def _norm(owner: nn.Module, name: str) -> Norm:
+    module = getattr(owner, name, None)
+    if not isinstance(module, nn.Module):
+        raise UnfitError(f"it has no {name}")
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if [own for own, _ in module.named_parameters()] != ["weight"] or not isinstance(eps, float):
+        raise UnfitError(f"its {name} is no root-mean-square norm with one weight and an epsilon")
+    weight = module.get_parameter("weight").detach()
+    if weight.dim() != 1:
+        raise UnfitError(f"the weight of its {name} is no vector")
+    return Norm(weight, eps)
+
+
+def _check_weights(block: nn.Module, parts: Parts) -> None:
+    """All of the block's parameters are in the parts, in one dtype that the kernels work in, on the CPU."""
+    linears = (parts.query, parts.key, parts.value, parts.output, parts.gate, parts.up, parts.down)
+    norms = [norm for norm in (parts.input_norm, parts.mlp_norm, parts.query_norm, parts.key_norm) if norm is not None]
+    known = {linear.weight.data_ptr() for linear in linears} | {norm.weight.data_ptr() for norm in norms}
+    known |= {linear.bias.data_ptr() for linear in linears if linear.bias is not None}
+    for name, parameter in block.named_parameters():
+        if parameter.data_ptr() not in known:
+            raise UnfitError(f"it has a further parameter, {name}")
+        if parameter.device.type != "cpu" or parameter.dtype not in NATIVE_DTYPES:
+            raise UnfitError(f"its {name} is {parameter.dtype} on {parameter.device}, not fp32 or bf16 on the CPU")
+    dtypes = {parameter.dtype for parameter in block.parameters()}
+    if len(dtypes) != 1:
+        raise UnfitError(f"its parameters are of several dtypes ({', '.join(sorted(map(str, dtypes)))})")
+
+
+def _check_shapes(parts: Parts) -> None:
+    hidden = parts.query.in_features
+    heads, rest = divmod(parts.query.out_features, parts.head_dim)
+    kv_heads, kv_rest = divmod(parts.key.out_features, parts.head_dim)
+    fits = (
+        rest == kv_rest == 0
+        and min(heads, kv_heads) > 0
+        and heads % kv_heads == 0
+        and parts.value.out_features == parts.key.out_features
+        and parts.output.in_features == parts.query.out_features
+        and parts.gate.out_features == parts.up.out_features == parts.down.in_features
+        and parts.output.out_features == parts.down.out_features == hidden
+        and all(linear.in_features == hidden for linear in (parts.key, parts.value, parts.gate, parts.up))
+        and len(parts.input_norm.weight) == len(parts.mlp_norm.weight) == hidden
+    )
+    if not fits:
+        raise UnfitError("the shapes of its projections are not those of grouped queries and a gated MLP")
+    for norm in (parts.query_norm, parts.key_norm):
+        if norm is not None and len(norm.weight) != parts.head_dim:
+            raise UnfitError("it norms queries and keys over something else than a head")
+    if parts.query_norm is not None and parts.key_norm is not None and parts.query_norm.eps != parts.key_norm.eps:
+        raise UnfitError("its norms of queries and keys have different epsilons")
+    if parts.scale <= 0:
+        raise UnfitError(f"it scales its scores by {parts.scale}")
+
+
+def _check_activation(mlp: nn.Module, dtype: torch.dtype) -> None:
+    activation = getattr(mlp, "act_fn", None)
+    probe = torch.linspace(-8, 8, 65, dtype=dtype)
+    with torch.inference_mode():
+        if not callable(activation) or not torch.allclose(activation(probe), nn.functional.silu(probe)):
+            raise UnfitError("its MLP is not gated by SiLU")
+
+
+def find_rope(call: BlockCall, convention: Convention, parts: Parts) -> Rope:
+    """Cosines and sines among a call's arguments, after making sure that nothing else among them matters."""
+    ropes = []
+    for where, value in call.arguments():
+        if where == convention.takes:
+            continue
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool):
+            if not _is_causal(value):
+                raise UnfitError(f"{where} is more than a causal mask (a sliding window shorter than the text?)")
+        elif isinstance(value, (tuple, list)) and all(isinstance(item, Tensor) for item in value) and len(value) == 2:
+            ropes.append(value)
+    if len(ropes) != 1:
+        raise UnfitError("it is not handed one pair of cosines and sines")
+    cos, sin = ropes[0]
+    if cos.dim() != 3 or cos.shape != sin.shape or cos.shape[2] != parts.head_dim:
+        raise UnfitError(f"its cosines and sines are not [windows, tokens, {parts.head_dim}]")
+    if {cos.dtype, sin.dtype} != {parts.query.weight.dtype}:
+        raise UnfitError("its cosines and sines are of another dtype than its weights")
+    if not (torch.equal(cos, cos[:1].expand_as(cos)) and torch.equal(sin, sin[:1].expand_as(sin))):
+        raise UnfitError("its windows are not at the same positions")
+    return Rope(cos[0].contiguous(), sin[0].contiguous())
+
+
+def _is_causal(mask: Tensor) -> bool:
+    """Whether a mask [..., T, T] lets every token see itself and all before it, and adds nothing to their scores."""
+    if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2]:
+        return False
+    seen = torch.ones(mask.shape[-2:], dtype=torch.bool).tril().expand_as(mask)
+    if mask.dtype == torch.bool:
+        return torch.equal(mask, seen)
+    return bool((mask[seen] == 0).all() and (mask[~seen] <= torch.finfo(torch.float16).min).all())

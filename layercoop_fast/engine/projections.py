@@ -1,0 +1,79 @@
+"""Products with a model's own weights, several of one input joined into one.
+
+The weights are copied once into a joint matrix and the model's own parameters become views of it, so that no second
+copy remains (while some are being joined, those exist twice). A change of the parameters' values is a change of the
+joint matrix, and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Projection:
+    """One product for several linear maps of the same input, outputs one after the other.
+
+    It keeps no weight alive: the joint matrix is found anew behind the modules' parameters at every call.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self.linears = list(linears)
+        self.out_features = sum(linear.out_features for linear in linears)
+        with torch.inference_mode(False), torch.no_grad():
+            _join([linear.weight for linear in linears])
+            biases = [linear.bias for linear in linears if linear.bias is not None]
+            self._joint_bias = len(biases) == len(linears)
+            self._bias: Tensor | None = None
+            if self._joint_bias:
+                _join(biases)
+            elif biases:
+                parts: list[Tensor] = [
+                    linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+                    for linear in linears
+                ]
+                self._bias = torch.cat(parts)
+
+    @property
+    def weight(self) -> Tensor:
+        """The joint matrix [out, in]."""
+        return _joint([linear.weight for linear in self.linears])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The joint bias [out]; None where no map has one."""
+        return _joint([linear.bias for linear in self.linears]) if self._joint_bias else self._bias
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        """x [R, in] → out [R, out]."""
+        bias = self.bias
+        if bias is None:
+            return torch.mm(x, self.weight.t(), out=out)
+        return torch.addmm(bias, x, self.weight.t(), out=out)
+
+
+def _joint(parameters: Sequence[Tensor]) -> Tensor:
+    """The tensor of which joined parameters are views."""
+    first = parameters[0].detach()
+    rows = sum(len(parameter) for parameter in parameters)
+    return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
+
+
+def _join(parameters: Sequence[Tensor]) -> None:
+    """Move parameters behind each other into one new tensor; nothing moves where they stand so already."""
+    first = parameters[0]
+    expected = first.data_ptr()
+    for parameter in parameters:
+        same_storage = parameter.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (parameter.is_contiguous() and parameter.data_ptr() == expected and same_storage):
+            break
+        expected += parameter.numel() * parameter.element_size()
+    else:
+        return
+    joint = torch.cat([parameter.detach() for parameter in parameters])
+    done = 0
+    for parameter in parameters:
+        parameter.data = joint[done : done + len(parameter)]
+        done += len(parameter)

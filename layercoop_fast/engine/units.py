@@ -1,0 +1,124 @@
+"""How a game's units are computed: by the model's own modules, or by fast blocks where those fit.
+
+The scheduler (`engine/forward.py`) hands a unit a batch of stored states, each where it lies in the pool, and the slots
+for what comes out. What a state comes to does not depend on the states beside it, on either path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from layercoop_fast.engine.fast_block import FastBlock, Half, Workspace
+from layercoop_fast.engine.fast_blocks import fast_block
+from layercoop_fast.engine.skeleton import Context
+from layercoop_fast.engine.windows import Windows
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.memory import NATIVE_DTYPES
+
+BLOCK_PATHS = ("auto", "hf")
+# Windows of the batch on which a fast block is compared with the block itself. All windows of a game have one length,
+# so two of them show what every batch is handed.
+_CHECK_WINDOWS = 2
+
+
+class Units(Protocol):
+    """What the scheduler needs of a game's units."""
+
+    path: str
+    """Name of the numerics, for fingerprints: worths of different paths are different numbers."""
+
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """One unit on states [W, T, H], each written to its target; a target may be its own source."""
+        ...
+
+
+class GeneralUnits:
+    """Units of any model, computed by its own modules.
+
+    Args:
+        windows: of the game.
+        run_unit: one unit on a batch, [B, T, H] → [B, T, H], in a context of that batch.
+    """
+
+    path = "hf"
+
+    def __init__(self, windows: Windows, run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run) -> None:
+        self.windows = windows
+        self.run_unit = run_unit
+
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Gather the states, run the unit once, and write its results back."""
+        context = self.windows.context(len(sources))
+        # Gathered into a fresh tensor: a block may write into its input, and a stored state must survive that.
+        batch = torch.cat(list(sources))
+        padding = context.ids.shape[0] - batch.shape[0]
+        if padding:
+            batch = torch.cat([batch, batch[:1].expand(padding, -1, -1)])
+        out = self.run_unit(context, unit, batch)
+        for index, target in enumerate(targets):
+            target.copy_(out[index * len(target) : (index + 1) * len(target)])
+
+
+class FastUnits:
+    """Units whose blocks have a fast form run it; those of the other blocks run as `GeneralUnits`.
+
+    Args:
+        general: the same units by the model's own modules.
+        blocks: the fast form of each block, None where it has none.
+        halves: whether units are the halves of blocks (2L) instead of whole ones (L).
+    """
+
+    def __init__(self, general: GeneralUnits, blocks: Sequence[FastBlock | None], *, halves: bool) -> None:
+        self.general = general
+        self.blocks = list(blocks)
+        self.halves = halves
+        slow = [str(layer) for layer, block in enumerate(blocks) if block is None]
+        self.path = f"fast but for blocks {','.join(slow)}" if slow else "fast"
+
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Run the unit on the states where they lie."""
+        layer, second = divmod(unit, 2) if self.halves else (unit, 0)
+        block = self.blocks[layer]
+        if block is None:
+            self.general.run(unit, sources, targets)
+            return
+        half: Half | None = None
+        if self.halves:
+            half = "mlp" if second else "attn"
+        block.run(sources, targets, half)
+
+
+def make_units(
+    windows: Windows,
+    run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run,
+    *,
+    halves: bool = False,
+    block_path: str = "auto",
+) -> Units:
+    """The units of a model's blocks for these windows: fast where that fits, unless `block_path` is "hf".
+
+    Args:
+        windows: of the game.
+        run_unit: a unit by the model's own modules.
+        halves: whether units are the attention and MLP halves of blocks, in this order.
+        block_path: "auto" or "hf".
+
+    Raises `RequestError` for another block path.
+    """
+    if block_path not in BLOCK_PATHS:
+        raise RequestError(f"unknown block path {block_path!r}: choose from {', '.join(BLOCK_PATHS)}")
+    general = GeneralUnits(windows, run_unit)
+    skeleton = windows.skeleton
+    if block_path == "hf" or skeleton.device.type != "cpu" or skeleton.dtype not in NATIVE_DTYPES:
+        return general
+    context = skeleton.context(windows.ids[:_CHECK_WINDOWS])
+    workspace = Workspace()
+    blocks = [
+        fast_block(block, context.call(layer), skeleton.convention, workspace)
+        for layer, block in enumerate(skeleton.blocks)
+    ]
+    return FastUnits(general, blocks, halves=halves) if any(blocks) else general

@@ -1,0 +1,86 @@
+"""How many states go through a unit in one batch: measured once a process, and never a change of numbers.
+
+Wide batches read a block's weights once for many states and make large products; narrow ones keep activations in cache.
+Which is faster depends on model, text and machine, so a long plan begins with a short sweep over powers of two. A width
+is allowed only where its results are those of one state alone, bit for bit, and batches are cut into such powers: so
+the choice, which a clock makes, cannot show in a worth.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from layercoop_fast.engine.units import Units
+from layercoop_fast.engine.windows import Windows
+
+# Rows (tokens) of one call of a unit where nothing was measured: enough that its matrix products run at full speed, few
+# enough that the activations of one call stay small beside the stored states.
+ROWS_PER_CALL = 4096
+# The widest batch that is tried has so many rows.
+MAX_ROWS = 16384
+# A plan of fewer evaluations than this is over before a sweep has paid for itself.
+SWEEP_FROM = 2000
+_REPEATS = 3
+# A wider batch must be faster by this share: it takes more memory.
+_GAIN = 0.02
+
+_measured: dict[tuple[object, ...], int] = {}
+
+
+def batch_width(windows: Windows, units: Units, slots: Sequence[Tensor], evaluations: int) -> int:
+    """The width for a plan of so many evaluations over these slots ([W, T, H] each, their content is lost)."""
+    if evaluations < SWEEP_FROM:
+        return power_of_two_up_to(ROWS_PER_CALL // windows.ids.numel())
+    widest = power_of_two_up_to(min(MAX_ROWS // windows.ids.numel(), len(slots)))
+    block = windows.skeleton.blocks[0]
+    weights = sum(parameter.numel() for parameter in block.parameters())
+    key = (units.path, windows.state_shape, windows.skeleton.dtype, weights, torch.get_num_threads(), widest)
+    if key not in _measured:
+        _measured[key] = fastest(sweep(windows, units, slots, widest))
+    return _measured[key]
+
+
+def sweep(windows: Windows, units: Units, slots: Sequence[Tensor], widest: int) -> dict[int, float]:
+    """Seconds a state of unit 0 at each width 1, 2, 4 .. `widest` whose results are those of width 1."""
+    embedding = windows.context(1).embedding[: windows.n_windows]
+    alone = torch.empty_like(embedding)
+    units.run(0, [embedding], [alone])
+    found = {}
+    width = 1
+    while width <= widest:
+        batch = slots[:width]
+        seconds = []
+        for _ in range(_REPEATS):
+            for slot in batch:
+                slot.copy_(embedding)
+            started = time.perf_counter()
+            units.run(0, batch, batch)
+            seconds.append(time.perf_counter() - started)
+        if width == 1 or all(torch.equal(slot, alone) for slot in batch):
+            found[width] = min(seconds) / width
+        width *= 2
+    return found
+
+
+def fastest(seconds: dict[int, float]) -> int:
+    """The narrowest width that is as good as the fastest."""
+    allowed = min(seconds.values()) / (1 - _GAIN)
+    return next(width for width in sorted(seconds) if seconds[width] <= allowed)
+
+
+def power_of_two_up_to(n: int) -> int:
+    """The largest power of two that is at most n (1 for n below 1)."""
+    return 1 << max(0, n.bit_length() - 1) if n > 0 else 1
+
+
+def cut(count: int, width: int) -> Iterator[slice]:
+    """Cut `count` states into batches of `width` (a power of two) and, at the end, of smaller powers of two."""
+    first = 0
+    while first < count:
+        size = min(width, power_of_two_up_to(count - first))
+        yield slice(first, first + size)
+        first += size

@@ -1,0 +1,77 @@
+"""The calibration tokens of a game, and what is captured and kept for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layercoop_fast.engine.skeleton import Context, Skeleton
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.rows import MIN_ROWS
+
+
+@dataclass
+class Windows:
+    """The calibration tokens of a game, and the contexts captured for them, one a batch width.
+
+    Args:
+        ids: int64 [W, T], W windows of T tokens each.
+    """
+
+    skeleton: Skeleton
+    ids: Tensor
+    _contexts: dict[int, Context] = field(default_factory=dict)
+    _pool: Tensor | None = None
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows W."""
+        return int(self.ids.shape[0])
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Shape [W, T, H] of one state."""
+        _, tokens, hidden = self.context(1).embedding.shape
+        return self.n_windows, int(tokens), int(hidden)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one stored state."""
+        return int(np.prod(self.state_shape)) * self.context(1).embedding.element_size()
+
+    def context(self, copies: int) -> Context:
+        """The context of `copies` states side by side, padded with further copies up to `MIN_ROWS` rows."""
+        if copies not in self._contexts:
+            padded = max(copies, -(-MIN_ROWS // self.ids.numel()))
+            self._contexts[copies] = self.skeleton.context(self.ids.repeat(padded, 1))
+        return self._contexts[copies]
+
+    def slices(self, rows: int) -> list[tuple[int, int, Context]]:
+        """Runs of windows of at most `rows` tokens (at least one window) with their contexts, for the head."""
+        step = max(1, rows // int(self.ids.shape[1]))
+        found = []
+        for first in range(0, self.n_windows, step):
+            ids = self.ids[first : first + step]
+            padded = -(-MIN_ROWS // ids.numel())
+            found.append((first, first + len(ids), self.skeleton.context(ids.repeat(padded, 1))))
+        return found
+
+    def pool(self, states: int) -> Tensor:
+        """Memory for stored states, [states, W, T, H] with any content: the same at every call, grown as needed.
+
+        Raises `RequestError` where the machine has not that much.
+        """
+        if self._pool is None or len(self._pool) < states:
+            embedding = self.context(1).embedding
+            self._pool = None  # the old one goes first: both need not fit
+            try:
+                self._pool = torch.empty((states, *self.state_shape), dtype=embedding.dtype, device=embedding.device)
+            except RuntimeError as error:  # torch reports an allocation that fails so, on CPU and GPU
+                wanted = states * self.state_bytes / 2**30
+                raise RequestError(
+                    f"{wanted:.1f} GiB for stored states are not there: pass a smaller --memory"
+                ) from error
+        return self._pool[:states]

@@ -1,0 +1,112 @@
+"""From a mask's last state to the losses of every window: by the model's own head, or by head and loss in one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layercoop_fast.engine.fused_head import FusedHead, fused_head
+from layercoop_fast.engine.skeleton import Context
+from layercoop_fast.engine.windows import Windows
+from layercoop_fast.game.store import Scores
+from layercoop_fast.game.utility import token_kl, token_nll
+
+# The general path holds logits for this many bytes at a time, counted in fp32: [rows, vocabulary].
+HEAD_BYTES = 128 * 2**20
+# Windows of the batch on which the fused head is compared with the model's own.
+_CHECK_WINDOWS = 1
+
+
+class Scorer(Protocol):
+    """What a game needs to score states."""
+
+    path: str
+    """Name of the numerics, for fingerprints."""
+
+    def keep_teacher(self, state: Tensor) -> None:
+        """Compare all states to come with this one, [W, T, H], of the full model; it is copied."""
+        ...
+
+    def score(self, state: Tensor) -> Scores:
+        """Mean NLL of each window of a state [W, T, H], and mean KL to the teacher (NaN without one)."""
+        ...
+
+
+class GeneralScorer:
+    """The model's own head on some windows at a time, losses from its logits."""
+
+    path = "hf"
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+        self.slices = windows.slices(HEAD_BYTES // (4 * windows.skeleton.vocab_size))
+        self.teacher: Tensor | None = None
+
+    def keep_teacher(self, state: Tensor) -> None:
+        """Keep the teacher's state; its logits are made again tile by tile."""
+        self.teacher = state.clone()
+
+    def score(self, state: Tensor) -> Scores:
+        """Mean NLL, and KL where there is a teacher, of each window."""
+        nll = np.empty(self.windows.n_windows)
+        kl = np.full(self.windows.n_windows, np.nan)
+        for first, last, context in self.slices:
+            logits = _head(context, state[first:last])
+            ids = self.windows.ids[first:last]
+            nll[first:last] = token_nll(logits, ids).double().mean(1).cpu().numpy()
+            if self.teacher is not None:
+                teacher = _head(context, self.teacher[first:last])
+                kl[first:last] = token_kl(teacher, logits).double().mean(1).cpu().numpy()
+        return Scores(nll, kl)
+
+
+class FusedScorer:
+    """Head and loss in one, by tiles of words: no logits of all words, and only positions that are scored."""
+
+    path = "fused"
+
+    def __init__(self, windows: Windows, head: FusedHead) -> None:
+        self.windows = windows
+        self.head = head
+        self.targets = windows.ids[:, 1:].reshape(-1)
+        self.teacher: Tensor | None = None
+
+    def keep_teacher(self, state: Tensor) -> None:
+        """Keep what the teacher's head is handed."""
+        self.teacher = self._inputs(state)
+
+    def score(self, state: Tensor) -> Scores:
+        """Mean NLL, and KL where there is a teacher, of each window."""
+        with torch.inference_mode():
+            losses = self.head.losses(self._inputs(state), self.targets, self.teacher)
+        kl = np.full(self.windows.n_windows, np.nan) if losses.kl is None else self._means(losses.kl)
+        return Scores(self._means(losses.nll), kl)
+
+    def _inputs(self, state: Tensor) -> Tensor:
+        """What the head is handed at the scored positions, [W · (T − 1), H]."""
+        context = self.windows.context(1)
+        hidden = self.head.inputs(context, _padded(context, state))
+        return hidden[: len(state), :-1].reshape(len(self.targets), -1)
+
+    def _means(self, losses: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return losses.view(self.windows.n_windows, -1).double().mean(1).numpy()
+
+
+def make_scorer(windows: Windows, *, block_path: str = "auto") -> Scorer:
+    """The fused scorer where the model's head allows it, unless `block_path` is "hf"."""
+    head = fused_head(windows.skeleton, windows.ids[:_CHECK_WINDOWS]) if block_path != "hf" else None
+    return GeneralScorer(windows) if head is None else FusedScorer(windows, head)
+
+
+def _head(context: Context, state: Tensor) -> Tensor:
+    """Logits of some windows of a state, [w, T, V]."""
+    return context.logits(_padded(context, state))[: state.shape[0]]
+
+
+def _padded(context: Context, state: Tensor) -> Tensor:
+    """Some windows of a state, padded to the context's batch."""
+    missing = context.ids.shape[0] - state.shape[0]
+    return torch.cat([state, state[:1].expand(missing, -1, -1)]) if missing else state
