@@ -37,8 +37,8 @@ def main() -> None:
 
 
 def _leave(message: str, status: int) -> NoReturn:
-    line = " ".join(message.split())
-    sys.stderr.write(f"layercoop-fast: {line}\n")
+    if line := " ".join(message.split()):  # without arguments there is only the help, printed already
+        sys.stderr.write(f"layercoop-fast: {line}\n")
     sys.exit(status)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +36,7 @@ Players = Annotated[
 ]
 WindowsOption = Annotated[int, typer.Option(help="Calibration windows.")]
 Tokens = Annotated[int, typer.Option(help="Tokens a window.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything drawn.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's own.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Memory = Annotated[
@@ -71,6 +73,9 @@ def prune(
     blocks: Blocks = None,
     block_path: BlockPath = "auto",
     store: StoreOption = None,
+    measure_cost: Annotated[
+        bool, typer.Option("--cost/--no-cost", help="Measure memory and speed of both models at the end.")
+    ] = True,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -80,7 +85,7 @@ def prune(
     from layercoop_fast.pruning import prune as run
     from layercoop_fast.report.tables import show_pruned
 
-    with Bars() as bars:
+    with _stopped_with(store), Bars() as bars:
         done = run(
             model,
             out,
@@ -101,6 +106,7 @@ def prune(
             blocks=blocks,
             block_path=block_path,
             store=store,
+            measure_cost=measure_cost,
             force=force,
             trust_remote_code=trust_remote_code,
             on_progress=bars.update,
@@ -151,6 +157,8 @@ def evaluate(
     from layercoop_fast.progress import Bars
 
     check_target(out, force=force)
+    if store is not None and resume:
+        raise RequestError("--resume goes on from OUT.store; with --store FILE every run goes on from FILE by itself")
     kept = nullcontext(store) if store is not None else store_beside(out, resume=resume)
     with kept as place, Bars() as bars:
         game = ModelGame.from_pretrained(
@@ -246,7 +254,7 @@ def shapley(
         raise RequestError(f"unknown estimator {estimator!r}: choose from {', '.join(DEFAULT_SAMPLES)}")
     if out is not None:
         check_target(out, force=force)
-    with Bars() as bars:
+    with _stopped_with(store), Bars() as bars:
         if worths is not None:
             measured = Worths.load(worths)
         else:
@@ -301,7 +309,7 @@ def doctor(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Print what was found in a model: its blocks, what they are handed and return, the head, what fits."""
-    from layercoop_fast.engine.doctor import examine
+    from layercoop_fast.report.doctor import examine
     from layercoop_fast.report.tables import show_findings
 
     found = examine(
@@ -349,8 +357,10 @@ def plan(
         itemsize=itemsize,
     )
     shape.check()
-    if masks < 1 or windows < 1 or tokens < 2 or tflops <= 0:
+    if masks < 1 or windows < 1 or tokens < 2 or not 0 < tflops < float("inf"):
         raise RequestError("--masks and --windows must be at least 1, --tokens at least 2, --tflops above 0")
+    if masks * layers > _MOST_BITS:
+        raise RequestError(f"{masks} masks of {layers} layers are too many to lay out: at most {_MOST_BITS // layers}")
     drawn = stratified_masks(layers, masks, seed=seed)
     found = forecast(shape, drawn, windows=windows, tokens=tokens, memory=_bytes(memory), tflops=tflops)
     if as_json:
@@ -359,9 +369,23 @@ def plan(
         show_forecast(found)
 
 
+_MOST_BITS = 10**10
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}b": size for unit, size in list(_UNITS.items()) if unit in "kmgt" and unit}
 _UNITS |= {f"{unit}ib": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
+
+
+@contextmanager
+def _stopped_with(store: Path | None) -> Iterator[None]:
+    """Say on Ctrl-C that what was measured is kept, where there is a store."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if store is None or not store.exists():
+            raise
+        raise RunError(
+            f"stopped. The masks measured so far are kept in {store}: the same command goes on from there"
+        ) from stop
 
 
 def _bytes(text: str | None) -> int | None:

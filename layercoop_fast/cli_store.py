@@ -85,25 +85,24 @@ def drop(file: File, key: Annotated[int, typer.Option(help="Which game (`store i
 
 
 def _show(found: dict[str, Any]) -> None:
-    """The games of a store as a table: a row a game."""
+    """The games of a store, a table of two columns each."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found['file']}: {found['bytes']:,} bytes, schema {found['schema']}")
-    for name in ("key", "masks", "measured", "bytes"):
-        table.add_column(name, justify="right")
-    for name in ("players", "windows", "utility", "dtype", "model", "calibration", "numerics"):
-        table.add_column(name)
+    console = Console()
+    console.print(f"{found['file']}: {found['bytes']:,} bytes, schema {found['schema']}", highlight=False)
     for game in found["games"]:
         prints = game["fingerprints"]
-        table.add_row(
-            *(f"{game[name]:,}" for name in ("key", "masks", "measured", "bytes")),
-            f"{game['n_players']} {prints['players']}"[:40],
-            f"{len(game['window_tokens'])} x {max(game['window_tokens'], default=0) + 1}",
-            prints["utility"],
-            prints["dtype"],
-            prints["model"][:8],
-            prints["calibration"][:8],
-            " ".join(f"{name}={value}" for name, value in prints["numerics"].items()),
-        )
-    Console().print(table, highlight=False)
+        table = Table(title=f"game {game['key']}", show_header=False, title_justify="left")
+        rows = {
+            "masks": f"{game['masks']:,} held, {game['measured']:,} measured, {game['bytes']:,} bytes",
+            "players": f"{game['n_players']}: {prints['players']}",
+            "windows": f"{len(game['window_tokens'])} of {max(game['window_tokens'], default=0) + 1} tokens",
+            "utility": prints["utility"],
+            "model": f"{prints['model'][:16]}, {prints['dtype']}",
+            "calibration": prints["calibration"][:16],
+            "numerics": ", ".join(f"{name} {value}" for name, value in prints["numerics"].items()),
+        }
+        for name, text in rows.items():
+            table.add_row(name, text)
+        console.print(table, highlight=False)

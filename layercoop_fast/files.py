@@ -17,11 +17,16 @@ from pathlib import Path
 from layercoop_fast.errors import RequestError, RunError
 
 
-def check_target(target: Path, *, force: bool = False) -> None:
+def check_target(target: Path, *, folder: bool = False, force: bool = False) -> None:
     """Refuse a target that exists (unless `force`) or whose parent cannot be a folder, before any work is done.
+
+    `force` replaces like by like only: a file never takes the place of a folder, nor a folder that of a file.
 
     Raises `RequestError` with one line.
     """
+    if target.exists() and target.is_dir() != folder:
+        is_it, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise RequestError(f"{target} is {is_it}, and {wanted} is to be written: name another place")
     if target.exists() and not force:
         raise RequestError(f"{target} exists already: name another place, or pass --force to replace it")
     ancestor = target.absolute().parent
@@ -42,7 +47,7 @@ def written_whole(target: Path, *, folder: bool = False, force: bool = False) ->
 
     Raises `RequestError` as `check_target` does, and `RunError` when the system refuses to write (disk full, ...).
     """
-    check_target(target, force=force)
+    check_target(target, folder=folder, force=force)
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         workplace = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+import threading
 from types import TracebackType
 
 from rich.console import Console
@@ -30,37 +30,52 @@ class Bars:
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr)
-        self._started = time.monotonic()
         self._tasks: dict[str, TaskID] = {}
         self._progress: Progress | None = None
+        self._latest: tuple[str, int, int] | None = None
+        self._ended = False
+        self._lock = threading.Lock()
+        # A stage that says nothing between its beginning and its end is drawn too, once it has taken so long.
+        self._timer = threading.Timer(PATIENCE_SECONDS, self._begin)
+        self._timer.daemon = True
 
     def __enter__(self) -> Bars:
+        if self._console.is_terminal:
+            self._timer.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._timer.cancel()
+        with self._lock:
+            self._ended = True
+            if self._progress is not None:
+                self._progress.stop()
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Say that `done` of `total` are done in a stage; a stage that begins again begins its bar again."""
-        if not self._console.is_terminal or time.monotonic() - self._started < PATIENCE_SECONDS:
-            return
-        if self._progress is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                _Rate(),
-                TimeRemainingColumn(),
-            )
+        with self._lock:
+            self._latest = (stage, done, total)
+            if self._progress is not None:
+                self._draw(self._progress, stage, done, total)
+
+    def _begin(self) -> None:
+        """Patience is over: draw what was said last, and from now on everything."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        with self._lock:
+            if self._ended:
+                return
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._progress.start()
+            if self._latest is not None:
+                self._draw(self._progress, *self._latest)
+
+    def _draw(self, progress: Progress, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        task = self._progress.tasks[self._tasks[stage]]
+            self._tasks[stage] = progress.add_task(stage, total=total)
+        task = progress.tasks[self._tasks[stage]]
         if done < task.completed:
-            self._progress.reset(task.id, total=total)
-        self._progress.update(task.id, completed=done, total=total)
+            progress.reset(task.id, total=total)
+        progress.update(task.id, completed=done, total=total)
 
 
 class _Rate(ProgressColumn):

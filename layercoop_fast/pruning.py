@@ -68,6 +68,7 @@ def prune(
     blocks: str | None = None,
     block_path: str = "auto",
     store: str | Path | None = None,
+    measure_cost: bool = True,
     force: bool = False,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
@@ -75,7 +76,7 @@ def prune(
     """Remove layers from a checkpoint and write what is left as a plain checkpoint.
 
     The folder `out` holds a model that `AutoModelForCausalLM.from_pretrained(out)` loads, its tokenizer, and
-    `layercoop.json` (docs/design.md, section 4). It appears whole, by one rename, or not at all.
+    `layercoop.json` (docs/design.md, section 5). It appears whole, by one rename, or not at all.
 
     Args:
         model: checkpoint folder, or hub name.
@@ -91,19 +92,26 @@ def prune(
         memory: bytes for stored states.
         block_path: "auto", or "hf" for the model's own blocks only (`ModelGame`).
         store: file to keep measured masks in and to take known ones from (`game/store.py`); not for the held-out text.
+        measure_cost: measure memory and speed of the full and the pruned model, each loaded once more.
         on_progress: called with (stage, done, total).
 
     Raises `RequestError` for a wrong request, before anything is computed where that can be seen, and `RunError` for a
     failure on the way; nothing is left half-written.
     """
     out = Path(out)
-    check_target(out, force=force)
+    check_target(out, folder=True, force=force)
+    if store is not None and out.resolve() in (Path(store).resolve(), *Path(store).resolve().parents):
+        raise RequestError(f"the store {store} is in {out}, which is replaced as a whole: keep the store elsewhere")
     search = get_method(method)
+    if budget is not None and budget < 1:
+        raise RequestError(f"the budget must be at least 1 mask, not {budget}")
     if (remove is None) == (drop is None):
         raise RequestError("say how much to remove: either a number of players (--remove 3) or a share (--drop 0.1)")
     if drop is not None and not 0.0 < drop < 1.0:
         raise RequestError(f"--drop {drop} is not a share between 0 and 1")
     clock = _Clock()
+    tell: Progress = on_progress or (lambda stage, done, total: None)
+    tell("opening the model", 0, 1)
     with clock("load"):
         game = ModelGame.from_pretrained(
             model,
@@ -124,8 +132,10 @@ def prune(
         )
         n_remove = remove if remove is not None else round((drop or 0.0) * game.n_players)
         check_n_remove(game.n_players, n_remove)
+        tell("opening the model", 1, 1)
         heldout_game = None if heldout is None else _same_model_on(game, heldout, windows, tokens, seed)
-    allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
+        allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
+        allowed.check_size(game.n_players - n_remove)
     with clock("search"):
         choice = search(game, n_remove, seed=seed, budget=budget, allowed=allowed, progress=on_progress)
     pair = np.stack([np.ones_like(choice.mask), choice.mask])
@@ -135,6 +145,13 @@ def prune(
     game.close()
 
     def costs_and_record(folder: Path) -> dict[str, str]:
+        costs = measured_costs(folder) if measure_cost else None
+        record.update(_record(game, choice, quality, unseen, costs, seed))
+        record["seconds"] = clock.seconds
+        return {"layercoop.json": json.dumps(record, indent=1, allow_nan=False) + "\n"}
+
+    def measured_costs(folder: Path) -> dict[str, Cost]:
+        tell("measuring memory and speed", 0, 1)
         # The measuring processes load the models anew; two copies of a large one would not fit.
         game.checkpoint.model.to("meta")
         torch.cuda.empty_cache()  # does nothing where no GPU was used
@@ -142,11 +159,11 @@ def prune(
             full, pruned = measure_costs(
                 [model, folder], dtype=dtype, device=device, trust_remote_code=trust_remote_code
             )
-        record.update(_record(game, choice, quality, unseen, {"full": full, "pruned": pruned}, seed))
-        record["seconds"] = clock.seconds
-        return {"layercoop.json": json.dumps(record, indent=1, allow_nan=False) + "\n"}
+        tell("measuring memory and speed", 1, 1)
+        return {"full": full, "pruned": pruned}
 
     record: dict[str, Any] = {}
+    tell("writing the checkpoint", 0, 1)
     export_checkpoint(
         game.checkpoint.model,
         [int(layer) for layer in np.flatnonzero(game.players.layer_mask(choice.mask))],
@@ -157,6 +174,7 @@ def prune(
         force=force,
         finish=costs_and_record,
     )
+    tell("writing the checkpoint", 1, 1)
     return Pruned(out, choice, record)
 
 
@@ -186,6 +204,7 @@ def _same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: 
         players=game.players,
         memory=game.memory,
         block_path=game.block_path,
+        on_progress=game.on_progress,
     )
 
 
@@ -210,7 +229,7 @@ def _record(
     choice: Choice,
     quality: dict[str, Any],
     unseen: dict[str, Any] | None,
-    costs: dict[str, Cost],
+    costs: dict[str, Cost] | None,
     seed: int,
 ) -> dict[str, Any]:
     """`layercoop.json`, all but the seconds."""
@@ -233,7 +252,7 @@ def _record(
         "ppl": quality["ppl"],
         "calibration": {"spec": game.calibration.spec, "windows": game.windows.n_windows},
         "evaluations": asdict(game.evaluations),
-        "cost": {name: asdict(cost) for name, cost in costs.items()},
+        "cost": None if costs is None else {name: asdict(cost) for name, cost in costs.items()},
         "details": choice.details,
         "fingerprints": game.fingerprints,
         "seed": seed,

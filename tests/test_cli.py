@@ -175,7 +175,11 @@ def test_doctor(run: Any, model: str) -> None:
     assert found["exact"] is True
     assert found["blocks"]["path"] == "model.layers"
     assert found["blocks"]["count"] == L
-    assert run("doctor", model)[0] == 0
+    assert found["exports"] == {"of": L, "exportable": L, "refusal": None}
+    assert found["sublayers"] is None
+    status, printed, _ = run("doctor", model)
+    assert status == 0
+    assert "can be written, whichever goes" in printed
 
 
 def test_plan_needs_no_model(run: Any) -> None:

@@ -32,7 +32,7 @@ class ModelShape:
     def check(self) -> None:
         """Raise `RequestError` for a size that no model has."""
         for name, value in asdict(self).items():
-            if value <= 0:
+            if not 0 < value < float("inf"):
                 raise RequestError(f"--{name.replace('_', '-')} must be above 0, not {value}")
         if self.layers < 2:
             raise RequestError("--layers must be at least 2: of one layer none can be removed")

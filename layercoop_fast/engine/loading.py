@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -29,6 +31,8 @@ DTYPES: dict[str, str | torch.dtype] = {
 }
 
 
+_NUMBERED = re.compile(r".*?\.\d+\.")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -61,17 +65,25 @@ def open_checkpoint(
     _check_folder(name)
     with quiet_transformers():
         model = _load(name, wanted, trust_remote_code)
-    tokenizer = None
-    with suppress(OSError, ValueError, KeyError):  # a folder without one is fine until text has to be cut
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    return Checkpoint(model.to(target).eval(), tokenizer, name)
+    return Checkpoint(model.to(target).eval(), _load_tokenizer(name, trust_remote_code), name)
+
+
+def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer; None where there is none, which is fine until text has to be cut."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever its parser raises: tokenizers raises bare `Exception`
+        if any((Path(name) / file).exists() for file in _TOKENIZER_FILES):
+            raise RequestError(f"the tokenizer of {name} cannot be opened: {_first_line(error)}") from error
+        return None
+    return tokenizer
 
 
 def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     """The model of a folder or hub name, once its config says that it is a causal one."""
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise RequestError(
@@ -87,19 +99,36 @@ def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTr
         )
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, use_safetensors=True
         )
     except SafetensorError as error:
         raise RequestError(
             f"{name} has a damaged safetensors file ({reason(error)}): fetch or copy it again"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise RequestError(f"{name}: its weights do not have the shapes that its config calls for") from error
         raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise RequestError(f"{name} lacks {len(missing)} weights its config calls for ({missing[0]}, ...): not whole")
+    if beyond := _blocks_beyond(loaded["unexpected_keys"], model.state_dict()):
+        raise RequestError(
+            f"{name} holds weights of more layers than its config calls for ({beyond}, ...): not of a piece"
+        )
     opened: PreTrainedModel = model
     return opened
+
+
+def _blocks_beyond(unexpected: Collection[str], known: Collection[str]) -> str | None:
+    """One of the unexpected weights that is of a numbered part the model has fewer of; None where none is."""
+    parts = {match[0] for name in known if (match := _NUMBERED.match(name))}
+    lists = {part.rstrip(".").rpartition(".")[0] for part in parts}
+    for name in sorted(unexpected):
+        match = _NUMBERED.match(name)
+        if match and match[0] not in parts and match[0].rstrip(".").rpartition(".")[0] in lists:
+            return name
+    return None
 
 
 @contextmanager
@@ -152,6 +181,11 @@ def _check_folder(name: str) -> None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RequestError(f"{name} has no config.json: a checkpoint folder as save_pretrained writes it is needed")
+        if any(path.glob("pytorch_model*.bin")) and not any(path.glob("*.safetensors")):
+            raise RequestError(
+                f"{name} holds pickled weights only (pytorch_model.bin), which are not opened: save the model as "
+                "safetensors first"
+            )
     elif path.exists():
         raise RequestError(f"{name} is a file: a checkpoint folder is needed")
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:

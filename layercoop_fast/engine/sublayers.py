@@ -131,7 +131,8 @@ class Sublayers:
 
     def _find(self, context: Context, layer: int, hidden: Tensor, whole: Tensor) -> Halves:
         block = self.skeleton.blocks[layer]
-        names = [name for name, child in block.named_children() if next(child.parameters(), None) is not None]
+        # A norm before a half without biases silences it too, but is not the half: that multiplies by a matrix.
+        names = [name for name, child in block.named_children() if any(p.dim() > 1 for p in child.parameters())]
         pairs = [Halves(attn, mlp) for attn in names for mlp in names if attn != mlp]
         if self.halves and self.halves[-1] in pairs:  # blocks are mostly alike, so the last answer is tried first
             pairs.insert(0, self.halves[-1])

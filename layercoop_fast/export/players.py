@@ -5,17 +5,35 @@ from __future__ import annotations
 import numpy as np
 from transformers import PretrainedConfig
 
+from layercoop_fast.errors import RequestError
 from layercoop_fast.export.config import ExportableMasks
 from layercoop_fast.game.players import Players
 from layercoop_fast.game.protocol import Floats, Masks
 
 
 class ExportablePlayers:
-    """The masks over players that have a plain checkpoint: the family that a search obeys (`search.base.Allowed`)."""
+    """The masks over players that have a plain checkpoint: the family that a search obeys (`search.base.Allowed`).
+
+    Raises `RequestError` where half a block could go that no checkpoint can leave out (see `Sublayers`).
+    """
 
     def __init__(self, config: PretrainedConfig, players: Players) -> None:
         self._layers = ExportableMasks(config)
         self._players = players
+        if players.sublayers is not None:
+            for group in players.groups:
+                for unit in group:
+                    if unit ^ 1 not in group:
+                        players.sublayers.silencing_parameters(unit)
+
+    def check_size(self, n_kept: int) -> None:
+        """Raise `RequestError` where no mask that keeps `n_kept` players has a plain checkpoint."""
+        first = np.arange(self._players.n_players) < n_kept
+        if self.check(first) is None or self.best(np.zeros(len(first)), n_kept) is not None:
+            return
+        raise RequestError(
+            f"no {len(first) - n_kept} of {len(first)} players can go from a plain checkpoint: {self.check(first)}"
+        )
 
     def check(self, mask: Masks, /) -> str | None:
         """Return None where the layers that `mask` (`bool[n]`) keeps anything of have a config, else why not."""

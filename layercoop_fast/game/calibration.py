@@ -26,6 +26,7 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
+from layercoop_fast.game.protocol import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,8 +65,9 @@ def load_calibration(
     windows: int = WINDOWS,
     tokens: int = TOKENS,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Calibration:
-    """Make `windows` windows of `tokens` tokens from a SPEC.
+    """Make `windows` windows of `tokens` tokens from a SPEC; `self` tells its progress in tokens a window.
 
     Raises `RequestError` in one line: what is wrong with the SPEC, the file or the text, and what would be right.
     """
@@ -76,7 +78,7 @@ def load_calibration(
     if skeleton.max_tokens is not None and tokens > skeleton.max_tokens:
         raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
     if spec == "self":
-        ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed)
+        ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
     else:
         if tokenizer is None:
             raise RequestError("the model's folder holds no tokenizer, so text cannot be cut into tokens; use 'self'")
@@ -102,7 +104,7 @@ def read_text(spec: str) -> str:
             "builtin, builtin-heldout or self"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte-order mark is no text
     except UnicodeDecodeError as error:
         raise RequestError(f"{spec} is not UTF-8 text (byte {error.start}): convert it first") from error
     except OSError as error:
@@ -132,7 +134,12 @@ def cut_windows(
 
 
 def sample_from_model(
-    skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase | None, windows: int, tokens: int, seed: int
+    skeleton: Skeleton,
+    tokenizer: PreTrainedTokenizerBase | None,
+    windows: int,
+    tokens: int,
+    seed: int,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Windows that the full model writes itself (temperature 1) from its begin-of-text token: int64 [windows, tokens].
 
@@ -154,6 +161,8 @@ def sample_from_model(
             logits[:, [stop for stop in stops if stop is not None]] = -torch.inf
             drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
             ids = torch.cat([ids, drawn.to(ids.device)], dim=1)
+            if progress is not None:
+                progress("tokens of text", ids.shape[1], tokens)
     return ids
 
 
@@ -203,6 +212,8 @@ def _dataset_text(name: str) -> str:
         raise RequestError(
             "calibration from a data set needs the extra: pip install layercoop-fast[datasets]"
         ) from error
+    if not name.strip("/"):
+        raise RequestError("hf: names no data set: write hf:NAME, hf:NAME/CONFIG or hf:NAME/CONFIG/SPLIT")
     parts = name.split("/")
     split = parts.pop() if parts[-1].split("[")[0] in _SPLITS else "train"
     # NAME may hold a slash itself (an organisation, a folder), so the longest name that exists wins.

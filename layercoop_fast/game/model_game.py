@@ -129,7 +129,15 @@ class ModelGame:
             check_store(Path(store))
         checkpoint = open_checkpoint(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         skeleton = Skeleton(checkpoint.model, blocks)
-        text = load_calibration(calibration, checkpoint.tokenizer, skeleton, windows=windows, tokens=tokens, seed=seed)
+        text = load_calibration(
+            calibration,
+            checkpoint.tokenizer,
+            skeleton,
+            windows=windows,
+            tokens=tokens,
+            seed=seed,
+            progress=on_progress,
+        )
         return cls(
             checkpoint,
             text,

@@ -130,7 +130,7 @@ def _read_groups(path: str) -> Sequence[Sequence[Label]]:
         groups = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {reason(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not JSON ({error}): write groups like [[0, 1], [2]]") from error
     if not isinstance(groups, list):
         raise RequestError(f"{path} is not a list of groups like [[0, 1], [2]]")

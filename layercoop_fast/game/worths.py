@@ -50,12 +50,13 @@ class Worths:
     def load(cls, path: Path) -> Worths:
         """Read what `save` wrote. `RequestError` when the file is something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, so that it is closed too where numpy gives up on it.
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in _ARRAYS}
                 fingerprints = json.loads(str(file["fingerprints"]))
         except OSError as error:
             raise RequestError(f"{path} cannot be read: {reason(error)}") from error
-        except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise RequestError(f"{path} is not a worths.npz as `evaluate` writes it: {reason(error)}") from error
         for name, (dtype, ndim) in _ARRAYS.items():
             if arrays[name].dtype != dtype or arrays[name].ndim != ndim:
@@ -80,10 +81,11 @@ def load_masks(path: Path, n_players: int) -> NDArray[np.bool_]:
     Raises `RequestError` for anything else, object arrays and pickles included: they are never opened.
     """
     try:
-        masks = np.load(path, allow_pickle=False)
+        with path.open("rb") as opened:
+            masks = np.load(opened, allow_pickle=False)
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {reason(error)}") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RequestError(
             f"{path} is not a plain .npy array (object arrays and pickles are not read): "
             "save masks with numpy.save, as bool [masks, players]"

@@ -81,12 +81,20 @@ def show_findings(found: dict[str, Any], console: Console | None = None) -> None
         "embed → blocks → head": "equals the model's own logits bit for bit"
         if found["exact"]
         else "DIFFERS from the model",
+        "a checkpoint without one layer": _exports(found["exports"]),
+        "sublayers as players": found["sublayers"] or "yes",
         "one stored state": f"{found['state_bytes']:,} bytes ({found['windows']} windows x {found['tokens']} tokens); "
         f"{found['states_in_free_memory']:,} fit in free memory",
     }
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
+
+
+def _exports(found: dict[str, Any]) -> str:
+    if found["refusal"] is None:
+        return "can be written, whichever goes"
+    return f"can be written for {found['exportable']} of {found['of']} layers; otherwise: {found['refusal']}"
 
 
 def show_forecast(found: dict[str, Any], console: Console | None = None) -> None:
@@ -117,5 +125,7 @@ def _qualities(record: dict[str, Any], which: str, heldout: bool) -> list[str]:
 
 
 def _costs(record: dict[str, Any], which: str) -> list[str]:
+    if record["cost"] is None:
+        return ["not measured", ""]
     cost = record["cost"][which]
     return [f"{cost['weight_bytes'] / 1e6:.0f}", f"{cost['decode_tok_s']:.1f}"]

@@ -89,6 +89,8 @@ def get_method(name: str) -> SearchMethod:
 
 def check_n_remove(n_players: int, n_remove: int) -> None:
     """Raise `RequestError` unless at least one player goes and at least one stays."""
+    if n_players < 2:
+        raise RequestError("of 1 player none can be removed: one has to stay")
     if not 0 < n_remove < n_players:
         raise RequestError(f"of {n_players} players, 1 to {n_players - 1} can be removed, not {n_remove}")
 

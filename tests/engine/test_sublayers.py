@@ -80,3 +80,16 @@ def test_silencing_parameters_are_the_output_projections() -> None:
     assert sublayers.silencing_parameters(2) == ["attn.c_proj.weight", "attn.c_proj.bias"]
     assert sublayers.silencing_parameters(1) == ["mlp.c_proj.weight", "mlp.c_proj.bias"]
     assert all(torch.equal(value, before[name]) for name, value in skeleton.model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_halves_are_found_where_no_bias_tells_a_norm_from_a_half(family: str) -> None:
+    """Freshly made models have biases of zero: a silenced norm then silences the half behind it."""
+    model = FAMILIES[family](n_layers=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    sublayers = Sublayers(Skeleton(model))
+    assert all("norm" not in half and "ln" not in half for h in sublayers.halves for half in (h.attn, h.mlp))
+    assert sublayers.silencing_parameters(1)

@@ -1,15 +1,19 @@
-"""What the skeleton found in a model, for `layercoop-fast doctor`."""
+"""What was found in a model and what can be done with it, for `layercoop-fast doctor`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.engine.windows import Windows
+from layercoop_fast.errors import RequestError
+from layercoop_fast.export.config import exportable
 
 
 def examine(
@@ -24,7 +28,9 @@ def examine(
 ) -> dict[str, Any]:
     """Open a checkpoint and say what was found: blocks, what they are handed and return, head, and what fits.
 
-    `exact` says whether embed, blocks and head played one after the other give the model's own logits bit for bit.
+    `exact` says whether embed, blocks and head played one after the other give the model's own logits bit for bit;
+    `exports` how many of the masks that remove one layer have a plain checkpoint, and why others have none; `sublayers`
+    why attention and MLP cannot play apart, None where they can.
 
     Raises `RequestError` as `open_checkpoint` and `Skeleton` do.
     """
@@ -59,11 +65,30 @@ def examine(
         "tied": bool(head is not None and head.weight is checkpoint.model.get_input_embeddings().weight),
         "tokenizer": checkpoint.tokenizer is not None,
         "exact": exact,
+        "exports": _exports(checkpoint.model.config, skeleton.n_layers),
+        "sublayers": _why_no_sublayers(skeleton),
         "windows": windows,
         "tokens": tokens,
         "state_bytes": state_bytes,
         "states_in_free_memory": free_memory(skeleton.device) // state_bytes,
     }
+
+
+def _exports(config: Any, n_layers: int) -> dict[str, Any]:
+    refusals = [exportable(config, mask) for mask in ~np.eye(n_layers, dtype=np.bool_)]
+    return {
+        "of": n_layers,
+        "exportable": sum(refusal is None for refusal in refusals),
+        "refusal": next((refusal for refusal in refusals if refusal is not None), None),
+    }
+
+
+def _why_no_sublayers(skeleton: Skeleton) -> str | None:
+    try:
+        Sublayers(skeleton)
+    except RequestError as error:
+        return str(error)
+    return None
 
 
 def _telling_layers(context: Any, n_layers: int) -> list[int]:
