@@ -1,0 +1,247 @@
+"""Shapley values of any game as the solution of a weighted least-squares problem: KernelSHAP and LeverageSHAP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.masks import stratified_masks
+from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play, require_finite
+from layercoop_fast.shapley.control import Control, check_control
+from layercoop_fast.shapley.values import ShapleyValues
+
+# A stratum with at most this many members a draw is listed and drawn from; a larger one is drawn until distinct.
+_LISTED = 4
+# Samples drawn in the hope of full rank.
+_ATTEMPTS = 100
+# Relative size below which an eigenvalue, or what a control leaves, counts as zero.
+_ROUNDING = 1e-10
+
+
+@dataclass(frozen=True)
+class _Stratum:
+    """The coalitions of one size; with pairing, one of each pair of complements."""
+
+    size: int
+    members: int
+    """C(n, size), or half of it where a size is its own complement's."""
+    n_sizes: int
+    """Sizes it stands for: 2 where the complements are of another size, else 1."""
+    mass: float
+    """Sum of the Shapley kernel over all members (and their complements)."""
+
+
+def kernel_shap(
+    game: Game,
+    *,
+    n_players: int | None = None,
+    budget: int,
+    seed: int = 0,
+    sampling: Literal["leverage", "kernel"] = "leverage",
+    paired: bool = True,
+    control: Control | None = None,
+    batch: int = 1 << 13,
+    progress: Progress | None = None,
+) -> ShapleyValues:
+    """Estimate the Shapley values by least squares over sampled coalitions, within `budget` masks.
+
+    The values φ are the one minimiser of Σ_S μ(S)·(v(S) − v(none) − Σ_{i ∈ S} φ_i)² with Σ φ_i = v(all) − v(none) and
+    the Shapley kernel μ(S) = (n − 1) / (C(n, s)·s·(n − s)), s = |S|. Coalitions are sampled by size:
+
+    - "leverage": every size alike, which is the leverage score 1 / C(n, s) of each coalition's row;
+    - "kernel": size s in proportion to its kernel mass 1 / (s·(n − s)), as KernelSHAP.
+
+    Each size gets its share of the budget, at least two coalitions; one whose share covers it is asked whole, and the
+    rest is drawn without replacement. With `paired` every coalition comes with its complement: what players do in pairs
+    then cancels, so that a pairwise game is exact. A budget of 2^n asks everything, and gives the exact values.
+
+    The estimate is consistent, not unbiased: the fit divides by sampled second moments, which costs a bias of the order
+    1 / budget (none once all coalitions are asked). `control` enters the fit as one more regressor, of which only what
+    the values do not explain is left, so that its factor is the best one in the sample (see `Control`).
+
+    `stderr` is linearised: residuals r_k of the fit, each divided by 1 − its leverage (the jackknife's correction),
+    give scores a_k = H⁻¹ x_k w_k r_k, whose variance is summed size by size for sampling without replacement. It is
+    zero for sizes asked whole, and rough near the least budget. `n_evaluations` is what was really asked: it falls
+    short of `budget` by at most 1, or stops at 2^n.
+
+    Raises `RequestError` for a budget below 4n + 2 (without pairing 2n + 2) or 2^n, whichever is less, and when a worth
+    is NaN or infinite.
+    Sources: Lundberg and Lee, 2017; Covert and Lee, 2021 (pairing); Musco and Witter, arXiv 2410.01917 (leverage).
+    """
+    n = n_players_of(game, n_players)
+    if sampling not in ("leverage", "kernel"):
+        raise RequestError(f'sampling must be "leverage" or "kernel", not {sampling!r}')
+    if batch < 1:
+        raise RequestError(f"batch must be at least 1 mask, not {batch}")
+    if control is not None:
+        check_control(control, n)
+    least = 2 * n * (1 + paired) + 2  # twice as many rows as values: less leaves too little for a standard error
+    if budget < min(least, 2**n):
+        raise RequestError(f"budget must be at least {min(least, 2**n)} masks for {n} players, not {budget}")
+
+    ends = np.array([[False] * n, [True] * n])
+    none, all_kept = require_finite(play(game, ends))
+    if n == 1:
+        return ShapleyValues(np.array([all_kept - none]), np.zeros(1), 2, "kernel_shap")
+    strata = _strata(n, paired)
+    counts = _allocate(strata, (budget - 2) // (1 + paired), sampling)
+    masks = _draw_all(n, strata, counts, seed, paired)
+    stratum = np.repeat(np.arange(len(strata)), counts)
+
+    rows = np.concatenate([ends, masks, ~masks]) if paired else np.concatenate([ends, masks])
+    target = _target(rows, _ask(game, rows[2:], batch, progress), none, all_kept, paired)
+    centred = masks - masks.mean(axis=1, keepdims=True)
+    left_over = None
+    if control is not None:
+        low, high = require_finite(play(control.game, ends))
+        known = _target(rows, _ask(control.game, rows[2:], batch, None), low, high, paired)
+        left_over = known - centred @ control.values
+        if np.abs(left_over).max() <= _ROUNDING * np.abs(control.values).max():
+            left_over = None  # the control is linear in these rows: the fit knows all of it already
+    weights = np.array([one.mass for one in strata])[stratum] / counts[stratum]
+    sampled_share = np.array([count / one.members for one, count in zip(strata, counts.tolist(), strict=True)])
+    shares, stderr = _fit(centred, left_over, target, weights, stratum, sampled_share)
+    return ShapleyValues((all_kept - none) / n + shares, stderr, len(rows), "kernel_shap")
+
+
+def _strata(n: int, paired: bool) -> list[_Stratum]:
+    """Return the sizes 1..n − 1, or with pairing 1..⌊n/2⌋, each standing for its complement's too."""
+    strata = []
+    for size in range(1, n // 2 + 1 if paired else n):
+        halved = paired and 2 * size == n
+        n_sizes = 2 if paired and not halved else 1
+        mass = n_sizes * (n - 1) / (size * (n - size))
+        strata.append(_Stratum(size, comb(n, size) // (1 + halved), n_sizes, mass))
+    return strata
+
+
+def _allocate(strata: list[_Stratum], total: int, sampling: str) -> npt.NDArray[np.int64]:
+    """Share `total` draws among the strata: in proportion, but at least two each and at most all members.
+
+    The shares are clip(λ·p, 2, members) for the λ that makes them sum to `total`, rounded down; what rounding leaves
+    goes to those that lost most. Strata smaller than two get all they have.
+    """
+    members = np.array([min(one.members, total) for one in strata], dtype=np.float64)
+    least = np.minimum(2.0, members)
+    share = np.array([one.n_sizes if sampling == "leverage" else one.mass for one in strata], dtype=np.float64)
+    if members.sum() <= total:
+        return members.astype(np.int64)
+    low, high = 0.0, float(total / share.min())
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.clip(middle * share, least, members).sum() <= total else (low, middle)
+    exact = np.clip(low * share, least, members)
+    counts = np.floor(exact + 1e-9)
+    lost = np.where(counts < members, exact - counts, -1)
+    counts[np.argsort(-lost, kind="stable")[: int(total - counts.sum())]] += 1
+    return counts.astype(np.int64)
+
+
+def _draw_all(n: int, strata: list[_Stratum], counts: npt.NDArray[np.int64], seed: int, paired: bool) -> Masks:
+    """Draw the coalitions, stratum by stratum, `bool[K, n]`; again where they happen to leave a player open.
+
+    The rows of few coalitions can have too small a rank for the fit (rare). That shows before any worth is asked.
+    """
+    for attempt in range(_ATTEMPTS):
+        parts = [_draw(n, *each, [seed, attempt], paired) for each in zip(strata, counts.tolist(), strict=True)]
+        masks = np.concatenate(parts)
+        centred = masks - masks.mean(axis=1, keepdims=True)
+        values = np.linalg.eigvalsh(centred.T @ centred)
+        if values[1] > _ROUNDING * values[-1]:
+            return masks
+    raise RequestError(f"{_ATTEMPTS} samples of {len(masks)} rows left some of {n} players open: give a larger budget")
+
+
+def _draw(n: int, stratum: _Stratum, count: int, seed: list[int], paired: bool) -> Masks:
+    """Draw `count` distinct members of the stratum uniformly, `bool[count, n]`; all of them where it has no more.
+
+    Of two complements of equal size the one with player 0 stands for both.
+    """
+    halved = paired and 2 * stratum.size == n
+    if stratum.members <= _LISTED * count:
+        others = range(1, n) if halved else range(n)
+        chosen = np.array(list(combinations(others, stratum.size - halved)), dtype=np.intp)
+        masks = np.zeros((len(chosen), n), dtype=np.bool_)
+        masks[:, 0] = halved
+        np.put_along_axis(masks, chosen, True, axis=1)
+        if count < len(masks):
+            rng = np.random.default_rng([*seed, stratum.size])
+            masks = masks[np.sort(rng.choice(len(masks), count, replace=False))]
+        return masks
+    masks = np.empty((0, n), dtype=np.bool_)
+    attempt = 0
+    while len(masks) < count:
+        more = stratified_masks(n, count, seed=[*seed, stratum.size, attempt], strata=[stratum.size])
+        if halved:
+            more ^= ~more[:, :1]
+        masks = np.concatenate([masks, more])
+        first = np.unique(np.packbits(masks, axis=1), axis=0, return_index=True)[1]
+        masks = masks[np.sort(first)]
+        attempt += 1
+    return masks[:count]
+
+
+def _ask(game: Game, masks: Masks, batch: int, progress: Progress | None) -> Floats:
+    """Return the worths of `masks`, `float64[M]`, asked some `batch` a call."""
+    worths = np.empty(len(masks))
+    for low in range(0, len(masks), batch):
+        worths[low : low + batch] = require_finite(play(game, masks[low : low + batch]))
+        if progress is not None:
+            progress("coalitions", min(low + batch, len(masks)), len(masks))
+    return worths
+
+
+def _target(rows: Masks, worths: Floats, none: float, all_kept: float, paired: bool) -> Floats:
+    """Return what the centred row of each coalition is to explain, `float64[K]`.
+
+    With φ_i = Δ/n + u_i and Σ u_i = 0, a coalition asks Σ_{i ∈ S} u_i = v(S) − v(none) − Δ·s/n. Its complement asks the
+    same of −u; with pairing the two are one row, whose target is half of their difference. `rows` are none, all, and
+    the coalitions, with pairing followed by their complements.
+    """
+    sizes = rows[2:].sum(axis=1)
+    target: Floats = worths - none - (all_kept - none) * sizes / rows.shape[1]
+    if paired:
+        half = len(target) // 2
+        target = (target[:half] - target[half:]) / 2
+    return target
+
+
+def _fit(
+    centred: Floats,
+    left_over: Floats | None,
+    target: Floats,
+    weights: Floats,
+    stratum: npt.NDArray[np.intp],
+    sampled_share: Floats,
+) -> tuple[Floats, Floats]:
+    """Solve the weighted least squares and return the values' deviations from Δ/n and their stderr, `float64[n]` each.
+
+    `centred` `float64[K, n]` has rows that sum to zero, so u ⟂ 1 is the least-norm solution. `left_over` `float64[K]`
+    is one more column or None, `weights` `float64[K]`, `stratum` `intp[K]`, `sampled_share` `float64` a stratum.
+    """
+    n = centred.shape[1]
+    design = centred if left_over is None else np.column_stack([centred, left_over])
+    scale = np.sqrt((weights[:, None] * design**2).sum(axis=0))
+    scale[:n] = scale[:n].max()
+    design = design / scale
+    values, vectors = np.linalg.eigh(design.T @ (weights[:, None] * design))
+    if values[1] <= _ROUNDING * values[-1]:
+        raise RequestError(f"the control cannot be told from the values by {len(target)} rows: give a larger budget")
+    inverse = (vectors[:, 1:] / values[1:]) @ vectors[:, 1:].T  # the first is the constant, which no row moves
+    influence = weights[:, None] * (design @ inverse)
+    solution = influence.T @ target
+    residual = target - design @ solution
+    leverage = (influence * design).sum(axis=1)
+    scores = influence * (residual / np.maximum(1 - leverage, _ROUNDING))[:, None]
+    variance = np.zeros(design.shape[1])
+    for one in np.flatnonzero(sampled_share < 1):
+        drawn = scores[stratum == one]
+        spread = ((drawn - drawn.mean(axis=0)) ** 2).sum(axis=0)
+        variance += (1 - sampled_share[one]) * len(drawn) / (len(drawn) - 1) * spread
+    return solution[:n] / scale[:n], np.sqrt(variance[:n]) / scale[:n]
