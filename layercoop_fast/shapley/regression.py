@@ -14,6 +14,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.masks import stratified_masks
 from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play, require_finite
 from layercoop_fast.shapley.control import Control, check_control
+from layercoop_fast.shapley.interactions import interaction_features
 from layercoop_fast.shapley.values import ShapleyValues
 
 # A stratum with at most this many members a draw is listed and drawn from; a larger one is drawn until distinct.
@@ -26,7 +27,7 @@ _ROUNDING = 1e-10
 
 @dataclass(frozen=True)
 class _Stratum:
-    """The coalitions of one size; with pairing, one of each pair of complements."""
+    """The coalitions of one size, one of each pair of complements."""
 
     size: int
     members: int
@@ -34,7 +35,7 @@ class _Stratum:
     n_sizes: int
     """Sizes it stands for: 2 where the complements are of another size, else 1."""
     mass: float
-    """Sum of the Shapley kernel over all members (and their complements)."""
+    """Sum of the Shapley kernel over all members and their complements."""
 
 
 def kernel_shap(
@@ -44,7 +45,7 @@ def kernel_shap(
     budget: int,
     seed: int = 0,
     sampling: Literal["leverage", "kernel"] = "leverage",
-    paired: bool = True,
+    interactions: bool = True,
     control: Control | None = None,
     batch: int = 1 << 13,
     progress: Progress | None = None,
@@ -57,9 +58,14 @@ def kernel_shap(
     - "leverage": every size alike, which is the leverage score 1 / C(n, s) of each coalition's row;
     - "kernel": size s in proportion to its kernel mass 1 / (s·(n − s)), as KernelSHAP.
 
-    Each size gets its share of the budget, at least two coalitions; one whose share covers it is asked whole, and the
-    rest is drawn without replacement. With `paired` every coalition comes with its complement: what players do in pairs
-    then cancels, so that a pairwise game is exact. A budget of 2^n asks everything, and gives the exact values.
+    Every coalition comes with its complement: what players do in pairs then cancels, so that a pairwise game is exact.
+    Each size gets its share of the budget, at least two pairs; one whose share covers it is asked whole, and the rest
+    is drawn without replacement. A budget of 2^n asks everything, and gives the exact values.
+
+    With `interactions` a ridge regression on what players do in threes and fives takes part of the noise away, where
+    leaving rows out shows that it can (see `shapley.interactions`). Its features have Shapley values of zero, so that
+    all of the above still holds; but the strength of the ridge is read off the worths, so that values of a sum of games
+    are the sum of their values only up to the sampling error. It costs O(K·c²) more for K pairs and c = min(K, 1024).
 
     The estimate is consistent, not unbiased: the fit divides by sampled second moments, which costs a bias of the order
     1 / budget (none once all coalitions are asked). `control` enters the fit as one more regressor, of which only what
@@ -70,8 +76,7 @@ def kernel_shap(
     zero for sizes asked whole, and rough near the least budget. `n_evaluations` is what was really asked: it falls
     short of `budget` by at most 1, or stops at 2^n.
 
-    Raises `RequestError` for a budget below 4n + 2 (without pairing 2n + 2) or 2^n, whichever is less, and when a worth
-    is NaN or infinite.
+    Raises `RequestError` for a budget below 4n + 2 or 2^n, whichever is less, and when a worth is NaN or infinite.
     Sources: Lundberg and Lee, 2017; Covert and Lee, 2021 (pairing); Musco and Witter, arXiv 2410.01917 (leverage).
     """
     n = n_players_of(game, n_players)
@@ -81,41 +86,46 @@ def kernel_shap(
         raise RequestError(f"batch must be at least 1 mask, not {batch}")
     if control is not None:
         check_control(control, n)
-    least = 2 * n * (1 + paired) + 2  # twice as many rows as values: less leaves too little for a standard error
-    if budget < min(least, 2**n):
-        raise RequestError(f"budget must be at least {min(least, 2**n)} masks for {n} players, not {budget}")
+    least = min(4 * n + 2, 2**n)  # twice as many rows as values: less leaves too little for a standard error
+    if budget < least:
+        raise RequestError(f"budget must be at least {least} masks for {n} players, not {budget}")
 
     ends = np.array([[False] * n, [True] * n])
     none, all_kept = require_finite(play(game, ends))
     if n == 1:
         return ShapleyValues(np.array([all_kept - none]), np.zeros(1), 2, "kernel_shap")
-    strata = _strata(n, paired)
-    counts = _allocate(strata, (budget - 2) // (1 + paired), sampling)
-    masks = _draw_all(n, strata, counts, seed, paired)
-    stratum = np.repeat(np.arange(len(strata)), counts)
+    strata = _strata(n)
+    counts = _allocate(strata, (budget - 2) // 2, sampling)
+    masks = _draw_all(n, strata, counts, seed)
 
-    rows = np.concatenate([ends, masks, ~masks]) if paired else np.concatenate([ends, masks])
-    target = _target(rows, _ask(game, rows[2:], batch, progress), none, all_kept, paired)
+    rows = np.concatenate([masks, ~masks])
+    target = _target(rows, _ask(game, rows, batch, progress), all_kept - none)
     centred = masks - masks.mean(axis=1, keepdims=True)
-    left_over = None
+    design = centred
     if control is not None:
         low, high = require_finite(play(control.game, ends))
-        known = _target(rows, _ask(control.game, rows[2:], batch, None), low, high, paired)
+        known = _target(rows, _ask(control.game, rows, batch, None), high - low)
         left_over = known - centred @ control.values
-        if np.abs(left_over).max() <= _ROUNDING * np.abs(control.values).max():
-            left_over = None  # the control is linear in these rows: the fit knows all of it already
-    weights = np.array([one.mass for one in strata])[stratum] / counts[stratum]
-    sampled_share = np.array([count / one.members for one, count in zip(strata, counts.tolist(), strict=True)])
-    shares, stderr = _fit(centred, left_over, target, weights, stratum, sampled_share)
-    return ShapleyValues((all_kept - none) / n + shares, stderr, len(rows), "kernel_shap")
+        # A control that is linear in these rows is known to the fit already.
+        if np.abs(left_over).max() > _ROUNDING * np.abs(control.values).max():
+            design = np.column_stack([centred, left_over * np.sqrt((centred**2).sum() / n / (left_over**2).sum())])
+    weights = np.repeat(np.array([one.mass for one in strata]) / counts, counts)
+    weights /= weights.mean()
+    features = np.empty((len(masks), 0))
+    if interactions:
+        features = interaction_features(masks, design, target, weights, seed)
+    influence, scores = _fit(design, features, target, weights)
+    shares = influence[:, :n].T @ target
+    stderr = np.sqrt(_variance(scores[:, :n], counts, [one.members for one in strata]))
+    return ShapleyValues((all_kept - none) / n + shares, stderr, 2 + len(rows), "kernel_shap")
 
 
-def _strata(n: int, paired: bool) -> list[_Stratum]:
-    """Return the sizes 1..n − 1, or with pairing 1..⌊n/2⌋, each standing for its complement's too."""
+def _strata(n: int) -> list[_Stratum]:
+    """Return the sizes 1..⌊n/2⌋, each standing for its complement's too."""
     strata = []
-    for size in range(1, n // 2 + 1 if paired else n):
-        halved = paired and 2 * size == n
-        n_sizes = 2 if paired and not halved else 1
+    for size in range(1, n // 2 + 1):
+        halved = 2 * size == n
+        n_sizes = 1 if halved else 2
         mass = n_sizes * (n - 1) / (size * (n - size))
         strata.append(_Stratum(size, comb(n, size) // (1 + halved), n_sizes, mass))
     return strata
@@ -143,13 +153,13 @@ def _allocate(strata: list[_Stratum], total: int, sampling: str) -> npt.NDArray[
     return counts.astype(np.int64)
 
 
-def _draw_all(n: int, strata: list[_Stratum], counts: npt.NDArray[np.int64], seed: int, paired: bool) -> Masks:
+def _draw_all(n: int, strata: list[_Stratum], counts: npt.NDArray[np.int64], seed: int) -> Masks:
     """Draw the coalitions, stratum by stratum, `bool[K, n]`; again where they happen to leave a player open.
 
     The rows of few coalitions can have too small a rank for the fit (rare). That shows before any worth is asked.
     """
     for attempt in range(_ATTEMPTS):
-        parts = [_draw(n, *each, [seed, attempt], paired) for each in zip(strata, counts.tolist(), strict=True)]
+        parts = [_draw(n, *each, [seed, attempt]) for each in zip(strata, counts.tolist(), strict=True)]
         masks = np.concatenate(parts)
         centred = masks - masks.mean(axis=1, keepdims=True)
         values = np.linalg.eigvalsh(centred.T @ centred)
@@ -158,12 +168,12 @@ def _draw_all(n: int, strata: list[_Stratum], counts: npt.NDArray[np.int64], see
     raise RequestError(f"{_ATTEMPTS} samples of {len(masks)} rows left some of {n} players open: give a larger budget")
 
 
-def _draw(n: int, stratum: _Stratum, count: int, seed: list[int], paired: bool) -> Masks:
+def _draw(n: int, stratum: _Stratum, count: int, seed: list[int]) -> Masks:
     """Draw `count` distinct members of the stratum uniformly, `bool[count, n]`; all of them where it has no more.
 
     Of two complements of equal size the one with player 0 stands for both.
     """
-    halved = paired and 2 * stratum.size == n
+    halved = 2 * stratum.size == n
     if stratum.members <= _LISTED * count:
         others = range(1, n) if halved else range(n)
         chosen = np.array(list(combinations(others, stratum.size - halved)), dtype=np.intp)
@@ -197,51 +207,52 @@ def _ask(game: Game, masks: Masks, batch: int, progress: Progress | None) -> Flo
     return worths
 
 
-def _target(rows: Masks, worths: Floats, none: float, all_kept: float, paired: bool) -> Floats:
-    """Return what the centred row of each coalition is to explain, `float64[K]`.
+def _target(rows: Masks, worths: Floats, difference: float) -> Floats:
+    """Return what the centred row of each pair is to explain, `float64[K]`; `rows` `bool[2K, n]` end in complements.
 
-    With φ_i = Δ/n + u_i and Σ u_i = 0, a coalition asks Σ_{i ∈ S} u_i = v(S) − v(none) − Δ·s/n. Its complement asks the
-    same of −u; with pairing the two are one row, whose target is half of their difference. `rows` are none, all, and
-    the coalitions, with pairing followed by their complements.
+    With φ_i = Δ/n + u_i, Δ = v(all) − v(none) and Σ u_i = 0, a coalition asks Σ_{i ∈ S} u_i = v(S) − v(none) − Δ·s/n,
+    and its complement asks the same of −u: the two are one row, whose target is half of their difference.
     """
-    sizes = rows[2:].sum(axis=1)
-    target: Floats = worths - none - (all_kept - none) * sizes / rows.shape[1]
-    if paired:
-        half = len(target) // 2
-        target = (target[:half] - target[half:]) / 2
+    half = len(rows) // 2
+    sizes = rows[:half].sum(axis=1)
+    target: Floats = (worths[:half] - worths[half:] - difference * (2 * sizes / rows.shape[1] - 1)) / 2
     return target
 
 
-def _fit(
-    centred: Floats,
-    left_over: Floats | None,
-    target: Floats,
-    weights: Floats,
-    stratum: npt.NDArray[np.intp],
-    sampled_share: Floats,
-) -> tuple[Floats, Floats]:
-    """Solve the weighted least squares and return the values' deviations from Δ/n and their stderr, `float64[n]` each.
+def _fit(design: Floats, features: Floats, target: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Solve min Σ_k w_k (y_k − x_k β − z_k γ)² + |γ|² and return the influence and the scores, `float64[K, F]` each.
 
-    `centred` `float64[K, n]` has rows that sum to zero, so u ⟂ 1 is the least-norm solution. `left_over` `float64[K]`
-    is one more column or None, `weights` `float64[K]`, `stratum` `intp[K]`, `sampled_share` `float64` a stratum.
+    `design` `float64[K, F]` holds the rows x_k: centred coalitions, which sum to zero, so that u ⟂ 1 is the least-norm
+    solution, and perhaps a control. `features` `float64[K, C]` are z_k. β is influenceᵀ y; a score is what β loses when
+    row k is left out.
     """
-    n = centred.shape[1]
-    design = centred if left_over is None else np.column_stack([centred, left_over])
-    scale = np.sqrt((weights[:, None] * design**2).sum(axis=0))
-    scale[:n] = scale[:n].max()
-    design = design / scale
-    values, vectors = np.linalg.eigh(design.T @ (weights[:, None] * design))
+    # The features are eliminated: with ZᵀWZ + 1 = L Lᵀ and P = L⁻¹ Zᵀ, rows x̃ = x − Pᵀ (P W X) take their place.
+    square = features.T @ (weights[:, None] * features)
+    square[np.diag_indices_from(square)] += 1
+    projected = np.linalg.solve(np.linalg.cholesky(square), features.T)
+    cleared = design - projected.T @ (projected @ (weights[:, None] * design))
+    normal = design.T @ (weights[:, None] * cleared)
+    values, vectors = np.linalg.eigh(normal)
     if values[1] <= _ROUNDING * values[-1]:
         raise RequestError(f"the control cannot be told from the values by {len(target)} rows: give a larger budget")
     inverse = (vectors[:, 1:] / values[1:]) @ vectors[:, 1:].T  # the first is the constant, which no row moves
-    influence = weights[:, None] * (design @ inverse)
-    solution = influence.T @ target
-    residual = target - design @ solution
-    leverage = (influence * design).sum(axis=1)
-    scores = influence * (residual / np.maximum(1 - leverage, _ROUNDING))[:, None]
-    variance = np.zeros(design.shape[1])
-    for one in np.flatnonzero(sampled_share < 1):
-        drawn = scores[stratum == one]
-        spread = ((drawn - drawn.mean(axis=0)) ** 2).sum(axis=0)
-        variance += (1 - sampled_share[one]) * len(drawn) / (len(drawn) - 1) * spread
-    return solution[:n] / scale[:n], np.sqrt(variance[:n]) / scale[:n]
+    influence: Floats = weights[:, None] * (cleared @ inverse)
+    residual = target - design @ (influence.T @ target)
+    residual -= projected.T @ (projected @ (weights * residual))
+    leverage = (influence * cleared).sum(axis=1) + weights * (projected**2).sum(axis=0)
+    scores: Floats = influence * (residual / np.maximum(1 - leverage, _ROUNDING))[:, None]
+    return influence, scores
+
+
+def _variance(scores: Floats, counts: npt.NDArray[np.int64], members: list[int]) -> Floats:
+    """Return Σ over strata of (1 − m / M)·m·(variance of its m of M scores), `scores` `float64[K, n]` by stratum.
+
+    That is the variance of a sum under sampling without replacement; a stratum asked whole has none.
+    """
+    variance: Floats = np.zeros(scores.shape[1])
+    stops = np.cumsum(counts)
+    for start, stop, total in zip(stops - counts, stops, members, strict=True):
+        drawn = int(stop - start)
+        if drawn < total:
+            variance += (1 - drawn / total) * drawn * scores[start:stop].var(axis=0, ddof=1)
+    return variance
