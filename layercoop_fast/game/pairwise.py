@@ -52,7 +52,7 @@ class PairwiseGame:
 
     def __call__(self, masks: Masks) -> Floats:
         """Return the worths `float64[M]` of `masks` (`bool[M, n]`)."""
-        check_masks(masks, self.n_players)
+        masks = check_masks(masks, self.n_players)
         worths = np.empty(len(masks))
         for low in range(0, len(masks), _BLOCK):
             kept = masks[low : low + _BLOCK].astype(np.float64)
@@ -64,6 +64,7 @@ class PairwiseGame:
 
         Player i adds w_i + Σ_j w_ij m_j to whatever mask lacks it, so all flips cost one product (`FlipGame`).
         """
+        masks = check_masks(masks, self.n_players)
         worths = self(masks)
         gains = self.linear + masks.astype(np.float64) @ self.coupling
         return worths, worths[:, None] + np.where(masks, -gains, gains)

@@ -59,12 +59,15 @@ def n_players_of(game: object, n_players: int | None = None) -> int:
 def check_masks(masks: object, n_players: int) -> Masks:
     """Return `masks` unchanged if it is a `bool[M, n_players]` array; raise `RequestError` saying what it is otherwise.
 
+    A single mask `bool[n_players]` is returned as one row: other libraries (shapiq's samplers) ask none and all so.
     Integers are refused rather than converted: an index list and a 0/1 mask look alike, and one of them is wrong.
     """
     if not isinstance(masks, np.ndarray):
         raise RequestError(f"masks must be a NumPy array bool[M, {n_players}], not {type(masks).__name__}")
     if masks.dtype != np.bool_:
         raise RequestError(f"masks must be of dtype bool (True = kept), not {masks.dtype}")
+    if masks.shape == (n_players,):
+        return masks[None]
     if masks.ndim != 2 or masks.shape[1] != n_players:
         raise RequestError(f"masks must be of shape [M, {n_players}], one column a player, not {list(masks.shape)}")
     return masks

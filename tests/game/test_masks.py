@@ -102,13 +102,21 @@ def test_bad_requests_say_what_would_be_right(call, words: str) -> None:  # type
         ([[True, False]], "not list"),
         (np.array([[1, 0]]), "dtype bool"),
         (np.array([[True, False]], dtype=object), "dtype bool"),
-        (np.array([True, False]), r"not \[2\]"),
+        (np.array([True, False, True]), r"not \[3\]"),
+        (np.array([1, 0]), "dtype bool"),
         (np.ones((3, 4), dtype=bool), r"not \[3, 4\]"),
     ],
 )
 def test_what_is_no_mask_array_is_refused(masks: object, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         check_masks(masks, 2)
+
+
+def test_a_single_mask_is_one_row() -> None:
+    mask = np.array([True, False])
+    assert check_masks(mask, 2).tolist() == [[True, False]]
+    rows = mask[None]
+    assert check_masks(rows, 2) is rows
 
 
 def test_the_number_of_players_is_the_games_own_or_the_callers() -> None:

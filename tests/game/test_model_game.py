@@ -222,7 +222,7 @@ def test_no_masks_give_no_worths() -> None:
     assert measured.window_nll.shape == (0, 3)
 
 
-@pytest.mark.parametrize("masks", [np.ones((2, L + 1), bool), np.ones((2, L)), np.ones(L, bool), [[True] * L]])
+@pytest.mark.parametrize("masks", [np.ones((2, L + 1), bool), np.ones((2, L)), np.ones(L + 1, bool), [[True] * L]])
 def test_wrong_masks_are_refused(masks: object) -> None:
     with pytest.raises(RequestError, match="masks must be"):
         game_of()(masks)  # type: ignore[arg-type]
