@@ -18,6 +18,7 @@ from __future__ import annotations
 from math import comb
 
 import numpy as np
+import numpy.typing as npt
 
 from layercoop_fast.game.protocol import Floats, Masks
 
@@ -25,7 +26,8 @@ DEGREES = (3, 5)
 # Tried: what degree 5 weighs beside degree 3, and the ridge as the variance of the interactions beside the noise's.
 _MIXTURES = (1.0, 0.25, 0.06)
 _STRENGTHS = tuple(10.0**power for power in range(-1, 5))
-# Rows that the choice among those looks at, and rows whose kernel columns make up the features.
+# Rows that the choice of a mixture looks at, and rows whose kernel columns make up the features. The ridge is chosen on
+# as many rows: as rows come to equal the sets, too weak a one fits what higher degrees add, and fewer rows hide that.
 _JUDGED, _CENTRES = 400, 1024
 # Added to the diagonal before it is factored, relative to it.
 _JITTER = 1e-6
@@ -83,43 +85,56 @@ def interaction_features(masks: Masks, fixed: Floats, target: Floats, weights: F
     """Return features `float64[K, C]` for a ridge of 1, C = min(K, 1024), or C = 0 below 3 players.
 
     `masks` `bool[K, n]` are the rows of the regression, `fixed` `float64[K, F]` its columns without a ridge, `target`
-    `float64[K]`, `weights` `float64[K]` of mean 1. The mixture of degrees and the ridge are those under which up to 400
-    of the rows are predicted best by the others (leave-one-out, in closed form).
+    `float64[K]`, `weights` `float64[K]` of mean 1. The mixture of degrees and then the ridge are those under which up
+    to 400 and 1024 of the rows are predicted best by the others of them.
     """
     n = masks.shape[1]
     if n < DEGREES[0]:
         return np.empty((len(masks), 0))
-    tables = [interaction_kernel(n, degree) for degree in DEGREES]
+    first, second = (interaction_kernel(n, degree) for degree in DEGREES)
     shuffled = np.random.default_rng([seed, len(masks)]).permutation(len(masks))
-    judged, centres = shuffled[:_JUDGED], masks[shuffled[:_CENTRES]]
 
-    root = np.sqrt(weights[judged])
-    basis = _range(root[:, None] * fixed[judged])
-    wanted = root * target[judged]
-    wanted = wanted - basis @ (basis.T @ wanted)
-    best, table = np.inf, tables[0]
-    for mixture in _MIXTURES:
-        mixed = tables[0] + mixture * tables[1]
-        kernel = _between(mixed, masks[judged], masks[judged])
-        level = float(np.trace(kernel)) / len(kernel)
-        kernel = root[:, None] * kernel * (root / level)
-        kernel -= basis @ (basis.T @ kernel)
-        kernel -= (kernel @ basis) @ basis.T
-        values, vectors = np.linalg.eigh(kernel)
-        for strength in _STRENGTHS:
-            kept = strength * np.maximum(values, 0)
-            kept = kept / (1 + kept)
-            residual = wanted - vectors @ (kept * (vectors.T @ wanted))
-            leverage = (basis**2).sum(axis=1) + vectors**2 @ kept
-            error = float(((residual / np.maximum(1 - leverage, _JITTER)) ** 2).sum())
-            if error < best:
-                best, table = error, mixed * (strength / level)
+    def judge(table: Floats, rows: npt.NDArray[np.intp]) -> tuple[float, float]:
+        kernel = _between(table, masks[rows], masks[rows])
+        return _best_strength(kernel, fixed[rows], target[rows], weights[rows])
 
-    square = _between(table, centres, centres)
+    mixed = [first + mixture * second for mixture in _MIXTURES]
+    judged = [judge(table, shuffled[:_JUDGED]) for table in mixed]
+    best = min(range(len(mixed)), key=lambda one: judged[one])
+    strength = judged[best][1]
+    if len(masks) > _JUDGED:
+        strength = judge(mixed[best], shuffled[:_CENTRES])[1]
+
+    centres = masks[shuffled[:_CENTRES]]
+    square = strength * _between(mixed[best], centres, centres)
     square[np.diag_indices_from(square)] += _JITTER * np.trace(square) / len(square)
-    factor = np.linalg.cholesky(square)
-    features: Floats = np.linalg.solve(factor, _between(table, centres, masks)).T
+    columns = strength * _between(mixed[best], centres, masks)
+    features: Floats = np.linalg.solve(np.linalg.cholesky(square), columns).T
     return features
+
+
+def _best_strength(kernel: Floats, fixed: Floats, target: Floats, weights: Floats) -> tuple[float, float]:
+    """Return the least weighted squared error of rows left out one by one, and the factor of `kernel` that has it.
+
+    One eigenvalue problem serves all factors. A row left out errs by its residual / (1 − its leverage).
+    """
+    root = np.sqrt(weights)
+    basis = _range(root[:, None] * fixed)
+    wanted = root * target
+    wanted = wanted - basis @ (basis.T @ wanted)
+    level = float(np.trace(kernel)) / len(kernel)
+    kernel = root[:, None] * kernel * (root / level)
+    kernel -= basis @ (basis.T @ kernel)
+    kernel -= (kernel @ basis) @ basis.T
+    values, vectors = np.linalg.eigh(kernel)
+    errors = []
+    for strength in _STRENGTHS:
+        kept = strength * np.maximum(values, 0)
+        kept = kept / (1 + kept)
+        residual = wanted - vectors @ (kept * (vectors.T @ wanted))
+        leverage = (basis**2).sum(axis=1) + vectors**2 @ kept
+        errors.append((float(((residual / np.maximum(1 - leverage, _JITTER)) ** 2).sum()), strength / level))
+    return min(errors)
 
 
 def _range(columns: Floats) -> Floats:
