@@ -50,7 +50,7 @@ def test_pairwise_optimum_is_that_of_the_whole_list(n: int, strength: float, see
 @pytest.mark.parametrize(("n_remove", "strength"), [(8, 0.2), (6, 1.0), (12, 1.5)])
 def test_larger_optimum_without_help_from_local_search(n_remove: int, strength: float, monkeypatch: Any) -> None:
     """C(17, 8) masks: more than a node lists, so bounds, fixing, and branching all have their part."""
-    monkeypatch.setattr("layercoop_fast.search.best_masks._LISTED", 1)
+    monkeypatch.setattr("layercoop_fast.search.branch_and_bound._LISTED", 1)
     game = random_game(17, strength, 7)
     found = best_masks(game, n_remove, restarts=1, budget=1)
     assert found.proven
@@ -60,7 +60,7 @@ def test_larger_optimum_without_help_from_local_search(n_remove: int, strength: 
 
 @pytest.mark.parametrize("node_limit", [1, 2, 3, 7, 30])
 def test_a_bound_that_is_left_open_is_true(node_limit: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr("layercoop_fast.search.best_masks._LISTED", 1)
+    monkeypatch.setattr("layercoop_fast.search.branch_and_bound._LISTED", 1)
     open_ones = 0
     for seed in range(6):
         game = random_game(15, 3.0, seed)
