@@ -66,6 +66,8 @@ def shapley_values(
     elif control is not None and (antithetic or stratified):
         raise RequestError("antithetic orders cancel all that a pairwise control knows: give antithetic=False with it")
 
+    if n == 1:
+        control = None  # nothing is sampled that it could help
     ends = np.array([[False] * n, [True] * n])
     none, all_kept = require_finite(play(game, ends))
     rng = np.random.default_rng(seed)

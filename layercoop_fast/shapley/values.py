@@ -22,7 +22,8 @@ class ShapleyValues:
     n_evaluations: int
     """Masks asked of the game."""
     method: str
-    """The estimator: "exact", "permutation" or "stratified_marginals". The last is not a Shapley value."""
+    """The estimator: "exact", "permutation", "kernel_shap", or "shapiq" and its index where converted from there; or
+    "stratified_marginals", which is not a Shapley value."""
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
         if copy is None:  # NumPy 1 never passes `copy`, and its `np.array` refuses None.

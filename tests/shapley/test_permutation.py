@@ -253,3 +253,57 @@ def test_bad_requests_are_refused(options: dict[str, Any], words: str) -> None:
 def test_worths_that_are_no_numbers_are_counted() -> None:
     with pytest.raises(RequestError, match="worths are NaN or infinite"):
         shapley_values(Table([0.0, np.nan, 1.0, np.inf, 0.0, 0.0, 0.0, 1.0]), n_permutations=50)
+
+
+WIDTHS = [1, 15, 16, 17, 31, 32, 33, 80]
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {"antithetic": False},
+    "antithetic": {},
+    "circles": {"stratified": True},
+    "fitted": {"antithetic": False, "control": "pairwise"},
+}
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+@pytest.mark.parametrize("way", [name for name in WAYS if name != "fitted"])
+def test_an_additive_game_is_exact_at_any_width(n: int, way: str) -> None:
+    weights = np.random.default_rng(n).normal(size=n)
+    count = 4 * n if way == "circles" else 4
+    estimate = shapley_values(Additive(weights), n_permutations=count, **WAYS[way])
+    np.testing.assert_allclose(estimate.values, weights, atol=1e-11)
+    assert estimate.stderr.max() < 1e-11
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 6), seed=st.integers(0, 2**32 - 1), way=st.sampled_from(list(WAYS)), data=st.data())
+def test_axioms_hold_in_any_sample(n: int, seed: int, way: str, data: st.DataObject) -> None:
+    """Efficiency and a null player exactly, and linearity, on the same orders."""
+    rng = np.random.default_rng(seed)
+    null = data.draw(st.integers(0, n - 1))
+    rows = np.arange(1 << n) & ~(1 << null)
+    first, second = (Table(rng.normal(size=1 << n)[rows]) for _ in range(2))
+    both = Table(first.worths - 2 * second.worths)
+    options = {"n_permutations": 8 * n, "seed": 3, **WAYS[way]}
+    one, other, sum_ = (shapley_values(each, **options).values for each in (first, second, both))
+    np.testing.assert_allclose(sum_, one - 2 * other, atol=1e-9)
+    np.testing.assert_allclose(one.sum(), first.worths[-1] - first.worths[0], atol=1e-9)
+    if way != "fitted":  # a fitted control may give it a share, within the standard error
+        assert abs(one[null]) < 1e-12
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_players_alike_are_equal_within_their_errors(way: str) -> None:
+    def game(masks: np.ndarray) -> np.ndarray:
+        return np.sqrt(masks[:, :3].sum(axis=1)) + masks[:, 3:].all(axis=1) * masks[:, 0]  # 1 and 2 alike
+
+    estimate = shapley_values(game, n_players=5, n_permutations=400, **WAYS[way])
+    # Their errors are not independent of each other.
+    assert abs(estimate.values[1] - estimate.values[2]) <= 5 * estimate.stderr[1:3].sum() + 1e-12
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_no_way_averages_over_what_is_no_number(way: str) -> None:
+    worths = np.ones(32)
+    worths[[3, 9, 12, 17, 30]] = np.nan
+    with pytest.raises(RequestError, match="worths are NaN or infinite"):
+        shapley_values(Table(worths), n_permutations=40, **WAYS[way])
