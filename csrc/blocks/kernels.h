@@ -32,11 +32,9 @@ LANES_FN void write(T* p, int n, Lanes x) {
   n == kLanes ? store(p, x) : store_first(p, n, x);
 }
 
-// e^x within 2 units in the last place; 0 and infinity where fp32 ends. e^x = 2^n e^r with |r| <= ln(2)/2, and the
-// polynomial of Cephes' expf (S. Moshier) for e^r. 2^n in two factors, so that subnormal results come out right.
-LANES_FN Lanes exp(Lanes x) {
-  x = at_most(at_least(x, -104.0f), 89.0f);
-  const Lanes n = nearest(mul(x, splat(1.44269504f)));
+// x = n ln(2) + r with a whole n and |r| <= ln(2)/2: returns e^r by the polynomial of Cephes' expf (S. Moshier).
+LANES_FN Lanes exp_of_rest(Lanes x, Lanes& n) {
+  n = nearest(mul(x, splat(1.44269504f)));
   Lanes r = fma(n, splat(-0.693359375f), x);
   r = fma(n, splat(2.12194440e-4f), r);
   Lanes p = splat(1.9875691500e-4f);
@@ -45,9 +43,24 @@ LANES_FN Lanes exp(Lanes x) {
   p = fma(p, r, splat(4.1665795894e-2f));
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
-  p = add(fma(p, mul(r, r), r), splat(1.0f));
+  return add(fma(p, mul(r, r), r), splat(1.0f));
+}
+
+// e^x within 2 units in the last place; 0 and infinity where fp32 ends. 2^n in two factors, so that subnormal results
+// come out right.
+LANES_FN Lanes exp(Lanes x) {
+  Lanes n;
+  const Lanes p = exp_of_rest(at_most(at_least(x, -104.0f), 89.0f), n);
   const Lanes half = nearest(mul(n, splat(0.5f)));
   return mul(mul(p, power_of_two(half)), power_of_two(sub(n, half)));
+}
+
+// The same for x <= 0, a term of a sum in which another is 1: never below e^-87, which is nothing there, and so never
+// subnormal, which would be slow.
+LANES_FN Lanes exp_of_term(Lanes x) {
+  Lanes n;
+  const Lanes p = exp_of_rest(at_least(x, -87.0f), n);
+  return mul(p, power_of_two(n));
 }
 
 // 1 / sqrt(mean of squares + eps), given the sum of squares.
@@ -204,7 +217,7 @@ LANES_TARGET float exponentials(float* scores, std::int64_t n, std::int64_t colu
   const Lanes shift = splat(largest(most));
   Lanes sum = splat(0.0f);
   for (std::int64_t j = 0; j < n; j += kLanes) {
-    const Lanes e = exp(mul(sub(load(scores + j), shift), splat(scale)));
+    const Lanes e = exp_of_term(mul(sub(load(scores + j), shift), splat(scale)));
     const Lanes kept = select_first(lanes_left(j, n), e, splat(0.0f));
     store(scores + j, kept);
     sum = add(sum, kept);
@@ -334,7 +347,7 @@ inline float rescale(Running& running, float tile_largest) {
 LANES_FN float sum_exponentials(const float* z, std::int64_t words, float shift) {
   Lanes sum = splat(0.0f);
   for (std::int64_t j = 0; j < words; j += kLanes) {
-    sum = add(sum, select_first(lanes_left(j, words), exp(sub(load(z + j), splat(shift))), splat(0.0f)));
+    sum = add(sum, select_first(lanes_left(j, words), exp_of_term(sub(load(z + j), splat(shift))), splat(0.0f)));
   }
   return total(sum);
 }
@@ -362,7 +375,7 @@ LANES_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end
     for (std::int64_t j = 0; j < work.words; j += kLanes) {
       const int n = lanes_left(j, work.words);
       const Lanes t = load(teacher.data() + j);
-      const Lanes e = select_first(n, exp(sub(t, splat(other.largest))), splat(0.0f));
+      const Lanes e = select_first(n, exp_of_term(sub(t, splat(other.largest))), splat(0.0f));
       sum = add(sum, e);
       difference = fma(e, select_first(n, sub(t, load(student.data() + j)), splat(0.0f)), difference);
     }

@@ -29,10 +29,10 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
 from layercoop_fast.kernels.rows import MIN_ROWS
 
-# Words of a tile and rows of a pass: the tile's logits (4 MiB in bf16) stay in cache between the product and the sums,
-# and the product is still large enough to run at full speed.
+# Words of a tile and rows of a pass: a tile's logits (at most 8 MiB in bf16) stay in cache between the product and the
+# sums, and the product is still large enough to run at full speed. Every pass reads all of the weight.
 TILE_WORDS = 2048
-TILE_ROWS = 1024
+TILE_ROWS = 2048
 
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -93,6 +93,9 @@ def linear_cross_entropy(
         )
     student = _start(hidden)
     expected = _start(hidden) if teacher is not None else None
+    # Two tiles serve the whole call.
+    most = max(MIN_ROWS, min(TILE_ROWS, len(hidden))) * min(TILE_WORDS, len(weight))
+    tiles = hidden.new_empty(1 if teacher is None else 2, most)
     for first_row in range(0, len(hidden), TILE_ROWS):
         rows = slice(first_row, first_row + TILE_ROWS)
         states = _padded(hidden[rows])
@@ -101,10 +104,10 @@ def linear_cross_entropy(
             words = slice(first_word, first_word + TILE_WORDS)
             tile_bias = None if bias is None else bias[words]
             count = len(hidden[rows])
-            logits = torch.nn.functional.linear(states, weight[words], tile_bias)[:count]
+            logits = _product(states, weight[words], tile_bias, tiles[0])[:count]
             teacher_logits = None
             if teacher_states is not None:
-                teacher_logits = torch.nn.functional.linear(teacher_states, weight[words], tile_bias)[:count]
+                teacher_logits = _product(teacher_states, weight[words], tile_bias, tiles[1])[:count]
             _C.running_loss(
                 array(logits),
                 array(targets[rows]),
@@ -120,6 +123,14 @@ def linear_cross_entropy(
     if expected is None:
         return TokenLosses(nll)
     return TokenLosses(nll, expected[:, 2] / expected[:, 1] - _log_sum(expected) + log_sum)
+
+
+def _product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tensor) -> Tensor:
+    """Logits [r, v] of states [r, H] and words [v, H], in the memory of `tile`."""
+    out = tile[: len(states) * len(weight)].view(len(states), len(weight))
+    if bias is None:
+        return torch.mm(states, weight.t(), out=out)
+    return torch.addmm(bias, states, weight.t(), out=out)
 
 
 def _start(hidden: Tensor) -> Tensor:
