@@ -180,6 +180,23 @@ def test_doctor(run: Any, model: str) -> None:
     status, printed, _ = run("doctor", model)
     assert status == 0
     assert "can be written, whichever goes" in printed
+    assert found["fast"] == {"blocks": "fast", "why_not": None, "head": "fused"}
+
+
+def test_the_block_path_can_be_forced(run: Any, model: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "masks.npy", np.ones((1, L), dtype=bool))
+    paths = {}
+    for path in ("auto", "hf"):
+        out = tmp_path / f"{path}.npz"
+        arguments = ["--masks", str(tmp_path / "masks.npy"), "--windows", "2", "--tokens", "24", "--block-path", path]
+        assert run("evaluate", model, *arguments, "--out", str(out))[0] == 0
+        numerics = Worths.load(out).fingerprints["numerics"]
+        paths[path] = (numerics["blocks"], numerics["head"])
+    assert paths == {"auto": ("fast", "fused"), "hf": ("hf", "hf")}
+    arguments[-1] = "slow"
+    status, _, error = run("evaluate", model, *arguments, "--out", str(tmp_path / "none.npz"))
+    assert status == 2
+    assert "unknown block path 'slow': choose from auto, hf" in error
 
 
 def test_plan_needs_no_model(run: Any) -> None:

@@ -2,13 +2,15 @@
 
     python benchmarks/engine/bench_evaluate.py --calibration novels.txt [--masks 500] [--model DIR] [--dtype bfloat16]
 
-published  a removed layer's parameters are cloned, zeroed, and restored after; the whole model runs for every mask
-skip       every mask runs its kept blocks from the embedding on (what a careful user would write)
-plan       layercoop_fast: every distinct kept prefix once
+published  a removed layer's parameters are cloned, zeroed, and restored after; the whole model runs for every mask, on
+           its own modules
+skip       every mask runs its kept blocks from the embedding on, on our fast blocks (what a careful user would write)
+plan       layercoop_fast: every distinct kept prefix once, on our fast blocks
 
-The two slow ways run on a sample of the masks (`--sample`, stated in the output) and are scaled to all of them, mask by
-mask; a mask's time does not depend on the others there. All three must agree on every mask they share. Ends in one JSON
-line.
+The two slow ways run on a sample of the masks (`--sample`) and are scaled by the blocks they run: their time does not
+depend on the other masks. The plan runs whole, or on `--part` of the masks that are neighbours in its order, scaled by
+block evaluations. Times of blocks and of the head are taken apart. All ways must agree on every mask they share. Ends
+in one JSON line.
 """
 
 from __future__ import annotations
@@ -16,21 +18,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from clock import CLOCKS, set_up
 from machine import machine
 from small_model import small_model
 
 from layercoop_fast import ModelGame, stratified_masks
-from layercoop_fast.engine.plan import count_evaluations
+from layercoop_fast.engine.forward import play, states_within
+from layercoop_fast.engine.plan import build_plan, count_evaluations
 from layercoop_fast.game.utility import token_nll
-from layercoop_fast.progress import Bars
+
+Clock = Callable[[], float]
+Masks = NDArray[np.bool_]
+Timed = tuple[float, float, NDArray[np.float64]]
+"""Seconds in blocks, seconds in the head, mean NLL of each mask."""
 
 
 def main() -> None:
@@ -39,111 +48,149 @@ def main() -> None:
     parser.add_argument("--model", help="checkpoint folder; default the small real model")
     parser.add_argument("--calibration", default="builtin")
     parser.add_argument("--masks", type=int, default=500)
+    parser.add_argument("--part", type=int, help="masks that the plan really runs; default all")
     parser.add_argument("--sample", type=int, default=10, help="masks that the two slow ways run")
+    parser.add_argument("--windows", type=int, default=10)
+    parser.add_argument("--states", type=int, help="stored states the plan may use; default as many as it likes")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
 
-    with Bars() as bars:
-        game = ModelGame.from_pretrained(
-            arguments.model or str(small_model()),
-            arguments.calibration,
-            dtype=arguments.dtype,
-            on_progress=bars.update,
-        )
-        masks = stratified_masks(game.n_players, arguments.masks, seed=arguments.seed)
-        chosen = np.random.default_rng(arguments.seed).choice(
-            len(masks), min(arguments.sample, len(masks)), replace=False
-        )
-        sample = masks[np.sort(chosen)]
-        published(game, sample[:1]), skip(game, sample[:1])  # warm-up
-        published_seconds, published_nll = published(game, sample)
-        skip_seconds, skip_nll = skip(game, sample)
-        started = time.perf_counter()
-        measured = game.evaluate(masks)
-        plan_seconds = time.perf_counter() - started
-    plan_nll = measured.nll[np.sort(chosen)]
-    floor = count_evaluations(np.concatenate([masks, np.ones((1, game.n_players), bool)]))
-    head_seconds = head(game)
-    scale = len(masks) / len(sample)
-    kept_scale = masks.sum() / sample.sum()
-    # Kept blocks and heads scale separately: the sample's masks do not keep exactly the average number of blocks.
-    skip_total = (skip_seconds - head_seconds * len(sample)) * kept_scale + head_seconds * len(masks)
+    now = set_up(arguments.clock)
+    game = ModelGame.from_pretrained(
+        arguments.model or str(small_model()),
+        arguments.calibration,
+        dtype=arguments.dtype,
+        windows=arguments.windows,
+    )
+    masks = stratified_masks(game.n_players, arguments.masks, seed=arguments.seed)
+    # Neighbours in the plan's order, from its middle: they share as the masks of the whole plan do.
+    order = build_plan(masks).unique_rows
+    part = masks[order] if arguments.part is None else masks[_middle(order, arguments.part)]
+    chosen = np.random.default_rng(arguments.seed).choice(len(part), min(arguments.sample, len(part)), replace=False)
+    sample = part[chosen]
+    with torch.inference_mode():
+        published(game, sample[:1], now), skip(game, sample[:1], now)  # warm-up
+        slow = published(game, sample, now)
+        skipped = skip(game, sample, now)
+        done, ours = planned(game, part, arguments.states, now)
+    counts = count_evaluations(masks)
+    scheduled = build_plan(masks, arguments.states).scheduled
+    seconds = {
+        "published": scaled(slow, len(masks) / len(sample), len(masks) / len(sample)),
+        "skip": scaled(skipped, masks.sum() / sample.sum(), len(masks) / len(sample)),
+        "skip_unique": scaled(skipped, masks[order].sum() / sample.sum(), counts.unique / len(sample)),
+        "plan": scaled(ours, scheduled / done, counts.unique / len(part)),
+    }
+    evaluations = {
+        "published": int(masks.size),
+        "skip": int(masks.sum()),
+        "skip_unique": int(masks[order].sum()),
+        "plan": scheduled,
+        "trie": counts.plan,
+    }
     result = {
         "benchmark": "engine/evaluate",
         "machine": machine(),
         "model": game.checkpoint.name.rstrip("/").rsplit("/", 1)[-1],
         "dtype": arguments.dtype,
+        "clock": arguments.clock,
         "threads": torch.get_num_threads(),
-        "windows": [game.windows.n_windows, int(game.calibration.ids.shape[1])],
+        "blocks": game.units.path,
+        "head": game.scorer.path,
+        "windows": list(game.calibration.ids.shape),
         "masks": len(masks),
-        "unique": floor.unique,
+        "unique": counts.unique,
+        "part": len(part),
         "sample": len(sample),
-        "layer_evals": {
-            "published": int(masks.size),
-            "skip": int(masks.sum()),
-            "plan": game.evaluations.layer_evals,
-            "trie": floor.plan,
-        },
-        "seconds": {
-            "published": round(published_seconds * scale, 2),
-            "skip": round(skip_total, 2),
-            "plan": round(plan_seconds, 2),
-            "head_a_mask": round(head_seconds, 4),
-        },
-        "ratio": {
-            "published_over_plan": round(published_seconds * scale / plan_seconds, 2),
-            "skip_over_plan": round(skip_total / plan_seconds, 2),
+        "layer_evals": evaluations,
+        "seconds": {way: [round(value, 2) for value in times] for way, times in seconds.items()},
+        "over_plan": {way: ratios(seconds[way], seconds["plan"]) for way in ("published", "skip", "skip_unique")},
+        # 1 where a plan's evaluation costs no more than one of skipping: all that is saved shows.
+        "skip_sharing_realised": {
+            way: round(seconds[way][0] / seconds["plan"][0] / (evaluations[way] / scheduled), 3)
+            for way in ("skip", "skip_unique")
         },
         "largest_nll_difference": {
-            "published": float(np.abs(published_nll - plan_nll).max()),
-            "skip": float(np.abs(skip_nll - plan_nll).max()),
+            "published": float(np.abs(slow[2] - ours[2][chosen]).max()),
+            "skip": float(np.abs(skipped[2] - ours[2][chosen]).max()),
         },
     }
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def published(game: ModelGame, masks: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[float, np.ndarray[Any, Any]]:
-    """Clone, zero, run everything, restore: seconds and mean NLLs."""
-    found = []
-    started = time.perf_counter()
+def published(game: ModelGame, masks: Masks, now: Clock) -> Timed:
+    """Clone, zero, run everything, restore."""
+    found, blocks, head = [], 0.0, 0.0
+    context = game.skeleton.context(game.calibration.ids)
     for mask in masks:
+        started = now()
         backup = {}
-        with torch.inference_mode():
-            for layer in np.flatnonzero(~mask):
-                for name, parameter in game.skeleton.blocks[layer].named_parameters():
-                    backup[layer, name] = parameter.clone()
-                    parameter.zero_()
-            logits = game.checkpoint.model(input_ids=game.calibration.ids, use_cache=False).logits
-            found.append(float(token_nll(logits, game.calibration.ids).double().mean()))
-            for (layer, name), values in backup.items():
-                game.skeleton.blocks[layer].get_parameter(name).copy_(values)
-    return time.perf_counter() - started, np.array(found)
+        for layer in np.flatnonzero(~mask):
+            for name, parameter in game.skeleton.blocks[layer].named_parameters():
+                backup[layer, name] = parameter.clone()
+                parameter.zero_()
+        hidden = context.embedding
+        for layer in range(game.skeleton.n_layers):
+            hidden = context.run(layer, hidden)
+        behind_blocks = now()
+        logits = context.logits(hidden)
+        found.append(float(token_nll(logits, game.calibration.ids).double().mean()))
+        behind_head = now()
+        for (layer, name), values in backup.items():
+            game.skeleton.blocks[layer].get_parameter(name).copy_(values)
+        head += behind_head - behind_blocks
+        blocks += now() - started - (behind_head - behind_blocks)
+    return blocks, head, np.array(found)
 
 
-def skip(game: ModelGame, masks: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[float, np.ndarray[Any, Any]]:
-    """Run each mask's kept blocks, nothing shared: seconds and mean NLLs."""
-    found = []
-    context = game.windows.context(1)
-    started = time.perf_counter()
-    with torch.inference_mode():
-        for mask in masks:
-            hidden = context.embedding
-            for layer in np.flatnonzero(mask):
-                hidden = context.run(int(layer), hidden)
-            found.append(float(game.score_state(hidden).mean()))
-    return time.perf_counter() - started, np.array(found)
+def skip(game: ModelGame, masks: Masks, now: Clock) -> Timed:
+    """Run each mask's kept blocks, nothing shared."""
+    found, blocks, head = [], 0.0, 0.0
+    for mask in masks:
+        started = now()
+        state = game.windows.context(1).embedding.clone()
+        for layer in np.flatnonzero(mask):
+            game.units.run(int(layer), [state], [state])
+        behind_blocks = now()
+        found.append(float(game.scorer.score(state).nll.mean()))
+        blocks += behind_blocks - started
+        head += now() - behind_blocks
+    return blocks, head, np.array(found)
 
 
-def head(game: ModelGame, repeats: int = 5) -> float:
-    """Median seconds of scoring one state."""
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(repeats):
-            started = time.perf_counter()
-            game.score_state(game.windows.context(1).embedding)
-            seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds))
+def planned(game: ModelGame, masks: Masks, states: int | None, now: Clock) -> tuple[int, Timed]:
+    """The game's own way; also the block evaluations it did."""
+    limit = states or states_within(game.windows, game._budget())
+    found = np.full(len(masks), np.nan)
+    head = 0.0
+    started = now()
+    plan = build_plan(masks, limit)
+
+    def score(number: int, state: Tensor) -> None:
+        nonlocal head
+        before = now()
+        found[plan.unique_rows[number]] = game.scorer.score(state).nll.mean()
+        head += now() - before
+
+    play(game.windows, plan, score, units=game.units)
+    return plan.scheduled, (now() - started - head, head, found)
+
+
+def scaled(times: Timed, blocks: float, heads: float) -> tuple[float, float]:
+    """Seconds in blocks and in the head, scaled to all masks."""
+    return times[0] * float(blocks), times[1] * float(heads)
+
+
+def ratios(slow: tuple[float, float], fast: tuple[float, float]) -> dict[str, float]:
+    """How many times longer the slow way takes, on blocks alone and with the head."""
+    return {"blocks": round(slow[0] / fast[0], 2), "whole": round(sum(slow) / sum(fast), 2)}
+
+
+def _middle(order: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    first = max(0, (len(order) - count) // 2)
+    return order[first : first + count]
 
 
 if __name__ == "__main__":

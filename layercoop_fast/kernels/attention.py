@@ -7,8 +7,9 @@ For the query at token t of a window, head h, and g = h // (heads / kv_heads):
 qkv: [W·T, (heads + 2·kv_heads)·D], a row's query heads first, then its key heads, then its value heads; out: [W·T,
 heads·D]; fp32 or bf16. Scores, softmax and sums are fp32; only the result is rounded.
 
-Keys and values of a window are held in fp32 (8·T·D bytes a thread), so this is meant for windows that fit a processor's
-cache: T·D up to some 10⁵. Beyond, use torch's own attention.
+Keys and values of one head of a window are held in fp32 (8·T·D bytes a thread). Made for windows that fit a
+processor's cache (T·D up to some 10⁵), it was seen to be faster than torch's own attention up to 4,096 tokens
+(docs/performance.md).
 
 Source: Vaswani et al. (arXiv 1706.03762); grouped queries: Ainslie et al. (arXiv 2305.13245).
 """

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from layercoop_fast.engine.fast_blocks import why_not
 from layercoop_fast.engine.forward import free_memory
+from layercoop_fast.engine.fused_head import fused_head
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
+from layercoop_fast.engine.units import FastUnits, make_units
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.config import exportable
@@ -44,7 +47,8 @@ def examine(
         for layer in range(skeleton.n_layers):
             hidden = context.run(layer, hidden)
         exact = torch.equal(context.logits(hidden), checkpoint.model(input_ids=ids[:1], use_cache=False).logits)
-    state_bytes = Windows(skeleton, ids).state_bytes
+    played = Windows(skeleton, ids)
+    state_bytes = played.state_bytes
     head = checkpoint.model.get_output_embeddings()
     convention = skeleton.convention
     return {
@@ -67,6 +71,7 @@ def examine(
         "exact": exact,
         "exports": _exports(checkpoint.model.config, skeleton.n_layers),
         "sublayers": _why_no_sublayers(skeleton),
+        "fast": _fast_path(played),
         "windows": windows,
         "tokens": tokens,
         "state_bytes": state_bytes,
@@ -89,6 +94,20 @@ def _why_no_sublayers(skeleton: Skeleton) -> str | None:
     except RequestError as error:
         return str(error)
     return None
+
+
+def _fast_path(windows: Windows) -> dict[str, Any]:
+    """Which way blocks and head go on the CPU, and what keeps the first block off the fast one."""
+    skeleton = windows.skeleton
+    units = make_units(windows)
+    fast = units.blocks if isinstance(units, FastUnits) else [None] * skeleton.n_layers
+    slow = next((layer for layer, block in enumerate(fast) if block is None), None)
+    reason = None
+    if slow is not None:
+        call = skeleton.context(windows.ids[:1]).call(slow)
+        reason = f"block {slow}: {why_not(skeleton.blocks[slow], call, skeleton.convention)}"
+    head = fused_head(skeleton, windows.ids[:1])
+    return {"blocks": units.path, "why_not": reason, "head": "hf" if head is None else "fused"}
 
 
 def _telling_layers(context: Any, n_layers: int) -> list[int]:

@@ -67,7 +67,7 @@ def show_findings(found: dict[str, Any], console: Console | None = None) -> None
     """What `doctor` found."""
     console = console or Console()
     table = Table(title=found["model"], show_header=False)
-    blocks = found["blocks"]
+    blocks, fast = found["blocks"], found["fast"]
     rows = {
         "class": f"{found['class']} ({found['model_type']}), {found['params']:,} parameters, {found['dtype']}",
         "blocks": f"{blocks['count']} at {blocks['path']}: {', '.join(blocks['classes'])}",
@@ -83,6 +83,8 @@ def show_findings(found: dict[str, Any], console: Console | None = None) -> None
         else "DIFFERS from the model",
         "a checkpoint without one layer": _exports(found["exports"]),
         "sublayers as players": found["sublayers"] or "yes",
+        "on the CPU": f"blocks: {_path(fast['blocks'])}; head: {_path(fast['head'])}"
+        + (f"\n{fast['why_not']}" if fast["why_not"] else ""),
         "one stored state": f"{found['state_bytes']:,} bytes ({found['windows']} windows x {found['tokens']} tokens); "
         f"{found['states_in_free_memory']:,} fit in free memory",
     }
@@ -117,6 +119,10 @@ def show_forecast(found: dict[str, Any], console: Console | None = None) -> None
         f"at most {found['peak_states']:,} states at once: {size['peak_states'] / 2**30:,.1f} GiB",
         highlight=False,
     )
+
+
+def _path(name: str) -> str:
+    return "the model's own" if name == "hf" else name
 
 
 def _qualities(record: dict[str, Any], which: str, heldout: bool) -> list[str]:
