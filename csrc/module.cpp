@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bind_blocks.h"
+#include "bind_surrogate.h"
 #include "cpu/dispatch.h"
 #include "cpu/pool.h"
 #include "masks.h"
@@ -190,4 +191,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("trie_counts", &py_trie_counts, py::arg("packed"), py::arg("n_players"));
   bind_plan(module);
   bind_blocks(module);
+  bind_surrogate(module);
 }

@@ -7,6 +7,8 @@ of the GIL while they work.
 import numpy as np
 import numpy.typing as npt
 
+from layercoop_fast.surrogate.networks import Networks
+
 MAX_PLAYERS: int
 """The most players a mask can have."""
 
@@ -142,3 +144,66 @@ def running_loss(
     where cap is 0; it starts as (lowest finite float, 0, 0). With a teacher's logits [R, n], its row's third number is
     Σ exp(z_teacher − largest)·(z_teacher − z).
     """
+MAX_ENUMERATED: int
+"""The most players whose masks `Enumeration` goes through."""
+
+def predict_logits(networks: Networks, packed: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+    """Return float32[M, E]: what each network makes of uint64[M, W], before its output function."""
+
+def flip_logits(
+    networks: Networks, packed: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the logits float32[M, E] of uint64[M, W], and float32[M, E, n] of each mask with player i flipped."""
+
+def marginals(
+    networks: Networks, packed: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the mean float64[n] over uint64[M, W], M >= 2, of f(with i) - f(without i), and its standard error.
+
+    Does not depend on the number of threads.
+    """
+
+class Enumeration:
+    """Sums over all masks of n <= MAX_ENUMERATED players, taken in `n_tasks` steps whose results are added in order.
+
+    `shifts` float64[n + 1] is about where the values of each size lie: sums are of f(m) - shifts[size of m], f the mean
+    over the networks. They do not depend on the number of threads nor on how the steps are cut. `top` masks of each
+    size are kept; `costs` float64[n] with `budget` asks for the best mask whose costs sum to at most `budget`.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        shifts: npt.NDArray[np.float64],
+        *,
+        pairs: bool = False,
+        top: int = 0,
+        costs: npt.NDArray[np.float64] | None = None,
+        budget: float = 0.0,
+    ) -> None: ...
+    @property
+    def n_tasks(self) -> int: ...
+    @property
+    def n_done(self) -> int: ...
+    def run(self, count: int) -> None:
+        """Take the next `count` steps, or as many as are left."""
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Masks of each size seen so far, int64[n + 1]."""
+    @property
+    def sizes(self) -> npt.NDArray[np.float64]:
+        """Sums by size, float64[n + 1]."""
+    @property
+    def squares(self) -> npt.NDArray[np.float64]:
+        """Sums of squares by size, float64[n + 1]."""
+    @property
+    def players(self) -> npt.NDArray[np.float64]:
+        """Sums over the masks with player i by size, float64[n, n + 1]."""
+    @property
+    def pairs(self) -> npt.NDArray[np.float64] | None:
+        """Sums over the masks with players i < j by size, float64[n, n, n + 1]; None unless asked for."""
+    def best(self, size: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32]]:
+        """Return the best masks of a size (bit i = player i), best first, and their sums of logits."""
+    @property
+    def affordable(self) -> tuple[int, float] | None:
+        """The best mask within the budget and its sum of logits; None if no mask seen is."""

@@ -1,0 +1,226 @@
+#include "bind_surrogate.h"
+
+#include <pybind11/numpy.h>
+
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "masks.h"
+#include "surrogate/enumeration.h"
+#include "surrogate/flips.h"
+#include "surrogate/networks.h"
+
+namespace py = pybind11;
+
+namespace layercoop {
+namespace {
+
+using namespace surrogate;
+
+// A C-contiguous array of exactly the element type T and the given shape (-1: any), or an error that says what is wrong.
+template <typename T>
+py::array_t<T> array(const py::object& object, const std::string& name, const std::vector<py::ssize_t>& shape) {
+  if (!py::isinstance<py::array_t<T>>(object)) {
+    throw py::type_error(name + ": expected a numpy array of dtype " +
+                         py::str(py::object(py::dtype::of<T>())).cast<std::string>());
+  }
+  auto result = py::reinterpret_borrow<py::array_t<T>>(object);
+  bool fits = result.ndim() == static_cast<py::ssize_t>(shape.size()) && (result.flags() & py::array::c_style) != 0;
+  std::string wanted;
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    fits = fits && (shape[i] < 0 || result.shape(static_cast<py::ssize_t>(i)) == shape[i]);
+    wanted += (i > 0 ? ", " : "") + (shape[i] < 0 ? "any" : std::to_string(shape[i]));
+  }
+  if (!fits) throw py::value_error(name + ": expected a C-contiguous array of shape [" + wanted + "]");
+  return result;
+}
+
+template <typename T>
+void require_finite(const py::array_t<T>& values, const std::string& name) {
+  for (py::ssize_t i = 0; i < values.size(); ++i) {
+    if (!std::isfinite(values.data()[i])) throw py::value_error(name + ": NaN and infinite values are not allowed");
+  }
+}
+
+Activation activation_of(const std::string& name) {
+  if (name == "celu") return Activation::celu;
+  if (name == "relu") return Activation::relu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "tanh") return Activation::tanh;
+  throw py::value_error("activation: unknown name '" + name + "'; use one of celu, relu, gelu, tanh");
+}
+
+bool is_sigmoid(const std::string& name) {
+  if (name == "sigmoid") return true;
+  if (name == "linear") return false;
+  throw py::value_error("output: unknown name '" + name + "'; use sigmoid or linear");
+}
+
+// The attributes of a layercoop_fast.surrogate.networks.Networks, checked again and held while C++ reads them.
+struct NetworksArg {
+  py::array_t<float> hidden_weight, hidden_bias, output_weight, output_bias;
+  Networks networks;
+
+  explicit NetworksArg(const py::object& object) {
+    hidden_weight = array<float>(object.attr("hidden_weight"), "hidden_weight", {-1, -1, -1});
+    const py::ssize_t e = hidden_weight.shape(0), h = hidden_weight.shape(1), n = hidden_weight.shape(2);
+    hidden_bias = array<float>(object.attr("hidden_bias"), "hidden_bias", {e, h});
+    output_weight = array<float>(object.attr("output_weight"), "output_weight", {e, h});
+    output_bias = array<float>(object.attr("output_bias"), "output_bias", {e});
+    if (e < 1 || h < 1 || n < 1 || e > (1 << 16) || h > (1 << 16) || n > kMaxPlayers) {
+      throw py::value_error("hidden_weight: [E, H, n] must lie in 1..65536, 1..65536, 1.." +
+                            std::to_string(kMaxPlayers));
+    }
+    require_finite(hidden_weight, "hidden_weight");
+    require_finite(hidden_bias, "hidden_bias");
+    require_finite(output_weight, "output_weight");
+    require_finite(output_bias, "output_bias");
+    networks = {hidden_weight.data(),
+                hidden_bias.data(),
+                output_weight.data(),
+                output_bias.data(),
+                static_cast<int>(e),
+                static_cast<int>(h),
+                static_cast<int>(n),
+                activation_of(object.attr("activation").cast<std::string>()),
+                is_sigmoid(object.attr("output").cast<std::string>())};
+    if (!(largest_value(networks) <= kLargestValue)) {
+      throw py::value_error("networks: the weights are so large that a value may leave the range of float32");
+    }
+  }
+};
+
+py::array_t<std::uint64_t> packed_masks(const py::object& object, int n_players) {
+  const auto packed = array<std::uint64_t>(object, "packed", {-1, words(n_players)});
+  const py::gil_scoped_release release;
+  check_packed(packed.data(), packed.shape(0), n_players);
+  return packed;
+}
+
+py::array_t<float> py_predict_logits(const py::object& object, const py::object& masks) {
+  const NetworksArg arg(object);
+  const auto packed = packed_masks(masks, arg.networks.n_players);
+  py::array_t<float> logits({packed.shape(0), py::ssize_t{arg.networks.n_networks}});
+  float* const out = logits.mutable_data();
+  const py::gil_scoped_release release;
+  predict_logits(arg.networks, packed.data(), packed.shape(0), out);
+  return logits;
+}
+
+py::tuple py_flip_logits(const py::object& object, const py::object& masks) {
+  const NetworksArg arg(object);
+  const auto packed = packed_masks(masks, arg.networks.n_players);
+  const py::ssize_t count = packed.shape(0), e = arg.networks.n_networks;
+  py::array_t<float> logits({count, e});
+  py::array_t<float> flipped({count, e, py::ssize_t{arg.networks.n_players}});
+  float* const out = logits.mutable_data();
+  float* const neighbours = flipped.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    flip_logits(arg.networks, packed.data(), count, out, neighbours);
+  }
+  return py::make_tuple(logits, flipped);
+}
+
+py::tuple py_marginals(const py::object& object, const py::object& masks) {
+  const NetworksArg arg(object);
+  const auto packed = packed_masks(masks, arg.networks.n_players);
+  if (packed.shape(0) < 2) throw py::value_error("packed: at least 2 masks, or their mean has no standard error");
+  py::array_t<double> mean(arg.networks.n_players);
+  py::array_t<double> error(arg.networks.n_players);
+  double* const means = mean.mutable_data();
+  double* const errors = error.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    marginals(arg.networks, packed.data(), packed.shape(0), means, errors);
+  }
+  return py::make_tuple(mean, error);
+}
+
+std::unique_ptr<Enumeration> make_enumeration(const py::object& object, const py::object& shifts, bool pairs, int top,
+                                              const py::object& costs, double budget) {
+  const NetworksArg arg(object);
+  const int n = arg.networks.n_players;
+  if (n > kMaxEnumerated) {
+    throw py::value_error("networks: " + std::to_string(n) + " players are more than " +
+                          std::to_string(kMaxEnumerated));
+  }
+  EnumerationRequest request;
+  const auto shift = array<double>(shifts, "shifts", {n + 1});
+  require_finite(shift, "shifts");
+  request.shifts.assign(shift.data(), shift.data() + shift.size());
+  request.pairs = pairs;
+  if (top < 0) throw py::value_error("top: must not be negative");
+  request.top = top;
+  if (!costs.is_none()) {
+    const auto cost = array<double>(costs, "costs", {n});
+    require_finite(cost, "costs");
+    if (!std::isfinite(budget)) throw py::value_error("budget: must be finite");
+    request.costs.assign(cost.data(), cost.data() + cost.size());
+    request.budget = budget;
+  }
+  const py::gil_scoped_release release;
+  return std::make_unique<Enumeration>(arg.networks, request);
+}
+
+py::array_t<double> copy(const std::vector<double>& values, const std::vector<py::ssize_t>& shape) {
+  return py::array_t<double>(shape, values.data());
+}
+
+py::tuple best_of(const Enumeration& enumeration, int size) {
+  const std::vector<Candidate> best = enumeration.best(size);
+  py::array_t<std::uint64_t> masks(static_cast<py::ssize_t>(best.size()));
+  py::array_t<float> scores(static_cast<py::ssize_t>(best.size()));
+  for (std::size_t i = 0; i < best.size(); ++i) {
+    masks.mutable_data()[i] = best[i].mask;
+    scores.mutable_data()[i] = best[i].score;
+  }
+  return py::make_tuple(masks, scores);
+}
+
+}  // namespace
+
+void bind_surrogate(py::module_& module) {
+  module.attr("MAX_ENUMERATED") = kMaxEnumerated;
+
+  module.def("predict_logits", &py_predict_logits, py::arg("networks"), py::arg("packed"));
+  module.def("flip_logits", &py_flip_logits, py::arg("networks"), py::arg("packed"));
+  module.def("marginals", &py_marginals, py::arg("networks"), py::arg("packed"));
+
+  py::class_<Enumeration> enumeration(module, "Enumeration");
+  enumeration.def(py::init(&make_enumeration), py::arg("networks"), py::arg("shifts"), py::kw_only(),
+                  py::arg("pairs") = false, py::arg("top") = 0, py::arg("costs") = py::none(),
+                  py::arg("budget") = 0.0);
+  enumeration.def_property_readonly("n_tasks", &Enumeration::n_tasks);
+  enumeration.def_property_readonly("n_done", &Enumeration::n_done);
+  enumeration.def("run", &Enumeration::run, py::arg("count"), py::call_guard<py::gil_scoped_release>());
+  enumeration.def_property_readonly("counts", [](const Enumeration& self) {
+    const std::vector<std::int64_t> counts = self.counts();
+    return py::array_t<std::int64_t>(static_cast<py::ssize_t>(counts.size()), counts.data());
+  });
+  const auto n_of = [](const Enumeration& self) { return static_cast<py::ssize_t>(self.sums().sizes.size()) - 1; };
+  enumeration.def_property_readonly(
+      "sizes", [n_of](const Enumeration& self) { return copy(self.sums().sizes, {n_of(self) + 1}); });
+  enumeration.def_property_readonly(
+      "squares", [n_of](const Enumeration& self) { return copy(self.sums().squares, {n_of(self) + 1}); });
+  enumeration.def_property_readonly("players", [n_of](const Enumeration& self) {
+    return copy(self.sums().players, {n_of(self), n_of(self) + 1});
+  });
+  enumeration.def_property_readonly("pairs", [n_of](const Enumeration& self) -> py::object {
+    if (self.sums().pairs.empty()) return py::none();
+    return copy(self.sums().pairs, {n_of(self), n_of(self), n_of(self) + 1});
+  });
+  enumeration.def("best", [n_of](const Enumeration& self, int size) {
+    if (size < 0 || size > n_of(self)) throw py::value_error("size: out of range");
+    return best_of(self, size);
+  }, py::arg("size"));
+  enumeration.def_property_readonly("affordable", [](const Enumeration& self) -> py::object {
+    if (!self.affordable()) return py::none();
+    return py::make_tuple(self.affordable()->mask, self.affordable()->score);
+  });
+}
+
+}  // namespace layercoop

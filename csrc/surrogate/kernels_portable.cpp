@@ -1,0 +1,8 @@
+#include "surrogate/vec_portable.h"
+#include "surrogate/kernels_impl.h"
+
+namespace layercoop::surrogate {
+
+const Kernels kPortable = make_kernels();
+
+}  // namespace layercoop::surrogate

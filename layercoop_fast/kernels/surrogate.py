@@ -1,0 +1,131 @@
+"""An ensemble of networks over masks: values, and what each player adds to them.
+
+With z_e(m) = v_e · act(W_e m + b_e) + c_e and f_e = out(z_e) (see `Networks`), the functions named `..._reference` are
+these formulas in float64, one line after another; the others are the same to the rounding of float32, on the kernels of
+csrc/surrogate. Those are chosen here, so that a version for another device has one place to come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from layercoop_fast import _C
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.surrogate.networks import Networks
+
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "celu": F.celu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+}
+
+
+def predict_logits(networks: Networks, masks: Masks) -> Floats:
+    """Return z_e(m), `float64[M, E]`, of masks `bool[M, n]`: the values before the output function."""
+    return _C.predict_logits(_checked(networks), _packed(networks, masks)).astype(np.float64)
+
+
+def predict(networks: Networks, masks: Masks) -> Floats:
+    """Return f_e(m), `float64[M, E]`, of masks `bool[M, n]`; the ensemble's value is the mean over the last axis.
+
+    The sigmoid is taken in float64: near 1, float32 has too few digits left to tell two logits apart.
+    """
+    return output(networks, predict_logits(networks, masks))
+
+
+def marginals(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
+    """Return the mean over masks `bool[M, n]` of f(m with i) − f(m without i), `float64[n]`, and its standard error.
+
+    f is the ensemble's mean value. One of the two masks is m itself; the other has one player flipped, which moves the
+    pre-activations by one column. So a mask costs one pre-activation and n flips of H additions each, and for CELU no
+    exponential: e^(x ± w) = e^x · e^±w. Nothing of the size [masks, players] is held.
+
+    `stderr` (`float64[n]`) takes the masks as independent draws. Raises `RequestError` for fewer than 2 masks.
+    """
+    if isinstance(masks, np.ndarray) and masks.ndim == 2 and len(masks) < 2:
+        raise RequestError("marginals need at least 2 masks, or their mean has no standard error")
+    return _C.marginals(_checked(networks), _packed(networks, masks))
+
+
+def flips(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
+    """Return the ensemble's values `float64[M]` of masks `bool[M, n]`, and `float64[M, n]` with player i flipped.
+
+    As `marginals`, for a caller that needs every neighbour by itself (see `FlipGame`). The output function is taken in
+    float64.
+    """
+    logits, flipped = _C.flip_logits(_checked(networks), _packed(networks, masks))
+    values: Floats = output(networks, logits.astype(np.float64)).mean(axis=1)
+    neighbours: Floats = output(networks, flipped.astype(np.float64)).mean(axis=1)
+    return values, neighbours
+
+
+def output(networks: Networks, logits: Floats) -> Floats:
+    """Apply the output function to `float64` logits of any shape."""
+    if networks.output == "linear":
+        return logits
+    values: Floats = torch.sigmoid(torch.from_numpy(logits)).numpy()
+    return values
+
+
+def predict_logits_reference(networks: Networks, masks: Masks) -> Floats:
+    """`predict_logits` by its formula, in float64."""
+    x = torch.from_numpy(check_masks(masks, networks.n_players)).double()
+    logits = np.empty((len(masks), networks.n_networks))
+    for e in range(networks.n_networks):
+        w, b, v = (
+            torch.tensor(weights[e]).double()
+            for weights in (networks.hidden_weight, networks.hidden_bias, networks.output_weight)
+        )
+        logits[:, e] = _ACTIVATIONS[networks.activation](x @ w.T + b) @ v + float(networks.output_bias[e])
+    return logits
+
+
+def predict_reference(networks: Networks, masks: Masks) -> Floats:
+    """`predict` by its formula, in float64."""
+    return output(networks, predict_logits_reference(networks, masks))
+
+
+def flips_reference(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
+    """`flips` by its definition, in float64."""
+    flipped = np.empty(masks.shape)
+    for player in range(networks.n_players):
+        neighbours = masks.copy()
+        neighbours[:, player] ^= True
+        flipped[:, player] = predict_reference(networks, neighbours).mean(axis=1)
+    return predict_reference(networks, masks).mean(axis=1), flipped
+
+
+def marginals_reference(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
+    """`marginals` by its definition, in float64: put the player in, take it out, subtract."""
+    mean, stderr = np.empty(networks.n_players), np.empty(networks.n_players)
+    for player in range(networks.n_players):
+        with_player, without = masks.copy(), masks.copy()
+        with_player[:, player], without[:, player] = True, False
+        gain = (predict_reference(networks, with_player) - predict_reference(networks, without)).mean(axis=1)
+        mean[player] = gain.mean()
+        stderr[player] = gain.std(ddof=1) / np.sqrt(len(masks))
+    return mean, stderr
+
+
+_LARGEST = 1e30
+
+
+def _checked(networks: Networks) -> Networks:
+    """Return `networks`, or raise `RequestError` where |c| + Σ |v|·(1 + |b| + Σ |W|) comes near the end of float32."""
+    inner = (
+        1 + np.abs(networks.hidden_bias, dtype=np.float64) + np.abs(networks.hidden_weight).sum(-1, dtype=np.float64)
+    )
+    outer = np.abs(networks.output_bias, dtype=np.float64) + (np.abs(networks.output_weight) * inner).sum(-1)
+    if max(inner.max(), outer.max()) > _LARGEST:
+        raise RequestError(f"the weights are so large that a value may exceed {_LARGEST:.0e}: rescale the network")
+    return networks
+
+
+def _packed(networks: Networks, masks: Masks) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
+    return _C.pack_masks(np.ascontiguousarray(check_masks(masks, networks.n_players)))
