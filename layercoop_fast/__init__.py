@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from layercoop_fast.pruning import prune as prune
     from layercoop_fast.shapley.permutation import shapley_values as shapley_values
     from layercoop_fast.shapley.stratified import stratified_marginals as stratified_marginals
-    from layercoop_fast.surrogate.network import Surrogate as Surrogate
+    from layercoop_fast.surrogate.published import PublishedSurrogate as PublishedSurrogate
+    from layercoop_fast.surrogate.ridge import RidgeSurrogate as RidgeSurrogate
+    from layercoop_fast.surrogate.surrogate import Surrogate as Surrogate
 
 __version__ = "0.1.0"
 
@@ -29,10 +31,12 @@ _HOME = {
     "Calibration": "game.calibration",
     "LayercoopError": "errors",
     "ModelGame": "game.model_game",
+    "PublishedSurrogate": "surrogate.published",
     "RequestError": "errors",
+    "RidgeSurrogate": "surrogate.ridge",
     "RunError": "errors",
     "Skeleton": "engine.skeleton",
-    "Surrogate": "surrogate.network",
+    "Surrogate": "surrogate.surrogate",
     "export_checkpoint": "export.checkpoint",
     "prune": "pruning",
     "shapley_values": "shapley.permutation",

@@ -19,6 +19,7 @@ def test_the_python_example_runs_as_printed(tmp_path: Path) -> None:
     save_tiny(tmp_path / "my-model")
     done = subprocess.run([sys.executable, "-c", blocks[0]], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert "block evaluations instead of 1200" in done.stdout
     assert "removed: [" in done.stdout
     assert (tmp_path / "my-pruned-model" / "layercoop.json").exists()

@@ -17,7 +17,8 @@ from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_o
 from layercoop_fast.shapley.permutation import shapley_values
 from layercoop_fast.shapley.stratified import stratified_marginals
 from layercoop_fast.shapley.values import ShapleyValues
-from layercoop_fast.surrogate.network import Surrogate, finite_pairs
+from layercoop_fast.surrogate.pairs import finite_pairs
+from layercoop_fast.surrogate.published import PublishedSurrogate
 
 DEFAULT_BUDGET = 8_000
 DEFAULT_SAMPLES = {"stratified": 80_000, "permutation": 2_000}
@@ -30,7 +31,7 @@ class Contributions:
 
     values: ShapleyValues
     """What each player contributes on the surrogate; `values.method` names the estimator."""
-    surrogate: Surrogate
+    surrogate: PublishedSurrogate
     n_masks: int
     """Measured masks, those of unusable worth included."""
     details: dict[str, Any]
@@ -113,7 +114,7 @@ def estimate(
     n = masks.shape[1]
     strata = published_strata(n) if strata is None else list(strata)
     samples = DEFAULT_SAMPLES[estimator] if samples is None else samples
-    surrogate = Surrogate.fit(kept_masks, kept_worths, seed=seed, epochs=EPOCHS, on_epoch=on_epoch)
+    surrogate = PublishedSurrogate.fit(kept_masks, kept_worths, seed=seed, epochs=EPOCHS, on_epoch=on_epoch)
     if estimator == "stratified":
         # A stream of its own: with the bare seed these masks would begin with the very ones of the fit.
         fresh = stratified_masks(n, samples, seed=[seed, 1], strata=strata)

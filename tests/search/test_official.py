@@ -9,7 +9,7 @@ from toy_games import Counting, Redundant, Spoilt
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.masks import stratified_masks
 from layercoop_fast.search import official
-from layercoop_fast.surrogate.network import Surrogate
+from layercoop_fast.surrogate.published import PublishedSurrogate
 
 DISPENSABLE = [2, 5, 11]
 
@@ -59,8 +59,10 @@ def test_default_counts_are_the_published_ones(game: Redundant, monkeypatch: pyt
 
 def test_marginals_run_over_masks_of_their_own(game: Redundant, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    flips = Surrogate.flips
-    monkeypatch.setattr(Surrogate, "flips", lambda self, masks: seen.append(masks.copy()) or flips(self, masks))
+    flips = PublishedSurrogate.flips
+    monkeypatch.setattr(
+        PublishedSurrogate, "flips", lambda self, masks: seen.append(masks.copy()) or flips(self, masks)
+    )
     counting = Counting(game)
     official.contributions(counting, budget=50, samples=50, seed=2)
     assert (seen[0].sum(axis=1) == counting.calls[0].sum(axis=1)).all(), "the same strata"
@@ -71,13 +73,13 @@ def test_spoilt_pairs_are_dropped_whole(game: Redundant, monkeypatch: pytest.Mon
     """What the fit sees are the finite masks, each with its own worth."""
     spoilt = Spoilt(game)
     fitted = []
-    fit = Surrogate.fit
+    fit = PublishedSurrogate.fit
 
-    def watching(masks: np.ndarray, worths: np.ndarray, **options: object) -> Surrogate:
+    def watching(masks: np.ndarray, worths: np.ndarray, **options: object) -> PublishedSurrogate:
         fitted.append((masks, worths))
         return fit(masks, worths, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Surrogate, "fit", watching)
+    monkeypatch.setattr(PublishedSurrogate, "fit", watching)
     found = official.contributions(spoilt, budget=300, seed=1, samples=100)
     masks = stratified_masks(16, 300, seed=1)
     finite = ~spoilt.is_spoilt(masks)

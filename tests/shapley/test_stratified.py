@@ -11,12 +11,14 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.masks import all_masks, published_strata, stratified_masks
 from layercoop_fast.game.protocol import FlipGame
 from layercoop_fast.shapley.stratified import stratified_marginals
-from layercoop_fast.surrogate.network import Surrogate
+from layercoop_fast.surrogate.published import PublishedSurrogate
 
 
-def random_surrogate(n: int, seed: int) -> Surrogate:
+def random_surrogate(n: int, seed: int) -> PublishedSurrogate:
     generator = torch.Generator().manual_seed(seed)
-    return Surrogate(*(torch.randn(shape, generator=generator) for shape in [(2 * n, n), (2 * n,), (2 * n,), ()]))
+    return PublishedSurrogate(
+        *(torch.randn(shape, generator=generator) for shape in [(2 * n, n), (2 * n,), (2 * n,), ()])
+    )
 
 
 def brute_force(game, masks: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
@@ -30,7 +32,7 @@ def brute_force(game, masks: np.ndarray) -> np.ndarray:  # type: ignore[no-untyp
     return values
 
 
-def in_float64(surrogate: Surrogate):  # type: ignore[no-untyped-def]
+def in_float64(surrogate: PublishedSurrogate):  # type: ignore[no-untyped-def]
     w, b, v, c = (
         tensor.double()
         for tensor in (

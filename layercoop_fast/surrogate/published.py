@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,8 @@ from safetensors.torch import save as safetensors_bytes
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import written_whole
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.surrogate.pairs import check_pairs, fittable_pairs
+from layercoop_fast.surrogate.threads import one_thread
 
 # Rows a forward pass: a [rows, 2n] float32 block stays within the cache for the players of today's models.
 _BLOCK = 1 << 12
@@ -24,22 +25,7 @@ _BLOCK = 1 << 12
 _FORMAT = "layercoop_fast.surrogate/1"
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one thread: the operations are so small that two threads would mostly wait for each other.
-
-    On a machine that others use too, waiting was seen to take twenty times the work. It also makes results independent
-    of the thread count.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-class Surrogate:
+class PublishedSurrogate:
     """f(m) = σ(v · CELU(W m + b) + c): Linear(n, 2n) → CELU → Linear(2n, 1) → Sigmoid, in float32 on the CPU.
 
     A game (`surrogate(masks) -> float64[M]`, `n_players`) with the `flips` shortcut. Its values lie in (0, 1): worths
@@ -69,7 +55,7 @@ class Surrogate:
         self.n_players = int(n)
 
     @classmethod
-    @_one_thread()
+    @one_thread()
     def fit(
         cls,
         masks: Masks,
@@ -83,7 +69,7 @@ class Surrogate:
         lr_step: int = 100,
         lr_gamma: float = 0.1,
         on_epoch: Callable[[int, float], None] | None = None,
-    ) -> Surrogate:
+    ) -> PublishedSurrogate:
         """Fit to pairs of masks `bool[M, n]` and worths `float64[M]`; the defaults are the published recipe.
 
         Mean squared error, SGD with momentum, a fresh shuffle an epoch (the last batch may be short), and the learning
@@ -93,14 +79,7 @@ class Surrogate:
 
         Raises `RequestError` for arrays that do not fit together, and for NaN or infinite worths (see `finite_pairs`).
         """
-        masks, worths = _check_pairs(masks, worths)
-        if bad := int(np.count_nonzero(~np.isfinite(worths))):
-            raise RequestError(
-                f"{bad} of {len(worths)} worths are NaN or infinite: drop those pairs first, masks and worths together "
-                "(finite_pairs does)"
-            )
-        if len(worths) == 0:
-            raise RequestError("a surrogate needs at least one pair of mask and worth")
+        masks, worths = fittable_pairs(masks, worths)
         if epochs < 1 or batch_size < 1:
             raise RequestError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
 
@@ -126,7 +105,7 @@ class Surrogate:
                 on_epoch(epoch + 1, history[-1])
         return cls(*weights, history=history)
 
-    @_one_thread()
+    @one_thread()
     def __call__(self, masks: Masks, /) -> Floats:
         """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`; exact to the rounding of float32."""
         masks = check_masks(masks, self.n_players)
@@ -136,7 +115,7 @@ class Surrogate:
             worths[low : low + _BLOCK] = _sigmoid(logits)
         return worths
 
-    @_one_thread()
+    @one_thread()
     def flips(self, masks: Masks, /) -> tuple[Floats, Floats]:
         """Return the worths `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped.
 
@@ -164,7 +143,7 @@ class Surrogate:
 
         1 is perfect, 0 is no better than their mean, negative is worse.
         """
-        masks, worths = _check_pairs(masks, worths)
+        masks, worths = check_pairs(masks, worths)
         spread = float(((worths - worths.mean()) ** 2).sum()) if len(worths) else 0.0
         return 1 - float(((worths - self(masks)) ** 2).sum()) / spread if spread else float("nan")
 
@@ -176,7 +155,7 @@ class Surrogate:
             temporary.write_bytes(payload)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Surrogate:
+    def load(cls, path: str | os.PathLike[str]) -> PublishedSurrogate:
         """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or not a surrogate."""
         try:
             with safe_open(path, framework="pt") as file:
@@ -194,26 +173,6 @@ class Surrogate:
 
 
 _NAMES = ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
-
-
-def finite_pairs(masks: Masks, worths: Floats) -> tuple[Masks, Floats, int]:
-    """Drop the pairs whose worth is NaN or infinite, mask and worth together, and say how many they were.
-
-    Takes `bool[M, n]` and `float64[M]`, returns `bool[K, n]`, `float64[K]` and M − K, in the order given.
-    """
-    masks, worths = _check_pairs(masks, worths)
-    finite = np.isfinite(worths)
-    return masks[finite], worths[finite], int(np.count_nonzero(~finite))
-
-
-def _check_pairs(masks: Masks, worths: Floats) -> tuple[Masks, Floats]:
-    """Return masks `bool[M, n]` and worths as `float64[M]`, or raise `RequestError` where they do not fit together."""
-    width = masks.shape[-1] if isinstance(masks, np.ndarray) and masks.ndim else 0
-    masks = check_masks(masks, width)
-    worths = np.asarray(worths, dtype=np.float64)
-    if worths.shape != (len(masks),):
-        raise RequestError(f"{len(masks)} masks need worths of shape [{len(masks)}], not {list(worths.shape)}")
-    return masks, worths
 
 
 def _initial_weights(n: int, generator: torch.Generator) -> list[torch.Tensor]:

@@ -9,7 +9,9 @@ from toy_games import Redundant
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.masks import all_masks, stratified_masks
-from layercoop_fast.surrogate.network import Surrogate, _one_thread, finite_pairs
+from layercoop_fast.surrogate.pairs import finite_pairs
+from layercoop_fast.surrogate.published import PublishedSurrogate
+from layercoop_fast.surrogate.threads import one_thread
 
 N = 12
 
@@ -21,11 +23,11 @@ def pairs() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def surrogate(pairs: tuple[np.ndarray, np.ndarray]) -> Surrogate:
-    return Surrogate.fit(*pairs, epochs=60, lr=0.3, seed=3)
+def surrogate(pairs: tuple[np.ndarray, np.ndarray]) -> PublishedSurrogate:
+    return PublishedSurrogate.fit(*pairs, epochs=60, lr=0.3, seed=3)
 
 
-def reference(surrogate: Surrogate, masks: np.ndarray) -> np.ndarray:
+def reference(surrogate: PublishedSurrogate, masks: np.ndarray) -> np.ndarray:
     """The formula in float64, written out."""
     w, b = surrogate.hidden_weight.double().numpy(), surrogate.hidden_bias.double().numpy()
     v, c = surrogate.output_weight.double().numpy(), surrogate.output_bias.double().numpy()
@@ -34,7 +36,7 @@ def reference(surrogate: Surrogate, masks: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-(hidden @ v + c)))
 
 
-def test_values_are_the_formula(surrogate: Surrogate) -> None:
+def test_values_are_the_formula(surrogate: PublishedSurrogate) -> None:
     masks = np.concatenate([all_masks(N), all_masks(N)[:7]])  # more than one block, the last one short
     worths = surrogate(masks)
     assert worths.dtype == np.float64
@@ -42,7 +44,7 @@ def test_values_are_the_formula(surrogate: Surrogate) -> None:
     assert surrogate(masks[:0]).shape == (0,)
 
 
-def test_flips_are_the_neighbours_worths(surrogate: Surrogate) -> None:
+def test_flips_are_the_neighbours_worths(surrogate: PublishedSurrogate) -> None:
     masks = all_masks(N)[::-1][:4100]
     worths, flipped = surrogate.flips(masks)
     np.testing.assert_allclose(worths, reference(surrogate, masks), rtol=2e-6)
@@ -52,7 +54,7 @@ def test_flips_are_the_neighbours_worths(surrogate: Surrogate) -> None:
         np.testing.assert_allclose(flipped[:, player], reference(surrogate, neighbours), rtol=2e-6)
 
 
-def test_architecture_is_as_published(surrogate: Surrogate) -> None:
+def test_architecture_is_as_published(surrogate: PublishedSurrogate) -> None:
     assert surrogate.hidden_weight.shape == (2 * N, N)
     assert surrogate.hidden_bias.shape == surrogate.output_weight.shape == (2 * N,)
     assert surrogate.output_bias.shape == ()
@@ -63,7 +65,7 @@ def test_recipe_is_as_published() -> None:
     """The default schedule against a plain loop with torch's own modules, from the same start and in the same order."""
     masks = stratified_masks(6, 700, seed=1)
     worths = Redundant(6, [2])(masks)
-    start = Surrogate.fit(masks, worths, seed=4, epochs=1, lr=0.0)
+    start = PublishedSurrogate.fit(masks, worths, seed=4, epochs=1, lr=0.0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.CELU(), torch.nn.Linear(12, 1), torch.nn.Sigmoid())
     model.load_state_dict(
         {
@@ -79,20 +81,20 @@ def test_recipe_is_as_published() -> None:
     optimiser = torch.optim.SGD(model.parameters(), lr=0.008, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, 100, 0.1)
     x, y = torch.tensor(masks, dtype=torch.float32), torch.tensor(worths, dtype=torch.float32)
-    with _one_thread():
+    with one_thread():
         for _ in range(300):
             for batch in torch.randperm(700, generator=generator).split(300):
                 optimiser.zero_grad()
                 torch.nn.functional.mse_loss(model(x[batch])[:, 0], y[batch]).backward()
                 optimiser.step()
             schedule.step()
-    fitted = Surrogate.fit(masks, worths, seed=4)
+    fitted = PublishedSurrogate.fit(masks, worths, seed=4)
     assert len(fitted.history) == 300
     np.testing.assert_allclose(fitted.hidden_weight, model[0].weight.detach(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(fitted.output_weight, model[2].weight.detach()[0], rtol=1e-4, atol=1e-6)
 
 
-def test_learns(surrogate: Surrogate, pairs: tuple[np.ndarray, np.ndarray]) -> None:
+def test_learns(surrogate: PublishedSurrogate, pairs: tuple[np.ndarray, np.ndarray]) -> None:
     assert surrogate.history[-1] < surrogate.history[0] / 5
     assert 0.8 < surrogate.r2(*pairs) <= 1
     masks, worths = pairs
@@ -103,17 +105,17 @@ def test_learns(surrogate: Surrogate, pairs: tuple[np.ndarray, np.ndarray]) -> N
 
 def test_a_seed_is_a_fit_and_the_global_random_state_is_left_alone(pairs: tuple[np.ndarray, np.ndarray]) -> None:
     before = torch.get_rng_state()
-    first = Surrogate.fit(*pairs, seed=9, epochs=2)
+    first = PublishedSurrogate.fit(*pairs, seed=9, epochs=2)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    again = Surrogate.fit(*pairs, seed=9, epochs=2)
-    other = Surrogate.fit(*pairs, seed=10, epochs=2)
+    again = PublishedSurrogate.fit(*pairs, seed=9, epochs=2)
+    other = PublishedSurrogate.fit(*pairs, seed=10, epochs=2)
     assert first.history == again.history
     assert torch.equal(first.hidden_weight, again.hidden_weight)
     assert not torch.equal(first.hidden_weight, other.hidden_weight)
 
 
-def test_the_thread_count_is_put_back(surrogate: Surrogate) -> None:
+def test_the_thread_count_is_put_back(surrogate: PublishedSurrogate) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -127,7 +129,7 @@ def test_the_thread_count_is_put_back(surrogate: Surrogate) -> None:
 
 def test_tells_each_epoch(pairs: tuple[np.ndarray, np.ndarray]) -> None:
     told: list[tuple[int, float]] = []
-    fitted = Surrogate.fit(*pairs, epochs=3, on_epoch=lambda epoch, loss: told.append((epoch, loss)))
+    fitted = PublishedSurrogate.fit(*pairs, epochs=3, on_epoch=lambda epoch, loss: told.append((epoch, loss)))
     assert told == list(zip([1, 2, 3], fitted.history, strict=True))
 
 
@@ -143,11 +145,11 @@ def test_finite_pairs_drop_mask_and_worth_together() -> None:
     np.testing.assert_array_equal(kept_masks, masks[~spoilt])
 
 
-def test_saved_and_loaded_is_the_same(surrogate: Surrogate, tmp_path: Path) -> None:
+def test_saved_and_loaded_is_the_same(surrogate: PublishedSurrogate, tmp_path: Path) -> None:
     path = tmp_path / "surrogate.safetensors"
     path.write_bytes(b"an older one")
     surrogate.save(path)
-    loaded = Surrogate.load(path)
+    loaded = PublishedSurrogate.load(path)
     masks = all_masks(N)[:100]
     np.testing.assert_array_equal(loaded(masks), surrogate(masks))
     assert loaded.history == surrogate.history
@@ -155,19 +157,19 @@ def test_saved_and_loaded_is_the_same(surrogate: Surrogate, tmp_path: Path) -> N
     assert [file.name for file in tmp_path.iterdir()] == [path.name], "nothing temporary is left"
 
 
-def test_unreadable_files_are_one_clear_line(surrogate: Surrogate, tmp_path: Path) -> None:
+def test_unreadable_files_are_one_clear_line(surrogate: PublishedSurrogate, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     path = tmp_path / "surrogate.safetensors"
     with pytest.raises(RequestError, match="cannot read"):
-        Surrogate.load(path)
+        PublishedSurrogate.load(path)
     surrogate.save(path)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(RequestError, match="cannot read"):
-        Surrogate.load(path)
+        PublishedSurrogate.load(path)
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(RequestError, match="not a surrogate"):
-        Surrogate.load(path)
+        PublishedSurrogate.load(path)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +184,13 @@ def test_unreadable_files_are_one_clear_line(surrogate: Surrogate, tmp_path: Pat
 )
 def test_bad_pairs_are_refused(masks: np.ndarray, worths: list[float], options: dict[str, int], words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        Surrogate.fit(masks, np.array(worths), **options)  # type: ignore[arg-type]
+        PublishedSurrogate.fit(masks, np.array(worths), **options)  # type: ignore[arg-type]
 
 
 def test_tensors_that_do_not_fit_together_are_refused() -> None:
     good = [torch.zeros(4, 2), torch.zeros(4), torch.zeros(4), torch.zeros(())]
-    Surrogate(*good)
+    PublishedSurrogate(*good)
     with pytest.raises(RequestError, match="2n, n"):
-        Surrogate(torch.zeros(3, 2), *good[1:])
+        PublishedSurrogate(torch.zeros(3, 2), *good[1:])
     with pytest.raises(RequestError, match="float32"):
-        Surrogate(*(tensor.double() for tensor in good))
+        PublishedSurrogate(*(tensor.double() for tensor in good))

@@ -1,0 +1,330 @@
+"""Fitting the ensemble: each network from the ridge of its own bootstrap sample, for as long as unseen masks gain.
+
+Two runs, side by side on two threads. The *trial* holds masks out, inside the training strata (a tenth) and outside
+(whole strata, one a network); it finds after how many epochs their error is least, and every figure of the report comes
+from it. The *final* run trains the ensemble on all pairs and keeps what it was whenever the trial looks at its error:
+the state after the epochs that the trial decides on is handed over.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.surrogate.link import Link
+from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.surrogate.quality import Quality, Report, r_squared, report
+from layercoop_fast.surrogate.ridge import RidgeSurrogate, weighted_lines
+from layercoop_fast.surrogate.threads import one_thread
+from layercoop_fast.surrogate.training import Parameters, Schedule, forward, train
+
+Counts = npt.NDArray[np.uint8]
+
+_IDENTITY = Link("identity")
+
+_HELD_OUT = 0.1
+_LEAST_FOR_TRIAL = 50  # below it a tenth is too few to judge by, and the ensemble stays the ridges it starts from
+_STEPS = 1200
+_RATE, _DECAY = 0.01, 0.01
+_PATIENCE = 0.25  # of the schedule: a trial without gain for so long is over
+_EXACT = 1e-4  # of the targets' spread: smaller errors are the rounding of float32, and gains on them are none
+_UPDATE_EPOCHS, _UPDATE_RATE = 0.1, 0.3  # of a fit's
+_UNJUDGED = Quality(Report(0, math.nan, {}, (math.nan, math.nan)), {}, math.nan, math.nan, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a fit hands over."""
+
+    networks: Networks
+    counts: Counts
+    """`uint8[M, E]`: how often each network's bootstrap sample holds each pair."""
+    quality: Quality
+
+
+@one_thread()
+def fit_networks(masks: Masks, targets: Floats, *, ensemble: int, hidden: int | None, seed: int) -> Fitted:
+    """Fit `ensemble` networks of `hidden` units to masks `bool[M, n]` and targets `float64[M]` (finite, M ≥ 1).
+
+    Raises `RequestError` for an ensemble of none and for fewer than 2 units: one carries the linear part.
+    """
+    n_masks, n = masks.shape
+    hidden = max(2, 2 * n) if hidden is None else hidden
+    if ensemble < 1 or hidden < 2:
+        raise RequestError(f"ensemble must be at least 1 and hidden at least 2, not {ensemble} and {hidden}")
+    rng = np.random.default_rng([seed, 0])
+    counts = bootstrap_counts(n_masks, ensemble, rng)
+    counts[:, ~counts.any(axis=0)] = 1  # a sample of nothing, as a few pairs may give, fits nothing
+    held_out = _held_out(masks, rng) if n_masks >= _LEAST_FOR_TRIAL else np.zeros(n_masks, dtype=np.bool_)
+    coordinates = Coordinates.of(masks, targets)
+    p = _start(masks, targets, counts, coordinates, hidden, torch.Generator().manual_seed(seed))
+    if not held_out.any():
+        return Fitted(coordinates.fold(p), counts, _UNJUDGED)
+
+    decided: list[int] = []
+    snapshots: dict[int, Parameters] = {0: p.clone()}
+    schedule = _schedule(n_masks)
+
+    def keep(epoch: int) -> bool:
+        if schedule.is_look(epoch):
+            snapshots[epoch] = p.clone()
+        return not decided or epoch < decided[0]
+
+    def final() -> None:
+        torch.set_num_threads(1)  # torch keeps the number for each thread that it computes in
+        rows = coordinates.inputs(masks), coordinates.targets(targets, ensemble), _float32(counts)
+        train(p, *rows, schedule, torch.Generator().manual_seed(seed + 1), after_epoch=keep)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(final)
+        try:
+            quality = _trial(masks, targets, counts, held_out, hidden, schedule, seed)
+            decided.append(quality.epochs)
+        finally:
+            decided.append(0)
+        running.result()
+    return Fitted(coordinates.fold(snapshots[quality.epochs]), counts, quality)
+
+
+@one_thread()
+def refit_networks(old: Fitted, masks: Masks, targets: Floats, *, seed: int) -> Fitted:
+    """Go on from fitted networks with all pairs, the old ones first (`old.counts` has a row for each) and then new.
+
+    Each network's linear part moves by the ridge of what the network leaves unexplained, in closed form; then a few
+    epochs at a lower rate.
+    """
+    n_old = len(old.counts)
+    fresh = bootstrap_counts(len(masks) - n_old, old.networks.n_networks, np.random.default_rng([seed, n_old]))
+    counts = np.concatenate([old.counts, fresh])
+    coordinates = Coordinates.of(masks, targets)
+    p = coordinates.unfold(old.networks)
+    left = targets[:, None] - coordinates.back(forward(p, coordinates.inputs(masks)))
+    penalty = RidgeSurrogate.fit_link(masks, left.mean(axis=1), _IDENTITY, order=1).penalty
+    weight, constant = weighted_lines(masks, left, counts, penalty)
+    moved = coordinates.linear(weight, constant + coordinates.mean)
+    p.linear += moved[0]
+    p.constant += moved[1]
+    schedule = _schedule(len(masks))
+    schedule = replace(schedule, epochs=max(1, int(schedule.epochs * _UPDATE_EPOCHS)), lr=schedule.lr * _UPDATE_RATE)
+    columns = old.networks.n_networks
+    rows = coordinates.inputs(masks), coordinates.targets(targets, columns), _float32(counts)
+    train(p, *rows, schedule, torch.Generator().manual_seed(seed))
+    return Fitted(coordinates.fold(p), counts, old.quality)
+
+
+def bootstrap_counts(n_masks: int, ensemble: int, rng: np.random.Generator) -> Counts:
+    """Return how often each bootstrap sample holds each pair, `uint8[M, E]`: Poisson(1), pair by pair.
+
+    Given its size such a sample is the classical one, and pairs that come later do not change the earlier ones' counts.
+    An ensemble of one sees every pair once. Source: Oza and Russell, 2001.
+    """
+    if ensemble == 1:
+        return np.ones((n_masks, 1), dtype=np.uint8)
+    return rng.poisson(1.0, size=(n_masks, ensemble)).astype(np.uint8)
+
+
+def _trial(
+    masks: Masks, targets: Floats, counts: Counts, held_out: Masks, hidden: int, schedule: Schedule, seed: int
+) -> Quality:
+    """Train on what is not held out, and a network more for each stratum left out; report from what is."""
+    ensemble = counts.shape[1]
+    kept = masks.sum(axis=1)
+    strata = _strata_left_out(kept)
+    seen = np.concatenate([counts * ~held_out[:, None], kept[:, None] != strata], axis=1)
+    coordinates = Coordinates.of(masks[~held_out], targets[~held_out])
+    p = _start(masks, targets, seen, coordinates, hidden, torch.Generator().manual_seed(seed + 2))
+    judged = masks[held_out], targets[held_out]
+    outside = [masks[kept == stratum] for stratum in strata]
+    truths = [targets[kept == stratum] for stratum in strata]
+
+    def predictions() -> tuple[Floats, list[Floats]]:
+        """On held-out masks by every network of the ensemble `[K, E]`, and on each stratum by the one without it."""
+        inside = coordinates.back(forward(p, coordinates.inputs(judged[0]), slice(ensemble)))
+        return inside, [
+            coordinates.back(forward(p, coordinates.inputs(block), slice(e, e + 1)))[:, 0]
+            for e, block in enumerate(outside, start=ensemble)
+        ]
+
+    def errors(found: tuple[Floats, list[Floats]]) -> Floats:
+        inside = ((found[0].mean(axis=1) - judged[1]) ** 2).mean()
+        return np.array([inside, *(((a - b) ** 2).mean() for a, b in zip(found[1], truths, strict=True))])
+
+    best = predictions()
+    unit = np.maximum(errors(best), (_EXACT * coordinates.spread) ** 2)
+    history: list[tuple[int, float, float]] = []
+    least, chosen = math.inf, 0
+
+    def look(epoch: int) -> bool:
+        nonlocal best, least, chosen
+        if not schedule.is_look(epoch):
+            return True
+        found = predictions()
+        ratios = errors(found) / unit
+        inside, beyond = float(ratios[0]), float(ratios[1:].mean()) if len(strata) else float(ratios[0])
+        history.append((epoch, inside, beyond))
+        score = (inside + beyond) / 2
+        if score < least:
+            best, least, chosen = found, score, epoch
+        return epoch - chosen < _PATIENCE * schedule.epochs
+
+    look(0)
+
+    rows = coordinates.inputs(masks), coordinates.targets(targets, seen.shape[1]), _float32(seen)
+    train(p, *rows, schedule, torch.Generator().manual_seed(seed + 3), after_epoch=look)
+    inside, beyond = best
+
+    def reference(order: int) -> float:
+        ridge = RidgeSurrogate.fit_link(masks[~held_out], targets[~held_out], _IDENTITY, order=order)
+        return r_squared(judged[1], ridge.values(judged[0]))
+
+    return Quality(
+        inside=report(*judged, inside),
+        outside={int(k): r_squared(truth, found) for k, truth, found in zip(strata, truths, beyond, strict=True)},
+        linear=reference(1),
+        pairwise=reference(2),
+        epochs=chosen,
+        history=history,
+    )
+
+
+def _start(
+    masks: Masks,
+    targets: Floats,
+    weights: npt.NDArray[np.generic],
+    coordinates: Coordinates,
+    hidden: int,
+    generator: torch.Generator,
+) -> Parameters:
+    """Networks that are the linear ridge of their own pairs (`weights` `[M, columns]`); one unit is kept for it."""
+    unseen = ~weights.any(axis=1)
+    penalty = RidgeSurrogate.fit_link(masks[~unseen], targets[~unseen], _IDENTITY, order=1).penalty
+    columns = np.broadcast_to(targets[:, None], weights.shape)
+    linear = coordinates.linear(*weighted_lines(masks, columns, weights, penalty))
+    return Parameters.fresh(*linear, hidden - 1, generator)
+
+
+def _schedule(n_masks: int) -> Schedule:
+    batch_size = int(np.clip(n_masks // 8, 16, 256))
+    return Schedule(max(1, _STEPS * batch_size // n_masks), batch_size, _RATE, _DECAY)
+
+
+def _held_out(masks: Masks, rng: np.random.Generator) -> Masks:
+    """Choose a tenth of the distinct masks of each size, `bool[M]`: a copy in training would give the answer away."""
+    distinct, which = np.unique(masks, axis=0, return_inverse=True)
+    chosen = np.zeros(len(distinct), dtype=np.bool_)
+    kept = distinct.sum(axis=1)
+    for size in np.unique(kept):
+        rows = np.flatnonzero(kept == size)
+        chosen[rng.permutation(rows)[: round(len(rows) * _HELD_OUT)]] = True
+    held_out: Masks = chosen[which.reshape(-1)]
+    return held_out
+
+
+def _strata_left_out(kept: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Return the sizes that are left out in turn: at most 5 of those with 5 masks or more, ends included, evenly.
+
+    None where there are fewer than three such sizes: without one of two, little is left to learn from.
+    """
+    sizes, counts = np.unique(kept, return_counts=True)
+    sizes = sizes[counts >= 5]
+    if len(sizes) < 3:
+        return sizes[:0]
+    evenly = np.linspace(0, len(sizes) - 1, min(5, len(sizes))).round().astype(np.intp)
+    left_out: npt.NDArray[np.intp] = sizes[np.unique(evenly)]
+    return left_out
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """The coordinates of training: x = (m − p) / s and t = (y − μ) / σ, so that both have about unit variance."""
+
+    centre: Floats
+    """p, `float64[n]`."""
+    width: float
+    """s."""
+    mean: float
+    """μ."""
+    spread: float
+    """σ."""
+
+    @classmethod
+    def of(cls, masks: Masks, targets: Floats) -> Coordinates:
+        """Those of the pairs given; where nothing varies the unit is 1."""
+        centre: Floats = masks.mean(axis=0)
+        width = float(np.sqrt((centre * (1 - centre)).mean()))
+        spread = float(targets.std()) if targets.min() < targets.max() else 1.0
+        return cls(centre, width or 1.0, float(targets.mean()), spread)
+
+    def inputs(self, masks: Masks) -> Tensor:
+        """Return x, `float32[M, n]`."""
+        return _float32((masks - self.centre) / self.width)
+
+    def targets(self, targets: Floats, columns: int) -> Tensor:
+        """Return t for each of the networks, `float32[M, columns]`."""
+        return _float32((targets - self.mean) / self.spread)[:, None].expand(-1, columns).contiguous()
+
+    def back(self, values: Tensor) -> Floats:
+        """Return y of network values t."""
+        return np.asarray(values.double().numpy() * self.spread + self.mean)
+
+    def linear(self, weight: Floats, constant: Floats) -> tuple[Tensor, Tensor]:
+        """Return ℓ `[E, n]`, c `[E]` of linear parts y = constant + weight · m, `float64[E, n]` and `float64[E]`."""
+        scaled = weight * self.width / self.spread
+        return _float32(scaled), _float32((constant + weight @ self.centre - self.mean) / self.spread)
+
+    def fold(self, p: Parameters) -> Networks:
+        """Write networks over plain 0/1 masks, of H + 1 units: the last one carries the linear part.
+
+        With w the linear part in 0/1 coordinates, R = Σ |w| and B = Σ max(0, −w), its pre-activation (w · m + B) / R
+        lies in [0, 1] for every mask, where CELU is the identity; its output weight is R, and B comes off the constant.
+        """
+        ensemble, hidden = p.output_weight.shape
+        n = p.linear.shape[1]
+        weight = p.hidden_weight.double().numpy().reshape(ensemble, hidden, n) / self.width
+        bias = p.hidden_bias.double().numpy().reshape(ensemble, hidden) - weight @ self.centre
+        linear = p.linear.double().numpy() * self.spread / self.width
+        constant = self.back(p.constant) - linear @ self.centre
+        reach = np.abs(linear).sum(axis=1)
+        shift = np.maximum(-linear, 0).sum(axis=1)
+        unit = np.where(reach > 0, reach, 1)
+        return Networks(
+            np.concatenate([weight, (linear / unit[:, None])[:, None]], axis=1).astype(np.float32),
+            np.concatenate([bias, (shift / unit)[:, None]], axis=1).astype(np.float32),
+            np.concatenate([p.output_weight.double().numpy() * self.spread, reach[:, None]], axis=1).astype(np.float32),
+            (constant - shift).astype(np.float32),
+            "celu",
+            "linear",
+        )
+
+    def unfold(self, networks: Networks) -> Parameters:
+        """The inverse of `fold`, within the rounding of float32; the coordinates need not be those folded from."""
+        weight, bias, output, constant = (
+            array.astype(np.float64)
+            for array in (
+                networks.hidden_weight,
+                networks.hidden_bias,
+                networks.output_weight,
+                networks.output_bias,
+            )
+        )
+        linear = weight[:, -1] * output[:, -1:]
+        p = Parameters.zeros(networks.n_networks, networks.n_hidden - 1, networks.n_players)
+        p.hidden_weight.copy_(_float32(weight[:, :-1] * self.width).reshape(p.hidden_weight.shape))
+        p.hidden_bias.copy_(_float32(bias[:, :-1] + weight[:, :-1] @ self.centre).reshape(-1))
+        p.output_weight.copy_(_float32(output[:, :-1] / self.spread))
+        scaled, offset = self.linear(linear, constant + bias[:, -1] * output[:, -1])
+        p.linear.copy_(scaled)
+        p.constant.copy_(offset)
+        return p
+
+
+def _float32(array: npt.NDArray[np.generic]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -1,0 +1,222 @@
+"""The surrogate: an ensemble of small networks fitted to measured worths, with a report of how far to trust it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.kernels.surrogate import predict
+from layercoop_fast.surrogate.archive import read_archive, write_archive
+from layercoop_fast.surrogate.fit import Fitted, fit_networks, refit_networks
+from layercoop_fast.surrogate.link import Link
+from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.surrogate.pairs import fittable_pairs
+from layercoop_fast.surrogate.quality import Quality, Report, r_squared, report
+
+_FORMAT = "layercoop_fast.surrogate/2"
+_NETWORKS = ("hidden_weight", "hidden_bias", "output_weight", "output_bias")
+
+
+class NetworkGame:
+    """Networks as a game on the scale they were fitted on: `game(masks) -> float64[M]`, the mean over the networks."""
+
+    def __init__(self, networks: Networks) -> None:
+        self.networks = networks
+        self.n_players = networks.n_players
+
+    def __call__(self, masks: Masks, /) -> Floats:
+        """Return the values, `float64[M]`, of masks `bool[M, n]`."""
+        values: Floats = predict(self.networks, masks).mean(axis=1)
+        return values
+
+
+class Surrogate:
+    """f(m) = mean over e of [c_e + v_e · CELU(W_e m + b_e)] on the logarithm of the worth (see `Link`); a game.
+
+    `surrogate(masks)` answers on the scale of the worths it was fitted to: exp(f) where the fit is to logarithms, f
+    where it is not. `surrogate.link_game` is f itself as a game, in nats of log worth: the scale on which contributions
+    add up and the ensemble's mean is a mean.
+
+    Each network starts as the linear ridge of its own bootstrap sample and is trained for as long as masks held out of
+    it gain, so it is a ridge at worst. One of its H hidden units carries the linear part (its pre-activation is never
+    negative, where CELU is the identity), which leaves plain networks for the kernels.
+
+    The first time it is asked about masks far from those it was fitted to it warns (`UserWarning`), once: see `far`.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        link: Link,
+        quality: Quality,
+        masks: Masks,
+        targets: Floats,
+        counts: npt.NDArray[np.uint8],
+        seed: int,
+    ) -> None:
+        """Take what `fit` makes: the pairs (`targets` `float64[M]` on the scale of the fit) and how often the bootstrap
+        sample of each network holds them (`counts` `uint8[M, E]`); `update` goes on from there.
+        """
+        self.networks, self.link, self.quality, self.seed = networks, link, quality, seed
+        self.masks, self.targets, self.counts = masks, targets, counts
+        self.n_players = networks.n_players
+        self.link_game = NetworkGame(networks)
+        self._warned = False
+        kept = masks.sum(axis=1)
+        self._kept_range = int(kept.min()), int(kept.max())
+        self._centre = masks.mean(axis=0)
+        centred = masks - self._centre
+        self._metric: Floats = np.linalg.inv(centred.T @ centred + np.eye(self.n_players))
+        self._reach = _LEVERAGES * float(self._leverage(masks).max())
+
+    @classmethod
+    def fit(
+        cls,
+        masks: Masks,
+        worths: Floats,
+        *,
+        scale: str = "auto",
+        ensemble: int = 8,
+        hidden: int | None = None,
+        seed: int = 0,
+    ) -> Surrogate:
+        """Fit to masks `bool[M, n]` and worths `float64[M]`.
+
+        `scale` "auto" fits the logarithm where no worth is negative (perplexity ratios) and the worths themselves
+        otherwise (−NLL, −KL: logarithms already); "log" and "identity" insist. A worth of exactly 0 has underflowed and
+        counts as the least positive one given. `hidden` units a network are 2n unless given. The result is a function
+        of the arguments (given torch version and machine type); no global random state is read or written.
+
+        Raises `RequestError` for arrays that do not fit together, for NaN or infinite worths with their count (see
+        `finite_pairs`), and for a scale that the worths do not have.
+        """
+        masks, worths = fittable_pairs(masks, worths)
+        link = Link.of(worths, scale)
+        targets = link.forward(worths)
+        fitted = fit_networks(masks, targets, ensemble=ensemble, hidden=hidden, seed=seed)
+        return cls._of(fitted, link, masks, targets, seed)
+
+    @classmethod
+    def _of(cls, fitted: Fitted, link: Link, masks: Masks, targets: Floats, seed: int) -> Surrogate:
+        return cls(fitted.networks, link, fitted.quality, masks, targets, fitted.counts, seed)
+
+    def __call__(self, masks: Masks, /) -> Floats:
+        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`."""
+        self._warn_if_far(masks)
+        return self.link.back(self.link_game(masks))
+
+    @property
+    def members(self) -> tuple[NetworkGame, ...]:
+        """One game a network, on the scale of the fit."""
+        return tuple(
+            NetworkGame(replace(self.networks, **{name: getattr(self.networks, name)[e : e + 1] for name in _NETWORKS}))
+            for e in range(self.networks.n_networks)
+        )
+
+    def spread(self, masks: Masks) -> Floats:
+        """Return the standard deviation over the networks, `float64[M]`, on the scale of the fit.
+
+        It estimates how far f would move had other masks been measured; `quality.inside.coverage` says how often held
+        out errors were within it. Raises `RequestError` for an ensemble of one.
+        """
+        if self.networks.n_networks < 2:
+            raise RequestError("one network alone has no spread: fit with ensemble=2 or more")
+        spread: Floats = predict(self.networks, masks).std(axis=1, ddof=1)
+        return spread
+
+    def far(self, masks: Masks) -> Masks:
+        """Return which masks `bool[M]` are far from those fitted to, where the fit is a guess.
+
+        Far is a mask that keeps fewer or more players than any fitted one and its neighbours, or whose leverage
+        h(m) = (m − p)ᵀ (Σ (m' − p)(m' − p)ᵀ + I)⁻¹ (m − p) is over twice the largest of a fitted mask: it differs from
+        them in a way they hardly differ among themselves (a player that all of them kept is gone, say).
+        """
+        kept = check_masks(masks, self.n_players).sum(axis=1)
+        low, high = self._kept_range
+        far: Masks = (kept < low - 1) | (kept > high + 1) | (self._leverage(masks) > self._reach)
+        return far
+
+    def report(self, masks: Masks, worths: Floats) -> Report:
+        """Judge the fit on other measured pairs (see `Report`). Those it was fitted to flatter it."""
+        masks, worths = fittable_pairs(masks, worths)
+        each = predict(self.networks, masks)
+        return report(masks, self.link.forward(worths), each)
+
+    def r2(self, masks: Masks, worths: Floats) -> float:
+        """Return R² on the given pairs, on the scale of the fit (see `r_squared`)."""
+        masks, worths = fittable_pairs(masks, worths)
+        return r_squared(self.link.forward(worths), self.link_game(masks))
+
+    def update(self, masks: Masks, worths: Floats) -> Surrogate:
+        """Return the surrogate with these pairs added, without fitting from scratch; this one stays as it is.
+
+        The linear parts move by recursive least squares and the networks go on from where they are for a few epochs
+        over all pairs. Bootstrap samples are Poisson, so old pairs keep their place in them. `quality` is that of the
+        first fit: call `report` with the new pairs *before* `update` for one that is new and honest.
+        Source of the online bootstrap: Oza and Russell, 2001.
+        """
+        masks, worths = fittable_pairs(masks, worths)
+        check_masks(masks, self.n_players)
+        targets = self.link.forward(worths)
+        old = Fitted(self.networks, self.counts, self.quality)
+        together = np.concatenate([self.masks, masks]), np.concatenate([self.targets, targets])
+        return self._of(refit_networks(old, *together, seed=self.seed), self.link, *together, self.seed)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file with a JSON header, in place of any that was there, whole or not at all.
+
+        It holds the pairs as well, so that what is loaded can be updated.
+        """
+        header = {
+            "scale": self.link.scale,
+            "floor": self.link.floor,
+            "seed": self.seed,
+            "activation": self.networks.activation,
+            "output": self.networks.output,
+            "quality": asdict(self.quality),
+        }
+        arrays = {name: getattr(self.networks, name) for name in _NETWORKS}
+        pairs = {"masks": self.masks, "targets": self.targets, "counts": self.counts}
+        write_archive(Path(path), _FORMAT, header, {**arrays, **pairs})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Surrogate:
+        """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or something else."""
+        header, arrays = read_archive(Path(path), _FORMAT, (*_NETWORKS, "masks", "targets", "counts"))
+        weights = (arrays["hidden_weight"], arrays["hidden_bias"], arrays["output_weight"], arrays["output_bias"])
+        networks = Networks(*weights, header["activation"], header["output"])
+        link, quality = Link(header["scale"], header["floor"]), Quality.from_json(header["quality"])
+        return cls(networks, link, quality, arrays["masks"], arrays["targets"], arrays["counts"], header["seed"])
+
+    def _leverage(self, masks: Masks) -> Floats:
+        leverage = np.empty(len(masks))
+        for low in range(0, len(masks), _BLOCK):
+            centred = masks[low : low + _BLOCK] - self._centre
+            leverage[low : low + _BLOCK] = ((centred @ self._metric) * centred).sum(axis=1)
+        return leverage
+
+    def _warn_if_far(self, masks: Masks) -> None:
+        if self._warned or not (far := int(self.far(masks).sum())):
+            return
+        self._warned = True
+        low, high = self._kept_range
+        warnings.warn(
+            f"{far} of {len(masks)} masks asked are far from those the surrogate was fitted to ({len(self.targets)} "
+            f"masks that keep {low} to {high} of {self.n_players} players): it extrapolates there. Said once; "
+            "measure such masks too (stratified_masks with strata=), or see Surrogate.far",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+# Leverage beyond this many times the largest fitted one is far. 1 would catch a share 1/M of masks drawn alike.
+_LEVERAGES = 2.0
+
+_BLOCK = 1 << 14  # masks at a time: [block, n] in float64 stays within the cache
