@@ -215,13 +215,31 @@ def shapley(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Checkpoint to measure masks of.")] = None,
     worths: Annotated[Path | None, typer.Option(help="Or a worths.npz, measured already.")] = None,
     estimator: Annotated[
-        str, typer.Option(help="stratified (the published contribution) or permutation (the Shapley value).")
-    ] = "stratified",
+        str,
+        typer.Option(
+            help="shapley (Shapley values with intervals, on an ensemble fitted to log worths), or on the published "
+            "network: stratified (the published contribution) or permutation (the Shapley value)."
+        ),
+    ] = "shapley",
     budget: Annotated[int, typer.Option(help="Masks to measure on MODEL.")] = 8000,
     samples: Annotated[
-        int | None, typer.Option(help="Masks (stratified; 80000) or permutations (2000) on the surrogate.")
+        int | None,
+        typer.Option(
+            help="Masks (stratified; 80000) or permutations (2000) on the surrogate. Estimator shapley samples none up "
+            "to 24 players unless told to."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep the worths measured on MODEL in this worths.npz.")] = None,
+    interactions: Annotated[
+        bool, typer.Option("--interactions", help="Interaction of every pair as well (shapley, up to 36 players).")
+    ] = False,
+    best_per_size: Annotated[
+        bool,
+        typer.Option("--best-per-size", help="The surrogate's best mask of each size (shapley, up to 36 players)."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="With --worths: a values.npz to write. With MODEL: a worths.npz of what it measures."),
+    ] = None,
     calibration: CalibrationOption = "builtin",
     utility: Utility = "ppl_ratio",
     players: Players = "layers",
@@ -238,20 +256,26 @@ def shapley(
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Estimate what each layer contributes, on a surrogate network fitted to measured worths."""
+    """Estimate what each layer contributes, on a surrogate fitted to measured worths, and how sure that is."""
+    from functools import partial
+
     from layercoop_fast.files import check_target
     from layercoop_fast.game.masks import stratified_masks
     from layercoop_fast.game.model_game import ModelGame
     from layercoop_fast.game.worths import Worths
     from layercoop_fast.progress import Bars
     from layercoop_fast.report.tables import show_contributions
+    from layercoop_fast.report.values import save_values, show_valuation, valuation_json
     from layercoop_fast.search.base import finite_or_none
     from layercoop_fast.search.official import DEFAULT_SAMPLES, estimate
+    from layercoop_fast.shapley.valuation import value_players
 
     if (model is None) == (worths is None):
         raise RequestError("give either a MODEL to measure or --worths FILE, measured already")
-    if estimator not in DEFAULT_SAMPLES:
-        raise RequestError(f"unknown estimator {estimator!r}: choose from {', '.join(DEFAULT_SAMPLES)}")
+    if estimator not in ("shapley", *DEFAULT_SAMPLES):
+        raise RequestError(f"unknown estimator {estimator!r}: choose from shapley, {', '.join(DEFAULT_SAMPLES)}")
+    if estimator != "shapley" and (interactions or best_per_size):
+        raise RequestError("--interactions and --best-per-size belong to --estimator shapley")
     if out is not None:
         check_target(out, force=force)
     with _stopped_with(store), Bars() as bars:
@@ -279,22 +303,34 @@ def shapley(
             game.close()
             if out is not None:
                 measured.save(out, force=force)
-        found = estimate(
-            measured.masks, measured.worths, estimator=estimator, samples=samples, seed=seed, progress=bars.update
-        )
-    values = found.values
-    if not as_json:
-        show_contributions(values, found.details)
-        return
-    _print_json(
-        {
-            "method": values.method,
-            "values": [finite_or_none(value) for value in values.values],
-            "stderr": [finite_or_none(value) for value in values.stderr],
-            "order": [int(player) for player in values.order()],
-            **found.details,
-        }
-    )
+        if estimator == "shapley":
+            valued = value_players(
+                measured,
+                permutations=samples,
+                seed=seed,
+                interactions=interactions,
+                best=int(best_per_size),
+                progress=bars.update,
+            )
+            record, show = valuation_json(valued), partial(show_valuation, valued)
+        else:
+            found = estimate(
+                measured.masks, measured.worths, estimator=estimator, samples=samples, seed=seed, progress=bars.update
+            )
+            record = {
+                "method": found.values.method,
+                "values": [finite_or_none(value) for value in found.values.values],
+                "stderr": [finite_or_none(value) for value in found.values.stderr],
+                "order": [int(player) for player in found.values.order()],
+                **found.details,
+            }
+            show = partial(show_contributions, found.values, found.details)
+    if out is not None and worths is not None:
+        save_values(record, out, force=force)
+    if as_json:
+        _print_json(record)
+    else:
+        show()
 
 
 @app.command()

@@ -35,6 +35,7 @@ _LEAST_FOR_TRIAL = 50  # below it a tenth is too few to judge by, and the ensemb
 _STEPS = 1200
 _RATE, _DECAY = 0.01, 0.01
 _PATIENCE = 0.25  # of the schedule: a trial without gain for so long is over
+_MOST_PAIRS = 1000  # 45 players: the pairwise reference would take longer than the fit beyond it
 _EXACT = 1e-4  # of the targets' spread: smaller errors are the rounding of float32, and gains on them are none
 _UPDATE_EPOCHS, _UPDATE_RATE = 0.1, 0.3  # of a fit's
 _UNJUDGED = Quality(Report(0, math.nan, {}, (math.nan, math.nan)), {}, math.nan, math.nan, 0)
@@ -182,6 +183,8 @@ def _trial(
     inside, beyond = best
 
     def reference(order: int) -> float:
+        if order == 2 and math.comb(masks.shape[1], 2) > _MOST_PAIRS:
+            return math.nan
         ridge = RidgeSurrogate.fit_link(masks[~held_out], targets[~held_out], _IDENTITY, order=order)
         return r_squared(judged[1], ridge.values(judged[0]))
 

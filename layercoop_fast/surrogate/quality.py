@@ -40,7 +40,7 @@ class Quality:
     linear: float
     """R² of the linear ridge fitted and judged on the same pairs as `inside`."""
     pairwise: float
-    """R² of the pairwise ridge, likewise."""
+    """R² of the pairwise ridge, likewise; NaN beyond 45 players, where it would take longer than the fit."""
     epochs: int
     """Epochs after which held-out error was least: how long the ensemble was trained. 0 is the ridge it starts from."""
     history: list[tuple[int, float, float]] = field(default_factory=list, repr=False)

@@ -29,8 +29,15 @@ from layercoop_fast.surrogate.ridge import RidgeSurrogate
 class Estimate(Protocol):
     """What an estimator answers: a value a player and its standard error from sampling."""
 
-    values: Floats
-    stderr: Floats
+    @property
+    def values(self) -> Floats:
+        """`float64[n]`."""
+        ...
+
+    @property
+    def stderr(self) -> Floats:
+        """`float64[n]`."""
+        ...
 
 
 Estimator = Callable[[Game], Estimate]

@@ -1,0 +1,107 @@
+"""From measured worths to what each player is worth, with intervals end to end: fit, estimate, and say what is open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from layercoop_fast import _C
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Floats, Game, Progress
+from layercoop_fast.game.worths import Worths
+from layercoop_fast.shapley.enumeration import BestMasks, enumerate_masks
+from layercoop_fast.shapley.permutation import shapley_values
+from layercoop_fast.shapley.values import ShapleyValues
+from layercoop_fast.surrogate.pairs import finite_pairs
+from layercoop_fast.surrogate.surrogate import NetworkGame, Surrogate
+from layercoop_fast.surrogate.uncertainty import Intervals, intervals, text_bootstrap
+
+EXACT_UP_TO = 24
+"""Players up to which all masks of the surrogate are gone through unless told otherwise: a few seconds."""
+PERMUTATIONS = 2_000
+
+# Utilities whose worth, on the scale of the fit, is the mean over the windows of a negative NLL (and a constant).
+_MEANS_OF_WINDOWS = ("ppl_ratio", "nll")
+_MOST_PAIRED = 64  # players; beyond it the bootstrap of the text fits players alone: pairs would take minutes
+
+
+@dataclass(frozen=True, eq=False)
+class Valuation:
+    """What `value_players` found. All values are on the scale of the fit: nats of log worth, as a rule."""
+
+    surrogate: Surrogate
+    method: str
+    """ "exact" (every mask of the surrogate) or "permutation"."""
+    intervals: Intervals
+    n_dropped: int
+    """Pairs left out because their worth is not finite."""
+    text_counts: bool
+    """Whether the text is among the sources of error; it is not where the worth is no mean over windows."""
+    interactions: Floats | None
+    """`float64[n, n]`: Shapley interaction index of every pair on the surrogate, if asked for."""
+    best: list[BestMasks]
+    """By number of kept players, 0 to n: the best masks on the surrogate, if asked for. `worths` are on its scale."""
+
+
+def value_players(
+    measured: Worths,
+    *,
+    permutations: int | None = None,
+    seed: int = 0,
+    interactions: bool = False,
+    best: int = 0,
+    progress: Progress | None = None,
+) -> Valuation:
+    """Fit a `Surrogate` to measured worths, and take Shapley values on it with `Intervals`.
+
+    Up to 24 players every mask of the surrogate is gone through, which leaves no sampling error; beyond, and where
+    `permutations` are given, that many orders of arrival are sampled (2,000 unless given). `interactions` asks for the
+    Shapley interaction index of every pair and `best` for so many best masks of each size; both go through all masks.
+
+    The spread over the networks is from the masks measured, that over drawings of the windows from the text
+    (`text_bootstrap`); the latter is left out for worths that are no mean over windows, and for a single window.
+    Raises `RequestError` when no worth is finite, and beyond 36 players for what goes through all masks.
+    """
+    n = measured.masks.shape[1]
+    if (interactions or best) and n > _C.MAX_ENUMERATED:
+        raise RequestError(
+            f"interactions and best masks go through all masks of the surrogate, for at most {_C.MAX_ENUMERATED} "
+            f"players, and these are {n}"
+        )
+    masks, worths, n_dropped = finite_pairs(measured.masks, measured.worths)
+    if len(worths) == 0:
+        raise RequestError(f"none of {n_dropped} worths is finite: nothing to fit a surrogate to")
+    surrogate = Surrogate.fit(masks, worths, seed=seed)
+    exact = permutations is None and n <= EXACT_UP_TO
+    sampled = partial(shapley_values, n_permutations=PERMUTATIONS if permutations is None else permutations, seed=seed)
+    text = _text_draws(measured, seed)
+    found = intervals(surrogate, _exact if exact else sampled, text_draws=text)
+    enumerated = None
+    if interactions or best:
+        enumerated = enumerate_masks(surrogate, interactions=interactions, top=best, progress=progress)
+    return Valuation(
+        surrogate,
+        "exact" if exact else "permutation",
+        found,
+        n_dropped,
+        text is not None,
+        enumerated.sii() if enumerated is not None and interactions else None,
+        enumerated.best if enumerated is not None else [],
+    )
+
+
+def _exact(game: Game) -> ShapleyValues:
+    """Exact Shapley values of what `intervals` asks about: the ensemble and its members, which are networks."""
+    assert isinstance(game, NetworkGame)
+    return ShapleyValues(enumerate_masks(game).shapley(), np.zeros(game.n_players), 2**game.n_players, "exact")
+
+
+def _text_draws(measured: Worths, seed: int) -> Floats | None:
+    """Contributions from each drawing of the windows, `float64[B, n]`; None where the text cannot be asked about."""
+    usable = measured.fingerprints.get("utility") in _MEANS_OF_WINDOWS
+    if not usable or len(measured.window_tokens) < 2:
+        return None
+    order = 2 if measured.masks.shape[1] <= _MOST_PAIRED else 1
+    return text_bootstrap(measured.masks, measured.window_nll, measured.window_tokens, order=order, seed=seed)
