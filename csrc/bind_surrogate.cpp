@@ -20,7 +20,8 @@ namespace {
 
 using namespace surrogate;
 
-// A C-contiguous array of exactly the element type T and the given shape (-1: any), or an error that says what is wrong.
+// A C-contiguous array of exactly the element type T and the given shape (-1: any), or an error that says what is
+// wrong.
 template <typename T>
 py::array_t<T> array(const py::object& object, const std::string& name, const std::vector<py::ssize_t>& shape) {
   if (!py::isinstance<py::array_t<T>>(object)) {

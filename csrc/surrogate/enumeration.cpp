@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <numeric>
 #include <utility>
 
 #include "cpu/pool.h"
@@ -118,6 +119,9 @@ Enumeration::Enumeration(const Networks& networks, const EnumerationRequest& req
       sigmoid_(networks.sigmoid),
       n_networks_(networks.n_networks),
       request_(request) {
+  const std::vector<double>& shifts = request_.shifts;
+  const double typical = std::accumulate(shifts.begin(), shifts.end(), 0.0) / static_cast<double>(shifts.size());
+  side_ = sigmoid_ && typical > 0.5 ? -1.0f : 1.0f;
   const int padded = std::max(n_, kBlockPlayers + 3);  // a block and a group are always full, of ghosts if need be
   n_mid_ = std::clamp(padded - kBlockPlayers - 3, 0, kMaxMid);
   n_inner_ = std::min(padded - kBlockPlayers - n_mid_, kMaxInner);
@@ -226,7 +230,7 @@ void Enumeration::run_task(std::int64_t top_mask, Scratch& scratch, Slot& slot) 
       const int size = top_size + c + popcount(lane);
       const bool exists = lane < n_lanes_ && size <= n_;
       const auto at = static_cast<std::size_t>(exists ? size : 0);
-      const double shift = request_.shifts[at] * n_networks_;
+      const double shift = (request_.shifts[at] - (side_ < 0 ? 1 : 0)) * n_networks_;
       scratch.shifts[static_cast<std::size_t>(c * kBlock + lane)] = static_cast<float>(shift);
       scratch.thresholds[c * kBlock + lane] = exists ? threshold(best_[at], request_.top, floors_[at]) : kInfinity;
     }
@@ -307,7 +311,11 @@ void Enumeration::evaluate_mid(int mid_mask, Scratch& scratch) const {
                     activation_};
     Floats& logits = e == 0 ? scratch.scores : scratch.logits;
     kernel.evaluate(tile, logits.data());
-    (sigmoid_ ? kernel.add_sigmoid : kernel.add)(logits.data(), count, scratch.values.data());
+    if (sigmoid_) {
+      kernel.add_sigmoid(logits.data(), count, side_, scratch.values.data());
+    } else {
+      kernel.add(logits.data(), count, scratch.values.data());
+    }
     if (e > 0) kernel.add(logits.data(), count, scratch.scores.data());
   }
 }

@@ -85,6 +85,7 @@ class Enumeration {
   int n_rows_;
   Activation activation_;
   bool sigmoid_;
+  float side_;  // −1: values are summed as f − 1, where most lie near 1
   int n_networks_;
   EnumerationRequest request_;
   std::vector<Table> tables_;  // a network each

@@ -91,12 +91,13 @@ struct Kernels {
   // logits [n_groups, kGroup, kBlock] = the network before its output function.
   void (*evaluate)(const Tile& tile, float* logits);
 
-  // values += σ(logits), or += logits; count is a multiple of kBlock.
-  void (*add_sigmoid)(const float* logits, std::int64_t count, float* values);
+  // values += σ(logits) − (side < 0 ? 1 : 0), or += logits; count is a multiple of kBlock. With side −1 it is −σ(−z),
+  // which has digits where σ is close to 1.
+  void (*add_sigmoid)(const float* logits, std::int64_t count, float side, float* values);
   void (*add)(const float* logits, std::int64_t count, float* values);
 
-  // Subtracts the shifts from values [n_rows, kBlock] in place, adds them to the sums, and lists in `hits` the rows with
-  // a score at or above its threshold. Returns how many.
+  // Subtracts the shifts from values [n_rows, kBlock] in place, adds them to the sums, and lists in `hits` the rows
+  // with a score at or above its threshold. Returns how many.
   int (*gather)(const Sums& sums, const float* scores, int n_rows, float* values, int* hits);
 
   // Lists the rows with a mask whose score is at least `best` and whose cost is at most remaining[row].

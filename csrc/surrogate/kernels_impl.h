@@ -100,9 +100,10 @@ void evaluate(const Tile& tile, float* logits) {
   }
 }
 
-LAYERCOOP_TARGET void add_sigmoid(const float* logits, std::int64_t count, float* values) {
+LAYERCOOP_TARGET void add_sigmoid(const float* logits, std::int64_t count, float side, float* values) {
+  const V sign = V::fill(side);
   for (std::int64_t i = 0; i < count; i += V::kLanes) {
-    (V::load(values + i) + sigmoid(V::load(logits + i))).store(values + i);
+    fma(sign, sigmoid(sign * V::load(logits + i)), V::load(values + i)).store(values + i);
   }
 }
 

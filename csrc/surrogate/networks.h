@@ -37,9 +37,9 @@ struct SplitNetwork {
   std::vector<double> bias;          // [n_units] b
   std::vector<double> weight;        // [n_units, n] W
 
-  // For fast units, |v|·(x + 1) and |v|·e^x are split over the parts of a mask; this is the share of `players` in
-  // [begin, end) that `mask` keeps (bit 0 = player `begin`): linear [n_units] is the sum of their columns, times |v| for
-  // fast units, and factor [n_fast] its exponential without the |v|.
+  // For fast units, |v|·(x + 1) and |v|·e^x are split over the parts of a mask. This is the share of the players in
+  // [begin, end) that `mask` keeps (bit 0 = player `begin`): linear [n_units] is the sum of their columns, times |v|
+  // for fast units, and factor [n_fast] its exponential without the |v|.
   void part(std::uint64_t mask, int begin, int end, double* linear, double* factor) const;
 
   // The share that no player decides: |v|·(b + 1) and |v|·e^b for fast units, b for plain ones.
