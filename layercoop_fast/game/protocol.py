@@ -40,6 +40,15 @@ class FlipGame(Protocol):
         ...
 
 
+@runtime_checkable
+class MarginalGame(Protocol):
+    """A game that knows a shortcut to what each player adds on average, without the worth of any single mask."""
+
+    def mean_marginals(self, masks: Masks, /) -> tuple[Floats, Floats]:
+        """Return the mean over M ≥ 2 masks of v(m with i) − v(m without i), `float64[n]`, and its standard error."""
+        ...
+
+
 def n_players_of(game: object, n_players: int | None = None) -> int:
     """Return how many players the game has: its own `n_players`, or the caller's word where it has none.
 

@@ -9,6 +9,7 @@ from layercoop_fast.game.protocol import (
     FlipGame,
     Floats,
     Game,
+    MarginalGame,
     Masks,
     Progress,
     check_masks,
@@ -29,11 +30,12 @@ def stratified_marginals(
 
     One of "m with i" and "m without i" is m itself. So each of the M masks asks n + 1 worths, itself and n neighbours
     with one player flipped: M·(n + 1) in all where the published code asks 2·M·n. A game with a shortcut to them
-    (`FlipGame`: the surrogate) is asked through it; the values are the same within rounding.
+    (`FlipGame`) or to their mean (`MarginalGame`) is asked through it, as the surrogates are; the values are the same
+    within rounding.
 
-    `masks` is `bool[M, n]`, M ≥ 2; `batch` of them are worked on at a time. `stderr` takes the masks as independent
-    draws: it is a little too large for stratified ones. Raises `RequestError` for other masks, and when a worth is NaN
-    or infinite.
+    `masks` is `bool[M, n]`, M ≥ 2; `batch` of them are worked on at a time, or all through the shortcut to the mean.
+    `stderr` takes the masks as independent draws: it is a little too large for stratified ones. Raises `RequestError`
+    for other masks, and when a worth is NaN or infinite.
     """
     if not isinstance(masks, np.ndarray) or masks.ndim != 2 or len(masks) < 2:
         raise RequestError("masks must be an array bool[M, n] of at least 2 masks, or their mean has no standard error")
@@ -41,6 +43,14 @@ def stratified_marginals(
         raise RequestError(f"batch must be at least 1 mask, not {batch}")
     n = n_players_of(game, masks.shape[1])
     check_masks(masks, n)
+
+    n_evaluations = len(masks) * (n + 1)
+    if isinstance(game, MarginalGame):
+        mean, stderr = game.mean_marginals(masks)
+        require_finite(mean)
+        if progress is not None:
+            progress("marginals", len(masks), len(masks))
+        return ShapleyValues(mean, stderr, n_evaluations, "stratified_marginals")
 
     moments = Moments(n)
     for low in range(0, len(masks), batch):
@@ -51,7 +61,7 @@ def stratified_marginals(
         moments.add(np.where(block, -gain, gain))
         if progress is not None:
             progress("marginals", moments.count, len(masks))
-    return ShapleyValues(moments.mean, moments.stderr(), len(masks) * (n + 1), "stratified_marginals")
+    return ShapleyValues(moments.mean, moments.stderr(), n_evaluations, "stratified_marginals")
 
 
 def _flips(game: Game, masks: Masks) -> tuple[Floats, Floats]:

@@ -16,6 +16,8 @@ from safetensors.torch import save as safetensors_bytes
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import written_whole
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.kernels.surrogate import flips, marginals
+from layercoop_fast.surrogate.networks import Networks
 from layercoop_fast.surrogate.pairs import check_pairs, fittable_pairs
 from layercoop_fast.surrogate.threads import one_thread
 
@@ -115,28 +117,19 @@ class PublishedSurrogate:
             worths[low : low + _BLOCK] = _sigmoid(logits)
         return worths
 
-    @one_thread()
-    def flips(self, masks: Masks, /) -> tuple[Floats, Floats]:
-        """Return the worths `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped.
+    @property
+    def networks(self) -> Networks:
+        """The network as the kernels take it: an ensemble of one."""
+        w, b, v, c = (tensor.numpy()[None] for tensor in self._weights)
+        return Networks(w, b, v, c, "celu", "sigmoid")
 
-        Flipping i moves the pre-activation by one column: W m' + b = (W m + b) ± W_i. So the matrix product is paid
-        once a mask, not once a neighbour, and no more than one `[block, 2n]` array is held beyond the result.
-        """
-        masks = check_masks(masks, self.n_players)
-        worths, flipped = np.empty(len(masks)), np.empty(masks.shape)
-        columns = self.hidden_weight.T.contiguous()
-        for low in range(0, len(masks), _BLOCK):
-            x = torch.from_numpy(masks[low : low + _BLOCK].astype(np.float32))
-            base = F.linear(x, self.hidden_weight, self.hidden_bias)
-            signs = (1 - 2 * x).T.unsqueeze(-1)  # [n, block, 1]: +1 where the flip adds the player, −1 where it removes
-            moved = torch.empty_like(base)
-            logits = torch.empty(len(x), self.n_players)
-            for player, (sign, column) in enumerate(zip(signs, columns, strict=True)):
-                torch.addcmul(base, sign, column, out=moved)
-                logits[:, player] = F.celu(moved, inplace=True) @ self.output_weight
-            worths[low : low + _BLOCK] = _sigmoid(F.celu(base) @ self.output_weight + self.output_bias)
-            flipped[low : low + _BLOCK] = _sigmoid(logits + self.output_bias)
-        return worths, flipped
+    def flips(self, masks: Masks, /) -> tuple[Floats, Floats]:
+        """Return the worths `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped."""
+        return flips(self.networks, masks)
+
+    def mean_marginals(self, masks: Masks, /) -> tuple[Floats, Floats]:
+        """Return the mean over the masks of f(m with i) − f(m without i), `float64[n]`, and its standard error."""
+        return marginals(self.networks, masks)
 
     def r2(self, masks: Masks, worths: Floats) -> float:
         """Return R² = 1 − Σ (worth − f)² / Σ (worth − mean worth)² on the given pairs; NaN if all worths are equal.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
-from layercoop_fast.kernels.surrogate import predict
+from layercoop_fast.kernels.surrogate import flips, marginals, predict
 from layercoop_fast.surrogate.archive import read_archive, write_archive
 from layercoop_fast.surrogate.fit import Fitted, fit_networks, refit_networks
 from layercoop_fast.surrogate.link import Link
@@ -35,6 +35,14 @@ class NetworkGame:
         """Return the values, `float64[M]`, of masks `bool[M, n]`."""
         values: Floats = predict(self.networks, masks).mean(axis=1)
         return values
+
+    def flips(self, masks: Masks, /) -> tuple[Floats, Floats]:
+        """Return the values `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped."""
+        return flips(self.networks, masks)
+
+    def mean_marginals(self, masks: Masks, /) -> tuple[Floats, Floats]:
+        """Return the mean over the masks of f(m with i) − f(m without i), `float64[n]`, and its standard error."""
+        return marginals(self.networks, masks)
 
 
 class Surrogate:
@@ -111,6 +119,12 @@ class Surrogate:
         """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`."""
         self._warn_if_far(masks)
         return self.link.back(self.link_game(masks))
+
+    def flips(self, masks: Masks, /) -> tuple[Floats, Floats]:
+        """Return the worths `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped."""
+        self._warn_if_far(masks)
+        values, flipped = self.link_game.flips(masks)
+        return self.link.back(values), self.link.back(flipped)
 
     @property
     def members(self) -> tuple[NetworkGame, ...]:

@@ -59,9 +59,9 @@ def test_default_counts_are_the_published_ones(game: Redundant, monkeypatch: pyt
 
 def test_marginals_run_over_masks_of_their_own(game: Redundant, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    flips = PublishedSurrogate.flips
+    marginals = PublishedSurrogate.mean_marginals
     monkeypatch.setattr(
-        PublishedSurrogate, "flips", lambda self, masks: seen.append(masks.copy()) or flips(self, masks)
+        PublishedSurrogate, "mean_marginals", lambda self, masks: seen.append(masks.copy()) or marginals(self, masks)
     )
     counting = Counting(game)
     official.contributions(counting, budget=50, samples=50, seed=2)

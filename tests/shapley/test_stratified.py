@@ -9,7 +9,7 @@ from toy_games import Additive, Counting, Table
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.masks import all_masks, published_strata, stratified_masks
-from layercoop_fast.game.protocol import FlipGame
+from layercoop_fast.game.protocol import FlipGame, MarginalGame
 from layercoop_fast.shapley.stratified import stratified_marginals
 from layercoop_fast.surrogate.published import PublishedSurrogate
 
@@ -54,7 +54,7 @@ def in_float64(surrogate: PublishedSurrogate):  # type: ignore[no-untyped-def]
 @given(seed=st.integers(0, 1000))
 def test_surrogate_equals_brute_force_at_six_players(seed: int) -> None:
     surrogate = random_surrogate(6, seed)
-    assert isinstance(surrogate, FlipGame)
+    assert isinstance(surrogate, MarginalGame)
     masks = stratified_masks(6, 40, seed=seed)
     values = stratified_marginals(surrogate, masks, batch=17).values
     np.testing.assert_allclose(values, brute_force(in_float64(surrogate), masks), atol=1e-6)
@@ -68,6 +68,26 @@ def test_shortcut_equals_the_plain_path() -> None:
     np.testing.assert_allclose(fast.values, plain.values, atol=1e-6)
     np.testing.assert_allclose(fast.stderr, plain.stderr, atol=1e-6)
     assert fast.n_evaluations == plain.n_evaluations == 5000 * 33
+
+
+class FlipsOnly:
+    """A game without a shortcut to the mean."""
+
+    def __init__(self, surrogate: PublishedSurrogate) -> None:
+        self.n_players, self.flips = surrogate.n_players, surrogate.flips
+
+    def __call__(self, masks: np.ndarray) -> np.ndarray:
+        raise AssertionError("the shortcut was not taken")
+
+
+def test_shortcut_to_single_neighbours_equals_the_shortcut_to_the_mean() -> None:
+    surrogate, masks = random_surrogate(19, 2), stratified_masks(19, 300, seed=2)
+    game = FlipsOnly(surrogate)
+    assert isinstance(game, FlipGame)
+    assert not isinstance(game, MarginalGame)
+    one, other = stratified_marginals(game, masks, batch=128), stratified_marginals(surrogate, masks)
+    np.testing.assert_allclose(one.values, other.values, atol=1e-6)
+    np.testing.assert_allclose(one.stderr, other.stderr, atol=1e-6)
 
 
 def test_any_game_equals_brute_force() -> None:
