@@ -144,6 +144,7 @@ def running_loss(
     where cap is 0; it starts as (lowest finite float, 0, 0). With a teacher's logits [R, n], its row's third number is
     Σ exp(z_teacher − largest)·(z_teacher − z).
     """
+
 MAX_ENUMERATED: int
 """The most players whose masks `Enumeration` goes through."""
 
