@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from layercoop_fast.game.calibration import Calibration as Calibration
     from layercoop_fast.game.masks import stratified_masks as stratified_masks
     from layercoop_fast.game.model_game import ModelGame as ModelGame
+    from layercoop_fast.game.pairwise import PairwiseGame as PairwiseGame
     from layercoop_fast.pruning import prune as prune
+    from layercoop_fast.search.best_masks import best_masks as best_masks
+    from layercoop_fast.shapley.control import Control as Control
+    from layercoop_fast.shapley.enumeration import enumerate_masks as enumerate_masks
+    from layercoop_fast.shapley.exact import exact_shapley as exact_shapley
     from layercoop_fast.shapley.permutation import shapley_values as shapley_values
+    from layercoop_fast.shapley.regression import kernel_shap as kernel_shap
     from layercoop_fast.shapley.stratified import stratified_marginals as stratified_marginals
     from layercoop_fast.surrogate.published import PublishedSurrogate as PublishedSurrogate
     from layercoop_fast.surrogate.ridge import RidgeSurrogate as RidgeSurrogate
@@ -29,15 +35,21 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Calibration": "game.calibration",
+    "Control": "shapley.control",
     "LayercoopError": "errors",
     "ModelGame": "game.model_game",
+    "PairwiseGame": "game.pairwise",
     "PublishedSurrogate": "surrogate.published",
     "RequestError": "errors",
     "RidgeSurrogate": "surrogate.ridge",
     "RunError": "errors",
     "Skeleton": "engine.skeleton",
     "Surrogate": "surrogate.surrogate",
+    "best_masks": "search.best_masks",
+    "enumerate_masks": "shapley.enumeration",
+    "exact_shapley": "shapley.exact",
     "export_checkpoint": "export.checkpoint",
+    "kernel_shap": "shapley.regression",
     "prune": "pruning",
     "shapley_values": "shapley.permutation",
     "stratified_marginals": "shapley.stratified",

@@ -15,3 +15,5 @@ sys.path.insert(0, str(Path(__file__).parent))
 # No test needs the network; without these a mistyped path would be looked up at a hub that is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The arrays are small: on a machine that is busy, NumPy's threads would mostly wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

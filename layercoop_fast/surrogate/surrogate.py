@@ -117,6 +117,7 @@ class Surrogate:
 
     def __call__(self, masks: Masks, /) -> Floats:
         """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`."""
+        masks = check_masks(masks, self.n_players)
         self._warn_if_far(masks)
         return self.link.back(self.link_game(masks))
 
@@ -152,7 +153,8 @@ class Surrogate:
         h(m) = (m − p)ᵀ (Σ (m' − p)(m' − p)ᵀ + I)⁻¹ (m − p) is over twice the largest of a fitted mask: it differs from
         them in a way they hardly differ among themselves (a player that all of them kept is gone, say).
         """
-        kept = check_masks(masks, self.n_players).sum(axis=1)
+        masks = check_masks(masks, self.n_players)
+        kept = masks.sum(axis=1)
         low, high = self._kept_range
         far: Masks = (kept < low - 1) | (kept > high + 1) | (self._leverage(masks) > self._reach)
         return far
