@@ -154,6 +154,9 @@ def prune(
         tell("measuring memory and speed", 0, 1)
         # The measuring processes load the models anew; two copies of a large one would not fit.
         game.checkpoint.model.to("meta")
+        for played in (game, heldout_game):
+            if played is not None:
+                played.windows.free()
         torch.cuda.empty_cache()  # does nothing where no GPU was used
         with clock("measure"):
             full, pruned = measure_costs(

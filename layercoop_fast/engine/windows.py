@@ -75,3 +75,7 @@ class Windows:
                     f"{wanted:.1f} GiB for stored states are not there: pass a smaller --memory"
                 ) from error
         return self._pool[:states]
+
+    def free(self) -> None:
+        """Give the pool's memory back; the next call of `pool` takes it anew."""
+        self._pool = None

@@ -100,3 +100,5 @@ def test_the_pool_is_allocated_once() -> None:
     with pytest.raises(RequestError, match=r"GiB for stored states are not there: pass a smaller --memory"):
         windows.pool(2**50)
     assert windows.pool(1).shape == (1, 3, 20, 48)
+    windows.free()
+    assert windows.pool(1).untyped_storage().nbytes() == windows.state_bytes
