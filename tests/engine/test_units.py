@@ -47,14 +47,17 @@ def test_halves_one_after_the_other_are_the_block(block_path: str) -> None:
     whole = make_units(windows, block_path=block_path)
     halves = make_units(windows, Sublayers(windows.skeleton).run, halves=True, block_path=block_path)
     assert whole.path == halves.path
-    first, second = states_of(windows, 2), states_of(windows, 2)
+    first, second, apart = states_of(windows, 2), states_of(windows, 2), states_of(windows, 2)
+    half, end = states_of(windows, 2), states_of(windows, 2)
     with torch.inference_mode():
         whole.run(2, first, first)
         halves.run(4, second, second)
-        half = [state.clone() for state in second]
         halves.run(5, second, second)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(half, second, strict=True))
+        halves.run(4, apart, half)
+        halves.run(5, half, end)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), "in place"
+    assert all(torch.equal(a, b) for a, b in zip(first, end, strict=True)), "from slot to slot"
+    assert not any(torch.equal(a, b) for a, b in zip(half, end, strict=True))
 
 
 def test_blocks_without_a_fast_form_run_their_own_modules() -> None:
