@@ -21,8 +21,10 @@ struct Rows {
   Rows(const FlatTile& tile, const std::uint64_t* mask) {
     const float* table = tile.nibbles;
     const std::int64_t step = std::int64_t{16} * tile.n_units;
-    for (int nibble = 0; nibble < tile.n_nibbles; ++nibble, table += step) {
-      row[nibble] = table + static_cast<std::int64_t>(mask[nibble / 16] >> (nibble % 16 * kNibble) & 15) * tile.n_units;
+    std::uint64_t bits = 0;
+    for (int nibble = 0; nibble < tile.n_nibbles; ++nibble, table += step, bits >>= kNibble) {
+      if (nibble % 16 == 0) bits = *mask++;
+      row[nibble] = table + static_cast<std::int64_t>(bits & 15) * tile.n_units;
     }
   }
 };
