@@ -21,6 +21,7 @@ from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.kernels.surrogate import output, predict_logits, predict_logits_reference, predict_reference
 from layercoop_fast.shapley.mean_marginals import MeanMarginals, interactions_by_size, marginals_by_size
 from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.surrogate.threads import one_thread
 
 
 class NetworksGame(Protocol):
@@ -163,6 +164,7 @@ class _Sums:
     pairs: Floats | None
 
 
+@one_thread()
 def _redo_small_sizes(networks: Networks, shifts: Floats, sums: _Sums) -> None:
     """Put sums in float64 in place of the core's, for the sizes of so few masks that float32 does not average out.
 
@@ -183,6 +185,7 @@ def _redo_small_sizes(networks: Networks, shifts: Floats, sums: _Sums) -> None:
             sums.pairs[:, :, size] = (masks * values[:, None]).T @ masks
 
 
+@one_thread()
 def _typical_values(networks: Networks) -> Floats:
     """Return about the mean value of each size, `float64[n + 1]`: sums about it keep their digits."""
     n = networks.n_players
@@ -194,6 +197,7 @@ def _typical_values(networks: Networks) -> Floats:
     return typical
 
 
+@one_thread()
 def _best(networks: Networks, packed: npt.NDArray[np.uint64], scores: npt.NDArray[np.float32], top: int) -> BestMasks:
     """Rank the core's candidates in float64 and keep `top`; its own float32 `scores` only chose them."""
     masks = _C.unpack_masks(np.ascontiguousarray(packed[:, None]), networks.n_players)
@@ -208,7 +212,10 @@ def _checked_costs(costs: Sequence[float] | Floats | None, budget: float | None,
         raise RequestError("costs and budget belong together: give both or neither")
     if costs is None or budget is None:
         return None
-    prices = np.ascontiguousarray(costs, dtype=np.float64)
+    try:
+        prices = np.ascontiguousarray(costs, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"costs must be one number a player: {error}") from error
     if prices.shape != (n,):
         raise RequestError(f"costs must be one number a player, [{n}], not of shape {list(prices.shape)}")
     if not np.isfinite(prices).all() or not np.isfinite(budget):

@@ -360,6 +360,7 @@ def test_refusals() -> None:
         ({"costs": np.ones(6)}, "give both or neither"),
         ({"budget": 1.0}, "give both or neither"),
         ({"costs": np.ones(5), "budget": 1.0}, r"one number a player, \[6\], not of shape \[5\]"),
+        ({"costs": ["a"] * 6, "budget": 1.0}, "one number a player: could not convert"),
         ({"costs": np.full(6, np.nan), "budget": 1.0}, "finite"),
     ]:
         with pytest.raises(RequestError, match=message):
