@@ -89,10 +89,10 @@ def enumerate_masks(
     """Evaluate all 2ⁿ masks of a network or an ensemble of up to 36 players, on every thread.
 
     A `Surrogate` is enumerated as its networks, on the scale they were fitted on (`link_game`). `interactions` adds
-    what `sii` and `k_sii` need, and `top` the best masks of each size. `costs` (`[n]`, any unit) with `budget` asks for
-    the best mask whose kept players cost no more than that together. Values are float32, off by some
-    1e-7 of what adds up to them, and float64 from sums of at most 2^18 of them on; the averages were seen to be within
-    1e-6 of f's range wherever that is above 0.05 for a sigmoid. `best` is chosen and ranked in float64 from a few
+    what `sii` and `k_sii` need, and `top` (up to 10,000) the best masks of each size. `costs` (`[n]`, any unit) with
+    `budget` asks for the best mask whose kept players cost no more than that together. Values are float32, off by some
+    1e-7 of what adds up to them, and float64 from sums of at most 2^18 of them on; averages were seen to be within 1e-6
+    of f's range, unless a sigmoid moves by less than 0.05 in all. `best` is chosen and ranked in float64 from a few
     more candidates.
 
     `progress("masks", done, 2**n)` is called some 25 times a second or less often. Raises `RequestError` for more than
@@ -105,8 +105,8 @@ def enumerate_masks(
         raise RequestError(
             f"{n} players have too many masks to go through: at most {_C.MAX_ENUMERATED}; use shapley_values"
         )
-    if top < 0:
-        raise RequestError(f"top must be 0 or more masks of each size, not {top}")
+    if not 0 <= top <= _MOST_TOP:
+        raise RequestError(f"top must be 0 to {_MOST_TOP} masks of each size, not {top}")
     prices = _checked_costs(costs, budget, n)
     if prices is not None and budget is not None and np.minimum(prices, 0).sum() > budget:
         raise RequestError(f"no mask is within the budget of {budget:g}: the cheapest costs {_cheapest(prices):g}")
@@ -146,6 +146,9 @@ def enumerate_masks(
 
 # Steps of the core between two looks at signals and progress: 2^24 masks, some 0.05 s of a small network on two cores.
 _STEP = 64
+
+# A beam this wide takes some 10 MB a step, and its masks a second or so.
+_MOST_TOP = 10_000
 
 # Candidates beyond the `top` asked for, so that float32 rounding at the border does not decide who is among them.
 _SPARE = 28

@@ -356,7 +356,8 @@ def test_progress_reaches_the_end() -> None:
 def test_refusals() -> None:
     networks = random_networks(6, 9)
     for arguments, message in [
-        ({"top": -1}, "top must be 0 or more"),
+        ({"top": -1}, "top must be 0 to 10000"),
+        ({"top": 10_001}, "top must be 0 to 10000"),
         ({"costs": np.ones(6)}, "give both or neither"),
         ({"budget": 1.0}, "give both or neither"),
         ({"costs": np.ones(5), "budget": 1.0}, r"one number a player, \[6\], not of shape \[5\]"),
