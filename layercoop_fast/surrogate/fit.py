@@ -9,6 +9,7 @@ the state after the epochs that the trial decides on is handed over.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -86,8 +87,9 @@ def fit_networks(masks: Masks, targets: Floats, *, ensemble: int, hidden: int | 
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(final)
+        references = pool.submit(_references, masks, targets, held_out)  # the trial has more to do than the final run
         try:
-            quality = _trial(masks, targets, counts, held_out, hidden, schedule, seed)
+            quality = _trial(masks, targets, counts, held_out, hidden, schedule, seed, references.result)
             decided.append(quality.epochs)
         finally:
             decided.append(0)
@@ -133,7 +135,14 @@ def bootstrap_counts(n_masks: int, ensemble: int, rng: np.random.Generator) -> C
 
 
 def _trial(
-    masks: Masks, targets: Floats, counts: Counts, held_out: Masks, hidden: int, schedule: Schedule, seed: int
+    masks: Masks,
+    targets: Floats,
+    counts: Counts,
+    held_out: Masks,
+    hidden: int,
+    schedule: Schedule,
+    seed: int,
+    references: Callable[[], tuple[float, float]],
 ) -> Quality:
     """Train on what is not held out, and a network more for each stratum left out; report from what is."""
     ensemble = counts.shape[1]
@@ -181,21 +190,25 @@ def _trial(
     rows = coordinates.inputs(masks), coordinates.targets(targets, seen.shape[1]), _float32(seen)
     train(p, *rows, schedule, torch.Generator().manual_seed(seed + 3), after_epoch=look)
     inside, beyond = best
-
-    def reference(order: int) -> float:
-        if order == 2 and math.comb(masks.shape[1], 2) > _MOST_PAIRS:
-            return math.nan
-        ridge = RidgeSurrogate.fit_link(masks[~held_out], targets[~held_out], _IDENTITY, order=order)
-        return r_squared(judged[1], ridge.values(judged[0]))
-
+    linear, pairwise = references()
     return Quality(
         inside=report(*judged, inside),
         outside={int(k): r_squared(truth, found) for k, truth, found in zip(strata, truths, beyond, strict=True)},
-        linear=reference(1),
-        pairwise=reference(2),
+        linear=linear,
+        pairwise=pairwise,
         epochs=chosen,
         history=history,
     )
+
+
+def _references(masks: Masks, targets: Floats, held_out: Masks) -> tuple[float, float]:
+    """R² of the linear and the pairwise ridge on what is held out; NaN for the latter where it takes too long."""
+
+    def r2(order: int) -> float:
+        ridge = RidgeSurrogate.fit_link(masks[~held_out], targets[~held_out], _IDENTITY, order=order)
+        return r_squared(targets[held_out], ridge.values(masks[held_out]))
+
+    return r2(1), r2(2) if math.comb(masks.shape[1], 2) <= _MOST_PAIRS else math.nan
 
 
 def _start(

@@ -241,3 +241,10 @@ def test_masks_of_another_width_are_refused(surrogate: Surrogate) -> None:
     for ask in (surrogate, surrogate.spread, surrogate.far, lambda m: surrogate.update(m, np.ones(2))):
         with pytest.raises(RequestError, match=r"shape \[M, 12\]"):
             ask(wide)
+
+
+def test_more_players_than_the_pairwise_reference_takes_can_be_fitted() -> None:
+    masks = np.random.default_rng(0).random((120, 46)) < 0.7
+    quality = Surrogate.fit(masks, np.exp(masks.mean(axis=1)), ensemble=2).quality
+    assert math.isnan(quality.pairwise)
+    assert quality.linear > 0.9
