@@ -248,3 +248,17 @@ def test_more_players_than_the_pairwise_reference_takes_can_be_fitted() -> None:
     quality = Surrogate.fit(masks, np.exp(masks.mean(axis=1)), ensemble=2).quality
     assert math.isnan(quality.pairwise)
     assert quality.linear > 0.9
+
+
+def test_an_update_learns_in_closed_form_what_a_player_costs_that_was_never_removed() -> None:
+    """A few epochs alone would be far from it: the linear part has to move at once."""
+    game = Additive(np.array([1.0, 0.5, 2.0, 0.2, 3.0, 0.7, 1.5]))
+    masks = stratified_masks(7, 300, seed=1, strata=[3, 4, 5])
+    with_it, fresh = masks.copy(), masks[:150].copy()
+    with_it[:, 4], fresh[:, 4] = True, False
+    surrogate = Surrogate.fit(with_it, game(with_it) - 20, ensemble=2)
+    updated = surrogate.update(fresh, game(fresh) - 20)
+    without = with_it.copy()
+    without[:, 4] = False
+    difference = updated.link_game(with_it) - updated.link_game(without)
+    assert np.abs(difference.mean() - 3.0) < 0.1
