@@ -137,6 +137,9 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from OUT.store, left by a run that did not end.")
     ] = False,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write where the time went to this Chrome trace (.json).")
+    ] = None,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -146,17 +149,21 @@ def evaluate(
     Until that is there, what is measured is kept in OUT.store: a run that was killed goes on with --resume. With
     --store it is kept in a file of yours instead, from which every later run goes on by itself.
     """
-    import time
     from contextlib import nullcontext
     from dataclasses import asdict
 
     from layercoop_fast.files import check_target
     from layercoop_fast.game.model_game import ModelGame
+    from layercoop_fast.game.outlook import outlook
     from layercoop_fast.game.shelf import store_beside
     from layercoop_fast.game.worths import load_masks
     from layercoop_fast.progress import Bars
+    from layercoop_fast.report.tables import show_breakdown, show_outlook
+    from layercoop_fast.spans import Spans
 
-    check_target(out, force=force)
+    for target in (out, profile):
+        if target is not None:
+            check_target(target, force=force)
     if store is not None and resume:
         raise RequestError("--resume goes on from OUT.store; with --store FILE every run goes on from FILE by itself")
     kept = nullcontext(store) if store is not None else store_beside(out, resume=resume)
@@ -178,9 +185,14 @@ def evaluate(
             store=place,
             on_progress=bars.update,
         )
-        started = time.perf_counter()
+        asked = load_masks(masks, game.n_players)
+        ahead = outlook(game, asked)
+        if not as_json:
+            show_outlook(ahead)
+        spans = Spans(trace=profile is not None)
         try:
-            measured = game.evaluate(load_masks(masks, game.n_players))
+            with spans:
+                measured = game.evaluate(asked)
         except KeyboardInterrupt as stop:
             if game.n_known == 0:
                 raise
@@ -194,10 +206,15 @@ def evaluate(
     summary = {
         "out": str(out),
         "not_finite": measured.n_not_finite,
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds": round(spans.wall, 3),
         "from_store": game.n_known - game.evaluations.unique,
         "evaluations": asdict(game.evaluations),
+        "outlook": asdict(ahead),
+        "seconds_by_work": {**spans.seconds, "idle": spans.idle},
+        "share_of_products": spans.share_of_products,
     }
+    if profile is not None:
+        spans.write_trace(profile, force=force)
     if as_json:
         _print_json(summary)
         return
@@ -208,6 +225,9 @@ def evaluate(
         f"(naive: {counts.layer_evals_naive:,}){known}; {measured.n_not_finite} worths are not finite. "
         f"Written to {out}"
     )
+    show_breakdown(spans)
+    if profile is not None:
+        typer.echo(f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev")
 
 
 @app.command()

@@ -183,6 +183,26 @@ def test_doctor(run: Any, model: str) -> None:
     assert found["fast"] == {"blocks": "fast", "why_not": None, "head": "fused"}
 
 
+def test_evaluate_foretells_its_cost_and_shows_where_the_time_went(run: Any, model: str, tmp_path: Path) -> None:
+    masks = np.random.default_rng(0).random((20, L)) < 0.6
+    np.save(tmp_path / "masks.npy", masks)
+    out, trace = tmp_path / "worths.npz", tmp_path / "trace.json"
+    command = ["evaluate", model, "--masks", tmp_path / "masks.npy", "--out", out, "--profile", trace, *SMALL]
+    status, printed, _ = run(*command)
+    assert status == 0
+    assert printed.index("instead of") < printed.index("masks measured in") < printed.index("where the time went")
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {"products of blocks", "attention", "products of the head"} <= {event["name"] for event in events}
+    status, _, error = run(*command[:-2], "--force", "--tokens", "24")
+    assert status == 0, error
+    status, printed, _ = run(*command, "--force", "--json")
+    summary = json.loads(printed)
+    assert summary["outlook"]["layer_evals"] == summary["evaluations"]["layer_evals"]
+    assert 0 < summary["share_of_products"] < 1
+    status, _, error = run(*command)
+    assert (status, "exists already" in error) == (2, True)
+
+
 def test_the_block_path_can_be_forced(run: Any, model: str, tmp_path: Path) -> None:
     np.save(tmp_path / "masks.npy", np.ones((1, L), dtype=bool))
     paths = {}

@@ -28,6 +28,7 @@ from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm
 from layercoop_fast.kernels.rotary import rotary_
 from layercoop_fast.kernels.rows import MIN_ROWS
 from layercoop_fast.kernels.swiglu import swiglu
+from layercoop_fast.spans import ATTENTION, BLOCK_REST, timed
 
 Half = Literal["attn", "mlp"]
 
@@ -106,6 +107,10 @@ class FastBlock:
         batch = self._batch(sources, targets)
         if batch.rows == 0:
             return
+        with timed(BLOCK_REST):
+            self._run(batch, half)
+
+    def _run(self, batch: _Batch, half: Half | None) -> None:
         hidden = len(self.input_norm.weight)
         normed = self._matrix("normed", batch.rows, hidden)
         delta = self._matrix("delta", batch.rows, hidden)
@@ -141,7 +146,8 @@ class FastBlock:
         )
         mixed = self._matrix("inner", batch.rows, self.heads * self.head_dim)
         tokens = len(self.rope.cos)
-        causal_attention(qkv, tokens, self.heads, self.kv_heads, self.scale, out=mixed[: batch.rows])
+        with timed(ATTENTION):
+            causal_attention(qkv, tokens, self.heads, self.kv_heads, self.scale, out=mixed[: batch.rows])
         self.output(mixed, out=delta)
 
     def _feed(self, batch: _Batch, normed: Tensor, delta: Tensor) -> None:

@@ -19,6 +19,7 @@ from layercoop_fast.engine.units import GeneralUnits, Units
 from layercoop_fast.engine.width import batch_width, cut
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
+from layercoop_fast.spans import COPIES, HEAD_REST, timed
 
 
 def play(
@@ -45,8 +46,9 @@ def play(
         width = batch_width(windows, units, slots, plan.scheduled)
         for unit, sources, targets, masks, ends in plan.steps():
             if unit < 0:
-                for target in targets.tolist():
-                    slots[target].copy_(embedding)
+                with timed(COPIES):
+                    for target in targets.tolist():
+                        slots[target].copy_(embedding)
             else:
                 pairs = list(zip(sources.tolist(), targets.tolist(), strict=True))
                 for some in cut(len(pairs), width):
@@ -55,7 +57,8 @@ def play(
                     if on_progress is not None:
                         on_progress(len(batch))
             for mask, slot in zip(masks.tolist(), ends.tolist(), strict=True):
-                score(mask, slots[slot])
+                with timed(HEAD_REST):
+                    score(mask, slots[slot])
 
 
 def states_within(windows: Windows, memory: int | None) -> int | None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from layercoop_fast.spans import BLOCK_PRODUCTS, timed
+
 
 class Projection:
     """One product for several linear maps of the same input, outputs one after the other.
@@ -49,9 +51,10 @@ class Projection:
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         """x [R, in] → out [R, out]."""
         bias = self.bias
-        if bias is None:
-            return torch.mm(x, self.weight.t(), out=out)
-        return torch.addmm(bias, x, self.weight.t(), out=out)
+        with timed(BLOCK_PRODUCTS):
+            if bias is None:
+                return torch.mm(x, self.weight.t(), out=out)
+            return torch.addmm(bias, x, self.weight.t(), out=out)
 
 
 def _joint(parameters: Sequence[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from layercoop_fast.engine.skeleton import Context
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import NATIVE_DTYPES
+from layercoop_fast.spans import COPIES, HF_BLOCKS, timed
 
 BLOCK_PATHS = ("auto", "hf")
 # Windows of the batch on which a fast block is compared with the block itself. All windows of a game have one length,
@@ -53,12 +54,17 @@ class GeneralUnits:
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         """Gather the states, run the unit once, and write its results back."""
         context = self.windows.context(len(sources))
+        with timed(COPIES):
+            self._run(context, unit, sources, targets)
+
+    def _run(self, context: Context, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         # Gathered into a fresh tensor: a block may write into its input, and a stored state must survive that.
         batch = torch.cat(list(sources))
         padding = context.ids.shape[0] - batch.shape[0]
         if padding:
             batch = torch.cat([batch, batch[:1].expand(padding, -1, -1)])
-        out = self.run_unit(context, unit, batch)
+        with timed(HF_BLOCKS):
+            out = self.run_unit(context, unit, batch)
         for index, target in enumerate(targets):
             target.copy_(out[index * len(target) : (index + 1) * len(target)])
 

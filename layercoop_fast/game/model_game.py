@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import layercoop_fast
+from layercoop_fast import _C
+from layercoop_fast.engine.flops import count_flops
 from layercoop_fast.engine.forward import free_memory, play, states_within
 from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoint
 from layercoop_fast.engine.plan import build_plan
@@ -67,7 +69,8 @@ class ModelGame:
         block_path: "auto": fast blocks and the fused head where they fit and agree with the model's own; "hf": the
             model's own only.
         store: file to take known masks from and to keep measured ones in (`game/store.py`).
-        on_progress: called with ("layer evaluations", done, all of this call) while masks are measured.
+        on_progress: called with ("layer evaluations", done, all of this call) while masks are measured; a head counts
+            for as many evaluations as it takes FLOP.
     """
 
     def __init__(
@@ -172,7 +175,7 @@ class ModelGame:
         """Measure masks (bool [M, n]) and return their worths with the NLL of every window."""
         masks = check_masks(masks, self.n_players)
         everything = np.ones((1, self.n_players), dtype=np.bool_)
-        self._measure(np.concatenate([masks, everything]))
+        self._measure(masks)
         self.evaluations.masks += len(masks)
         self.evaluations.layer_evals_naive += len(masks) * self.players.n_units
         scores = [self._known[mask_key(mask)] for mask in masks]
@@ -220,6 +223,7 @@ class ModelGame:
                 "transformers": transformers.__version__,
                 "device": str(self.skeleton.device),
                 "isa": torch.backends.cpu.get_cpu_capability(),
+                "kernels": _C.isa(),
                 "threads": torch.get_num_threads(),
                 "blocks": self.units.path,
                 "head": self.scorer.path,
@@ -238,26 +242,31 @@ class ModelGame:
 
     def _measure(self, masks: Masks) -> None:
         """Measure the masks (bool [M, n]) that are not known yet."""
-        wanted = {mask_key(mask): mask for mask in masks}
-        unknown = [mask for key, mask in wanted.items() if key not in self._known]
-        if not unknown:
+        unknown, _ = self.unknown(masks)
+        if not len(unknown):
             return
         keys = [mask_key(mask) for mask in unknown]
         if self.utility.needs_teacher and not self._has_teacher:
             self._keep_teacher()
-        plan = build_plan(self.players.unit_masks(np.array(unknown)), states_within(self.windows, self._budget()))
+        plan = build_plan(self.players.unit_masks(unknown), states_within(self.windows, self.state_budget()))
         rows = plan.unique_rows
-        done = reported = 0
+        # Progress is by cost: a head counts for as many units as it takes FLOP, so that the time left is true.
+        head_cost = self._head_cost if self.on_progress is not None else 0.0
+        total = round(plan.scheduled + head_cost * plan.n_unique)
+        done = 0.0
+        reported = 0
 
         def report() -> None:
             nonlocal reported
             # Nothing is reported that a kill could still take back.
-            if self.on_progress is not None and done > reported and self._known.settled:
-                reported = done
-                self.on_progress("layer evaluations", done, plan.scheduled)
+            if self.on_progress is not None and round(done) > reported and self._known.settled:
+                reported = round(done)
+                self.on_progress("layer evaluations", reported, total)
 
         def score(number: int, state: Tensor) -> None:
+            nonlocal done
             self._known.add(keys[rows[number]], self.scorer.score(state))
+            done += head_cost
             report()
 
         def progress(evaluations: int) -> None:
@@ -274,7 +283,29 @@ class ModelGame:
         self.evaluations.unique += plan.n_unique
         self.evaluations.layer_evals += plan.scheduled
 
-    def _budget(self) -> int:
+    def unknown(self, masks: Masks) -> tuple[Masks, int]:
+        """The distinct masks that `evaluate(masks)` will measure, bool [U, n], and how many there are in all.
+
+        The full model is always among the latter: worths are relative to it.
+        """
+        everything = np.ones((1, self.n_players), dtype=np.bool_)
+        wanted = {mask_key(mask): mask for mask in np.concatenate([masks, everything])}
+        unknown = [mask for key, mask in wanted.items() if key not in self._known]
+        return np.array(unknown, dtype=np.bool_).reshape(len(unknown), self.n_players), len(wanted)
+
+    @cached_property
+    def flops(self) -> tuple[Floats, float]:
+        """FLOP of each unit on one state (float64 [U]) and of the head on one (`engine/flops.py`)."""
+        return count_flops(self.windows, self.players.n_units, self.players.run)
+
+    @property
+    def _head_cost(self) -> float:
+        """FLOP of the head over those of a mean unit."""
+        units, head = self.flops
+        return head / float(units.mean()) if units.any() else 1.0
+
+    def state_budget(self) -> int:
+        """Bytes that stored states may take: as asked, or a quarter of what is free now."""
         if self.memory is not None:
             return self.memory
         return max(self.windows.state_bytes, int(free_memory(self.skeleton.device) * DEFAULT_MEMORY_SHARE))

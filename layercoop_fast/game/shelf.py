@@ -9,6 +9,7 @@ from pathlib import Path
 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.store import Scores, Store
+from layercoop_fast.spans import STORE, timed
 
 # Measured masks wait this long for their commit at most, once the next one is there: the work a kill can cost.
 COMMIT_SECONDS = 0.5
@@ -69,7 +70,8 @@ class Shelf:
             return
         try:
             self._waiting = []
-            self.store.add(self.game, rows)
+            with timed(STORE):
+                self.store.add(self.game, rows)
         except BaseException:
             for key, _ in rows:
                 self._known.pop(key, None)

@@ -28,6 +28,7 @@ from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
 from layercoop_fast.kernels.rows import MIN_ROWS
+from layercoop_fast.spans import HEAD_PRODUCTS, timed
 
 # Words of a tile and rows of a pass: a tile's logits (at most 8 MiB in bf16) stay in cache between the product and the
 # sums, and the product is still large enough to run at full speed. Every pass reads all of the weight.
@@ -128,9 +129,10 @@ def linear_cross_entropy(
 def _product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tensor) -> Tensor:
     """Logits [r, v] of states [r, H] and words [v, H], in the memory of `tile`."""
     out = tile[: len(states) * len(weight)].view(len(states), len(weight))
-    if bias is None:
-        return torch.mm(states, weight.t(), out=out)
-    return torch.addmm(bias, states, weight.t(), out=out)
+    with timed(HEAD_PRODUCTS):
+        if bias is None:
+            return torch.mm(states, weight.t(), out=out)
+        return torch.addmm(bias, states, weight.t(), out=out)
 
 
 def _start(hidden: Tensor) -> Tensor:

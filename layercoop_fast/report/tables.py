@@ -9,9 +9,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from layercoop_fast.spans import BLOCK_PRODUCTS, HEAD_PRODUCTS, NAMES
+
 if TYPE_CHECKING:
+    from layercoop_fast.game.outlook import Outlook
     from layercoop_fast.pruning import Pruned
     from layercoop_fast.shapley.values import ShapleyValues
+    from layercoop_fast.spans import Spans
 
 
 def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> None:
@@ -97,6 +101,37 @@ def _exports(found: dict[str, Any]) -> str:
     if found["refusal"] is None:
         return "can be written, whichever goes"
     return f"can be written for {found['exportable']} of {found['of']} layers; otherwise: {found['refusal']}"
+
+
+def show_outlook(ahead: Outlook, console: Console | None = None) -> None:
+    """What an evaluation will take, in a few lines before it begins."""
+    console = console or Console()
+    known = f", {ahead.known:,} of them known already" if ahead.known else ""
+    lines = (
+        f"{ahead.unique + ahead.known:,} distinct masks{known}: {ahead.layer_evals:,} layer evaluations instead of "
+        f"{ahead.skip:,} without sharing and {ahead.naive:,} with every layer; {ahead.gflop:,.0f} GFLOP",
+        f"{ahead.state_bytes / 2**20:,.0f} MiB for stored states beside {ahead.weight_bytes / 2**20:,.0f} MiB of "
+        f"weights; about {ahead.seconds:,.0f} s, by a short pilot",
+    )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def show_breakdown(spans: Spans, console: Console | None = None) -> None:
+    """Where the time of an evaluation went, and how near that is to its matrix products alone."""
+    console = console or Console()
+    table = Table(title="where the time went")
+    table.add_column("work")
+    for name in ("seconds", "share"):
+        table.add_column(name, justify="right")
+    rows = {name: spans.seconds[name] for name in NAMES if spans.seconds[name] > 0} | {"idle": spans.idle}
+    for name, seconds in rows.items():
+        table.add_row(name, f"{seconds:.3g}", f"{seconds / spans.wall:.1%}")
+    console.print(table)
+    if spans.seconds[BLOCK_PRODUCTS] > 0 and spans.seconds[HEAD_PRODUCTS] > 0:
+        console.print(
+            f"{spans.share_of_products:.0%} of the time went into matrix products", highlight=False, soft_wrap=True
+        )
 
 
 def show_forecast(found: dict[str, Any], console: Console | None = None) -> None:

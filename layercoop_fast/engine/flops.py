@@ -1,0 +1,35 @@
+"""How much arithmetic a unit and the head take, as torch counts it while the model's own modules run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from layercoop_fast.engine.skeleton import Context
+from layercoop_fast.engine.windows import Windows
+
+
+def count_flops(
+    windows: Windows, n_units: int, run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run
+) -> tuple[NDArray[np.float64], float]:
+    """FLOP of each unit on one state (`float64[U]`), and of the head on one.
+
+    Matrix products and convolutions count (two FLOP a multiply-add), of experts those that run; attention does where it
+    is made of products, and does not where torch runs it as one fused operation. One pass over one window is measured,
+    and multiplied by the number of windows.
+    """
+    context = windows.skeleton.context(windows.ids[:1])
+    flops = np.empty(n_units)
+    hidden = context.embedding
+    for unit in range(n_units):
+        with FlopCounterMode(display=False) as counter:
+            hidden = run_unit(context, unit, hidden)
+        flops[unit] = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        context.logits(hidden)
+    return flops * windows.n_windows, float(counter.get_total_flops() * windows.n_windows)
