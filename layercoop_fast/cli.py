@@ -44,6 +44,9 @@ Memory = Annotated[
 ]
 Blocks = Annotated[str | None, typer.Option(help="Dotted path of the block list, where it is not found by itself.")]
 BlockPath = Annotated[str, typer.Option(help="auto: fast blocks where they fit, on the CPU; hf: the model's own only.")]
+ScoreEvery = Annotated[
+    int, typer.Option(min=1, help="Score every N-th position of a window, the rest being context: cheaper, noisier.")
+]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Keep measured masks in this file, and take known ones from it.")
 ]
@@ -72,6 +75,7 @@ def prune(
     memory: Memory = None,
     blocks: Blocks = None,
     block_path: BlockPath = "auto",
+    score_every: ScoreEvery = 1,
     store: StoreOption = None,
     measure_cost: Annotated[
         bool, typer.Option("--cost/--no-cost", help="Measure memory and speed of both models at the end.")
@@ -105,6 +109,7 @@ def prune(
             memory=_bytes(memory),
             blocks=blocks,
             block_path=block_path,
+            score_every=score_every,
             store=store,
             measure_cost=measure_cost,
             force=force,
@@ -133,6 +138,7 @@ def evaluate(
     memory: Memory = None,
     blocks: Blocks = None,
     block_path: BlockPath = "auto",
+    score_every: ScoreEvery = 1,
     store: StoreOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from OUT.store, left by a run that did not end.")
@@ -152,6 +158,8 @@ def evaluate(
     from contextlib import nullcontext
     from dataclasses import asdict
 
+    import numpy as np
+
     from layercoop_fast.files import check_target
     from layercoop_fast.game.model_game import ModelGame
     from layercoop_fast.game.outlook import outlook
@@ -159,6 +167,7 @@ def evaluate(
     from layercoop_fast.game.worths import load_masks
     from layercoop_fast.progress import Bars
     from layercoop_fast.report.tables import show_breakdown, show_outlook
+    from layercoop_fast.search.base import finite_or_none
     from layercoop_fast.spans import Spans
 
     for target in (out, profile):
@@ -181,6 +190,7 @@ def evaluate(
             memory=_bytes(memory),
             blocks=blocks,
             block_path=block_path,
+            score_every=score_every,
             trust_remote_code=trust_remote_code,
             store=place,
             on_progress=bars.update,
@@ -206,6 +216,7 @@ def evaluate(
     summary = {
         "out": str(out),
         "not_finite": measured.n_not_finite,
+        "nll_stderr": finite_or_none(float(np.median(measured.nll_stderr))) if len(measured.masks) else None,
         "seconds": round(spans.wall, 3),
         "from_store": game.n_known - game.evaluations.unique,
         "evaluations": asdict(game.evaluations),
@@ -225,6 +236,8 @@ def evaluate(
         f"(naive: {counts.layer_evals_naive:,}){known}; {measured.n_not_finite} worths are not finite. "
         f"Written to {out}"
     )
+    if summary["nll_stderr"] is not None:
+        typer.echo(f"standard error of a mask's NLL over windows, median: {summary['nll_stderr']:.3g} nats a token")
     show_breakdown(spans)
     if profile is not None:
         typer.echo(f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev")
@@ -249,12 +262,10 @@ def shapley(
             "to 24 players unless told to."
         ),
     ] = None,
-    interactions: Annotated[
-        bool, typer.Option("--interactions", help="Interaction of every pair as well (shapley, up to 36 players).")
-    ] = False,
+    interactions: Annotated[bool, typer.Option("--interactions", help="Interaction of every pair as well.")] = False,
     best_per_size: Annotated[
         bool,
-        typer.Option("--best-per-size", help="The surrogate's best mask of each size (shapley, up to 36 players)."),
+        typer.Option("--best-per-size", help="The best mask of each size, on the surrogate, as well."),
     ] = False,
     out: Annotated[
         Path | None,
@@ -271,6 +282,7 @@ def shapley(
     memory: Memory = None,
     blocks: Blocks = None,
     block_path: BlockPath = "auto",
+    score_every: ScoreEvery = 1,
     store: StoreOption = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -288,7 +300,7 @@ def shapley(
     from layercoop_fast.report.values import save_values, show_valuation, valuation_json
     from layercoop_fast.search.base import finite_or_none
     from layercoop_fast.search.official import DEFAULT_SAMPLES, estimate
-    from layercoop_fast.shapley.valuation import value_players
+    from layercoop_fast.valuation import value_players
 
     if (model is None) == (worths is None):
         raise RequestError("give either a MODEL to measure or --worths FILE, measured already")
@@ -315,6 +327,7 @@ def shapley(
                 memory=_bytes(memory),
                 blocks=blocks,
                 block_path=block_path,
+                score_every=score_every,
                 trust_remote_code=trust_remote_code,
                 store=store,
                 on_progress=bars.update,
@@ -338,13 +351,14 @@ def shapley(
                 measured.masks, measured.worths, estimator=estimator, samples=samples, seed=seed, progress=bars.update
             )
             record = {
+                "players": measured.player_names,
                 "method": found.values.method,
                 "values": [finite_or_none(value) for value in found.values.values],
                 "stderr": [finite_or_none(value) for value in found.values.stderr],
                 "order": [int(player) for player in found.values.order()],
                 **found.details,
             }
-            show = partial(show_contributions, found.values, found.details)
+            show = partial(show_contributions, found.values, found.details, measured.player_names)
     if out is not None and worths is not None:
         save_values(record, out, force=force)
     if as_json:

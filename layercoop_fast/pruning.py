@@ -67,6 +67,7 @@ def prune(
     memory: int | None = None,
     blocks: str | None = None,
     block_path: str = "auto",
+    score_every: int = 1,
     store: str | Path | None = None,
     measure_cost: bool = True,
     force: bool = False,
@@ -91,6 +92,7 @@ def prune(
         heldout: SPEC of a text to measure both models on that no search sees.
         memory: bytes for stored states.
         block_path: "auto", or "hf" for the model's own blocks only (`ModelGame`).
+        score_every: score every so many-th position of a window (see `ModelGame`).
         store: file to keep measured masks in and to take known ones from (`game/store.py`); not for the held-out text.
         measure_cost: measure memory and speed of the full and the pruned model, each loaded once more.
         on_progress: called with (stage, done, total).
@@ -126,6 +128,7 @@ def prune(
             memory=memory,
             blocks=blocks,
             block_path=block_path,
+            score_every=score_every,
             trust_remote_code=trust_remote_code,
             store=store,
             on_progress=on_progress,
@@ -207,6 +210,7 @@ def _same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: 
         players=game.players,
         memory=game.memory,
         block_path=game.block_path,
+        score_every=game.windows.score_every,
         on_progress=game.on_progress,
     )
 

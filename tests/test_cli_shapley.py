@@ -133,8 +133,41 @@ def test_interactions_and_best_masks_go_with_the_values(run: Any, worths: Path, 
 
     status, printed, _ = run("--worths", worths, "--interactions", "--best-per-size")
     assert status == 0
-    assert "Shapley interactions, strongest first" in printed
+    assert "Shapley interactions on the surrogate, strongest first" in " ".join(printed.split())
     assert "│ 4 7 " in printed
+
+
+def test_beyond_enumeration_a_pairwise_ridge_answers(run: Any, tmp_path: Path) -> None:
+    wide = measured(tmp_path / "wide.npz", n=40)
+    command = ("--worths", wide, "--interactions", "--best-per-size", "--samples", "200")
+    found = json.loads(run(*command, "--json")[1])
+    assert found["pairs_from"] == "pairwise ridge"
+    assert np.array(found["interactions"]).shape == (40, 40)
+    assert [row["kept"] for row in found["best_per_size"]] == list(range(41))
+    assert found["best_per_size"][39]["removed"] == [2], "the one that costs nothing"
+    status, printed, _ = run(*command)
+    assert status == 0
+    assert "best mask of each size, on the pairwise ridge" in " ".join(printed.split())
+
+
+def test_players_go_by_their_names(run: Any, worths: Path, tmp_path: Path) -> None:
+    kept = Worths.load(worths)
+    halves = {**kept.fingerprints, "players": "sublayers"}
+    path = tmp_path / "halves.npz"
+    Worths(kept.masks, kept.worths, kept.nll, kept.window_nll, kept.window_tokens, halves).save(path)
+    assert json.loads(run("--worths", path, "--json")[1])["players"][:3] == ["0.attn", "0.mlp", "1.attn"]
+    for estimator in ("shapley", "stratified"):
+        printed = run("--worths", path, "--estimator", estimator, *(["--samples", "50"] * (estimator != "shapley")))[1]
+        assert "3.mlp" in printed
+    groups = Worths(
+        kept.masks[:, :2],
+        kept.worths,
+        kept.nll,
+        kept.window_nll,
+        kept.window_tokens,
+        {"players": '[[0, 1], ["2.mlp"]]'},
+    )
+    assert groups.player_names == ["0+1", "2.mlp"]
 
 
 def test_permutations_add_their_own_error(run: Any, worths: Path) -> None:
@@ -174,12 +207,9 @@ def test_the_published_estimators_are_kept_and_written_too(run: Any, worths: Pat
 
 
 def test_wrong_requests_are_one_line(run: Any, worths: Path, tmp_path: Path) -> None:
-    wide = measured(tmp_path / "wide.npz", n=40)
     taken = tmp_path / "taken.npz"
     taken.write_bytes(b"mine")
     for arguments, words in [
-        (("--worths", wide, "--interactions"), "for at most 36 players, and these are 40"),
-        (("--worths", wide, "--best-per-size"), "for at most 36 players, and these are 40"),
         (("--worths", worths, "--estimator", "stratified", "--interactions"), "belong to --estimator shapley"),
         (("--worths", worths, "--estimator", "exact"), "choose from shapley, stratified, permutation"),
         (("--worths", worths, "--samples", "3"), "n_permutations must be an even number"),

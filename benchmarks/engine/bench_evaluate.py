@@ -162,7 +162,7 @@ def skip(game: ModelGame, masks: Masks, now: Clock) -> Timed:
 
 def planned(game: ModelGame, masks: Masks, states: int | None, now: Clock) -> tuple[int, Timed]:
     """The game's own way; also the block evaluations it did."""
-    limit = states or states_within(game.windows, game._budget())
+    limit = states or states_within(game.windows, game.state_budget())
     found = np.full(len(masks), np.nan)
     head = 0.0
     started = now()

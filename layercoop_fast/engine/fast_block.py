@@ -98,17 +98,28 @@ class FastBlock:
         self.run([hidden], [out])
         return out
 
-    def run(self, sources: Sequence[Tensor], targets: Sequence[Tensor], half: Half | None = None) -> None:
+    def run(
+        self,
+        sources: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        half: Half | None = None,
+        rows: Tensor | None = None,
+    ) -> None:
         """Run the block, or one half of it, on states [W, T, H] (contiguous; W may differ), each into its target.
 
-        A target may be its own source. Both halves one after the other are the block, bit for bit. Raises
-        `RequestError` for a state of another shape, layout or dtype.
+        A target may be its own source. Both halves one after the other are the block, bit for bit. With `rows` (int64
+        [S], ascending) only these positions of each window are written, to the bits that they have without; what
+        attention does not need is then computed for them alone. Raises `RequestError` for a state of another shape,
+        layout or dtype.
         """
         batch = self._batch(sources, targets)
         if batch.rows == 0:
             return
         with timed(BLOCK_REST):
-            self._run(batch, half)
+            if rows is None:
+                self._run(batch, half)
+            else:
+                self._run_rows(batch, half, rows)
 
     def _run(self, batch: _Batch, half: Half | None) -> None:
         hidden = len(self.input_norm.weight)
@@ -119,18 +130,46 @@ class FastBlock:
             for source, span in zip(batch.sources, batch.spans, strict=True):
                 rms_norm(source, weight, eps, out=normed[span])
         else:
-            self._attend(batch, normed, delta)
+            self.output(self._attend(batch, normed), out=delta)
         if half is None:
             for source, target, span in zip(batch.sources, batch.targets, batch.spans, strict=True):
                 add_rms_norm(source, delta[span], weight, eps, out=normed[span], total=target)
         if half != "attn":
-            self._feed(batch, normed, delta)
+            self._feed(batch.rows, normed, delta)
         streams = batch.targets if half is None else batch.sources
         for stream, target, span in zip(streams, batch.targets, batch.spans, strict=True):
             torch.add(stream, delta[span], out=target)
 
-    def _attend(self, batch: _Batch, normed: Tensor, delta: Tensor) -> None:
-        """What attention adds to the states, into delta."""
+    def _run_rows(self, batch: _Batch, half: Half | None, rows: Tensor) -> None:
+        tokens, hidden = self.state_shape
+        windows = torch.arange(0, batch.rows, tokens)
+        index = (windows[:, None] + rows).reshape(-1)
+        parts = [(windows[: len(source) // tokens, None] + rows).reshape(-1) for source in batch.sources]
+        count = len(index)
+        stream = torch.cat([source[part] for source, part in zip(batch.sources, parts, strict=True)])
+        delta = self._matrix("delta", count, hidden)
+        weight, eps = self.mlp_norm.weight, self.mlp_norm.eps
+        if half != "mlp":
+            mixed = self._attend(batch, self._matrix("normed", batch.rows, hidden))[index]
+            padded = torch.cat([mixed, mixed[:1].expand(max(MIN_ROWS - count, 0), -1)])
+            self.output(padded, out=delta)
+        normed = self._matrix("normed", count, hidden)
+        if half is None:
+            total = torch.empty_like(stream)
+            add_rms_norm(stream, delta[:count], weight, eps, out=normed[:count], total=total)
+            stream = total
+        elif half == "mlp":
+            rms_norm(stream, weight, eps, out=normed[:count])
+        if half != "attn":
+            self._feed(count, normed, delta)
+        torch.add(stream, delta[:count], out=stream)
+        first = 0
+        for target, part in zip(batch.targets, parts, strict=True):
+            target[part] = stream[first : first + len(part)]
+            first += len(part)
+
+    def _attend(self, batch: _Batch, normed: Tensor) -> Tensor:
+        """What attention mixes for every row of the states, before its output projection: [R, A]."""
         for source, span in zip(batch.sources, batch.spans, strict=True):
             rms_norm(source, self.input_norm.weight, self.input_norm.eps, out=normed[span])
         qkv = self.qkv(normed, out=self._matrix("wide", batch.rows, self.qkv.out_features))[: batch.rows]
@@ -148,13 +187,13 @@ class FastBlock:
         tokens = len(self.rope.cos)
         with timed(ATTENTION):
             causal_attention(qkv, tokens, self.heads, self.kv_heads, self.scale, out=mixed[: batch.rows])
-        self.output(mixed, out=delta)
+        return mixed
 
-    def _feed(self, batch: _Batch, normed: Tensor, delta: Tensor) -> None:
+    def _feed(self, rows: int, normed: Tensor, delta: Tensor) -> None:
         """What the MLP adds to the states, from their normed rows, into delta."""
-        gate_up = self.gate_up(normed, out=self._matrix("wide", batch.rows, self.gate_up.out_features))
-        inner = self._matrix("inner", batch.rows, self.gate_up.out_features // 2)
-        swiglu(gate_up[: batch.rows], out=inner[: batch.rows])
+        gate_up = self.gate_up(normed, out=self._matrix("wide", rows, self.gate_up.out_features))
+        inner = self._matrix("inner", rows, self.gate_up.out_features // 2)
+        swiglu(gate_up[:rows], out=inner[:rows])
         self.down(inner, out=delta)
 
     def _matrix(self, name: str, rows: int, columns: int) -> Tensor:

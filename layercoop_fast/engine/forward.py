@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from layercoop_fast.engine.plan import Plan
+from layercoop_fast.engine.plan import Plan, last_states
 from layercoop_fast.engine.units import GeneralUnits, Units
 from layercoop_fast.engine.width import batch_width, cut
 from layercoop_fast.engine.windows import Windows
@@ -44,18 +45,24 @@ def play(
         embedding = windows.context(1).embedding[: windows.n_windows]
         slots = list(windows.pool(plan.peak_states))
         width = batch_width(windows, units, slots, plan.scheduled)
+        # Of a state that is scored and never read again only the scored positions are needed.
+        last = last_states(plan) if windows.score_every > 1 else np.zeros(plan.n_unique, dtype=np.bool_)
+        done = 0
         for unit, sources, targets, masks, ends in plan.steps():
             if unit < 0:
                 with timed(COPIES):
                     for target in targets.tolist():
                         slots[target].copy_(embedding)
             else:
-                pairs = list(zip(sources.tolist(), targets.tolist(), strict=True))
-                for some in cut(len(pairs), width):
-                    batch = pairs[some]
-                    units.run(unit, [slots[source] for source, _ in batch], [slots[target] for _, target in batch])
-                    if on_progress is not None:
-                        on_progress(len(batch))
+                ending = np.isin(targets, ends[last[done : done + len(ends)]])
+                for rows, some in ((None, ~ending), (windows.scored, ending)):
+                    pairs = list(zip(sources[some].tolist(), targets[some].tolist(), strict=True))
+                    for part in cut(len(pairs), width):
+                        batch = pairs[part]
+                        units.run(unit, [slots[i] for i, _ in batch], [slots[j] for _, j in batch], rows)
+                        if on_progress is not None:
+                            on_progress(len(batch))
+            done += len(ends)
             for mask, slot in zip(masks.tolist(), ends.tolist(), strict=True):
                 with timed(HEAD_REST):
                     score(mask, slots[slot])

@@ -119,6 +119,29 @@ class Plan:
             yield Step(player, self.op_src[op], self.op_dst[op], self.emit_mask[emit], self.emit_slot[emit])
 
 
+def last_states(plan: Plan) -> npt.NDArray[np.bool_]:
+    """For each entry of `plan.emit_slot`, bool [n_unique]: whether its state is read by no later step.
+
+    Such a state is needed for its mask's score alone, not as a prefix of other masks.
+    """
+    n_steps = plan.n_steps
+    step = np.repeat(np.arange(n_steps), np.diff(plan.op_offsets))
+    reads = plan.op_src >= 0
+    read = np.sort(plan.op_src[reads].astype(np.int64) * n_steps + step[reads])
+    elsewhere = plan.op_src != plan.op_dst  # what is written from another slot makes an end of what stood there
+    written = np.sort(plan.op_dst[elsewhere].astype(np.int64) * n_steps + step[elsewhere])
+    emitted = plan.emit_slot.astype(np.int64) * n_steps + np.repeat(np.arange(n_steps), np.diff(plan.emit_offsets))
+    next_read = _next(read, emitted, n_steps)
+    return np.isinf(next_read) | (next_read > _next(written, emitted, n_steps))
+
+
+def _next(events: npt.NDArray[np.int64], after: npt.NDArray[np.int64], n_steps: int) -> npt.NDArray[np.float64]:
+    """The step of the first event (slot · n_steps + step, sorted) in the same slot after each of `after`."""
+    padded = np.append(events, np.iinfo(np.int64).max)
+    found = padded[np.searchsorted(events, after, side="right")]
+    return np.where(found // n_steps == after // n_steps, (found % n_steps).astype(np.float64), np.inf)
+
+
 _FIELDS = tuple(Plan.__dataclass_fields__)
 
 

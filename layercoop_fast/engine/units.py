@@ -32,8 +32,12 @@ class Units(Protocol):
     path: str
     """Name of the numerics, for fingerprints: worths of different paths are different numbers."""
 
-    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """One unit on states [W, T, H], each written to its target; a target may be its own source."""
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        """One unit on states [W, T, H], each written to its target; a target may be its own source.
+
+        With `rows` (int64 [S]) only these positions of each window need be written: the state is a mask's last, and
+        only they are scored.
+        """
         ...
 
 
@@ -51,8 +55,8 @@ class GeneralUnits:
         self.windows = windows
         self.run_unit = run_unit
 
-    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """Gather the states, run the unit once, and write its results back."""
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        """Gather the states, run the unit once, and write its results back, all positions of them."""
         context = self.windows.context(len(sources))
         with timed(COPIES):
             self._run(context, unit, sources, targets)
@@ -85,7 +89,7 @@ class FastUnits:
         slow = [str(layer) for layer, block in enumerate(blocks) if block is None]
         self.path = f"fast but for blocks {','.join(slow)}" if slow else "fast"
 
-    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """Run the unit on the states where they lie."""
         layer, second = divmod(unit, 2) if self.halves else (unit, 0)
         block = self.blocks[layer]
@@ -95,7 +99,7 @@ class FastUnits:
         half: Half | None = None
         if self.halves:
             half = "mlp" if second else "attn"
-        block.run(sources, targets, half)
+        block.run(sources, targets, half, rows)
 
 
 def make_units(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,12 +20,29 @@ class Windows:
 
     Args:
         ids: int64 [W, T], W windows of T tokens each.
+        score_every: of the T − 1 positions that have a next token, every so many-th is scored; the others are context.
+
+    Raises `RequestError` where that leaves no position.
     """
 
     skeleton: Skeleton
     ids: Tensor
+    score_every: int = 1
     _contexts: dict[int, Context] = field(default_factory=dict)
     _pool: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        predicted = self.ids.shape[1] - 1
+        if not 1 <= self.score_every <= predicted:
+            raise RequestError(
+                f"score_every must be from 1 to {predicted}, the positions of a window that have a next token, not "
+                f"{self.score_every}"
+            )
+
+    @cached_property
+    def scored(self) -> Tensor:
+        """The positions whose next token is scored, int64 [S]: the last of each run of `score_every`."""
+        return torch.arange(self.score_every - 1, self.ids.shape[1] - 1, self.score_every, device=self.ids.device)
 
     @property
     def n_windows(self) -> int:

@@ -68,6 +68,9 @@ class ModelGame:
         memory: bytes for stored states; default a quarter of what is free.
         block_path: "auto": fast blocks and the fused head where they fit and agree with the model's own; "hf": the
             model's own only.
+        score_every: score every so many-th position of a window, the others being context: cheaper worths of a larger
+            standard error (`Worths.nll_stderr`). On the fast paths the head, and all but the attention of a mask's last
+            block, run for scored positions alone.
         store: file to take known masks from and to keep measured ones in (`game/store.py`).
         on_progress: called with ("layer evaluations", done, all of this call) while masks are measured; a head counts
             for as many evaluations as it takes FLOP.
@@ -83,6 +86,7 @@ class ModelGame:
         players: str | Sequence[Sequence[Label]] | Players = "layers",
         memory: int | None = None,
         block_path: str = "auto",
+        score_every: int = 1,
         store: str | Path | None = None,
         on_progress: Progress | None = None,
     ) -> None:
@@ -91,7 +95,7 @@ class ModelGame:
         self.skeleton = skeleton or Skeleton(checkpoint.model)
         self.utility = get_utility(utility)
         self.players = make_players(players, self.skeleton)
-        self.windows = Windows(self.skeleton, calibration.ids)
+        self.windows = Windows(self.skeleton, calibration.ids, score_every)
         self.block_path = block_path
         self.units = make_units(
             self.windows, self.players.run, halves=self.players.sublayers is not None, block_path=block_path
@@ -120,6 +124,7 @@ class ModelGame:
         memory: int | None = None,
         blocks: str | None = None,
         block_path: str = "auto",
+        score_every: int = 1,
         trust_remote_code: bool = False,
         store: str | Path | None = None,
         on_progress: Progress | None = None,
@@ -149,6 +154,7 @@ class ModelGame:
             players=players,
             memory=memory,
             block_path=block_path,
+            score_every=score_every,
             store=store,
             on_progress=on_progress,
         )
@@ -215,6 +221,7 @@ class ModelGame:
             "model": fingerprint(self.checkpoint.model),
             "calibration": self.calibration.fingerprint,
             "utility": self.utility.name,
+            "score_every": self.windows.score_every,
             "players": self.players.description,
             "dtype": str(self.skeleton.dtype).removeprefix("torch."),
             "numerics": {
@@ -233,7 +240,7 @@ class ModelGame:
     @property
     def _window_tokens(self) -> NDArray[np.int64]:
         """Scored tokens of each window, int64 [W]."""
-        return np.full(self.windows.n_windows, self.calibration.ids.shape[1] - 1, dtype=np.int64)
+        return np.full(self.windows.n_windows, len(self.windows.scored), dtype=np.int64)
 
     def _claim(self, store: str | Path) -> Shelf:
         """This game's part of a store."""
@@ -296,7 +303,8 @@ class ModelGame:
     @cached_property
     def flops(self) -> tuple[Floats, float]:
         """FLOP of each unit on one state (float64 [U]) and of the head on one (`engine/flops.py`)."""
-        return count_flops(self.windows, self.players.n_units, self.players.run)
+        units, head = count_flops(self.windows, self.players.n_units, self.players.run)
+        return units, head * self.scorer.share
 
     @property
     def _head_cost(self) -> float:

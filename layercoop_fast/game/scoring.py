@@ -25,6 +25,8 @@ class Scorer(Protocol):
 
     path: str
     """Name of the numerics, for fingerprints."""
+    share: float
+    """Of a window's positions, those that the head runs for."""
 
     def keep_teacher(self, state: Tensor) -> None:
         """Compare all states to come with this one, [W, T, H], of the full model; it is copied."""
@@ -39,6 +41,7 @@ class GeneralScorer:
     """The model's own head on some windows at a time, losses from its logits."""
 
     path = "hf"
+    share = 1.0
 
     def __init__(self, windows: Windows) -> None:
         self.windows = windows
@@ -55,11 +58,11 @@ class GeneralScorer:
         kl = np.full(self.windows.n_windows, np.nan)
         for first, last, context in self.slices:
             logits = _head(context, state[first:last])
-            ids = self.windows.ids[first:last]
-            nll[first:last] = token_nll(logits, ids).double().mean(1).cpu().numpy()
+            ids, scored = self.windows.ids[first:last], self.windows.scored
+            nll[first:last] = token_nll(logits, ids)[:, scored].double().mean(1).cpu().numpy()
             if self.teacher is not None:
                 teacher = _head(context, self.teacher[first:last])
-                kl[first:last] = token_kl(teacher, logits).double().mean(1).cpu().numpy()
+                kl[first:last] = token_kl(teacher, logits)[:, scored].double().mean(1).cpu().numpy()
         return Scores(nll, kl)
 
 
@@ -71,7 +74,8 @@ class FusedScorer:
     def __init__(self, windows: Windows, head: FusedHead) -> None:
         self.windows = windows
         self.head = head
-        self.targets = windows.ids[:, 1:].reshape(-1)
+        self.share = len(windows.scored) / windows.ids.shape[1]
+        self.targets = windows.ids[:, windows.scored + 1].reshape(-1)
         self.teacher: Tensor | None = None
 
     def keep_teacher(self, state: Tensor) -> None:
@@ -86,10 +90,10 @@ class FusedScorer:
         return Scores(self._means(losses.nll), kl)
 
     def _inputs(self, state: Tensor) -> Tensor:
-        """What the head is handed at the scored positions, [W · (T − 1), H]."""
+        """What the head is handed at the S scored positions, [W · S, H]."""
         context = self.windows.context(1)
         hidden = self.head.inputs(context, _padded(context, state))
-        return hidden[: len(state), :-1].reshape(len(self.targets), -1)
+        return hidden[: len(state), self.windows.scored].reshape(len(self.targets), -1)
 
     def _means(self, losses: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         return losses.view(self.windows.n_windows, -1).double().mean(1).numpy()

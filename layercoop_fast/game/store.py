@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from layercoop_fast.errors import LayercoopError, RequestError, RunError
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import check_target, reason, written_whole
 from layercoop_fast.game.protocol import Floats, Masks
 from layercoop_fast.game.worths import Worths
@@ -332,9 +332,10 @@ def check_store(path: Path) -> bool:
     had_log = _log(path).exists()
     try:
         return _examine(path)
-    except LayercoopError:
-        # SQLite leaves what a reader makes; beside a sound store the next to open it clears that away.
-        if not had_log:
+    except RequestError:
+        # SQLite leaves what a reader makes; beside a sound store the next to open it clears that away. A log that holds
+        # something is not of this reader's making.
+        if not had_log and not (_log(path).exists() and _log(path).stat().st_size):
             for suffix in ("-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
         raise
@@ -347,6 +348,7 @@ def _examine(path: Path) -> bool:
     with _errors(path):
         connection = _connect(path, "rw" if half_made else "ro")
         try:
+            connection.execute("BEGIN")  # one state of the file for all questions: another process may be making it
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (schema,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layercoop_fast.engine.sublayers import PARTS
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason, written_whole
 
@@ -25,7 +26,7 @@ class Worths:
         nll: float64 [M], mean negative log-likelihood in nats a token.
         window_nll: float64 [M, W], the same for each window.
         window_tokens: int64 [W], scored tokens of each window.
-        fingerprints: what the numbers belong to (model, calibration, utility, players, dtype, numerics).
+        fingerprints: what the numbers belong to (model, calibration, utility, score_every, players, dtype, numerics).
     """
 
     masks: NDArray[np.bool_]
@@ -40,11 +41,33 @@ class Worths:
         """How many worths are NaN or infinite."""
         return int((~np.isfinite(self.worths)).sum())
 
+    @property
+    def nll_stderr(self) -> NDArray[np.float64]:
+        """Standard error of `nll` as an estimate for more text like this, float64 [M]: over windows, NaN for one alone.
+
+        What the windows share with each other's masks cancels in differences between masks, which are better known.
+        """
+        n_windows = self.window_nll.shape[1]
+        if n_windows < 2:
+            return np.full(len(self.masks), np.nan)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.window_nll.std(axis=1, ddof=1) / np.sqrt(n_windows))
+
     def save(self, path: Path, *, force: bool = False) -> None:
         """Write `worths.npz`: the arrays by name, and `fingerprints` as JSON text. Whole or not at all."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         with written_whole(path, force=force) as made, made.open("wb") as file:
             np.savez_compressed(file, **arrays, fingerprints=np.array(json.dumps(self.fingerprints)))
+
+    @property
+    def player_names(self) -> list[str]:
+        """A name for each player, as people know them: "7" for a layer, "7.attn" for half of one, "7+8" for a group."""
+        n, description = self.masks.shape[1], str(self.fingerprints.get("players", "layers"))
+        if description == "sublayers":
+            return [f"{player // 2}.{PARTS[player % 2]}" for player in range(n)]
+        if description.startswith("["):
+            return ["+".join(map(str, group)) for group in json.loads(description)]
+        return [str(player) for player in range(n)]
 
     @classmethod
     def load(cls, path: Path) -> Worths:

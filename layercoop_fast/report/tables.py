@@ -45,7 +45,11 @@ def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> No
 
 
 def show_contributions(
-    values: ShapleyValues, details: dict[str, Any], console: Console | None = None, width: int = 40
+    values: ShapleyValues,
+    details: dict[str, Any],
+    players: Sequence[str],
+    console: Console | None = None,
+    width: int = 40,
 ) -> None:
     """Players from least to most valuable, with standard errors and bars."""
     console = console or Console()
@@ -57,7 +61,7 @@ def show_contributions(
     for player in values.order():
         value, stderr = float(values.values[player]), float(values.stderr[player])
         bar = ("█" if value >= 0 else "░") * round(width * abs(value) / largest)
-        table.add_row(str(player), f"{value:.6f}", f"{stderr:.1e}", bar)
+        table.add_row(players[player], f"{value:.6f}", f"{stderr:.1e}", bar)
     console.print(table)
     fit = details["fit_r2"]
     console.print(

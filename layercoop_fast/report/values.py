@@ -16,7 +16,7 @@ from layercoop_fast.files import written_whole
 from layercoop_fast.search.base import finite_or_none
 
 if TYPE_CHECKING:
-    from layercoop_fast.shapley.valuation import Valuation
+    from layercoop_fast.valuation import Valuation
 
 LEVEL = 0.95
 _COLUMNS = 62  # what the other columns take of a line; the rest is for bars
@@ -39,19 +39,20 @@ def show_valuation(found: Valuation, console: Console | None = None) -> None:
     for player in order:
         rivals = [j if i == player else i for i, j in unsettled if player in (i, j)]
         table.add_row(
-            str(player),
+            found.players[player],
             f"{values[player]:.4f}",
             f"{low[player]:.4f} to {high[player]:.4f}",
-            _names(rivals),
+            _shown([found.players[rival] for rival in rivals]),
             _bar(float(values[player]), largest, width),
         )
     console.print(table)
     for line in _remarks(found, len(unsettled)):
         console.print(line, highlight=False, soft_wrap=True)
-    if found.interactions is not None and found.surrogate.quality.epochs == 0:
+    exhaustive = found.pairs_from == "surrogate"
+    if found.interactions is not None and exhaustive and found.surrogate.quality.epochs == 0:
         console.print("no interactions: nothing was gained over a linear surrogate, which has none", soft_wrap=True)
     elif found.interactions is not None:
-        console.print(_pairs_table(found.interactions))
+        console.print(_pairs_table(found.interactions, found.players, found.pairs_from))
     if found.best:
         console.print(_best_table(found))
 
@@ -62,6 +63,7 @@ def valuation_json(found: Valuation) -> dict[str, Any]:
     quality = asdict(found.surrogate.quality)
     del quality["history"]
     record: dict[str, Any] = {
+        "players": found.players,
         "method": found.method,
         "unit": _unit(found),
         "values": _plain(between.values),
@@ -77,6 +79,8 @@ def valuation_json(found: Valuation) -> dict[str, Any]:
         "n_dropped": found.n_dropped,
         "fit": _finite(quality),
     }
+    if found.interactions is not None or found.best:
+        record["pairs_from"] = found.pairs_from
     if found.interactions is not None:
         record["interactions"] = [_plain(row) for row in found.interactions]
     if found.best:
@@ -144,30 +148,30 @@ def _remarks(found: Valuation, n_unsettled: int) -> list[str]:
     return lines
 
 
-def _pairs_table(interactions: NDArray[np.float64]) -> Table:
+def _pairs_table(interactions: NDArray[np.float64], players: list[str], of: str) -> Table:
     """The pairs that interact most, either way."""
     first, second = np.triu_indices(len(interactions), 1)
     between = interactions[first, second]
     strongest = np.argsort(-np.abs(between), kind="stable")[:_STRONGEST]
-    table = Table(title="Shapley interactions, strongest first")
+    table = Table(title=f"Shapley interactions on the {of}, strongest first")
     table.add_column("players", justify="right")
     table.add_column("index", justify="right")
     table.add_column("")
     largest = float(np.abs(between).max(initial=0.0)) or 1.0
     for pair in strongest:
         value = float(between[pair])
-        table.add_row(f"{first[pair]} {second[pair]}", f"{value:.4f}", _bar(value, largest, 20))
+        table.add_row(f"{players[first[pair]]} {players[second[pair]]}", f"{value:.4f}", _bar(value, largest, 20))
     return table
 
 
 def _best_table(found: Valuation) -> Table:
     """The best mask of each size, by what it removes."""
-    table = Table(title="best mask of each size, on the surrogate")
+    table = Table(title=f"best mask of each size, on the {found.pairs_from}")
     table.add_column("kept", justify="right")
     table.add_column("worth foretold", justify="right")
     table.add_column("removed")
     for kept, removed, worth in reversed(_best_rows(found)):
-        table.add_row(str(kept), f"{worth:.4g}", " ".join(map(str, removed)))
+        table.add_row(str(kept), f"{worth:.4g}", " ".join(found.players[player] for player in removed))
     return table
 
 
@@ -184,8 +188,8 @@ def _unit(found: Valuation) -> str:
     return "log worth" if found.surrogate.link.scale == "log" else "worth"
 
 
-def _names(players: list[int], most: int = 4) -> str:
-    shown = " ".join(map(str, players[:most]))
+def _shown(players: list[str], most: int = 4) -> str:
+    shown = " ".join(players[:most])
     return f"{shown} +{len(players) - most}" if len(players) > most else shown
 
 

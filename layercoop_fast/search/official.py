@@ -7,7 +7,7 @@ dropped whole (there, the masks stayed and every later pair shifted), and the fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from layercoop_fast.errors import RequestError
@@ -32,6 +32,7 @@ class Contributions:
     values: ShapleyValues
     """What each player contributes on the surrogate; `values.method` names the estimator."""
     surrogate: PublishedSurrogate
+    """Of worths in 0..1: see `details["mapped"]`."""
     n_masks: int
     """Measured masks, those of unusable worth included."""
     details: dict[str, Any]
@@ -96,8 +97,9 @@ def estimate(
 
     `estimator` "stratified" is the published one: `stratified_marginals` over `samples` (80,000) fresh masks of the
     same `strata`. "permutation" is the surrogate's Shapley value from `samples` (2,000) permutations, which are not
-    confined to strata. Worths are expected in 0..1 (perplexity ratios); those that are NaN or infinite are dropped with
-    their masks and counted in `details["n_dropped"]`.
+    confined to strata. The network's values lie in 0..1, as perplexity ratios do. Where worths are negative (−NLL, −KL)
+    their range is mapped to 0..1 for the fit, and contributions are mapped back: `details["mapped"]` is the range.
+    Worths that are NaN or infinite are dropped with their masks and counted in `details["n_dropped"]`.
 
     Raises `RequestError` for an unknown estimator and when no finite pair is left.
     """
@@ -114,6 +116,11 @@ def estimate(
     n = masks.shape[1]
     strata = published_strata(n) if strata is None else list(strata)
     samples = DEFAULT_SAMPLES[estimator] if samples is None else samples
+    low, high = float(kept_worths.min()), float(kept_worths.max())
+    mapped = low < 0
+    span = high - low if mapped and high > low else 1.0
+    if mapped:
+        kept_worths = (kept_worths - low) / span
     surrogate = PublishedSurrogate.fit(kept_masks, kept_worths, seed=seed, epochs=EPOCHS, on_epoch=on_epoch)
     if estimator == "stratified":
         # A stream of its own: with the bare seed these masks would begin with the very ones of the fit.
@@ -121,11 +128,14 @@ def estimate(
         values = stratified_marginals(surrogate, fresh, progress=progress)
     else:
         values = shapley_values(surrogate, n_permutations=samples, seed=seed, progress=progress)
+    if mapped:
+        values = replace(values, values=span * values.values, stderr=span * values.stderr)
     details = {
         "estimator": values.method,
         "samples": samples,
         "strata": strata,
         "n_dropped": n_dropped,
+        "mapped": [low, high] if mapped else None,
         "fit_r2": finite_or_none(surrogate.r2(kept_masks, kept_worths)),
     }
     return Contributions(values, surrogate, len(masks), details)

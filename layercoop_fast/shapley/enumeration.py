@@ -34,7 +34,7 @@ class NetworksGame(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class BestMasks:
+class TopMasks:
     """The best masks that keep one number of players, best first, equal scores in no promised order."""
 
     masks: Masks
@@ -53,9 +53,9 @@ class Enumerated(MeanMarginals):
     """`float64[n + 1]`: mean of f over the masks that keep k players."""
     variances: Floats
     """`float64[n + 1]`: variance of f over them (divided by their number: they are all there are)."""
-    best: list[BestMasks]
+    best: list[TopMasks]
     """By number of kept players, 0 to n; empty unless `top` was asked for."""
-    within_budget: BestMasks | None
+    within_budget: TopMasks | None
     """The one best mask whose costs sum to at most the budget; None if no budget was given."""
 
 
@@ -65,7 +65,7 @@ class EnumerationInterrupted(KeyboardInterrupt):
     There are no averages: masks come in the order of their last players, so those seen are no fair sample.
     """
 
-    def __init__(self, done: int, total: int, counts: npt.NDArray[np.int64], best: list[BestMasks]) -> None:
+    def __init__(self, done: int, total: int, counts: npt.NDArray[np.int64], best: list[TopMasks]) -> None:
         super().__init__(f"interrupted after {done:,} of {total:,} masks")
         self.done = done
         """Masks seen."""
@@ -201,13 +201,13 @@ def _typical_values(networks: Networks) -> Floats:
 
 
 @one_thread()
-def _best(networks: Networks, packed: npt.NDArray[np.uint64], scores: npt.NDArray[np.float32], top: int) -> BestMasks:
+def _best(networks: Networks, packed: npt.NDArray[np.uint64], scores: npt.NDArray[np.float32], top: int) -> TopMasks:
     """Rank the core's candidates in float64 and keep `top`; its own float32 `scores` only chose them."""
     masks = _C.unpack_masks(np.ascontiguousarray(packed[:, None]), networks.n_players)
     logits = predict_logits_reference(networks, masks)
     exact = logits.mean(axis=1)
     order = np.argsort(-exact, kind="stable")[:top]
-    return BestMasks(masks[order], exact[order], output(networks, logits[order]).mean(axis=1))
+    return TopMasks(masks[order], exact[order], output(networks, logits[order]).mean(axis=1))
 
 
 def _checked_costs(costs: Sequence[float] | Floats | None, budget: float | None, n: int) -> Floats | None:

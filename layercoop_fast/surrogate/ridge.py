@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.pairwise import PairwiseGame
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.surrogate.archive import read_archive, write_archive
 from layercoop_fast.surrogate.link import Link
@@ -128,6 +129,11 @@ class RidgeSurrogate:
         values = self.values(masks)
         marginals = self.weight + masks @ self.pair_weight
         return self.link.back(values), self.link.back(values[:, None] + np.where(masks, -marginals, marginals))
+
+    @property
+    def link_game(self) -> PairwiseGame:
+        """The game f, on the scale of the fit."""
+        return PairwiseGame(self.intercept, self.weight, np.triu(self.pair_weight, 1))
 
     def shapley(self) -> Floats:
         """Return the Shapley values of f, `float64[n]`, on the scale of the fit: w_i + ½ Σ_j W_ij.

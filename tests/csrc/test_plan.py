@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plan_oracle import Run, count, distinct_masks, kept, prefixes, simulate, states_without_recompute
 
 from layercoop_fast import _C
-from layercoop_fast.engine.plan import Plan, build_plan, count_evaluations
+from layercoop_fast.engine.plan import Plan, build_plan, count_evaluations, last_states
 from layercoop_fast.errors import RequestError
 
 Masks = npt.NDArray[np.bool_]
@@ -214,3 +214,23 @@ def test_no_room_for_a_state(max_states: int) -> None:
         build_plan(masks, max_states)
     with pytest.raises(ValueError, match=f"max_states: {max_states} is too few"):
         _C.Plan(_C.pack_masks(masks), 3, max_states)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mask_sets(), st.sampled_from(BUDGETS))
+def test_last_states_are_those_that_nothing_reads_afterwards(masks: Masks, max_states: int | None) -> None:
+    """Against following every slot through the rest of the schedule."""
+    plan = build_plan(masks, max_states)
+    steps = list(plan.steps())
+    expected = []
+    for now, step in enumerate(steps):
+        for slot in step.emit_slot.tolist():
+            last = True
+            for later in steps[now + 1 :]:
+                if slot in later.src.tolist():
+                    last = False
+                    break
+                if slot in later.dst.tolist():
+                    break
+            expected.append(last)
+    assert last_states(plan).tolist() == expected

@@ -142,6 +142,28 @@ def test_several_states_at_once_in_place_and_not() -> None:
         block.run([], [])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("half", [None, "attn", "mlp"])
+@pytest.mark.parametrize("rows", [[0], [TOKENS - 1], [2, 5, 8, 11, 14, 17, 20], list(range(TOKENS))])
+def test_some_rows_alone_have_the_bits_they_have_among_all(dtype: torch.dtype, half: Any, rows: list[int]) -> None:
+    skeleton = Skeleton(FAMILIES["qwen3"](n_layers=2).to(dtype))
+    ids = ids_of(skeleton.model, 2)
+    block = fast_blocks(skeleton, ids)[0]
+    with torch.inference_mode():
+        embedding = skeleton.context(ids).embedding
+        states = [embedding, (embedding[:1] * 2).contiguous(), embedding * 3]
+        whole = [torch.empty_like(state) for state in states]
+        block.run(states, whole, half)
+        some = [torch.full_like(state, 7.0) for state in states]
+        some[2].copy_(states[2])
+        block.run([*states[:2], some[2]], some, half, torch.tensor(rows))  # the last one in place
+        others = [row for row in range(TOKENS) if row not in rows]
+        for found, expected, left in zip(some, whole, [7.0, 7.0, None], strict=True):
+            assert torch.equal(found[:, rows], expected[:, rows])
+            if left is not None:
+                assert (found[:, others] == left).all(), "other rows were written"
+
+
 def test_weights_are_shared_with_the_block() -> None:
     skeleton = Skeleton(FAMILIES["qwen2"](n_layers=2, **FAST["qwen2"]))
     block = skeleton.blocks[0]

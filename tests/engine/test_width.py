@@ -40,9 +40,9 @@ class Counting:
         self.units = units
         self.widths: list[int] = []
 
-    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         self.widths.append(len(sources))
-        self.units.run(unit, sources, targets)
+        self.units.run(unit, sources, targets, rows)
 
 
 @given(st.integers(0, 200), st.sampled_from([1, 2, 4, 8, 32]))

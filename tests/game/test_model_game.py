@@ -260,3 +260,65 @@ def test_fingerprints_tell_models_and_texts_apart() -> None:
     assert ModelGame(other.checkpoint, other.calibration).fingerprints["model"] != game.fingerprints["model"]
     elsewhere = ModelGame(game.checkpoint, windows_of(3, 20, seed=9))
     assert elsewhere.fingerprints["calibration"] != game.fingerprints["calibration"]
+
+
+@pytest.mark.parametrize("utility", ["nll", "kl"])
+@pytest.mark.parametrize(("family", "block_path"), [("llama", "auto"), ("llama", "hf"), ("gemma2", "auto")])
+@pytest.mark.parametrize("every", [1, 4, 19])
+def test_every_so_many_th_position_is_scored(family: str, block_path: str, utility: str, every: int) -> None:
+    """Against the means over chosen positions of the model with its blocks removed."""
+    masks = np.concatenate([random_masks(6), np.ones((1, L), bool)])
+    game = game_of(family, block_path=block_path, score_every=every, utility=utility)
+    measured = game.evaluate(masks)
+    positions = list(range(every - 1, 19, every))
+    assert measured.window_tokens.tolist() == [len(positions)] * 3
+    context = game.skeleton.context(game.calibration.ids)
+
+    def log_probabilities(mask: np.ndarray) -> torch.Tensor:
+        hidden = context.embedding
+        for layer in np.flatnonzero(mask):
+            hidden = context.run(int(layer), hidden)
+        return context.logits(hidden).double().log_softmax(-1)[:, positions]
+
+    full = log_probabilities(masks[-1])
+    targets = game.calibration.ids[:, [position + 1 for position in positions]]
+    for mask, nll, worth in zip(masks, measured.window_nll, measured.worths, strict=True):
+        found = log_probabilities(mask)
+        expected = -found.gather(-1, targets[..., None])[..., 0].mean(1)
+        np.testing.assert_allclose(nll, expected, rtol=1e-5)
+        if utility == "kl":
+            divergence = (full.exp() * (full - found)).sum(-1).mean()
+            assert worth == pytest.approx(-float(divergence), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("players", ["layers", "sublayers"])
+def test_a_worth_of_some_positions_belongs_to_its_mask_alone(players: str) -> None:
+    """A mask's last state is computed whole where it is a prefix of another mask's, and in part where it is not."""
+
+    def game(**options) -> ModelGame:
+        return game_of(score_every=3, players=players, **options)
+
+    masks = random_masks(14, game().n_players)
+    masks[1] = masks[0]
+    masks[1, np.flatnonzero(masks[0])[-1]] = False  # a prefix of the first
+    together = game().evaluate(masks)
+    state = game().windows.state_bytes
+    for memory in (state, 3 * state):
+        assert np.array_equal(game(memory=memory).evaluate(masks).window_nll, together.window_nll)
+    for mask, row in zip(masks, together.window_nll, strict=True):
+        assert np.array_equal(game().evaluate(mask[None]).window_nll[0], row)
+
+
+def test_how_many_positions_are_scored_is_part_of_what_a_worth_is(tmp_path: Path) -> None:
+    prints = [game_of(score_every=every).fingerprints for every in (1, 2)]
+    assert [each["score_every"] for each in prints] == [1, 2]
+    for every in (0, 20):
+        with pytest.raises(RequestError, match="score_every must be from 1 to 19"):
+            game_of(score_every=every)
+
+
+def test_standard_error_over_windows() -> None:
+    measured = game_of().evaluate(random_masks(5))
+    expected = measured.window_nll.std(axis=1, ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(measured.nll_stderr, expected, rtol=1e-12)
+    assert np.isnan(game_of(n_windows=1).evaluate(random_masks(2)).nll_stderr).all()

@@ -48,7 +48,10 @@ def test_flops_are_those_of_the_formula() -> None:
     units, head = game.flops
     weights = sum(p.numel() for p in game.skeleton.blocks[0].parameters() if p.dim() == 2)
     assert units.tolist() == [2 * weights * W * T] * L
-    assert head == 2 * game.checkpoint.model.get_output_embeddings().weight.numel() * W * T
+    # The head runs for the positions that have a next token; for all of them on the model's own path.
+    assert head == pytest.approx(2 * game.checkpoint.model.get_output_embeddings().weight.numel() * W * (T - 1))
+    assert make_game(block_path="hf").flops[1] == pytest.approx(head * T / (T - 1))
+    assert make_game(score_every=4).flops[1] == pytest.approx(head / 4)
     one = np.array([[True, False, False, False, False]])
     assert outlook(game, one).gflop == pytest.approx((L * units[0] + 2 * head) / 1e9)
 

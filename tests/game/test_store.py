@@ -549,9 +549,10 @@ def test_many_processes_may_make_a_store_at_once(tmp_path: Path) -> None:
     script = (
         "import sys, numpy as np; from layercoop_fast.game.store import Scores, Store, mask_key\n"
         "sys.stdin.read()\n"  # until the starting shot
-        "with Store(sys.argv[1], write=True) as store:\n"
-        "    key = store.claim({'model': 'a'}, 8, [7])\n"
-        "    for mask in np.eye(8, dtype=bool): store.add(key, [(mask_key(mask), Scores(np.ones(1), np.ones(1)))])\n"
+        "for number in range(6):\n"
+        "    with Store(f'{sys.argv[1]}{number}', write=True) as store:\n"
+        "        key = store.claim({'model': 'a'}, 8, [7])\n"
+        "        for mask in np.eye(8, dtype=bool): store.add(key, [(mask_key(mask), Scores(np.ones(1), np.ones(1)))])\n"
     )
     command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "a")]
     crowd = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(5)]
@@ -563,6 +564,7 @@ def test_many_processes_may_make_a_store_at_once(tmp_path: Path) -> None:
     for one in crowd:
         assert one.communicate(timeout=60)[1] == b""
         assert one.returncode == 0
-    with Store(tmp_path / "a") as store:
-        (game,) = store.games()
-    assert (game.masks, game.measured) == (8, 40)
+    for number in range(6):
+        with Store(tmp_path / f"a{number}") as store:
+            (game,) = store.games()
+        assert (game.masks, game.measured) == (8, 40)

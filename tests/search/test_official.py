@@ -99,7 +99,7 @@ def test_measured_worths_are_as_good_as_a_game(game: Redundant) -> None:
 
 
 def test_details_tell_how_it_went(found: official.Contributions) -> None:
-    assert found.details.keys() == {"estimator", "samples", "strata", "n_dropped", "fit_r2"}
+    assert found.details.keys() == {"estimator", "samples", "strata", "n_dropped", "mapped", "fit_r2"}
     assert found.details["estimator"] == "stratified_marginals"
     assert found.details["strata"] == [15, 14, 12, 11, 9]
     assert 0.7 < found.details["fit_r2"] <= 1
@@ -131,3 +131,18 @@ def test_bad_requests_are_refused() -> None:
         official.estimate(masks, np.full(10, np.nan))
     with pytest.raises(RequestError, match="unknown estimator 'exact': the estimators are stratified, permutation"):
         official.estimate(masks, np.ones(10), estimator="exact")
+
+
+def test_negative_worths_are_mapped_into_the_network_and_back() -> None:
+    """A shifted and scaled game is the same game: the sigmoid's range must not show."""
+    game = Redundant(10, [3])
+    masks = stratified_masks(10, 400, seed=1)
+    worths = game(masks)
+    plain = official.estimate(masks, (worths - worths.min()) / np.ptp(worths), samples=200)
+    mapped = official.estimate(masks, 7.0 * worths - 20.0, samples=200)
+    np.testing.assert_allclose(mapped.values.values, 7.0 * np.ptp(worths) * plain.values.values, rtol=1e-4)
+    assert plain.details["mapped"] is None
+    np.testing.assert_allclose(mapped.details["mapped"], 7.0 * np.array([worths.min(), worths.max()]) - 20.0)
+    assert mapped.details["fit_r2"] == pytest.approx(plain.details["fit_r2"], rel=1e-4)
+    constant = official.estimate(masks, np.full(400, -3.0), samples=200)
+    np.testing.assert_allclose(constant.values.values, 0, atol=0.05)

@@ -15,13 +15,16 @@ from toy_games import Additive
 
 from layercoop_fast import ModelGame
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.masks import all_masks, stratified_masks
 from layercoop_fast.game.pairwise import PairwiseGame
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.shapley.enumeration import enumerate_masks
 from layercoop_fast.shapley.exact import exact_shapley
 from layercoop_fast.shapley.interop import from_interaction_values, single_masks, to_interaction_values
 from layercoop_fast.shapley.permutation import shapley_values
 from layercoop_fast.shapley.regression import kernel_shap
 from layercoop_fast.shapley.values import ShapleyValues
+from layercoop_fast.surrogate.surrogate import Surrogate
 
 
 @pytest.fixture
@@ -102,6 +105,20 @@ def test_exact_values_are_those_of_the_exact_computer_at_twelve_players(shapiq: 
     np.testing.assert_allclose(kernel_shap(game, budget=1 << 12).values, theirs.values, atol=1e-9)
     assert (theirs.stderr == 0).all()
     assert theirs.method == "shapiq SV"
+
+
+def test_a_surrogate_played_exhaustively_is_what_the_exact_computer_says(shapiq: Any) -> None:
+    masks = stratified_masks(12, 300, strata=range(13))
+    surrogate = Surrogate.fit(masks, np.exp(Network(12)(masks) - 1), ensemble=2)
+    game = surrogate.link_game
+    theirs = shapiq.ExactComputer(game, n_players=12)
+    ours = enumerate_masks(surrogate, interactions=True)
+    spread = np.ptp(game(all_masks(12)))
+    np.testing.assert_allclose(ours.shapley(), theirs("SV", 1).get_n_order_values(1), atol=1e-6 * spread)
+    np.testing.assert_allclose(ours.sii(), theirs("SII", 2).get_n_order_values(2), atol=1e-5 * spread)
+    for approximator in (shapiq.KernelSHAP(12, random_state=0), shapiq.PermutationSamplingSV(12, random_state=0)):
+        found = approximator.approximate(2000, single_masks(game)).get_n_order_values(1)
+        np.testing.assert_allclose(found, ours.shapley(), atol=0.1 * spread)
 
 
 def test_exact_values_of_a_model_are_those_of_the_exact_computer(shapiq: Any, model_game: ModelGame) -> None:

@@ -9,12 +9,15 @@ import numpy as np
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.pairwise import PairwiseGame
 from layercoop_fast.game.protocol import Floats, Game, Progress
 from layercoop_fast.game.worths import Worths
-from layercoop_fast.shapley.enumeration import BestMasks, enumerate_masks
+from layercoop_fast.search.best_masks import best_masks
+from layercoop_fast.shapley.enumeration import TopMasks, enumerate_masks
 from layercoop_fast.shapley.permutation import shapley_values
 from layercoop_fast.shapley.values import ShapleyValues
 from layercoop_fast.surrogate.pairs import finite_pairs
+from layercoop_fast.surrogate.ridge import RidgeSurrogate
 from layercoop_fast.surrogate.surrogate import NetworkGame, Surrogate
 from layercoop_fast.surrogate.uncertainty import Intervals, intervals, text_bootstrap
 
@@ -22,6 +25,8 @@ EXACT_UP_TO = 24
 """Players up to which all masks of the surrogate are gone through unless told otherwise: a few seconds."""
 PERMUTATIONS = 2_000
 
+# Branch and bound of each size on the pairwise ridge: enough where it closes; where it does not, time does not help.
+_NODES, _SECONDS = 2_000, 1.0
 # Utilities whose worth, on the scale of the fit, is the mean over the windows of a negative NLL (and a constant).
 _MEANS_OF_WINDOWS = ("ppl_ratio", "nll")
 _MOST_PAIRED = 64  # players; beyond it the bootstrap of the text fits players alone: pairs would take minutes
@@ -31,6 +36,8 @@ _MOST_PAIRED = 64  # players; beyond it the bootstrap of the text fits players a
 class Valuation:
     """What `value_players` found. All values are on the scale of the fit: nats of log worth, as a rule."""
 
+    players: list[str]
+    """A name for each player, as `Worths.player_names`."""
     surrogate: Surrogate
     method: str
     """ "exact" (every mask of the surrogate) or "permutation"."""
@@ -40,9 +47,11 @@ class Valuation:
     text_counts: bool
     """Whether the text is among the sources of error; it is not where the worth is no mean over windows."""
     interactions: Floats | None
-    """`float64[n, n]`: Shapley interaction index of every pair on the surrogate, if asked for."""
-    best: list[BestMasks]
-    """By number of kept players, 0 to n: the best masks on the surrogate, if asked for. `worths` are on its scale."""
+    """`float64[n, n]`: Shapley interaction index of every pair, if asked for."""
+    best: list[TopMasks]
+    """By number of kept players, 0 to n: the best masks, if asked for. `worths` are on the scale of the fit."""
+    pairs_from: str
+    """What the last two are of: the "surrogate", played exhaustively, or a "pairwise ridge" where it is too wide."""
 
 
 def value_players(
@@ -58,18 +67,16 @@ def value_players(
 
     Up to 24 players every mask of the surrogate is gone through, which leaves no sampling error; beyond, and where
     `permutations` are given, that many orders of arrival are sampled (2,000 unless given). `interactions` asks for the
-    Shapley interaction index of every pair and `best` for so many best masks of each size; both go through all masks.
+    Shapley interaction index of every pair and `best` for so many best masks of each size. Up to 36 players both go
+    through all masks of the surrogate; beyond, they are those of a pairwise ridge fitted to the same worths, whose
+    interactions are its coefficients, and whose best masks come from `best_masks` (proven where its bound closes).
 
     The spread over the networks is from the masks measured, that over drawings of the windows from the text
     (`text_bootstrap`); the latter is left out for worths that are no mean over windows, and for a single window.
-    Raises `RequestError` when no worth is finite, and beyond 36 players for what goes through all masks.
+    Raises `RequestError` when no worth is finite, and for interactions of more players than a pairwise ridge takes (140
+    or so).
     """
     n = measured.masks.shape[1]
-    if (interactions or best) and n > _C.MAX_ENUMERATED:
-        raise RequestError(
-            f"interactions and best masks go through all masks of the surrogate, for at most {_C.MAX_ENUMERATED} "
-            f"players, and these are {n}"
-        )
     masks, worths, n_dropped = finite_pairs(measured.masks, measured.worths)
     if len(worths) == 0:
         raise RequestError(f"none of {n_dropped} worths is finite: nothing to fit a surrogate to")
@@ -78,18 +85,42 @@ def value_players(
     sampled = partial(shapley_values, n_permutations=PERMUTATIONS if permutations is None else permutations, seed=seed)
     text = _text_draws(measured, seed)
     found = intervals(surrogate, _exact if exact else sampled, text_draws=text)
-    enumerated = None
-    if interactions or best:
+    between: Floats | None = None
+    best_by_size: list[TopMasks] = []
+    wide = n > _C.MAX_ENUMERATED
+    if (interactions or best) and wide:
+        pairwise = RidgeSurrogate.fit_link(surrogate.masks, surrogate.targets, surrogate.link, order=2)
+        between = pairwise.link_game.coupling if interactions else None
+        best_by_size = _best_of_pairwise(pairwise.link_game, best, seed, progress) if best else []
+    elif interactions or best:
         enumerated = enumerate_masks(surrogate, interactions=interactions, top=best, progress=progress)
+        between = enumerated.sii() if interactions else None
+        best_by_size = enumerated.best
     return Valuation(
+        measured.player_names,
         surrogate,
         "exact" if exact else "permutation",
         found,
         n_dropped,
         text is not None,
-        enumerated.sii() if enumerated is not None and interactions else None,
-        enumerated.best if enumerated is not None else [],
+        between,
+        best_by_size,
+        "pairwise ridge" if wide else "surrogate",
     )
+
+
+def _best_of_pairwise(game: PairwiseGame, top: int, seed: int, progress: Progress | None) -> list[TopMasks]:
+    """The best masks of every size of a pairwise game."""
+    n = game.n_players
+    ends = [np.zeros((1, n), dtype=np.bool_), np.ones((1, n), dtype=np.bool_)]
+    none, everything = (TopMasks(mask, game(mask), game(mask)) for mask in ends)
+    between = []
+    for kept in range(1, n):
+        found = best_masks(game, n - kept, top=top, seed=seed, restarts=3, node_limit=_NODES, time_limit=_SECONDS)
+        between.append(TopMasks(found.masks, found.worths, found.worths))
+        if progress is not None:
+            progress("sizes", kept, n - 1)
+    return [none, *between, everything]
 
 
 def _exact(game: Game) -> ShapleyValues:
