@@ -548,11 +548,12 @@ def test_a_store_can_be_read_where_nothing_may_be_written(tmp_path: Path) -> Non
 def test_many_processes_may_make_a_store_at_once(tmp_path: Path) -> None:
     script = (
         "import sys, numpy as np; from layercoop_fast.game.store import Scores, Store, mask_key\n"
+        "scores = Scores(np.ones(1), np.ones(1))\n"
         "sys.stdin.read()\n"  # until the starting shot
         "for number in range(6):\n"
         "    with Store(f'{sys.argv[1]}{number}', write=True) as store:\n"
         "        key = store.claim({'model': 'a'}, 8, [7])\n"
-        "        for mask in np.eye(8, dtype=bool): store.add(key, [(mask_key(mask), Scores(np.ones(1), np.ones(1)))])\n"
+        "        for mask in np.eye(8, dtype=bool): store.add(key, [(mask_key(mask), scores)])\n"
     )
     command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "a")]
     crowd = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(5)]
