@@ -7,13 +7,48 @@ imported: a test of the lazy command line must be able to see an interpreter wit
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A shell starts what runs in the background with Ctrl-C ignored, and processes inherit that; some tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test needs the network; without these a mistyped path would be looked up at a hub that is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The arrays are small: on a machine that is busy, NumPy's threads would mostly wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line in this process: (exit status, standard output, standard error)."""
+    from layercoop_fast.__main__ import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["layercoop-fast", *map(str, arguments)])
+        capsys.readouterr()  # what was printed before, by the making of models for example
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = capsys.readouterr()
+        return int(left.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def restore_core() -> Iterator[None]:
+    """Puts back the instruction set and the number of threads that a test changes."""
+    from layercoop_fast import _C
+
+    isa, threads = _C.isa(), _C.num_threads()
+    yield
+    _C.set_isa(isa)
+    _C.set_num_threads(threads)

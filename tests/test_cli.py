@@ -17,7 +17,6 @@ import torch
 from tiny_models import save_tiny
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
-from layercoop_fast.__main__ import main
 from layercoop_fast.game.worths import Worths
 from layercoop_fast.report.cost import Cost
 
@@ -28,20 +27,6 @@ SMALL = ["--windows", "2", "--tokens", "24"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny(tmp_path_factory.mktemp("cli") / "model", n_layers=L))
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Call the command line here: (exit status, standard output, standard error)."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["layercoop-fast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return int(left.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

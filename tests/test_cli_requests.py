@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny
-
-from layercoop_fast.__main__ import main
 
 L = 5
 SMALL = ["--windows", "2", "--tokens", "24"]
@@ -26,18 +23,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Call the command line here; assert one line and exit status 2, and return the line."""
+def refused(run: Any) -> Any:
+    """Call the command line; assert one line and exit status 2, and return the line."""
 
-    def call(*arguments: str | Path) -> str:
-        monkeypatch.setattr(sys, "argv", ["layercoop-fast", *map(str, arguments)])
-        capsys.readouterr()  # what the making of models printed
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        assert (left.value.code, printed.out) == (2, "")
-        assert printed.err.count("\n") == 1
-        return printed.err
+    def call(*arguments: object) -> str:
+        status, printed, error = run(*arguments)
+        assert (status, printed) == (2, "")
+        assert error.count("\n") == 1
+        return str(error)
 
     return call
 
@@ -159,10 +152,7 @@ def test_what_no_checkpoint_can_say_is_refused_before_the_search(
     assert "no 1 of 4 players can go from a plain checkpoint" in refused("prune", whole, "--remove", 1, *out)
 
 
-def test_no_arguments_and_no_empty_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["layercoop-fast"])
-    with pytest.raises(SystemExit):
-        main()
-    printed = capsys.readouterr()
-    assert "prune" in printed.out + printed.err
-    assert "layercoop-fast: \n" not in printed.err
+def test_no_arguments_and_no_empty_line(run: Any) -> None:
+    _, printed, error = run()
+    assert "prune" in printed + error
+    assert "layercoop-fast: \n" not in error

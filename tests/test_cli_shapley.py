@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from toy_games import Redundant
 
-from layercoop_fast.__main__ import main
 from layercoop_fast.game.masks import stratified_masks
 from layercoop_fast.game.worths import Worths
 from layercoop_fast.shapley.exact import exact_shapley
@@ -50,21 +49,13 @@ def worths(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def shapley(run: Any) -> Any:
     """Call the command here: (exit status, standard output, standard error)."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["layercoop-fast", "shapley", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return int(left.value.code or 0), printed.out, printed.err
-
-    return call
+    return partial(run, "shapley")
 
 
-def test_values_lie_in_their_intervals_and_are_those_of_the_game(run: Any, worths: Path) -> None:
-    status, printed, errors = run("--worths", worths, "--json")
+def test_values_lie_in_their_intervals_and_are_those_of_the_game(shapley: Any, worths: Path) -> None:
+    status, printed, errors = shapley("--worths", worths, "--json")
     assert (status, errors) == (0, "")
     found = json.loads(printed)
     truth = exact_shapley(lambda masks: np.log(GAME(masks)), N).values
@@ -85,8 +76,8 @@ def test_values_lie_in_their_intervals_and_are_those_of_the_game(run: Any, worth
     assert found["fit"]["inside"]["r2"] > 0.95
 
 
-def test_the_table_is_sorted_with_intervals_bars_and_what_is_open(run: Any, worths: Path) -> None:
-    status, printed, errors = run("--worths", worths)
+def test_the_table_is_sorted_with_intervals_bars_and_what_is_open(shapley: Any, worths: Path) -> None:
+    status, printed, errors = shapley("--worths", worths)
     assert (status, errors) == (0, "")
     rows = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
     values = [float(row[1]) for row in rows]
@@ -104,9 +95,9 @@ def test_the_table_is_sorted_with_intervals_bars_and_what_is_open(run: Any, wort
     assert "extrapolates" not in printed, "masks of every size were measured"
 
 
-def test_interactions_and_best_masks_go_with_the_values(run: Any, worths: Path, tmp_path: Path) -> None:
+def test_interactions_and_best_masks_go_with_the_values(shapley: Any, worths: Path, tmp_path: Path) -> None:
     out = tmp_path / "values.npz"
-    status, printed, errors = run("--worths", worths, "--interactions", "--best-per-size", "--json", "--out", out)
+    status, printed, errors = shapley("--worths", worths, "--interactions", "--best-per-size", "--json", "--out", out)
     assert (status, errors) == (0, "")
     found = json.loads(printed)
     pairs = np.array(found["interactions"])
@@ -131,33 +122,35 @@ def test_interactions_and_best_masks_go_with_the_values(run: Any, worths: Path, 
     assert np.flatnonzero(~arrays["best_masks"][N - 2]).tolist() == [4, 7]
     assert json.loads(str(arrays["about"]))["fit"] == found["fit"]
 
-    status, printed, _ = run("--worths", worths, "--interactions", "--best-per-size")
+    status, printed, _ = shapley("--worths", worths, "--interactions", "--best-per-size")
     assert status == 0
     assert "Shapley interactions on the surrogate, strongest first" in " ".join(printed.split())
     assert "│ 4 7 " in printed
 
 
-def test_beyond_enumeration_a_pairwise_ridge_answers(run: Any, tmp_path: Path) -> None:
+def test_beyond_enumeration_a_pairwise_ridge_answers(shapley: Any, tmp_path: Path) -> None:
     wide = measured(tmp_path / "wide.npz", n=40)
     command = ("--worths", wide, "--interactions", "--best-per-size", "--samples", "200")
-    found = json.loads(run(*command, "--json")[1])
+    found = json.loads(shapley(*command, "--json")[1])
     assert found["pairs_from"] == "pairwise ridge"
     assert np.array(found["interactions"]).shape == (40, 40)
     assert [row["kept"] for row in found["best_per_size"]] == list(range(41))
     assert found["best_per_size"][39]["removed"] == [2], "the one that costs nothing"
-    status, printed, _ = run(*command)
+    status, printed, _ = shapley(*command)
     assert status == 0
     assert "best mask of each size, on the pairwise ridge" in " ".join(printed.split())
 
 
-def test_players_go_by_their_names(run: Any, worths: Path, tmp_path: Path) -> None:
+def test_players_go_by_their_names(shapley: Any, worths: Path, tmp_path: Path) -> None:
     kept = Worths.load(worths)
     halves = {**kept.fingerprints, "players": "sublayers"}
     path = tmp_path / "halves.npz"
     Worths(kept.masks, kept.worths, kept.nll, kept.window_nll, kept.window_tokens, halves).save(path)
-    assert json.loads(run("--worths", path, "--json")[1])["players"][:3] == ["0.attn", "0.mlp", "1.attn"]
+    assert json.loads(shapley("--worths", path, "--json")[1])["players"][:3] == ["0.attn", "0.mlp", "1.attn"]
     for estimator in ("shapley", "stratified"):
-        printed = run("--worths", path, "--estimator", estimator, *(["--samples", "50"] * (estimator != "shapley")))[1]
+        printed = shapley(
+            "--worths", path, "--estimator", estimator, *(["--samples", "50"] * (estimator != "shapley"))
+        )[1]
         assert "3.mlp" in printed
     groups = Worths(
         kept.masks[:, :2],
@@ -170,43 +163,45 @@ def test_players_go_by_their_names(run: Any, worths: Path, tmp_path: Path) -> No
     assert groups.player_names == ["0+1", "2.mlp"]
 
 
-def test_permutations_add_their_own_error(run: Any, worths: Path) -> None:
-    exact = json.loads(run("--worths", worths, "--json")[1])
-    sampled = json.loads(run("--worths", worths, "--samples", "100", "--json")[1])
+def test_permutations_add_their_own_error(shapley: Any, worths: Path) -> None:
+    exact = json.loads(shapley("--worths", worths, "--json")[1])
+    sampled = json.loads(shapley("--worths", worths, "--samples", "100", "--json")[1])
     assert sampled["method"] == "permutation"
     assert min(sampled["stderr_by_source"]["sampling"][:2]) > 0
     np.testing.assert_allclose(sampled["values"], exact["values"], atol=0.1)
 
 
-def test_worths_that_are_no_mean_over_windows_have_no_text_in_their_intervals(run: Any, tmp_path: Path) -> None:
+def test_worths_that_are_no_mean_over_windows_have_no_text_in_their_intervals(shapley: Any, tmp_path: Path) -> None:
     path = measured(tmp_path / "kl.npz", utility="kl", spoilt=3)
-    found = json.loads(run("--worths", path, "--json")[1])
+    found = json.loads(shapley("--worths", path, "--json")[1])
     assert found["text_counts"] is False
     assert found["stderr_by_source"]["text"] == [0.0] * N
     assert (found["n_masks"], found["n_dropped"]) == (397, 3)
-    printed = run("--worths", path)[1]
+    printed = shapley("--worths", path)[1]
     assert "not the text" in printed
     assert "3 dropped (worth not finite)" in printed
 
 
-def test_masks_of_few_sizes_are_said_to_be_extrapolated_from(run: Any, tmp_path: Path) -> None:
+def test_masks_of_few_sizes_are_said_to_be_extrapolated_from(shapley: Any, tmp_path: Path) -> None:
     masks = stratified_masks(N, 80, seed=1, strata=[5, 6, 7])
     worths = GAME(masks)
     nll = -np.log(worths)
     Worths(masks, worths, nll, nll[:, None], np.array([9]), {"utility": "ppl_ratio"}).save(tmp_path / "w.npz")
-    assert "keep 5 to 7 of 9 players" in run("--worths", tmp_path / "w.npz")[1]
+    assert "keep 5 to 7 of 9 players" in shapley("--worths", tmp_path / "w.npz")[1]
 
 
-def test_the_published_estimators_are_kept_and_written_too(run: Any, worths: Path, tmp_path: Path) -> None:
+def test_the_published_estimators_are_kept_and_written_too(shapley: Any, worths: Path, tmp_path: Path) -> None:
     out = tmp_path / "values.npz"
-    status, printed, _ = run("--worths", worths, "--estimator", "stratified", "--samples", "50", "--json", "--out", out)
+    status, printed, _ = shapley(
+        "--worths", worths, "--estimator", "stratified", "--samples", "50", "--json", "--out", out
+    )
     found = json.loads(printed)
     assert (status, found["method"]) == (0, "stratified_marginals")
     with np.load(out, allow_pickle=False) as file:
         np.testing.assert_array_equal(file["values"], found["values"])
 
 
-def test_wrong_requests_are_one_line(run: Any, worths: Path, tmp_path: Path) -> None:
+def test_wrong_requests_are_one_line(shapley: Any, worths: Path, tmp_path: Path) -> None:
     taken = tmp_path / "taken.npz"
     taken.write_bytes(b"mine")
     for arguments, words in [
@@ -216,7 +211,7 @@ def test_wrong_requests_are_one_line(run: Any, worths: Path, tmp_path: Path) -> 
         (("--worths", worths, "--out", taken), "exists already"),
         (("--worths", measured(tmp_path / "bad.npz", spoilt=400)), "none of 400 worths is finite"),
     ]:
-        status, printed, error = run(*arguments)
+        status, printed, error = shapley(*arguments)
         assert (status, printed) == (2, ""), arguments
         assert words in error
         assert error.count("\n") == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from tiny_models import save_tiny
 
-from layercoop_fast.__main__ import main
 from layercoop_fast.game.store import Store
 from layercoop_fast.game.worths import Worths
 
@@ -24,20 +22,6 @@ SMALL = ["--windows", "2", "--tokens", "24"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny(tmp_path_factory.mktemp("store") / "model", n_layers=L))
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Call the command line here: (exit status, standard output, standard error)."""
-
-    def call(*arguments: str | Path | int) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["layercoop-fast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return int(left.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

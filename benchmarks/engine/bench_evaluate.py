@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from machine import machine
 from small_model import small_model
 
 from layercoop_fast import ModelGame, stratified_masks
-from layercoop_fast.engine.forward import play, states_within
+from layercoop_fast.engine.forward import play, split_memory
 from layercoop_fast.engine.plan import build_plan, count_evaluations
 from layercoop_fast.game.utility import token_nll
 
@@ -40,6 +41,15 @@ Clock = Callable[[], float]
 Masks = NDArray[np.bool_]
 Timed = tuple[float, float, NDArray[np.float64]]
 """Seconds in blocks, seconds in the head, mean NLL of each mask."""
+
+
+SETS: dict[str, Callable[[int, int, int], Masks]] = {
+    "strata": lambda n, count, seed: stratified_masks(n, count, seed=seed),
+    "leave-one-out": lambda n, count, seed: ~np.eye(n, dtype=np.bool_),
+    "pairs": lambda n, count, seed: (
+        ~np.array([np.isin(np.arange(n), pair) for pair in combinations(range(n), 2)], dtype=np.bool_)
+    ),
+}
 
 
 def main() -> None:
@@ -53,6 +63,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--states", type=int, help="stored states the plan may use; default as many as it likes")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--set", choices=sorted(SETS), default="strata", help="which masks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
@@ -64,7 +75,7 @@ def main() -> None:
         dtype=arguments.dtype,
         windows=arguments.windows,
     )
-    masks = stratified_masks(game.n_players, arguments.masks, seed=arguments.seed)
+    masks = SETS[arguments.set](game.n_players, arguments.masks, arguments.seed)
     # Neighbours in the plan's order, from its middle: they share as the masks of the whole plan do.
     order = build_plan(masks).unique_rows
     part = masks[order] if arguments.part is None else masks[_middle(order, arguments.part)]
@@ -100,6 +111,7 @@ def main() -> None:
         "blocks": game.units.path,
         "head": game.scorer.path,
         "windows": list(game.calibration.ids.shape),
+        "set": arguments.set,
         "masks": len(masks),
         "unique": counts.unique,
         "part": len(part),
@@ -162,11 +174,11 @@ def skip(game: ModelGame, masks: Masks, now: Clock) -> Timed:
 
 def planned(game: ModelGame, masks: Masks, states: int | None, now: Clock) -> tuple[int, Timed]:
     """The game's own way; also the block evaluations it did."""
-    limit = states or states_within(game.windows, game.state_budget())
+    most, max_rows = split_memory(game.windows, game.units, game.memory_budget())
     found = np.full(len(masks), np.nan)
     head = 0.0
     started = now()
-    plan = build_plan(masks, limit)
+    plan = build_plan(masks, states or most)
 
     def score(number: int, state: Tensor) -> None:
         nonlocal head
@@ -174,7 +186,7 @@ def planned(game: ModelGame, masks: Masks, states: int | None, now: Clock) -> tu
         found[plan.unique_rows[number]] = game.scorer.score(state).nll.mean()
         head += now() - before
 
-    play(game.windows, plan, score, units=game.units)
+    play(game.windows, plan, score, units=game.units, max_rows=max_rows)
     return plan.scheduled, (now() - started - head, head, found)
 
 

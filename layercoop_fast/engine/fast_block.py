@@ -88,6 +88,13 @@ class FastBlock:
         self.down = Projection([parts.down])
 
     @property
+    def bytes_a_row(self) -> int:
+        """Bytes of workspace that a row (token) of a call takes."""
+        hidden, mixed, inner = len(self.input_norm.weight), self.heads * self.head_dim, self.gate_up.out_features // 2
+        numbers = 2 * hidden + max(self.qkv.out_features, 2 * inner) + max(mixed, inner)
+        return numbers * self.input_norm.weight.element_size()
+
+    @property
     def state_shape(self) -> tuple[int, int]:
         """Tokens T and hidden width H of the states it takes."""
         return len(self.rope.cos), len(self.input_norm.weight)

@@ -17,10 +17,13 @@ from torch import Tensor
 
 from layercoop_fast.engine.plan import Plan, last_states
 from layercoop_fast.engine.units import GeneralUnits, Units
-from layercoop_fast.engine.width import batch_width, cut
+from layercoop_fast.engine.width import MAX_ROWS, batch_width, cut
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.spans import COPIES, HEAD_REST, timed
+
+# So few states have a budget to themselves.
+_STATES_ALONE = 8
 
 
 def play(
@@ -29,6 +32,7 @@ def play(
     score: Callable[[int, Tensor], None],
     *,
     units: Units | None = None,
+    max_rows: int = MAX_ROWS,
     on_progress: Callable[[int], None] | None = None,
 ) -> None:
     """Run a plan and call `score(mask_number, state)` for each of its unique masks, `state` being [W, T, H].
@@ -38,13 +42,14 @@ def play(
         plan: its players are the units that `units` runs.
         score: must not keep the state; its slot is reused.
         units: how a unit is run; by default whole layers by the model's own modules.
+        max_rows: the most rows (tokens) of one call of a unit, where that is more than one state.
         on_progress: called with the number of unit evaluations done since its last call.
     """
     units = units or GeneralUnits(windows)
     with torch.inference_mode():
         embedding = windows.context(1).embedding[: windows.n_windows]
         slots = list(windows.pool(plan.peak_states))
-        width = batch_width(windows, units, slots, plan.scheduled)
+        width = batch_width(windows, units, slots, plan.scheduled, max_rows)
         # Of a state that is scored and never read again only the scored positions are needed.
         last = last_states(plan) if windows.score_every > 1 else np.zeros(plan.n_unique, dtype=np.bool_)
         done = 0
@@ -82,6 +87,23 @@ def states_within(windows: Windows, memory: int | None) -> int | None:
             f"{windows.state_bytes} bytes (one state of {' x '.join(map(str, windows.state_shape))} numbers)"
         )
     return int(states)
+
+
+def split_memory(windows: Windows, units: Units, memory: int) -> tuple[int, int]:
+    """How many states `memory` bytes hold beside the activations of one call, and how many rows that call may have.
+
+    Activations get a quarter at most, though one state's in any case; states get the rest. A budget of 8 states or
+    fewer holds them alone: so few are worth more than the bytes are (the published strata need 7).
+
+    Raises `RequestError` when not even one state fits.
+    """
+    states = states_within(windows, memory)
+    assert states is not None
+    one = windows.ids.numel()
+    rows = min(MAX_ROWS, memory // 4 // units.bytes_a_row) if units.bytes_a_row else MAX_ROWS
+    rows = max(rows, one)
+    beside = (memory - rows * units.bytes_a_row) // windows.state_bytes
+    return max(min(_STATES_ALONE, states), beside), rows
 
 
 def free_memory(device: torch.device) -> int:

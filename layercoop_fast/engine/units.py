@@ -31,6 +31,8 @@ class Units(Protocol):
 
     path: str
     """Name of the numerics, for fingerprints: worths of different paths are different numbers."""
+    bytes_a_row: int
+    """Bytes of activations that a row (token) of a call takes; 0 where that is the model's own affair."""
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """One unit on states [W, T, H], each written to its target; a target may be its own source.
@@ -50,6 +52,7 @@ class GeneralUnits:
     """
 
     path = "hf"
+    bytes_a_row = 0
 
     def __init__(self, windows: Windows, run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run) -> None:
         self.windows = windows
@@ -86,6 +89,7 @@ class FastUnits:
         self.general = general
         self.blocks = list(blocks)
         self.halves = halves
+        self.bytes_a_row = max((block.bytes_a_row for block in blocks if block is not None), default=0)
         slow = [str(layer) for layer, block in enumerate(blocks) if block is None]
         self.path = f"fast but for blocks {','.join(slow)}" if slow else "fast"
 

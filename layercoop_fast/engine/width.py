@@ -31,11 +31,16 @@ _GAIN = 0.02
 _measured: dict[tuple[object, ...], int] = {}
 
 
-def batch_width(windows: Windows, units: Units, slots: Sequence[Tensor], evaluations: int) -> int:
-    """The width for a plan of so many evaluations over these slots ([W, T, H] each, their content is lost)."""
+def batch_width(
+    windows: Windows, units: Units, slots: Sequence[Tensor], evaluations: int, max_rows: int = MAX_ROWS
+) -> int:
+    """The width for a plan of so many evaluations over these slots ([W, T, H] each, their content is lost).
+
+    A call takes at most `max_rows` rows, or one state.
+    """
     if evaluations < SWEEP_FROM:
-        return power_of_two_up_to(ROWS_PER_CALL // windows.ids.numel())
-    widest = power_of_two_up_to(min(MAX_ROWS // windows.ids.numel(), len(slots)))
+        return power_of_two_up_to(min(ROWS_PER_CALL, max_rows) // windows.ids.numel())
+    widest = power_of_two_up_to(min(MAX_ROWS, max_rows, len(slots) * windows.ids.numel()) // windows.ids.numel())
     block = windows.skeleton.blocks[0]
     weights = sum(parameter.numel() for parameter in block.parameters())
     key = (units.path, windows.state_shape, windows.skeleton.dtype, weights, torch.get_num_threads(), widest)

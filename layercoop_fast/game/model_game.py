@@ -17,7 +17,7 @@ from torch import Tensor
 import layercoop_fast
 from layercoop_fast import _C
 from layercoop_fast.engine.flops import count_flops
-from layercoop_fast.engine.forward import free_memory, play, states_within
+from layercoop_fast.engine.forward import free_memory, play, split_memory, states_within
 from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoint
 from layercoop_fast.engine.plan import build_plan
 from layercoop_fast.engine.skeleton import Skeleton
@@ -65,7 +65,8 @@ class ModelGame:
         calibration: token windows for it.
         utility: "ppl_ratio" (default, as published), "nll", "kl", or a `Utility`.
         players: "layers", "sublayers", groups of labels, or a .json file of them (`game/players.py`).
-        memory: bytes for stored states; default a quarter of what is free.
+        memory: bytes for stored states and the activations of one call (`engine/forward.py`, `split_memory`); default a
+            quarter of what is free.
         block_path: "auto": fast blocks and the fused head where they fit and agree with the model's own; "hf": the
             model's own only.
         score_every: score every so many-th position of a window, the others being context: cheaper worths of a larger
@@ -255,7 +256,8 @@ class ModelGame:
         keys = [mask_key(mask) for mask in unknown]
         if self.utility.needs_teacher and not self._has_teacher:
             self._keep_teacher()
-        plan = build_plan(self.players.unit_masks(unknown), states_within(self.windows, self.state_budget()))
+        states, max_rows = split_memory(self.windows, self.units, self.memory_budget())
+        plan = build_plan(self.players.unit_masks(unknown), states)
         rows = plan.unique_rows
         # Progress is by cost: a head counts for as many units as it takes FLOP, so that the time left is true.
         head_cost = self._head_cost if self.on_progress is not None else 0.0
@@ -283,7 +285,7 @@ class ModelGame:
             report()
 
         try:
-            play(self.windows, plan, score, units=self.units, on_progress=progress)
+            play(self.windows, plan, score, units=self.units, max_rows=max_rows, on_progress=progress)
         finally:
             self._known.commit()  # after Ctrl-C too
         report()
@@ -312,8 +314,8 @@ class ModelGame:
         units, head = self.flops
         return head / float(units.mean()) if units.any() else 1.0
 
-    def state_budget(self) -> int:
-        """Bytes that stored states may take: as asked, or a quarter of what is free now."""
+    def memory_budget(self) -> int:
+        """Bytes for stored states and the activations of one call: as asked, or a quarter of what is free now."""
         if self.memory is not None:
             return self.memory
         return max(self.windows.state_bytes, int(free_memory(self.skeleton.device) * DEFAULT_MEMORY_SHARE))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from layercoop_fast.engine.forward import states_within
+from layercoop_fast.engine.forward import split_memory
 from layercoop_fast.engine.plan import Plan, build_plan
 from layercoop_fast.game.protocol import Masks, check_masks
 
@@ -54,8 +54,8 @@ def outlook(game: ModelGame, masks: Masks) -> Outlook:
     """
     masks = check_masks(masks, game.n_players)
     unknown, n_distinct = game.unknown(masks)
-    budget = states_within(game.windows, game.state_budget())
-    plan = build_plan(game.players.unit_masks(unknown), budget)
+    states, _ = split_memory(game.windows, game.units, game.memory_budget())
+    plan = build_plan(game.players.unit_masks(unknown), states)
     parameters = list(game.checkpoint.model.parameters())
     unit_flops, head_flops = game.flops
     unit_seconds, head_seconds = _pilot(game) if plan.n_unique else (0.0, 0.0)

@@ -182,6 +182,15 @@ def test_weights_are_shared_with_the_block() -> None:
     assert again is None or again.qkv.weight.data_ptr() == fast.qkv.weight.data_ptr()
 
 
+def test_bytes_a_row_are_what_the_workspace_holds() -> None:
+    skeleton = Skeleton(FAMILIES["qwen3"](n_layers=2))
+    block = fast_blocks(skeleton, ids_of(skeleton.model, 1))[0]
+    with torch.inference_mode():
+        block(skeleton.context(ids_of(skeleton.model, 5)).embedding)
+    held = sum(buffer.numel() * buffer.element_size() for buffer in block.workspace._buffers.values())
+    assert block.bytes_a_row * 5 * TOKENS == held
+
+
 def test_a_workspace_of_many_rows_serves_few() -> None:
     skeleton = Skeleton(FAMILIES["llama"](n_layers=2))
     blocks = fast_blocks(skeleton, ids_of(skeleton.model, 1))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
+from layercoop_fast.engine.forward import split_memory
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import Calibration
@@ -62,6 +63,22 @@ def test_a_budget_of_states_shows_in_the_forecast() -> None:
     ahead = outlook(game, MASKS)
     assert ahead.state_bytes == game.windows.state_bytes
     assert ahead.layer_evals > outlook(make_game(), MASKS).layer_evals
+
+
+@pytest.mark.parametrize("states", [1, 3, 8, 9, 40, 1000])
+def test_memory_is_split_between_states_and_activations(states: int) -> None:
+    """Up to 8 states have it alone; beyond, both together stay within it, and no call is denied one state."""
+    game = make_game()
+    state, row = game.windows.state_bytes, game.units.bytes_a_row
+    held, rows = split_memory(game.windows, game.units, states * state)
+    assert rows >= W * T
+    if held > 8:
+        assert held * state + rows * row <= states * state
+        assert (held + 1) * state + rows * row > states * state
+        assert rows * row <= max(states * state // 4, W * T * row)
+    else:
+        assert held == min(8, states)
+    assert make_game(block_path="hf").units.bytes_a_row == 0
 
 
 def test_masks_of_another_width_are_refused() -> None:

@@ -14,15 +14,6 @@ from layercoop_fast import _C
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture
-def restore_core() -> Iterator[None]:
-    """Puts back the instruction set and the number of threads that a test changes."""
-    isa, threads = _C.isa(), _C.num_threads()
-    yield
-    _C.set_isa(isa)
-    _C.set_num_threads(threads)
-
-
 @pytest.fixture(params=_C.isa_available())
 def level(request: pytest.FixtureRequest, restore_core: None) -> str:
     """Each instruction set in turn, with three threads so that ranges are really shared."""
