@@ -170,6 +170,7 @@ def evaluate(
     from layercoop_fast.search.base import finite_or_none
     from layercoop_fast.spans import Spans
 
+    _check_distinct(out=out, profile=profile, store=store, masks=masks)
     for target in (out, profile):
         if target is not None:
             check_target(target, force=force)
@@ -308,6 +309,7 @@ def shapley(
         raise RequestError(f"unknown estimator {estimator!r}: choose from shapley, {', '.join(DEFAULT_SAMPLES)}")
     if estimator != "shapley" and (interactions or best_per_size):
         raise RequestError("--interactions and --best-per-size belong to --estimator shapley")
+    _check_distinct(out=out, store=store, worths=worths)
     if out is not None:
         check_target(out, force=force)
     with _stopped_with(store), Bars() as bars:
@@ -443,6 +445,17 @@ _MOST_BITS = 10**10
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}b": size for unit, size in list(_UNITS.items()) if unit in "kmgt" and unit}
 _UNITS |= {f"{unit}ib": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
+
+
+def _check_distinct(**paths: Path | None) -> None:
+    """Refuse one file for two things: the later would take the place of the earlier."""
+    seen: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is None:
+            continue
+        other = seen.setdefault(path.resolve(), name)
+        if other != name:
+            raise RequestError(f"--{other} and --{name} are the same file, {path}: name two")
 
 
 @contextmanager

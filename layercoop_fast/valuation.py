@@ -80,6 +80,10 @@ def value_players(
     masks, worths, n_dropped = finite_pairs(measured.masks, measured.worths)
     if len(worths) == 0:
         raise RequestError(f"none of {n_dropped} worths is finite: nothing to fit a surrogate to")
+    if (distinct := len(np.unique(masks, axis=0))) <= n:
+        raise RequestError(
+            f"{distinct} distinct masks of finite worth cannot tell {n} players apart: measure {n + 1} at least"
+        )
     surrogate = Surrogate.fit(masks, worths, seed=seed)
     exact = permutations is None and n <= EXACT_UP_TO
     sampled = partial(shapley_values, n_permutations=PERMUTATIONS if permutations is None else permutations, seed=seed)

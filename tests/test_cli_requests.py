@@ -92,6 +92,14 @@ def test_groups_nested_without_end(refused: Any, model: Path, tmp_path: Path) ->
     assert "is not JSON" in line
 
 
+def test_one_file_for_two_things(refused: Any, model: Path, tmp_path: Path) -> None:
+    masks, file = masks_file(tmp_path), tmp_path / "x"
+    for option in ("--profile", "--store"):
+        line = refused("evaluate", model, "--masks", masks, "--out", file, option, file, "--force")
+        assert f"--out and {option} are the same file" in line
+    assert not file.exists()
+
+
 def test_resume_and_store_at_once(refused: Any, model: Path, tmp_path: Path) -> None:
     masks = masks_file(tmp_path)
     line = refused("evaluate", model, "--masks", masks, "--out", tmp_path / "w", "--store", tmp_path / "s", "--resume")

@@ -88,6 +88,11 @@ class FastBlock:
         self.down = Projection([parts.down])
 
     @property
+    def holds(self) -> bool:
+        """Whether its joint weights are still whole: a block that shares some with a later one has lost them to it."""
+        return all(projection.holds for projection in (self.qkv, self.output, self.gate_up, self.down))
+
+    @property
     def bytes_a_row(self) -> int:
         """Bytes of workspace that a row (token) of a call takes."""
         hidden, mixed, inner = len(self.input_norm.weight), self.heads * self.head_dim, self.gate_up.out_features // 2

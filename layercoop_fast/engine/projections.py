@@ -39,6 +39,14 @@ class Projection:
                 self._bias = torch.cat(parts)
 
     @property
+    def holds(self) -> bool:
+        """Whether the parameters still stand one behind the other: those that another projection joined do not."""
+        groups = [[linear.weight for linear in self.linears]]
+        if self._joint_bias:
+            groups.append([linear.bias for linear in self.linears])
+        return all(_stand_joined(group) for group in groups)
+
+    @property
     def weight(self) -> Tensor:
         """The joint matrix [out, in]."""
         return _joint([linear.weight for linear in self.linears])
@@ -64,16 +72,21 @@ def _joint(parameters: Sequence[Tensor]) -> Tensor:
     return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
 
 
-def _join(parameters: Sequence[Tensor]) -> None:
-    """Move parameters behind each other into one new tensor; nothing moves where they stand so already."""
+def _stand_joined(parameters: Sequence[Tensor]) -> bool:
+    """Whether parameters stand behind each other in one tensor."""
     first = parameters[0]
     expected = first.data_ptr()
     for parameter in parameters:
         same_storage = parameter.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
         if not (parameter.is_contiguous() and parameter.data_ptr() == expected and same_storage):
-            break
+            return False
         expected += parameter.numel() * parameter.element_size()
-    else:
+    return True
+
+
+def _join(parameters: Sequence[Tensor]) -> None:
+    """Move parameters behind each other into one new tensor; nothing moves where they stand so already."""
+    if _stand_joined(parameters):
         return
     joint = torch.cat([parameter.detach() for parameter in parameters])
     done = 0

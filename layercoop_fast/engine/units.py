@@ -135,4 +135,5 @@ def make_units(
         fast_block(block, context.call(layer), skeleton.convention, workspace)
         for layer, block in enumerate(skeleton.blocks)
     ]
+    blocks = [block if block is not None and block.holds else None for block in blocks]
     return FastUnits(general, blocks, halves=halves) if any(blocks) else general

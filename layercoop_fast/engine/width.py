@@ -39,7 +39,9 @@ def batch_width(
     A call takes at most `max_rows` rows, or one state.
     """
     if evaluations < SWEEP_FROM:
-        return power_of_two_up_to(min(ROWS_PER_CALL, max_rows) // windows.ids.numel())
+        width = power_of_two_up_to(min(ROWS_PER_CALL, max_rows) // windows.ids.numel())
+        # The fast blocks' kernels are made so that a state's bits are its own; the model's own modules are tried.
+        return width if units.path == "fast" else _faithful(windows, units, slots, min(width, len(slots)))
     widest = power_of_two_up_to(min(MAX_ROWS, max_rows, len(slots) * windows.ids.numel()) // windows.ids.numel())
     block = windows.skeleton.blocks[0]
     weights = sum(parameter.numel() for parameter in block.parameters())
@@ -49,8 +51,29 @@ def batch_width(
     return _measured[key]
 
 
+def _faithful(windows: Windows, units: Units, slots: Sequence[Tensor], widest: int) -> int:
+    """The widest power of two up to `widest` at which, and below which, a state comes to what it comes to alone."""
+    known = windows.faithful_widths
+    key = (units.path, torch.get_num_threads(), widest)
+    if key not in known:
+        embedding = windows.context(1).embedding[: windows.n_windows]
+        alone = torch.empty_like(embedding)
+        units.run(0, [embedding], [alone])
+        width = 1
+        while 2 * width <= widest:
+            batch = slots[: 2 * width]
+            for slot in batch:
+                slot.copy_(embedding)
+            units.run(0, batch, batch)
+            if not all(torch.equal(slot, alone) for slot in batch):
+                break
+            width *= 2
+        known[key] = width
+    return known[key]
+
+
 def sweep(windows: Windows, units: Units, slots: Sequence[Tensor], widest: int) -> dict[int, float]:
-    """Seconds a state of unit 0 at each width 1, 2, 4 .. `widest` whose results are those of width 1."""
+    """Seconds a state of unit 0 at each width 1, 2, 4 .. `widest`, up to the first whose results are not width 1's."""
     embedding = windows.context(1).embedding[: windows.n_windows]
     alone = torch.empty_like(embedding)
     units.run(0, [embedding], [alone])
@@ -65,8 +88,9 @@ def sweep(windows: Windows, units: Units, slots: Sequence[Tensor], widest: int) 
             started = time.perf_counter()
             units.run(0, batch, batch)
             seconds.append(time.perf_counter() - started)
-        if width == 1 or all(torch.equal(slot, alone) for slot in batch):
-            found[width] = min(seconds) / width
+        if width > 1 and not all(torch.equal(slot, alone) for slot in batch):
+            break  # a wider batch is cut into this width too
+        found[width] = min(seconds) / width
         width *= 2
     return found
 

@@ -30,6 +30,8 @@ class Windows:
     score_every: int = 1
     _contexts: dict[int, Context] = field(default_factory=dict)
     _pool: Tensor | None = None
+    faithful_widths: dict[tuple[object, ...], int] = field(default_factory=dict)
+    """What `engine/width.py` found out about batches of these windows."""
 
     def __post_init__(self) -> None:
         predicted = self.ids.shape[1] - 1

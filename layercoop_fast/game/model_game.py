@@ -32,6 +32,8 @@ from layercoop_fast.game.store import Store, check_store, mask_key
 from layercoop_fast.game.utility import Utility, get_utility
 from layercoop_fast.game.worths import Worths
 
+# States of a chunk where measured masks are kept in a store: wide enough batches, and a chunk takes seconds.
+STATES_WITH_STORE = 64
 # Share of the free memory that stored states may take where no budget is stated.
 DEFAULT_MEMORY_SHARE = 0.25
 
@@ -256,7 +258,7 @@ class ModelGame:
         keys = [mask_key(mask) for mask in unknown]
         if self.utility.needs_teacher and not self._has_teacher:
             self._keep_teacher()
-        states, max_rows = split_memory(self.windows, self.units, self.memory_budget())
+        states, max_rows = self.limits()
         plan = build_plan(self.players.unit_masks(unknown), states)
         rows = plan.unique_rows
         # Progress is by cost: a head counts for as many units as it takes FLOP, so that the time left is true.
@@ -313,6 +315,15 @@ class ModelGame:
         """FLOP of the head over those of a mean unit."""
         units, head = self.flops
         return head / float(units.mean()) if units.any() else 1.0
+
+    def limits(self) -> tuple[int, int]:
+        """How many states a plan may hold, and how many rows a call may have.
+
+        With a store chunks are kept short, since a kill costs the chunk in flight: most masks of one are scored at its
+        end. So many states are enough to compute nothing twice.
+        """
+        states, max_rows = split_memory(self.windows, self.units, self.memory_budget())
+        return (states if self._known.store is None else min(states, STATES_WITH_STORE)), max_rows
 
     def memory_budget(self) -> int:
         """Bytes for stored states and the activations of one call: as asked, or a quarter of what is free now."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from layercoop_fast.engine.forward import split_memory
 from layercoop_fast.engine.plan import Plan, build_plan
 from layercoop_fast.game.protocol import Masks, check_masks
 
@@ -54,7 +53,7 @@ def outlook(game: ModelGame, masks: Masks) -> Outlook:
     """
     masks = check_masks(masks, game.n_players)
     unknown, n_distinct = game.unknown(masks)
-    states, _ = split_memory(game.windows, game.units, game.memory_budget())
+    states, _ = game.limits()
     plan = build_plan(game.players.unit_masks(unknown), states)
     parameters = list(game.checkpoint.model.parameters())
     unit_flops, head_flops = game.flops

@@ -129,7 +129,8 @@ def enumerate_masks(
     means = sums.sizes / core.counts
     within = None
     if prices is not None:
-        assert core.affordable is not None, "a mask within the budget exists: it was checked above"
+        if core.affordable is None:  # within the budget by less than rounding: sums in another order disagree
+            raise RequestError(f"no mask is within the budget of {budget:g}: the cheapest costs {_cheapest(prices):g}")
         mask, score = core.affordable
         within = _best(networks, np.array([mask], dtype=np.uint64), np.array([score], dtype=np.float32), 1)
     return Enumerated(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,17 @@ def write_archive(path: Path, form: str, header: Mapping[str, Any], arrays: Mapp
     payload = safetensors_bytes(contiguous, {"format": form, "header": json.dumps(dict(header))})
     with written_whole(path, force=True) as temporary:
         temporary.write_bytes(payload)
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What fails inside says that the file is not what it claims to be."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RequestError(f"{path} is damaged, or was not saved by this version: {error!r}") from error
 
 
 def read_archive(path: Path, form: str, names: Collection[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

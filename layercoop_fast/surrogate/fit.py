@@ -147,7 +147,7 @@ def _trial(
     """Train on what is not held out, and a network more for each stratum left out; report from what is."""
     ensemble = counts.shape[1]
     kept = masks.sum(axis=1)
-    strata = _strata_left_out(kept)
+    strata = _strata_left_out(masks)
     seen = np.concatenate([counts * ~held_out[:, None], kept[:, None] != strata], axis=1)
     coordinates = Coordinates.of(masks[~held_out], targets[~held_out])
     p = _start(masks, targets, seen, coordinates, hidden, torch.Generator().manual_seed(seed + 2))
@@ -244,12 +244,12 @@ def _held_out(masks: Masks, rng: np.random.Generator) -> Masks:
     return held_out
 
 
-def _strata_left_out(kept: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Return the sizes that are left out in turn: at most 5 of those with 5 masks or more, ends included, evenly.
+def _strata_left_out(masks: Masks) -> npt.NDArray[np.intp]:
+    """Return the sizes that are left out in turn: at most 5 of those with 5 distinct masks or more, evenly spread.
 
     None where there are fewer than three such sizes: without one of two, little is left to learn from.
     """
-    sizes, counts = np.unique(kept, return_counts=True)
+    sizes, counts = np.unique(np.unique(masks, axis=0).sum(axis=1), return_counts=True)
     sizes = sizes[counts >= 5]
     if len(sizes) < 3:
         return sizes[:0]

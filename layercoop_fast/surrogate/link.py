@@ -26,6 +26,10 @@ class Link:
     floor: float = 0.0
     """What a worth of exactly 0 counts as (log only): a ratio has underflowed there, and has no logarithm."""
 
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES[1:]:
+            raise RequestError(f"unknown scale {self.scale!r}: a link is one of {', '.join(SCALES[1:])}")
+
     @classmethod
     def of(cls, worths: Floats, scale: str = "auto") -> Link:
         """Choose the link for finite worths `float64[M]`, M ≥ 1.

@@ -17,6 +17,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.files import written_whole
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.kernels.surrogate import flips, marginals
+from layercoop_fast.surrogate.archive import reading
 from layercoop_fast.surrogate.networks import Networks
 from layercoop_fast.surrogate.pairs import check_pairs, fittable_pairs
 from layercoop_fast.surrogate.threads import one_thread
@@ -158,7 +159,8 @@ class PublishedSurrogate:
                 weights = [file.get_tensor(name) for name in _NAMES]
         except (OSError, SafetensorError) as error:
             raise RequestError(f"cannot read a surrogate from {path}: {error}") from error
-        return cls(*weights, history=json.loads(metadata["history"]))
+        with reading(path):
+            return cls(*weights, history=json.loads(metadata["history"]))
 
     @property
     def _weights(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.kernels.surrogate import flips, marginals, predict
-from layercoop_fast.surrogate.archive import read_archive, write_archive
+from layercoop_fast.surrogate.archive import read_archive, reading, write_archive
 from layercoop_fast.surrogate.fit import Fitted, fit_networks, refit_networks
 from layercoop_fast.surrogate.link import Link
 from layercoop_fast.surrogate.networks import Networks
@@ -206,10 +206,17 @@ class Surrogate:
     def load(cls, path: str | os.PathLike[str]) -> Surrogate:
         """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or something else."""
         header, arrays = read_archive(Path(path), _FORMAT, (*_NETWORKS, "masks", "targets", "counts"))
-        weights = (arrays["hidden_weight"], arrays["hidden_bias"], arrays["output_weight"], arrays["output_bias"])
-        networks = Networks(*weights, header["activation"], header["output"])
-        link, quality = Link(header["scale"], header["floor"]), Quality.from_json(header["quality"])
-        return cls(networks, link, quality, arrays["masks"], arrays["targets"], arrays["counts"], header["seed"])
+        with reading(path):
+            weights = (arrays["hidden_weight"], arrays["hidden_bias"], arrays["output_weight"], arrays["output_bias"])
+            networks = Networks(*weights, header["activation"], header["output"])
+            link, quality = Link(header["scale"], float(header["floor"])), Quality.from_json(header["quality"])
+            masks, targets, counts = arrays["masks"], arrays["targets"], arrays["counts"]
+            shapes = [masks.shape, targets.shape, counts.shape]
+            m = len(targets)
+            wanted = [(m, networks.n_players), (m,), (m, networks.n_networks)]
+            if m == 0 or shapes != wanted or [masks.dtype, targets.dtype, counts.dtype] != [bool, float, np.uint8]:
+                raise ValueError(f"masks, targets and counts of shapes {shapes}, not {wanted}")
+            return cls(networks, link, quality, masks, targets, counts, int(header["seed"]))
 
     def _leverage(self, masks: Masks) -> Floats:
         leverage = np.empty(len(masks))

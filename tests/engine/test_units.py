@@ -105,3 +105,19 @@ def test_the_pool_is_allocated_once() -> None:
     assert windows.pool(1).shape == (1, 3, 20, 48)
     windows.free()
     assert windows.pool(1).untyped_storage().nbytes() == windows.state_bytes
+
+
+def test_blocks_that_share_part_of_a_joint_weight_stay_general() -> None:
+    """A parameter stands in one joint matrix only: the block that was joined first has lost it."""
+    model = FAMILIES["llama"](n_layers=4)
+    for block in model.model.layers[1:]:
+        block.mlp.gate_proj.weight = model.model.layers[0].mlp.gate_proj.weight
+    windows = Windows(Skeleton(model), torch.arange(40).view(2, 20))
+    units = make_units(windows)
+    assert units.path == "fast but for blocks 0,1,2"
+    state = windows.context(1).embedding[:2].clone()
+    with torch.inference_mode():
+        expected = model(windows.ids, use_cache=False).logits
+        for layer in range(4):
+            units.run(layer, [state], [state])
+        torch.testing.assert_close(windows.context(1).logits(state), expected, rtol=0, atol=1e-4)

@@ -322,3 +322,19 @@ def test_standard_error_over_windows() -> None:
     expected = measured.window_nll.std(axis=1, ddof=1) / np.sqrt(3)
     np.testing.assert_allclose(measured.nll_stderr, expected, rtol=1e-12)
     assert np.isnan(game_of(n_windows=1).evaluate(random_masks(2)).nll_stderr).all()
+
+
+def test_batches_that_show_in_the_bits_are_not_made() -> None:
+    """torch's attention gives other bits in a batch for heads of 10: such a model runs one state at a time."""
+    model = FAMILIES["mistral"](n_layers=L, head_dim=10, sliding_window=5)
+    text = windows_of(3, 23)
+
+    def game(**options) -> ModelGame:
+        return ModelGame(Checkpoint(model, tiny_tokenizer(), "mistral"), text, **options)
+
+    masks = random_masks(20)
+    together = game().evaluate(masks)
+    state = game().windows.state_bytes
+    assert np.array_equal(game(memory=2 * state).evaluate(masks[::-1]).window_nll[::-1], together.window_nll)
+    for mask, row in zip(masks[:6], together.window_nll, strict=False):
+        assert np.array_equal(game().evaluate(mask[None]).window_nll[0], row)

@@ -262,3 +262,33 @@ def test_an_update_learns_in_closed_form_what_a_player_costs_that_was_never_remo
     without[:, 4] = False
     difference = updated.link_game(with_it) - updated.link_game(without)
     assert np.abs(difference.mean() - 3.0) < 0.1
+
+
+@pytest.mark.parametrize("damage", ["scale", "masks", "targets", "counts", "quality"])
+def test_a_damaged_file_is_one_line(surrogate: Surrogate, tmp_path: Path, damage: str) -> None:
+    import json
+
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    path = tmp_path / "fit.safetensors"
+    surrogate.save(path)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    arrays = load_file(path)
+    header = json.loads(metadata["header"])
+    if damage in arrays:
+        arrays[damage] = arrays[damage][:-1].copy()
+    else:
+        header[damage] = {} if damage == "quality" else "weird"
+    save_file(arrays, path, {**metadata, "header": json.dumps(header)})
+    with pytest.raises(RequestError, match=r"damaged|unknown scale"):
+        Surrogate.load(path)
+
+
+def test_copies_of_one_mask_are_no_stratum() -> None:
+    """All sizes are measured, the two ends by the same mask again and again."""
+    masks = stratified_masks(N, 600, seed=1, strata=range(N + 1))
+    fitted = Surrogate.fit(masks, Redundant(N, [1])(masks), ensemble=2)
+    assert fitted.quality.outside
+    assert all(0 < size < N and math.isfinite(r2) for size, r2 in fitted.quality.outside.items())
