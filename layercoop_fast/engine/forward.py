@@ -73,20 +73,18 @@ def play(
                     score(mask, slots[slot])
 
 
-def states_within(windows: Windows, memory: int | None) -> int | None:
-    """How many states fit into `memory` bytes (None: no limit stated).
+def states_within(windows: Windows, memory: int) -> int:
+    """How many states fit into `memory` bytes.
 
     Raises `RequestError` when not even one does, with the smallest budget that works.
     """
-    if memory is None:
-        return None
     states = memory // windows.state_bytes
     if states < 1:
         raise RequestError(
             f"a memory budget of {memory} bytes holds no stored state: the smallest that works is "
             f"{windows.state_bytes} bytes (one state of {' x '.join(map(str, windows.state_shape))} numbers)"
         )
-    return int(states)
+    return states
 
 
 def split_memory(windows: Windows, units: Units, memory: int) -> tuple[int, int]:
@@ -98,7 +96,6 @@ def split_memory(windows: Windows, units: Units, memory: int) -> tuple[int, int]
     Raises `RequestError` when not even one state fits.
     """
     states = states_within(windows, memory)
-    assert states is not None
     one = windows.ids.numel()
     rows = min(MAX_ROWS, memory // 4 // units.bytes_a_row) if units.bytes_a_row else MAX_ROWS
     rows = max(rows, one)

@@ -53,26 +53,18 @@ def batch_width(
 
 def _faithful(windows: Windows, units: Units, slots: Sequence[Tensor], widest: int) -> int:
     """The widest power of two up to `widest` at which, and below which, a state comes to what it comes to alone."""
+    if widest == 1:
+        return 1
     known = windows.faithful_widths
     key = (units.path, torch.get_num_threads(), widest)
     if key not in known:
-        embedding = windows.context(1).embedding[: windows.n_windows]
-        alone = torch.empty_like(embedding)
-        units.run(0, [embedding], [alone])
-        width = 1
-        while 2 * width <= widest:
-            batch = slots[: 2 * width]
-            for slot in batch:
-                slot.copy_(embedding)
-            units.run(0, batch, batch)
-            if not all(torch.equal(slot, alone) for slot in batch):
-                break
-            width *= 2
-        known[key] = width
+        known[key] = max(sweep(windows, units, slots, widest, repeats=1))
     return known[key]
 
 
-def sweep(windows: Windows, units: Units, slots: Sequence[Tensor], widest: int) -> dict[int, float]:
+def sweep(
+    windows: Windows, units: Units, slots: Sequence[Tensor], widest: int, *, repeats: int = _REPEATS
+) -> dict[int, float]:
     """Seconds a state of unit 0 at each width 1, 2, 4 .. `widest`, up to the first whose results are not width 1's."""
     embedding = windows.context(1).embedding[: windows.n_windows]
     alone = torch.empty_like(embedding)
@@ -82,7 +74,7 @@ def sweep(windows: Windows, units: Units, slots: Sequence[Tensor], widest: int) 
     while width <= widest:
         batch = slots[:width]
         seconds = []
-        for _ in range(_REPEATS):
+        for _ in range(repeats):
             for slot in batch:
                 slot.copy_(embedding)
             started = time.perf_counter()

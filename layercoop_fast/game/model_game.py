@@ -105,7 +105,8 @@ class ModelGame:
         )
         self.scorer = make_scorer(self.windows, block_path=block_path)
         self.memory = memory
-        states_within(self.windows, memory)  # a budget too small is said now, not at the first call
+        if memory is not None:
+            states_within(self.windows, memory)  # a budget too small is said now, not at the first call
         self.on_progress = on_progress
         self.evaluations = Evaluations()
         self._known = Shelf() if store is None else self._claim(store)
@@ -183,7 +184,6 @@ class ModelGame:
     def evaluate(self, masks: Masks) -> Worths:
         """Measure masks (bool [M, n]) and return their worths with the NLL of every window."""
         masks = check_masks(masks, self.n_players)
-        everything = np.ones((1, self.n_players), dtype=np.bool_)
         self._measure(masks)
         self.evaluations.masks += len(masks)
         self.evaluations.layer_evals_naive += len(masks) * self.players.n_units
@@ -191,7 +191,7 @@ class ModelGame:
         window_nll = np.array([score.nll for score in scores]).reshape(len(masks), self.windows.n_windows)
         nll = window_nll.mean(axis=1)
         kl = np.array([score.kl.mean() for score in scores], dtype=np.float64)
-        full = float(self._known[mask_key(everything[0])].nll.mean())
+        full = float(self._known[mask_key(np.ones(self.n_players, dtype=np.bool_))].nll.mean())
         # Overflow to infinity and NaN are results here, not accidents.
         with np.errstate(all="ignore"):
             worths = np.asarray(self.utility.worth(nll, kl, full), dtype=np.float64)

@@ -60,8 +60,7 @@ def show_contributions(
     largest = float(np.abs(values.values).max()) or 1.0
     for player in values.order():
         value, stderr = float(values.values[player]), float(values.stderr[player])
-        bar = ("█" if value >= 0 else "░") * round(width * abs(value) / largest)
-        table.add_row(players[player], f"{value:.6f}", f"{stderr:.1e}", bar)
+        table.add_row(players[player], f"{value:.6f}", f"{stderr:.1e}", bar(value, largest, width))
     console.print(table)
     fit = details["fit_r2"]
     console.print(
@@ -69,6 +68,11 @@ def show_contributions(
         f"{details['n_dropped']} pairs dropped (worth not finite)",
         highlight=False,
     )
+
+
+def bar(value: float, largest: float, width: int) -> str:
+    """A bar of at most `width` characters, hollow for a negative value."""
+    return ("█" if value >= 0 else "░") * round(width * abs(value) / largest)
 
 
 def show_findings(found: dict[str, Any], console: Console | None = None) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from layercoop_fast.files import written_whole
+from layercoop_fast.report.tables import bar
 from layercoop_fast.search.base import finite_or_none
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def show_valuation(found: Valuation, console: Console | None = None) -> None:
             f"{values[player]:.4f}",
             f"{low[player]:.4f} to {high[player]:.4f}",
             _shown([found.players[rival] for rival in rivals]),
-            _bar(float(values[player]), largest, width),
+            bar(float(values[player]), largest, width),
         )
     console.print(table)
     for line in _remarks(found, len(unsettled)):
@@ -160,7 +161,7 @@ def _pairs_table(interactions: NDArray[np.float64], players: list[str], of: str)
     largest = float(np.abs(between).max(initial=0.0)) or 1.0
     for pair in strongest:
         value = float(between[pair])
-        table.add_row(f"{players[first[pair]]} {players[second[pair]]}", f"{value:.4f}", _bar(value, largest, 20))
+        table.add_row(f"{players[first[pair]]} {players[second[pair]]}", f"{value:.4f}", bar(value, largest, 20))
     return table
 
 
@@ -191,10 +192,6 @@ def _unit(found: Valuation) -> str:
 def _shown(players: list[str], most: int = 4) -> str:
     shown = " ".join(players[:most])
     return f"{shown} +{len(players) - most}" if len(players) > most else shown
-
-
-def _bar(value: float, largest: float, width: int) -> str:
-    return ("█" if value >= 0 else "░") * round(width * abs(value) / largest)
 
 
 def _plain(values: NDArray[np.float64]) -> list[float | None]:
