@@ -166,7 +166,7 @@ void py_swiglu(const py::object& gate_up, const py::object& product) {
 }
 
 void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads,
-                         float scale, const py::object& mixed) {
+                         float scale, const py::object& asked, const py::object& mixed) {
   by_type(qkv, "qkv", [&](auto type) {
     using T = decltype(type);
     const Extent extent(qkv, "qkv");
@@ -190,8 +190,17 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
       throw py::value_error("scale: " + std::to_string(scale) + " is not a positive number");
     }
     const std::int64_t width = extent.columns / groups;
-    run_without_gil(Attention<T>{in<T>(qkv, "qkv", {kAny, kAny}), extent.rows / tokens, tokens, heads, kv_heads, width,
-                                 scale, out<T>(mixed, "out", {extent.rows, heads * width})});
+    const std::int64_t windows = extent.rows / tokens;
+    const auto* at = in<std::int64_t>(asked, "asked", {kAny});
+    const std::int64_t n_asked = asked.attr("shape").cast<py::tuple>()[0].cast<std::int64_t>();
+    for (std::int64_t i = 0; i < n_asked; ++i) {
+      if (at[i] < (i == 0 ? 0 : at[i - 1] + 1) || at[i] >= tokens) {
+        throw py::value_error("asked: expected ascending tokens of a window of " + std::to_string(tokens) + ", got " +
+                              std::to_string(at[i]) + " at place " + std::to_string(i));
+      }
+    }
+    run_without_gil(Attention<T>{in<T>(qkv, "qkv", {kAny, kAny}), windows, tokens, heads, kv_heads, width, scale, at,
+                                 n_asked, out<T>(mixed, "out", {windows * n_asked, heads * width})});
   });
 }
 
@@ -226,7 +235,7 @@ void bind_blocks(py::module_& module) {
              py::arg("key_heads"), py::arg("query_norm") = none, py::arg("key_norm") = none, py::arg("eps") = 0.0f);
   module.def("swiglu", &py_swiglu, py::arg("gate_up"), py::arg("out"));
   module.def("causal_attention", &py_causal_attention, py::arg("qkv"), py::arg("tokens"), py::arg("heads"),
-             py::arg("kv_heads"), py::arg("scale"), py::arg("out"));
+             py::arg("kv_heads"), py::arg("scale"), py::arg("asked"), py::arg("out"));
   module.def("running_loss", &py_running_loss, py::arg("logits"), py::arg("targets"), py::arg("first_word"),
              py::arg("running"), py::arg("scale") = 1.0f, py::arg("cap") = 0.0f, py::arg("teacher") = none,
              py::arg("teacher_running") = none);

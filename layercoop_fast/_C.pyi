@@ -125,8 +125,19 @@ def rotary(
 def swiglu(gate_up: _Numbers, out: _Numbers) -> None:
     """Multiply silu(gate) by up: gate_up [R, 2I], a row's gate first → out [R, I]."""
 
-def causal_attention(qkv: _Numbers, tokens: int, heads: int, kv_heads: int, scale: float, out: _Numbers) -> None:
-    """Attend causally inside each window of `tokens` rows: qkv [W·T, (heads + 2·kv_heads)·D] → out [W·T, heads·D]."""
+def causal_attention(
+    qkv: _Numbers,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    asked: npt.NDArray[np.int64],
+    out: _Numbers,
+) -> None:
+    """Attend causally inside each window of `tokens` rows, at its tokens `asked` [S], which ascend.
+
+    qkv [W·T, (heads + 2·kv_heads)·D] → out [W·S, heads·D].
+    """
 
 def running_loss(
     logits: _Numbers,

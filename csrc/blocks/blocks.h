@@ -62,7 +62,8 @@ struct Swiglu {
 };
 
 // Causal softmax attention inside each window of `tokens` rows: out_t = sum_{s <= t} softmax_s(scale * q_t . k_s) v_s.
-// Query head h uses key head h / (heads / kv_heads). Scores and their sum stay fp32.
+// Query head h uses key head h / (heads / kv_heads). Scores and their sum stay fp32. Every window has the same queries:
+// those at the tokens `asked`, each to the bits it has among all; what other rows hold for queries is never read.
 template <typename T>
 struct Attention {
   const T* qkv;  // [windows * tokens, (heads + 2 * kv_heads) * width]: queries, keys, values
@@ -71,8 +72,10 @@ struct Attention {
   std::int64_t heads;
   std::int64_t kv_heads;
   std::int64_t width;
-  float scale;  // > 0
-  T* out;       // [windows * tokens, heads * width]
+  float scale;                // > 0
+  const std::int64_t* asked;  // [n_asked], ascending, each below `tokens`
+  std::int64_t n_asked;
+  T* out;  // [windows * n_asked, heads * width]
 };
 
 // A row of logits seen so far: the largest, the sum of exp(logit - largest), and the target's own logit. A row starts as

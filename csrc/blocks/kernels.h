@@ -270,28 +270,30 @@ LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std:
   }
 }
 
-// Six queries of one head (fewer at a window's end: the rest are left over from before, and their results unused).
+// Six queries of one head (fewer at a window's end: the rest are left over from before, and their results unused). A
+// query's bits do not depend on the others: to the keys behind it belong scores of zero, which add nothing.
 template <typename T>
 LANES_FN void attend(const Attention<T>& work, const T* rows, std::int64_t columns, T* out, std::int64_t head,
-                     std::int64_t token, AttentionSpace& space) {
-  const std::int64_t queries = std::min(kTileRows, work.tokens - token);
+                     std::int64_t first, AttentionSpace& space) {
+  const std::int64_t queries = std::min(kTileRows, work.n_asked - first);
+  const std::int64_t* tokens = work.asked + first;
   for (std::int64_t i = 0; i < queries; ++i) {
-    widen_row(rows + (token + i) * columns + head * work.width, work.width,
+    widen_row(rows + tokens[i] * columns + head * work.width, work.width,
               space.queries.data() + i * space.width_columns);
   }
-  const std::int64_t keys = token + queries;
+  const std::int64_t keys = tokens[queries - 1] + 1;
   const std::int64_t key_columns = round_up(keys, kLanes);
   product(space.queries.data(), space.width_columns, space.keys.data(), space.token_columns, work.width, key_columns,
           space.scores.data(), space.token_columns);
   float sums[kTileRows];
   for (std::int64_t i = 0; i < queries; ++i) {
-    sums[i] = exponentials(space.scores.data() + i * space.token_columns, token + i + 1, key_columns, work.scale);
+    sums[i] = exponentials(space.scores.data() + i * space.token_columns, tokens[i] + 1, key_columns, work.scale);
   }
   product(space.scores.data(), space.token_columns, space.values.data(), space.width_columns, keys, space.width_columns,
           space.out.data(), space.width_columns);
   for (std::int64_t i = 0; i < queries; ++i) {
     const float* sum = space.out.data() + i * space.width_columns;
-    T* to = out + (token + i) * work.heads * work.width + head * work.width;
+    T* to = out + (first + i) * work.heads * work.width + head * work.width;
     for (std::int64_t j = 0; j < work.width; j += kLanes) {
       const int n = lanes_left(j, work.width);
       write(to + j, n, div(read(sum + j, n), splat(sums[i])));
@@ -305,14 +307,14 @@ LANES_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::i
   const std::int64_t columns = (work.heads + 2 * work.kv_heads) * work.width;
   const std::int64_t group = work.heads / work.kv_heads;
   for (std::int64_t item = begin; item < end; ++item) {
-    const std::int64_t row = (item / work.kv_heads) * work.tokens;
+    const std::int64_t window = item / work.kv_heads;
     const std::int64_t kv_head = item % work.kv_heads;
-    const T* rows = work.qkv + row * columns;
-    T* out = work.out + row * work.heads * work.width;
+    const T* rows = work.qkv + window * work.tokens * columns;
+    T* out = work.out + window * work.n_asked * work.heads * work.width;
     load_keys_and_values(work, rows, columns, kv_head, space);
     for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      for (std::int64_t token = 0; token < work.tokens; token += kTileRows) {
-        attend(work, rows, columns, out, head, token, space);
+      for (std::int64_t first = 0; first < work.n_asked; first += kTileRows) {
+        attend(work, rows, columns, out, head, first, space);
       }
     }
   }

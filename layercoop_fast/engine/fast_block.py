@@ -8,7 +8,8 @@ With x [W, T, H] a state of W windows, it is
     x = x + down_proj(silu(gate_proj(n)) · up_proj(n)),   n = rms_norm(x)
 
 and either line can be run alone. What a window comes to does not depend on the windows beside it, bit for bit: each
-kernel works row by row or window by window in a fixed order, and torch's products do alike from `MIN_ROWS` rows on.
+kernel works row by row or window by window in a fixed order, and torch's products do alike from some number of rows on
+(`kernels/rows.py`).
 """
 
 from __future__ import annotations
@@ -162,9 +163,7 @@ class FastBlock:
         delta = self._matrix("delta", count, hidden)
         weight, eps = self.mlp_norm.weight, self.mlp_norm.eps
         if half != "mlp":
-            mixed = self._attend(batch, self._matrix("normed", batch.rows, hidden))[index]
-            padded = torch.cat([mixed, mixed[:1].expand(max(MIN_ROWS - count, 0), -1)])
-            self.output(padded, out=delta)
+            self.output(self._attend(batch, self._matrix("normed", batch.rows, hidden), (rows, index)), out=delta)
         normed = self._matrix("normed", count, hidden)
         if half is None:
             total = torch.empty_like(stream)
@@ -180,11 +179,15 @@ class FastBlock:
             target[part] = stream[first : first + len(part)]
             first += len(part)
 
-    def _attend(self, batch: _Batch, normed: Tensor) -> Tensor:
-        """What attention mixes for every row of the states, before its output projection: [R, A]."""
+    def _attend(self, batch: _Batch, normed: Tensor, some: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """What attention mixes for every row of the states, before its output projection: [R, A].
+
+        Or for some rows alone: positions [S] of every window, and the same [W·S] among all rows.
+        """
         for source, span in zip(batch.sources, batch.spans, strict=True):
             rms_norm(source, self.input_norm.weight, self.input_norm.eps, out=normed[span])
-        qkv = self.qkv(normed, out=self._matrix("wide", batch.rows, self.qkv.out_features))[: batch.rows]
+        asked, index = (None, None) if some is None else some
+        qkv = self._project(normed, index)[: batch.rows]
         rotary_(
             qkv,
             self.rope.cos,
@@ -195,11 +198,26 @@ class FastBlock:
             key_norm=None if self.key_norm is None else self.key_norm.weight,
             eps=0.0 if self.query_norm is None else self.query_norm.eps,
         )
-        mixed = self._matrix("inner", batch.rows, self.heads * self.head_dim)
+        rows = batch.rows if index is None else len(index)
+        mixed = self._matrix("inner", rows, self.heads * self.head_dim)
         tokens = len(self.rope.cos)
         with timed(ATTENTION):
-            causal_attention(qkv, tokens, self.heads, self.kv_heads, self.scale, out=mixed[: batch.rows])
+            causal_attention(qkv, tokens, self.heads, self.kv_heads, self.scale, asked=asked, out=mixed[:rows])
         return mixed
+
+    def _project(self, normed: Tensor, index: Tensor | None) -> Tensor:
+        """Queries, keys and values of all rows; where `index` is given, queries of these rows alone."""
+        wide = self._matrix("wide", len(normed), self.qkv.out_features)
+        if index is None:
+            return self.qkv(normed, out=wide)
+        queries = self.heads * self.head_dim
+        self.qkv(normed, out=wide[:, queries:], maps=slice(1, 3))
+        asking = normed[index]
+        padded = torch.cat([asking, asking[:1].expand(max(MIN_ROWS - len(asking), 0), -1)])
+        wide[index, :queries] = self.qkv(padded, out=padded.new_empty(len(padded), queries), maps=slice(0, 1))[
+            : len(index)
+        ]
+        return wide
 
     def _feed(self, rows: int, normed: Tensor, delta: Tensor) -> None:
         """What the MLP adds to the states, from their normed rows, into delta."""

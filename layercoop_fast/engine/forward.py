@@ -2,8 +2,9 @@
 
 `play` walks the plan's schedule over a pool of stored states and hands every mask's final state to a scorer. What a
 mask scores does not depend on the other masks, their order, the memory budget or the batch width: the same blocks run
-on the same numbers. (On the CPU bit for bit, for dense blocks: the rows of a product do not depend on how many rows
-there are, once there are at least `MIN_ROWS`.)
+on the same numbers. On the CPU that holds bit for bit, for dense blocks: torch computes a row of a product alike
+however many rows there are, in fp32 from `MIN_ROWS` on, in bf16 from about a thousand on (`kernels/rows.py`), and
+batches are made so that no number shows it (`engine/width.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from layercoop_fast.engine.plan import Plan, last_states
 from layercoop_fast.engine.units import GeneralUnits, Units
-from layercoop_fast.engine.width import MAX_ROWS, batch_width, cut
+from layercoop_fast.engine.width import MAX_ROWS, batch_width, cut, scored_width
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.spans import COPIES, HEAD_REST, timed
@@ -51,7 +52,8 @@ def play(
         slots = list(windows.pool(plan.peak_states))
         width = batch_width(windows, units, slots, plan.scheduled, max_rows)
         # Of a state that is scored and never read again only the scored positions are needed.
-        last = last_states(plan) if windows.score_every > 1 else np.zeros(plan.n_unique, dtype=np.bool_)
+        narrow = scored_width(windows, units, slots, width) if windows.score_every > 1 and slots else 0
+        last = last_states(plan) if narrow else np.zeros(plan.n_unique, dtype=np.bool_)
         done = 0
         for unit, sources, targets, masks, ends in plan.steps():
             if unit < 0:
@@ -60,9 +62,9 @@ def play(
                         slots[target].copy_(embedding)
             else:
                 ending = np.isin(targets, ends[last[done : done + len(ends)]])
-                for rows, some in ((None, ~ending), (windows.scored, ending)):
+                for rows, some, widest in ((None, ~ending, width), (windows.scored, ending, narrow)):
                     pairs = list(zip(sources[some].tolist(), targets[some].tolist(), strict=True))
-                    for part in cut(len(pairs), width):
+                    for part in cut(len(pairs), widest):
                         batch = pairs[part]
                         units.run(unit, [slots[i] for i, _ in batch], [slots[j] for _, j in batch], rows)
                         if on_progress is not None:

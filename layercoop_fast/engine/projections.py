@@ -56,13 +56,16 @@ class Projection:
         """The joint bias [out]; None where no map has one."""
         return _joint([linear.bias for linear in self.linears]) if self._joint_bias else self._bias
 
-    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        """x [R, in] → out [R, out]."""
+    def __call__(self, x: Tensor, out: Tensor, maps: slice = slice(None)) -> Tensor:
+        """x [R, in] → out [R, out], of all maps or of some neighbouring ones."""
+        sizes = [linear.out_features for linear in self.linears]
+        first = sum(sizes[: maps.start or 0])
+        columns = slice(first, first + sum(sizes[maps]))
         bias = self.bias
         with timed(BLOCK_PRODUCTS):
             if bias is None:
-                return torch.mm(x, self.weight.t(), out=out)
-            return torch.addmm(bias, x, self.weight.t(), out=out)
+                return torch.mm(x, self.weight[columns].t(), out=out)
+            return torch.addmm(bias[columns], x, self.weight[columns].t(), out=out)
 
 
 def _joint(parameters: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from layercoop_fast.engine.units import Units
 from layercoop_fast.engine.windows import Windows
+from layercoop_fast.kernels.rows import MIN_ROWS, rows_alike_from
 
 # Rows (tokens) of one call of a unit where nothing was measured: enough that its matrix products run at full speed, few
 # enough that the activations of one call stay small beside the stored states.
@@ -36,12 +37,15 @@ def batch_width(
 ) -> int:
     """The width for a plan of so many evaluations over these slots ([W, T, H] each, their content is lost).
 
-    A call takes at most `max_rows` rows, or one state.
+    A call takes at most `max_rows` rows, or one state. States whose rows are too few to be computed alike in a batch
+    (`kernels/rows.py`) go one by one.
     """
+    if not _alike(windows, windows.ids.numel()):
+        return 1
     if evaluations < SWEEP_FROM:
-        width = power_of_two_up_to(min(ROWS_PER_CALL, max_rows) // windows.ids.numel())
-        # The fast blocks' kernels are made so that a state's bits are its own; the model's own modules are tried.
-        return width if units.path == "fast" else _faithful(windows, units, slots, min(width, len(slots)))
+        most = min(ROWS_PER_CALL, max_rows, len(slots) * windows.ids.numel())
+        width = power_of_two_up_to(most // windows.ids.numel())
+        return _faithful(windows, units, slots, width)
     widest = power_of_two_up_to(min(MAX_ROWS, max_rows, len(slots) * windows.ids.numel()) // windows.ids.numel())
     block = windows.skeleton.blocks[0]
     weights = sum(parameter.numel() for parameter in block.parameters())
@@ -62,13 +66,37 @@ def _faithful(windows: Windows, units: Units, slots: Sequence[Tensor], widest: i
     return known[key]
 
 
+def scored_width(windows: Windows, units: Units, slots: Sequence[Tensor], width: int) -> int:
+    """The width at which last states may be computed at the scored positions alone, `width` at most; 0 for not at all.
+
+    At it, and at every power of two below, they have the bits there that they have among all positions. The content of
+    the slots is lost.
+    """
+    if not _alike(windows, windows.n_windows * len(windows.scored)):
+        return 0
+    known = windows.faithful_widths
+    key = (units.path, torch.get_num_threads(), width, "scored")
+    if key not in known:
+        scored = windows.scored
+        embedding, alone = _alone(windows, units)
+        found, tried = 0, 1
+        while tried <= width:
+            batch = slots[:tried]
+            for slot in batch:
+                slot.copy_(embedding)
+            units.run(0, batch, batch, scored)
+            if not all(torch.equal(slot[:, scored], alone[:, scored]) for slot in batch):
+                break
+            found, tried = tried, 2 * tried
+        known[key] = found
+    return known[key]
+
+
 def sweep(
     windows: Windows, units: Units, slots: Sequence[Tensor], widest: int, *, repeats: int = _REPEATS
 ) -> dict[int, float]:
     """Seconds a state of unit 0 at each width 1, 2, 4 .. `widest`, up to the first whose results are not width 1's."""
-    embedding = windows.context(1).embedding[: windows.n_windows]
-    alone = torch.empty_like(embedding)
-    units.run(0, [embedding], [alone])
+    embedding, alone = _alone(windows, units)
     found = {}
     width = 1
     while width <= widest:
@@ -85,6 +113,20 @@ def sweep(
         found[width] = min(seconds) / width
         width *= 2
     return found
+
+
+def _alike(windows: Windows, rows: int) -> bool:
+    """Whether so many rows, padded where they are a handful, are computed as more of them are."""
+    needed = rows_alike_from(windows.skeleton.dtype)
+    return windows.skeleton.device.type != "cpu" or max(rows, MIN_ROWS) >= needed
+
+
+def _alone(windows: Windows, units: Units) -> tuple[Tensor, Tensor]:
+    """The embedding, and what unit 0 makes of it in a batch of its own: [W, T, H] each."""
+    embedding = windows.context(1).embedding[: windows.n_windows]
+    alone = torch.empty_like(embedding)
+    units.run(0, [embedding], [alone])
+    return embedding, alone
 
 
 def fastest(seconds: dict[int, float]) -> int:

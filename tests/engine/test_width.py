@@ -18,11 +18,13 @@ from layercoop_fast.engine.plan import build_plan
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.units import Units, make_units
 from layercoop_fast.engine.windows import Windows
+from layercoop_fast.kernels import rows
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(width, "_measured", {})
+    monkeypatch.setattr(rows, "_ALIKE_FROM", {})  # these states are small
     return None
 
 
@@ -108,3 +110,58 @@ def test_a_width_that_changes_a_number_is_not_used() -> None:
     with torch.inference_mode():
         found = width.sweep(windows, Leaky(make_units(windows)), list(windows.pool(8)), 8)
     assert sorted(found) == [1, 2]  # and none wider: a batch of 8 would end in one of 4
+
+
+def test_states_of_few_rows_go_one_by_one_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of a few hundred rows round otherwise than those of more: only whole states alone are always alike."""
+    monkeypatch.undo()
+    for dtype, widest in ((torch.bfloat16, 1), (torch.float32, 8)):
+        windows = windows_of(dtype)
+        units, slots = make_units(windows), list(windows.pool(8))
+        with torch.inference_mode():
+            assert width.batch_width(windows, units, slots, 10) == widest
+            assert width.batch_width(windows, units, slots, 10**6) <= widest
+            assert width.scored_width(windows, units, slots, 8) == (0 if widest == 1 else 8)
+
+
+class Rounding(Counting):
+    """Units like those whose products round otherwise where there are few rows: batches of some positions show it."""
+
+    def __init__(self, units: Units, at: int) -> None:
+        super().__init__(units)
+        self.at = at
+        self.some: list[int] = []
+
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        super().run(unit, sources, targets, rows)
+        if rows is not None:
+            self.some.append(len(sources))
+            if len(sources) == self.at:
+                targets[-1][0, rows[-1]] += 1e-3
+
+
+@pytest.mark.parametrize(("at", "widest"), [(1, 0), (2, 1), (4, 2), (8, 4)])
+def test_positions_are_computed_alone_only_where_that_changes_no_number(at: int, widest: int) -> None:
+    windows = windows_of()
+    windows.score_every = 4
+    masks = np.random.default_rng(1).random((30, 6)) < 0.6
+
+    def played(units: Units) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        play(
+            windows,
+            build_plan(masks),
+            lambda mask, state: found.update({mask: state[:, windows.scored].clone()}),
+            units=units,
+            max_rows=4 * 60,
+        )
+        return found
+
+    expected = played(Counting(make_units(windows)))
+    units = Rounding(make_units(windows), at)
+    windows.faithful_widths.clear()
+    found = played(units)
+    assert all(torch.equal(found[mask], expected[mask]) for mask in expected)
+    tried = [1, 2, 4][: [1, 2, 4, 8].index(at) + 1]  # at widths 1, 2, 4, up to the one that shows
+    assert units.some[: len(tried)] == tried
+    assert max(units.some[len(tried) :], default=0) == widest

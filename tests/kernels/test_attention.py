@@ -92,4 +92,26 @@ def test_bad_arguments(arguments: tuple[int, int, int, float], message: str) -> 
     with pytest.raises(RequestError, match=message):
         causal_attention(noise(10, 12), *arguments)
     with pytest.raises(ValueError, match=message):
-        _C.causal_attention(np.ones((10, 12), np.float32), *arguments, np.ones((10, 6), np.float32))
+        _C.causal_attention(np.ones((10, 12), np.float32), *arguments, np.arange(5), np.ones((10, 6), np.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("asked", [[], [0], [20], [2, 5, 8, 11, 14, 17, 20], [0, 1, 19], list(range(21))])
+def test_some_queries_alone_have_the_bits_they_have_among_all(level: str, dtype: torch.dtype, asked: list[int]) -> None:
+    tokens, heads, kv_heads, width = 21, 6, 2, 20
+    qkv = qkv_of((3, tokens, heads, kv_heads, width), dtype)
+    every = causal_attention(qkv, tokens, heads, kv_heads, 0.2).view(3, tokens, -1)
+    others = [token for token in range(tokens) if token not in asked]
+    qkv.view(3, tokens, -1)[:, others, : heads * width] = float("nan")  # nobody may look at these
+    found = causal_attention(qkv, tokens, heads, kv_heads, 0.2, asked=torch.tensor(asked, dtype=torch.int64))
+    assert torch.equal(found.view(3, len(asked), heads * width), every[:, asked])
+
+
+@pytest.mark.parametrize("asked", [[-1], [5], [1, 1], [3, 2], [[0]], [0.0]])
+def test_tokens_that_cannot_be_asked_for(asked: list[int]) -> None:
+    with pytest.raises(RequestError, match="asked: expected"):
+        causal_attention(noise(10, 12), 5, 2, 2, 1.0, asked=torch.tensor(asked))
+    with pytest.raises((ValueError, TypeError), match="asked: expected"):
+        _C.causal_attention(
+            np.ones((10, 12), np.float32), 5, 2, 2, 1.0, np.array(asked), np.ones((2 * len(asked), 4), np.float32)
+        )

@@ -40,6 +40,17 @@ def test_worths_are_bitwise_the_same_whatever_the_company(model: str) -> None:
         assert np.array_equal(game().evaluate(mask[None]).window_nll[0], row)
 
 
+@pytest.mark.parametrize(("windows", "tokens", "every"), [(2, 40, 1), (10, 128, 1), (10, 128, 4)])
+def test_worths_of_few_rows_in_bf16_are_too(model: str, windows: int, tokens: int, every: int) -> None:
+    def game() -> ModelGame:
+        return ModelGame.from_pretrained(model, windows=windows, tokens=tokens, score_every=every)
+
+    masks = stratified_masks(30, 12, seed=1)
+    together = game().evaluate(masks)
+    for mask, row in zip(masks[::4], together.window_nll[::4], strict=True):
+        assert np.array_equal(game().evaluate(mask[None]).window_nll[0], row)
+
+
 def test_the_pruned_checkpoint_is_the_masked_model_and_still_speaks(model: str, tmp_path: Path) -> None:
     done = prune(model, tmp_path / "pruned", remove=3, method="shortgpt", dtype="float32", windows=2, tokens=64)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
