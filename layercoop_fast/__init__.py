@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from layercoop_fast.game.masks import stratified_masks as stratified_masks
     from layercoop_fast.game.model_game import ModelGame as ModelGame
     from layercoop_fast.game.pairwise import PairwiseGame as PairwiseGame
+    from layercoop_fast.game.samplers import get_sampler as get_sampler
     from layercoop_fast.pruning import prune as prune
     from layercoop_fast.search.best_masks import best_masks as best_masks
+    from layercoop_fast.shapley.by_size import size_values as size_values
     from layercoop_fast.shapley.control import Control as Control
     from layercoop_fast.shapley.enumeration import enumerate_masks as enumerate_masks
     from layercoop_fast.shapley.exact import exact_shapley as exact_shapley
@@ -49,9 +51,11 @@ _HOME = {
     "enumerate_masks": "shapley.enumeration",
     "exact_shapley": "shapley.exact",
     "export_checkpoint": "export.checkpoint",
+    "get_sampler": "game.samplers",
     "kernel_shap": "shapley.regression",
     "prune": "pruning",
     "shapley_values": "shapley.permutation",
+    "size_values": "shapley.by_size",
     "stratified_marginals": "shapley.stratified",
     "stratified_masks": "game.masks",
 }

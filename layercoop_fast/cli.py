@@ -47,6 +47,9 @@ BlockPath = Annotated[str, typer.Option(help="auto: fast blocks where they fit, 
 ScoreEvery = Annotated[
     int, typer.Option(min=1, help="Score every N-th position of a window, the rest being context: cheaper, noisier.")
 ]
+SamplerOption = Annotated[
+    str, typer.Option(help="How masks are drawn: strata (published, each alone), two-stage, chains or subsets.")
+]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Keep measured masks in this file, and take known ones from it.")
 ]
@@ -256,6 +259,7 @@ def shapley(
         ),
     ] = "shapley",
     budget: Annotated[int, typer.Option(help="Masks to measure on MODEL.")] = 8000,
+    sampler: SamplerOption = "strata",
     samples: Annotated[
         int | None,
         typer.Option(
@@ -293,8 +297,8 @@ def shapley(
     from functools import partial
 
     from layercoop_fast.files import check_target
-    from layercoop_fast.game.masks import stratified_masks
     from layercoop_fast.game.model_game import ModelGame
+    from layercoop_fast.game.samplers import get_sampler
     from layercoop_fast.game.worths import Worths
     from layercoop_fast.progress import Bars
     from layercoop_fast.report.tables import show_contributions
@@ -309,9 +313,11 @@ def shapley(
         raise RequestError(f"unknown estimator {estimator!r}: choose from shapley, {', '.join(DEFAULT_SAMPLES)}")
     if estimator != "shapley" and (interactions or best_per_size):
         raise RequestError("--interactions and --best-per-size belong to --estimator shapley")
+    draw = get_sampler(sampler)
     _check_distinct(out=out, store=store, worths=worths)
     if out is not None:
         check_target(out, force=force)
+    clusters = None
     with _stopped_with(store), Bars() as bars:
         if worths is not None:
             measured = Worths.load(worths)
@@ -334,13 +340,15 @@ def shapley(
                 store=store,
                 on_progress=bars.update,
             )
-            measured = game.evaluate(stratified_masks(game.n_players, budget, seed=seed))
+            masks, clusters = draw(game.n_players, budget, seed=seed)
+            measured = game.evaluate(masks)
             game.close()
             if out is not None:
                 measured.save(out, force=force)
         if estimator == "shapley":
             valued = value_players(
                 measured,
+                clusters=clusters,
                 permutations=samples,
                 seed=seed,
                 interactions=interactions,
@@ -402,7 +410,8 @@ def doctor(
 @app.command()
 def plan(
     layers: Annotated[int, typer.Option(help="Layers of the model.")],
-    masks: Annotated[int, typer.Option(help="Masks to measure, in the published strata.")] = 8000,
+    masks: Annotated[int, typer.Option(help="Masks to measure.")] = 8000,
+    sampler: SamplerOption = "strata",
     hidden: Annotated[int, typer.Option(help="Hidden size.")] = 4096,
     intermediate: Annotated[int | None, typer.Option(help="MLP width; default 3.5 times the hidden size.")] = None,
     kv_ratio: Annotated[float, typer.Option(help="Key-value heads over query heads.")] = 0.25,
@@ -417,7 +426,7 @@ def plan(
 ) -> None:
     """Foretell sharing, memory and time for a model that is not here."""
     from layercoop_fast.engine.forecast import ModelShape, forecast
-    from layercoop_fast.game.masks import stratified_masks
+    from layercoop_fast.game.samplers import get_sampler
     from layercoop_fast.report.tables import show_forecast
 
     shape = ModelShape(
@@ -433,8 +442,9 @@ def plan(
         raise RequestError("--masks and --windows must be at least 1, --tokens at least 2, --tflops above 0")
     if masks * layers > _MOST_BITS:
         raise RequestError(f"{masks} masks of {layers} layers are too many to lay out: at most {_MOST_BITS // layers}")
-    drawn = stratified_masks(layers, masks, seed=seed)
+    drawn = get_sampler(sampler)(layers, masks, seed=seed).masks
     found = forecast(shape, drawn, windows=windows, tokens=tokens, memory=_bytes(memory), tflops=tflops)
+    found["sampler"] = sampler
     if as_json:
         _print_json(found)
     else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
@@ -57,6 +58,7 @@ class Valuation:
 def value_players(
     measured: Worths,
     *,
+    clusters: npt.NDArray[np.int64] | None = None,
     permutations: int | None = None,
     seed: int = 0,
     interactions: bool = False,
@@ -71,7 +73,8 @@ def value_players(
     through all masks of the surrogate; beyond, they are those of a pairwise ridge fitted to the same worths, whose
     interactions are its coefficients, and whose best masks come from `best_masks` (proven where its bound closes).
 
-    The spread over the networks is from the masks measured, that over drawings of the windows from the text
+    The spread over the networks is from the masks measured (`clusters` `int64[M]`: those drawn together, as a `Sample`
+    says; without them each counts as drawn alone), that over drawings of the windows from the text
     (`text_bootstrap`); the latter is left out for worths that are no mean over windows, and for a single window.
     Raises `RequestError` when no worth is finite, and for interactions of more players than a pairwise ridge takes (140
     or so).
@@ -84,7 +87,9 @@ def value_players(
         raise RequestError(
             f"{distinct} distinct masks of finite worth cannot tell {n} players apart: measure {n + 1} at least"
         )
-    surrogate = Surrogate.fit(masks, worths, seed=seed)
+    if clusters is not None:
+        clusters = clusters[np.isfinite(measured.worths)]
+    surrogate = Surrogate.fit(masks, worths, clusters=clusters, seed=seed)
     exact = permutations is None and n <= EXACT_UP_TO
     sampled = partial(shapley_values, n_permutations=PERMUTATIONS if permutations is None else permutations, seed=seed)
     text = _text_draws(measured, seed)

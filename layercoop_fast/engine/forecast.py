@@ -82,6 +82,7 @@ def forecast(
         "windows": windows,
         "tokens": tokens,
         "evaluations": evaluations,
+        "evaluations_a_mask": round(plan.scheduled / plan.n_unique, 3),
         "gflop": {way: round(count / 1e9, 1) for way, count in flop.items()},
         "tflops": tflops,
         "hours": {way: round(count / (tflops * 1e12) / 3600, 4) for way, count in flop.items()},

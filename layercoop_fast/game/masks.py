@@ -43,6 +43,21 @@ def stratified_masks(
 
     Returns `bool[n_masks, n_players]`. Raises `RequestError` for a count below 1 or a stratum that is not among 0..n.
     """
+    counts = stratum_counts(n_players, n_masks, strata)
+    rng = np.random.default_rng(seed)
+    masks = np.empty((n_masks, n_players), dtype=np.bool_)
+    start = 0
+    for kept, count in counts:
+        stop = start + count
+        for low in range(start, stop, _BLOCK):
+            block = masks[low : min(low + _BLOCK, stop)]
+            block[:] = _uniform_masks(rng, n_players, kept, len(block))
+        start = stop
+    return masks
+
+
+def stratum_counts(n_players: int, n_masks: int, strata: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Return (kept players, rows) of each stratum, as `stratified_masks` shares them out; it says what is refused."""
     kept_counts = published_strata(n_players) if strata is None else list(strata)
     if n_masks < 1:
         raise RequestError(f"n_masks must be at least 1, not {n_masks}")
@@ -50,18 +65,8 @@ def stratified_masks(
         raise RequestError(f"strata must be distinct kept counts, at least one, not {kept_counts}")
     if outside := [kept for kept in kept_counts if not 0 <= kept <= n_players]:
         raise RequestError(f"a stratum keeps between 0 and {n_players} players, not {outside[0]}")
-
-    rng = np.random.default_rng(seed)
-    masks = np.empty((n_masks, n_players), dtype=np.bool_)
     share, rest = divmod(n_masks, len(kept_counts))
-    start = 0
-    for index, kept in enumerate(kept_counts):
-        stop = start + share + (index < rest)
-        for low in range(start, stop, _BLOCK):
-            block = masks[low : min(low + _BLOCK, stop)]
-            block[:] = _uniform_masks(rng, n_players, kept, len(block))
-        start = stop
-    return masks
+    return [(kept, share + (index < rest)) for index, kept in enumerate(kept_counts)]
 
 
 def all_masks(n_players: int) -> Masks:

@@ -156,6 +156,7 @@ def show_forecast(found: dict[str, Any], console: Console | None = None) -> None
             way, f"{count:,}", f"{count / naive:.3f}", f"{found['gflop'][way]:,.0f}", f"{found['hours'][way]:,.2f}"
         )
     console.print(table)
+    console.print(f"{found['evaluations_a_mask']:.2f} layer evaluations a distinct mask, and its head", highlight=False)
     size = found["bytes"]
     console.print(
         f"weights {size['weights'] / 2**30:,.1f} GiB, one state {size['state'] / 2**20:,.1f} MiB, "

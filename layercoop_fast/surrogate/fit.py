@@ -53,17 +53,32 @@ class Fitted:
 
 
 @one_thread()
-def fit_networks(masks: Masks, targets: Floats, *, ensemble: int, hidden: int | None, seed: int) -> Fitted:
+def fit_networks(
+    masks: Masks,
+    targets: Floats,
+    *,
+    ensemble: int,
+    hidden: int | None,
+    seed: int,
+    clusters: npt.NDArray[np.int64] | None = None,
+) -> Fitted:
     """Fit `ensemble` networks of `hidden` units to masks `bool[M, n]` and targets `float64[M]` (finite, M ≥ 1).
 
-    Raises `RequestError` for an ensemble of none and for fewer than 2 units: one carries the linear part.
+    Pairs of one number in `clusters` `int64[M]` are drawn into a bootstrap sample together.
+    Raises `RequestError` for an ensemble of none, for fewer than 2 units (one carries the linear part), and for
+    clusters of another number of pairs.
     """
     n_masks, n = masks.shape
     hidden = max(2, 2 * n) if hidden is None else hidden
     if ensemble < 1 or hidden < 2:
         raise RequestError(f"ensemble must be at least 1 and hidden at least 2, not {ensemble} and {hidden}")
     rng = np.random.default_rng([seed, 0])
-    counts = bootstrap_counts(n_masks, ensemble, rng)
+    together = np.arange(n_masks)
+    if clusters is not None:
+        if np.shape(clusters) != (n_masks,):
+            raise RequestError(f"{n_masks} masks need clusters of shape [{n_masks}], not {list(np.shape(clusters))}")
+        together = np.unique(clusters, return_inverse=True)[1]
+    counts = bootstrap_counts(int(together.max()) + 1, ensemble, rng)[together]
     counts[:, ~counts.any(axis=0)] = 1  # a sample of nothing, as a few pairs may give, fits nothing
     held_out = _held_out(masks, rng) if n_masks >= _LEAST_FOR_TRIAL else np.zeros(n_masks, dtype=np.bool_)
     coordinates = Coordinates.of(masks, targets)

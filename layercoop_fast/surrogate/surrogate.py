@@ -90,6 +90,7 @@ class Surrogate:
         masks: Masks,
         worths: Floats,
         *,
+        clusters: npt.NDArray[np.int64] | None = None,
         scale: str = "auto",
         ensemble: int = 8,
         hidden: int | None = None,
@@ -99,8 +100,10 @@ class Surrogate:
 
         `scale` "auto" fits the logarithm where no worth is negative (perplexity ratios) and the worths themselves
         otherwise (−NLL, −KL: logarithms already); "log" and "identity" insist. A worth of exactly 0 has underflowed and
-        counts as the least positive one given. `hidden` units a network are 2n unless given. The result is a function
-        of the arguments (given torch version and machine type); no global random state is read or written.
+        counts as the least positive one given. Masks of one number in `clusters` `int64[M]` were drawn together (see
+        `Sample`): a bootstrap sample holds all or none of them. `hidden` units a network are 2n unless given. The
+        result is a function of the arguments (given torch version and machine type); no global random state is read or
+        written.
 
         Raises `RequestError` for arrays that do not fit together, for NaN or infinite worths with their count (see
         `finite_pairs`), and for a scale that the worths do not have.
@@ -108,7 +111,7 @@ class Surrogate:
         masks, worths = fittable_pairs(masks, worths)
         link = Link.of(worths, scale)
         targets = link.forward(worths)
-        fitted = fit_networks(masks, targets, ensemble=ensemble, hidden=hidden, seed=seed)
+        fitted = fit_networks(masks, targets, clusters=clusters, ensemble=ensemble, hidden=hidden, seed=seed)
         return cls._of(fitted, link, masks, targets, seed)
 
     @classmethod
