@@ -1,4 +1,4 @@
-"""The README's Python example runs as printed."""
+"""The README's Python examples run as printed, one after the other."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from tiny_models import save_tiny
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_python_example_runs_as_printed(tmp_path: Path) -> None:
+def test_the_python_examples_run_as_printed(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1
-    assert len(blocks[0].strip().splitlines()) <= 11
+    assert blocks
+    assert all(len(block.strip().splitlines()) <= 11 for block in blocks)
     save_tiny(tmp_path / "my-model")
-    done = subprocess.run([sys.executable, "-c", blocks[0]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert "block evaluations instead of 1200" in done.stdout
