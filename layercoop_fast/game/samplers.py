@@ -27,8 +27,9 @@ from layercoop_fast.game.protocol import Masks
 
 Seed = int | Sequence[int]
 
-# Players before the cut, and suffixes a prefix, unless the caller says otherwise: the table in docs/performance.md.
-_CUT = 0.5
+# Share of the players before the cut, and suffixes a prefix, unless the caller says otherwise: the best of those in
+# docs/performance.md.
+_CUT = 2 / 3
 _SUFFIXES = 2
 
 # Strata of so many masks are listed before some are drawn; larger ones are drawn from and repeats are left out.
@@ -71,8 +72,8 @@ def two_stage_masks(
 
     A prefix is the beginning of a uniform mask of the stratum, so how many players it keeps is hypergeometric; given
     that number every completion is as likely. Both together make each row uniform in its stratum. The completions of
-    one prefix are a cluster. `cut` is half of the players unless given. Stratum shares are those of `stratified_masks`;
-    where one is no multiple of `suffixes` its last prefix has fewer.
+    one prefix are a cluster. `cut` is two thirds of the players unless given. Stratum shares are those of
+    `stratified_masks`; where one is no multiple of `suffixes` its last prefix has fewer.
 
     Raises `RequestError` as `stratified_masks` does, for a cut outside 1..n − 1 and for less than one suffix.
     """
@@ -104,8 +105,8 @@ def chain_masks(
 
     So the masks of an order lie within each other, as those of a permutation estimator do; with every size as strata
     they are all its coalitions. An order with all its masks is a cluster. With `suffixes` above 1 so many orders are
-    made from one: the players before `cut` (half of them unless given) keep their places and the others draw lots for
-    theirs, so that the prefixes of all these orders are the same at every size, and these orders are one cluster.
+    made from one: the players before `cut` (two thirds of them unless given) keep their places and the others draw lots
+    for theirs, so that the prefixes of all these orders are the same at every size, and these orders are one cluster.
 
     Raises `RequestError` as `two_stage_masks` does.
     """
