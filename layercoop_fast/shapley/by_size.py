@@ -28,9 +28,9 @@ def size_values(masks: Masks, worths: Floats, *, clusters: npt.NDArray[np.int64]
     each size gives the mean. It is consistent where the rows of each size are uniform, dependent or not; `worths` need
     be near no linear function.
 
-    `stderr` is the cluster jackknife: what the values lose when all rows of one cluster are left out at once, to first
-    order in the rest (known as CR3). `clusters` `int64[M]` are those of a `Sample`; without them every row stands for
-    itself. Sources: Charnes et al., 1988 (values as least squares); Bell and McCaffrey, 2002 (the standard errors).
+    `stderr` is the cluster jackknife: the root of the sum of squares of what the values lose when all rows of one
+    cluster are left out at once, weights kept. `clusters` `int64[M]` are those of a `Sample`; without them every row
+    stands for itself. Sources: Charnes et al., 1988 (values as least squares); Bell and McCaffrey, 2002 (CR3).
 
     Raises `RequestError` for arrays that do not fit together, worths that are not finite, and masks too few to tell the
     players apart.
