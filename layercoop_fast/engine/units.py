@@ -34,6 +34,10 @@ class Units(Protocol):
     bytes_a_row: int
     """Bytes of activations that a row (token) of a call takes; 0 where that is the model's own affair."""
 
+    def on(self, windows: Windows) -> Units:
+        """The same units for other windows of the same length; nothing is checked again."""
+        ...
+
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """One unit on states [W, T, H], each written to its target; a target may be its own source.
 
@@ -57,6 +61,10 @@ class GeneralUnits:
     def __init__(self, windows: Windows, run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run) -> None:
         self.windows = windows
         self.run_unit = run_unit
+
+    def on(self, windows: Windows) -> GeneralUnits:
+        """The same units for other windows."""
+        return GeneralUnits(windows, self.run_unit)
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """Gather the states, run the unit once, and write its results back, all positions of them."""
@@ -92,6 +100,10 @@ class FastUnits:
         self.bytes_a_row = max((block.bytes_a_row for block in blocks if block is not None), default=0)
         slow = [str(layer) for layer, block in enumerate(blocks) if block is None]
         self.path = f"fast but for blocks {','.join(slow)}" if slow else "fast"
+
+    def on(self, windows: Windows) -> FastUnits:
+        """The same units for other windows, fast blocks shared."""
+        return FastUnits(self.general.on(windows), self.blocks, halves=self.halves)
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """Run the unit on the states where they lie."""

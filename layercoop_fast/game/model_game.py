@@ -24,11 +24,13 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.units import make_units
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration, load_calibration
+from layercoop_fast.game.importance import angular_distances, block_influence, taylor_importance
+from layercoop_fast.game.partial import StagedGame, part_of, with_utility
 from layercoop_fast.game.players import Label, Players, make_players
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
 from layercoop_fast.game.scoring import make_scorer
 from layercoop_fast.game.shelf import Shelf
-from layercoop_fast.game.store import Store, check_store, mask_key
+from layercoop_fast.game.store import Scores, Store, check_store, mask_key
 from layercoop_fast.game.utility import Utility, get_utility
 from layercoop_fast.game.worths import Worths
 
@@ -47,12 +49,16 @@ class Evaluations:
         unique: masks that were really measured.
         layer_evals: unit evaluations done (one block, or half a block, on the tokens of one state).
         layer_evals_naive: what computing every asked mask by itself, all units, takes.
+        token_evals: everything spent, in layers times tokens: evaluations of masks on all windows and on some of them,
+            and the passes of rules that mask nothing (a backward pass as two forward ones). Half a block is half a
+            layer; heads are not counted.
     """
 
     masks: int = 0
     unique: int = 0
     layer_evals: int = 0
     layer_evals_naive: int = 0
+    token_evals: int = 0
 
 
 class ModelGame:
@@ -109,7 +115,9 @@ class ModelGame:
             states_within(self.windows, memory)  # a budget too small is said now, not at the first call
         self.on_progress = on_progress
         self.evaluations = Evaluations()
-        self._known = Shelf() if store is None else self._claim(store)
+        # All counts that an evaluation of this game adds to: its own, and those of the game it is a part of.
+        self.charged: tuple[Evaluations, ...] = (self.evaluations,)
+        self._known = Shelf() if store is None else self._claim(Store(store, write=True))
         self._has_teacher = False
 
     @classmethod
@@ -184,38 +192,67 @@ class ModelGame:
     def evaluate(self, masks: Masks) -> Worths:
         """Measure masks (bool [M, n]) and return their worths with the NLL of every window."""
         masks = check_masks(masks, self.n_players)
-        self._measure(masks)
-        self.evaluations.masks += len(masks)
-        self.evaluations.layer_evals_naive += len(masks) * self.players.n_units
-        scores = [self._known[mask_key(mask)] for mask in masks]
-        window_nll = np.array([score.nll for score in scores]).reshape(len(masks), self.windows.n_windows)
-        nll = window_nll.mean(axis=1)
-        kl = np.array([score.kl.mean() for score in scores], dtype=np.float64)
+        scores = self.window_scores(masks)
+        nll, kl = scores.nll.mean(axis=1), scores.kl.mean(axis=1)
         full = float(self._known[mask_key(np.ones(self.n_players, dtype=np.bool_))].nll.mean())
         # Overflow to infinity and NaN are results here, not accidents.
         with np.errstate(all="ignore"):
             worths = np.asarray(self.utility.worth(nll, kl, full), dtype=np.float64)
-        return Worths(masks, worths, nll, window_nll, self._window_tokens, self.fingerprints)
+        return Worths(masks, worths, nll, scores.nll, self._window_tokens, self.fingerprints)
+
+    def window_scores(self, masks: Masks) -> Scores:
+        """Measure masks (bool [M, n]): mean NLL of each window, and KL where the utility needs it, float64 [M, W]."""
+        masks = check_masks(masks, self.n_players)
+        self._measure(masks)
+        self.evaluations.masks += len(masks)
+        self.evaluations.layer_evals_naive += len(masks) * self.players.n_units
+        scores = [self._known[mask_key(mask)] for mask in masks]
+        shape = len(masks), self.windows.n_windows
+        return Scores(*(np.array([getattr(one, name) for one in scores]).reshape(shape) for name in ("nll", "kl")))
+
+    def part(self, first: int, last: int) -> ModelGame:
+        """The same game on windows `first` to `last` − 1 alone (`game/partial.py`)."""
+        return part_of(self, first, last)
+
+    def staged(self, ends: Sequence[int]) -> StagedGame:
+        """This game on growing numbers of its windows, for masks that race each other (`game/partial.py`)."""
+        return StagedGame(self, ends)
+
+    def with_utility(self, utility: str | Utility) -> ModelGame:
+        """The same game with another worth, the model and all counts shared (`game/partial.py`)."""
+        return with_utility(self, utility)
+
+    def holds(self, mask: Masks) -> bool:
+        """Whether a mask (bool [n]) is known already, in memory or in the store."""
+        return mask_key(mask) in self._known
+
+    def learn(self, mask: Masks, scores: Scores) -> None:
+        """Take in the scores (float64 [W] each) of a mask (bool [n]) that were measured window by window elsewhere."""
+        if not self.holds(mask):
+            self._known.add(mask_key(mask), scores)
+            self.evaluations.unique += 1
+
+    def charge(self, units: int) -> None:
+        """Count unit evaluations, each on all tokens of this game's windows, in `token_evals`."""
+        layer_tokens = units * self.windows.ids.numel() // (1 if self.players.sublayers is None else 2)
+        for counts in self.charged:
+            counts.token_evals += layer_tokens
 
     def score_state(self, state: Tensor) -> Floats:
         """Mean NLL of each window, float64 [W], of the state [W, T, H] that the last kept block returned."""
         return self.scorer.score(state).nll
 
     def block_influence(self) -> Floats:
-        """1 − mean cosine between what each player's units receive and return in the full model, float64 [n].
+        """How much each player turns the stream, float64 [n] (`game/importance.py`)."""
+        return block_influence(self)
 
-        Averaged over all calibration tokens, summed over the units of a group. Source: ShortGPT (arXiv 2403.03853).
-        """
-        influence = np.empty(self.players.n_units)
-        with torch.inference_mode():
-            context = self.windows.context(1)
-            hidden = context.embedding
-            for unit in range(self.players.n_units):
-                after = self.players.run(context, unit, hidden)
-                cosine = torch.nn.functional.cosine_similarity(hidden.double(), after.double(), dim=-1)
-                influence[unit] = 1.0 - float(cosine.mean())
-                hidden = after
-        return np.array([influence[list(group)].sum() for group in self.players.groups])
+    def angular_distances(self, run_length: int) -> Floats:
+        """Angle that each run of players turns the stream by, float64 [n − run_length + 1] (`game/importance.py`)."""
+        return angular_distances(self, run_length)
+
+    def taylor_importance(self, progress: Progress | None = None) -> Floats:
+        """First-order importance of each player from gradients, float64 [n] (`game/importance.py`)."""
+        return taylor_importance(self, progress)
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
@@ -245,10 +282,10 @@ class ModelGame:
         """Scored tokens of each window, int64 [W]."""
         return np.full(self.windows.n_windows, len(self.windows.scored), dtype=np.int64)
 
-    def _claim(self, store: str | Path) -> Shelf:
-        """This game's part of a store."""
-        opened = Store(store, write=True)
-        return Shelf(opened, opened.claim(self.fingerprints, self.n_players, self._window_tokens.tolist()))
+    def _claim(self, store: Store, *, beside: bool = False) -> Shelf:
+        """This game's part of an open store, added `beside` the games of others there where that is asked."""
+        tokens = self._window_tokens.tolist()
+        return Shelf(store, store.claim(self.fingerprints, self.n_players, tokens, beside=beside))
 
     def _measure(self, masks: Masks) -> None:
         """Measure the masks (bool [M, n]) that are not known yet."""
@@ -293,6 +330,7 @@ class ModelGame:
         report()
         self.evaluations.unique += plan.n_unique
         self.evaluations.layer_evals += plan.scheduled
+        self.charge(plan.scheduled)
 
     def unknown(self, masks: Masks) -> tuple[Masks, int]:
         """The distinct masks that `evaluate(masks)` will measure, bool [U, n], and how many there are in all.
@@ -340,4 +378,5 @@ class ModelGame:
             lambda _, state: self.scorer.keep_teacher(state),
             units=self.units,
         )
+        self.charge(self.players.n_units)
         self._has_teacher = True

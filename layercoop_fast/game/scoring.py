@@ -28,6 +28,10 @@ class Scorer(Protocol):
     share: float
     """Of a window's positions, those that the head runs for."""
 
+    def on(self, windows: Windows) -> Scorer:
+        """The same for other windows of the same length, without a teacher."""
+        ...
+
     def keep_teacher(self, state: Tensor) -> None:
         """Compare all states to come with this one, [W, T, H], of the full model; it is copied."""
         ...
@@ -47,6 +51,10 @@ class GeneralScorer:
         self.windows = windows
         self.slices = windows.slices(HEAD_BYTES // (4 * windows.skeleton.vocab_size))
         self.teacher: Tensor | None = None
+
+    def on(self, windows: Windows) -> GeneralScorer:
+        """The same for other windows."""
+        return GeneralScorer(windows)
 
     def keep_teacher(self, state: Tensor) -> None:
         """Keep the teacher's state; its logits are made again tile by tile."""
@@ -77,6 +85,10 @@ class FusedScorer:
         self.share = len(windows.scored) / windows.ids.shape[1]
         self.targets = windows.ids[:, windows.scored + 1].reshape(-1)
         self.teacher: Tensor | None = None
+
+    def on(self, windows: Windows) -> FusedScorer:
+        """The same for other windows; the head is checked already."""
+        return FusedScorer(windows, self.head)
 
     def keep_teacher(self, state: Tensor) -> None:
         """Keep what the teacher's head is handed."""

@@ -150,8 +150,10 @@ class Store:
             found.append(StoredGame(key, json.loads(text), n_players, tokens, masks, measured, size))
         return found
 
-    def claim(self, fingerprints: dict[str, Any], n_players: int, window_tokens: Sequence[int]) -> int:
-        """The key of a game, which is added where the store holds no game at all.
+    def claim(
+        self, fingerprints: dict[str, Any], n_players: int, window_tokens: Sequence[int], *, beside: bool = False
+    ) -> int:
+        """The key of a game, which is added where the store holds no game at all, or `beside` those it holds.
 
         Raises `RequestError` when the store belongs to other games only, naming the parts in which the nearest differs.
         """
@@ -161,7 +163,7 @@ class Store:
             for game in games:
                 if _text(game.fingerprints) == text:
                     return game.key
-            if not games:
+            if not games or beside:
                 return self._add_game(text, n_players, np.array(window_tokens, "<i8").tobytes())
         nearest = min((differences(game.fingerprints, fingerprints) for game in games), key=len)
         raise RequestError(

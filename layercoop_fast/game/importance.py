@@ -1,0 +1,146 @@
+"""What the full model alone says about its players: from its residual stream, and from its gradients.
+
+Rules that rank players without masking any read these numbers. Each is one pass over the calibration tokens, counted in
+`Evaluations.token_evals` like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Floats, Progress
+from layercoop_fast.game.utility import token_nll
+
+if TYPE_CHECKING:
+    from layercoop_fast.game.model_game import ModelGame
+
+# What a forward and a backward pass cost, in forward passes: the backward one makes two products for each of those.
+FORWARD_AND_BACKWARD = 3
+
+
+def residual_stream(game: ModelGame) -> Iterator[Tensor]:
+    """The residual stream of the full model on all windows, one [W, T, H] after the other, U + 1 in all.
+
+    First what unit 0 receives, then what each unit returns. Nothing keeps them but the caller: those of a large model
+    need not fit into memory together.
+    """
+    context = game.windows.context(1)
+    hidden = context.embedding
+    yield hidden[: game.windows.n_windows]
+    for unit in range(game.players.n_units):
+        hidden = game.players.run(context, unit, hidden.clone())  # a block may write into its input
+        game.charge(1)
+        yield hidden[: game.windows.n_windows]
+
+
+def block_influence(game: ModelGame) -> Floats:
+    """1 − mean cosine between what each player's units receive and return in the full model, float64 [n].
+
+    Averaged over all calibration tokens, summed over the units of a group. Source: ShortGPT (arXiv 2403.03853).
+    """
+    stream = residual_stream(game)
+    before = next(stream)
+    influence = []
+    for after in stream:
+        cosine = nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
+        influence.append(1.0 - float(cosine.mean()))
+        before = after
+    units = np.array(influence)
+    return np.array([units[list(group)].sum() for group in game.players.groups])
+
+
+def angular_distances(game: ModelGame, run_length: int) -> Floats:
+    """Angle between the streams before and behind each run of `run_length` players, in half turns: float64 [n − r + 1].
+
+        d(p) = mean over windows of arccos(cos(x_p, x_{p + r})) / π,      x_p the stream before player p
+
+    at the last token of each window, the one that has seen all others. Only these tokens are kept. Source: Gromov and
+    others, arXiv 2403.17887.
+
+    Raises `RequestError` where players do not follow each other in the model without a gap.
+    """
+    groups = game.players.groups
+    units = [unit for group in groups for unit in group]
+    if units != list(range(units[0], units[0] + len(units))):
+        raise RequestError(
+            "angular distances belong to runs of players that follow each other in the model: these groups do not"
+        )
+    last = np.stack([hidden[:, -1].double().cpu().numpy() for hidden in residual_stream(game)])
+    last /= np.linalg.norm(last, axis=-1, keepdims=True)
+    borders = [group[0] for group in groups] + [units[-1] + 1]
+    before, behind = last[borders[:-run_length]], last[borders[run_length:]]
+    cosine = (before * behind).sum(axis=-1).clip(-1.0, 1.0)
+    distances: Floats = np.arccos(cosine).mean(axis=1) / np.pi
+    return distances
+
+
+def taylor_importance(game: ModelGame, progress: Progress | None = None) -> Floats:
+    """First-order estimate of what zeroing each player's weights does to the loss, weight by weight: float64 [n].
+
+        importance(p) = Σ_w |w · ∂L/∂w|,   w over all parameters of the player, L the mean NLL over all windows
+
+    One forward and one backward pass of the model's own modules, window by window; gradients of all blocks are held at
+    once, in the model's dtype. Of halves of blocks the parameters of the attention or MLP module count, the norm before
+    it does not. Source: Shortened LLaMA, arXiv 2402.02834 (without its rule that the first four and the last two blocks
+    stay).
+
+    Raises `RequestError` where the weights are not in memory.
+    """
+    owners = [_owner(game, unit) for unit in range(game.players.n_units)]
+    model, windows = game.checkpoint.model, game.windows
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise RequestError("the Taylor rule needs gradients, so all weights in memory: this model's are not")
+    with torch.inference_mode(False), torch.enable_grad(), _gradients_of(model, owners):
+        for window in range(windows.n_windows):
+            ids = windows.ids[window : window + 1]
+            logits = model(input_ids=ids, use_cache=False).logits
+            loss = token_nll(logits, ids)[:, windows.scored].mean() / windows.n_windows
+            loss.backward()  # type: ignore[no-untyped-call]
+            if progress is not None:
+                progress("windows forward and backward", window + 1, windows.n_windows)
+        units = np.array([_salience(owner) for owner in owners])
+    game.charge(FORWARD_AND_BACKWARD * game.players.n_units)
+    return np.array([units[list(group)].sum() for group in game.players.groups])
+
+
+def _owner(game: ModelGame, unit: int) -> nn.Module:
+    """The module whose parameters are a unit's."""
+    sublayers = game.players.sublayers
+    if sublayers is None:
+        return game.skeleton.blocks[unit]
+    layer, part = divmod(unit, 2)
+    halves = sublayers.halves[layer]
+    return game.skeleton.blocks[layer].get_submodule(halves.attn if part == 0 else halves.mlp)
+
+
+def _salience(owner: nn.Module) -> float:
+    """Σ |w · ∂L/∂w| over a module's parameters; a parameter that no token reached (an idle expert) adds nothing."""
+    total = 0.0
+    for parameter in owner.parameters():
+        if parameter.grad is not None:
+            product = parameter.detach().float() * parameter.grad.float()
+            total += float(product.abs_().sum(dtype=torch.float64))
+    return total
+
+
+@contextmanager
+def _gradients_of(model: nn.Module, owners: list[nn.Module]) -> Iterator[None]:
+    """Gradients for the parameters of `owners` alone, none before and none left; who wants them is put back."""
+    wanted = {parameter for owner in owners for parameter in owner.parameters() if parameter.is_floating_point()}
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _, _ in before:
+            parameter.grad = None
+            parameter.requires_grad_(parameter in wanted)
+        yield
+    finally:
+        for parameter, required, grad in before:
+            parameter.requires_grad_(required)
+            parameter.grad = grad

@@ -1,0 +1,165 @@
+"""A game on some of its windows, and masks that rise from few windows to all.
+
+The NLL of a window does not depend on the other windows, so a mask measured on the first two of ten windows needs only
+the other eight to be known in full:
+
+    staged = game.staged([2, 5, 10])
+    few = staged.window_scores(masks, 2)                 # nll and kl, float64 [M, 2]
+    more = staged.window_scores(masks[best], 5)          # measures windows 2 to 4 alone
+    all_of_them = staged.worths(masks[best], 10)         # now `game` knows these masks too
+
+A search that races masks against each other spends little on those that fall behind.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layercoop_fast.engine.windows import Windows
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.game.shelf import Shelf
+from layercoop_fast.game.store import Scores
+from layercoop_fast.game.utility import Utility, get_utility
+
+if TYPE_CHECKING:
+    from layercoop_fast.game.model_game import ModelGame
+
+
+def part_of(game: ModelGame, first: int, last: int) -> ModelGame:
+    """The same game on windows `first` to `last` − 1 alone: a game of its own, cheap to make.
+
+    It shares the model, the fast blocks and the store file (where there is one it is a further game there, under the
+    fingerprint of its own windows). What it costs counts in its own `evaluations`, and in `token_evals` of `game` too.
+
+    Raises `RequestError` for windows that are not there.
+    """
+    n_windows = game.windows.n_windows
+    if not 0 <= first < last <= n_windows:
+        raise RequestError(f"windows {first} to {last - 1} of a game of {n_windows} windows are not there")
+    part = copy.copy(game)
+    part.calibration = Calibration(game.calibration.ids[first:last], game.calibration.spec)
+    part.windows = Windows(game.skeleton, part.calibration.ids, game.windows.score_every)
+    part.units = game.units.on(part.windows)
+    part.evaluations = type(game.evaluations)()
+    part.charged = (part.evaluations, *game.charged)
+    part.__dict__.pop("flops", None)  # of other windows
+    return _renewed(part, game, {"calibration": part.calibration.fingerprint})
+
+
+def with_utility(game: ModelGame, utility: str | Utility) -> ModelGame:
+    """The same game with another worth; `game` itself where that is its own.
+
+    It shares everything but the numbers measured, counts of evaluations included. In a store file it is a further game.
+    """
+    utility = get_utility(utility)
+    if utility is game.utility:
+        return game
+    view = copy.copy(game)
+    view.utility = utility
+    return _renewed(view, game, {"utility": utility.name})
+
+
+def _renewed(view: ModelGame, game: ModelGame, differs: dict[str, str]) -> ModelGame:
+    """A copy of a game with a head, a shelf and fingerprints of its own."""
+    view.scorer = game.scorer.on(view.windows)
+    view._has_teacher = False
+    # From the other's, so that the weights are not read once more.
+    view.__dict__["fingerprints"] = {**game.fingerprints, **differs}
+    view._known = Shelf() if game._known.store is None else view._claim(game._known.store, beside=True)
+    return view
+
+
+class StagedGame:
+    """A game whose masks are measured on growing numbers of windows; made by `ModelGame.staged`.
+
+    A window that a mask was measured on is never measured again: not at a later stage, and not by the game itself once
+    the mask has been through the last one. That holds where windows have the same bits among few as among many, which
+    the full model finds out at the first call. Some products do not do that (torch's in bf16 on processors with AMX
+    take another way below some hundred rows): there the parts keep to themselves, and the last stage is the game's own
+    measurement, so that what it calls a worth is always what it would have measured.
+
+    Args:
+        game: the game on all windows.
+        ends: how many of the first windows each stage has, growing, the last all W.
+
+    Raises `RequestError` for ends that do not grow to W.
+    """
+
+    def __init__(self, game: ModelGame, ends: Sequence[int]) -> None:
+        n_windows = game.windows.n_windows
+        self.ends = tuple(int(end) for end in ends)
+        grows = all(a < b for a, b in zip((0, *self.ends), self.ends, strict=False))
+        if not self.ends or not grows or self.ends[-1] != n_windows:
+            raise RequestError(
+                f"stages must have growing numbers of windows, the last all {n_windows}, not {list(self.ends)}"
+            )
+        self.game = game
+        self.n_players = game.n_players
+        firsts = (0, *self.ends[:-1])
+        self._parts = [
+            game if len(self.ends) == 1 else part_of(game, first, end)
+            for first, end in zip(firsts, self.ends, strict=True)
+        ]
+        self._full = np.ones((1, self.n_players), dtype=np.bool_)
+
+    @cached_property
+    def promotes(self) -> bool:
+        """Whether the full model's scores by parts are those of the game, bit for bit: then so are those of masks."""
+        whole, parts = self.game.window_scores(self._full), [part.window_scores(self._full) for part in self._parts]
+        nll, kl = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("nll", "kl"))
+        return np.array_equal(nll, whole.nll, equal_nan=True) and np.array_equal(kl, whole.kl, equal_nan=True)
+
+    def window_scores(self, masks: Masks, n_windows: int) -> Scores:
+        """Mean NLL, and KL where the game's utility needs it, on each of the first windows: float64 [M, n_windows].
+
+        `n_windows` is one of `ends`; raises `RequestError` for another.
+        """
+        masks = check_masks(masks, self.n_players)
+        if n_windows not in self.ends:
+            raise RequestError(f"this game's stages have {', '.join(map(str, self.ends))} windows, not {n_windows}")
+        if len(self.ends) == 1:
+            return self.game.window_scores(masks)
+        known = np.array([self.promotes and self.game.holds(mask) for mask in masks], dtype=np.bool_)
+        if n_windows == self.ends[-1]:
+            if self.promotes:
+                self._promote(masks[~known])
+            return self.game.window_scores(masks)
+        nll, kl = np.empty((len(masks), n_windows)), np.empty((len(masks), n_windows))
+        whole, few = self.game.window_scores(masks[known]), self._few(masks[~known], n_windows)
+        nll[known], kl[known] = whole.nll[:, :n_windows], whole.kl[:, :n_windows]
+        nll[~known], kl[~known] = few.nll, few.kl
+        return Scores(nll, kl)
+
+    def worths(self, masks: Masks, n_windows: int) -> Floats:
+        """Worths on the first windows, float64 [M]: the game's utility of the means over them."""
+        scores = self.window_scores(masks, n_windows)
+        full = self.window_scores(self._full, n_windows).nll.mean()
+        with np.errstate(all="ignore"):  # overflow to infinity and NaN are results here
+            worths = self.game.utility.worth(scores.nll.mean(axis=1), scores.kl.mean(axis=1), float(full))
+        return np.asarray(worths, dtype=np.float64)
+
+    def _few(self, masks: Masks, n_windows: int) -> Scores:
+        """Scores by the parts that make up the first windows."""
+        parts = self._parts[: self.ends.index(n_windows) + 1]
+        found = []
+        # Stored states of one part at a time: a memory budget holds for the game and its parts together.
+        self.game.windows.free()
+        for part in parts:
+            found.append(part.window_scores(masks))
+            part.windows.free()
+        return Scores(*(np.concatenate([getattr(one, name) for one in found], axis=1) for name in ("nll", "kl")))
+
+    def _promote(self, masks: Masks) -> None:
+        """Measure the missing windows of masks and hand what is then known in full to the game."""
+        masks = np.unique(masks, axis=0)
+        scores = self._few(masks, self.ends[-1])
+        for mask, nll, kl in zip(masks, scores.nll, scores.kl, strict=True):
+            self.game.learn(mask, Scores(nll, kl))
+        self.game._known.commit()
