@@ -15,6 +15,7 @@ import typer
 from layercoop_fast.cli_bench import bench
 from layercoop_fast.cli_store import app as store_app
 from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.search.base import METHODS
 
 app = typer.Typer(
     name="layercoop-fast",
@@ -65,7 +66,7 @@ def prune(
     calibration: CalibrationOption = "builtin",
     remove: Annotated[int | None, typer.Option(help="How many players to remove.")] = None,
     drop: Annotated[float | None, typer.Option(help="Or which share of them, 0 to 1.")] = None,
-    method: Annotated[str, typer.Option(help="official, shortgpt, sleb, random or reverse.")] = "sleb",
+    method: Annotated[str, typer.Option(help=f"Which rule chooses: {', '.join(METHODS)}.")] = "sleb",
     budget: Annotated[int | None, typer.Option(help="Masks the method may measure.")] = None,
     heldout: Annotated[str | None, typer.Option(help="A second text to measure on, never searched on.")] = None,
     utility: Utility = "ppl_ratio",

@@ -94,7 +94,7 @@ def test_prune_writes_a_checkpoint_and_its_record(run: Any, model: str, tmp_path
     assert set(record["seconds"]) == {"load", "search", "evaluate", "measure"}
     assert {"torch", "transformers", "layercoop_fast"} <= set(record["versions"])
     evaluations = record["evaluations"]
-    assert set(evaluations) == {"masks", "unique", "layer_evals", "layer_evals_naive"}
+    assert set(evaluations) == {"masks", "unique", "layer_evals", "layer_evals_naive", "token_evals"}
     # sleb asks L + (L − 1) masks, then the full and the pruned model are measured once more for the record.
     assert (evaluations["masks"], evaluations["layer_evals_naive"]) == (L + L - 1 + 2, (L + L - 1 + 2) * L)
     full, pruned = record["cost"]["full"], record["cost"]["pruned"]

@@ -15,9 +15,15 @@ from layercoop_fast.game.protocol import Floats, Game, Masks, Progress
 METHODS: dict[str, str] = {
     "official": "the published method: surrogate fitted to stratified masks, least mean marginals removed",
     "shortgpt": "least block influence (1 − cosine of a block's input and output) removed, in one shot",
+    "angular": "the contiguous run that turns the residual stream by the least angle, in one shot",
+    "ppl": "the players removed without each of which, alone, the worth stays highest, in one shot",
+    "taylor": "least first-order importance (weight times gradient) removed, in one shot",
     "sleb": "greedy: the player whose removal hurts least is removed, again and again",
+    "finercut": "greedy on the divergence of the output from the full model's, made for sublayers",
+    "evopress": "evolution: mutants of the best mask so far race on growing text, by divergence of the output",
     "random": "the best of a few uniformly drawn masks",
     "reverse": "the last players are removed, nothing is measured",
+    "exhaustive": "all masks of the size, where there are few enough: the truth",
 }
 """Name of each method and one line about it. The module of the same name in this package holds its `search`."""
 
@@ -95,6 +101,14 @@ def check_n_remove(n_players: int, n_remove: int) -> None:
         raise RequestError(f"of {n_players} players, 1 to {n_players - 1} can be removed, not {n_remove}")
 
 
+def check_budget(method: str, n_masks: int, budget: int | None, n_players: int, n_remove: int) -> None:
+    """Raise `RequestError` unless the budget (None: no limit) covers the `n_masks` that a method has to ask."""
+    if budget is not None and budget < n_masks:
+        raise RequestError(
+            f"{method} asks {n_masks} masks to remove {n_remove} of {n_players} players: the budget is {budget}"
+        )
+
+
 def least_valuable(scores: Floats, n_remove: int, allowed: Allowed | None) -> Masks:
     """Return the mask (`bool[n]`) without the `n_remove` players of least score; of equal scores the first index goes.
 
@@ -109,6 +123,17 @@ def least_valuable(scores: Floats, n_remove: int, allowed: Allowed | None) -> Ma
     if best is None:
         raise RequestError(f"no allowed mask removes {n_remove} of {len(scores)} players: {reason}")
     return best
+
+
+def worst_last(costs: Floats) -> Floats:
+    """Return `costs` (`float64[n]`, low is good) with NaN and infinities as finite numbers beyond all others.
+
+    NaN and +infinity lie above the highest by as much as the finite ones span, and 1; −infinity so below the lowest.
+    """
+    finite = costs[np.isfinite(costs)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+    margin = high - low + 1.0
+    return np.nan_to_num(costs, nan=high + margin, posinf=high + margin, neginf=low - margin)
 
 
 def finite_or_none(value: float) -> float | None:

@@ -9,23 +9,40 @@ from hypothesis import strategies as st
 from toy_games import Additive, Family, Redundant
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.search.base import METHODS, check_n_remove, finite_or_none, get_method, least_valuable
+from layercoop_fast.search.base import (
+    METHODS,
+    check_n_remove,
+    finite_or_none,
+    get_method,
+    least_valuable,
+    worst_last,
+)
 
 NO_NEIGHBOURS = Family(lambda mask: not (~mask[1:] & ~mask[:-1]).any())
 
 
 class Influential(Redundant):
-    """A toy model that also tells its block influences."""
+    """A toy model that also tells what rules want to know of a full model."""
 
     def block_influence(self) -> np.ndarray:
         return self.damage
+
+    def angular_distances(self, run_length: int) -> np.ndarray:
+        return np.array([self.damage[i : i + run_length].sum() for i in range(self.n_players - run_length + 1)])
+
+    def taylor_importance(self, progress: object) -> np.ndarray:
+        return self.damage
+
+    def with_utility(self, utility: str) -> Influential:
+        assert utility == "kl"
+        return self
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_the_one_call_form(name: str) -> None:
     game = Influential(10, [2, 3, 7])
     told: list[tuple[str, int, int]] = []
-    budget = {"official": 60, "sleb": 100}.get(name)
+    budget = {"official": 60, "sleb": 100, "evopress": 60}.get(name)
     choice = get_method(name)(game, 3, seed=1, budget=budget, progress=lambda *report: told.append(report))
     assert choice.mask.dtype == np.bool_
     assert choice.mask.shape == (10,)
@@ -41,7 +58,7 @@ def test_every_method_obeys_what_is_allowed(name: str) -> None:
     """The three dispensable players are neighbours, which the family forbids."""
     game = Influential(10, [7, 8, 9])
     for seed in range(3):
-        choice = get_method(name)(game, 3, seed=seed, budget=60, allowed=NO_NEIGHBOURS)
+        choice = get_method(name)(game, 3, seed=seed, budget=120, allowed=NO_NEIGHBOURS)
         assert choice.mask.sum() == 7
         assert NO_NEIGHBOURS.check(choice.mask) is None
 
@@ -49,7 +66,7 @@ def test_every_method_obeys_what_is_allowed(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_when_nothing_is_allowed(name: str) -> None:
     with pytest.raises(RequestError, match="no allowed mask removes 6 of 10 players"):
-        get_method(name)(Influential(10, [2, 3, 7]), 6, budget=60, allowed=NO_NEIGHBOURS)
+        get_method(name)(Influential(10, [2, 3, 7]), 6, budget=210, allowed=NO_NEIGHBOURS)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -59,7 +76,20 @@ def test_every_method_refuses_sizes_out_of_range(name: str, n_remove: int) -> No
         get_method(name)(Influential(10, [2, 3, 7]), n_remove)
 
 
-@pytest.mark.parametrize("name", ["official", "random"])
+@pytest.mark.parametrize(("name", "n_masks"), [("ppl", 10), ("sleb", 27), ("finercut", 27), ("exhaustive", 120)])
+def test_a_method_that_cannot_do_with_the_budget_says_what_it_asks(name: str, n_masks: int) -> None:
+    with pytest.raises(RequestError, match=f"{name} asks {n_masks} masks to remove 3 of 10 players: the budget is 9"):
+        get_method(name)(Influential(10, [2, 3, 7]), 3, budget=9)
+    assert get_method(name)(Influential(10, [2, 3, 7]), 3, budget=n_masks).n_masks == n_masks
+
+
+@pytest.mark.parametrize("name", ["shortgpt", "angular", "taylor", "finercut"])
+def test_a_rule_that_needs_a_model_says_so(name: str) -> None:
+    with pytest.raises(RequestError, match=f"{name} needs a game that offers .* a game on a model"):
+        get_method(name)(Redundant(10, [2, 3, 7]), 3)
+
+
+@pytest.mark.parametrize("name", ["official", "random", "evopress"])
 def test_a_budget_below_one_mask_is_refused(name: str) -> None:
     with pytest.raises(RequestError, match="at least 1 mask"):
         get_method(name)(Redundant(10, [2]), 1, budget=0)
@@ -108,6 +138,13 @@ def test_scores_survive_the_family_that_allows_all() -> None:
     free = get_method("sleb")(game, 1)
     bound = get_method("sleb")(game, 1, allowed=Family(lambda mask: True))
     np.testing.assert_array_equal(free.mask, bound.mask)
+
+
+def test_costs_that_are_no_numbers_come_last() -> None:
+    costs = worst_last(np.array([2.0, np.nan, -1.0, np.inf, -np.inf]))
+    assert costs.tolist() == [2.0, 6.0, -1.0, 6.0, -5.0]
+    assert worst_last(np.array([np.nan, -np.inf])).tolist() == [1.0, -1.0]
+    assert np.isfinite(worst_last(np.array([np.finfo(np.float64).max / 4, np.nan]))).all()
 
 
 def test_numbers_that_json_lacks() -> None:

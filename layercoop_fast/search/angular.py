@@ -1,0 +1,47 @@
+"""The contiguous run of players that turns the residual stream least. One pass of the full model, one shot.
+
+Source: Gromov and others, "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv 2403.17887.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Game, Progress, n_players_of
+from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable
+
+
+def search(
+    game: Game,
+    n_remove: int,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    allowed: Allowed | None = None,
+    progress: Progress | None = None,
+) -> Choice:
+    """Remove the run of `n_remove` players with the least angle between the streams before and behind it.
+
+    Of equal runs the first, of runs that are not allowed none. A player's score is the least angle of a run that holds
+    it; where no run is allowed at all, the allowed mask of least total score is taken.
+
+    Needs a game that offers `angular_distances(run_length) -> float64[n - run_length + 1]`, and raises `RequestError`
+    for one that does not. No mask is asked and nothing is drawn, so `seed`, `budget` and `progress` have no effect.
+    """
+    n = n_players_of(game)
+    check_n_remove(n, n_remove)
+    angular_distances = getattr(game, "angular_distances", None)
+    if angular_distances is None:
+        raise RequestError("angular needs a game that offers angular_distances(), a game on a model: try sleb here")
+    distances = np.asarray(angular_distances(n_remove), dtype=np.float64)
+    if distances.shape != (n - n_remove + 1,) or not np.isfinite(distances).all():
+        raise RequestError(f"angular_distances() must give {n - n_remove + 1} finite numbers, not {distances}")
+    scores = np.array([distances[max(0, i - n_remove + 1) : i + 1].min() for i in range(n)])
+    details = {"distances": distances.tolist(), "start": None}
+    for start in np.argsort(distances, kind="stable").tolist():
+        mask = np.ones(n, dtype=np.bool_)
+        mask[start : start + n_remove] = False
+        if allowed is None or allowed.check(mask) is None:
+            return Choice(mask, "angular", scores, 0, {**details, "start": start})
+    return Choice(least_valuable(scores, n_remove, allowed), "angular", scores, 0, details)

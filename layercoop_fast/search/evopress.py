@@ -1,0 +1,180 @@
+"""Evolution: one parent, offspring that swap a few players with it, and a race among them on growing text.
+
+    start      the best of a few random masks, judged on the first windows
+    mutation   switch the levels of a kept and a removed player, one to three times: the size stays
+    selection  offspring race: all of them on the first windows, the best on more, the best of those on all windows,
+               where the parent is beaten only by a higher worth, so that no generation is worse than the one before
+
+The worth is −KL(full model ‖ model without) where the game is on a model. Source: EvoPress, arXiv 2410.14649. Two
+things differ: the windows of a stage are the first ones and stay the same, so that what a mask was measured on need not
+be measured again; and a kept player may change places with any removed one, where EvoPress swaps attention with
+attention and MLP with MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play
+from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
+
+DEFAULT_BUDGET = 500
+OFFSPRING = 16
+INITIAL = 16
+# Share of the windows at each stage before the last, and the offspring that go on from it.
+_STAGES = ((0.2, 4), (0.5, 2))
+_MOST_SWITCHES = 3
+# Generations in a row without a mask that is new: the neighbourhood is known, and the search ends.
+_PATIENCE = 10
+
+
+class _Judge(Protocol):
+    """Worths on the first windows, as `StagedGame` gives them."""
+
+    @property
+    def ends(self) -> Sequence[int]: ...
+
+    def worths(self, masks: Masks, n_windows: int, /) -> Floats: ...
+
+
+class _Plain:
+    """A game that knows no windows: one stage."""
+
+    def __init__(self, game: Game) -> None:
+        self.game = game
+        self.ends = (1,)
+
+    def worths(self, masks: Masks, n_windows: int) -> Floats:
+        return play(self.game, masks)
+
+
+def search(
+    game: Game,
+    n_remove: int,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    allowed: Allowed | None = None,
+    progress: Progress | None = None,
+) -> Choice:
+    """Evolve a mask that removes `n_remove` players until `budget` distinct masks (500 unless given) were looked at.
+
+    A mask counts once, on however few windows it was measured. `allowed` holds for every mask: a mutant outside becomes
+    the allowed mask nearest to it. A game that offers `with_utility` and `staged` (`ModelGame`) is judged by its
+    divergence and raced on its windows; any other by its own worth, every mask in full. NaN worths rank last.
+
+    Raises `RequestError` for a budget below 1, and when nothing is allowed.
+    """
+    n = n_players_of(game)
+    check_n_remove(n, n_remove)
+    budget = DEFAULT_BUDGET if budget is None else budget
+    if budget < 1:
+        raise RequestError(f"the budget must be at least 1 mask, not {budget}")
+    judge, rng = _judge(game), np.random.default_rng(seed)
+    evolution = _Evolution(judge, n_remove, budget, allowed, rng)
+    start = parent = evolution.first(n)
+    began = worth = evolution.worth_in_full(parent)
+    generation = idle = 0
+    while evolution.left > 0 and idle < _PATIENCE:
+        known = evolution.n_masks
+        winner, winners_worth = evolution.generation(parent)
+        if winners_worth > worth:
+            parent, worth = winner, winners_worth
+        idle = idle + 1 if evolution.n_masks == known else 0
+        generation += 1
+        if progress is not None:
+            progress("masks looked at", evolution.n_masks, budget)
+    details = {
+        "start": np.flatnonzero(~start).tolist(),
+        "start_worth": finite_or_none(began),
+        "worth": finite_or_none(worth),
+        "generations": generation,
+        "windows_by_stage": list(judge.ends),
+    }
+    return Choice(parent, "evopress", None, evolution.n_masks, details)
+
+
+def _judge(game: Any) -> _Judge:
+    if not (hasattr(game, "with_utility") and hasattr(game, "staged")):
+        return _Plain(game)
+    n_windows = int(game.windows.n_windows)
+    ends = sorted({*(max(1, round(share * n_windows)) for share, _ in _STAGES), n_windows})
+    judge: _Judge = game.with_utility("kl").staged(ends)
+    return judge
+
+
+class _Evolution:
+    """Mutation and selection; counts every mask that was looked at."""
+
+    def __init__(
+        self, judge: _Judge, n_remove: int, budget: int, allowed: Allowed | None, rng: np.random.Generator
+    ) -> None:
+        self._judge, self._n_remove, self._budget, self._allowed, self._rng = judge, n_remove, budget, allowed, rng
+        self._seen: set[bytes] = set()
+
+    @property
+    def n_masks(self) -> int:
+        return len(self._seen)
+
+    @property
+    def left(self) -> int:
+        """New masks that the budget still allows."""
+        return self._budget - len(self._seen)
+
+    def first(self, n: int) -> Masks:
+        """The best of the initial masks on the first windows, `bool[n]`."""
+        drawn = [self._nearest(self._rng.random(n)) for _ in range(min(INITIAL, self._budget))]
+        masks, _ = self._best(np.unique(np.stack(drawn), axis=0), self._judge.ends[0], 1)
+        best: Masks = masks[0]
+        return best
+
+    def worth_in_full(self, mask: Masks) -> float:
+        """Worth of one mask (`bool[n]`) on all windows, −infinity for NaN."""
+        return float(self._best(mask[None], self._judge.ends[-1], 1)[1][0])
+
+    def generation(self, parent: Masks) -> tuple[Masks, float]:
+        """The winner among the offspring of `parent` (`bool[n]`), and its worth on all windows."""
+        masks = self._offspring(parent)
+        stages = list(zip(self._judge.ends[:-1], (survivors for _, survivors in _STAGES), strict=False))
+        for n_windows, survivors in stages:
+            masks, _ = self._best(masks, n_windows, survivors)
+        winners, worths = self._best(masks, self._judge.ends[-1], 1)
+        return winners[0], float(worths[0])
+
+    def _offspring(self, parent: Masks) -> Masks:
+        """Distinct mutants, as many of them new as the budget allows; the parent itself where it has no neighbour."""
+        found: dict[bytes, Masks] = {}
+        left = self.left
+        for _ in range(OFFSPRING):
+            mutant = self._mutant(parent)
+            key = mutant.tobytes()
+            new = key not in self._seen
+            if key in found or (new and left <= 0):
+                continue
+            found[key] = mutant
+            left -= new
+        return np.stack(list(found.values())) if found else parent[None]
+
+    def _mutant(self, parent: Masks) -> Masks:
+        """`parent` with one to three pairs of players switched, few more often than many."""
+        mask = parent.copy()
+        for _ in range(int(self._rng.integers(1, _MOST_SWITCHES + 1, size=2).min())):
+            out, back = self._rng.choice(np.flatnonzero(mask)), self._rng.choice(np.flatnonzero(~mask))
+            mask[out], mask[back] = False, True
+        # The little that is random decides between masks that are equally near.
+        return self._nearest(mask + 0.1 / len(mask) * self._rng.random(len(mask)))
+
+    def _nearest(self, costs: Floats) -> Masks:
+        return least_valuable(costs, self._n_remove, self._allowed)
+
+    def _best(self, masks: Masks, n_windows: int, survivors: int) -> tuple[Masks, Floats]:
+        """The best of `masks` on the first windows, best first, and their worths."""
+        self._seen.update(mask.tobytes() for mask in masks)
+        worths = self._judge.worths(masks, n_windows)
+        worths = np.where(np.isnan(worths), -np.inf, worths)
+        order = np.argsort(-worths, kind="stable")[:survivors]
+        return masks[order], worths[order]

@@ -1,0 +1,58 @@
+"""Every mask of the size: the truth that other methods are judged by, where there are few enough."""
+
+from __future__ import annotations
+
+from itertools import combinations, islice
+from math import comb
+
+import numpy as np
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Game, Masks, Progress, n_players_of, play
+from layercoop_fast.search.base import Allowed, Choice, check_budget, check_n_remove, finite_or_none
+
+DEFAULT_BUDGET = 20_000
+# Masks of one call: neighbours in this order begin alike, so that a call's masks share most of their layers.
+_CALL = 4096
+
+
+def search(
+    game: Game,
+    n_remove: int,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    allowed: Allowed | None = None,
+    progress: Progress | None = None,
+) -> Choice:
+    """Ask all allowed masks that remove `n_remove` players and take the one of highest worth, of equal ones the first.
+
+    NaN worths rank last. Nothing is drawn, so `seed` has no effect. Raises `RequestError` when there are more masks of
+    the size than the budget (20,000 unless given), those that are not allowed included, or when none is allowed.
+    """
+    n = n_players_of(game)
+    check_n_remove(n, n_remove)
+    total = comb(n, n_remove)
+    check_budget("exhaustive", total, DEFAULT_BUDGET if budget is None else budget, n, n_remove)
+    best: Masks | None = None
+    highest, n_masks, seen, reason = -np.inf, 0, 0, ""
+    every = combinations(range(n), n_remove)
+    while chosen := list(islice(every, _CALL)):
+        masks = np.ones((len(chosen), n), dtype=np.bool_)
+        masks[np.arange(len(chosen))[:, None], chosen] = False
+        if allowed is not None:
+            reasons = [allowed.check(mask) for mask in masks]
+            reason = reason or next((one for one in reasons if one is not None), "")
+            masks = masks[[one is None for one in reasons]]
+        worths = play(game, masks)
+        n_masks, seen = n_masks + len(masks), seen + len(chosen)
+        if len(masks):
+            worths = np.where(np.isnan(worths), -np.inf, worths)
+            row = int(worths.argmax())
+            if best is None or worths[row] > highest:
+                best, highest = masks[row], float(worths[row])
+        if progress is not None:
+            progress("masks of the size", seen, total)
+    if best is None:
+        raise RequestError(f"no allowed mask removes {n_remove} of {n} players: {reason}")
+    return Choice(best, "exhaustive", None, n_masks, {"worth": finite_or_none(highest)})
