@@ -75,7 +75,8 @@ class Bench:
             started = time.perf_counter()
             if method == WIDTH:
                 share = size / game.n_players
-                rival = flap(game, round(share * sum(one.numel() for one in game.skeleton.blocks.parameters())))
+                of_blocks = sum(one.numel() for block in game.skeleton.blocks for one in block.parameters())
+                rival = flap(game, round(share * of_blocks))
                 left = {"removed_params": rival.removed_params}
                 learnt += time.perf_counter() - started
                 nll, nll_unseen = (rival.window_nll(one.windows.ids).mean() for one in (self.game, self.unseen))
