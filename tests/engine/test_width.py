@@ -18,13 +18,13 @@ from layercoop_fast.engine.plan import build_plan
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.units import Units, make_units
 from layercoop_fast.engine.windows import Windows
-from layercoop_fast.kernels import rows
+from layercoop_fast.kernels.rows import MIN_ROWS
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(width, "_measured", {})
-    monkeypatch.setattr(rows, "_ALIKE_FROM", {})  # these states are small
+    monkeypatch.setattr(width, "rows_alike_from", lambda dtype: MIN_ROWS)  # these states are small
     return None
 
 
@@ -114,7 +114,7 @@ def test_a_width_that_changes_a_number_is_not_used() -> None:
 
 def test_states_of_few_rows_go_one_by_one_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of a few hundred rows round otherwise than those of more: only whole states alone are always alike."""
-    monkeypatch.undo()
+    monkeypatch.setattr(width, "rows_alike_from", lambda dtype: 1024 if dtype == torch.bfloat16 else MIN_ROWS)
     for dtype, widest in ((torch.bfloat16, 1), (torch.float32, 8)):
         windows = windows_of(dtype)
         units, slots = make_units(windows), list(windows.pool(8))
