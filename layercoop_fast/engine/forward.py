@@ -3,8 +3,8 @@
 `play` walks the plan's schedule over a pool of stored states and hands every mask's final state to a scorer. What a
 mask scores does not depend on the other masks, their order, the memory budget or the batch width: the same blocks run
 on the same numbers. On the CPU that holds bit for bit, for dense blocks: torch computes a row of a product alike
-however many rows there are, in fp32 from `MIN_ROWS` on, in bf16 from about a thousand on (`kernels/rows.py`), and
-batches are made so that no number shows it (`engine/width.py`).
+however many rows there are, from some number of rows on (`kernels/rows.py`), and batches are made so that no number
+shows it (`engine/width.py`).
 """
 
 from __future__ import annotations

@@ -6,24 +6,26 @@ from functools import cache
 
 import torch
 
-# torch's CPU kernels take another path for a handful of rows (measured: rows agree bitwise from 7 rows on, not below);
+# torch's CPU kernels take another path for a handful of rows (rows agree bitwise from 7 rows on, or from 16, not below);
 # whoever promises that a row is independent of its batch pads smaller batches up to this.
 MIN_ROWS = 16
-# In bf16 on processors with AMX the order of a sum changes with the number of rows up to some hundreds (measured:
-# products of 576 to 5,632 terms agree bitwise from 640 or 1,024 rows on, not at 320). Too many to pad up to.
+# Some libraries cut a sum otherwise where there are few rows: among threads (fp32, MKL), or among tiles (bf16, AMX). On
+# one such machine products of 576 to 5,632 terms agreed bitwise from 640 or 896 rows on. Too many to pad up to.
 _MANY_ROWS = 1024
 _PROBED = (16, 32, 64, 128, 256, 512)
 _PROBE_SHAPES = ((576, 960), (1536, 576), (2048, 1024))  # terms of a sum, columns
 
 
-@cache
 def rows_alike_from(dtype: torch.dtype) -> int:
     """From how many rows on the bits of a row do not depend on how many there are, on the CPU.
 
-    `MIN_ROWS` in fp32. In 16-bit dtypes that is found out by a few products (some 20 ms, once a process).
+    Found out by a few products, once a process for each dtype and number of threads (some ten milliseconds).
     """
-    if dtype not in (torch.bfloat16, torch.float16):
-        return MIN_ROWS
+    return _found(dtype, torch.get_num_threads())
+
+
+@cache
+def _found(dtype: torch.dtype, threads: int) -> int:
     generator = torch.Generator().manual_seed(0)
     for terms, columns in _PROBE_SHAPES:
         left = torch.randn(_MANY_ROWS, terms, generator=generator).to(dtype)

@@ -112,7 +112,7 @@ def test_a_width_that_changes_a_number_is_not_used() -> None:
     assert sorted(found) == [1, 2]  # and none wider: a batch of 8 would end in one of 4
 
 
-def test_states_of_few_rows_go_one_by_one_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_of_few_rows_go_one_by_one_where_that_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of a few hundred rows round otherwise than those of more: only whole states alone are always alike."""
     monkeypatch.setattr(width, "rows_alike_from", lambda dtype: 1024 if dtype == torch.bfloat16 else MIN_ROWS)
     for dtype, widest in ((torch.bfloat16, 1), (torch.float32, 8)):
