@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-# torch's CPU kernels take another path for a handful of rows (rows agree bitwise from 7 rows on, or from 16, not below);
+# torch's CPU kernels take another path for a handful of rows (rows agree bitwise from 7 or 16 rows on, not below);
 # whoever promises that a row is independent of its batch pads smaller batches up to this.
 MIN_ROWS = 16
 # Some libraries cut a sum otherwise where there are few rows: among threads (fp32, MKL), or among tiles (bf16, AMX). On
