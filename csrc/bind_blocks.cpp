@@ -4,6 +4,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -165,8 +166,34 @@ void py_swiglu(const py::object& gate_up, const py::object& product) {
   });
 }
 
+// Positions of the rows of windows that are trees, checked; nothing for plain windows.
+struct Tree {
+  const std::int64_t* positions = nullptr;
+  std::int64_t pattern = 0;
+  std::int64_t depth;
+
+  Tree(const py::object& object, std::int64_t tokens) : depth(tokens) {
+    if (object.is_none()) return;
+    positions = in<std::int64_t>(object, "positions", {kAny});
+    pattern = py::reinterpret_borrow<py::array>(object).size();
+    if (pattern == 0 || pattern % tokens != 0) {
+      throw py::value_error("positions: " + std::to_string(pattern) + " are not those of windows of " +
+                            std::to_string(tokens) + " tokens");
+    }
+    depth = 0;
+    for (std::int64_t row = 0; row < pattern; ++row) {
+      const std::int64_t most = row % tokens == 0 ? 0 : positions[row - 1] + 1;
+      if (positions[row] < 0 || positions[row] > most) {
+        throw py::value_error("positions: row " + std::to_string(row) + " at " + std::to_string(positions[row]) +
+                              " is not from 0 to " + std::to_string(most));
+      }
+      depth = std::max(depth, positions[row] + 1);
+    }
+  }
+};
+
 void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads,
-                         float scale, const py::object& asked, const py::object& mixed) {
+                         float scale, const py::object& asked, const py::object& mixed, const py::object& positions) {
   by_type(qkv, "qkv", [&](auto type) {
     using T = decltype(type);
     const Extent extent(qkv, "qkv");
@@ -192,15 +219,17 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
     const std::int64_t width = extent.columns / groups;
     const std::int64_t windows = extent.rows / tokens;
     const auto* at = in<std::int64_t>(asked, "asked", {kAny});
-    const std::int64_t n_asked = asked.attr("shape").cast<py::tuple>()[0].cast<std::int64_t>();
+    const std::int64_t n_asked = py::reinterpret_borrow<py::array>(asked).size();
     for (std::int64_t i = 0; i < n_asked; ++i) {
       if (at[i] < (i == 0 ? 0 : at[i - 1] + 1) || at[i] >= tokens) {
         throw py::value_error("asked: expected ascending tokens of a window of " + std::to_string(tokens) + ", got " +
                               std::to_string(at[i]) + " at place " + std::to_string(i));
       }
     }
+    const Tree tree(positions, tokens);
     run_without_gil(Attention<T>{in<T>(qkv, "qkv", {kAny, kAny}), windows, tokens, heads, kv_heads, width, scale, at,
-                                 n_asked, out<T>(mixed, "out", {windows * n_asked, heads * width})});
+                                 n_asked, tree.positions, tree.pattern, tree.depth,
+                                 out<T>(mixed, "out", {windows * n_asked, heads * width})});
   });
 }
 
@@ -235,7 +264,7 @@ void bind_blocks(py::module_& module) {
              py::arg("key_heads"), py::arg("query_norm") = none, py::arg("key_norm") = none, py::arg("eps") = 0.0f);
   module.def("swiglu", &py_swiglu, py::arg("gate_up"), py::arg("out"));
   module.def("causal_attention", &py_causal_attention, py::arg("qkv"), py::arg("tokens"), py::arg("heads"),
-             py::arg("kv_heads"), py::arg("scale"), py::arg("asked"), py::arg("out"));
+             py::arg("kv_heads"), py::arg("scale"), py::arg("asked"), py::arg("out"), py::arg("positions") = none);
   module.def("running_loss", &py_running_loss, py::arg("logits"), py::arg("targets"), py::arg("first_word"),
              py::arg("running"), py::arg("scale") = 1.0f, py::arg("cap") = 0.0f, py::arg("teacher") = none,
              py::arg("teacher_running") = none);

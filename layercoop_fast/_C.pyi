@@ -133,10 +133,14 @@ def causal_attention(
     scale: float,
     asked: npt.NDArray[np.int64],
     out: _Numbers,
+    positions: npt.NDArray[np.int64] | None = None,
 ) -> None:
     """Attend causally inside each window of `tokens` rows, at its tokens `asked` [S], which ascend.
 
     qkv [W·T, (heads + 2·kv_heads)·D] → out [W·S, heads·D].
+
+    With `positions` [P], P a multiple of `tokens`, windows are trees written depth first and row r stands at
+    positions[r % P]: it sees itself, and at each position below its own the latest row before it that stands there.
     """
 
 def running_loss(

@@ -64,6 +64,10 @@ struct Swiglu {
 // Causal softmax attention inside each window of `tokens` rows: out_t = sum_{s <= t} softmax_s(scale * q_t . k_s) v_s.
 // Query head h uses key head h / (heads / kv_heads). Scores and their sum stay fp32. Every window has the same queries:
 // those at the tokens `asked`, each to the bits it has among all; what other rows hold for queries is never read.
+//
+// With `positions` a window is not one text but a tree of texts, written down depth first: a row at position p sees
+// itself and at each position below p the latest row before it that stands there. A row's result has the bits that it
+// has in a window that holds its own text alone.
 template <typename T>
 struct Attention {
   const T* qkv;  // [windows * tokens, (heads + 2 * kv_heads) * width]: queries, keys, values
@@ -75,7 +79,12 @@ struct Attention {
   float scale;                // > 0
   const std::int64_t* asked;  // [n_asked], ascending, each below `tokens`
   std::int64_t n_asked;
-  T* out;  // [windows * n_asked, heads * width]
+  // [pattern] or null. Row r stands at positions[r % pattern]; pattern is a multiple of tokens. A window begins at 0 and
+  // no row is more than one position beyond the row before it.
+  const std::int64_t* positions;
+  std::int64_t pattern;
+  std::int64_t depth;  // positions there are, 0 .. depth - 1; `tokens` without `positions`
+  T* out;              // [windows * n_asked, heads * width]
 };
 
 // A row of logits seen so far: the largest, the sum of exp(logit - largest), and the target's own logit. A row starts as

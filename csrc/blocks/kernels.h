@@ -226,22 +226,22 @@ LANES_TARGET float exponentials(float* scores, std::int64_t n, std::int64_t colu
   return total(sum);
 }
 
-// A window's keys (transposed) and values of one head in fp32, and the scores of six queries: all that stays in cache.
-// Columns are padded to whole vectors with zeros.
+// Keys (transposed) and values of one head in fp32, by the position at which they were written last, and the scores of
+// six queries: all that stays in cache. Columns are padded to whole vectors.
 struct AttentionSpace {
   std::int64_t token_columns;
   std::int64_t width_columns;
   std::vector<float> keys;     // [width, token_columns]
-  std::vector<float> values;   // [tokens, width_columns]
+  std::vector<float> values;   // [depth, width_columns]
   std::vector<float> queries;  // [6, width_columns]
   std::vector<float> scores;   // [6, token_columns]
   std::vector<float> out;      // [6, width_columns]
 
-  AttentionSpace(std::int64_t tokens, std::int64_t width)
-      : token_columns(round_up(tokens, kLanes)),
+  AttentionSpace(std::int64_t depth, std::int64_t width)
+      : token_columns(round_up(depth, kLanes)),
         width_columns(round_up(width, kLanes)),
         keys(static_cast<std::size_t>(width * token_columns)),
-        values(static_cast<std::size_t>(tokens * width_columns)),
+        values(static_cast<std::size_t>(depth * width_columns)),
         queries(static_cast<std::size_t>(kTileRows * width_columns)),
         scores(static_cast<std::size_t>(kTileRows * token_columns)),
         out(static_cast<std::size_t>(kTileRows * width_columns)) {}
@@ -255,45 +255,49 @@ LANES_FN void widen_row(const T* x, std::int64_t width, float* out) {
   }
 }
 
+// Consecutive rows, the first of them at `position`.
 template <typename T>
-LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std::int64_t columns, std::int64_t kv_head,
-                                   AttentionSpace& space) {
+LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std::int64_t count, std::int64_t position,
+                                   std::int64_t columns, std::int64_t kv_head, AttentionSpace& space) {
   const std::int64_t first_key = (work.heads + kv_head) * work.width;
   const std::int64_t first_value = first_key + work.kv_heads * work.width;
   float* row = space.queries.data();
-  for (std::int64_t t = 0; t < work.tokens; ++t) {
+  for (std::int64_t t = 0; t < count; ++t) {
     widen_row(rows + t * columns + first_key, work.width, row);
     for (std::int64_t j = 0; j < work.width; ++j) {
-      space.keys[static_cast<std::size_t>(j * space.token_columns + t)] = row[j];
+      space.keys[static_cast<std::size_t>(j * space.token_columns + position + t)] = row[j];
     }
-    widen_row(rows + t * columns + first_value, work.width, space.values.data() + t * space.width_columns);
+    widen_row(rows + t * columns + first_value, work.width,
+              space.values.data() + (position + t) * space.width_columns);
   }
 }
 
-// Six queries of one head (fewer at a window's end: the rest are left over from before, and their results unused). A
+// At most six queries of one head, at `tokens` of the window. They are in one run of rows at consecutive positions, of
+// which token `first` stands at `position`. (Of fewer, the rest are left over from before, and their results unused.) A
 // query's bits do not depend on the others: to the keys behind it belong scores of zero, which add nothing.
 template <typename T>
-LANES_FN void attend(const Attention<T>& work, const T* rows, std::int64_t columns, T* out, std::int64_t head,
-                     std::int64_t first, AttentionSpace& space) {
-  const std::int64_t queries = std::min(kTileRows, work.n_asked - first);
-  const std::int64_t* tokens = work.asked + first;
+LANES_FN void attend(const Attention<T>& work, const T* rows, const std::int64_t* tokens, std::int64_t queries,
+                     std::int64_t first, std::int64_t position, std::int64_t columns, T* out, std::int64_t head,
+                     AttentionSpace& space) {
   for (std::int64_t i = 0; i < queries; ++i) {
     widen_row(rows + tokens[i] * columns + head * work.width, work.width,
               space.queries.data() + i * space.width_columns);
   }
-  const std::int64_t keys = tokens[queries - 1] + 1;
+  const std::int64_t before = position - first;
+  const std::int64_t keys = before + tokens[queries - 1] + 1;
   const std::int64_t key_columns = round_up(keys, kLanes);
   product(space.queries.data(), space.width_columns, space.keys.data(), space.token_columns, work.width, key_columns,
           space.scores.data(), space.token_columns);
   float sums[kTileRows];
   for (std::int64_t i = 0; i < queries; ++i) {
-    sums[i] = exponentials(space.scores.data() + i * space.token_columns, tokens[i] + 1, key_columns, work.scale);
+    sums[i] =
+        exponentials(space.scores.data() + i * space.token_columns, before + tokens[i] + 1, key_columns, work.scale);
   }
   product(space.scores.data(), space.token_columns, space.values.data(), space.width_columns, keys, space.width_columns,
           space.out.data(), space.width_columns);
   for (std::int64_t i = 0; i < queries; ++i) {
     const float* sum = space.out.data() + i * space.width_columns;
-    T* to = out + (first + i) * work.heads * work.width + head * work.width;
+    T* to = out + i * work.heads * work.width + head * work.width;
     for (std::int64_t j = 0; j < work.width; j += kLanes) {
       const int n = lanes_left(j, work.width);
       write(to + j, n, div(read(sum + j, n), splat(sums[i])));
@@ -301,20 +305,32 @@ LANES_FN void attend(const Attention<T>& work, const T* rows, std::int64_t colum
   }
 }
 
+// A run of rows at consecutive positions finds what its rows see in front of it in the space: depth first, that is what
+// was written there last.
 template <typename T>
 LANES_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::int64_t end) {
-  AttentionSpace space(work.tokens, work.width);
+  AttentionSpace space(work.depth, work.width);
   const std::int64_t columns = (work.heads + 2 * work.kv_heads) * work.width;
+  const std::int64_t out_columns = work.heads * work.width;
   const std::int64_t group = work.heads / work.kv_heads;
   for (std::int64_t item = begin; item < end; ++item) {
     const std::int64_t window = item / work.kv_heads;
     const std::int64_t kv_head = item % work.kv_heads;
-    const T* rows = work.qkv + window * work.tokens * columns;
-    T* out = work.out + window * work.n_asked * work.heads * work.width;
-    load_keys_and_values(work, rows, columns, kv_head, space);
-    for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      for (std::int64_t first = 0; first < work.n_asked; first += kTileRows) {
-        attend(work, rows, columns, out, head, first, space);
+    const std::int64_t row = window * work.tokens;
+    const std::int64_t* positions = work.positions == nullptr ? nullptr : work.positions + row % work.pattern;
+    std::int64_t asked = 0;
+    for (std::int64_t first = 0, last = 0; first < work.tokens && asked < work.n_asked; first = last) {
+      last = positions == nullptr ? work.tokens : first + 1;
+      while (last < work.tokens && positions[last] == positions[last - 1] + 1) ++last;
+      const std::int64_t position = positions == nullptr ? 0 : positions[first];
+      load_keys_and_values(work, work.qkv + (row + first) * columns, last - first, position, columns, kv_head, space);
+      const std::int64_t begun = asked;
+      while (asked < work.n_asked && work.asked[asked] < last) ++asked;
+      for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        for (std::int64_t at = begun; at < asked; at += kTileRows) {
+          attend(work, work.qkv + row * columns, work.asked + at, std::min(kTileRows, asked - at), first, position,
+                 columns, work.out + (window * work.n_asked + at) * out_columns, head, space);
+        }
       }
     }
   }

@@ -21,7 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from layercoop_fast.engine.llama_shape import Parts, Rope
+from layercoop_fast.engine.calls import BlockCall, Convention
+from layercoop_fast.engine.llama_shape import Parts, Rope, read_rope
 from layercoop_fast.engine.projections import Projection
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.attention import causal_attention
@@ -67,7 +68,8 @@ class FastBlock:
 
     Args:
         parts: the block's modules; the weights of the joint projections become views of new memory.
-        rope: of the windows that it will be run on, all of T tokens.
+        rope: of the windows that it will be run on, all of T tokens; where they are trees, a state has all of them,
+            or so many of the first.
         workspace: shared with other blocks that run one after another, never at the same time.
     """
 
@@ -88,6 +90,10 @@ class FastBlock:
         self.gate_up = Projection([parts.gate, parts.up])
         self.down = Projection([parts.down])
 
+    def extend(self, call: BlockCall, convention: Convention, positions: Tensor) -> None:
+        """Go on to more windows that are trees, at `positions` (int64 [W, T]), called as before."""
+        self.rope = read_rope(call, convention, self.head_dim, self.dtype, positions)
+
     @property
     def holds(self) -> bool:
         """Whether its joint weights are still whole: a block that shares some with a later one has lost them to it."""
@@ -103,7 +109,7 @@ class FastBlock:
     @property
     def state_shape(self) -> tuple[int, int]:
         """Tokens T and hidden width H of the states it takes."""
-        return len(self.rope.cos), len(self.input_norm.weight)
+        return self.rope.tokens, len(self.input_norm.weight)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Run the block on hidden [W, T, H]; returns a new tensor."""
@@ -188,10 +194,12 @@ class FastBlock:
             rms_norm(source, self.input_norm.weight, self.input_norm.eps, out=normed[span])
         asked, index = (None, None) if some is None else some
         qkv = self._project(normed, index)[: batch.rows]
+        rope = self.rope
+        pattern = min(len(rope.cos), len(batch.sources[0]))  # of trees, those of the windows that a state has
         rotary_(
             qkv,
-            self.rope.cos,
-            self.rope.sin,
+            rope.cos[:pattern],
+            rope.sin[:pattern],
             self.heads,
             self.kv_heads,
             query_norm=None if self.query_norm is None else self.query_norm.weight,
@@ -200,9 +208,18 @@ class FastBlock:
         )
         rows = batch.rows if index is None else len(index)
         mixed = self._matrix("inner", rows, self.heads * self.head_dim)
-        tokens = len(self.rope.cos)
+        positions = None if rope.positions is None else rope.positions[:pattern]
         with timed(ATTENTION):
-            causal_attention(qkv, tokens, self.heads, self.kv_heads, self.scale, asked=asked, out=mixed[:rows])
+            causal_attention(
+                qkv,
+                rope.tokens,
+                self.heads,
+                self.kv_heads,
+                self.scale,
+                asked=asked,
+                positions=positions,
+                out=mixed[:rows],
+            )
         return mixed
 
     def _project(self, normed: Tensor, index: Tensor | None) -> Tensor:
@@ -235,6 +252,9 @@ class FastBlock:
         results = [self._rows(state) for state in targets]
         if [state.shape for state in states] != [result.shape for result in results]:
             raise RequestError("fast block: expected as many targets as sources, of the same shapes")
+        sizes = {len(state) for state in states}
+        if self.rope.positions is not None and (len(sizes) > 1 or max(sizes, default=0) > len(self.rope.cos)):
+            raise RequestError("fast block: expected states of the same windows, of those it was made for")
         spans, rows = [], 0
         for state in states:
             spans.append(slice(rows, rows + len(state)))

@@ -23,7 +23,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 _CHECK_SCALE = 0.125
 
 
-def fast_block(block: nn.Module, call: BlockCall, convention: Convention, workspace: Workspace) -> FastBlock | None:
+def fast_block(
+    block: nn.Module,
+    call: BlockCall,
+    convention: Convention,
+    workspace: Workspace,
+    positions: Tensor | None = None,
+) -> FastBlock | None:
     """The fast form of a block as it is called for a batch of windows, or None where it has none.
 
     Args:
@@ -32,8 +38,9 @@ def fast_block(block: nn.Module, call: BlockCall, convention: Convention, worksp
             tokens, and any number of them.
         convention: where the hidden state goes in and comes out.
         workspace: shared among the blocks of a model.
+        positions: of the rows of those windows, int64 [W, T], where they are trees (`kernels/attention.py`).
     """
-    fast = _build(block, call, convention, workspace)
+    fast = _build(block, call, convention, workspace, positions)
     return fast if isinstance(fast, FastBlock) else None
 
 
@@ -43,10 +50,16 @@ def why_not(block: nn.Module, call: BlockCall, convention: Convention) -> str | 
     return None if isinstance(fast, FastBlock) else fast
 
 
-def _build(block: nn.Module, call: BlockCall, convention: Convention, workspace: Workspace) -> FastBlock | str:
+def _build(
+    block: nn.Module,
+    call: BlockCall,
+    convention: Convention,
+    workspace: Workspace,
+    positions: Tensor | None = None,
+) -> FastBlock | str:
     try:
         parts = find_parts(block)
-        fast = FastBlock(parts, find_rope(call, convention, parts), workspace)
+        fast = FastBlock(parts, find_rope(call, convention, parts, positions), workspace)
         _self_check(fast, block, call, convention)
     except UnfitError as reason:
         return str(reason)
@@ -56,7 +69,8 @@ def _build(block: nn.Module, call: BlockCall, convention: Convention, workspace:
 def _self_check(fast: FastBlock, block: nn.Module, call: BlockCall, convention: Convention) -> None:
     """Raise `UnfitError` unless fast block and block agree on random input of the call's own batch shape."""
     dtype = fast.dtype
-    random = torch.randn((_windows(call, convention), *fast.state_shape), generator=torch.Generator().manual_seed(0))
+    windows = _windows(call, convention)
+    random = torch.randn((windows, *fast.state_shape), generator=torch.Generator().manual_seed(0))
     hidden = random.mul_(_CHECK_SCALE).to(dtype)
     with torch.inference_mode():
         whole = call.with_hidden(convention.takes, hidden.clone())

@@ -23,7 +23,7 @@ def count_flops(
     is made of products, and does not where torch runs it as one fused operation. One pass over one window is measured,
     and multiplied by the number of windows.
     """
-    context = windows.skeleton.context(windows.ids[:1])
+    context = windows.part(0, 1)
     flops = np.empty(n_units)
     hidden = context.embedding
     for unit in range(n_units):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import BlockCall, Convention
+from layercoop_fast.kernels.attention import visible_rows
 from layercoop_fast.kernels.memory import NATIVE_DTYPES
 
 
@@ -28,10 +29,16 @@ class Norm:
 
 @dataclass(frozen=True)
 class Rope:
-    """Cosines and sines [T, D] of the positions of a window."""
+    """Cosines and sines [P, D] of the positions of a state's rows.
+
+    They are those of one window of T tokens, where all windows are alike (P = T), or of all windows one after another;
+    then `positions` (int64 [P]) says where each row stands in the tree of its window (`kernels/attention.py`).
+    """
 
     cos: Tensor
     sin: Tensor
+    tokens: int
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -160,34 +167,62 @@ def _check_activation(mlp: nn.Module, dtype: torch.dtype) -> None:
             raise UnfitError("its MLP is not gated by SiLU")
 
 
-def find_rope(call: BlockCall, convention: Convention, parts: Parts) -> Rope:
-    """Cosines and sines among a call's arguments, after making sure that nothing else among them matters."""
-    ropes = []
+def find_rope(call: BlockCall, convention: Convention, parts: Parts, positions: Tensor | None = None) -> Rope:
+    """Cosines and sines among a call's arguments, after making sure that nothing else among them matters.
+
+    `positions` (int64 [W, T]) are those of windows that are trees; without them windows are plain texts.
+    """
+    seen = None if positions is None else visible_rows(positions)[:, None]
     for where, value in call.arguments():
-        if where == convention.takes:
-            continue
-        if isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool):
-            if not _is_causal(value):
-                raise UnfitError(f"{where} is more than a causal mask (a sliding window shorter than the text?)")
-        elif isinstance(value, (tuple, list)) and all(isinstance(item, Tensor) for item in value) and len(value) == 2:
-            ropes.append(value)
+        matters = isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool)
+        if where != convention.takes and matters and not is_mask(value, seen):
+            raise UnfitError(f"{where} is more than a causal mask (a sliding window shorter than the text?)")
+    return read_rope(call, convention, parts.head_dim, parts.query.weight.dtype, positions)
+
+
+def read_rope(
+    call: BlockCall, convention: Convention, width: int, dtype: torch.dtype, positions: Tensor | None = None
+) -> Rope:
+    """Cosines and sines for heads of `width` in a call whose other arguments are known not to matter."""
+    ropes = [
+        value
+        for where, value in call.arguments()
+        if where != convention.takes
+        and isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(isinstance(item, Tensor) for item in value)
+    ]
     if len(ropes) != 1:
         raise UnfitError("it is not handed one pair of cosines and sines")
     cos, sin = ropes[0]
-    if cos.dim() != 3 or cos.shape != sin.shape or cos.shape[2] != parts.head_dim:
-        raise UnfitError(f"its cosines and sines are not [windows, tokens, {parts.head_dim}]")
-    if {cos.dtype, sin.dtype} != {parts.query.weight.dtype}:
+    if cos.dim() != 3 or cos.shape != sin.shape or cos.shape[2] != width:
+        raise UnfitError(f"its cosines and sines are not [windows, tokens, {width}]")
+    if {cos.dtype, sin.dtype} != {dtype}:
         raise UnfitError("its cosines and sines are of another dtype than its weights")
+    tokens = cos.shape[1]
+    if positions is not None:
+        windows = len(positions)
+        if cos.shape[0] < windows or tokens != positions.shape[1]:
+            raise UnfitError("its cosines and sines are not one for each row")
+        cos, sin = (item[:windows].reshape(-1, width).contiguous() for item in (cos, sin))
+        return Rope(cos, sin, tokens, positions.reshape(-1).contiguous())
     if not (torch.equal(cos, cos[:1].expand_as(cos)) and torch.equal(sin, sin[:1].expand_as(sin))):
         raise UnfitError("its windows are not at the same positions")
-    return Rope(cos[0].contiguous(), sin[0].contiguous())
+    return Rope(cos[0].contiguous(), sin[0].contiguous(), tokens)
 
 
-def _is_causal(mask: Tensor) -> bool:
-    """Whether a mask [..., T, T] lets every token see itself and all before it, and adds nothing to their scores."""
+def is_mask(mask: Tensor, seen: Tensor | None = None) -> bool:
+    """Whether a mask [..., T, T] lets every token see what is True in `seen`, and adds nothing to those scores.
+
+    By default that is itself and all before it. What it keeps a token from seeing is all the rest.
+    """
     if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2]:
         return False
-    seen = torch.ones(mask.shape[-2:], dtype=torch.bool).tril().expand_as(mask)
+    if seen is None:
+        seen = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).tril()
+    elif mask.dim() != 4 or len(mask) != len(seen) or mask.shape[-2:] != seen.shape[-2:]:
+        return False
+    seen = seen.expand_as(mask)
     if mask.dtype == torch.bool:
         return torch.equal(mask, seen)
     return bool((mask[seen] == 0).all() and (mask[~seen] <= torch.finfo(torch.float16).min).all())

@@ -86,13 +86,16 @@ class Skeleton:
         limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         return limit if isinstance(limit, int) and limit > 0 else None
 
-    def context(self, ids: Tensor) -> Context:
-        """Capture what every block is handed for this batch (`ids` int64 [B, T]); no block is computed."""
-        return Context(self, ids)
+    def context(self, ids: Tensor, **arguments: Tensor) -> Context:
+        """Capture what every block is handed for this batch (`ids` int64 [B, T]); no block is computed.
 
-    def _forward(self, ids: Tensor) -> Tensor:
+        `arguments` are passed on to the model's forward: positions and a mask of another arrangement than plain text.
+        """
+        return Context(self, ids, arguments)
+
+    def _forward(self, ids: Tensor, **arguments: Tensor) -> Tensor:
         """The model's own forward pass without a cache: logits [B, T, V]."""
-        logits = self.model(input_ids=ids, use_cache=False).logits
+        logits = self.model(input_ids=ids, use_cache=False, **arguments).logits
         if not isinstance(logits, Tensor):
             raise RunError(f"{type(self.model).__name__} returned no logits")
         return logits
@@ -106,9 +109,10 @@ class Context:
         embedding: [B, T, H], what block 0 receives.
     """
 
-    def __init__(self, skeleton: Skeleton, ids: Tensor) -> None:
+    def __init__(self, skeleton: Skeleton, ids: Tensor, arguments: dict[str, Tensor] | None = None) -> None:
         self.skeleton = skeleton
         self.ids = ids
+        self._arguments = arguments or {}
         convention = skeleton.convention
         captured: dict[int, BlockCall] = {}
 
@@ -121,7 +125,7 @@ class Context:
             return record
 
         with torch.inference_mode(), replaced_forward(skeleton.blocks, recorder):
-            skeleton._forward(ids)
+            skeleton._forward(ids, **self._arguments)
         for index, call in captured.items():
             refuse_caches(index, call)
         self.embedding = captured[0].hidden(convention.takes)
@@ -149,7 +153,7 @@ class Context:
             return lambda *args, **kwargs: convention.wrap(BlockCall(args, kwargs).hidden(convention.takes))
 
         with replaced_forward(self.skeleton.blocks, stand_in):
-            return self.skeleton._forward(self.ids)
+            return self.skeleton._forward(self.ids, **self._arguments)
 
     def call(self, layer: int) -> BlockCall:
         """What block `layer` is handed, the place of the hidden state left empty."""

@@ -22,7 +22,7 @@ from layercoop_fast.spans import COPIES, HF_BLOCKS, timed
 
 BLOCK_PATHS = ("auto", "hf")
 # Windows of the batch on which a fast block is compared with the block itself. All windows of a game have one length,
-# so two of them show what every batch is handed.
+# so two of them show what every batch is handed (of trees: what positions and masks of such a kind come to).
 _CHECK_WINDOWS = 2
 
 
@@ -141,11 +141,17 @@ def make_units(
     skeleton = windows.skeleton
     if block_path == "hf" or skeleton.device.type != "cpu" or skeleton.dtype not in NATIVE_DTYPES:
         return general
-    context = skeleton.context(windows.ids[:_CHECK_WINDOWS])
+    count = min(_CHECK_WINDOWS, windows.n_windows)
+    context = windows.part(0, count)
+    positions = None if windows.positions is None else windows.positions[:count]
     workspace = Workspace()
     blocks = [
-        fast_block(block, context.call(layer), skeleton.convention, workspace)
+        fast_block(block, context.call(layer), skeleton.convention, workspace, positions)
         for layer, block in enumerate(skeleton.blocks)
     ]
+    if windows.positions is not None:
+        for layer, fast in enumerate(blocks):
+            if fast is not None:  # checked on the first windows, it goes on to all of them
+                fast.extend(windows.context(1).call(layer), skeleton.convention, windows.positions)
     blocks = [block if block is not None and block.holds else None for block in blocks]
     return FastUnits(general, blocks, halves=halves) if any(blocks) else general

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.attention import visible_rows
 from layercoop_fast.kernels.rows import MIN_ROWS
 
 
@@ -21,6 +22,8 @@ class Windows:
     Args:
         ids: int64 [W, T], W windows of T tokens each.
         score_every: of the T − 1 positions that have a next token, every so many-th is scored; the others are context.
+        positions: int64 [W, T] where windows are trees of texts, written depth first (`kernels/attention.py`); the
+            model must take positions and a mask for them, which `engine/token_tree.py` makes sure of.
 
     Raises `RequestError` where that leaves no position.
     """
@@ -28,6 +31,7 @@ class Windows:
     skeleton: Skeleton
     ids: Tensor
     score_every: int = 1
+    positions: Tensor | None = None
     _contexts: dict[int, Context] = field(default_factory=dict)
     _pool: Tensor | None = None
     faithful_widths: dict[tuple[object, ...], int] = field(default_factory=dict)
@@ -66,8 +70,27 @@ class Windows:
         """The context of `copies` states side by side, padded with further copies up to `MIN_ROWS` rows."""
         if copies not in self._contexts:
             padded = max(copies, -(-MIN_ROWS // self.ids.numel()))
-            self._contexts[copies] = self.skeleton.context(self.ids.repeat(padded, 1))
+            self._contexts[copies] = self.part(0, self.n_windows, padded)
         return self._contexts[copies]
+
+    def part(self, first: int, last: int, copies: int = 1) -> Context:
+        """Capture the context of windows first .. last (last excluded), `copies` times side by side."""
+        ids = self.ids[first:last].repeat(copies, 1)
+        if self.positions is None:
+            return self.skeleton.context(ids)
+        # A mask of its own adds nothing where a row sees another, and what the model's own adds elsewhere.
+        unseen = self._unseen[first:last].repeat(copies, 1, 1)
+        mask = torch.zeros(unseen.shape, dtype=self.skeleton.dtype, device=ids.device)
+        mask.masked_fill_(unseen, torch.finfo(self.skeleton.dtype).min)
+        return self.skeleton.context(
+            ids, position_ids=self.positions[first:last].repeat(copies, 1), attention_mask=mask[:, None]
+        )
+
+    @cached_property
+    def _unseen(self) -> Tensor:
+        """What rows of trees do not see, bool [W, T, T]."""
+        assert self.positions is not None
+        return ~visible_rows(self.positions)
 
     def slices(self, rows: int) -> list[tuple[int, int, Context]]:
         """Runs of windows of at most `rows` tokens (at least one window) with their contexts, for the head."""
@@ -76,7 +99,7 @@ class Windows:
         for first in range(0, self.n_windows, step):
             ids = self.ids[first : first + step]
             padded = -(-MIN_ROWS // ids.numel())
-            found.append((first, first + len(ids), self.skeleton.context(ids.repeat(padded, 1))))
+            found.append((first, first + len(ids), self.part(first, first + len(ids), padded)))
         return found
 
     def pool(self, states: int) -> Tensor:

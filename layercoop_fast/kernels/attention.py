@@ -8,9 +8,14 @@ qkv: [W·T, (heads + 2·kv_heads)·D], a row's query heads first, then its key h
 heads·D]; fp32 or bf16. Scores, softmax and sums are fp32; only the result is rounded. Where some tokens of each window
 are asked for, out has their rows alone, to the bits they have among all.
 
-Keys and values of one head of a window are held in fp32 (8·T·D bytes a thread). Made for windows that fit a
-processor's cache (T·D up to some 10⁵), it was seen to be faster than torch's own attention up to 4,096 tokens
-(docs/performance.md).
+With `positions` (int64 [P], P a multiple of T) a window is a tree of texts that share beginnings, written down depth
+first: row r stands at positions[r mod P], and sees itself and at each position below its own the latest row before it
+that stands there. A window begins at 0, and no row stands more than one position beyond the row before it. A row's
+result has the bits that it has where its text stands alone.
+
+Keys and values of one head of a window are held in fp32 (8·T·D bytes a thread; of a tree 8·D for each position). Made
+for windows that fit a processor's cache (T·D up to some 10⁵), it was seen to be faster than torch's own attention up to
+4,096 tokens (docs/performance.md).
 
 Source: Vaswani et al. (arXiv 1706.03762); grouped queries: Ainslie et al. (arXiv 2305.13245).
 """
@@ -27,16 +32,35 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
 
 
-def causal_attention_reference(qkv: Tensor, tokens: int, heads: int, kv_heads: int, scale: float) -> Tensor:
-    """The oracle: one softmax over a square of scores with its upper half struck out."""
+def visible_rows(positions: Tensor) -> Tensor:
+    """Which rows of a tree each of its rows sees: positions int64 [W, T] → bool [W, T, T], True where it sees."""
+    windows, tokens = positions.shape
+    seen = torch.zeros(windows, tokens, tokens, dtype=torch.bool)
+    for window, row in enumerate(positions.tolist()):
+        latest: dict[int, int] = {}
+        for token, position in enumerate(row):
+            latest[position] = token
+            if position:
+                seen[window, token] = seen[window, latest[position - 1]]
+            seen[window, token, token] = True
+    return seen.to(positions.device)
+
+
+def causal_attention_reference(
+    qkv: Tensor, tokens: int, heads: int, kv_heads: int, scale: float, positions: Tensor | None = None
+) -> Tensor:
+    """The oracle: one softmax over a square of scores with what a row does not see struck out."""
     wide = qkv.float() if qkv.dtype == torch.bfloat16 else qkv
     width = qkv.shape[1] // (heads + 2 * kv_heads)
     by_head = wide.view(-1, tokens, heads + 2 * kv_heads, width).transpose(1, 2)
     queries, keys, values = torch.split(by_head, [heads, kv_heads, kv_heads], dim=1)
     keys = keys.repeat_interleave(heads // kv_heads, dim=1)
     values = values.repeat_interleave(heads // kv_heads, dim=1)
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=qkv.device).triu(1)
-    scores = (scale * (queries @ keys.transpose(2, 3))).masked_fill(later, -math.inf)
+    if positions is None:
+        seen = torch.ones(1, tokens, tokens, dtype=torch.bool, device=qkv.device).tril()
+    else:
+        seen = visible_rows(positions.view(-1, tokens)).repeat(len(qkv) // len(positions), 1, 1)
+    scores = (scale * (queries @ keys.transpose(2, 3))).masked_fill(~seen[:, None], -math.inf)
     mixed = scores.softmax(-1) @ values
     return mixed.transpose(1, 2).reshape(len(qkv), heads * width).to(qkv.dtype)
 
@@ -49,9 +73,10 @@ def causal_attention(
     scale: float,
     *,
     asked: Tensor | None = None,
+    positions: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attend inside each window: [W·T, (heads + 2·kv_heads)·D] → [W·T, heads·D].
+    """Attend inside each window, or along the branches of its tree: [W·T, (heads + 2·kv_heads)·D] → [W·T, heads·D].
 
     With `asked` (int64 [S], ascending tokens of a window) only these attend, → [W·S, heads·D], and what stands in place
     of the others' queries does not matter.
@@ -66,15 +91,18 @@ def causal_attention(
     if not (scale > 0 and math.isfinite(scale)):
         raise RequestError(f"scale: {scale} is not a positive number")
     asked = torch.arange(tokens) if asked is None else _checked(asked, tokens)
+    if positions is not None:
+        _check_positions(positions, rows, tokens)
     shape = (rows // tokens * len(asked), heads * (columns // groups))
     if out is None:
         out = qkv.new_empty(shape)
     require_matrix(out, "out")
     require(out, "out", shape, qkv)
     if not is_native(qkv):
-        mixed = causal_attention_reference(qkv, tokens, heads, kv_heads, scale)
+        mixed = causal_attention_reference(qkv, tokens, heads, kv_heads, scale, positions)
         return out.copy_(mixed.view(-1, tokens, shape[1])[:, asked.to(qkv.device)].reshape(shape))
-    _C.causal_attention(array(qkv), tokens, heads, kv_heads, scale, asked.contiguous().numpy(), array(out))
+    where = None if positions is None else positions.numpy()
+    _C.causal_attention(array(qkv), tokens, heads, kv_heads, scale, asked.contiguous().numpy(), array(out), where)
     return out
 
 
@@ -84,3 +112,15 @@ def _checked(asked: Tensor, tokens: int) -> Tensor:
     if len(asked) and (int(asked[0]) < 0 or int(asked[-1]) >= tokens or bool((asked.diff() <= 0).any())):
         raise RequestError(f"asked: expected ascending tokens of a window, from 0 to {tokens - 1}")
     return asked
+
+
+def _check_positions(positions: Tensor, rows: int, tokens: int) -> None:
+    if positions.dtype != torch.int64 or positions.dim() != 1 or not positions.is_contiguous():
+        raise RequestError(f"positions: expected contiguous int64 [P], got {positions.dtype} {list(positions.shape)}")
+    if len(positions) == 0 or len(positions) % tokens or rows % len(positions):
+        raise RequestError(f"positions: {len(positions)} are not those of windows of {tokens} tokens in {rows} rows")
+    by_window = positions.view(-1, tokens)
+    if (by_window[:, 0] != 0).any() or (by_window < 0).any() or (by_window.diff(dim=1) > 1).any():
+        raise RequestError(
+            "positions: a window begins at 0 and goes on by one position at most, or back to an earlier one"
+        )

@@ -115,3 +115,86 @@ def test_tokens_that_cannot_be_asked_for(asked: list[int]) -> None:
         _C.causal_attention(
             np.ones((10, 12), np.float32), 5, 2, 2, 1.0, np.array(asked), np.ones((2 * len(asked), 4), np.float32)
         )
+
+
+def tree_positions(windows: int, tokens: int, seed: int) -> torch.Tensor:
+    """Random trees, depth first: each row goes on, or back to some earlier position. int64 [windows · tokens]."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(windows):
+        at = -1
+        for token in range(tokens):
+            at = at + 1 if token == 0 or generator.random() < 0.8 else int(generator.integers(0, at + 2))
+            rows.append(at)
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def branch(positions: list[int], row: int) -> list[int]:
+    """The rows of the text that ends in a row of a tree, by walking back."""
+    found, wanted = [row], positions[row] - 1
+    for before in range(row - 1, -1, -1):
+        if positions[before] == wanted:
+            found.append(before)
+            wanted -= 1
+    return found[::-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 5, 3, 1, 16), (1, 67, 4, 2, 33), (3, 130, 9, 3, 64)])
+def test_trees_against_float64(level: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    windows, tokens, heads, kv_heads, _ = shape
+    qkv = qkv_of(shape, dtype)
+    for pattern in {1, windows}:
+        positions = tree_positions(pattern, tokens, seed=tokens)
+        expected = causal_attention_reference(qkv.double(), tokens, heads, kv_heads, 0.3, positions)
+        found = causal_attention(qkv, tokens, heads, kv_heads, 0.3, positions=positions)
+        tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]
+        assert_near(found, expected, relative=tolerance, absolute=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_a_tree_has_the_bits_of_its_text_alone(level: str, dtype: torch.dtype) -> None:
+    tokens, heads, kv_heads, width = 90, 3, 1, 20
+    qkv = qkv_of((1, tokens, heads, kv_heads, width), dtype)
+    positions = tree_positions(1, tokens, seed=4)
+    together = causal_attention(qkv, tokens, heads, kv_heads, 0.3, positions=positions)
+    assert int((positions.diff() <= 0).sum()) > 10, "not much of a tree"
+    for row in range(0, tokens, 7):
+        rows = branch(positions.tolist(), row)
+        alone = causal_attention(qkv[rows].contiguous(), len(rows), heads, kv_heads, 0.3)
+        assert torch.equal(alone[-1], together[row])
+
+
+def test_some_queries_of_a_tree_have_the_bits_they_have_among_all(level: str) -> None:
+    tokens, heads, kv_heads, width = 90, 4, 2, 20
+    qkv = qkv_of((3, tokens, heads, kv_heads, width))
+    positions = tree_positions(3, tokens, seed=5)
+    every = causal_attention(qkv, tokens, heads, kv_heads, 0.3, positions=positions).view(3, tokens, -1)
+    for asked in ([89], list(range(0, 90, 7)), [0, 3, 4, 5, 6, 7, 8, 9, 60]):
+        found = causal_attention(qkv, tokens, heads, kv_heads, 0.3, positions=positions, asked=torch.tensor(asked))
+        assert torch.equal(found.view(3, len(asked), -1), every[:, asked])
+
+
+def test_one_text_is_the_simplest_tree(level: str) -> None:
+    qkv = qkv_of((4, 23, 3, 3, 16))
+    plain = causal_attention(qkv, 23, 3, 3, 0.3)
+    assert torch.equal(causal_attention(qkv, 23, 3, 3, 0.3, positions=torch.arange(23)), plain)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([0, 1, 2], "positions: 3 are not those of windows of 5 tokens"),
+        ([1, 2, 3, 4, 5], "positions: "),
+        ([0, 1, 3, 4, 5], "positions: "),
+        ([0, 1, -1, 0, 1], "positions: "),
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], "positions: "),
+    ],
+)
+def test_positions_that_are_no_tree(positions: list[int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        causal_attention(noise(10, 12), 5, 2, 1, 1.0, positions=torch.tensor(positions))
+    with pytest.raises(ValueError, match=message):
+        _C.causal_attention(
+            np.ones((10, 12), np.float32), 5, 2, 1, 1.0, np.arange(5), np.ones((10, 6), np.float32), np.array(positions)
+        )
