@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from layercoop_fast.errors import RunError as RunError
     from layercoop_fast.export.checkpoint import export_checkpoint as export_checkpoint
     from layercoop_fast.game.calibration import Calibration as Calibration
+    from layercoop_fast.game.choice_utility import ChoiceUtility as ChoiceUtility
+    from layercoop_fast.game.choice_utility import choice_utility as choice_utility
+    from layercoop_fast.game.choices import Choices as Choices
+    from layercoop_fast.game.choices import Item as Item
     from layercoop_fast.game.masks import stratified_masks as stratified_masks
     from layercoop_fast.game.model_game import ModelGame as ModelGame
     from layercoop_fast.game.pairwise import PairwiseGame as PairwiseGame
@@ -37,7 +41,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Calibration": "game.calibration",
+    "ChoiceUtility": "game.choice_utility",
+    "Choices": "game.choices",
     "Control": "shapley.control",
+    "Item": "game.choices",
     "LayercoopError": "errors",
     "ModelGame": "game.model_game",
     "PairwiseGame": "game.pairwise",
@@ -48,6 +55,7 @@ _HOME = {
     "Skeleton": "engine.skeleton",
     "Surrogate": "surrogate.surrogate",
     "best_masks": "search.best_masks",
+    "choice_utility": "game.choice_utility",
     "enumerate_masks": "shapley.enumeration",
     "exact_shapley": "shapley.exact",
     "export_checkpoint": "export.checkpoint",

@@ -31,12 +31,26 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (
 CalibrationOption = Annotated[
     str, typer.Option(help="FILE.txt, FILE.jsonl, hf:NAME[/CONFIG][/SPLIT], builtin, builtin-heldout or self.")
 ]
-Utility = Annotated[str, typer.Option(help="Worth of a mask: ppl_ratio, nll or kl.")]
+Utility = Annotated[
+    str,
+    typer.Option(
+        help="Worth of a mask: ppl_ratio, nll or kl of a text; accuracy, accuracy_norm, margin or margin_norm of items "
+        "with options, from a FILE.jsonl or cut from any text."
+    ),
+]
 Players = Annotated[
     str, typer.Option(help="What one bit of a mask removes: layers, sublayers, or a .json file of groups.")
 ]
-WindowsOption = Annotated[int, typer.Option(help="Calibration windows.")]
-Tokens = Annotated[int, typer.Option(help="Tokens a window.")]
+WindowsOption = Annotated[int, typer.Option(help="Calibration windows, or items to cut from a text.")]
+Tokens = Annotated[int, typer.Option(help="Tokens of a window, or of an item that is cut.")]
+Shots = Annotated[int, typer.Option(help="Items that are examples before all others and are not scored.")]
+ShareContext = Annotated[
+    bool,
+    typer.Option(
+        "--share-context/--no-share-context",
+        help="Compute what the options of items share once, or every option with its context by itself.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's own.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
@@ -73,6 +87,8 @@ def prune(
     players: Players = "layers",
     windows: WindowsOption = 10,
     tokens: Tokens = 128,
+    shots: Shots = 0,
+    share_context: ShareContext = True,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -107,6 +123,8 @@ def prune(
             players=players,
             windows=windows,
             tokens=tokens,
+            shots=shots,
+            share_context=share_context,
             seed=seed,
             dtype=dtype,
             device=device,
@@ -136,6 +154,8 @@ def evaluate(
     players: Players = "layers",
     windows: WindowsOption = 10,
     tokens: Tokens = 128,
+    shots: Shots = 0,
+    share_context: ShareContext = True,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -189,6 +209,8 @@ def evaluate(
             players=players,
             windows=windows,
             tokens=tokens,
+            shots=shots,
+            share_context=share_context,
             seed=seed,
             dtype=dtype,
             device=device,
@@ -218,10 +240,12 @@ def evaluate(
         finally:
             game.close()
         measured.save(out, force=force)
+    worth_stderr = measured.worth_stderr if len(measured.masks) else None
     summary = {
         "out": str(out),
         "not_finite": measured.n_not_finite,
         "nll_stderr": finite_or_none(float(np.median(measured.nll_stderr))) if len(measured.masks) else None,
+        **({} if worth_stderr is None else {"worth_stderr": finite_or_none(float(np.median(worth_stderr)))}),
         "seconds": round(spans.wall, 3),
         "from_store": game.n_known - game.evaluations.unique,
         "evaluations": asdict(game.evaluations),
@@ -241,7 +265,9 @@ def evaluate(
         f"(naive: {counts.layer_evals_naive:,}){known}; {measured.n_not_finite} worths are not finite. "
         f"Written to {out}"
     )
-    if summary["nll_stderr"] is not None:
+    if worth_stderr is not None:
+        typer.echo(f"standard error of a mask's {utility} over items, median: {np.median(worth_stderr):.3g}")
+    elif summary["nll_stderr"] is not None:
         typer.echo(f"standard error of a mask's NLL over windows, median: {summary['nll_stderr']:.3g} nats a token")
     show_breakdown(spans)
     if profile is not None:
@@ -282,6 +308,8 @@ def shapley(
     players: Players = "layers",
     windows: WindowsOption = 10,
     tokens: Tokens = 128,
+    shots: Shots = 0,
+    share_context: ShareContext = True,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -330,6 +358,8 @@ def shapley(
                 players=players,
                 windows=windows,
                 tokens=tokens,
+                shots=shots,
+                share_context=share_context,
                 seed=seed,
                 dtype=dtype,
                 device=device,

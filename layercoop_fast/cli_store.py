@@ -100,9 +100,14 @@ def _show(found: dict[str, Any]) -> None:
             "windows": f"{len(game['window_tokens'])} of {max(game['window_tokens'], default=0) + 1} tokens",
             "utility": prints["utility"],
             "model": f"{prints['model'][:16]}, {prints['dtype']}",
-            "calibration": prints["calibration"][:16],
+            "calibration": str(prints["calibration"])[:16],
             "numerics": ", ".join(f"{name} {value}" for name, value in prints["numerics"].items()),
         }
+        if isinstance(items := prints["calibration"], dict):
+            rows["windows"] = (
+                f"{len(items['labels'])} items, {len(items['tokens'])} options, {sum(items['tokens'])} tokens"
+            )
+            rows["calibration"] = items["items"][:16]
         for name, text in rows.items():
             table.add_row(name, text)
         console.print(table, highlight=False)

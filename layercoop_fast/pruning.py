@@ -21,10 +21,13 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.players import ExportablePlayers, zeroed_halves
 from layercoop_fast.files import check_target
-from layercoop_fast.game.calibration import TOKENS, WINDOWS, load_calibration
+from layercoop_fast.game.calibration import TOKENS, WINDOWS
+from layercoop_fast.game.choice_utility import ChoiceUtility
+from layercoop_fast.game.choices import Choices, load_for
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.players import Label
 from layercoop_fast.game.protocol import Masks, Progress
+from layercoop_fast.game.utility import Utility
 from layercoop_fast.report.cost import Cost, measure_costs
 from layercoop_fast.search.base import Choice, check_n_remove, finite_or_none, get_method
 
@@ -57,10 +60,12 @@ def prune(
     method: str = DEFAULT_METHOD,
     budget: int | None = None,
     heldout: str | None = None,
-    utility: str = "ppl_ratio",
+    utility: str | Utility | ChoiceUtility = "ppl_ratio",
     players: str | Sequence[Sequence[Label]] = "layers",
     windows: int = WINDOWS,
     tokens: int = TOKENS,
+    shots: int = 0,
+    share_context: bool = True,
     seed: int = 0,
     dtype: str = "auto",
     device: str = "cpu",
@@ -85,6 +90,9 @@ def prune(
         calibration: SPEC of the text that worths are measured on (`game/calibration.py`).
         remove: how many players to remove; or else
         drop: which share of them, 0 to 1, rounded to the nearest number.
+        utility: what a mask is worth, on text or on items with options (`ModelGame`).
+        shots: examples before each item, and
+        share_context: whether contexts of items are computed once (`game/choices.py`).
         players: "layers", "sublayers", groups of labels, or a .json file of them. A layer of which one half goes is
             kept with that half's output projection written as zeros.
         method: one of `search.base.METHODS`.
@@ -122,6 +130,8 @@ def prune(
             players=players,
             windows=windows,
             tokens=tokens,
+            shots=shots,
+            share_context=share_context,
             seed=seed,
             dtype=dtype,
             device=device,
@@ -201,7 +211,18 @@ class _Clock:
 
 def _same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: int) -> ModelGame:
     """The same model and utility on another text."""
-    text = load_calibration(spec, game.checkpoint.tokenizer, game.skeleton, windows=windows, tokens=tokens, seed=seed)
+    items = game.calibration if isinstance(game.calibration, Choices) else None
+    text = load_for(
+        game.utility,
+        spec,
+        game.checkpoint.tokenizer,
+        game.skeleton,
+        windows=windows,
+        tokens=tokens,
+        shots=0 if items is None else items.shots,
+        share=items is None or items.share,
+        seed=seed,
+    )
     return ModelGame(
         game.checkpoint,
         text,
@@ -257,7 +278,7 @@ def _record(
         "worth": quality["worth"],
         "nll": quality["nll"],
         "ppl": quality["ppl"],
-        "calibration": {"spec": game.calibration.spec, "windows": game.windows.n_windows},
+        "calibration": game.calibration.description,
         "evaluations": asdict(game.evaluations),
         "cost": None if costs is None else {name: asdict(cost) for name, cost in costs.items()},
         "details": choice.details,
@@ -269,7 +290,6 @@ def _record(
             **{name: version(name) for name in ("torch", "transformers", "numpy")},
         },
     }
-    record["calibration"]["tokens"] = int(game.calibration.ids.shape[1])
     if unseen is not None:
         record["heldout"] = unseen
     return record

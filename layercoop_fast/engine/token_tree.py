@@ -30,6 +30,8 @@ from layercoop_fast.kernels.attention import visible_rows
 # Tokens of a window: what all items share is computed once a window, and a general block's attention costs a square of
 # its length.
 PACK_TOKENS = 1024
+# A window of one token has nothing to predict.
+_SHORTEST = 2
 # How far a block's results in a tree may be from those on a sequence alone: Euclidean norm of the difference over that
 # of what the block adds. Both are the model's own arithmetic, in sums of another order.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -74,7 +76,7 @@ class Packs:
 def pack_whole(groups: Sequence[Sequence[Scored]]) -> Packs:
     """Every sequence by itself, nothing shared: a window each, padded behind its end."""
     sequences = [sequence for group in groups for sequence in group]
-    width = max(len(sequence.tokens) - 1 for sequence in sequences)
+    width = max(_SHORTEST, *(len(sequence.tokens) - 1 for sequence in sequences))
     ids = torch.zeros(len(sequences), width, dtype=torch.int64)
     rows: list[int] = []
     targets: list[int] = []
@@ -99,7 +101,7 @@ def pack_trees(groups: Sequence[Sequence[Scored]], tokens: int = PACK_TOKENS) ->
         else:
             high = middle
     trees = _split(groups, low)
-    width = max(tree.size for tree in trees)
+    width = max(_SHORTEST, *(tree.size for tree in trees))
     ids = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros(len(trees), width, dtype=torch.int64)
     edges: dict[tuple[int, int], int] = {}

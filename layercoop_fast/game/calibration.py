@@ -18,7 +18,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -56,6 +56,11 @@ class Calibration:
         ids = self.ids.cpu().numpy().astype("<i8")
         return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """For `layercoop.json`."""
+        return {"spec": self.spec, "windows": int(self.ids.shape[0]), "tokens": int(self.ids.shape[1])}
+
 
 def load_calibration(
     spec: str,
@@ -80,9 +85,7 @@ def load_calibration(
     if spec == "self":
         ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
     else:
-        if tokenizer is None:
-            raise RequestError("the model's folder holds no tokenizer, so text cannot be cut into tokens; use 'self'")
-        ids = cut_windows(read_text(spec), tokenizer, windows, tokens, spec)
+        ids = cut_windows(read_text(spec), require_tokenizer(tokenizer), windows, tokens, spec)
     if int(ids.max()) >= skeleton.vocab_size:
         raise RequestError(
             f"the tokenizer gives token {int(ids.max())}, the model's vocabulary has {skeleton.vocab_size}: "
@@ -103,12 +106,7 @@ def read_text(spec: str) -> str:
             f"calibration {spec!r} is not understood: give a .txt or .jsonl file, hf:NAME[/CONFIG][/SPLIT], "
             "builtin, builtin-heldout or self"
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # a byte-order mark is no text
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{spec} is not UTF-8 text (byte {error.start}): convert it first") from error
-    except OSError as error:
-        raise RequestError(f"{spec} cannot be read: {reason(error)}") from error
+    text = read_file(path)
     if path.suffix == ".jsonl":
         text = _json_lines(text, spec)
     if not text.strip():
@@ -116,12 +114,29 @@ def read_text(spec: str) -> str:
     return text
 
 
+def read_file(path: Path) -> str:
+    """The text of a UTF-8 file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # a byte-order mark is no text
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def require_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """The tokenizer, where there is one; `RequestError` otherwise."""
+    if tokenizer is None:
+        raise RequestError("the model's folder holds no tokenizer, so text cannot be cut into tokens; use 'self'")
+    return tokenizer
+
+
 def cut_windows(
     text: str, tokenizer: PreTrainedTokenizerBase, windows: int, tokens: int, spec: str = "the text"
 ) -> Tensor:
     """Cut `windows` windows of `tokens` tokens, evenly spread over the text: int64 [windows, tokens]."""
     stream = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
-    start = _begin_tokens(tokenizer)
+    start = begin_tokens(tokenizer)
     body = tokens - len(start)
     if body < 1 or len(stream) < windows * body:
         raise RequestError(
@@ -166,7 +181,7 @@ def sample_from_model(
     return ids
 
 
-def _begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer puts before a text of its own accord: [] or [begin-of-text]."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     return [int(ids[0])] if ids and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
@@ -180,7 +195,10 @@ def _json_lines(text: str, spec: str) -> str:
         try:
             part = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError) as error:
-            raise RequestError(f'{spec} line {number} is not a JSON object with a "text" field') from error
+            raise RequestError(
+                f'{spec} line {number} is not a JSON object with a "text" field (items with options go with --utility '
+                "accuracy, accuracy_norm, margin or margin_norm)"
+            ) from error
         if not isinstance(part, str):
             raise RequestError(f'{spec} line {number}: "text" is {type(part).__name__}, not a string')
         parts.append(part)

@@ -21,14 +21,18 @@ from layercoop_fast.engine.forward import free_memory, play, split_memory, state
 from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoint
 from layercoop_fast.engine.plan import build_plan
 from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.engine.token_tree import check_trees
 from layercoop_fast.engine.units import make_units
 from layercoop_fast.engine.windows import Windows
-from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration, load_calibration
+from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration
+from layercoop_fast.game.choice_scoring import make_choice_scorer
+from layercoop_fast.game.choice_utility import ChoiceUtility
+from layercoop_fast.game.choices import Choices, check_choices, load_for
 from layercoop_fast.game.importance import angular_distances, block_influence, taylor_importance
-from layercoop_fast.game.partial import StagedGame, part_of, with_utility
+from layercoop_fast.game.partial import StagedGame, part_of, require_windows, with_utility
 from layercoop_fast.game.players import Label, Players, make_players
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
-from layercoop_fast.game.scoring import make_scorer
+from layercoop_fast.game.scoring import Scorer, make_scorer
 from layercoop_fast.game.shelf import Shelf
 from layercoop_fast.game.store import Scores, Store, check_store, mask_key
 from layercoop_fast.game.utility import Utility, get_utility
@@ -70,8 +74,9 @@ class ModelGame:
 
     Args:
         checkpoint: the opened model.
-        calibration: token windows for it.
-        utility: "ppl_ratio" (default, as published), "nll", "kl", or a `Utility`.
+        calibration: token windows for it, or items with options (`game/choices.py`).
+        utility: "ppl_ratio" (default, as published), "nll", "kl", or a `Utility`; of items "accuracy", "accuracy_norm",
+            "margin", "margin_norm", or a `ChoiceUtility` (`game/choice_utility.py`).
         players: "layers", "sublayers", groups of labels, or a .json file of them (`game/players.py`).
         memory: bytes for stored states and the activations of one call (`engine/forward.py`, `split_memory`); default a
             quarter of what is free.
@@ -88,10 +93,10 @@ class ModelGame:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        calibration: Calibration,
+        calibration: Calibration | Choices,
         *,
         skeleton: Skeleton | None = None,
-        utility: str | Utility = "ppl_ratio",
+        utility: str | Utility | ChoiceUtility = "ppl_ratio",
         players: str | Sequence[Sequence[Label]] | Players = "layers",
         memory: int | None = None,
         block_path: str = "auto",
@@ -104,12 +109,19 @@ class ModelGame:
         self.skeleton = skeleton or Skeleton(checkpoint.model)
         self.utility = get_utility(utility)
         self.players = make_players(players, self.skeleton)
-        self.windows = Windows(self.skeleton, calibration.ids, score_every)
+        packs = check_choices(calibration, self.utility, score_every)
+        self.windows = Windows(self.skeleton, calibration.ids, score_every, None if packs is None else packs.positions)
+        if self.windows.positions is not None:
+            check_trees(self.windows)
         self.block_path = block_path
         self.units = make_units(
             self.windows, self.players.run, halves=self.players.sublayers is not None, block_path=block_path
         )
-        self.scorer = make_scorer(self.windows, block_path=block_path)
+        self.scorer: Scorer = (
+            make_scorer(self.windows, block_path=block_path)
+            if packs is None
+            else make_choice_scorer(self.windows, packs, block_path=block_path)
+        )
         self.memory = memory
         if memory is not None:
             states_within(self.windows, memory)  # a budget too small is said now, not at the first call
@@ -126,10 +138,12 @@ class ModelGame:
         path: str,
         calibration: str = "builtin",
         *,
-        utility: str | Utility = "ppl_ratio",
+        utility: str | Utility | ChoiceUtility = "ppl_ratio",
         players: str | Sequence[Sequence[Label]] = "layers",
         windows: int = WINDOWS,
         tokens: int = TOKENS,
+        shots: int = 0,
+        share_context: bool = True,
         seed: int = 0,
         dtype: str | torch.dtype = "auto",
         device: str = "cpu",
@@ -143,18 +157,25 @@ class ModelGame:
     ) -> ModelGame:
         """Open a checkpoint and cut its calibration windows; see the class, `open_checkpoint` and `load_calibration`.
 
+        With a utility of items the calibration is items with options (`load_choices`): `windows` of `tokens` tokens
+        where they are cut from a text, `shots` examples before each, and contexts that are computed once for all that
+        follows them unless `share_context` is false.
+
         Raises `RequestError` in one line for whatever is wrong with the request.
         """
         if store is not None:
             check_store(Path(store))
         checkpoint = open_checkpoint(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         skeleton = Skeleton(checkpoint.model, blocks)
-        text = load_calibration(
+        text = load_for(
+            get_utility(utility),
             calibration,
             checkpoint.tokenizer,
             skeleton,
             windows=windows,
             tokens=tokens,
+            shots=shots,
+            share=share_context,
             seed=seed,
             progress=on_progress,
         )
@@ -193,22 +214,30 @@ class ModelGame:
         """Measure masks (bool [M, n]) and return their worths with the NLL of every window."""
         masks = check_masks(masks, self.n_players)
         scores = self.window_scores(masks)
-        nll, kl = scores.nll.mean(axis=1), scores.kl.mean(axis=1)
-        full = float(self._known[mask_key(np.ones(self.n_players, dtype=np.bool_))].nll.mean())
+        kl = scores.kl.mean(axis=1)
+        full = self._known[mask_key(np.ones(self.n_players, dtype=np.bool_))].nll
         # Overflow to infinity and NaN are results here, not accidents.
         with np.errstate(all="ignore"):
-            worths = np.asarray(self.utility.worth(nll, kl, full), dtype=np.float64)
+            worths, nll = self.utility.judge(scores.nll, kl, full, self.fingerprints["calibration"])
         return Worths(masks, worths, nll, scores.nll, self._window_tokens, self.fingerprints)
 
     def window_scores(self, masks: Masks) -> Scores:
-        """Measure masks (bool [M, n]): mean NLL of each window, and KL where the utility needs it, float64 [M, W]."""
+        """Measure masks (bool [M, n]): mean NLL of each window, and KL where the utility needs it, float64 [M, W].
+
+        Of items with options: the NLL of every scored token, float64 [M, N].
+        """
         masks = check_masks(masks, self.n_players)
         self._measure(masks)
         self.evaluations.masks += len(masks)
         self.evaluations.layer_evals_naive += len(masks) * self.players.n_units
         scores = [self._known[mask_key(mask)] for mask in masks]
-        shape = len(masks), self.windows.n_windows
+        shape = len(masks), len(self._window_tokens)
         return Scores(*(np.array([getattr(one, name) for one in scores]).reshape(shape) for name in ("nll", "kl")))
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether scores are of windows of a text, which can be raced on a few; items with options share theirs."""
+        return not isinstance(self.calibration, Choices)
 
     def part(self, first: int, last: int) -> ModelGame:
         """The same game on windows `first` to `last` − 1 alone (`game/partial.py`)."""
@@ -218,7 +247,7 @@ class ModelGame:
         """This game on growing numbers of its windows, for masks that race each other (`game/partial.py`)."""
         return StagedGame(self, ends)
 
-    def with_utility(self, utility: str | Utility) -> ModelGame:
+    def with_utility(self, utility: str | Utility | ChoiceUtility) -> ModelGame:
         """The same game with another worth, the model and all counts shared (`game/partial.py`)."""
         return with_utility(self, utility)
 
@@ -239,7 +268,10 @@ class ModelGame:
             counts.token_evals += layer_tokens
 
     def score_state(self, state: Tensor) -> Floats:
-        """Mean NLL of each window, float64 [W], of the state [W, T, H] that the last kept block returned."""
+        """Mean NLL of each window, float64 [W], of the state [W, T, H] that the last kept block returned.
+
+        Of items with options: the NLL of every scored token, float64 [N].
+        """
         return self.scorer.score(state).nll
 
     def block_influence(self) -> Floats:
@@ -248,15 +280,18 @@ class ModelGame:
 
     def angular_distances(self, run_length: int) -> Floats:
         """Angle that each run of players turns the stream by, float64 [n − run_length + 1] (`game/importance.py`)."""
+        require_windows(self, "angular distances")
         return angular_distances(self, run_length)
 
     def taylor_importance(self, progress: Progress | None = None) -> Floats:
         """First-order importance of each player from gradients, float64 [n] (`game/importance.py`)."""
+        require_windows(self, "gradients")
         return taylor_importance(self, progress)
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """What a worth of this game belongs to; worths with other fingerprints must not be mixed with it."""
+        shared = ("shared" if self.calibration.share else "whole") if isinstance(self.calibration, Choices) else None
         return {
             "model": fingerprint(self.checkpoint.model),
             "calibration": self.calibration.fingerprint,
@@ -274,12 +309,15 @@ class ModelGame:
                 "threads": torch.get_num_threads(),
                 "blocks": self.units.path,
                 "head": self.scorer.path,
+                **({"context": shared} if shared else {}),
             },
         }
 
     @property
     def _window_tokens(self) -> NDArray[np.int64]:
-        """Scored tokens of each window, int64 [W]."""
+        """Scored tokens of each window, int64 [W]; of items with options 1 for each scored token, int64 [N]."""
+        if isinstance(self.calibration, Choices):
+            return np.ones(len(self.calibration.packs.of_token), dtype=np.int64)
         return np.full(self.windows.n_windows, len(self.windows.scored), dtype=np.int64)
 
     def _claim(self, store: Store, *, beside: bool = False) -> Shelf:

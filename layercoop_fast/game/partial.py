@@ -23,6 +23,7 @@ import numpy as np
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.game.shelf import Shelf
 from layercoop_fast.game.store import Scores
@@ -40,6 +41,7 @@ def part_of(game: ModelGame, first: int, last: int) -> ModelGame:
 
     Raises `RequestError` for windows that are not there.
     """
+    require_windows(game, "parts")
     n_windows = game.windows.n_windows
     if not 0 <= first < last <= n_windows:
         raise RequestError(f"windows {first} to {last - 1} of a game of {n_windows} windows are not there")
@@ -53,7 +55,13 @@ def part_of(game: ModelGame, first: int, last: int) -> ModelGame:
     return _renewed(part, game, {"calibration": part.calibration.fingerprint})
 
 
-def with_utility(game: ModelGame, utility: str | Utility) -> ModelGame:
+def require_windows(game: ModelGame, what: str) -> None:
+    """Raise `RequestError` for a game on items with options, whose sequences share windows."""
+    if not game.has_windows:
+        raise RequestError(f"{what} are of windows of a text: this game's calibration is items with options")
+
+
+def with_utility(game: ModelGame, utility: str | Utility | ChoiceUtility) -> ModelGame:
     """The same game with another worth; `game` itself where that is its own.
 
     It shares everything but the numbers measured, counts of evaluations included. In a store file it is a further game.
@@ -140,10 +148,11 @@ class StagedGame:
     def worths(self, masks: Masks, n_windows: int) -> Floats:
         """Worths on the first windows, float64 [M]: the game's utility of the means over them."""
         scores = self.window_scores(masks, n_windows)
-        full = self.window_scores(self._full, n_windows).nll.mean()
+        full = self.window_scores(self._full, n_windows).nll[0]
         with np.errstate(all="ignore"):  # overflow to infinity and NaN are results here
-            worths = self.game.utility.worth(scores.nll.mean(axis=1), scores.kl.mean(axis=1), float(full))
-        return np.asarray(worths, dtype=np.float64)
+            text = self.game.fingerprints["calibration"]
+            worths, _ = self.game.utility.judge(scores.nll, scores.kl.mean(axis=1), full, text)
+        return worths
 
     def _few(self, masks: Masks, n_windows: int) -> Scores:
         """Scores by the parts that make up the first windows."""

@@ -1,6 +1,8 @@
 """The store: what games have measured, in one SQLite file that outlives the process.
 
 A row is one mask of one game: the mean NLL (and, where it was measured, the mean KL) of each window, as float64 bytes.
+Of items with options each scored token is a window of its own, and the game's fingerprint of its calibration says what
+belongs together (`game/choice_utility.py`).
 A game is its fingerprints (`ModelGame.fingerprints`: model, calibration, utility, players, dtype, numerics), so numbers
 that might differ never stand under one name. A file may hold several games, joined by `merge`; a game that a file does
 not hold is refused there, with the part that differs. (An NLL does not depend on the utility. It is part of the key all
@@ -215,10 +217,11 @@ class Store:
             )
         packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(masks), -1)
         window_nll = np.array([score.nll for score in scores])
-        nll, kl = window_nll.mean(axis=1), np.array([score.kl.mean() for score in scores])
+        kl = np.array([score.kl.mean() for score in scores])
         utility = get_utility(game.fingerprints["utility"])
         with np.errstate(all="ignore"):  # overflow to infinity and NaN are results here
-            worths = np.asarray(utility.worth(nll, kl, float(nll[masks.index(full)])), dtype=np.float64)
+            text = game.fingerprints.get("calibration")
+            worths, nll = utility.judge(window_nll, kl, window_nll[masks.index(full)], text)
         tokens = np.array(game.window_tokens, dtype=np.int64)
         unpacked = np.unpackbits(packed, axis=1, count=n).astype(np.bool_)
         return Worths(unpacked, worths, nll, window_nll, tokens, game.fingerprints)

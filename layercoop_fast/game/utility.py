@@ -15,7 +15,7 @@ A model that breaks down may give NaN or infinity; such worths are carried as th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.choice_utility import CHOICE_UTILITIES, ChoiceUtility
 
 Floats = NDArray[np.float64]
 
@@ -42,6 +43,19 @@ class Utility:
     needs_teacher: bool
     worth: Callable[[Floats, Floats, float], Floats]
 
+    def judge(self, window_nll: Floats, kl: Floats, full_nll: Floats, calibration: object) -> tuple[Floats, Floats]:
+        """Worths [M] and mean NLL [M] of masks' NLL [M, W], KL [M], and the full model's NLL [W].
+
+        `calibration` is the fingerprint of the game's text.
+        """
+        if isinstance(calibration, Mapping):
+            raise RequestError(
+                f"the utility {self.name} is one of text; for items with options choose from "
+                f"{', '.join(CHOICE_UTILITIES)}"
+            )
+        nll = window_nll.mean(axis=1)
+        return np.asarray(self.worth(nll, kl, float(full_nll.mean())), dtype=np.float64), nll
+
 
 UTILITIES = {
     utility.name: utility
@@ -53,13 +67,14 @@ UTILITIES = {
 }
 
 
-def get_utility(utility: str | Utility) -> Utility:
+def get_utility(utility: str | Utility | ChoiceUtility) -> Utility | ChoiceUtility:
     """Look a utility up by name; one made by the user passes through. `RequestError` names those there are."""
-    if isinstance(utility, Utility):
+    if isinstance(utility, (Utility, ChoiceUtility)):
         return utility
-    if utility not in UTILITIES:
-        raise RequestError(f"unknown utility {utility!r}: choose from {', '.join(UTILITIES)}")
-    return UTILITIES[utility]
+    known: dict[str, Utility | ChoiceUtility] = {**UTILITIES, **CHOICE_UTILITIES}
+    if utility not in known:
+        raise RequestError(f"unknown utility {utility!r}: choose from {', '.join(known)}")
+    return known[utility]
 
 
 def token_nll(logits: Tensor, ids: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from layercoop_fast.engine.sublayers import PARTS
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason, written_whole
+from layercoop_fast.game.choice_utility import Layout, item_values
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Worths:
         masks: bool [M, n], True = kept.
         worths: float64 [M]; NaN and infinity are carried as measured.
         nll: float64 [M], mean negative log-likelihood in nats a token.
-        window_nll: float64 [M, W], the same for each window.
+        window_nll: float64 [M, W], the same for each window. Of items with options each scored token is such a window,
+            option by option (`game/choice_utility.py`), and `nll` is the mean over the true options' tokens.
         window_tokens: int64 [W], scored tokens of each window.
         fingerprints: what the numbers belong to (model, calibration, utility, score_every, players, dtype, numerics).
     """
@@ -45,13 +47,18 @@ class Worths:
     def nll_stderr(self) -> NDArray[np.float64]:
         """Standard error of `nll` as an estimate for more text like this, float64 [M]: over windows, NaN for one alone.
 
-        What the windows share with each other's masks cancels in differences between masks, which are better known.
+        What the windows share with each other's masks cancels in differences between masks, which are better known. Of
+        items with options it is taken over the items.
         """
-        n_windows = self.window_nll.shape[1]
-        if n_windows < 2:
-            return np.full(len(self.masks), np.nan)
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self.window_nll.std(axis=1, ddof=1) / np.sqrt(n_windows))
+        layout = Layout.of(self.fingerprints.get("calibration"))
+        return _standard_error(self.window_nll if layout is None else layout.item_nll(self.window_nll))
+
+    @property
+    def worth_stderr(self) -> NDArray[np.float64] | None:
+        """Standard error over items of a worth that is a mean over items, float64 [M]; None for any other."""
+        utility, calibration = (self.fingerprints.get(name) for name in ("utility", "calibration"))
+        values = item_values(str(utility), self.window_nll, calibration)
+        return None if values is None else _standard_error(values)
 
     def save(self, path: Path, *, force: bool = False) -> None:
         """Write `worths.npz`: the arrays by name, and `fingerprints` as JSON text. Whole or not at all."""
@@ -87,6 +94,15 @@ class Worths:
         if len({len(arrays[name]) for name in ("masks", "worths", "nll", "window_nll")}) != 1:
             raise RequestError(f"{path}: masks, worths, nll and window_nll have different lengths")
         return cls(**arrays, fingerprints=fingerprints)
+
+
+def _standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the mean over each row, [M, K] → [M]; NaN where K is 1."""
+    count = values.shape[1]
+    if count < 2:
+        return np.full(len(values), np.nan)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(values.std(axis=1, ddof=1) / np.sqrt(count))
 
 
 _ARRAYS: dict[str, tuple[type[np.generic], int]] = {

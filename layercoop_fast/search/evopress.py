@@ -64,7 +64,7 @@ def search(
     """Evolve a mask that removes `n_remove` players until `budget` distinct masks (500 unless given) were looked at.
 
     A mask counts once, on however few windows it was measured. `allowed` holds for every mask: a mutant outside becomes
-    the allowed mask nearest to it. A game that offers `with_utility` and `staged` (`ModelGame`) is judged by its
+    the allowed mask nearest to it. A `ModelGame` on a text is judged by its
     divergence and raced on its windows; any other by its own worth, every mask in full. NaN worths rank last.
 
     Raises `RequestError` for a budget below 1, and when nothing is allowed.
@@ -99,7 +99,7 @@ def search(
 
 
 def _judge(game: Any) -> _Judge:
-    if not (hasattr(game, "with_utility") and hasattr(game, "staged")):
+    if not getattr(game, "has_windows", False):
         return _Plain(game)
     n_windows = int(game.windows.n_windows)
     ends = sorted({*(max(1, round(share * n_windows)) for share, _ in _STAGES), n_windows})

@@ -1,0 +1,173 @@
+"""Worths from items with options: how often, and how clearly, the true option is the likeliest.
+
+With l the log-probability of an option's tokens after its context, summed (nats), c the number of characters of the
+option's text and t the true option of an item, a mask's worth is the mean over the items of
+
+    accuracy        1 where t has the largest l, else 0                       lm-eval's acc
+    accuracy_norm   1 where t has the largest l / c, else 0                   lm-eval's acc_norm
+    margin          l(t) − the largest l of the others                        nats
+    margin_norm     l(t) / c(t) − the largest l / c of the others             nats a character
+
+Of equal options the first counts as the largest, and where an option has no number (NaN) none does. Source: the LM
+Evaluation Harness (EleutherAI), `process_results` of its multiple-choice tasks. A worth of one's own is a function of
+the log-probability of every token of every option, and of the labels: `choice_utility`.
+
+What is measured and stored is the NLL of every token of every option; which of them belong together is in the game's
+fingerprint of its items (`Layout`), so that a store or a `worths.npz` explains itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layercoop_fast.errors import RequestError
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which token belongs to which option, and that to which item: O options of I items, N tokens in this order.
+
+    Attributes:
+        options: int64 [I], options of each item.
+        labels: int64 [I], the true one, from 0.
+        tokens: int64 [O], scored tokens of each option.
+        characters: int64 [O], length of each option's text.
+    """
+
+    options: Ints
+    labels: Ints
+    tokens: Ints
+    characters: Ints
+
+    def as_json(self) -> dict[str, list[int]]:
+        """Ready for JSON; `of` reads it."""
+        return {name: getattr(self, name).tolist() for name in ("options", "labels", "tokens", "characters")}
+
+    @classmethod
+    def of(cls, fingerprint: object) -> Layout | None:
+        """The layout in a game's `calibration` fingerprint; None where that is a text's."""
+        if not isinstance(fingerprint, Mapping):
+            return None
+        return cls(*(np.array(fingerprint[name], np.int64) for name in ("options", "labels", "tokens", "characters")))
+
+    @cached_property
+    def first_options(self) -> Ints:
+        """The first option of each item, int64 [I]."""
+        return _starts(self.options)
+
+    @cached_property
+    def true_options(self) -> Ints:
+        """The true option of each item, int64 [I]."""
+        return self.first_options + self.labels
+
+    def sums(self, values: Floats) -> Floats:
+        """Sums over each option's tokens: [M, N] → [M, O]."""
+        return np.asarray(np.add.reduceat(values, _starts(self.tokens), axis=1))
+
+    def nested(self, values: Floats) -> list[list[Floats]]:
+        """One mask's numbers [N] by item and option."""
+        by_option = np.split(values, np.cumsum(self.tokens)[:-1])
+        return [
+            by_option[first : first + count]
+            for first, count in zip(self.first_options.tolist(), self.options.tolist(), strict=True)
+        ]
+
+    def item_nll(self, token_nll: Floats) -> Floats:
+        """Mean NLL a token of each item's true option, nats: [M, N] → [M, I]."""
+        return np.asarray((self.sums(token_nll) / self.tokens)[:, self.true_options])
+
+
+@dataclass(frozen=True)
+class ChoiceUtility:
+    """A named worth of items with options.
+
+    Attributes:
+        name: as the command line knows it.
+        values: (log-probabilities of all tokens [M, N], layout) → what each item is worth [M, I]; a mask's worth is the
+            mean over its items.
+    """
+
+    name: str
+    values: Callable[[Floats, Layout], Floats]
+    needs_teacher = False
+
+    def judge(self, token_nll: Floats, kl: Floats, full_nll: Floats, calibration: object) -> tuple[Floats, Floats]:
+        """Worths [M], and mean NLL [M] of the true options' tokens, of masks' NLL of every token [M, N].
+
+        KL and the full model's NLL are not looked at; `calibration` is the fingerprint of the game's items.
+        """
+        layout = Layout.of(calibration)
+        if layout is None:
+            raise RequestError(f"the utility {self.name} is one of items with options, not of text")
+        true_tokens = np.repeat(np.isin(np.arange(len(layout.tokens)), layout.true_options), layout.tokens)
+        worths = self.values(-token_nll, layout).mean(axis=1)
+        return np.asarray(worths, dtype=np.float64), np.asarray(token_nll[:, true_tokens].mean(axis=1))
+
+
+def choice_utility(name: str, function: Callable[[list[list[Floats]], Ints], float | Floats]) -> ChoiceUtility:
+    """A utility of one's own.
+
+    Args:
+        name: it stands for the function in fingerprints: another function, another name.
+        function: (log-probabilities: of each item, of each of its options, float64 [tokens] in nats; labels int64 [I])
+            → the worth of a mask, or float64 [I], the worth of each item.
+    """
+
+    def values(log_probs: Floats, layout: Layout) -> Floats:
+        rows = [np.atleast_1d(function(layout.nested(row), layout.labels)) for row in log_probs]
+        return np.asarray(rows, dtype=np.float64).reshape(len(log_probs), -1)
+
+    return ChoiceUtility(name, values)
+
+
+def _starts(counts: Ints) -> Ints:
+    return np.cumsum(counts) - counts
+
+
+def _accuracy(scores: Floats, layout: Layout) -> Floats:
+    """Scores of options [M, O] → 1 where an item's true option has the first of its largest scores, [M, I]."""
+    most = np.maximum.reduceat(scores, layout.first_options, axis=1)
+    at_most = scores == np.repeat(most, layout.options, axis=1)
+    order = np.where(at_most, np.arange(scores.shape[1]), scores.shape[1])
+    first = np.minimum.reduceat(order, layout.first_options, axis=1)
+    return np.asarray(first == layout.true_options, dtype=np.float64)
+
+
+def _margin(scores: Floats, layout: Layout) -> Floats:
+    """Scores of options [M, O] → by how much the true option's is above the best of the others, [M, I]."""
+    others = scores.copy()
+    others[:, layout.true_options] = -np.inf
+    best = np.maximum.reduceat(others, layout.first_options, axis=1)
+    return np.asarray(scores[:, layout.true_options] - best)
+
+
+CHOICE_UTILITIES = {
+    utility.name: utility
+    for utility in (
+        ChoiceUtility("accuracy", lambda log_probs, layout: _accuracy(layout.sums(log_probs), layout)),
+        ChoiceUtility(
+            "accuracy_norm", lambda log_probs, layout: _accuracy(layout.sums(log_probs) / layout.characters, layout)
+        ),
+        ChoiceUtility("margin", lambda log_probs, layout: _margin(layout.sums(log_probs), layout)),
+        ChoiceUtility(
+            "margin_norm", lambda log_probs, layout: _margin(layout.sums(log_probs) / layout.characters, layout)
+        ),
+    )
+}
+
+
+def item_values(utility: str, token_nll: Floats, calibration: Any) -> Floats | None:
+    """What each item is worth under a named utility, [M, I]; None for other utilities and for text."""
+    layout = Layout.of(calibration)
+    if layout is None or utility not in CHOICE_UTILITIES:
+        return None
+    return CHOICE_UTILITIES[utility].values(-token_nll, layout)
