@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from layercoop_fast.game.choice_utility import ChoiceUtility as ChoiceUtility
     from layercoop_fast.game.choice_utility import choice_utility as choice_utility
     from layercoop_fast.game.choices import Choices as Choices
-    from layercoop_fast.game.choices import Item as Item
     from layercoop_fast.game.masks import stratified_masks as stratified_masks
     from layercoop_fast.game.model_game import ModelGame as ModelGame
     from layercoop_fast.game.pairwise import PairwiseGame as PairwiseGame
@@ -44,7 +43,6 @@ _HOME = {
     "ChoiceUtility": "game.choice_utility",
     "Choices": "game.choices",
     "Control": "shapley.control",
-    "Item": "game.choices",
     "LayercoopError": "errors",
     "ModelGame": "game.model_game",
     "PairwiseGame": "game.pairwise",

@@ -78,7 +78,7 @@ def main() -> None:
     masks = SETS[arguments.set](game.n_players, arguments.masks, arguments.seed)
     # Neighbours in the plan's order, from its middle: they share as the masks of the whole plan do.
     order = build_plan(masks).unique_rows
-    part = masks[order] if arguments.part is None else masks[_middle(order, arguments.part)]
+    part = masks[order] if arguments.part is None else masks[middle(order, arguments.part)]
     chosen = np.random.default_rng(arguments.seed).choice(len(part), min(arguments.sample, len(part)), replace=False)
     sample = part[chosen]
     with torch.inference_mode():
@@ -200,7 +200,8 @@ def ratios(slow: tuple[float, float], fast: tuple[float, float]) -> dict[str, fl
     return {"blocks": round(slow[0] / fast[0], 2), "whole": round(sum(slow) / sum(fast), 2)}
 
 
-def _middle(order: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def middle(order: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """So many neighbours from the middle of a plan's order."""
     first = max(0, (len(order) - count) // 2)
     return order[first : first + count]
 

@@ -29,7 +29,7 @@ from layercoop_fast.kernels.attention import visible_rows
 
 # Tokens of a window: what all items share is computed once a window, and a general block's attention costs a square of
 # its length.
-PACK_TOKENS = 1024
+PACK_TOKENS = 2048
 # A window of one token has nothing to predict.
 _SHORTEST = 2
 # How far a block's results in a tree may be from those on a sequence alone: Euclidean norm of the difference over that
@@ -47,7 +47,7 @@ class Scored:
     start: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packs:
     """Sequences as equal windows.
 

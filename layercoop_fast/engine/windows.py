@@ -78,19 +78,13 @@ class Windows:
         ids = self.ids[first:last].repeat(copies, 1)
         if self.positions is None:
             return self.skeleton.context(ids)
-        # A mask of its own adds nothing where a row sees another, and what the model's own adds elsewhere.
-        unseen = self._unseen[first:last].repeat(copies, 1, 1)
-        mask = torch.zeros(unseen.shape, dtype=self.skeleton.dtype, device=ids.device)
-        mask.masked_fill_(unseen, torch.finfo(self.skeleton.dtype).min)
+        positions = self.positions[first:last]
+        # Added to scores: nothing where a row sees another, and elsewhere what the model's own masks add.
+        mask = torch.zeros(*positions.shape, positions.shape[1], dtype=self.skeleton.dtype, device=ids.device)
+        mask.masked_fill_(~visible_rows(positions), torch.finfo(self.skeleton.dtype).min)
         return self.skeleton.context(
-            ids, position_ids=self.positions[first:last].repeat(copies, 1), attention_mask=mask[:, None]
+            ids, position_ids=positions.repeat(copies, 1), attention_mask=mask.repeat(copies, 1, 1)[:, None]
         )
-
-    @cached_property
-    def _unseen(self) -> Tensor:
-        """What rows of trees do not see, bool [W, T, T]."""
-        assert self.positions is not None
-        return ~visible_rows(self.positions)
 
     def slices(self, rows: int) -> list[tuple[int, int, Context]]:
         """Runs of windows of at most `rows` tokens (at least one window) with their contexts, for the head."""

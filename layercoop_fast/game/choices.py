@@ -4,7 +4,7 @@ With a utility of items (`game/choice_utility.py`) a SPEC (`game/calibration.py`
 
     items.jsonl     one item a line: {"context": ..., "options": [...], "label": 0}. "question" and "choices" are other
                     names for the first two, "answer" and "answerKey" for the last; a label is the number of the true
-                    option, from 0, or its letter or name where the options have names, as ARC's have:
+                    option, from 0, or its letter, or its name where the options have names:
                     {"question": ..., "choices": {"text": [...], "label": ["A", ...]}, "answerKey": "B"}
     anything else   a text, cut into items: a stretch of it as context, its true continuation, and three stretches of
                     the same length from elsewhere. Of `tokens` tokens an item, a quarter are the continuation's.
@@ -60,7 +60,7 @@ class Item:
     label: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choices:
     """Items as tokens; takes the place of a `Calibration` in a `ModelGame`.
 
@@ -185,7 +185,9 @@ def _item(fields: object) -> Item:
         raise RequestError("its options are no list of strings")
     if len(options) < 2:
         raise RequestError(f"it has {len(options)} options: at least 2 are needed")
-    if isinstance(label, str):
+    if isinstance(label, str) and names is None and label.isdecimal():
+        label = int(label)
+    elif isinstance(label, str):
         names = names if isinstance(names, list) else [chr(ord("A") + at) for at in range(len(options))]
         if label not in names:
             raise RequestError(f"its label {label!r} is none of its options' names {names}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import FAMILIES
@@ -13,8 +15,10 @@ from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 
 
-def groups_of(items: int = 5, shared: int = 12, context: int = 6, seed: int = 0) -> list[list[Scored]]:
-    """Items whose contexts begin alike, and whose options do as well; the first option is not the longest."""
+def groups_of(
+    items: int = 5, shared: int = 12, context: int = 6, lengths: tuple[int, ...] = (1, 4, 3), seed: int = 0
+) -> list[list[Scored]]:
+    """Items whose contexts begin alike, and whose options do as well."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> tuple[int, ...]:
@@ -23,7 +27,7 @@ def groups_of(items: int = 5, shared: int = 12, context: int = 6, seed: int = 0)
     examples, found = draw(shared), []
     for _ in range(items):
         before, opening = examples + draw(context), draw(2)
-        found.append([Scored(before + opening + draw(length), len(before)) for length in (1, 4, 3)])
+        found.append([Scored(before + opening + draw(length), len(before)) for length in lengths])
     return found
 
 
@@ -83,7 +87,7 @@ def test_whole_sequences_are_padded_windows() -> None:
     assert int(packs.targets[-1]) == sequences[5].tokens[-1]
 
 
-def trees_for(family: str, **options: int) -> Windows:
+def trees_for(family: str, **options: Any) -> Windows:
     packs = pack_trees(groups_of(**options), 60)
     return Windows(Skeleton(FAMILIES[family](n_layers=4)), packs.ids, positions=packs.positions)
 
@@ -101,10 +105,12 @@ def test_sliding_windows_must_hold_a_whole_text(family: str) -> None:
     check_trees(trees_for(family, shared=2, context=1, items=2))
 
 
+@pytest.mark.parametrize("lengths", [(1, 4, 3), (4, 1, 3)])
 @pytest.mark.parametrize("family", ["mamba", "jamba"])
-def test_recurrent_blocks_cannot(family: str) -> None:
+def test_recurrent_blocks_cannot(family: str, lengths: tuple[int, ...]) -> None:
+    """Even where the longest text stands first, whole, so that a recurrence does well on it."""
     with pytest.raises(RequestError, match=r"cannot share contexts between options: .*; score every sequence whole"):
-        check_trees(trees_for(family))
+        check_trees(trees_for(family, lengths=lengths))
 
 
 def test_fast_blocks_go_on_to_all_windows() -> None:

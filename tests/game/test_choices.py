@@ -27,11 +27,19 @@ def text_of(tokens: tuple[int, ...]) -> str:
 
 def test_spellings_of_an_item(tmp_path: Path) -> None:
     arc = {"question": "Q", "choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}, "answerKey": "3"}
-    path = written(tmp_path / "x.jsonl", ITEM, "", arc, {"context": "Q", "choices": ["a", "b"], "answer": "B"})
+    path = written(
+        tmp_path / "x.jsonl",
+        ITEM,
+        "",
+        arc,
+        {"context": "Q", "choices": ["a", "b"], "answer": "B"},
+        {**ITEM, "label": "1"},
+    )
     assert read_items(path) == [
         Item("Two and two are", ("four", "five"), 0),
         Item("Q", ("a", "b", "c"), 2),
         Item("Q", ("a", "b"), 1),
+        Item("Two and two are", ("four", "five"), 1),
     ]
 
 
