@@ -156,11 +156,11 @@ def fitting(choices: Choices, skeleton: Skeleton, *, share: bool = True) -> Choi
 def read_items(spec: str) -> list[Item]:
     """The items of a .jsonl file. Raises `RequestError` that names the line and what is wrong with it."""
     found = []
-    for number, line in enumerate(read_file(Path(spec)).splitlines(), 1):
+    for number, line in enumerate(read_file(Path(spec)).split("\n"), 1):
         if line.strip():
             try:
                 found.append(_item(json.loads(line)))
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise RequestError(f"{spec} line {number} is not JSON") from error
             except RequestError as error:
                 raise RequestError(f"{spec} line {number}: {error}") from error

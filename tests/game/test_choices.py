@@ -43,10 +43,17 @@ def test_spellings_of_an_item(tmp_path: Path) -> None:
     ]
 
 
+def test_a_line_ends_at_a_newline_only(tmp_path: Path) -> None:
+    """Texts from the web hold other characters that end a line for Python, not for JSON."""
+    item = json.dumps({**ITEM, "context": "one\u2028two"}, ensure_ascii=False)
+    assert [read.context for read in read_items(written(tmp_path / "x.jsonl", item))] == ["one\u2028two"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"context": ', "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
         ("[1, 2]", "line 2: an item is a JSON object with context, options and label"),
         ({**ITEM, "label": 2}, "line 2: its label 2 is not a number from 0 to 1"),
         ({**ITEM, "label": -1}, "line 2: its label -1 is not a number from 0 to 1"),
