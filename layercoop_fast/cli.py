@@ -68,6 +68,13 @@ SamplerOption = Annotated[
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Keep measured masks in this file, and take known ones from it.")
 ]
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--workers", help="Measure on N local processes, or on a Ray cluster: ray or ray:HOST:PORT.", metavar="N|ray"
+    ),
+]
+Tolerant = Annotated[bool, typer.Option("--tolerant", help="Take workers on unlike machines; fingerprints say so.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")]
@@ -97,6 +104,8 @@ def prune(
     block_path: BlockPath = "auto",
     score_every: ScoreEvery = 1,
     store: StoreOption = None,
+    workers: WorkersOption = None,
+    tolerant: Tolerant = False,
     measure_cost: Annotated[
         bool, typer.Option("--cost/--no-cost", help="Measure memory and speed of both models at the end.")
     ] = True,
@@ -133,6 +142,8 @@ def prune(
             block_path=block_path,
             score_every=score_every,
             store=store,
+            workers=workers,
+            tolerant=tolerant,
             measure_cost=measure_cost,
             force=force,
             trust_remote_code=trust_remote_code,
@@ -164,6 +175,8 @@ def evaluate(
     block_path: BlockPath = "auto",
     score_every: ScoreEvery = 1,
     store: StoreOption = None,
+    workers: WorkersOption = None,
+    tolerant: Tolerant = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from OUT.store, left by a run that did not end.")
     ] = False,
@@ -198,6 +211,10 @@ def evaluate(
     for target in (out, profile):
         if target is not None:
             check_target(target, force=force)
+    if workers is not None and profile is not None:
+        raise RequestError(
+            "--profile watches this process, and with --workers others do the work: leave one of them out"
+        )
     if store is not None and resume:
         raise RequestError("--resume goes on from OUT.store; with --store FILE every run goes on from FILE by itself")
     kept = nullcontext(store) if store is not None else store_beside(out, resume=resume)
@@ -220,6 +237,8 @@ def evaluate(
             score_every=score_every,
             trust_remote_code=trust_remote_code,
             store=place,
+            workers=workers,
+            tolerant=tolerant,
             on_progress=bars.update,
         )
         asked = load_masks(masks, game.n_players)
@@ -269,7 +288,8 @@ def evaluate(
         typer.echo(f"standard error of a mask's {utility} over items, median: {np.median(worth_stderr):.3g}")
     elif summary["nll_stderr"] is not None:
         typer.echo(f"standard error of a mask's NLL over windows, median: {summary['nll_stderr']:.3g} nats a token")
-    show_breakdown(spans)
+    if workers is None:
+        show_breakdown(spans)
     if profile is not None:
         typer.echo(f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev")
 
@@ -318,6 +338,8 @@ def shapley(
     block_path: BlockPath = "auto",
     score_every: ScoreEvery = 1,
     store: StoreOption = None,
+    workers: WorkersOption = None,
+    tolerant: Tolerant = False,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -369,6 +391,8 @@ def shapley(
                 score_every=score_every,
                 trust_remote_code=trust_remote_code,
                 store=store,
+                workers=workers,
+                tolerant=tolerant,
                 on_progress=bars.update,
             )
             masks, clusters = draw(game.n_players, budget, seed=seed)
@@ -452,13 +476,20 @@ def plan(
     memory: Memory = None,
     itemsize: Annotated[int, typer.Option(help="Bytes a number: 2 for bfloat16.")] = 2,
     tflops: Annotated[float, typer.Option(help="Speed of the machine, TFLOP/s, for the hours.")] = 1.0,
+    workers: Annotated[
+        str | None, typer.Option(help="Numbers of workers, 2,8,128 for example: what cutting the masks for them costs.")
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Foretell sharing, memory and time for a model that is not here."""
+    from dataclasses import asdict
+
     from layercoop_fast.engine.forecast import ModelShape, forecast
     from layercoop_fast.game.samplers import get_sampler
     from layercoop_fast.report.tables import show_forecast
+    from layercoop_fast.report.workers import show_sharing
+    from layercoop_fast.workers.cut import sharing
 
     shape = ModelShape(
         layers=layers,
@@ -473,13 +504,17 @@ def plan(
         raise RequestError("--masks and --windows must be at least 1, --tokens at least 2, --tflops above 0")
     if masks * layers > _MOST_BITS:
         raise RequestError(f"{masks} masks of {layers} layers are too many to lay out: at most {_MOST_BITS // layers}")
+    counts = _counts(workers)
     drawn = get_sampler(sampler)(layers, masks, seed=seed).masks
     found = forecast(shape, drawn, windows=windows, tokens=tokens, memory=_bytes(memory), tflops=tflops)
     found["sampler"] = sampler
+    cuts = sharing(drawn, counts, head_cost=shape.head_flop(tokens) / shape.block_flop(tokens))
     if as_json:
-        _print_json(found)
-    else:
-        show_forecast(found)
+        _print_json({**found, "workers": [asdict(cut) for cut in cuts]} if cuts else found)
+        return
+    show_forecast(found)
+    if cuts:
+        show_sharing(cuts)
 
 
 _MOST_BITS = 10**10
@@ -520,6 +555,16 @@ def _bytes(text: str | None) -> int | None:
     if match is None or match[2].lower() not in _UNITS:
         raise RequestError(f"--memory {text!r} is not a size: write 4GiB, 500MB or a number of bytes")
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _counts(text: str | None) -> list[int]:
+    """`2,8,128` as numbers; None is no number."""
+    if text is None:
+        return []
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(counts) < 1:
+        raise RequestError(f"--workers {text!r} is no list of numbers of workers: write 2,8,128")
+    return counts
 
 
 def _print_json(value: dict[str, Any]) -> None:

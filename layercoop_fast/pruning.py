@@ -74,6 +74,8 @@ def prune(
     block_path: str = "auto",
     score_every: int = 1,
     store: str | Path | None = None,
+    workers: int | str | None = None,
+    tolerant: bool = False,
     measure_cost: bool = True,
     force: bool = False,
     trust_remote_code: bool = False,
@@ -102,6 +104,8 @@ def prune(
         block_path: "auto", or "hf" for the model's own blocks only (`ModelGame`).
         score_every: score every so many-th position of a window (see `ModelGame`).
         store: file to keep measured masks in and to take known ones from (`game/store.py`); not for the held-out text.
+        workers: what measures masks: a number of local processes, "ray" or "ray:HOST:PORT"; not for the held-out text.
+        tolerant: take workers on unlike machines.
         measure_cost: measure memory and speed of the full and the pruned model, each loaded once more.
         on_progress: called with (stage, done, total).
 
@@ -141,6 +145,8 @@ def prune(
             score_every=score_every,
             trust_remote_code=trust_remote_code,
             store=store,
+            workers=workers,
+            tolerant=tolerant,
             on_progress=on_progress,
         )
         n_remove = remove if remove is not None else round((drop or 0.0) * game.n_players)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +95,21 @@ class Choices:
         """SHA-256 over all sequences as "items", and the layout: equal for equal items, wherever they came from."""
         text = json.dumps([[sequence.start, *sequence.tokens] for group in self.groups for sequence in group])
         return {"items": hashlib.sha256(text.encode()).hexdigest(), **self.layout.as_json()}
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, ready for JSON; `of` reads it."""
+        groups = [[[sequence.start, *sequence.tokens] for sequence in group] for group in self.groups]
+        about = {"spec": self.spec, "shots": self.shots, "share": self.share}
+        return {"groups": groups, "layout": self.layout.as_json(), **about}
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], device: str | torch.device) -> Choices:
+        """What `as_json` has written, on a device."""
+        groups = tuple(tuple(Scored(tuple(tokens), start) for start, *tokens in group) for group in found["groups"])
+        layout = Layout.of(found["layout"])
+        if layout is None:
+            raise RequestError("these are no items with options: they say nothing of which token belongs to which")
+        return cls(groups, layout, found["spec"], found["shots"], found["share"], device)
 
     @property
     def description(self) -> dict[str, Any]:

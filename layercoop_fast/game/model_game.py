@@ -24,6 +24,7 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.token_tree import check_trees
 from layercoop_fast.engine.units import make_units
 from layercoop_fast.engine.windows import Windows
+from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration
 from layercoop_fast.game.choice_scoring import make_choice_scorer
 from layercoop_fast.game.choice_utility import ChoiceUtility
@@ -32,11 +33,14 @@ from layercoop_fast.game.importance import angular_distances, block_influence, t
 from layercoop_fast.game.partial import StagedGame, part_of, require_windows, with_utility
 from layercoop_fast.game.players import Label, Players, make_players
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
+from layercoop_fast.game.remote import measure_by_workers, numerics_of_workers, opening_of
 from layercoop_fast.game.scoring import Scorer, make_scorer
 from layercoop_fast.game.shelf import Shelf
 from layercoop_fast.game.store import Scores, Store, check_store, mask_key
 from layercoop_fast.game.utility import Utility, get_utility
 from layercoop_fast.game.worths import Worths
+from layercoop_fast.workers.dispatch import Workers
+from layercoop_fast.workers.hire import hire
 
 # States of a chunk where measured masks are kept in a store: wide enough batches, and a chunk takes seconds.
 STATES_WITH_STORE = 64
@@ -86,6 +90,8 @@ class ModelGame:
             standard error (`Worths.nll_stderr`). On the fast paths the head, and all but the attention of a mask's last
             block, run for scored positions alone.
         store: file to take known masks from and to keep measured ones in (`game/store.py`).
+        workers: what measures masks instead of this process (docs/clusters.md). The model is then here for its shape,
+            fingerprint and text alone, on its own blocks.
         on_progress: called with ("layer evaluations", done, all of this call) while masks are measured; a head counts
             for as many evaluations as it takes FLOP.
     """
@@ -102,6 +108,7 @@ class ModelGame:
         block_path: str = "auto",
         score_every: int = 1,
         store: str | Path | None = None,
+        workers: Workers | None = None,
         on_progress: Progress | None = None,
     ) -> None:
         self.checkpoint = checkpoint
@@ -114,13 +121,15 @@ class ModelGame:
         if self.windows.positions is not None:
             check_trees(self.windows)
         self.block_path = block_path
+        self.workers = workers
+        path = block_path if workers is None else "hf"
         self.units = make_units(
-            self.windows, self.players.run, halves=self.players.sublayers is not None, block_path=block_path
+            self.windows, self.players.run, halves=self.players.sublayers is not None, block_path=path
         )
         self.scorer: Scorer = (
-            make_scorer(self.windows, block_path=block_path)
+            make_scorer(self.windows, block_path=path)
             if packs is None
-            else make_choice_scorer(self.windows, packs, block_path=block_path)
+            else make_choice_scorer(self.windows, packs, block_path=path)
         )
         self.memory = memory
         if memory is not None:
@@ -129,6 +138,7 @@ class ModelGame:
         self.evaluations = Evaluations()
         # All counts that an evaluation of this game adds to: its own, and those of the game it is a part of.
         self.charged: tuple[Evaluations, ...] = (self.evaluations,)
+        self._fingerprints: dict[str, Any] | None = None
         self._known = Shelf() if store is None else self._claim(Store(store, write=True))
         self._has_teacher = False
 
@@ -153,6 +163,8 @@ class ModelGame:
         score_every: int = 1,
         trust_remote_code: bool = False,
         store: str | Path | None = None,
+        workers: int | str | None = None,
+        tolerant: bool = False,
         on_progress: Progress | None = None,
     ) -> ModelGame:
         """Open a checkpoint and cut its calibration windows; see the class, `open_checkpoint` and `load_calibration`.
@@ -161,10 +173,20 @@ class ModelGame:
         where they are cut from a text, `shots` examples before each, and contexts that are computed once for all that
         follows them unless `share_context` is false.
 
+        With `workers` (a number of local processes, "ray" or "ray:ADDRESS") these measure on `device`, and the model is
+        opened on the CPU here; `tolerant` takes workers on unlike machines.
+
         Raises `RequestError` in one line for whatever is wrong with the request.
         """
         if store is not None:
             check_store(Path(store))
+        hired = None
+        if workers is not None:
+            opening = opening_of(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, blocks=blocks)
+            hired = hire(workers, opening, device=device, tolerant=tolerant)
+            device = "cpu"
+        elif tolerant:
+            raise RequestError("--tolerant is about workers on unlike machines: it belongs to --workers")
         checkpoint = open_checkpoint(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         skeleton = Skeleton(checkpoint.model, blocks)
         text = load_for(
@@ -189,6 +211,7 @@ class ModelGame:
             block_path=block_path,
             score_every=score_every,
             store=store,
+            workers=hired,
             on_progress=on_progress,
         )
 
@@ -203,7 +226,12 @@ class ModelGame:
         return len(self._known)
 
     def close(self) -> None:
-        """Close the store, where there is one; what is known stays known, and is kept in memory only from here on."""
+        """Close the store and end the workers, where there are some.
+
+        What is known stays known, and is kept in memory only from here on.
+        """
+        if self.workers is not None:
+            self.workers.close()
         self._known.close()
 
     def __call__(self, masks: Masks) -> Floats:
@@ -219,7 +247,7 @@ class ModelGame:
         # Overflow to infinity and NaN are results here, not accidents.
         with np.errstate(all="ignore"):
             worths, nll = self.utility.judge(scores.nll, kl, full, self.fingerprints["calibration"])
-        return Worths(masks, worths, nll, scores.nll, self._window_tokens, self.fingerprints)
+        return Worths(masks, worths, nll, scores.nll, self.window_tokens, self.fingerprints)
 
     def window_scores(self, masks: Masks) -> Scores:
         """Measure masks (bool [M, n]): mean NLL of each window, and KL where the utility needs it, float64 [M, W].
@@ -231,7 +259,7 @@ class ModelGame:
         self.evaluations.masks += len(masks)
         self.evaluations.layer_evals_naive += len(masks) * self.players.n_units
         scores = [self._known[mask_key(mask)] for mask in masks]
-        shape = len(masks), len(self._window_tokens)
+        shape = len(masks), len(self.window_tokens)
         return Scores(*(np.array([getattr(one, name) for one in scores]).reshape(shape) for name in ("nll", "kl")))
 
     @property
@@ -288,33 +316,42 @@ class ModelGame:
         require_windows(self, "gradients")
         return taylor_importance(self, progress)
 
-    @cached_property
+    @property
     def fingerprints(self) -> dict[str, Any]:
         """What a worth of this game belongs to; worths with other fingerprints must not be mixed with it."""
+        # No `cached_property`: up to Python 3.11 that locks the property of all games while workers are waited for.
+        if self._fingerprints is None:
+            game = {
+                "model": fingerprint(self.checkpoint.model),
+                "calibration": self.calibration.fingerprint,
+                "utility": self.utility.name,
+                "score_every": self.windows.score_every,
+                "players": self.players.description,
+                "dtype": str(self.skeleton.dtype).removeprefix("torch."),
+            }
+            numerics = self._numerics if self.workers is None else numerics_of_workers(self, game)
+            self._fingerprints = {**game, "numerics": numerics}
+        return self._fingerprints
+
+    @property
+    def _numerics(self) -> dict[str, Any]:
+        """What decides the bits of a worth that this process measures."""
         shared = ("shared" if self.calibration.share else "whole") if isinstance(self.calibration, Choices) else None
         return {
-            "model": fingerprint(self.checkpoint.model),
-            "calibration": self.calibration.fingerprint,
-            "utility": self.utility.name,
-            "score_every": self.windows.score_every,
-            "players": self.players.description,
-            "dtype": str(self.skeleton.dtype).removeprefix("torch."),
-            "numerics": {
-                "layercoop_fast": layercoop_fast.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "device": str(self.skeleton.device),
-                "isa": torch.backends.cpu.get_cpu_capability(),
-                "kernels": _C.isa(),
-                "threads": torch.get_num_threads(),
-                "blocks": self.units.path,
-                "head": self.scorer.path,
-                **({"context": shared} if shared else {}),
-            },
+            "layercoop_fast": layercoop_fast.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": str(self.skeleton.device),
+            "isa": torch.backends.cpu.get_cpu_capability(),
+            "kernels": _C.isa(),
+            "threads": torch.get_num_threads(),
+            "blocks": self.units.path,
+            "head": self.scorer.path,
+            **({"context": shared} if shared else {}),
         }
 
     @property
-    def _window_tokens(self) -> NDArray[np.int64]:
+    def window_tokens(self) -> NDArray[np.int64]:
         """Scored tokens of each window, int64 [W]; of items with options 1 for each scored token, int64 [N]."""
         if isinstance(self.calibration, Choices):
             return np.ones(len(self.calibration.packs.of_token), dtype=np.int64)
@@ -322,7 +359,7 @@ class ModelGame:
 
     def _claim(self, store: Store, *, beside: bool = False) -> Shelf:
         """This game's part of an open store, added `beside` the games of others there where that is asked."""
-        tokens = self._window_tokens.tolist()
+        tokens = self.window_tokens.tolist()
         return Shelf(store, store.claim(self.fingerprints, self.n_players, tokens, beside=beside))
 
     def _measure(self, masks: Masks) -> None:
@@ -330,14 +367,17 @@ class ModelGame:
         unknown, _ = self.unknown(masks)
         if not len(unknown):
             return
+        if self.workers is not None:
+            measure_by_workers(self, unknown, self._known)
+            return
         keys = [mask_key(mask) for mask in unknown]
-        if self.utility.needs_teacher and not self._has_teacher:
-            self._keep_teacher()
+        if self.utility.needs_teacher:
+            self.keep_teacher()
         states, max_rows = self.limits()
         plan = build_plan(self.players.unit_masks(unknown), states)
         rows = plan.unique_rows
         # Progress is by cost: a head counts for as many units as it takes FLOP, so that the time left is true.
-        head_cost = self._head_cost if self.on_progress is not None else 0.0
+        head_cost = self.head_cost if self.on_progress is not None else 0.0
         total = round(plan.scheduled + head_cost * plan.n_unique)
         done = 0.0
         reported = 0
@@ -387,7 +427,7 @@ class ModelGame:
         return units, head * self.scorer.share
 
     @property
-    def _head_cost(self) -> float:
+    def head_cost(self) -> float:
         """FLOP of the head over those of a mean unit."""
         units, head = self.flops
         return head / float(units.mean()) if units.any() else 1.0
@@ -407,8 +447,10 @@ class ModelGame:
             return self.memory
         return max(self.windows.state_bytes, int(free_memory(self.skeleton.device) * DEFAULT_MEMORY_SHARE))
 
-    def _keep_teacher(self) -> None:
-        """Run the full model once and keep its last state, for the divergence of others from it."""
+    def keep_teacher(self) -> None:
+        """Run the full model, once, and keep its last state, for the divergence of others from it."""
+        if self._has_teacher:
+            return
         everything = np.ones((1, self.players.n_units), dtype=np.bool_)
         play(
             self.windows,

@@ -11,6 +11,7 @@ import torch
 
 from layercoop_fast.engine.plan import Plan, build_plan
 from layercoop_fast.game.protocol import Masks, check_masks
+from layercoop_fast.game.remote import open_workers, tasks_for
 
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
@@ -30,7 +31,7 @@ class Outlook:
         layer_evals: unit evaluations that takes; `skip` without sharing, `naive` all units for every mask.
         gflop: of those and of a head a mask (see `engine/flops.py`).
         state_bytes: memory for stored states.
-        weight_bytes: of the model.
+        weight_bytes: of the model; workers may each have a copy.
         seconds: by a short pilot of units on one state each; wider batches are mostly faster.
     """
 
@@ -53,22 +54,33 @@ def outlook(game: ModelGame, masks: Masks) -> Outlook:
     """
     masks = check_masks(masks, game.n_players)
     unknown, n_distinct = game.unknown(masks)
-    states, _ = game.limits()
-    plan = build_plan(game.players.unit_masks(unknown), states)
+    unit_seconds, head_seconds, n_workers = 0.0, 0.0, 1
+    if game.workers is None:
+        plans = [build_plan(game.players.unit_masks(unknown), game.limits()[0])]
+        if len(unknown):
+            unit_seconds, head_seconds = time_pilot(game)
+    else:
+        workers = open_workers(game)
+        n_workers = workers.transport.n_workers
+        tasks = tasks_for(game, workers, unknown)
+        plans = [build_plan(game.players.unit_masks(unknown[task.rows]), workers.states) for task in tasks]
+        if len(unknown):
+            unit_seconds, head_seconds = workers.pilot()
     parameters = list(game.checkpoint.model.parameters())
     unit_flops, head_flops = game.flops
-    unit_seconds, head_seconds = _pilot(game) if plan.n_unique else (0.0, 0.0)
+    by_unit = sum((evaluations_by_unit(plan) for plan in plans), np.zeros(game.players.n_units))
+    scheduled = sum(plan.scheduled for plan in plans)
     return Outlook(
         masks=len(masks),
-        known=n_distinct - plan.n_unique,
-        unique=plan.n_unique,
-        layer_evals=plan.scheduled,
-        skip=plan.skip,
-        naive=plan.naive,
-        gflop=(float(evaluations_by_unit(plan) @ unit_flops) + plan.n_unique * head_flops) / 1e9,
-        state_bytes=plan.peak_states * game.windows.state_bytes,
+        known=n_distinct - len(unknown),
+        unique=len(unknown),
+        layer_evals=scheduled,
+        skip=sum(plan.skip for plan in plans),
+        naive=sum(plan.naive for plan in plans),
+        gflop=(float(by_unit @ unit_flops) + len(unknown) * head_flops) / 1e9,
+        state_bytes=n_workers * max((plan.peak_states for plan in plans), default=0) * game.windows.state_bytes,
         weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        seconds=plan.scheduled * unit_seconds + plan.n_unique * head_seconds,
+        seconds=(scheduled * unit_seconds + len(unknown) * head_seconds) / n_workers,
     )
 
 
@@ -80,7 +92,7 @@ def evaluations_by_unit(plan: Plan) -> np.ndarray[tuple[int, ...], np.dtype[np.f
     return counts
 
 
-def _pilot(game: ModelGame) -> tuple[float, float]:
+def time_pilot(game: ModelGame) -> tuple[float, float]:
     """Seconds of a unit on one state (mean over those that were run), and of scoring one."""
     with torch.inference_mode():
         state = game.windows.context(1).embedding[: game.windows.n_windows].clone()

@@ -79,7 +79,7 @@ def _renewed(view: ModelGame, game: ModelGame, differs: dict[str, str]) -> Model
     view.scorer = game.scorer.on(view.windows)
     view._has_teacher = False
     # From the other's, so that the weights are not read once more.
-    view.__dict__["fingerprints"] = {**game.fingerprints, **differs}
+    view._fingerprints = {**game.fingerprints, **differs}
     view._known = Shelf() if game._known.store is None else view._claim(game._known.store, beside=True)
     return view
 

@@ -1,0 +1,22 @@
+"""What cutting masks for many workers costs, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from layercoop_fast.workers.cut import Sharing
+
+
+def show_sharing(cuts: Sequence[Sharing], console: Console | None = None) -> None:
+    """One row for each number of workers."""
+    table = Table(title="sharing that is left when workers take parts")
+    for name in ("workers", "tasks", "layer evaluations", "÷ one worker", "busy, all alike"):
+        table.add_column(name, justify="right")
+    for cut in cuts:
+        table.add_row(
+            f"{cut.workers:,}", f"{cut.tasks:,}", f"{cut.evaluations:,}", f"{cut.over_one:.4f}", f"{cut.busy:.1%}"
+        )
+    (console or Console()).print(table)

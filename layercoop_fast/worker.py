@@ -1,0 +1,203 @@
+"""A worker: opens a game as it is told, measures the masks of a task, and sends numbers as they come.
+
+`python -m layercoop_fast.worker SOCKET` is one of the local processes (`workers/local.py`); a Ray actor runs `serve` in
+a thread of its own. Nothing else imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layercoop_fast import _C
+from layercoop_fast.engine.forward import free_memory, play
+from layercoop_fast.engine.loading import DTYPES, open_checkpoint
+from layercoop_fast.engine.plan import build_plan
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.engine.sublayers import Sublayers
+from layercoop_fast.errors import LayercoopError, RunError
+from layercoop_fast.files import reason
+from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.game.choice_utility import ChoiceUtility
+from layercoop_fast.game.choices import Choices
+from layercoop_fast.game.model_game import DEFAULT_MEMORY_SHARE, STATES_WITH_STORE, ModelGame
+from layercoop_fast.game.outlook import time_pilot
+from layercoop_fast.game.players import Players
+from layercoop_fast.game.protocol import Masks
+from layercoop_fast.game.utility import Utility
+from layercoop_fast.workers.messages import Array, Message, pack, unpack
+
+# Numbers wait this long at most before they are sent: the work that the loss of a worker can cost, beside a chunk.
+STREAM_SECONDS = 0.5
+
+Send = Callable[[bytes], None]
+
+
+def serve(receive: Callable[[], bytes], send: Send, *, machine: str = "") -> None:
+    """Answer messages for ever. `machine` is what the driver's shares of memory call this one."""
+    game: ModelGame | None = None
+    while True:
+        message = unpack(receive())
+        try:
+            if message.kind == "open":
+                game = open_game(message, machine)
+                send(_ready(game))
+            elif game is not None and message.kind == "pilot":
+                unit, head = time_pilot(game)
+                send(pack("pilot", {"unit": unit, "head": head}))
+            elif game is not None:
+                _measure(game, message.arrays["masks"], send)
+        except Exception as error:  # whatever it is, the driver decides what follows
+            if game is not None:
+                game.windows.free()
+            status = error.status if isinstance(error, LayercoopError) else RunError.status
+            line = "out of memory" if isinstance(error, MemoryError) else reason(error)
+            send(pack("error", {"status": status, "line": f"{line} (on {platform.node()})"}))
+
+
+def open_game(message: Message, machine: str) -> ModelGame:
+    """The game that the driver describes (`game/remote.py`), on its very token ids."""
+    about = message.about
+    torch.set_num_threads(about["threads"])
+    _C.set_num_threads(about["threads"])
+    opening = about["checkpoint"]
+    checkpoint = open_checkpoint(
+        opening["name"],
+        dtype=opening["dtype"] if opening["dtype"] in DTYPES else getattr(torch, opening["dtype"]),
+        device=opening["device"],
+        trust_remote_code=opening["trust_remote_code"],
+    )
+    skeleton = Skeleton(checkpoint.model, opening["blocks"])
+    players = about["players"]
+    halves = Sublayers(skeleton) if players["halves"] else None
+    share = about["shares"].get(machine, 1)
+    memory = about["memory"] or free_memory(skeleton.device) * DEFAULT_MEMORY_SHARE
+    calibration: Calibration | Choices
+    utility: Utility | ChoiceUtility
+    # Workers hand in losses; the driver makes worths of them.
+    if about["choices"] is None:
+        ids = torch.from_numpy(message.arrays["ids"]).to(skeleton.device)
+        calibration = Calibration(ids, "from the driver")
+        utility = Utility(about["utility"], about["teacher"], lambda nll, kl, full: nll)
+    else:
+        calibration = Choices.of(about["choices"], skeleton.device)
+        utility = ChoiceUtility(about["utility"], lambda log_probs, layout: log_probs)
+    return ModelGame(
+        checkpoint,
+        calibration,
+        skeleton=skeleton,
+        utility=utility,
+        players=Players(skeleton, players["kind"], players["groups"], halves),
+        memory=int(memory // (share if about["memory"] or skeleton.device.type == "cpu" else 1)),
+        block_path=about["block_path"],
+        score_every=about["score_every"],
+    )
+
+
+def _ready(game: ModelGame) -> bytes:
+    device = game.skeleton.device
+    return pack(
+        "ready",
+        {
+            "fingerprints": game.fingerprints,
+            "machine": {
+                "processor": _processor(),
+                "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
+            },
+            "host": platform.node(),
+            "states": _limits(game)[0],
+        },
+    )
+
+
+def _measure(game: ModelGame, masks: Masks, send: Send) -> None:
+    """Measure the masks of a task, bool [M, n]."""
+    if game.utility.needs_teacher:
+        game.keep_teacher()
+    states, max_rows = _limits(game)
+    plan = build_plan(game.players.unit_masks(masks), states)
+    stream = _Stream(send, len(game.window_tokens))
+
+    def score(number: int, state: Tensor) -> None:
+        scores = game.scorer.score(state)
+        stream.add(int(plan.unique_rows[number]), scores.nll, scores.kl)
+
+    play(game.windows, plan, score, units=game.units, max_rows=max_rows, on_progress=stream.count)
+    stream.flush(finished=True)
+
+
+def _limits(game: ModelGame) -> tuple[int, int]:
+    """States and rows of a call, as `ModelGame.limits`: chunks stay short, since the loss of a worker costs one."""
+    states, max_rows = game.limits()
+    return min(states, STATES_WITH_STORE), max_rows
+
+
+class _Stream:
+    """Sends numbers every `STREAM_SECONDS`, and when told to."""
+
+    def __init__(self, send: Send, n_windows: int) -> None:
+        self._send = send
+        self._n_windows = n_windows
+        self._rows: list[int] = []
+        self._nll: list[Array] = []
+        self._kl: list[Array] = []
+        self._evaluations = 0
+        self._sent = time.monotonic()
+
+    def add(self, row: int, nll: Array, kl: Array) -> None:
+        self._rows.append(row)
+        self._nll.append(nll)
+        self._kl.append(kl)
+        self.count(0)
+
+    def count(self, evaluations: int) -> None:
+        self._evaluations += evaluations
+        if time.monotonic() - self._sent >= STREAM_SECONDS:
+            self.flush(finished=False)
+
+    def flush(self, *, finished: bool) -> None:
+        about = {"evaluations": self._evaluations, "finished": finished}
+        rows = np.array(self._rows, dtype=np.int64)
+        nll, kl = (np.array(values, dtype=np.float64).reshape(-1, self._n_windows) for values in (self._nll, self._kl))
+        self._send(pack("rows", about, rows=rows, nll=nll, kl=kl))
+        self._rows, self._nll, self._kl, self._evaluations = [], [], [], 0
+        self._sent = time.monotonic()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Serve the driver at the other end of the socket whose number is the last argument, until that closes."""
+    connection = Connection(int(sys.argv[-1]))
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            while True:
+                inbox.put(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)  # nobody wants what is being computed
+
+    threading.Thread(target=read, daemon=True).start()
+    serve(inbox.get, connection.send_bytes)
+
+
+if __name__ == "__main__":
+    main()

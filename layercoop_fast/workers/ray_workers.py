@@ -1,0 +1,192 @@
+"""Workers as actors of a Ray cluster: one a GPU, or on the CPU one a share of a node (extra `[ray]`).
+
+On the CPU a share is all processors that Ray counts on the smallest node, so that every worker has the same number of
+threads and their worths the same bits; a node twice as large gets two. Every node must hold the checkpoint under the
+same path, and this package. The weights are not sent: each worker opens the files where it is, and workers of one node
+read them through one page cache.
+
+An actor computes in a thread of its own and answers two calls: `send` takes a message for it, `take` waits for those
+from it. The driver has one `take` under way for each actor, which also tells when the actor is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.files import reason
+
+# How long an actor waits for something to answer `take` with.
+_TAKE_SECONDS = 5.0
+# How long the driver waits for an address to answer at all.
+_CONNECT_SECONDS = 5.0
+
+
+class Host:
+    """What an actor is made of: a thread that serves the driver, and the two queues between."""
+
+    def __init__(self) -> None:
+        import queue
+        import threading
+
+        import ray
+
+        from layercoop_fast.worker import serve  # in the actor's process only: it loads torch
+
+        self.inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        node = ray.get_runtime_context().get_node_id()
+        threading.Thread(
+            target=serve, args=(self.inbox.get, self.outbox.put), kwargs={"machine": node}, daemon=True
+        ).start()
+
+    def send(self, message: bytes) -> None:
+        """Hand the worker a message."""
+        self.inbox.put(message)
+
+    def process_id(self) -> int:
+        """Of the actor."""
+        return os.getpid()
+
+    def take(self, seconds: float) -> list[bytes]:
+        """The messages of the worker, waiting so long for the first."""
+        import queue
+
+        taken: list[bytes] = []
+        try:
+            taken.append(self.outbox.get(timeout=seconds))
+            while True:
+                taken.append(self.outbox.get_nowait())
+        except queue.Empty:
+            return taken
+
+
+class RayActors:
+    """Actors of a cluster; a `Transport`.
+
+    Args:
+        address: of the cluster; None for the one that this process or machine belongs to.
+        device: "cpu", or "cuda" for a GPU each.
+
+    Raises `RequestError` where ray is not installed, no cluster answers, or none of its processors or GPUs is free.
+    """
+
+    def __init__(self, address: str | None, *, device: str = "cpu") -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise RequestError("--workers ray needs the extra: pip install 'layercoop-fast[ray]'") from error
+        self._ray = ray
+        self._address = address
+        self._joined_here = not ray.is_initialized()
+        self._join()
+        try:
+            self._options, self.threads, self.shares = _lay_out(ray.nodes(), gpus=device == "cuda")
+            free = ray.available_resources()
+        except BaseException:
+            self._leave()
+            raise
+        resource, each = ("GPU", 1) if device == "cuda" else ("CPU", self.threads)
+        self.n_workers = min(sum(self.shares.values()), int(free.get(resource, 0) // each))
+        if self.n_workers < 1:
+            self._leave()
+            raise RequestError(
+                f"no {resource} of the Ray cluster is free: add nodes, or wait until others are done"
+                if sum(self.shares.values())
+                else f"the Ray cluster has no {resource} at all: start its nodes with --num-{resource.lower()}s"
+            )
+        self._actors: dict[int, Any] = {}
+        self._takes: dict[Any, int] = {}
+        self._ends: dict[int, str] = {}
+
+    def start(self, place: int) -> None:
+        """Ask the cluster for an actor."""
+        self._join()
+        made = self._ray.remote(Host).options(**self._options)
+        self._actors[place] = made.remote()
+
+    def send(self, place: int, message: bytes) -> None:
+        """Send a message, unless the actor is known to be gone."""
+        if place in self._actors:
+            self._actors[place].send.remote(message)
+
+    def receive(self, seconds: float) -> list[tuple[int, bytes | None]]:
+        """The messages of every actor that has some."""
+        waited_for = set(self._takes.values())
+        for place, actor in self._actors.items():
+            if place not in waited_for:
+                self._takes[actor.take.remote(_TAKE_SECONDS)] = place
+        ready, _ = self._ray.wait(list(self._takes), num_returns=1, timeout=seconds)
+        if ready:  # and whatever else is there by now
+            ready, _ = self._ray.wait(list(self._takes), num_returns=len(self._takes), timeout=0)
+        received: list[tuple[int, bytes | None]] = []
+        for take in ready:
+            place = self._takes.pop(take)
+            try:
+                received.extend((place, message) for message in self._ray.get(take))
+            except self._ray.exceptions.RayError as error:
+                self._ends[place] = reason(error)[:300]
+                del self._actors[place]
+                received.append((place, None))
+        return received
+
+    def why_lost(self, place: int) -> str:
+        """Ray's words."""
+        return self._ends.get(place, "its actor is gone")
+
+    def close(self) -> None:
+        """End all actors; leave the cluster if it was joined here."""
+        if not self._ray.is_initialized():
+            return
+        for actor in self._actors.values():
+            self._ray.kill(actor, no_restart=True)
+        self._actors.clear()
+        self._takes.clear()
+        self._leave()
+
+    def _join(self) -> None:
+        if not self._ray.is_initialized():
+            _join(self._ray, self._address)
+
+    def _leave(self) -> None:
+        if self._joined_here:
+            self._ray.shutdown()
+
+
+def _join(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or say in one line that there is none."""
+    named = address or os.environ.get("RAY_ADDRESS")
+    if named not in (None, "auto") and "://" not in named:
+        host, colon, port = named.rpartition(":")
+        if not colon or not port.isdecimal():
+            raise RequestError(f"{named!r} is no address of a Ray cluster: write ray:HOST:PORT")
+        try:
+            # Ray itself would try for minutes and then end the process.
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise RequestError(
+                f"no Ray cluster answers at {named} ({reason(error)}): `ray start --head` starts one and says where"
+            ) from error
+    try:
+        ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # ConnectionError, ValueError, RuntimeError: it depends on what is wrong
+        where = f"at {named}" if named else "on this machine"
+        raise RequestError(
+            f"no Ray cluster answers {where} ({reason(error)[:200]}): start one with `ray start --head`, name another "
+            "as ray:HOST:PORT, or give a number of local workers"
+        ) from error
+
+
+def _lay_out(nodes: list[dict[str, Any]], *, gpus: bool) -> tuple[dict[str, Any], int, dict[str, int]]:
+    """Options of an actor, threads of each, and how many go on each node (by its id)."""
+    alive = {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+    processors = {node: int(has.get("CPU", 0)) for node, has in alive.items()}
+    if gpus:
+        counts = {node: int(has["GPU"]) for node, has in alive.items() if has.get("GPU", 0) >= 1}
+        threads = max(1, min((processors[node] // count for node, count in counts.items()), default=1))
+        return {"num_gpus": 1, "num_cpus": 1, "max_concurrency": 2}, threads, counts
+    threads = min((count for count in processors.values() if count), default=1)
+    counts = {node: count // threads for node, count in processors.items() if count}
+    return {"num_cpus": threads, "max_concurrency": 2}, threads, counts
