@@ -22,8 +22,8 @@ from layercoop_fast.workers.cut import Task
 from layercoop_fast.workers.likeness import common_fingerprints, likeness
 from layercoop_fast.workers.messages import Array, Message, pack, unpack
 
-# How long one wait for messages lasts at most: between two of them Ctrl-C is seen.
-_WAIT_SECONDS = 1.0
+# How long one wait for messages lasts at most: between two of them Ctrl-C is seen, and what came is committed.
+_WAIT_SECONDS = 0.5
 
 
 class Transport(Protocol):
@@ -78,6 +78,9 @@ class Results(NamedTuple):
     nll: npt.NDArray[np.float64]
     kl: npt.NDArray[np.float64]
     evaluations: int
+
+
+_NOTHING = Results(np.empty(0, dtype=np.int64), np.empty((0, 0)), np.empty((0, 0)), 0)
 
 
 @dataclass
@@ -170,6 +173,7 @@ class Workers:
     def map(self, masks: npt.NDArray[np.bool_], tasks: Sequence[Task]) -> Generator[Results, None, None]:
         """Have the tasks' masks (rows of `masks`, bool [M, n]) measured; results come as workers send them.
 
+        After half a second without any an empty one comes, so that the caller is not kept from what else it has to do.
         Raises `RunError` when masks were lost twice, or no worker is left. Whoever stops before the end must close this
         generator: workers in the middle of a task are ended with it.
         """
@@ -182,7 +186,10 @@ class Workers:
                     self._give(self._idle.pop(0), waiting.popleft(), masks)
                 if not self._jobs and not self._opening:
                     raise RunError(f"no worker is left ({last_loss}); what was measured until then is kept")
-                for place, message in self._receive():
+                received = self._receive()
+                if not received:
+                    yield _NOTHING
+                for place, message in received:
                     if message is None or message.kind == "error":
                         last_loss = self._loss(place, message)
                         self._after_loss(place, waiting, last_loss, dead=message is None)
