@@ -1,11 +1,12 @@
 """What the driver takes in from many workers, with a store: workers that sleep stand in for those that compute.
 
-    python benchmarks/game/bench_driver.py [--workers 128] [--rates 0.5 4 40 0] [--masks 8000] [--layers 80]
+    python benchmarks/game/bench_driver.py [--workers 128] [--rates 20 180 1800 0] [--masks 8000] [--layers 80]
 
 The driver's own code cuts the masks, hands out tasks, takes numbers off `--workers` sockets, puts them on the shelf and
-commits them. Each rate is what one worker measures, in masks a second (`docs/clusters.md` says which models those are);
-0 is as fast as they can, which shows the ceiling. `lost` is 1 − time of the workers alone ÷ time seen: the time that
-they would need if the driver took none and all ended together. Ends in one JSON line.
+commits them. Each rate is what one worker does, in unit evaluations a second (docs/clusters.md says whose those are); a
+head counts for `--head-cost` of them. 0 is as fast as they can, which shows the ceiling. `efficiency` is the time in
+which so many workers would do the work of one if nothing were lost, over the time seen; `of_the_cut` is what it would
+be with a driver that takes no time: prefixes computed twice, and workers that wait for the last. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
 
 from layercoop_fast import stratified_masks
+from layercoop_fast.engine.plan import count_evaluations
 from layercoop_fast.game.shelf import Shelf
 from layercoop_fast.game.store import Scores, Store, mask_key
-from layercoop_fast.workers.cut import cut_masks
+from layercoop_fast.workers.cut import cut_masks, sharing
 from layercoop_fast.workers.dispatch import Workers
 from layercoop_fast.workers.local import LocalProcesses
 
@@ -38,8 +40,11 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=128)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 4.0, 40.0, 0.0], help="masks a second, each")
-    parser.add_argument("--masks", type=int, default=8000, help="of a worker's rate of 4 or less; more where faster")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[20.0, 180.0, 1800.0, 0.0], help="unit evaluations a second"
+    )
+    parser.add_argument("--masks", type=int, default=8000, help="at least; more where the run would be short")
+    parser.add_argument("--head-cost", type=float, default=1.2)
     parser.add_argument("--layers", type=int, default=80)
     parser.add_argument("--windows", type=int, default=10)
     arguments = parser.parse_args()
@@ -47,9 +52,9 @@ def main() -> None:
     transport = Sleepers(arguments.workers, program=[SLEEPER])
     for rate in arguments.rates:
         # Long enough that the start of a run does not decide: ten seconds of all workers.
-        count = max(arguments.masks, int(10 * rate * arguments.workers)) if rate else 16 * arguments.masks
+        count = max(arguments.masks, int(10 * rate * arguments.workers / 40)) if rate else 16 * arguments.masks
         masks = np.unique(stratified_masks(arguments.layers, count), axis=0)
-        runs.append({"masks_a_second_each": rate, **driven(masks, transport, rate, arguments.windows)})
+        runs.append({"evaluations_a_second_each": rate, **driven(masks, transport, rate, arguments)})
     transport.end()
     result = {
         "benchmark": "game/driver",
@@ -66,6 +71,7 @@ class Sleepers(LocalProcesses):
     """Processes that stay for the next run: a hundred take a while to start."""
 
     def start(self, place: int) -> None:
+        """Start one, if it is not there."""
         if place not in self._processes:
             super().start(place)
 
@@ -77,15 +83,17 @@ class Sleepers(LocalProcesses):
         super().close()
 
 
-def driven(masks: np.ndarray, transport: Sleepers, rate: float, n_windows: int) -> dict[str, float | int | None]:
+def driven(
+    masks: np.ndarray, transport: Sleepers, rate: float, arguments: argparse.Namespace
+) -> dict[str, float | int | None]:
     """Take in the numbers of all masks (bool [M, n], distinct), and say how long that took."""
+    n_workers, head_cost, n_windows = transport.n_workers, arguments.head_cost, arguments.windows
     began = time.perf_counter()
-    n_workers = transport.n_workers
-    tasks = cut_masks(masks, n_workers, head_cost=2.0)
+    tasks = cut_masks(masks, n_workers, head_cost=head_cost)
     cutting = time.perf_counter() - began
     keys = [mask_key(mask) for mask in masks]
     workers = Workers(transport, {})
-    workers.open({"rate": rate, "windows": n_windows})
+    workers.open({"rate": rate, "head_cost": head_cost, "windows": n_windows})
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "store", write=True) as store:
         shelf = Shelf(store, store.claim({"game": "asleep"}, masks.shape[1], [127] * n_windows))
         began, busy = time.perf_counter(), processor_seconds()
@@ -99,7 +107,9 @@ def driven(masks: np.ndarray, transport: Sleepers, rate: float, n_windows: int) 
         (held,) = store.games()
     if held.masks != len(masks):
         raise SystemExit(f"{len(masks) - held.masks} of {len(masks)} masks were lost")
-    alone = len(masks) / (rate * n_workers) if rate else None
+    alone = (count_evaluations(masks).plan + head_cost * len(masks)) / n_workers
+    cut = sharing(masks, [n_workers], head_cost=head_cost)[0]
+    costs = sum(task.cost for task in tasks)
     return {
         "masks": len(masks),
         "tasks": len(tasks),
@@ -107,7 +117,8 @@ def driven(masks: np.ndarray, transport: Sleepers, rate: float, n_windows: int) 
         "seconds": round(seconds, 3),
         "rows_a_second": round(len(masks) / seconds, 1),
         "driver_busy": round(busy / seconds, 4),
-        "lost": None if alone is None else round(1 - alone / seconds, 4),
+        "efficiency": round(alone / rate / seconds, 4) if rate else None,
+        "of_the_cut": round(cut.busy * alone * n_workers / costs, 4),
     }
 
 
