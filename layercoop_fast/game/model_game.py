@@ -173,8 +173,8 @@ class ModelGame:
         where they are cut from a text, `shots` examples before each, and contexts that are computed once for all that
         follows them unless `share_context` is false.
 
-        With `workers` (a number of local processes, "ray" or "ray:ADDRESS") these measure on `device`, and the model is
-        opened on the CPU here; `tolerant` takes workers on unlike machines.
+        With `workers` (a number of local processes, "ray" or "ray:HOST:PORT") these measure on `device`, and the model
+        is opened on the CPU here; `tolerant` takes workers on unlike machines.
 
         Raises `RequestError` in one line for whatever is wrong with the request.
         """
