@@ -75,6 +75,14 @@ WorkersOption = Annotated[
     ),
 ]
 Tolerant = Annotated[bool, typer.Option("--tolerant", help="Take workers on unlike machines; fingerprints say so.")]
+Offload = Annotated[
+    bool,
+    typer.Option(
+        "--offload",
+        help="Read blocks from the checkpoint's files when they are used, two in memory at a time: for models larger "
+        "than memory.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")]
@@ -106,6 +114,7 @@ def prune(
     store: StoreOption = None,
     workers: WorkersOption = None,
     tolerant: Tolerant = False,
+    offload: Offload = False,
     measure_cost: Annotated[
         bool, typer.Option("--cost/--no-cost", help="Measure memory and speed of both models at the end.")
     ] = True,
@@ -144,6 +153,7 @@ def prune(
             store=store,
             workers=workers,
             tolerant=tolerant,
+            offload=offload,
             measure_cost=measure_cost,
             force=force,
             trust_remote_code=trust_remote_code,
@@ -177,6 +187,7 @@ def evaluate(
     store: StoreOption = None,
     workers: WorkersOption = None,
     tolerant: Tolerant = False,
+    offload: Offload = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from OUT.store, left by a run that did not end.")
     ] = False,
@@ -239,12 +250,14 @@ def evaluate(
             store=place,
             workers=workers,
             tolerant=tolerant,
+            offload=offload,
             on_progress=bars.update,
         )
         asked = load_masks(masks, game.n_players)
         ahead = outlook(game, asked)
         if not as_json:
             show_outlook(ahead)
+        read_before = game.weights_read
         spans = Spans(trace=profile is not None)
         try:
             with spans:
@@ -260,6 +273,7 @@ def evaluate(
             game.close()
         measured.save(out, force=force)
     worth_stderr = measured.worth_stderr if len(measured.masks) else None
+    weights_read = game.weights_read - read_before
     summary = {
         "out": str(out),
         "not_finite": measured.n_not_finite,
@@ -268,6 +282,7 @@ def evaluate(
         "seconds": round(spans.wall, 3),
         "from_store": game.n_known - game.evaluations.unique,
         "evaluations": asdict(game.evaluations),
+        "weights_read": weights_read,
         "outlook": asdict(ahead),
         "seconds_by_work": {**spans.seconds, "idle": spans.idle},
         "share_of_products": spans.share_of_products,
@@ -288,6 +303,8 @@ def evaluate(
         typer.echo(f"standard error of a mask's {utility} over items, median: {np.median(worth_stderr):.3g}")
     elif summary["nll_stderr"] is not None:
         typer.echo(f"standard error of a mask's NLL over windows, median: {summary['nll_stderr']:.3g} nats a token")
+    if weights_read:
+        typer.echo(f"read {weights_read / 2**30:.2f} GiB of weights from the checkpoint's files")
     if workers is None:
         show_breakdown(spans)
     if profile is not None:
@@ -340,6 +357,7 @@ def shapley(
     store: StoreOption = None,
     workers: WorkersOption = None,
     tolerant: Tolerant = False,
+    offload: Offload = False,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -393,6 +411,7 @@ def shapley(
                 store=store,
                 workers=workers,
                 tolerant=tolerant,
+                offload=offload,
                 on_progress=bars.update,
             )
             masks, clusters = draw(game.n_players, budget, seed=seed)

@@ -76,6 +76,7 @@ def prune(
     store: str | Path | None = None,
     workers: int | str | None = None,
     tolerant: bool = False,
+    offload: bool = False,
     measure_cost: bool = True,
     force: bool = False,
     trust_remote_code: bool = False,
@@ -106,7 +107,9 @@ def prune(
         store: file to keep measured masks in and to take known ones from (`game/store.py`); not for the held-out text.
         workers: what measures masks: a number of local processes, "ray" or "ray:HOST:PORT"; not for the held-out text.
         tolerant: take workers on unlike machines.
-        measure_cost: measure memory and speed of the full and the pruned model, each loaded once more.
+        offload: read blocks from the checkpoint's files when they are used (`engine/offload.py`).
+        measure_cost: measure memory and speed of the full and the pruned model, each loaded once more; not with
+            `offload`, since they need not fit.
         on_progress: called with (stage, done, total).
 
     Raises `RequestError` for a wrong request, before anything is computed where that can be seen, and `RunError` for a
@@ -147,6 +150,7 @@ def prune(
             store=store,
             workers=workers,
             tolerant=tolerant,
+            offload=offload,
             on_progress=on_progress,
         )
         n_remove = remove if remove is not None else round((drop or 0.0) * game.n_players)
@@ -164,7 +168,7 @@ def prune(
     game.close()
 
     def costs_and_record(folder: Path) -> dict[str, str]:
-        costs = measured_costs(folder) if measure_cost else None
+        costs = measured_costs(folder) if measure_cost and not offload else None
         record.update(_record(game, choice, quality, unseen, costs, seed))
         record["seconds"] = clock.seconds
         return {"layercoop.json": json.dumps(record, indent=1, allow_nan=False) + "\n"}
@@ -195,6 +199,7 @@ def prune(
         tokenizer=game.checkpoint.tokenizer,
         force=force,
         finish=costs_and_record,
+        streamed=game.skeleton.streamed,
     )
     tell("writing the checkpoint", 1, 1)
     return Pruned(out, choice, record)

@@ -27,8 +27,9 @@ HF_BLOCKS = "the model's own blocks"
 HEAD_PRODUCTS = "products of the head"
 HEAD_REST = "norm and loss of the head"
 COPIES = "copies of states"
+READING = "reading weights (waited)"
 STORE = "store"
-NAMES = (BLOCK_PRODUCTS, ATTENTION, BLOCK_REST, HF_BLOCKS, HEAD_PRODUCTS, HEAD_REST, COPIES, STORE)
+NAMES = (BLOCK_PRODUCTS, ATTENTION, BLOCK_REST, HF_BLOCKS, HEAD_PRODUCTS, HEAD_REST, COPIES, READING, STORE)
 PRODUCTS = (BLOCK_PRODUCTS, HEAD_PRODUCTS)
 """What is matrix products alone: the floor that everything else is measured against."""
 

@@ -21,15 +21,29 @@ def count_flops(
 
     Matrix products and convolutions count (two FLOP a multiply-add), of experts those that run; attention does where it
     is made of products, and does not where torch runs it as one fused operation. One pass over one window is measured,
-    and multiplied by the number of windows.
+    and multiplied by the number of windows. Where blocks are streamed, those that are alike in class, shapes and
+    arguments are counted once, so that few are read.
     """
     context = windows.part(0, 1)
     flops = np.empty(n_units)
     hidden = context.embedding
+    counted: dict[object, int] = {}
     for unit in range(n_units):
-        with FlopCounterMode(display=False) as counter:
-            hidden = run_unit(context, unit, hidden)
-        flops[unit] = counter.get_total_flops()
+        kind = unit if windows.skeleton.streamed is None else _kind(context, unit, n_units)
+        if kind not in counted:
+            with FlopCounterMode(display=False) as counter:
+                hidden = run_unit(context, unit, hidden)
+            counted[kind] = counter.get_total_flops()
+        flops[unit] = counted[kind]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         context.logits(hidden)
     return flops * windows.n_windows, float(counter.get_total_flops() * windows.n_windows)
+
+
+def _kind(context: Context, unit: int, n_units: int) -> object:
+    """What units of equal FLOP have in common: which part of a block, its classes and shapes, and its arguments."""
+    skeleton = context.skeleton
+    layer, part = divmod(unit, n_units // skeleton.n_layers)
+    block = skeleton.blocks[layer]
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
+    return part, tuple(map(type, block.modules())), shapes, tuple(context.describe(layer))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layercoop_fast.engine.plan import Plan, last_states
+from layercoop_fast.engine.plan import Plan, last_states, layer_visits
 from layercoop_fast.engine.units import GeneralUnits, Units
 from layercoop_fast.engine.width import MAX_ROWS, batch_width, cut, scored_width
 from layercoop_fast.engine.windows import Windows
@@ -51,6 +51,7 @@ def play(
         embedding = windows.context(1).embedding[: windows.n_windows]
         slots = list(windows.pool(plan.peak_states))
         width = batch_width(windows, units, slots, plan.scheduled, max_rows)
+        windows.skeleton.expect(layer_visits(plan, windows.skeleton.n_layers)[0].tolist())
         # Of a state that is scored and never read again only the scored positions are needed.
         narrow = scored_width(windows, units, slots, width) if windows.score_every > 1 and slots else 0
         last = last_states(plan) if narrow else np.zeros(plan.n_unique, dtype=np.bool_)

@@ -13,10 +13,20 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from layercoop_fast.engine.offload import open_offloaded
+from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 
@@ -34,19 +44,31 @@ DTYPES: dict[str, str | torch.dtype] = {
 _NUMBERED = re.compile(r".*?\.\d+\.")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Elements that are summed at once: torch copies what it sums to 64 bits first.
+_SUMMED = 2**20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened model, its tokenizer (None where the folder has none), and the name it was opened by."""
+    """An opened model, its tokenizer (None where the folder has none), and the name it was opened by.
+
+    `streamed` are the matrices of its blocks where those are read from the files block by block.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     name: str
+    streamed: StreamedBlocks | None = None
 
 
 def open_checkpoint(
-    name: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    offload: bool = False,
+    blocks: str | None = None,
 ) -> Checkpoint:
     """Open a causal language model from a folder (or a hub name, where one is reachable).
 
@@ -55,6 +77,9 @@ def open_checkpoint(
         dtype: "auto" keeps the checkpoint's own.
         device: any torch device, "cpu" or "cuda:1" for example.
         trust_remote_code: run code that the checkpoint brings along; never done unasked.
+        offload: leave the matrices of the blocks in the files and read them when a block is used
+            (`engine/offload.py`); on the CPU only.
+        blocks: with `offload`, dotted path of the block list where it is not found by itself.
 
     Raises `RequestError` in one line.
     """
@@ -63,7 +88,16 @@ def open_checkpoint(
     if wanted is None:
         raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     _check_folder(name)
+    if offload and target.type != "cpu":
+        raise RequestError(f"--offload reads blocks for the CPU, not for {device}: leave one of the two out")
     with quiet_transformers():
+        config = _causal_config(name, trust_remote_code)
+        if offload:
+            opened = open_offloaded(
+                name, config, wanted, mark=_mark, blocks=blocks, trust_remote_code=trust_remote_code
+            )
+            _refuse_blocks_beyond(name, opened.unexpected, opened.model)
+            return Checkpoint(opened.model, _load_tokenizer(name, trust_remote_code), name, opened.blocks)
         model = _load(name, wanted, trust_remote_code)
     return Checkpoint(model.to(target).eval(), _load_tokenizer(name, trust_remote_code), name)
 
@@ -79,10 +113,10 @@ def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    """The model of a folder or hub name, once its config says that it is a causal one."""
+def _causal_config(name: str, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a folder or hub name, if it is that of a causal language model."""
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
@@ -97,6 +131,11 @@ def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTr
             f"{name} is not a causal language model ({config.model_type}, {config.architectures}): "
             "a checkpoint with a language-model head is needed"
         )
+    return config
+
+
+def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """The whole model of a folder or hub name."""
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, use_safetensors=True
@@ -112,12 +151,16 @@ def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTr
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise RequestError(f"{name} lacks {len(missing)} weights its config calls for ({missing[0]}, ...): not whole")
-    if beyond := _blocks_beyond(loaded["unexpected_keys"], model.state_dict()):
+    _refuse_blocks_beyond(name, loaded["unexpected_keys"], model)
+    opened: PreTrainedModel = model
+    return opened
+
+
+def _refuse_blocks_beyond(name: str, unexpected: Collection[str], model: PreTrainedModel) -> None:
+    if beyond := _blocks_beyond(unexpected, model.state_dict()):
         raise RequestError(
             f"{name} holds weights of more layers than its config calls for ({beyond}, ...): not of a piece"
         )
-    opened: PreTrainedModel = model
-    return opened
 
 
 def _blocks_beyond(unexpected: Collection[str], known: Collection[str]) -> str | None:
@@ -160,20 +203,30 @@ def check_device(device: str) -> torch.device:
     return target
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: PreTrainedModel, streamed: StreamedBlocks | None = None) -> str:
     """SHA-256 over the config and, of every tensor, its name, dtype, shape, bit sum and 1,024 spread elements.
 
     The bit sum (all elements read as integers and added) changes with any single element; the sample tells apart what
-    sums alike. Both run at the speed of memory, which a cryptographic hash of 100 GB would not.
+    sums alike. Both run at the speed of memory, which a cryptographic hash of 100 GB would not. Streamed blocks make no
+    difference to it; those not used so far are read.
     """
+    marks = {} if streamed is None else streamed.marks()
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        bits = flat.view(_INTEGERS[flat.element_size()])
-        sample = flat[:: max(1, flat.numel() // 1024)][:1024].to("cpu", copy=True).contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
+        digest.update(marks.get(name) or _mark(name, tensor))
     return digest.hexdigest()
+
+
+def _mark(name: str, tensor: Tensor) -> bytes:
+    """What tells a tensor from others: name, dtype, shape, bit sum and sample."""
+    flat = tensor.detach().reshape(-1)
+    bits = flat.view(_INTEGERS[flat.element_size()])
+    parts = (bits[first : first + _SUMMED] for first in range(0, len(bits), _SUMMED))
+    total = sum(int(part.sum(dtype=torch.int64).item()) for part in parts)
+    total = (total + 2**63) % 2**64 - 2**63  # as 64 bits wrap
+    sample = flat[:: max(1, flat.numel() // 1024)][:1024].to("cpu", copy=True).contiguous()
+    text = f"{name} {tensor.dtype} {tuple(tensor.shape)} {total}".encode()
+    return text + sample.view(torch.uint8).numpy().tobytes()
 
 
 def _check_folder(name: str) -> None:

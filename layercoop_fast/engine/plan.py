@@ -135,6 +135,20 @@ def last_states(plan: Plan) -> npt.NDArray[np.bool_]:
     return np.isinf(next_read) | (next_read > _next(written, emitted, n_steps))
 
 
+def layer_visits(plan: Plan, n_layers: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The layers that a plan goes through in order, int64 [V], and which of these visits each step belongs to, [T].
+
+    Steps on one layer that follow each other are one visit; a step that embeds belongs to the visit before it. The
+    plan's players are layers, or as many units of each (halves), one layer's after the other's.
+    """
+    runs = np.flatnonzero(plan.step_player >= 0)
+    layers = plan.step_player[runs].astype(np.int64) * n_layers // plan.n_players
+    begins = np.append(np.ones(min(len(layers), 1), dtype=np.bool_), layers[1:] != layers[:-1])
+    new = np.zeros(plan.n_steps, dtype=np.int64)
+    new[runs[begins]] = 1
+    return layers[begins], np.maximum(np.cumsum(new) - 1, 0)
+
+
 def _next(events: npt.NDArray[np.int64], after: npt.NDArray[np.int64], n_steps: int) -> npt.NDArray[np.float64]:
     """The step of the first event (slot · n_steps + step, sorted) in the same slot after each of `after`."""
     padded = np.append(events, np.iinfo(np.int64).max)

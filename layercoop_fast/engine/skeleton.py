@@ -14,11 +14,12 @@ anew for every batch shape, never repeated by guess, since some families make th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from layercoop_fast.engine.calls import (
@@ -29,6 +30,7 @@ from layercoop_fast.engine.calls import (
     refuse_caches,
     replaced_forward,
 )
+from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.engine.structure import find_blocks
 from layercoop_fast.errors import RunError
 
@@ -41,12 +43,16 @@ class Skeleton:
     Args:
         model: a `PreTrainedModel` with a language-model head; it is put in evaluation mode and is otherwise unchanged.
         blocks: dotted path of the block list, where it is not found by itself.
+        streamed: the matrices of the blocks, where those are read when a block is used.
 
     Raises `RequestError` when the model cannot be seen so (see `find_blocks` and `learn_convention`).
     """
 
-    def __init__(self, model: PreTrainedModel, blocks: str | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, blocks: str | None = None, streamed: StreamedBlocks | None = None
+    ) -> None:
         self.model = model.eval()
+        self.streamed = streamed
         found = find_blocks(model, blocks)
         self.blocks_path = found.path
         self.blocks = found.blocks
@@ -55,7 +61,7 @@ class Skeleton:
         )
         # A probe of all-equal tokens would make unlike tensors equal by chance; the first few words do not.
         ids += torch.arange(ids.shape[1], device=self.device) % self.vocab_size
-        with torch.inference_mode():
+        with torch.inference_mode(), self._whole():
             self.convention: Convention = learn_convention(self.blocks, lambda: self._forward(ids))
 
     @property
@@ -92,6 +98,35 @@ class Skeleton:
         `arguments` are passed on to the model's forward: positions and a mask of another arrangement than plain text.
         """
         return Context(self, ids, arguments)
+
+    def block(self, layer: int) -> nn.Module:
+        """Block `layer` with its weights; where blocks are streamed, until the next one is asked for."""
+        if self.streamed is not None:
+            self.streamed.use(layer)
+        return self.blocks[layer]
+
+    def expect(self, layers: Iterable[int]) -> None:
+        """Say which blocks will be asked for next, so that streamed ones are read ahead."""
+        if self.streamed is not None:
+            self.streamed.expect(layers)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Within the block the model's own forward pass finds every block's weights."""
+
+        def before(layer: int) -> Callable[..., None]:
+            def read(*_: Any) -> None:
+                self.block(layer)
+
+            return read
+
+        handles = [block.register_forward_pre_hook(before(layer)) for layer, block in enumerate(self.blocks)]
+        self.expect(range(len(self.blocks)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _forward(self, ids: Tensor, **arguments: Tensor) -> Tensor:
         """The model's own forward pass without a cache: logits [B, T, V]."""
@@ -136,7 +171,7 @@ class Context:
         """Block `layer` on `hidden` [B, T, H] → [B, T, H]."""
         convention = self.skeleton.convention
         call = self._calls[layer].with_hidden(convention.takes, hidden)
-        return convention.unwrap(self.skeleton.blocks[layer](*call.args, **call.kwargs))
+        return convention.unwrap(self.skeleton.block(layer)(*call.args, **call.kwargs))
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

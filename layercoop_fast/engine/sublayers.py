@@ -47,6 +47,7 @@ class Sublayers:
         tokens = min(_PROBE_TOKENS, skeleton.max_tokens or _PROBE_TOKENS)
         ids = torch.arange(2 * tokens, device=skeleton.device).view(2, tokens) % skeleton.vocab_size
         context = skeleton.context(ids)
+        skeleton.expect(range(skeleton.n_layers))
         self.halves: list[Halves] = []
         # How many entries the tuple has that a child returns; children that return the bare tensor are not in here.
         self._tuples: dict[nn.Module, int] = {}
@@ -75,7 +76,7 @@ class Sublayers:
         single map does it (a mixture of experts has many).
         """
         layer, part = divmod(unit, 2)
-        block, halves = self.skeleton.blocks[layer], self.halves[layer]
+        block, halves = self.skeleton.block(layer), self.halves[layer]
         half = halves.attn if part == 0 else halves.mlp
         tokens = min(_PROBE_TOKENS, self.skeleton.max_tokens or _PROBE_TOKENS)
         context = self.skeleton.context(torch.arange(tokens, device=self.skeleton.device).view(1, tokens))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from layercoop_fast.engine.fast_block import FastBlock, Half, Workspace
 from layercoop_fast.engine.fast_blocks import fast_block
-from layercoop_fast.engine.skeleton import Context
+from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import NATIVE_DTYPES
@@ -115,7 +115,17 @@ class FastUnits:
         half: Half | None = None
         if self.halves:
             half = "mlp" if second else "attn"
+        self.general.windows.skeleton.block(layer)  # its weights may have to be read first
         block.run(sources, targets, half, rows)
+
+
+def _stays_joined(skeleton: Skeleton, layer: int, fast: FastBlock) -> bool:
+    """Whether a streamed block's joint weights are joint wherever it is read to, and are all its own."""
+    if skeleton.streamed is None:
+        return True
+    skeleton.streamed.renew(layer)
+    matrices = {name for name, parameter in skeleton.blocks[layer].named_parameters() if parameter.dim() > 1}
+    return matrices == skeleton.streamed.within(layer) and fast.holds
 
 
 def make_units(
@@ -145,13 +155,15 @@ def make_units(
     context = windows.part(0, count)
     positions = None if windows.positions is None else windows.positions[:count]
     workspace = Workspace()
-    blocks = [
-        fast_block(block, context.call(layer), skeleton.convention, workspace, positions)
-        for layer, block in enumerate(skeleton.blocks)
-    ]
-    if windows.positions is not None:
-        for layer, fast in enumerate(blocks):
-            if fast is not None:  # checked on the first windows, it goes on to all of them
-                fast.extend(windows.context(1).call(layer), skeleton.convention, windows.positions)
-    blocks = [block if block is not None and block.holds else None for block in blocks]
+    skeleton.expect(range(skeleton.n_layers))
+    blocks = []
+    for layer in range(skeleton.n_layers):
+        fast = fast_block(skeleton.block(layer), context.call(layer), skeleton.convention, workspace, positions)
+        if fast is not None and windows.positions is not None:
+            # Checked on the first windows, it goes on to all of them.
+            fast.extend(windows.context(1).call(layer), skeleton.convention, windows.positions)
+        blocks.append(fast if fast is None or _stays_joined(skeleton, layer, fast) else None)
+    if skeleton.streamed is None:
+        # Asked at the end: a block that shares weights with a later one has lost them to it.
+        blocks = [block if block is not None and block.holds else None for block in blocks]
     return FastUnits(general, blocks, halves=halves) if any(blocks) else general

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layercoop_fast.engine.loading import quiet_transformers
+from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.config import INVERSE_LAYER_SCALE, layer_count, prune_config
+from layercoop_fast.export.streaming import save_weights
 from layercoop_fast.files import reason, written_whole
+
+T = TypeVar("T")
 
 _PLACES = frozenset({"layer_idx", "layer_id", "layer_number", "attention_layers"})
 """Attributes by which a block knows its place (GPT-Neo's list the kinds of all layers beside their own)."""
@@ -36,6 +40,7 @@ def export_checkpoint(
     zeroed: Mapping[int, Sequence[str]] | None = None,
     finish: Callable[[Path], Mapping[str, bytes | str]] | None = None,
     max_shard_size: int | str = "5GB",
+    streamed: StreamedBlocks | None = None,
 ) -> None:
     """Write the folder `out`: the model with only the blocks `kept`, for plain `AutoModelForCausalLM.from_pretrained`.
 
@@ -54,13 +59,23 @@ def export_checkpoint(
         finish: called with the temporary folder once it can be loaded from, for instance to measure what was made;
             the files it returns by plain name (`str` becomes UTF-8) are added.
         max_shard_size: the size in bytes above which weights are split over several files.
+        streamed: the matrices of the blocks, where `model` has them read from files; then one tensor after another is
+            written, and no more than two blocks are in memory.
 
     Raises `RequestError` when `out` exists or cannot be a folder, or `kept` is malformed or has no plain config;
     `RunError` when the pruned model would not be the same computation or cannot be written. What `finish` raises passes
     through. Whatever the failure, nothing is left behind.
     """
     with written_whole(out, folder=True, force=force) as folder:
-        _save(pruned_model(model, kept, blocks_path, zeroed), model, tokenizer, folder, max_shard_size)
+        if streamed is not None:
+            streamed.release()
+        pruned = pruned_model(model, kept, blocks_path, zeroed)
+        if streamed is None:
+            _save(pruned, model, tokenizer, folder, max_shard_size)
+        else:
+            _save(pruned, model, tokenizer, folder, max_shard_size, weights=False)
+            value = _streamed_values(pruned, model, kept, blocks_path, zeroed or {}, streamed)
+            save_weights(folder, pruned.state_dict(), value, max_shard_size)
         for name, content in (finish(folder) if finish else {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -71,11 +86,13 @@ def _save(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     max_shard_size: int | str,
+    *,
+    weights: bool = True,
 ) -> None:
-    """Write everything that `from_pretrained` looks for."""
+    """Write everything that `from_pretrained` looks for; without `weights` in a file that holds none."""
     try:
         with quiet_transformers():
-            pruned.save_pretrained(folder, max_shard_size=max_shard_size)
+            pruned.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=None if weights else {})
         if model.can_generate():
             # As it came, even where today's transformers would call it invalid and refuse to save it.
             model.generation_config.to_json_file(folder / "generation_config.json")
@@ -93,14 +110,14 @@ def pruned_model(
 ) -> PreTrainedModel:
     """Return a model of the blocks `kept` that shares the tensors of `model`, to be saved and not to be run.
 
-    Buffers that a checkpoint does not hold (rotary frequencies, ...) stay on the meta device. Raises as
-    `export_checkpoint` does.
+    Buffers that a checkpoint does not hold (rotary frequencies, ...) stay on the meta device, and so do matrices that
+    `model` has streamed. Raises as `export_checkpoint` does.
     """
     blocks = _blocks(model, blocks_path)
     if len(blocks) != layer_count(model.config):
         raise RunError(f"the config counts {layer_count(model.config)} layers, but {blocks_path} holds {len(blocks)}")
     config = prune_config(model.config, kept)
-    folded = bool(getattr(model.config.get_text_config(decoder=True), INVERSE_LAYER_SCALE, False))
+    folded = _is_folded(model)
     changing = _PLACES | {INVERSE_LAYER_SCALE, "scaling"} if folded else _PLACES  # GPT-2's `scaling` holds the factor
     with torch.device("meta"):
         pruned = type(model)(config).eval()
@@ -124,6 +141,43 @@ def pruned_model(
     return pruned
 
 
+def _is_folded(model: PreTrainedModel) -> bool:
+    """Whether the scores of the original's blocks are scaled by their number, which weights take over (GPT-2)."""
+    return bool(getattr(model.config.get_text_config(decoder=True), INVERSE_LAYER_SCALE, False))
+
+
+def _streamed_values(
+    pruned: PreTrainedModel,
+    model: PreTrainedModel,
+    kept: Sequence[int],
+    blocks_path: str,
+    zeroed: Mapping[int, Sequence[str]],
+    streamed: StreamedBlocks,
+) -> Callable[[str], Tensor]:
+    """The tensor of each name of the pruned model, read when it is asked for where it is streamed."""
+    resident: dict[str, Tensor] = pruned.state_dict()
+    prefix = f"{blocks_path}."
+    original = _renumbered({name: name for name in model.state_dict()}, kept, prefix)
+    number = dict(enumerate(kept))
+    zeros = {f"{prefix}{list(kept).index(old)}.{name}" for old, names in zeroed.items() for name in names}
+
+    def value(name: str) -> Tensor:
+        if not resident[name].is_meta:
+            return resident[name]  # zeroed and folded already
+        tensor = streamed.tensor(original[name])
+        assert tensor is not None
+        if name in zeros:
+            return torch.zeros_like(tensor)
+        if _is_folded(model):
+            new = int(name[len(prefix) :].split(".", 1)[0])
+            tensors = {name: tensor}
+            _fold_inverse_layer_scale(tensors, [number[new]], prefix, first=new)
+            return tensors[name]
+        return tensor
+
+    return value
+
+
 def _blocks(model: PreTrainedModel, blocks_path: str) -> nn.ModuleList:
     try:
         blocks = model.get_submodule(blocks_path)
@@ -134,8 +188,8 @@ def _blocks(model: PreTrainedModel, blocks_path: str) -> nn.ModuleList:
     return blocks
 
 
-def _renumbered(tensors: Mapping[str, Tensor], kept: Sequence[int], prefix: str) -> dict[str, Tensor]:
-    """The tensors of the kept blocks under their new numbers, and all that are outside the blocks."""
+def _renumbered(tensors: Mapping[str, T], kept: Sequence[int], prefix: str) -> dict[str, T]:
+    """The tensors of the kept blocks (or what stands for them) under their new numbers, and all outside the blocks."""
     new_of = {old: new for new, old in enumerate(kept)}
     renumbered = {}
     for name, tensor in tensors.items():
@@ -148,15 +202,19 @@ def _renumbered(tensors: Mapping[str, Tensor], kept: Sequence[int], prefix: str)
     return renumbered
 
 
-def _fold_inverse_layer_scale(tensors: dict[str, Tensor], kept: Sequence[int], prefix: str) -> None:
+def _fold_inverse_layer_scale(tensors: dict[str, Tensor], kept: Sequence[int], prefix: str, first: int = 0) -> None:
     """Divide each block's query columns by its original number + 1, in place of the scores (GPT-2).
+
+    The blocks `kept` are those numbered from `first` on in `tensors`; names that are not there are passed over.
 
     Exact where that number is a power of two, elsewhere to within one rounding of the query weights. `tensors` gets new
     tensors (weight [H, 3H], bias [3H], queries first); the original's are left alone.
     """
-    for new, old in enumerate(kept):
+    for new, old in enumerate(kept, first):
         for kind in ("weight", "bias"):
             name = f"{prefix}{new}.attn.c_attn.{kind}"
+            if name not in tensors:
+                continue
             folded = tensors[name].clone()
             folded[..., : folded.shape[-1] // 3] /= old + 1
             tensors[name] = folded

@@ -83,6 +83,8 @@ def load_calibration(
     if skeleton.max_tokens is not None and tokens > skeleton.max_tokens:
         raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
     if spec == "self":
+        if skeleton.streamed is not None:
+            raise RequestError("'self' would read all weights once a token with --offload: give a text, or 'builtin'")
         ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
     else:
         ids = cut_windows(read_text(spec), require_tokenizer(tokenizer), windows, tokens, spec)

@@ -32,6 +32,7 @@ def residual_stream(game: ModelGame) -> Iterator[Tensor]:
     need not fit into memory together.
     """
     context = game.windows.context(1)
+    game.skeleton.expect(range(game.skeleton.n_layers))
     hidden = context.embedding
     yield hidden[: game.windows.n_windows]
     for unit in range(game.players.n_units):

@@ -113,7 +113,7 @@ class ModelGame:
     ) -> None:
         self.checkpoint = checkpoint
         self.calibration = calibration
-        self.skeleton = skeleton or Skeleton(checkpoint.model)
+        self.skeleton = skeleton or Skeleton(checkpoint.model, streamed=checkpoint.streamed)
         self.utility = get_utility(utility)
         self.players = make_players(players, self.skeleton)
         packs = check_choices(calibration, self.utility, score_every)
@@ -165,6 +165,7 @@ class ModelGame:
         store: str | Path | None = None,
         workers: int | str | None = None,
         tolerant: bool = False,
+        offload: bool = False,
         on_progress: Progress | None = None,
     ) -> ModelGame:
         """Open a checkpoint and cut its calibration windows; see the class, `open_checkpoint` and `load_calibration`.
@@ -182,13 +183,17 @@ class ModelGame:
             check_store(Path(store))
         hired = None
         if workers is not None:
+            if offload:
+                raise RequestError("--offload reads blocks for one process: leave it out, or --workers")
             opening = opening_of(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, blocks=blocks)
             hired = hire(workers, opening, device=device, tolerant=tolerant)
             device = "cpu"
         elif tolerant:
             raise RequestError("--tolerant is about workers on unlike machines: it belongs to --workers")
-        checkpoint = open_checkpoint(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        skeleton = Skeleton(checkpoint.model, blocks)
+        checkpoint = open_checkpoint(
+            path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, offload=offload, blocks=blocks
+        )
+        skeleton = Skeleton(checkpoint.model, blocks, checkpoint.streamed)
         text = load_for(
             get_utility(utility),
             calibration,
@@ -224,6 +229,11 @@ class ModelGame:
     def n_known(self) -> int:
         """Masks that were measured, or found in the store when they were asked for."""
         return len(self._known)
+
+    @property
+    def weights_read(self) -> int:
+        """Bytes of weights read from files so far because the blocks are streamed; 0 where they are in memory."""
+        return 0 if self.skeleton.streamed is None else self.skeleton.streamed.bytes_read
 
     def close(self) -> None:
         """Close the store and end the workers, where there are some.
@@ -322,7 +332,7 @@ class ModelGame:
         # No `cached_property`: up to Python 3.11 that locks the property of all games while workers are waited for.
         if self._fingerprints is None:
             game = {
-                "model": fingerprint(self.checkpoint.model),
+                "model": fingerprint(self.checkpoint.model, self.skeleton.streamed),
                 "calibration": self.calibration.fingerprint,
                 "utility": self.utility.name,
                 "score_every": self.windows.score_every,
@@ -436,10 +446,13 @@ class ModelGame:
         """How many states a plan may hold, and how many rows a call may have.
 
         With a store chunks are kept short, since a kill costs the chunk in flight: most masks of one are scored at its
-        end. So many states are enough to compute nothing twice.
+        end. So many states are enough to compute nothing twice. Where blocks are streamed a chunk is as wide as memory
+        allows: its masks share what is read.
         """
         states, max_rows = split_memory(self.windows, self.units, self.memory_budget())
-        return (states if self._known.store is None else min(states, STATES_WITH_STORE)), max_rows
+        if self._known.store is not None and self.skeleton.streamed is None:
+            states = min(states, STATES_WITH_STORE)
+        return states, max_rows
 
     def memory_budget(self) -> int:
         """Bytes for stored states and the activations of one call: as asked, or a quarter of what is free now."""

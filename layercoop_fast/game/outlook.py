@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from layercoop_fast.engine.plan import Plan, build_plan
-from layercoop_fast.game.protocol import Masks, check_masks
+from layercoop_fast.engine.plan import Plan, build_plan, layer_visits
+from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.game.remote import open_workers, tasks_for
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ class Outlook:
         gflop: of those and of a head a mask (see `engine/flops.py`).
         state_bytes: memory for stored states.
         weight_bytes: of the model; workers may each have a copy.
-        seconds: by a short pilot of units on one state each; wider batches are mostly faster.
+        seconds: by a short pilot of units on one state each; wider batches are mostly faster. A streamed block is
+            taken to be read, at the rate seen last, while the one before it is at work.
+        states: stored at once, at most: so many masks share what is read of a block.
+        read_bytes: of weights to be read from files; 0 where the blocks are in memory.
+        read_seconds: that reading alone.
     """
 
     masks: int
@@ -45,6 +49,9 @@ class Outlook:
     state_bytes: int
     weight_bytes: int
     seconds: float
+    states: int
+    read_bytes: int
+    read_seconds: float
 
 
 def outlook(game: ModelGame, masks: Masks) -> Outlook:
@@ -70,6 +77,12 @@ def outlook(game: ModelGame, masks: Masks) -> Outlook:
     unit_flops, head_flops = game.flops
     by_unit = sum((evaluations_by_unit(plan) for plan in plans), np.zeros(game.players.n_units))
     scheduled = sum(plan.scheduled for plan in plans)
+    read_bytes, read_seconds = 0, 0.0
+    seconds = (scheduled * unit_seconds + len(unknown) * head_seconds) / n_workers
+    if game.workers is None:
+        read_bytes, reading, computing = _by_visit(game, plans[0], unit_seconds, head_seconds)
+        read_seconds = float(reading.sum())
+        seconds = float(np.maximum(np.append(reading, 0.0), np.append(0.0, computing)).sum())
     return Outlook(
         masks=len(masks),
         known=n_distinct - len(unknown),
@@ -80,7 +93,10 @@ def outlook(game: ModelGame, masks: Masks) -> Outlook:
         gflop=(float(by_unit @ unit_flops) + len(unknown) * head_flops) / 1e9,
         state_bytes=n_workers * max((plan.peak_states for plan in plans), default=0) * game.windows.state_bytes,
         weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        seconds=(scheduled * unit_seconds + len(unknown) * head_seconds) / n_workers,
+        seconds=seconds,
+        states=max((plan.peak_states for plan in plans), default=0),
+        read_bytes=read_bytes,
+        read_seconds=read_seconds,
     )
 
 
@@ -92,15 +108,35 @@ def evaluations_by_unit(plan: Plan) -> np.ndarray[tuple[int, ...], np.dtype[np.f
     return counts
 
 
+def _by_visit(game: ModelGame, plan: Plan, unit: float, head: float) -> tuple[int, Floats, Floats]:
+    """Bytes of streamed blocks that a plan reads, and of each visit to a layer the seconds of reading and of computing.
+
+    `unit` and `head` are the seconds of one evaluation each.
+    """
+    layers, visit = layer_visits(plan, game.skeleton.n_layers)
+    operations = np.where(plan.step_player >= 0, np.diff(plan.op_offsets), 0)
+    work = operations * unit + np.diff(plan.emit_offsets) * head
+    computing: Floats = np.bincount(visit, weights=work, minlength=len(layers)).astype(np.float64)
+    streamed = game.skeleton.streamed
+    if streamed is None:
+        return 0, np.zeros(len(computing)), computing
+    sizes = np.zeros(len(computing))
+    sizes[: len(layers)] = [streamed.bytes_of(int(layer)) for layer in layers]
+    return int(sizes.sum()), sizes / streamed.bytes_a_second, computing
+
+
 def time_pilot(game: ModelGame) -> tuple[float, float]:
     """Seconds of a unit on one state (mean over those that were run), and of scoring one."""
     with torch.inference_mode():
         state = game.windows.context(1).embedding[: game.windows.n_windows].clone()
+        game.skeleton.expect(range(game.skeleton.n_layers))
         game.units.run(0, [state], [state])  # the first call of anything is slow
         seconds: list[float] = []
+        started = time.perf_counter()
         while len(seconds) < min(2, game.players.n_units) or (
-            sum(seconds) < PILOT_SECONDS and len(seconds) < game.players.n_units
+            time.perf_counter() - started < PILOT_SECONDS and len(seconds) < game.players.n_units
         ):
+            game.skeleton.block(game.players.layer(len(seconds)))  # what is read for it is not the unit's own time
             began = time.perf_counter()
             game.units.run(len(seconds), [state], [state])
             seconds.append(time.perf_counter() - began)

@@ -62,6 +62,10 @@ class Players:
         """The name of a unit, by the numbers of the original model."""
         return unit if self.sublayers is None else f"{unit // 2}.{PARTS[unit % 2]}"
 
+    def layer(self, unit: int) -> int:
+        """The layer that a unit is, or is half of."""
+        return unit if self.sublayers is None else unit // 2
+
     def layer_mask(self, mask: Masks) -> Masks:
         """The layers of which anything is kept under a mask over players: bool [n] → bool [L]."""
         units = self.unit_masks(mask[None])[0]

@@ -115,12 +115,17 @@ def show_outlook(ahead: Outlook, console: Console | None = None) -> None:
     """What an evaluation will take, in a few lines before it begins."""
     console = console or Console()
     known = f", {ahead.known:,} of them known already" if ahead.known else ""
-    lines = (
+    lines: tuple[str, ...] = (
         f"{ahead.unique + ahead.known:,} distinct masks{known}: {ahead.layer_evals:,} layer evaluations instead of "
         f"{ahead.skip:,} without sharing and {ahead.naive:,} with every layer; {ahead.gflop:,.0f} GFLOP",
         f"{ahead.state_bytes / 2**20:,.0f} MiB for stored states beside {ahead.weight_bytes / 2**20:,.0f} MiB of "
         f"weights; about {ahead.seconds:,.0f} s, by a short pilot",
     )
+    if ahead.read_bytes:
+        lines += (
+            f"{ahead.read_bytes / 2**30:,.2f} GiB of weights to be read from files, {ahead.states:,} states at a time "
+            f"sharing what is read: {ahead.read_seconds:,.0f} s of reading if nothing were computed beside it",
+        )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -1,0 +1,213 @@
+"""Opening a model that need not fit into memory: all but the matrices of its blocks is loaded, those are streamed.
+
+The model is made from its config with parameters that have no memory (buffers, such as rotary frequencies, are real).
+What stands outside the blocks, what is a vector and what blocks share is then read, once. A matrix must stand in the
+files under its own name, perhaps without or with the prefix of the base model: names are not translated any further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from layercoop_fast.engine.streamed import Matrix, StreamedBlocks
+from layercoop_fast.engine.structure import find_blocks
+from layercoop_fast.engine.weight_files import StoredTensor, WeightFiles
+from layercoop_fast.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Offloaded:
+    """A model, its streamed blocks, and the names in its files that it has no use for."""
+
+    model: PreTrainedModel
+    blocks: StreamedBlocks
+    unexpected: frozenset[str]
+
+
+@dataclass
+class _Shared:
+    """A parameter, where it stands, and under which names."""
+
+    parameter: nn.Parameter
+    names: list[str]
+    places: list[tuple[nn.Module, str]]
+
+
+def open_offloaded(
+    name: str,
+    config: PretrainedConfig,
+    dtype: str | torch.dtype,
+    *,
+    mark: Callable[[str, Tensor], bytes],
+    blocks: str | None = None,
+    trust_remote_code: bool = False,
+) -> Offloaded:
+    """Make the model of a checkpoint folder without loading its blocks.
+
+    Args:
+        name: the folder.
+        config: of the checkpoint.
+        dtype: "auto" or what all weights are converted to while they are read.
+        mark: as `StreamedBlocks` takes it.
+        blocks: dotted path of the block list, where it is not found by itself.
+
+    Raises `RequestError` in one line for files that are missing, damaged or do not hold what the config calls for.
+    """
+    if not Path(name).is_dir():
+        raise RequestError(
+            f"{name} is no folder: with --offload weights are read from a checkpoint folder on this machine"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise RequestError(f"{name} is quantised: --offload reads plain weights only")
+    files = WeightFiles(Path(name))
+    config.name_or_path = name
+    with _parameters_without_memory():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=_dtype(config, files, dtype), trust_remote_code=trust_remote_code
+        ).eval()
+    _refuse_mixed_precision(name, model)
+    if model.can_generate():
+        model.generation_config = _generation_config(name)
+    listed = find_blocks(model, blocks)
+    used: set[str] = set()
+    missing: list[str] = []
+    streamed: list[list[Matrix]] = [[] for _ in listed.blocks]
+    for shared in _parameters(model):
+        stored = list(dict.fromkeys(found for given in shared.names if (found := _find(files, model, given))))
+        used |= set(stored)
+        if not stored:
+            missing.append(shared.names[0])
+            continue
+        place = files.tensors[stored[0]]
+        if place.shape != tuple(shared.parameter.shape):
+            raise RequestError(f"{name}: its weights do not have the shapes that its config calls for")
+        layer = _layer_of(shared, listed.path)
+        if layer is not None and shared.parameter.dim() > 1:
+            streamed[layer].append(_matrix(shared, f"{listed.path}.{layer}.", place))
+        else:
+            _load(files, shared, stored)
+    for given, buffer in model.named_buffers():
+        if given in model.state_dict():
+            place_name = _find(files, model, given)
+            if place_name is None:
+                missing.append(given)
+            else:
+                used.add(place_name)
+                files.read(files.tensors[place_name], buffer)
+    unexpected = frozenset(files.tensors.keys() - used)
+    if missing:
+        raise RequestError(_why_missing(name, missing, unexpected))
+    return Offloaded(model, StreamedBlocks(files, streamed, mark), unexpected)
+
+
+@contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Within the block, parameters that modules are given are moved to the meta device; buffers are left alone."""
+    register = nn.Module.register_parameter
+
+    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = without_memory  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _dtype(config: PretrainedConfig, files: WeightFiles, dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype asked for; of "auto" the config's, or else the first that is found in the files."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    stated = getattr(config, "dtype", None)
+    if isinstance(stated, str):
+        stated = getattr(torch, stated)
+    if isinstance(stated, torch.dtype):
+        return stated
+    floating = (tensor.dtype for tensor in files.tensors.values() if tensor.dtype.is_floating_point)
+    return next(floating, torch.float32)
+
+
+def _refuse_mixed_precision(name: str, model: PreTrainedModel) -> None:
+    """Some families keep a few of their modules in fp32 when the rest is not, by rules of transformers' loader."""
+    strict = bool(getattr(model, "_keep_in_fp32_modules_strict", None)) and model.dtype != torch.float32
+    if strict or (getattr(model, "_keep_in_fp32_modules", None) and model.dtype == torch.float16):
+        raise RequestError(f"{name} keeps some of its weights in fp32, which --offload cannot: use --dtype float32")
+
+
+def _generation_config(name: str) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:
+        return GenerationConfig.from_pretrained(name, config_file_name="config.json", _from_model_config=True)
+
+
+def _parameters(model: nn.Module) -> list[_Shared]:
+    """All parameters, each once, with all of their names and places."""
+    found: dict[int, _Shared] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            shared = found.setdefault(id(parameter), _Shared(parameter, [], []))
+            shared.names.append(f"{prefix}.{key}" if prefix else key)
+            shared.places.append((module, key))
+    return list(found.values())
+
+
+def _find(files: WeightFiles, model: PreTrainedModel, name: str) -> str | None:
+    """A parameter's name in the files: its own, or that with the prefix of the base model taken away or put before."""
+    prefix = f"{model.base_model_prefix}."
+    for candidate in (name, name.removeprefix(prefix), prefix + name):
+        if candidate in files.tensors:
+            return candidate
+    return None
+
+
+def _layer_of(shared: _Shared, path: str) -> int | None:
+    """The only block that a parameter belongs to; None where it stands outside, or in several."""
+    layers = {
+        int(name[len(path) + 1 :].split(".", 1)[0]) if name.startswith(f"{path}.") else None for name in shared.names
+    }
+    return layers.pop() if len(layers) == len(shared.names) == 1 else None
+
+
+def _matrix(shared: _Shared, prefix: str, place: StoredTensor) -> Matrix:
+    (name,), ((owner, key),) = shared.names, shared.places
+    return Matrix(name, name.removeprefix(prefix), owner, key, shared.parameter, place)
+
+
+def _load(files: WeightFiles, shared: _Shared, stored: Sequence[str]) -> None:
+    """Read a parameter, under one of its names in the files, and put it wherever it stands."""
+    first, *others = stored
+    read = torch.empty(shared.parameter.shape, dtype=shared.parameter.dtype)
+    files.read(files.tensors[first], read)
+    for other in others:
+        again = torch.empty_like(read)
+        if files.tensors[other].shape == tuple(read.shape):
+            files.read(files.tensors[other], again)
+        if files.tensors[other].shape != tuple(read.shape) or not torch.equal(read, again):
+            raise RequestError(
+                f"{files.folder} holds {first} and {other}, which differ, and its config ties them: correct the config "
+                "(tie_word_embeddings, as a rule)"
+            )
+    loaded = nn.Parameter(read, requires_grad=False)
+    for module, key in shared.places:
+        module._parameters[key] = loaded
+
+
+def _why_missing(name: str, missing: list[str], unexpected: frozenset[str]) -> str:
+    here = [given for given in unexpected if given.split(".")[-1] == missing[0].split(".")[-1]] or sorted(unexpected)
+    if len(unexpected) >= len(missing):
+        return (
+            f"{name} keeps its weights under other names than its modules ({min(here)}, no {missing[0]}), which are "
+            "translated when it is loaded whole: --offload cannot read them"
+        )
+    return f"{name} lacks {len(missing)} weights its config calls for ({missing[0]}, ...): not whole"

@@ -1,0 +1,64 @@
+"""Safetensors files written tensor by tensor, for a model that is never in memory as a whole.
+
+What comes out are the files that `save_pretrained` would write: the same names, shards and index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor
+
+from layercoop_fast.engine.weight_files import DTYPES, INDEX, WEIGHTS
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def save_weights(
+    folder: Path, tensors: Mapping[str, Tensor], value: Callable[[str], Tensor], max_shard_size: int | str
+) -> None:
+    """Write the weights of a model into `folder`.
+
+    Args:
+        folder: one that holds no shards.
+        tensors: name, shape and dtype of each; those that are not on the meta device show which share memory, and of
+            such the first is written.
+        value: the tensor of a name, valid until it is called again; names are asked for in the order of their files.
+        max_shard_size: as `export_checkpoint` takes it.
+    """
+    distinct: dict[object, str] = {}
+    for name, tensor in tensors.items():
+        distinct.setdefault(name if tensor.is_meta else (tensor.data_ptr(), tuple(tensor.shape)), name)
+    kept = {name: tensors[name] for name in distinct.values()}
+    pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
+    split = split_torch_state_dict_into_shards(kept, filename_pattern=pattern, max_shard_size=max_shard_size)
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    for file, names in split.filename_to_tensors.items():
+        _write(folder / file, kept, names, value)
+    if split.is_sharded:
+        metadata = {"total_parameters": sum(tensor.numel() for tensor in kept.values()), **split.metadata}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor], names: Sequence[str], value: Callable[[str], Tensor]) -> None:
+    # Wide numbers first, so that all are aligned; then by name, so that a block's tensors stand together.
+    order = sorted(names, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = value(name).detach().contiguous()
+            out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
