@@ -116,7 +116,10 @@ def prune(
     tolerant: Tolerant = False,
     offload: Offload = False,
     measure_cost: Annotated[
-        bool, typer.Option("--cost/--no-cost", help="Measure memory and speed of both models at the end.")
+        bool,
+        typer.Option(
+            "--cost/--no-cost", help="Measure memory and speed of both models at the end; never with --offload."
+        ),
     ] = True,
     force: Force = False,
     as_json: AsJson = False,

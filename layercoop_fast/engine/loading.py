@@ -25,9 +25,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from layercoop_fast.engine.offload import open_offloaded
+from layercoop_fast.engine.offload import Offloaded, open_offloaded
 from layercoop_fast.engine.streamed import StreamedBlocks
-from layercoop_fast.errors import RequestError
+from layercoop_fast.errors import LayercoopError, RequestError
 from layercoop_fast.files import reason
 
 DTYPES: dict[str, str | torch.dtype] = {
@@ -45,7 +45,7 @@ _NUMBERED = re.compile(r".*?\.\d+\.")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Elements that are summed at once: torch copies what it sums to 64 bits first.
-_SUMMED = 2**20
+_SUMMED = 2**18
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ def open_checkpoint(
     _check_folder(name)
     if offload and target.type != "cpu":
         raise RequestError(f"--offload reads blocks for the CPU, not for {device}: leave one of the two out")
+    if offload and not Path(name).is_dir():
+        raise RequestError(f"{name} is no folder: with --offload weights are read from a checkpoint folder")
     with quiet_transformers():
         config = _causal_config(name, trust_remote_code)
         if offload:
-            opened = open_offloaded(
-                name, config, wanted, mark=_mark, blocks=blocks, trust_remote_code=trust_remote_code
-            )
+            opened = _open_offloaded(name, config, wanted, blocks, trust_remote_code)
             _refuse_blocks_beyond(name, opened.unexpected, opened.model)
             return Checkpoint(opened.model, _load_tokenizer(name, trust_remote_code), name, opened.blocks)
         model = _load(name, wanted, trust_remote_code)
@@ -132,6 +132,23 @@ def _causal_config(name: str, trust_remote_code: bool) -> PretrainedConfig:
             "a checkpoint with a language-model head is needed"
         )
     return config
+
+
+def _open_offloaded(
+    name: str, config: PretrainedConfig, dtype: str | torch.dtype, blocks: str | None, trust_remote_code: bool
+) -> Offloaded:
+    """The model without its blocks' matrices."""
+    try:
+        return open_offloaded(name, config, dtype, mark=_mark, blocks=blocks, trust_remote_code=trust_remote_code)
+    except LayercoopError:
+        raise  # says what is wrong already
+    except (OSError, ValueError, RuntimeError) as error:
+        if "allocate memory" in str(error):
+            raise RequestError(
+                f"{name} needs more memory than there is, even with --offload: what stands outside the blocks (the "
+                "embedding, the head) and two blocks must fit"
+            ) from error
+        raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
 
 
 def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:

@@ -60,10 +60,6 @@ def open_offloaded(
 
     Raises `RequestError` in one line for files that are missing, damaged or do not hold what the config calls for.
     """
-    if not Path(name).is_dir():
-        raise RequestError(
-            f"{name} is no folder: with --offload weights are read from a checkpoint folder on this machine"
-        )
     if getattr(config, "quantization_config", None) is not None:
         raise RequestError(f"{name} is quantised: --offload reads plain weights only")
     files = WeightFiles(Path(name))
@@ -85,22 +81,19 @@ def open_offloaded(
         if not stored:
             missing.append(shared.names[0])
             continue
-        place = files.tensors[stored[0]]
-        if place.shape != tuple(shared.parameter.shape):
-            raise RequestError(f"{name}: its weights do not have the shapes that its config calls for")
+        place = _fitting(files, stored[0], shared.parameter)
         layer = _layer_of(shared, listed.path)
         if layer is not None and shared.parameter.dim() > 1:
             streamed[layer].append(_matrix(shared, f"{listed.path}.{layer}.", place))
         else:
             _load(files, shared, stored)
-    for given, buffer in model.named_buffers():
-        if given in model.state_dict():
-            place_name = _find(files, model, given)
-            if place_name is None:
-                missing.append(given)
-            else:
-                used.add(place_name)
-                files.read(files.tensors[place_name], buffer)
+    for given in model.state_dict().keys() & dict(model.named_buffers()).keys():
+        if there := _find(files, model, given):
+            used.add(there)
+            buffer = model.get_buffer(given)
+            files.read(_fitting(files, there, buffer), buffer)
+        else:
+            missing.append(given)
     unexpected = frozenset(files.tensors.keys() - used)
     if missing:
         raise RequestError(_why_missing(name, missing, unexpected))
@@ -169,6 +162,13 @@ def _find(files: WeightFiles, model: PreTrainedModel, name: str) -> str | None:
         if candidate in files.tensors:
             return candidate
     return None
+
+
+def _fitting(files: WeightFiles, name: str, tensor: Tensor) -> StoredTensor:
+    """Where a tensor of that name stands, if it has the shape of `tensor`."""
+    if files.tensors[name].shape != tuple(tensor.shape):
+        raise RequestError(f"{files.folder}: its weights do not have the shapes that its config calls for")
+    return files.tensors[name]
 
 
 def _layer_of(shared: _Shared, path: str) -> int | None:

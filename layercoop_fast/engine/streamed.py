@@ -86,11 +86,6 @@ class StreamedBlocks:
         self._timed: deque[tuple[int, float]] = deque(maxlen=len(self._blocks))
 
     @property
-    def memory_bytes(self) -> int:
-        """Bytes of the memory that is filled in turn."""
-        return sum(slot.memory.numel() for slot in self._slots)
-
-    @property
     def bytes_a_second(self) -> float:
         """How fast the last blocks, as many as there are, were read; infinite before anything was."""
         seconds = sum(took for _, took in self._timed)
@@ -155,8 +150,7 @@ class StreamedBlocks:
 
     def marks(self) -> dict[str, bytes]:
         """By name, what identifies each matrix in the model's fingerprint; blocks never used so far are read for it."""
-        missing = [layer for name, layer in self._home.items() if name not in self._marks]
-        missing = list(dict.fromkeys(missing))
+        missing = list(dict.fromkeys(layer for name, layer in self._home.items() if name not in self._marks))
         self.expect(missing)
         for layer in missing:
             self.use(layer)

@@ -75,7 +75,7 @@ def export_checkpoint(
         else:
             _save(pruned, model, tokenizer, folder, max_shard_size, weights=False)
             value = _streamed_values(pruned, model, kept, blocks_path, zeroed or {}, streamed)
-            save_weights(folder, pruned.state_dict(), value, max_shard_size)
+            save_weights(folder, pruned.state_dict(), value, max_shard_size, pruned.num_parameters())
         for name, content in (finish(folder) if finish else {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -20,7 +20,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def save_weights(
-    folder: Path, tensors: Mapping[str, Tensor], value: Callable[[str], Tensor], max_shard_size: int | str
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    value: Callable[[str], Tensor],
+    max_shard_size: int | str,
+    n_parameters: int,
 ) -> None:
     """Write the weights of a model into `folder`.
 
@@ -30,6 +34,7 @@ def save_weights(
             such the first is written.
         value: the tensor of a name, valid until it is called again; names are asked for in the order of their files.
         max_shard_size: as `export_checkpoint` takes it.
+        n_parameters: of the model, for the index of shards.
     """
     distinct: dict[object, str] = {}
     for name, tensor in tensors.items():
@@ -41,8 +46,10 @@ def save_weights(
     for file, names in split.filename_to_tensors.items():
         _write(folder / file, kept, names, value)
     if split.is_sharded:
-        metadata = {"total_parameters": sum(tensor.numel() for tensor in kept.values()), **split.metadata}
-        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        index = {
+            "metadata": {"total_parameters": n_parameters, **split.metadata},
+            "weight_map": split.tensor_to_filename,
+        }
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
