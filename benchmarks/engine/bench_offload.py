@@ -1,6 +1,6 @@
 """Masks of a model three times as large as the memory its process may have, against the same model in memory.
 
-    python benchmarks/engine/bench_offload.py [--layers 28] [--hidden 2048] [--in-flight 1 8 64]
+    python benchmarks/engine/bench_offload.py [--layers 28] [--hidden 2048] [--tokens 128] [--in-flight 1 8 64]
 
 Writes a random llama in bf16 into a temporary folder and removes it afterwards. Every run is a process of its own. The
 one that streams blocks may have a third of the file's size in all (RLIMIT_DATA: interpreter, libraries and stacks of
@@ -34,7 +34,7 @@ from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.spans import READING, Spans
 
-WINDOWS, TOKENS, VOCABULARY = 2, 128, 8192
+WINDOWS, VOCABULARY = 2, 8192
 TIMES_MEMORY = 3
 
 
@@ -42,13 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=128, help="a window, of which there are two")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--folder", type=Path, help="where the model is written; a temporary folder in it is removed")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        folder, limit, masks = arguments.child
-        child(Path(folder), int(limit), int(masks))
+        folder, *numbers = arguments.child
+        child(Path(folder), *map(int, numbers))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         folder = Path(place) / "model"
@@ -59,7 +60,7 @@ def main() -> None:
         print(f"{size / 1e9:.2f} GB of weights, limit {limit / 1e9:.2f} GB, the disk gives {rate / 1e9:.2f} GB/s cold")
         runs = []
         for masks in arguments.in_flight:
-            resident, streamed = run(folder, 0, masks), run(folder, limit, masks)
+            resident, streamed = (run(folder, most, masks, arguments.tokens) for most in (0, limit))
             assert resident.pop("nll") == streamed.pop("nll"), "worths differ"
             ratio = streamed["seconds"] / resident["seconds"]
             runs.append({"masks": masks, "resident": resident, "streamed": streamed, "ratio": round(ratio, 3)})
@@ -72,7 +73,7 @@ def main() -> None:
         "machine": machine(),
         "layers": arguments.layers,
         "hidden": arguments.hidden,
-        "tokens": WINDOWS * TOKENS,
+        "tokens": WINDOWS * arguments.tokens,
         "file_bytes": size,
         "limit_bytes": limit,
         "disk_bytes_a_second": round(rate),
@@ -90,7 +91,7 @@ def write_model(folder: Path, layers: int, hidden: int) -> None:
         num_attention_heads=hidden // 128,
         num_key_value_heads=hidden // 512,
         vocab_size=VOCABULARY,
-        max_position_embeddings=TOKENS,
+        max_position_embeddings=2048,
     )
     torch.manual_seed(0)
     LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size="1GB")
@@ -119,9 +120,9 @@ def disk_rate(folder: Path) -> float:
     return count / (time.perf_counter() - started)
 
 
-def run(folder: Path, limit: int, masks: int) -> dict[str, Any]:
+def run(folder: Path, limit: int, masks: int, tokens: int) -> dict[str, Any]:
     """One process's measurement; a limit of 0 is the resident run."""
-    command = [sys.executable, __file__, "--child", str(folder), str(limit), str(masks)]
+    command = [sys.executable, __file__, "--child", str(folder), str(limit), str(masks), str(tokens)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"a run failed:\n{done.stderr[-3000:]}")
@@ -129,14 +130,14 @@ def run(folder: Path, limit: int, masks: int) -> dict[str, Any]:
     return found
 
 
-def child(folder: Path, limit: int, masks: int) -> None:
+def child(folder: Path, limit: int, masks: int, tokens: int) -> None:
     """Measure masks, in memory or streamed under a limit."""
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     opening = time.perf_counter()
     checkpoint = open_checkpoint(str(folder), offload=bool(limit))
     skeleton = Skeleton(checkpoint.model, streamed=checkpoint.streamed)
-    ids = torch.randint(VOCABULARY, (WINDOWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(VOCABULARY, (WINDOWS, tokens), generator=torch.Generator().manual_seed(0))
     game = ModelGame(checkpoint, Calibration(ids, "random"), skeleton=skeleton)
     game.memory = 128 * game.windows.state_bytes  # room for the states of all masks in flight
     game.evaluate(np.ones((1, game.n_players), dtype=np.bool_))
