@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from layercoop_fast.cli_bench import bench
+from layercoop_fast.cli_compare import compare
 from layercoop_fast.cli_store import app as store_app
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.search.base import METHODS
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(store_app, name="store")
 app.command()(bench)
+app.command()(compare)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")]
 CalibrationOption = Annotated[

@@ -156,7 +156,7 @@ def prune(
         n_remove = remove if remove is not None else round((drop or 0.0) * game.n_players)
         check_n_remove(game.n_players, n_remove)
         tell("opening the model", 1, 1)
-        heldout_game = None if heldout is None else _same_model_on(game, heldout, windows, tokens, seed)
+        heldout_game = None if heldout is None else same_model_on(game, heldout, windows, tokens, seed)
         allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
         allowed.check_size(game.n_players - n_remove)
     with clock("search"):
@@ -220,7 +220,7 @@ class _Clock:
             self.seconds[stage] = round(time.perf_counter() - started, 3)
 
 
-def _same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: int) -> ModelGame:
+def same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: int) -> ModelGame:
     """The same model and utility on another text."""
     items = game.calibration if isinstance(game.calibration, Choices) else None
     text = load_for(

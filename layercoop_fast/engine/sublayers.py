@@ -69,6 +69,13 @@ class Sublayers:
         halves = self.halves[layer]
         return self._without((halves.mlp if part == 0 else halves.attn,), context, layer, hidden)
 
+    def n_parameters(self, unit: int) -> int:
+        """Parameters of the child that is the half of `unit` (its norm, which stands beside it, not counted)."""
+        layer, part = divmod(unit, 2)
+        halves = self.halves[layer]
+        child = self.skeleton.blocks[layer].get_submodule(halves.attn if part == 0 else halves.mlp)
+        return sum(parameter.numel() for parameter in child.parameters())
+
     def silencing_parameters(self, unit: int) -> list[str]:
         """Names, within the block, of the parameters whose zeroing makes the half of `unit` add nothing.
 

@@ -30,7 +30,7 @@ from layercoop_fast.game.choice_scoring import make_choice_scorer
 from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.choices import Choices, check_choices, load_for
 from layercoop_fast.game.importance import angular_distances, block_influence, taylor_importance
-from layercoop_fast.game.partial import StagedGame, part_of, require_windows, with_utility
+from layercoop_fast.game.partial import StagedGame, anew, part_of, require_windows, with_utility
 from layercoop_fast.game.players import Label, Players, make_players
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
 from layercoop_fast.game.remote import measure_by_workers, numerics_of_workers, opening_of
@@ -280,6 +280,10 @@ class ModelGame:
     def part(self, first: int, last: int) -> ModelGame:
         """The same game on windows `first` to `last` − 1 alone (`game/partial.py`)."""
         return part_of(self, first, last)
+
+    def anew(self) -> ModelGame:
+        """The same game with nothing known and nothing counted, and no store (`game/partial.py`)."""
+        return anew(self)
 
     def staged(self, ends: Sequence[int]) -> StagedGame:
         """This game on growing numbers of its windows, for masks that race each other (`game/partial.py`)."""

@@ -74,6 +74,17 @@ def with_utility(game: ModelGame, utility: str | Utility | ChoiceUtility) -> Mod
     return _renewed(view, game, {"utility": utility.name})
 
 
+def anew(game: ModelGame) -> ModelGame:
+    """The same game as if it had just been made: nothing known, nothing counted, no store."""
+    view = copy.copy(game)
+    view.scorer = game.scorer.on(view.windows)
+    view._has_teacher = False
+    view.evaluations = type(game.evaluations)()
+    view.charged = (view.evaluations,)
+    view._known = Shelf()
+    return view
+
+
 def _renewed(view: ModelGame, game: ModelGame, differs: dict[str, str]) -> ModelGame:
     """A copy of a game with a head, a shelf and fingerprints of its own."""
     view.scorer = game.scorer.on(view.windows)

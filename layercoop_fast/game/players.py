@@ -72,6 +72,12 @@ class Players:
         layers: Masks = units if self.sublayers is None else units.reshape(-1, 2).any(axis=1)
         return layers
 
+    def n_parameters(self, unit: int) -> int:
+        """Parameters of a unit."""
+        if self.sublayers is not None:
+            return self.sublayers.n_parameters(unit)
+        return sum(parameter.numel() for parameter in self.skeleton.blocks[unit].parameters())
+
     def run(self, context: Context, unit: int, hidden: Tensor) -> Tensor:
         """One unit on the stream: [B, T, H] → [B, T, H]."""
         if self.sublayers is None:

@@ -13,6 +13,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Floats, Game, Masks, Progress
 
 METHODS: dict[str, str] = {
+    "coop": "ours: a lazy greedy chain, then what a surrogate expects to gain, until that is below the noise",
     "official": "the published method: surrogate fitted to stratified masks, least mean marginals removed",
     "shortgpt": "least block influence (1 − cosine of a block's input and output) removed, in one shot",
     "angular": "the contiguous run that turns the residual stream by the least angle, in one shot",

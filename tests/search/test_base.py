@@ -105,7 +105,7 @@ def test_an_unknown_method_suggests_the_nearest(name: str, nearest: str) -> None
 
 
 def test_an_unlikely_method_suggests_nothing_but_the_list() -> None:
-    with pytest.raises(RequestError, match="unknown method 'xyz': The methods are official, "):
+    with pytest.raises(RequestError, match="unknown method 'xyz': The methods are coop, "):
         get_method("xyz")
 
 

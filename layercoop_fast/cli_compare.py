@@ -1,0 +1,77 @@
+"""`layercoop-fast compare`: methods × sizes × texts, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layercoop_fast.errors import RequestError
+
+
+def compare(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")],
+    remove: Annotated[str, typer.Option(help="Sizes: how many players to remove, 3,6,10 for example.")],
+    calibration: Annotated[str, typer.Option(help="SPEC of the text that every method searches on.")] = "builtin",
+    text: Annotated[
+        list[str] | None, typer.Option("--eval", help="SPEC of a text that no search sees; may be given several times.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods of `prune`, and flap: heads and channels at equal parameters.")
+    ] = "coop,sleb,shortgpt,angular,ppl",
+    budget: Annotated[int | None, typer.Option(help="Masks that methods with a budget may measure.")] = None,
+    utility: Annotated[str, typer.Option(help="Worth of a mask: ppl_ratio, nll or kl.")] = "ppl_ratio",
+    players: Annotated[str, typer.Option(help="layers, sublayers, or a .json file of groups.")] = "layers",
+    windows: Annotated[int, typer.Option(help="Calibration windows.")] = 10,
+    tokens: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
+    eval_windows: Annotated[int, typer.Option(min=1, help="Windows of each text of --eval.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write the comparison to this .json as well.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
+    ] = False,
+) -> None:
+    """Compare search methods: what each removes, what is left on every text, and what finding it cost."""
+    from layercoop_fast.comparison import compare as run
+    from layercoop_fast.files import check_target, written_whole
+    from layercoop_fast.progress import Bars
+    from layercoop_fast.report.compared import show_comparison
+
+    sizes = [size.strip() for size in remove.split(",")]
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise RequestError(f"--remove takes sizes like 3,6,10, not {remove!r}")
+    if out is not None:
+        check_target(out, force=force)
+    with Bars() as bars:
+        compared = run(
+            model,
+            calibration=calibration,
+            texts=text or [],
+            remove=[int(size) for size in sizes],
+            methods=[name.strip() for name in methods.split(",")],
+            budget=budget,
+            text_windows=eval_windows,
+            seed=seed,
+            utility=utility,
+            players=players,
+            windows=windows,
+            tokens=tokens,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            on_progress=bars.update,
+        )
+    written = json.dumps(compared.record, indent=1, allow_nan=False)
+    if out is not None:
+        with written_whole(out, force=force) as made:
+            made.write_text(written + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(written)
+    else:
+        show_comparison(compared)

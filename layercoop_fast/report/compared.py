@@ -1,0 +1,47 @@
+"""A comparison of methods as a table for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from layercoop_fast.comparison import Comparison, Measured, Row
+
+
+def show_comparison(compared: Comparison, console: Console | None = None) -> None:
+    """One row a method and size; a perplexity as good as the best of its size and text, by a paired test, is marked."""
+    console = console or Console()
+    title = f"{compared.about['model'].rstrip('/').rsplit('/', 1)[-1]}, {compared.about['n_players']} players"
+    table = Table(title=title)
+    table.add_column("removed", justify="right")
+    table.add_column("method")
+    for text in compared.about["texts"]:
+        table.add_column(f"ppl {Path(text).stem}", justify="right")
+    for name in ("passes", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("players that go")
+    last = None
+    for row in [compared.full, *compared.rows]:
+        if last is not None and row.n_remove != last:
+            table.add_section()
+        last = row.n_remove
+        removed = f"{row.params:,} parameters of width" if row.removed is None else " ".join(map(str, row.removed))
+        cost = ("", "") if row is compared.full else (f"{row.passes:.1f}", f"{row.seconds:.1f}")
+        table.add_row(str(row.n_remove), row.method, *(_ppl(row, one) for one in row.texts), *cost, removed)
+    console.print(table)
+    windows = ", ".join(map(str, compared.about["windows"]))
+    console.print(
+        f"ppl ± standard error over windows ({windows}); * as good as the best of its size on that text (paired test, "
+        "p ≥ 0.05). The first text is the one searched on. Passes: cost in forward passes of the full model over it.",
+        highlight=False,
+    )
+
+
+def _ppl(row: Row, one: Measured) -> str:
+    if one.ppl is None:
+        return "not finite"
+    error = "" if one.ppl_stderr is None else f" ± {one.ppl_stderr:.1f}"
+    mark = "*" if row.n_remove and one.p_best is not None and one.p_best >= 0.05 else " "
+    return f"{one.ppl:.1f}{error}{mark}"

@@ -1,0 +1,168 @@
+"""What a search has measured so far, as losses, and races that spend little on masks that fall behind.
+
+The loss of a mask is what its quality lies below the full model's, on the scale on which removals nearly add up: nats a
+token for a model's own utilities, the logarithm of a positive worth, a worth itself otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layercoop_fast.game.protocol import Floats, Masks, play
+from layercoop_fast.surrogate.link import Link
+
+# Utilities of a model game whose worth follows from a mean over windows of a number that is there for each window.
+_BY_WINDOW = ("ppl_ratio", "nll", "kl")
+# Share of the windows that a race begins on; a game of few windows has no races.
+_FIRST_STAGE = 0.3
+_LEAST_WINDOWS = 6
+# A mask is out when it is behind its rival by so many standard errors of their paired difference.
+_BEHIND = 2.0
+# A loss beyond this (nats) says that the model is broken, and hardly how much: it counts as this and a logarithm.
+_BROKEN = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A measured mask.
+
+    Attributes:
+        mask: bool [n].
+        loss: what it lies below the full model; NaN and infinite losses are +infinity.
+        windows: loss of each window it was measured on, float64 [w]; of a game without windows, its one loss.
+        whole: whether it was measured on all windows.
+    """
+
+    mask: Masks
+    loss: float
+    windows: Floats
+    whole: bool
+
+
+class Ledger:
+    """Masks measured for a search; each counts once, on however few windows.
+
+    Args:
+        game: any game. One on a model is measured window by window, and raced.
+        budget: distinct masks that may be measured, the full model not among them.
+    """
+
+    def __init__(self, game: Any, n_players: int, budget: int) -> None:
+        self.game = game
+        self.n_players = n_players
+        self.budget = budget
+        self.entries: dict[bytes, Entry] = {}
+        self._full = np.ones((1, n_players), dtype=np.bool_)
+        self._worths: dict[bytes, float] = {}
+        self._staged: Any = None
+        utility = getattr(getattr(game, "utility", None), "name", None)
+        if getattr(self.game, "has_windows", False) and utility in _BY_WINDOW:
+            self._column = "kl" if utility == "kl" else "nll"
+            n_windows = int(self.game.windows.n_windows)
+            first = round(_FIRST_STAGE * n_windows) if n_windows >= _LEAST_WINDOWS else n_windows
+            self._staged = self.game.staged(sorted({first, n_windows}))
+
+    @property
+    def left(self) -> int:
+        """Masks that the budget still allows."""
+        return self.budget - len(self.entries)
+
+    def knows(self, mask: Masks) -> bool:
+        """Whether a mask, bool [n], was measured, if only on some windows."""
+        return mask.tobytes() in self.entries
+
+    def measure(self, masks: Masks, rival: Entry | None = None) -> list[Entry]:
+        """Measure masks, bool [M, n], as far as the budget goes, and return their entries.
+
+        With a rival (an entry of all windows) masks that are behind it after the first windows go no further.
+        """
+        fresh = list({mask.tobytes(): mask for mask in masks if not self.knows(mask)}.values())[: max(self.left, 0)]
+        if fresh:
+            self._measure(np.stack(fresh), rival)
+        return [self.entries[mask.tobytes()] for mask in masks if self.knows(mask)]
+
+    def finish(self, masks: Masks) -> None:
+        """Measure on all windows what was measured on some: bool [M, n]."""
+        partly = [mask for mask in masks if not self.entries[mask.tobytes()].whole]
+        if partly:
+            self._enter(np.stack(partly), whole=True)
+
+    def of_size(self, n_removed: int) -> list[Entry]:
+        """Entries of masks that remove so many players and were measured whole, best first."""
+        found = [entry for entry in self.entries.values() if entry.whole and (~entry.mask).sum() == n_removed]
+        return sorted(found, key=lambda entry: entry.loss)
+
+    def samples(self, trust: float) -> tuple[Masks, Floats, Floats]:
+        """What a surrogate is fitted to: removed players bool [M, n], losses float64 [M], relative noise float64 [M].
+
+        Losses far above `trust` are less and less to be taken at their word: an expansion to pairs does not hold there.
+        """
+        entries = list(self.entries.values())
+        losses = np.array([entry.loss for entry in entries])
+        finite = losses[np.isfinite(losses)]
+        # What is no number is as bad as the worst that is one.
+        losses[~np.isfinite(losses)] = max(float(finite.max()) if len(finite) else 0.0, _BROKEN)
+        excess = np.maximum(losses - _BROKEN, 0.0)
+        softened = np.minimum(losses, _BROKEN) + np.log1p(excess)
+        beyond = np.maximum(softened - trust, 0.0) / max(trust, 1e-9)
+        noise = 1 + beyond**2
+        noise[[not entry.whole for entry in entries]] *= 4 / _FIRST_STAGE
+        return ~np.stack([entry.mask for entry in entries]), softened, noise
+
+    def _measure(self, masks: Masks, rival: Entry | None) -> None:
+        raced = rival is not None and self._staged is not None and len(self._staged.ends) > 1
+        self._enter(masks, whole=not raced)
+        if rival is None or not raced:
+            return
+        spread = self._spread(rival)
+        on = []
+        for mask in masks:
+            windows = self.entries[mask.tobytes()].windows
+            behind = float((windows - rival.windows[: len(windows)]).mean())
+            if not behind > _BEHIND * spread / np.sqrt(len(windows)):
+                on.append(mask)
+        if on:
+            self._enter(np.stack(on), whole=True)
+
+    def _spread(self, rival: Entry) -> float:
+        """Standard deviation over windows of the difference between two masks that are about as good, typically."""
+        peers = [entry for entry in self.of_size(int((~rival.mask).sum())) if entry is not rival]
+        others = peers[:8] or [entry for entry in self.entries.values() if entry.whole and entry is not rival]
+        spreads = [float((entry.windows - rival.windows).std(ddof=1)) for entry in others]
+        finite = [spread for spread in spreads if np.isfinite(spread)]
+        return float(np.median(finite)) if finite else float("inf")
+
+    def _enter(self, masks: Masks, *, whole: bool) -> None:
+        if self._staged is None:
+            self._enter_plain(masks)
+            return
+        end = self._staged.ends[-1 if whole else 0]
+        with np.errstate(all="ignore"):
+            scores = getattr(self._staged.window_scores(masks, end), self._column)
+            windows = scores - getattr(self._staged.window_scores(self._full, end), self._column)
+        for mask, row in zip(masks, windows, strict=True):
+            self._put(mask, row, whole)
+
+    def _enter_plain(self, masks: Masks) -> None:
+        """Of a game without windows. Its scale may turn out anew (a first negative worth), so all are entered again."""
+        fresh = masks if self._worths else np.concatenate([self._full, masks])
+        self._worths |= {
+            mask.tobytes(): float(worth) for mask, worth in zip(fresh, play(self.game, fresh), strict=True)
+        }
+        worths = np.array(list(self._worths.values()))
+        known = np.isfinite(worths)
+        scaled = np.full(len(worths), -np.inf)
+        if known.any():
+            scaled[known] = Link.of(worths[known]).forward(worths[known])
+        zero = scaled[0] if known[0] else scaled[known].max(initial=0.0)
+        for key, value in zip(self._worths, scaled, strict=True):
+            mask = np.frombuffer(key, dtype=np.bool_)
+            if not mask.all():
+                self._put(mask, np.array([zero - value]), True)
+
+    def _put(self, mask: Masks, windows: Floats, whole: bool) -> None:
+        loss = float(windows.mean())
+        self.entries[mask.tobytes()] = Entry(mask, loss if np.isfinite(loss) else np.inf, windows, whole)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_tokenizer
+from toy_games import Additive, Counting, Family, Redundant, Spoilt, Table
+
+from layercoop_fast.engine.loading import Checkpoint
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.game.masks import all_masks
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.search import coop
+from layercoop_fast.search.base import METHODS, get_method
+
+N, REMOVE = 12, 4
+
+
+def layers(seed: int, n: int = N) -> Table:
+    """Like a model: log worths that add up but for pairs, neighbours above all, and a few players without which no."""
+    rng = np.random.default_rng(seed)
+    alone, pairs = rng.gamma(1.2, 0.15, n), np.triu(rng.normal(0, 0.03, (n, n)), 1)
+    alone[[0, n - 1]] += 2
+    pairs[np.arange(n - 1), np.arange(1, n)] += rng.normal(0.08, 0.05, n - 1)
+    removed = ~all_masks(n)
+    return Table(np.exp(-(removed @ alone) - np.einsum("mi,ij,mj->m", removed, pairs, removed)))
+
+
+def optimum(game: Table, n_remove: int) -> float:
+    masks = all_masks(game.n_players)
+    return float(game(masks[(~masks).sum(axis=1) == n_remove]).max())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_finds_the_optimum_at_a_fraction_of_the_masks(seed: int) -> None:
+    game = Counting(layers(seed))
+    choice = coop.search(game, REMOVE)
+    assert game.game(choice.mask[None])[0] == optimum(game.game, REMOVE)
+    assert choice.n_masks < 120  # of 495 with four removed
+    asked = {mask.tobytes() for call in game.calls for mask in call if not mask.all()}
+    assert len(asked) == choice.n_masks
+
+
+@cache
+def model_game() -> ModelGame:
+    ids = torch.randint(3, 256, (10, 12), generator=torch.Generator().manual_seed(1))
+    return ModelGame(Checkpoint(FAMILIES["llama"](n_layers=N), tiny_tokenizer(), "llama"), Calibration(ids, "t"))
+
+
+def test_no_method_leaves_a_better_model() -> None:
+    game = model_game()
+    ours = game(coop.search(game, REMOVE).mask[None])[0]
+    for method in METHODS:
+        budget = 100 if method in ("official", "evopress") else None
+        mask = get_method(method)(game, REMOVE, budget=budget).mask
+        assert ours >= game(mask[None])[0], method
+
+
+def test_masks_that_fall_behind_are_dropped_on_few_windows() -> None:
+    choice = coop.search(model_game(), 3, budget=60)
+    assert choice.details["measured_in_full"] < choice.n_masks <= 60
+    worth = model_game()(choice.mask[None])[0]
+    assert choice.details["loss"] == pytest.approx(-np.log(worth), abs=1e-9)
+
+
+def test_the_sizes_on_the_way_and_how_sure_the_choice_is() -> None:
+    details = coop.search(model_game(), 3).details
+    assert [step["n_removed"] for step in details["path"]] == [1, 2, 3]
+    assert [len(step["removed"]) for step in details["path"]] == [1, 2, 3]
+    assert details["path"][-1]["loss"] == details["loss"] <= details["runner_up_loss"]
+    assert 0 <= details["runner_up_better"] <= 0.6
+    assert details["expected_gain"] >= 0
+    assert details["stopped"]
+
+
+def test_values_come_with_their_errors() -> None:
+    weights = np.array([2.0, 0.1, 0.5, 1.0, 0.3, 0.2, 0.9, 1.5])
+    choice = coop.search(Table(Additive(weights)(all_masks(8)) - 9), 3)
+    assert choice.scores is not None
+    np.testing.assert_allclose(choice.scores, weights, atol=0.05)
+    assert (np.abs(choice.scores - weights) <= 4 * np.array(choice.details["values_stderr"]) + 1e-6).all()
+
+
+def test_worths_that_turn_negative_are_no_ratios() -> None:
+    """The first masks all have positive worths, which a logarithm would fit; later ones have not."""
+    weights = np.array([0.5, 0.1, 0.3, 0.6, 0.25, 0.2, 0.4, 0.35])
+    game = Table(Additive(weights)(all_masks(8)) - weights.sum() + 0.7)
+    choice = coop.search(game, 5)
+    assert np.flatnonzero(~choice.mask).tolist() == [1, 2, 4, 5, 7]
+    assert choice.details["loss"] == pytest.approx(weights[[1, 2, 4, 5, 7]].sum())
+
+
+def test_same_seed_same_masks() -> None:
+    first, again, other = (Counting(layers(3)) for _ in range(3))
+    chosen = [coop.search(game, REMOVE, seed=seed) for game, seed in ((first, 0), (again, 0), (other, 1))]
+    assert all(np.array_equal(a, b) for a, b in zip(first.calls, again.calls, strict=True))
+    assert chosen[0].mask.tolist() == chosen[1].mask.tolist() == chosen[2].mask.tolist()
+
+
+def test_only_the_allowed_are_chosen() -> None:
+    family = Family(lambda mask: bool(mask[1::2].all()))  # only even players may go
+    choice = coop.search(layers(1), 3, allowed=family)
+    assert family.check(choice.mask) is None
+    masks = all_masks(N)
+    allowed = masks[[(~mask).sum() == 3 and family.check(mask) is None for mask in masks]]
+    assert layers(1)(choice.mask[None])[0] == layers(1)(allowed).max()
+
+
+def test_worths_that_are_no_numbers_are_never_chosen_and_do_not_stop_it() -> None:
+    game = Spoilt(Redundant(N, [4, 6, 8, 10]))
+    choice = coop.search(game, REMOVE)
+    masks = all_masks(N)
+    worths = game(masks[(~masks).sum(axis=1) == REMOVE])
+    assert np.isnan(worths).any()
+    assert game(choice.mask[None])[0] == pytest.approx(np.nanmax(worths))  # of a dozen that tie but for rounding
+    with pytest.raises(RequestError, match="none that removes 2 of 6 players is allowed and finite"):
+        coop.search(Table(np.full(1 << 6, np.nan)), 2)
+
+
+@pytest.mark.parametrize("budget", [13, 14, 20, 40])
+def test_the_budget_is_kept(budget: int) -> None:
+    game = Counting(layers(2))
+    assert coop.search(game, REMOVE, budget=budget).n_masks <= budget
+
+
+def test_bad_requests() -> None:
+    with pytest.raises(RequestError, match="a budget of 13 at least, not 12"):
+        coop.search(layers(0), 3, budget=12)
+    with pytest.raises(RequestError, match="1 to 11 can be removed"):
+        coop.search(layers(0), 12)
+
+
+def test_progress_goes_by_the_budget() -> None:
+    seen: list[tuple[str, int, int]] = []
+    coop.search(layers(0), 3, budget=50, progress=lambda *call: seen.append(call))
+    assert all(stage == "masks measured" and 0 < done <= total == 50 for stage, done, total in seen)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
