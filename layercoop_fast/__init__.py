@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from layercoop_fast.game.pairwise import PairwiseGame as PairwiseGame
     from layercoop_fast.game.samplers import get_sampler as get_sampler
     from layercoop_fast.pruning import prune as prune
+    from layercoop_fast.repair.fit import fit_repair as fit_repair
+    from layercoop_fast.repair.fit import repaired_worth as repaired_worth
     from layercoop_fast.search.best_masks import best_masks as best_masks
     from layercoop_fast.shapley.by_size import size_values as size_values
     from layercoop_fast.shapley.control import Control as Control
@@ -57,9 +59,11 @@ _HOME = {
     "enumerate_masks": "shapley.enumeration",
     "exact_shapley": "shapley.exact",
     "export_checkpoint": "export.checkpoint",
+    "fit_repair": "repair.fit",
     "get_sampler": "game.samplers",
     "kernel_shap": "shapley.regression",
     "prune": "pruning",
+    "repaired_worth": "repair.fit",
     "shapley_values": "shapley.permutation",
     "size_values": "shapley.by_size",
     "stratified_marginals": "shapley.stratified",

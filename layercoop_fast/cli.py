@@ -31,7 +31,11 @@ app.command()(compare)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")]
 CalibrationOption = Annotated[
-    str, typer.Option(help="FILE.txt, FILE.jsonl, hf:NAME[/CONFIG][/SPLIT], builtin, builtin-heldout or self.")
+    str,
+    typer.Option(
+        help="FILE.txt, FILE.jsonl, hf:NAME[/CONFIG][/SPLIT], builtin, builtin-heldout, "
+        "builtin-docstrings, builtin-code or self."
+    ),
 ]
 Utility = Annotated[
     str,
@@ -117,6 +121,21 @@ def prune(
     workers: WorkersOption = None,
     tolerant: Tolerant = False,
     offload: Offload = False,
+    repair: Annotated[
+        bool | None,
+        typer.Option(
+            "--repair/--no-repair",
+            help="Refit the weights before each removed run to stand in for it; by default where that helps.",
+        ),
+    ] = None,
+    repair_text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to fit the repair to, one kind each; repeatable. Default: the calibration text, builtin, "
+            "builtin-docstrings and builtin-code."
+        ),
+    ] = None,
+    repair_tokens: Annotated[int, typer.Option(help="Tokens to fit the repair to, over all its texts.")] = 65_536,
     measure_cost: Annotated[
         bool,
         typer.Option(
@@ -159,6 +178,9 @@ def prune(
             workers=workers,
             tolerant=tolerant,
             offload=offload,
+            repair=repair,
+            repair_text=repair_text or None,
+            repair_tokens=repair_tokens,
             measure_cost=measure_cost,
             force=force,
             trust_remote_code=trust_remote_code,

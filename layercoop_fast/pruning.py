@@ -28,6 +28,8 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.players import Label
 from layercoop_fast.game.protocol import Masks, Progress
 from layercoop_fast.game.utility import Utility
+from layercoop_fast.repair.fit import Repaired, fit_repair, repaired_worth
+from layercoop_fast.repair.texts import DEFAULT_TOKENS
 from layercoop_fast.report.cost import Cost, measure_costs
 from layercoop_fast.search.base import Choice, check_n_remove, finite_or_none, get_method
 
@@ -77,6 +79,9 @@ def prune(
     workers: int | str | None = None,
     tolerant: bool = False,
     offload: bool = False,
+    repair: bool | None = None,
+    repair_text: Sequence[str] | None = None,
+    repair_tokens: int = DEFAULT_TOKENS,
     measure_cost: bool = True,
     force: bool = False,
     trust_remote_code: bool = False,
@@ -108,6 +113,10 @@ def prune(
         workers: what measures masks: a number of local processes, "ray" or "ray:HOST:PORT"; not for the held-out text.
         tolerant: take workers on unlike machines.
         offload: read blocks from the checkpoint's files when they are used (`engine/offload.py`).
+        repair: refit the weights before each removed run to stand in for it (`repair/fit.py`). None: where that helps,
+            and where the texts allow it (never with `offload`); True: `RequestError` where they do not; False: never.
+        repair_text: SPECs of the texts to fit a repair to, by default those of `repair.texts.default_texts`.
+        repair_tokens: how many tokens to fit it to.
         measure_cost: measure memory and speed of the full and the pruned model, each loaded once more; not with
             `offload`, since they need not fit.
         on_progress: called with (stage, done, total).
@@ -124,6 +133,10 @@ def prune(
         raise RequestError(f"the budget must be at least 1 mask, not {budget}")
     if (remove is None) == (drop is None):
         raise RequestError("say how much to remove: either a number of players (--remove 3) or a share (--drop 0.1)")
+    if repair and offload:
+        raise RequestError("--repair needs all weights in memory: leave it out, or --offload")
+    if repair is False and repair_text is not None:
+        raise RequestError("a text to fit a repair to (--repair-text) contradicts --no-repair")
     if drop is not None and not 0.0 < drop < 1.0:
         raise RequestError(f"--drop {drop} is not a share between 0 and 1")
     clock = _Clock()
@@ -161,15 +174,28 @@ def prune(
         allowed.check_size(game.n_players - n_remove)
     with clock("search"):
         choice = search(game, n_remove, seed=seed, budget=budget, allowed=allowed, progress=on_progress)
+    repaired = None
+    if repair is not False and not offload:
+        with clock("repair"):
+            repaired = fit_repair(
+                game,
+                choice.mask,
+                repair_text,
+                tokens=repair_tokens,
+                required=repair is True,
+                seed=seed,
+                progress=on_progress,
+            )
     pair = np.stack([np.ones_like(choice.mask), choice.mask])
     with clock("evaluate"):
-        quality = _quality(game, pair)
-        unseen = None if heldout_game is None else _quality(heldout_game, pair)
+        quality = _quality(game, pair, repaired)
+        unseen = None if heldout_game is None else _quality(heldout_game, pair, repaired)
     game.close()
 
     def costs_and_record(folder: Path) -> dict[str, str]:
         costs = measured_costs(folder) if measure_cost and not offload else None
         record.update(_record(game, choice, quality, unseen, costs, seed))
+        record["repair"] = None if repaired is None else repaired.record
         record["seconds"] = clock.seconds
         return {"layercoop.json": json.dumps(record, indent=1, allow_nan=False) + "\n"}
 
@@ -195,6 +221,7 @@ def prune(
         [int(layer) for layer in np.flatnonzero(game.players.layer_mask(choice.mask))],
         out,
         zeroed=zeroed_halves(game.players, choice.mask),
+        replaced=None if repaired is None else repaired.tensors(),
         blocks_path=game.skeleton.blocks_path,
         tokenizer=game.checkpoint.tokenizer,
         force=force,
@@ -247,14 +274,21 @@ def same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: i
     )
 
 
-def _quality(game: ModelGame, pair: Masks) -> dict[str, dict[str, float | None]]:
-    """Worth, NLL and perplexity of the full and the pruned model, as JSON can hold them."""
+def _quality(game: ModelGame, pair: Masks, repaired: Repaired | None) -> dict[str, dict[str, float | None]]:
+    """Worth, NLL and perplexity of the full and the pruned model, as JSON can hold them.
+
+    Where a repair stays, the pruned model is the repaired one, and what it was before is beside it as `unrepaired`.
+    """
     measured = game.evaluate(pair)
-    names = ("full", "pruned")
+    worths, nll = measured.worths.tolist(), measured.nll.tolist()
+    names = ["full", "pruned"]
+    if repaired is not None and repaired.kept:
+        worth, own = repaired_worth(game, repaired)
+        worths, nll, names = [*worths, worth], [*nll, own], ["full", "unrepaired", "pruned"]
     return {
-        "worth": {name: finite_or_none(value) for name, value in zip(names, measured.worths, strict=True)},
-        "nll": {name: finite_or_none(value) for name, value in zip(names, measured.nll, strict=True)},
-        "ppl": {name: perplexity(value) for name, value in zip(names, measured.nll, strict=True)},
+        "worth": {name: finite_or_none(value) for name, value in zip(names, worths, strict=True)},
+        "nll": {name: finite_or_none(value) for name, value in zip(names, nll, strict=True)},
+        "ppl": {name: perplexity(value) for name, value in zip(names, nll, strict=True)},
     }
 
 

@@ -38,6 +38,7 @@ def export_checkpoint(
     tokenizer: PreTrainedTokenizerBase | None = None,
     force: bool = False,
     zeroed: Mapping[int, Sequence[str]] | None = None,
+    replaced: Mapping[str, Tensor] | None = None,
     finish: Callable[[Path], Mapping[str, bytes | str]] | None = None,
     max_shard_size: int | str = "5GB",
     streamed: StreamedBlocks | None = None,
@@ -56,6 +57,7 @@ def export_checkpoint(
         zeroed: for a kept block (by its original number) the names of parameters, within the block, that are written as
             zeros: a sublayer whose output projection is zero adds nothing. Same size, since transformers can leave out
             whole blocks only.
+        replaced: new values of parameters of kept blocks, by their names in the original's state dict (a repair's).
         finish: called with the temporary folder once it can be loaded from, for instance to measure what was made;
             the files it returns by plain name (`str` becomes UTF-8) are added.
         max_shard_size: the size in bytes above which weights are split over several files.
@@ -69,7 +71,7 @@ def export_checkpoint(
     with written_whole(out, folder=True, force=force) as folder:
         if streamed is not None:
             streamed.release()
-        pruned = pruned_model(model, kept, blocks_path, zeroed)
+        pruned = pruned_model(model, kept, blocks_path, zeroed, replaced)
         if streamed is None:
             _save(pruned, model, tokenizer, folder, max_shard_size)
         else:
@@ -107,6 +109,7 @@ def pruned_model(
     kept: Sequence[int],
     blocks_path: str,
     zeroed: Mapping[int, Sequence[str]] | None = None,
+    replaced: Mapping[str, Tensor] | None = None,
 ) -> PreTrainedModel:
     """Return a model of the blocks `kept` that shares the tensors of `model`, to be saved and not to be run.
 
@@ -127,7 +130,7 @@ def pruned_model(
     for new, old in enumerate(kept):
         if difference := _difference(new_blocks[new], blocks[old], changing):
             raise RunError(f"block {old} cannot become block {new} of a plain checkpoint: {difference}")
-    tensors = _renumbered(model.state_dict(), kept, f"{blocks_path}.")
+    tensors = _renumbered({**model.state_dict(), **(replaced or {})}, kept, f"{blocks_path}.")
     if folded:
         _fold_inverse_layer_scale(tensors, kept, f"{blocks_path}.")
     for old, names in (zeroed or {}).items():

@@ -5,6 +5,7 @@ SPEC is what `--calibration` takes:
     novels.txt, items.jsonl            a UTF-8 text file; a JSON-lines file with a "text" field in each line
     hf:NAME[/CONFIG][/SPLIT]           a data set through `datasets` (extra `[datasets]`), its "text" column
     builtin, builtin-heldout           text the standard library ships (two halves that share no topic)
+    builtin-docstrings, builtin-code   docstrings of its modules, and source code of others
     self                               text the model writes itself, sampled from its begin-of-text token
 
 Windows are cut without overlap and spread evenly over the whole text, so that no seed decides what is measured. Where a
@@ -13,15 +14,19 @@ tokenizer puts a begin-of-text token before a text, every window begins with one
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
+import sysconfig
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 
 WINDOWS = 10
 TOKENS = 128
+_MODULE_CHARACTERS = 6000  # of a module of the standard library: no one of them fills a text
 _SPLITS = ("train", "validation", "valid", "test", "dev")
 
 
@@ -100,13 +106,15 @@ def read_text(spec: str) -> str:
     """The text that a SPEC names (any but `self`)."""
     if spec in ("builtin", "builtin-heldout"):
         return _standard_library_text(heldout=spec == "builtin-heldout")
+    if spec in ("builtin-docstrings", "builtin-code"):
+        return _standard_library_modules(docstrings=spec == "builtin-docstrings")
     if spec.startswith("hf:"):
         return _dataset_text(spec.removeprefix("hf:"))
     path = Path(spec)
     if path.suffix not in (".txt", ".jsonl"):
         raise RequestError(
             f"calibration {spec!r} is not understood: give a .txt or .jsonl file, hf:NAME[/CONFIG][/SPLIT], "
-            "builtin, builtin-heldout or self"
+            "builtin, builtin-heldout, builtin-docstrings, builtin-code or self"
         )
     text = read_file(path)
     if path.suffix == ".jsonl":
@@ -145,9 +153,14 @@ def cut_windows(
             f"{spec} has {len(stream)} tokens; {windows} windows of {tokens} need {windows * max(body, 1)}: "
             "give a longer text, or ask for fewer or shorter windows"
         )
-    first = np.linspace(0, len(stream) - body, windows).astype(np.int64) if windows > 1 else np.zeros(1, np.int64)
+    first = window_starts(len(stream), body, windows)
     bodies = stream[first[:, None] + np.arange(body)]
     return torch.from_numpy(np.hstack([np.tile(np.asarray(start, dtype=np.int64), (windows, 1)), bodies]))
+
+
+def window_starts(stream: int, body: int, windows: int) -> NDArray[np.int64]:
+    """First tokens, int64 [windows], of windows of `body` tokens evenly spread over a stream of so many tokens."""
+    return np.linspace(0, stream - body, windows).astype(np.int64) if windows > 1 else np.zeros(1, np.int64)
 
 
 def sample_from_model(
@@ -223,6 +236,28 @@ def _standard_library_text(*, heldout: bool) -> str:
         return "\n\n".join(dict.fromkeys(first))
     seen = set(first)
     return "\n\n".join(paragraph for paragraph in dict.fromkeys(second) if paragraph not in seen)
+
+
+def _standard_library_modules(*, docstrings: bool) -> str:
+    """The beginnings of the standard library's own modules: the docstrings of every second one, or the others' code."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    texts = []
+    for path in sorted(folder.glob("*.py"))[1 - docstrings :: 2]:
+        try:
+            source = path.read_text(encoding="utf-8")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of escapes in strings that are none of ours
+                nodes = list(ast.walk(ast.parse(source))) if docstrings else []
+        except (OSError, ValueError, SyntaxError):
+            continue
+        if docstrings:
+            kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+            found = [ast.get_docstring(node) for node in nodes if isinstance(node, kinds)]
+            source = "\n\n".join(text for text in found if text)
+        texts.append(source[:_MODULE_CHARACTERS])
+    if not texts:
+        raise RequestError(f"the standard library has no sources in {folder}: give another text")
+    return "\n\n".join(texts)
 
 
 def _dataset_text(name: str) -> str:

@@ -13,7 +13,7 @@ MIN_ROWS = 16
 # one such machine products of 576 to 5,632 terms agreed bitwise from 640 or 896 rows on. Too many to pad up to.
 _MANY_ROWS = 1024
 _PROBED = (16, 32, 64, 128, 256, 512)
-_PROBE_SHAPES = ((576, 960), (1536, 576), (2048, 1024))  # terms of a sum, columns
+_PROBE_SHAPES = ((576, 960), (1536, 576))  # terms of a sum, columns
 
 
 def rows_alike_from(dtype: torch.dtype) -> int:

@@ -41,7 +41,22 @@ def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> No
         )
     console.print(table)
     for result in results:
+        if result.record["repair"] is not None:
+            console.print(_repair_line(result.record), highlight=False, soft_wrap=True)
         console.print(f"written: {result.out}", highlight=False, soft_wrap=True)
+
+
+def _repair_line(record: dict[str, Any]) -> str:
+    """What the repair did, or why there is none."""
+    repair = record["repair"]
+    if not repair["kept"]:
+        return f"not repaired: {repair['reason']}"
+    gaps = [gap for gap in repair["gaps"] if gap["strength"] is not None]
+    return (
+        f"repaired: {len(gaps)} of {len(repair['gaps'])} removed runs, by {repair['tokens']} tokens of "
+        f"{', '.join(repair['texts'])} in {repair['seconds']:.1f} s; before it the perplexity was "
+        f"{record['ppl']['unrepaired']:.1f}"
+    )
 
 
 def show_contributions(

@@ -1,0 +1,1 @@
+"""Closed-form repair: the weights before each removed run are refitted to stand in for it, and stay plain weights."""

@@ -1,0 +1,268 @@
+"""Repairing a mask: from shallow to deep, each gap on the stream that the repairs before it leave.
+
+For each gap (`repair/runs.py`) the last linear map of the kept unit before it gets the ridge regression from its inputs
+to what is missing behind it. The strength of the ridge is chosen by the NLL of each domain's held-out windows under a
+fit to the other domains alone, which is what text of an unknown kind will see; every domain counts alike. The fit to
+all domains at that strength stays only where no domain has lost, by itself unseen or seen; and all repairs together
+only where none has on windows that no choice has looked at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from layercoop_fast.engine.forward import free_memory
+from layercoop_fast.engine.windows import Windows
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.game.protocol import Masks, Progress, check_masks
+from layercoop_fast.repair.patches import Patch, applied, patch
+from layercoop_fast.repair.ridge import NormalEquations
+from layercoop_fast.repair.runs import Gap, find_gaps
+from layercoop_fast.repair.sites import Site, find_site
+from layercoop_fast.repair.streams import HeldOut, Streams
+from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, default_texts, load_domains
+
+# Of the mean square of an input. Below the first nothing changes any more, above the last little is left of a repair.
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+# Share of the free memory that the streams of the fitted text may take before they are computed anew for each gap.
+_STREAM_SHARE = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """What came of repairing a mask.
+
+    Attributes:
+        mask: `bool[n]`, over players.
+        patches: the parameters that change; none where nothing helped.
+        record: what `layercoop.json` says of it (docs/design.md, section 5).
+    """
+
+    mask: Masks
+    patches: tuple[Patch, ...]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> bool:
+        """Whether any repair helped, and stays."""
+        return bool(self.patches)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The changed parameters by their names in the original model's state dict."""
+        return {name: tensor for one in self.patches for name, tensor in one.tensors().items()}
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model's parameters are the repaired ones; worths of a game are not to be asked there."""
+        with applied(self.patches):
+            yield
+
+
+def fit_repair(
+    game: ModelGame,
+    mask: Masks,
+    texts: Sequence[str] | Domains | None = None,
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    required: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Repaired:
+    """Fit a repair for a mask (`bool[n]` over the game's players); the model is as it was afterwards.
+
+    Args:
+        game: the model and its players. Its own windows are not looked at.
+        mask: the players that stay.
+        texts: SPECs of the texts to fit to, one a domain, or these loaded before; by default the game's calibration
+            text and `builtin`.
+        tokens: how many to fit to, over all texts.
+        required: raise `RequestError` where no repair can be fitted at all, rather than answer without patches.
+        seed: of the text `self`.
+        progress: called with ("gaps repaired", done, total).
+
+    Raises `RequestError` for a wrong mask or text. Where nothing can be repaired, or nothing helps, the answer holds no
+    patches and its record says why.
+    """
+    started = time.perf_counter()
+    mask = check_masks(mask, game.n_players)[0]
+    units = game.players.unit_masks(mask[None])[0]
+    if not units.any():
+        raise RequestError("a mask that keeps nothing cannot be repaired")
+    if not isinstance(texts, Domains):
+        if texts is None and game.checkpoint.tokenizer is None and not required:
+            texts = Domains((), {"": "without a tokenizer no text can be cut into tokens"})
+        else:
+            specs = default_texts(game) if texts is None else texts
+            found = load_domains(game, specs, tokens, seed=seed, progress=progress)
+            # Of the user's own kind of text nothing could be held out: whether a repair helps there is not known.
+            off = texts is None and not required and game.has_windows and game.calibration.spec in found.left_out
+            texts = Domains((), found.left_out) if off else found
+    patches: tuple[Patch, ...] = ()
+    record: dict[str, Any] = {"gaps": [], "reason": "; ".join(texts.left_out.values())}
+    if texts.domains:
+        patches, record = _Fit(game, units, texts).run(progress)
+    refused = [gap["reason"] for gap in record["gaps"] if "map" not in gap]
+    if required and not patches and len(refused) == len(record["gaps"]):
+        raise RequestError(f"a repair cannot be fitted: {'; '.join(refused) or record['reason']}")
+    record = {
+        "kept": bool(patches),
+        **record,
+        "texts": [domain.spec for domain in texts.domains],
+        "left_out": list(texts.left_out.values()),
+        "tokens": texts.tokens,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return Repaired(mask, patches, record)
+
+
+def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
+    """Worth and mean NLL of a repaired mask on the game's own windows, which the fit has not seen (`texts.py`).
+
+    A search ranks its finalists by it. Nothing is remembered: it is not the worth of the mask in this game.
+    """
+    text = HeldOut(game, game.windows, game.scorer)
+    full = game.evaluate(np.ones((1, game.n_players), dtype=np.bool_))
+    if game.utility.needs_teacher:
+        text.keep_teacher(range(game.players.n_units))
+    with repaired.applied():
+        scores = text.scores(_kept_units(game.players.unit_masks(repaired.mask[None])[0]))
+    kl = np.array([scores.kl.mean()])
+    with np.errstate(all="ignore"):
+        worth, nll = game.utility.judge(scores.nll[None], kl, full.window_nll[0], game.fingerprints["calibration"])
+    return float(worth[0]), float(nll[0])
+
+
+def _kept_units(units: Masks) -> list[int]:
+    return [int(unit) for unit in np.flatnonzero(units)]
+
+
+class _Fit:
+    """The fit for one mask over units on some domains."""
+
+    def __init__(self, game: ModelGame, units: Masks, texts: Domains) -> None:
+        self.game = game
+        self.domains = texts.domains
+        self.kept = _kept_units(units)
+        self.gaps = find_gaps(units)
+        width = next(game.skeleton.model.parameters()).element_size() * int(
+            game.skeleton.model.config.get_text_config(decoder=True).hidden_size
+        )
+        fits = 2 * texts.tokens * width <= free_memory(game.skeleton.device) * _STREAM_SHARE
+        self.streams = [Streams(game, domain.fit, keep=fits) for domain in self.domains]
+        self.choice = [self._heldout(domain.choice) for domain in self.domains]
+
+    def _heldout(self, ids: Tensor) -> HeldOut:
+        return HeldOut(self.game, Windows(self.game.skeleton, ids))
+
+    def run(self, progress: Progress | None) -> tuple[tuple[Patch, ...], dict[str, Any]]:
+        """Repair gap after gap; returns the patches that stay and the record."""
+        patches: list[Patch] = []
+        rows = []
+        for number, gap in enumerate(self.gaps):
+            row, found = self._repair(gap, patches)
+            rows.append({**self._names(gap), **row})
+            if found is not None:
+                patches.append(found)
+            if progress is not None:
+                progress("gaps repaired", number + 1, len(self.gaps))
+        record: dict[str, Any] = {"gaps": rows}
+        if not patches:
+            record["reason"] = "no repair of any gap helps on every domain's held-out windows"
+            return (), record
+        check = [self._heldout(domain.check) for domain in self.domains]
+        before = self._means(check)
+        with applied(patches):
+            after = self._means(check)
+        record["nll"] = self._before_after(before, after)
+        if not _no_worse(after, before):
+            record["reason"] = "on held-out windows that no choice had seen a domain loses by it"
+            return (), record
+        return tuple(patches), record
+
+    def _names(self, gap: Gap) -> dict[str, Any]:
+        label = self.game.players.label
+        return {"into": label(gap.unit), "removed": [label(unit) for unit in gap.removed]}
+
+    def _repair(self, gap: Gap, patches: Sequence[Patch]) -> tuple[dict[str, Any], Patch | None]:
+        """One gap: what to say of it, and its patch if that helps."""
+        try:
+            site = find_site(self.game.players, gap.unit)
+        except RequestError as refused:
+            return {"strength": None, "reason": str(refused)}, None
+        with applied(patches):
+            for text in self.choice:
+                text.advance(gap.unit, self.kept)
+            before = self._means(self.choice)
+        try:
+            sums = [self._sums(streams, gap, site, patches) for streams in self.streams]
+        except RequestError as broken:  # a stream that is not finite
+            return {"strength": None, "reason": str(broken)}, None
+        total = sums[0]
+        for other in sums[1:]:
+            total = total + other
+        best: tuple[float, float, list[float]] | None = None
+        for strength in STRENGTHS:
+            unseen = self._unseen(total, sums, strength, site, patches)
+            score = float(np.mean(unseen))
+            if _no_worse(unseen, before) and (best is None or score < best[0]):
+                best = score, strength, unseen
+        row: dict[str, Any] = {"map": site.name, "strength": None}
+        if best is None:
+            return {**row, "reason": "a domain that the fit has not seen loses by it at every strength"}, None
+        _, strength, unseen = best
+        found = patch(site, total.change(strength))
+        with applied([*patches, found]):
+            after = self._means(self.choice)
+        if not _no_worse(after, before):
+            return {**row, "reason": "a domain's held-out windows lose by it"}, None
+        nll = {"nll": self._before_after(before, after)}
+        if len(self.domains) > 1:
+            nll["nll_unseen_domain"] = self._before_after(before, unseen)
+        return {**row, "strength": strength, **nll}, found
+
+    def _sums(self, streams: Streams, gap: Gap, site: Site, patches: Sequence[Patch]) -> NormalEquations:
+        outputs, inputs = site.weight.shape
+        device = self.game.skeleton.device
+        sums = NormalEquations.empty(inputs, outputs, intercept=site.bias is not None, device=device)
+        for chunk in streams.tokens(gap, self.kept, site, patches):
+            sums.add(*chunk)
+        return sums
+
+    def _unseen(
+        self,
+        total: NormalEquations,
+        sums: Sequence[NormalEquations],
+        strength: float,
+        site: Site,
+        patches: Sequence[Patch],
+    ) -> list[float]:
+        """Each domain's held-out NLL where the fit has seen the others only; where there is no other, its own."""
+        found = []
+        for own, text in zip(sums, self.choice, strict=True):
+            others = total - own if len(sums) > 1 else total
+            with applied([*patches, patch(site, others.change(strength))]):
+                found.append(text.nll(self.kept))
+        return found
+
+    def _means(self, texts: Sequence[HeldOut]) -> list[float]:
+        return [text.nll(self.kept) for text in texts]
+
+    def _before_after(self, before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+        """By domain, as JSON can hold it: null stands for what is not finite."""
+        pairs = [[value if np.isfinite(value) else None for value in pair] for pair in zip(before, after, strict=True)]
+        return {
+            domain.spec: {"before": old, "after": new} for domain, (old, new) in zip(self.domains, pairs, strict=True)
+        }
+
+
+def _no_worse(after: Sequence[float], before: Sequence[float]) -> bool:
+    """Whether no domain has lost; NaN is a loss. `after` is empty where there is nothing to compare."""
+    return all(new <= old for new, old in zip(after, before, strict=False))

@@ -1,0 +1,112 @@
+"""The linear map of a unit whose output goes into the stream as it is: what a repair is folded into.
+
+It is found by trying, not by name: whatever is added to the map's output must come out of the unit, unchanged. That is
+`down_proj` of a llama-shaped block, `c_proj` of GPT-2's MLP, `fc2` of OPT, `out_proj` of Mamba; of an attention half
+alone it is `o_proj`. Where a norm or a factor stands between the map and the stream (Gemma 2), or the last word belongs
+to many experts, there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.players import Players
+
+_PROBE_TOKENS = 8
+# A number that comes out of a unit counts as unchanged within so many roundings, and so many of them must be.
+_ROUNDINGS = 8
+_UNCHANGED = 0.98
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear map [n → H] whose output is added to the stream.
+
+    Attributes:
+        unit: the unit it belongs to.
+        name: its dotted path in the model.
+        module: `nn.Linear` or `Conv1D`.
+    """
+
+    unit: int
+    name: str
+    module: nn.Linear | Conv1D
+
+    @property
+    def weight(self) -> Tensor:
+        """The map's weight as [H, n], whichever way the module stores it."""
+        weight = self.module.weight.detach()
+        return weight.t() if isinstance(self.module, Conv1D) else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The map's bias [H], where it has one."""
+        bias = self.module.bias
+        return None if bias is None else bias.detach()
+
+
+def find_site(players: Players, unit: int) -> Site:
+    """The site of a unit; raises `RequestError` where it has none, with the reason."""
+    skeleton = players.skeleton
+    layer = unit if players.sublayers is None else unit // 2
+    block, prefix = skeleton.blocks[layer], f"{skeleton.blocks_path}.{layer}"
+    silenced = "\n"  # no module's name
+    if players.sublayers is not None:
+        halves = players.sublayers.halves[layer]
+        silenced = f"{halves.attn if unit % 2 else halves.mlp}."  # called, but its answer is replaced by zeros
+    tokens = min(_PROBE_TOKENS, skeleton.max_tokens or _PROBE_TOKENS)
+    ids = torch.arange(2 * tokens, device=skeleton.device).view(2, tokens) % skeleton.vocab_size
+    with torch.inference_mode():
+        context = skeleton.context(ids)
+        stream = context.embedding
+        plain = players.run(context, unit, stream).double()
+        for name, module in reversed(list(block.named_modules())):
+            # Exactly these classes: a subclass (quantised, with an adapter) computes something else from its weight.
+            if type(module) not in (nn.Linear, Conv1D) or f"{name}.".startswith(silenced):
+                continue
+            if _reaches_stream(module, lambda: players.run(context, unit, stream), plain):
+                return _unshared(Site(unit, f"{prefix}.{name}", module), skeleton.model)
+    raise RequestError(
+        f"{players.label(unit)} ({type(block).__name__}) has no plain linear map whose output goes into the stream as "
+        "it is: a repair cannot be folded into its weights"
+    )
+
+
+def _reaches_stream(module: nn.Module, run: Callable[[], Tensor], plain: Tensor) -> bool:
+    """Whether what is added to the module's output is what is added to the unit's."""
+    added: list[Tensor] = []
+
+    def disturb(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+        random = torch.randn(plain.shape[-1], generator=torch.Generator().manual_seed(0)).to(out)
+        if out.shape[-1] != len(random):
+            return out
+        added.append(random * plain.abs().mean().to(out.dtype))  # of the stream's own size
+        return out + added[-1]
+
+    handle = module.register_forward_hook(disturb)
+    try:
+        changed = run()
+    finally:
+        handle.remove()
+    if len(added) != 1:
+        return False
+    expected = added[0].double()
+    rounding = torch.finfo(changed.dtype).eps * (plain.abs() + changed.double().abs() + expected.abs())
+    unchanged = (changed.double() - plain - expected).abs() <= _ROUNDINGS * rounding
+    return bool(unchanged.double().mean() >= _UNCHANGED)
+
+
+def _unshared(site: Site, model: nn.Module) -> Site:
+    """The site, unless another module uses its weight too."""
+    weight = site.module.weight
+    users = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight]
+    if len(users) > 1:
+        raise RequestError(f"the weight of {site.name} is also {users[0]}'s: a repair of one would change the other")
+    return site

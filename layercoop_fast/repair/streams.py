@@ -1,0 +1,212 @@
+"""The streams of the full and of the pruned model over many windows, a chunk of windows at a time.
+
+    text = Streams(game, ids, keep=True)
+    for inputs, missing, weights in text.tokens(gap, kept, site, patches):
+        ...                                             # of one chunk: [N, n], [N, H], [N]
+
+What lies before a unit is computed once where the streams are kept, 2 · tokens · H numbers in the model's dtype, and
+anew from the embedding where not: the memory then does not grow with the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.engine.units import GeneralUnits, Units
+from layercoop_fast.engine.windows import Windows
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.game.players import Players
+from layercoop_fast.game.scoring import FusedScorer, GeneralScorer, Scorer
+from layercoop_fast.game.store import Scores
+from layercoop_fast.repair.patches import Patch, applied
+from layercoop_fast.repair.runs import Gap
+from layercoop_fast.repair.sites import Site
+
+# Tokens of a chunk: enough that products run at full speed, few enough that activations in float64 stay small.
+_CHUNK_TOKENS = 4096
+
+
+@dataclass
+class _Chunk:
+    """Some windows, and how far their two streams have come: [w, T, H] before the unit `at`."""
+
+    ids: Tensor
+    full: Tensor | None = None
+    full_at: int = 0
+    pruned: Tensor | None = None
+    pruned_at: int = 0
+
+
+class Streams:
+    """The two streams over the windows `ids` (int64 [W, T]) of one text.
+
+    Args:
+        game: its model and players, and the way its units are computed.
+        ids: the windows, as long as the game's.
+        keep: whether states are kept from one gap to the next, or computed anew.
+    """
+
+    def __init__(self, game: ModelGame, ids: Tensor, *, keep: bool) -> None:
+        self.game = game
+        self.keep = keep
+        step = max(1, _CHUNK_TOKENS // ids.shape[1])
+        self._chunks = [_Chunk(ids[first : first + step]) for first in range(0, len(ids), step)]
+        # Contexts of fast blocks hold for any windows of their number and length.
+        self._by_size: dict[int, Windows] = {}
+
+    @torch.inference_mode()
+    def tokens(
+        self, gap: Gap, kept: Sequence[int], site: Site, patches: Sequence[Patch]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each chunk what the site is handed [N, n], what is missing behind it [N, H], and the tokens' weights [N].
+
+        Missing is the full model's stream before unit `gap.behind` less the pruned one's behind `gap.unit`, in which
+        the units of `kept` ran, with the patches in place. A token weighs the inverse of the mean square of its full
+        stream, since the norm that reads the stream divides by its root: so a token of massive activations counts
+        like any other. The gaps of one text must come in ascending order.
+        """
+        before = [unit for unit in kept if unit < gap.unit]
+        for chunk in self._chunks:
+            windows, units = self._run_by(chunk)
+            full = self._start(chunk, chunk.full, windows)
+            for unit in range(chunk.full_at if chunk.full is not None else 0, gap.behind):
+                units.run(unit, [full], [full])
+            pruned = self._start(chunk, chunk.pruned, windows)
+            done = chunk.pruned_at if chunk.pruned is not None else 0
+            with applied(patches):
+                for unit in before:
+                    if unit >= done:
+                        units.run(unit, [pruned], [pruned])
+            if self.keep:
+                chunk.full, chunk.full_at, chunk.pruned, chunk.pruned_at = full, gap.behind, pruned, gap.unit
+            inputs, after = _watched(self.game.players, windows, gap.unit, site.module, pruned)
+            missing = (full.float() - after.float()).flatten(0, 1)
+            weights = full.float().square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
+            yield inputs.flatten(0, 1), missing, weights.flatten()
+
+    def _run_by(self, chunk: _Chunk) -> tuple[Windows, Units]:
+        """The windows whose contexts fit the chunk, and what runs its units."""
+        if not _is_fast(self.game):
+            windows = Windows(self.game.skeleton, chunk.ids)
+            return windows, GeneralUnits(windows, self.game.players.run)
+        windows = self._by_size.setdefault(len(chunk.ids), Windows(self.game.skeleton, chunk.ids))
+        return windows, self.game.units
+
+    def _start(self, chunk: _Chunk, state: Tensor | None, windows: Windows) -> Tensor:
+        """A state to go on from, which may be written into."""
+        if state is not None:
+            return state
+        if _is_fast(self.game):
+            return _embedding(self.game.skeleton, chunk.ids).clone()
+        return windows.context(1).embedding[: len(chunk.ids)].clone()
+
+
+class HeldOut:
+    """The pruned model's stream over a few windows, kept, and what it predicts from there.
+
+    Args:
+        game: its model and players, and the way its units are computed.
+        windows: as long as the game's.
+        scorer: of these windows, where there is one already.
+    """
+
+    def __init__(self, game: ModelGame, windows: Windows, scorer: Scorer | None = None) -> None:
+        self.windows = windows
+        self.units = game.units if _is_fast(game) else GeneralUnits(windows, game.players.run)
+        self.scorer = _scorer(game, windows) if scorer is None else scorer
+        self._state = windows.context(1).embedding[: windows.n_windows].clone()
+        self._at = 0
+
+    @torch.inference_mode()
+    def advance(self, unit: int, kept: Sequence[int]) -> None:
+        """Run the kept units before `unit` that have not run yet, with the model's weights as they are."""
+        self._run(self._state, kept, unit)
+        self._at = max(self._at, unit)
+
+    @torch.inference_mode()
+    def scores(self, kept: Sequence[int]) -> Scores:
+        """NLL of each window with the model's weights as they are, from where it has come to."""
+        return self.scorer.score(self._behind(kept))
+
+    def nll(self, kept: Sequence[int]) -> float:
+        """Mean NLL of all windows."""
+        return float(self.scores(kept).nll.mean())
+
+    @torch.inference_mode()
+    def keep_teacher(self, units: Sequence[int]) -> None:
+        """Compare what comes after with what these units, all of them, make of the windows."""
+        self.scorer.keep_teacher(self._behind(units))
+
+    def _behind(self, kept: Sequence[int]) -> Tensor:
+        state = self._state.clone()
+        self._run(state, kept, None)
+        return state
+
+    def _run(self, state: Tensor, kept: Sequence[int], stop: int | None) -> None:
+        for unit in kept:
+            if unit >= self._at and (stop is None or unit < stop):
+                self.units.run(unit, [state], [state])
+
+
+def _watched(players: Players, windows: Windows, unit: int, module: nn.Module, state: Tensor) -> tuple[Tensor, Tensor]:
+    """What the module is handed while the unit runs on a state [w, T, H], and the state behind the unit."""
+    context = windows.context(1)
+    missing = len(context.ids) - len(state)
+    batch = torch.cat([state, state[:1].expand(missing, -1, -1)]) if missing else state.clone()
+    seen: list[Tensor] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+
+    handle = module.register_forward_pre_hook(note)
+    try:
+        after = players.run(context, unit, batch)
+    finally:
+        handle.remove()
+    # OPT's MLP sees all tokens in one row of rows.
+    inputs = seen[0].reshape(*batch.shape[:2], -1)
+    return inputs[: len(state)], after[: len(state)]
+
+
+def _scorer(game: ModelGame, windows: Windows) -> Scorer:
+    """What scores these windows the way the game scores its own."""
+    if isinstance(game.scorer, FusedScorer):
+        return FusedScorer(windows, game.scorer.head)
+    return GeneralScorer(windows)
+
+
+def _is_fast(game: ModelGame) -> bool:
+    """Whether all units of a game run on states of any windows that are as long as its own."""
+    return game.units.path == "fast"
+
+
+class _Reached(Exception):
+    """What block 0 receives; raised so that nothing behind it is computed."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+def _embedding(skeleton: Skeleton, ids: Tensor) -> Tensor:
+    """What block 0 receives for a batch of windows, [B, T, H]."""
+    takes = skeleton.convention.takes
+
+    def stop(_: int) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Returned:
+            raise _Reached(BlockCall(args, kwargs).hidden(takes))
+
+        return forward
+
+    with replaced_forward(skeleton.blocks, stop):
+        try:
+            skeleton.model(input_ids=ids, use_cache=False)
+        except _Reached as reached:
+            return reached.hidden
+    raise AssertionError("a model's forward pass ran without its blocks")

@@ -1,0 +1,131 @@
+"""The text that a repair is fitted to: several domains, each with windows to fit to, to choose by and to check with.
+
+The windows of one text do not overlap each other, nor those that a game is played on where both are cut from one SPEC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.calibration import TOKENS, begin_tokens, read_text, sample_from_model, window_starts
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.game.protocol import Progress
+
+DEFAULT_TOKENS = 65_536
+# Held out of each domain: windows by which the strength is chosen, and as many to check the whole with.
+HELDOUT_WINDOWS = 8
+# A domain with fewer windows to fit to than are held out of it says too little.
+_LEAST_WINDOWS = 3 * HELDOUT_WINDOWS
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Windows of one text, int64 [W, T] each."""
+
+    spec: str
+    fit: Tensor
+    choice: Tensor
+    check: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Domains:
+    """The domains of a repair, and by SPEC the texts that are too short, with one line that says so."""
+
+    domains: tuple[Domain, ...]
+    left_out: dict[str, str]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are fitted to."""
+        return sum(domain.fit.numel() for domain in self.domains)
+
+
+def default_texts(game: ModelGame) -> list[str]:
+    """SPECs of the calibration text, and of texts of other kinds beside it: one kind alone misleads on others.
+
+    Not text that the model writes itself, which would take longer than all the rest, nor items with options.
+    """
+    kinds = ["builtin", "builtin-docstrings", "builtin-code"]
+    own = [game.calibration.spec] if game.has_windows and game.calibration.spec != "self" else []
+    return list(dict.fromkeys([*own, *kinds]))
+
+
+def _length(game: ModelGame) -> int:
+    """Tokens of a window: as many as the calibration windows have."""
+    return int(game.calibration.ids.shape[1]) if game.has_windows else TOKENS
+
+
+def load_domains(
+    game: ModelGame,
+    specs: Sequence[str],
+    tokens: int = DEFAULT_TOKENS,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Domains:
+    """Cut about `tokens` tokens to fit to, in equal parts from the texts of the SPECs, in windows of the game's length.
+
+    A text too short for `_LEAST_WINDOWS` windows is left out. Raises `RequestError` for a SPEC that cannot be read,
+    none at all, or one given twice.
+    """
+    if not specs or len(set(specs)) < len(specs):
+        raise RequestError(f"a repair needs texts to be fitted to, each given once, not {list(specs)}")
+    length = _length(game)
+    wanted = tokens // (len(specs) * length)
+    if wanted < HELDOUT_WINDOWS:
+        raise RequestError(
+            f"{tokens} tokens are too few to fit a repair to: {len(specs)} texts in windows of {length} tokens need at "
+            f"least {HELDOUT_WINDOWS * len(specs) * length}"
+        )
+    found, left_out = [], {}
+    for spec in specs:
+        windows = _windows(game, spec, wanted + 2 * HELDOUT_WINDOWS, seed, progress).to(game.skeleton.device)
+        if len(windows) < _LEAST_WINDOWS:
+            left_out[spec] = (
+                f"{spec} has {len(windows)} windows of {length} tokens beside those that the search uses; "
+                f"{_LEAST_WINDOWS} are needed to fit and to cross-validate a repair"
+            )
+            continue
+        # Those held out are spread over the text, and lie apart from each other.
+        held = np.linspace(0, len(windows) - 1, 2 * HELDOUT_WINDOWS).round().astype(np.int64)
+        rest = np.setdiff1d(np.arange(len(windows)), held)
+        found.append(Domain(spec, windows[rest], windows[held[::2]], windows[held[1::2]]))
+    return Domains(tuple(found), left_out)
+
+
+def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progress | None) -> Tensor:
+    """Up to `wanted` windows of a text, spread over it: int64 [W, T]."""
+    length = _length(game)
+    tokenizer = game.checkpoint.tokenizer
+    if spec == "self":
+        # Another seed than that of a calibration text which the model wrote itself.
+        return sample_from_model(game.skeleton, tokenizer, wanted, length, seed + 1, progress)
+    if tokenizer is None:
+        raise RequestError("the model's folder holds no tokenizer, so text cannot be cut into tokens: repair off")
+    stream = np.asarray(tokenizer(read_text(spec), add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+    begin = np.asarray(begin_tokens(tokenizer), dtype=np.int64)
+    body = length - len(begin)
+    used = np.empty(0, dtype=np.int64)
+    if game.has_windows and spec == game.calibration.spec:
+        used = window_starts(len(stream), body, game.windows.n_windows)
+    starts = _free_starts(len(stream), body, used)
+    if len(starts) > wanted:
+        starts = starts[np.linspace(0, len(starts) - 1, wanted).round().astype(np.int64)]
+    bodies = stream[starts[:, None] + np.arange(body)]
+    return torch.from_numpy(np.hstack([np.tile(begin, (len(starts), 1)), bodies]))
+
+
+def _free_starts(tokens: int, body: int, used: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First tokens of windows of `body` tokens, side by side, that share no token with those that start at `used`."""
+    borders = np.concatenate([[-body], np.sort(used), [tokens]])
+    runs = [np.arange(first + body, last - body + 1, body) for first, last in pairwise(borders)]
+    return np.concatenate(runs).astype(np.int64)

@@ -1,0 +1,310 @@
+"""Repair of tiny models: what can be recovered is, what does not help is left out, and the model stays as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import FAMILIES, save_tiny, tiny_tokenizer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from layercoop_fast import ModelGame, fit_repair, prune, repaired_worth
+from layercoop_fast.engine.loading import Checkpoint
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.calibration import load_calibration, read_text
+from layercoop_fast.repair import fit, streams
+from layercoop_fast.repair.ridge import NormalEquations
+
+T = 16
+TOKENS = 2 * 32 * T
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two short texts of different kinds."""
+    folder = tmp_path_factory.mktemp("texts")
+    for name in ("builtin", "builtin-code"):
+        (folder / f"{name}.txt").write_text(read_text(name)[:2500], encoding="ascii", errors="ignore")
+    return [str(folder / "builtin.txt"), str(folder / "builtin-code.txt")]
+
+
+def game_on(
+    model: Any, spec: str, *, players: str = "layers", block_path: str = "auto", utility: str = "ppl_ratio"
+) -> ModelGame:
+    checkpoint = Checkpoint(model, tiny_tokenizer(), "tiny")
+    skeleton = Skeleton(model)
+    text = load_calibration(spec, checkpoint.tokenizer, skeleton, windows=2, tokens=T)
+    return ModelGame(checkpoint, text, skeleton=skeleton, players=players, block_path=block_path, utility=utility)
+
+
+def mask_without(n: int, *removed: int) -> Any:
+    mask = np.ones(n, dtype=np.bool_)
+    mask[list(removed)] = False
+    return mask
+
+
+class AddsLinearly(nn.Module):
+    """A block that adds a linear map of what the map before it was handed: removed, it can be made up for exactly."""
+
+    def __init__(self, before: nn.Linear) -> None:
+        super().__init__()
+        self.map = nn.Parameter(0.3 * torch.randn(before.weight.shape, generator=torch.Generator().manual_seed(1)))
+        self.seen: list[Tensor] = []
+        before.register_forward_pre_hook(lambda _, args: self.seen.__setitem__(slice(None), [args[0]]))
+
+    def forward(self, hidden: Tensor, **_: Any) -> Tensor:
+        return hidden + self.seen[0] @ self.map.t()
+
+
+@pytest.fixture
+def everything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a repair helps a model of random weights is chance: take it as it comes."""
+    monkeypatch.setattr(fit, "_no_worse", lambda after, before: True)
+
+
+@pytest.mark.usefixtures("everything_counts")
+def test_a_removed_block_that_is_linear_is_recovered(specs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "STRENGTHS", (1e-9,))
+    model = FAMILIES["llama"](n_layers=4)
+    before = model.model.layers[1].mlp.down_proj
+    stand_in = AddsLinearly(before)
+    model.model.layers[2] = stand_in
+    game = game_on(model, specs[0], block_path="hf")
+    mask = mask_without(4, 2)
+    repaired = fit_repair(game, mask, specs, tokens=TOKENS)
+    assert repaired.kept, repaired.record
+    wanted = before.weight.detach() + stand_in.map.detach()
+    torch.testing.assert_close(repaired.tensors()["model.layers.1.mlp.down_proj.weight"], wanted, rtol=1e-3, atol=1e-3)
+    worth, nll = repaired_worth(game, repaired)
+    measured = game.evaluate(np.stack([np.ones(4, dtype=np.bool_), mask]))
+    assert nll == pytest.approx(measured.nll[0], abs=1e-4)
+    assert abs(measured.nll[1] - measured.nll[0]) > 100 * abs(nll - measured.nll[0])
+    assert worth == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.usefixtures("everything_counts")
+@pytest.mark.parametrize(
+    ("family", "players", "removed", "maps"),
+    [
+        ("llama", "layers", (1, 3), ["model.layers.0.mlp.down_proj", "model.layers.2.mlp.down_proj"]),
+        ("llama", "layers", (0, 1), ["model.layers.2.mlp.down_proj"]),
+        ("llama", "sublayers", (3,), ["model.layers.1.self_attn.o_proj"]),
+        ("gpt2", "layers", (2, 3), ["transformer.h.1.mlp.c_proj"]),
+        ("opt", "layers", (1,), ["model.decoder.layers.0.fc2"]),
+    ],
+)
+def test_what_is_folded_in_is_the_regression_written_out(
+    specs: list[str], family: str, players: str, removed: tuple[int, ...], maps: list[str]
+) -> None:
+    """The first map against a regression over all tokens at once, from hooks on the two whole models."""
+    model = FAMILIES[family](n_layers=4)
+    game = game_on(model, specs[0], players=players)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    mask = mask_without(game.n_players, *removed)
+    texts = fit.load_domains(game, specs, TOKENS)
+    repaired = fit_repair(game, mask, texts)
+    assert [gap["map"] for gap in repaired.record["gaps"]] == maps
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    gap = fit.find_gaps(game.players.unit_masks(mask[None])[0])[0]
+    site = repaired.patches[0].site
+    ids = torch.cat([domain.fit for domain in texts.domains])
+    context = game.skeleton.context(ids)
+    with torch.inference_mode():
+        full = context.embedding
+        for unit in range(gap.behind):
+            full = game.players.run(context, unit, full)
+        seen: list[Tensor] = []
+        handle = site.module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        pruned = context.embedding
+        for unit in range(gap.unit + 1):
+            if unit not in gap.removed:
+                seen.clear()
+                pruned = game.players.run(context, unit, pruned)
+        handle.remove()
+    full, pruned = full.double().flatten(0, 1), pruned.double().flatten(0, 1)
+    inputs = seen[0].double().reshape(len(full), -1)
+    weights = 1 / full.square().mean(-1)
+    scale = float((weights[:, None] * inputs.square()).sum() / inputs.shape[1])
+    penalty = torch.full((inputs.shape[1],), repaired.record["gaps"][0]["strength"] * scale, dtype=torch.float64)
+    if site.bias is not None:
+        inputs, penalty = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1), torch.cat([penalty, torch.zeros(1)])
+    root = weights.sqrt()[:, None]
+    rows = torch.cat([root * inputs, penalty.sqrt().diag()])
+    wanted = torch.cat([root * (full - pruned), torch.zeros(len(penalty), full.shape[1])])
+    change = torch.linalg.lstsq(rows, wanted, driver="gelsd").solution.t()
+    width = site.weight.shape[1]
+    with repaired.applied():
+        torch.testing.assert_close(
+            site.weight.double(), before_map(before, site)[0] + change[:, :width], rtol=1e-3, atol=1e-4
+        )
+        if site.bias is not None:
+            torch.testing.assert_close(
+                site.bias.double(), before_map(before, site)[1] + change[:, width], rtol=1e-3, atol=1e-4
+            )
+
+
+def before_map(before: dict[str, Tensor], site: Any) -> tuple[Tensor, Tensor | None]:
+    weight = before[f"{site.name}.weight"].double()
+    bias = before.get(f"{site.name}.bias")
+    return (weight.t() if type(site.module).__name__ == "Conv1D" else weight), None if bias is None else bias.double()
+
+
+@pytest.mark.usefixtures("everything_counts")
+def test_streams_that_are_not_kept_give_the_same_repair(specs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_CHUNK_TOKENS", 8 * T)
+    game = game_on(FAMILIES["llama"](n_layers=5), specs[0])
+    assert game.units.path == "fast"
+    mask = mask_without(5, 1, 3)
+    kept = fit_repair(game, mask, specs, tokens=TOKENS)
+    monkeypatch.setattr(fit, "_STREAM_SHARE", 0.0)
+    anew = fit_repair(game, mask, specs, tokens=TOKENS)
+    for name, tensor in kept.tensors().items():
+        assert torch.equal(tensor, anew.tensors()[name])
+
+
+def test_a_repair_that_does_not_help_is_left_out_and_said_so(
+    specs: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def noise(sums: NormalEquations, strength: float) -> Tensor:
+        return torch.randn(sums.cross.t().shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    monkeypatch.setattr(NormalEquations, "change", noise)
+    text = tmp_path / "ab.txt"
+    text.write_text("ab" * 1000, encoding="utf-8")
+    game = game_on(FAMILIES["llama"](n_layers=4), str(text))
+    mask = mask_without(4, 2)
+    # A head that foretells this text well from what the mask leaves: whatever changes that, harms.
+    with torch.no_grad():
+        context = game.skeleton.context(game.calibration.ids)
+        hidden = context.embedding
+        for layer in np.flatnonzero(mask):
+            hidden = context.run(int(layer), hidden)
+        hidden = game.skeleton.model.model.norm(hidden.clone())
+        weight = game.skeleton.model.lm_head.weight.zero_()
+        for word in game.calibration.ids.unique():
+            weight[word] = hidden[:, :-1][game.calibration.ids[:, 1:] == word].mean(0)
+    repaired = fit_repair(game, mask, [str(text)], tokens=TOKENS)
+    assert not repaired.kept
+    assert not repaired.tensors()
+    assert "no repair of any gap helps" in repaired.record["reason"]
+    assert repaired_worth(game, repaired)[0] == game(mask)[0]
+
+
+def test_a_repair_that_misleads_on_unseen_windows_is_left_out_as_a_whole(
+    specs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    game = game_on(FAMILIES["llama"](n_layers=4), specs[0])
+    verdicts = iter([True] * (len(fit.STRENGTHS) + 1) + [False])
+    monkeypatch.setattr(fit, "_no_worse", lambda after, before: next(verdicts))
+    repaired = fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS)
+    assert not repaired.kept
+    assert "no choice had seen" in repaired.record["reason"]
+
+
+def test_windows_to_fit_to_share_no_token_with_those_of_the_search(specs: list[str]) -> None:
+    game = game_on(FAMILIES["llama"](n_layers=2), specs[0])
+    texts = fit.load_domains(game, specs[:1], TOKENS)
+    own = {tuple(window.tolist()) for window in game.calibration.ids}
+    (domain,) = texts.domains
+    groups = [{tuple(w.tolist()) for w in part} for part in (domain.fit, domain.choice, domain.check)]
+    assert not own & set.union(*groups)
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    starts = fit_starts(100, 10, [20, 45, 90])
+    assert starts == [0, 10, 30, 55, 65, 75]
+
+
+def fit_starts(tokens: int, body: int, used: list[int]) -> list[int]:
+    from layercoop_fast.repair.texts import _free_starts
+
+    return [int(start) for start in _free_starts(tokens, body, np.array(used))]
+
+
+def test_a_text_too_short_is_left_out_and_said_so(specs: list[str], tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("a few words. " * 20, encoding="utf-8")
+    game = game_on(FAMILIES["llama"](n_layers=4), specs[0])
+    mask = mask_without(4, 2)
+    repaired = fit_repair(game, mask, [str(short)], tokens=TOKENS)
+    assert not repaired.kept
+    assert "are needed to fit and to cross-validate" in repaired.record["reason"]
+    with pytest.raises(RequestError, match="cannot be fitted"):
+        fit_repair(game, mask, [str(short)], tokens=TOKENS, required=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": []}, "each given once"),
+        ({"texts": ["builtin", "builtin"]}, "each given once"),
+        ({"texts": ["builtin"], "tokens": 10}, "too few"),
+        ({"texts": ["nothing.txt"]}, "cannot be read"),
+    ],
+)
+def test_wrong_requests(specs: list[str], arguments: dict[str, Any], message: str) -> None:
+    game = game_on(FAMILIES["llama"](n_layers=2), specs[0])
+    with pytest.raises(RequestError, match=message):
+        fit_repair(game, mask_without(2, 1), **arguments)
+    with pytest.raises(RequestError, match="keeps nothing"):
+        fit_repair(game, mask_without(2, 0, 1), specs)
+
+
+@pytest.mark.parametrize("utility", ["ppl_ratio", "kl"])
+def test_worths_of_a_game_do_not_change_by_a_repair(
+    specs: list[str], utility: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "_no_worse", lambda after, before: True)
+    game = game_on(FAMILIES["llama"](n_layers=4), specs[0], utility=utility)
+    mask = mask_without(4, 1)
+    repaired = fit_repair(game, mask, specs, tokens=TOKENS)
+    worth, _ = repaired_worth(game, repaired)
+    fresh = game_on(FAMILIES["llama"](n_layers=4), specs[0], utility=utility)
+    assert game(mask)[0] == fresh(mask)[0]
+    assert np.isfinite(worth)
+    assert worth != game(mask)[0]
+
+
+@pytest.mark.usefixtures("everything_counts")
+@pytest.mark.parametrize(("family", "players"), [("llama", "layers"), ("gpt2", "layers"), ("llama", "sublayers")])
+def test_the_repaired_checkpoint_is_the_repaired_model(
+    specs: list[str], family: str, players: str, tmp_path: Path
+) -> None:
+    source = str(save_tiny(tmp_path / "model", family, 4))
+    done = prune(
+        source,
+        tmp_path / "out",
+        remove=2,
+        method="sleb",
+        players=players,
+        windows=2,
+        tokens=T,
+        repair=True,
+        repair_text=specs,
+        repair_tokens=TOKENS,
+        measure_cost=False,
+    )
+    record = json.loads((tmp_path / "out" / "layercoop.json").read_text(encoding="utf-8"))
+    assert record["repair"]["kept"]
+    assert record["ppl"].keys() == {"full", "unrepaired", "pruned"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    game = ModelGame.from_pretrained(source, players=players, windows=2, tokens=T)
+    with torch.inference_mode():
+        logits = loaded(game.calibration.ids).logits
+    nll = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), game.calibration.ids[:, 1:].flatten())
+    assert float(nll) == pytest.approx(done.record["nll"]["pruned"], abs=2e-5)
+    assert abs(done.record["nll"]["pruned"] - done.record["nll"]["unrepaired"]) > 1e-3
+
+
+def test_without_repair_there_is_none(tmp_path: Path) -> None:
+    source = str(save_tiny(tmp_path / "model", "llama", 3))
+    options: dict[str, Any] = {"remove": 1, "method": "reverse", "windows": 2, "tokens": T, "measure_cost": False}
+    done = prune(source, tmp_path / "out", repair=False, **options)
+    assert done.record["repair"] is None
+    with pytest.raises(RequestError, match="contradicts"):
+        prune(source, tmp_path / "other", repair=False, repair_text=["builtin"], **options)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import FAMILIES
+
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.players import make_players
+from layercoop_fast.repair.sites import find_site
+
+
+@pytest.mark.parametrize(
+    ("family", "players", "unit", "name"),
+    [
+        ("llama", "layers", 1, "model.layers.1.mlp.down_proj"),
+        ("llama", "sublayers", 2, "model.layers.1.self_attn.o_proj"),
+        ("llama", "sublayers", 3, "model.layers.1.mlp.down_proj"),
+        ("gpt2", "layers", 1, "transformer.h.1.mlp.c_proj"),
+        ("gpt2", "sublayers", 2, "transformer.h.1.attn.c_proj"),
+        ("opt", "layers", 0, "model.decoder.layers.0.fc2"),
+        ("opt", "sublayers", 0, "model.decoder.layers.0.self_attn.out_proj"),  # its MLP's half is fc2 alone, silenced
+        ("gpt_neox", "layers", 0, "gpt_neox.layers.0.mlp.dense_4h_to_h"),  # parallel: both maps reach the stream
+    ],
+)
+def test_the_map_is_found_whose_output_is_added_to_the_stream(family: str, players: str, unit: int, name: str) -> None:
+    model = FAMILIES[family](n_layers=2)
+    site = find_site(make_players(players, Skeleton(model)), unit)
+    assert site.name == name
+    assert site.module is model.get_submodule(name)
+    x = torch.randn(5, site.weight.shape[1])
+    expected = x @ site.weight.t() + (0 if site.bias is None else site.bias)
+    torch.testing.assert_close(site.module(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "qwen2_moe"])
+def test_where_a_norm_or_experts_have_the_last_word_there_is_none(family: str) -> None:
+    players = make_players("layers", Skeleton(FAMILIES[family](n_layers=2)))
+    with pytest.raises(RequestError, match="no plain linear map"):
+        find_site(players, 1)
+
+
+def test_a_map_is_found_in_bfloat16_too() -> None:
+    model = FAMILIES["llama"](n_layers=2).to(torch.bfloat16)
+    assert find_site(make_players("layers", Skeleton(model)), 1).name == "model.layers.1.mlp.down_proj"
+
+
+def test_a_weight_that_two_blocks_share_is_left_alone() -> None:
+    model = FAMILIES["llama"](n_layers=3)
+    model.model.layers[2].mlp.down_proj.weight = model.model.layers[1].mlp.down_proj.weight
+    with pytest.raises(RequestError, match="would change the other"):
+        find_site(make_players("layers", Skeleton(model)), 1)
