@@ -76,6 +76,8 @@ def test_prune_writes_a_checkpoint_and_its_record(run: Any, model: str, tmp_path
         "sleb",
         "--heldout",
         "builtin-heldout",
+        "--repair-tokens",
+        "2400",
         "--out",
         out,
         *SMALL,
@@ -91,7 +93,8 @@ def test_prune_writes_a_checkpoint_and_its_record(run: Any, model: str, tmp_path
     assert sorted(record["removed"] + record["kept"]) == list(range(L))
     assert record["worth"]["full"] == 1.0
     assert record["nll"]["pruned"] == pytest.approx(record["nll"]["full"] - np.log(record["worth"]["pruned"]))
-    assert set(record["seconds"]) == {"load", "search", "evaluate", "measure"}
+    assert record["repair"]["texts"] == ["builtin", "builtin-docstrings", "builtin-code"]
+    assert set(record["seconds"]) == {"load", "search", "repair", "evaluate", "measure"}
     assert {"torch", "transformers", "layercoop_fast"} <= set(record["versions"])
     evaluations = record["evaluations"]
     assert set(evaluations) == {"masks", "unique", "layer_evals", "layer_evals_naive", "token_evals"}
@@ -113,7 +116,7 @@ def test_prune_writes_a_checkpoint_and_its_record(run: Any, model: str, tmp_path
 def test_an_existing_folder_is_kept_unless_forced(run: Any, model: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
-    command = ["prune", model, "--drop", "0.2", "--method", "reverse", "--out", tmp_path / "out", *SMALL]
+    command = ["prune", model, "--drop", "0.2", "--method", "reverse", "--no-repair", "--out", tmp_path / "out", *SMALL]
     status, _, error = run(*command)
     assert (status, "exists already" in error) == (2, True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
@@ -355,7 +358,7 @@ def test_a_full_disk_is_a_failure_that_leaves_nothing(model: str, tmp_path: Path
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    command = ["prune", model, "--remove", "1", "--method", "reverse", "--out", tmp_path / "out", *SMALL]
+    command = ["prune", model, "--remove", "1", "--method", "reverse", "--no-repair", "--out", tmp_path / "out", *SMALL]
     done = process(*command, preexec_fn=limit)
     assert done.returncode == 1, done.stderr
     assert "was not written" in done.stderr

@@ -129,14 +129,15 @@ def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
     A search ranks its finalists by it. Nothing is remembered: it is not the worth of the mask in this game.
     """
     text = HeldOut(game, game.windows, game.scorer)
-    full = game.evaluate(np.ones((1, game.n_players), dtype=np.bool_))
+    everything = range(game.players.n_units)
     if game.utility.needs_teacher:
-        text.keep_teacher(range(game.players.n_units))
+        text.keep_teacher(everything)
+    full = text.scores(everything).nll
     with repaired.applied():
         scores = text.scores(_kept_units(game.players.unit_masks(repaired.mask[None])[0]))
     kl = np.array([scores.kl.mean()])
     with np.errstate(all="ignore"):
-        worth, nll = game.utility.judge(scores.nll[None], kl, full.window_nll[0], game.fingerprints["calibration"])
+        worth, nll = game.utility.judge(scores.nll[None], kl, full, game.fingerprints["calibration"])
     return float(worth[0]), float(nll[0])
 
 

@@ -52,7 +52,8 @@ def test_worths_of_few_rows_in_bf16_are_too(model: str, windows: int, tokens: in
 
 
 def test_the_pruned_checkpoint_is_the_masked_model_and_still_speaks(model: str, tmp_path: Path) -> None:
-    done = prune(model, tmp_path / "pruned", remove=3, method="shortgpt", dtype="float32", windows=2, tokens=64)
+    options = {"method": "shortgpt", "dtype": "float32", "windows": 2, "tokens": 64, "repair": False}
+    done = prune(model, tmp_path / "pruned", remove=3, **options)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
     assert loaded.config.num_hidden_layers == 27
     game = ModelGame.from_pretrained(model, dtype="float32", windows=2, tokens=64)
