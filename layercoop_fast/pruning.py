@@ -183,6 +183,7 @@ def prune(
                 repair_text,
                 tokens=repair_tokens,
                 required=repair is True,
+                heldout=heldout,
                 seed=seed,
                 progress=on_progress,
             )

@@ -73,6 +73,7 @@ def fit_repair(
     *,
     tokens: int = DEFAULT_TOKENS,
     required: bool = False,
+    heldout: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Repaired:
@@ -85,6 +86,7 @@ def fit_repair(
             text and `builtin`.
         tokens: how many to fit to, over all texts.
         required: raise `RequestError` where no repair can be fitted at all, rather than answer without patches.
+        heldout: SPEC of a text that is kept for measuring, and left out of the default texts.
         seed: of the text `self`.
         progress: called with ("gaps repaired", done, total).
 
@@ -100,7 +102,7 @@ def fit_repair(
         if texts is None and game.checkpoint.tokenizer is None and not required:
             texts = Domains((), {"": "without a tokenizer no text can be cut into tokens"})
         else:
-            specs = default_texts(game) if texts is None else texts
+            specs = default_texts(game, heldout) if texts is None else texts
             found = load_domains(game, specs, tokens, seed=seed, progress=progress)
             # Of the user's own kind of text nothing could be held out: whether a repair helps there is not known.
             off = texts is None and not required and game.has_windows and game.calibration.spec in found.left_out

@@ -49,14 +49,15 @@ class Domains:
         return sum(domain.fit.numel() for domain in self.domains)
 
 
-def default_texts(game: ModelGame) -> list[str]:
+def default_texts(game: ModelGame, heldout: str | None = None) -> list[str]:
     """SPECs of the calibration text, and of texts of other kinds beside it: one kind alone misleads on others.
 
-    Not text that the model writes itself, which would take longer than all the rest, nor items with options.
+    Not text that the model writes itself, which would take longer than all the rest, nor items with options, nor the
+    held-out text.
     """
-    kinds = ["builtin", "builtin-docstrings", "builtin-code"]
-    own = [game.calibration.spec] if game.has_windows and game.calibration.spec != "self" else []
-    return list(dict.fromkeys([*own, *kinds]))
+    own = [game.calibration.spec] if game.has_windows else []
+    kinds = dict.fromkeys([*own, "builtin", "builtin-docstrings", "builtin-code"])
+    return [kind for kind in kinds if kind not in ("self", heldout)]
 
 
 def _length(game: ModelGame) -> int:
@@ -74,18 +75,16 @@ def load_domains(
 ) -> Domains:
     """Cut about `tokens` tokens to fit to, in equal parts from the texts of the SPECs, in windows of the game's length.
 
-    A text too short for `_LEAST_WINDOWS` windows is left out. Raises `RequestError` for a SPEC that cannot be read,
-    none at all, or one given twice.
+    Of each text at least `HELDOUT_WINDOWS` windows are fitted to, however many tokens that is; a text too short for
+    `_LEAST_WINDOWS` windows is left out. Raises `RequestError` for a SPEC that cannot be read, none at all, one given
+    twice, or no tokens.
     """
     if not specs or len(set(specs)) < len(specs):
         raise RequestError(f"a repair needs texts to be fitted to, each given once, not {list(specs)}")
     length = _length(game)
-    wanted = tokens // (len(specs) * length)
-    if wanted < HELDOUT_WINDOWS:
-        raise RequestError(
-            f"{tokens} tokens are too few to fit a repair to: {len(specs)} texts in windows of {length} tokens need at "
-            f"least {HELDOUT_WINDOWS * len(specs) * length}"
-        )
+    if tokens < 1:
+        raise RequestError(f"a repair is fitted to at least 1 token, not {tokens}")
+    wanted = max(HELDOUT_WINDOWS, tokens // (len(specs) * length))
     found, left_out = [], {}
     for spec in specs:
         windows = _windows(game, spec, wanted + 2 * HELDOUT_WINDOWS, seed, progress).to(game.skeleton.device)

@@ -52,10 +52,11 @@ def _repair_line(record: dict[str, Any]) -> str:
     if not repair["kept"]:
         return f"not repaired: {repair['reason']}"
     gaps = [gap for gap in repair["gaps"] if gap["strength"] is not None]
+    before = record["ppl"]["unrepaired"]
     return (
         f"repaired: {len(gaps)} of {len(repair['gaps'])} removed runs, by {repair['tokens']} tokens of "
         f"{', '.join(repair['texts'])} in {repair['seconds']:.1f} s; before it the perplexity was "
-        f"{record['ppl']['unrepaired']:.1f}"
+        f"{'not finite' if before is None else format(before, '.1f')}"
     )
 
 

@@ -20,6 +20,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import load_calibration, read_text
 from layercoop_fast.repair import fit, streams
 from layercoop_fast.repair.ridge import NormalEquations
+from layercoop_fast.repair.texts import default_texts
 
 T = 16
 TOKENS = 2 * 32 * T
@@ -243,7 +244,7 @@ def test_a_text_too_short_is_left_out_and_said_so(specs: list[str], tmp_path: Pa
     [
         ({"texts": []}, "each given once"),
         ({"texts": ["builtin", "builtin"]}, "each given once"),
-        ({"texts": ["builtin"], "tokens": 10}, "too few"),
+        ({"texts": ["builtin"], "tokens": 0}, "at least 1 token"),
         ({"texts": ["nothing.txt"]}, "cannot be read"),
     ],
 )
@@ -299,6 +300,11 @@ def test_the_repaired_checkpoint_is_the_repaired_model(
     nll = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), game.calibration.ids[:, 1:].flatten())
     assert float(nll) == pytest.approx(done.record["nll"]["pruned"], abs=2e-5)
     assert abs(done.record["nll"]["pruned"] - done.record["nll"]["unrepaired"]) > 1e-3
+
+
+def test_the_text_that_is_measured_on_is_not_fitted_to() -> None:
+    assert default_texts("novels.txt", "builtin") == ["novels.txt", "builtin-docstrings", "builtin-code"]
+    assert default_texts("builtin") == ["builtin", "builtin-docstrings", "builtin-code"]
 
 
 def test_without_repair_there_is_none(tmp_path: Path) -> None:
