@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -303,8 +304,12 @@ def test_the_repaired_checkpoint_is_the_repaired_model(
 
 
 def test_the_text_that_is_measured_on_is_not_fitted_to() -> None:
-    assert default_texts("novels.txt", "builtin") == ["novels.txt", "builtin-docstrings", "builtin-code"]
-    assert default_texts("builtin") == ["builtin", "builtin-docstrings", "builtin-code"]
+    def game(spec: str, has_windows: bool = True) -> Any:
+        return SimpleNamespace(has_windows=has_windows, calibration=SimpleNamespace(spec=spec))
+
+    assert default_texts(game("novels.txt"), "builtin") == ["novels.txt", "builtin-docstrings", "builtin-code"]
+    for spec, has_windows in (("builtin", True), ("self", True), ("items.jsonl", False)):
+        assert default_texts(game(spec, has_windows)) == ["builtin", "builtin-docstrings", "builtin-code"]
 
 
 def test_without_repair_there_is_none(tmp_path: Path) -> None:
