@@ -202,20 +202,34 @@ def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [int(ids[0])] if ids and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 
 
+def check_characters(*texts: str) -> None:
+    """Raise `RequestError` for half of a surrogate pair, which JSON can write but no tokenizer can read."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start])
+            raise RequestError(f"it has half of a character, {half}: write both halves, or leave it out") from error
+
+
 def _json_lines(text: str, spec: str) -> str:
     parts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other ends of lines inside its strings
         if not line.strip():
             continue
         try:
             part = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RequestError(
                 f'{spec} line {number} is not a JSON object with a "text" field (items with options go with --utility '
                 "accuracy, accuracy_norm, margin or margin_norm)"
             ) from error
         if not isinstance(part, str):
             raise RequestError(f'{spec} line {number}: "text" is {type(part).__name__}, not a string')
+        try:
+            check_characters(part)
+        except RequestError as error:
+            raise RequestError(f"{spec} line {number}: {error}") from error
         parts.append(part)
     return "\n\n".join(parts)
 

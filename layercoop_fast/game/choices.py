@@ -33,6 +33,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import (
     Calibration,
     begin_tokens,
+    check_characters,
     load_calibration,
     read_file,
     read_text,
@@ -175,10 +176,10 @@ def read_items(spec: str) -> list[Item]:
         if line.strip():
             try:
                 found.append(_item(json.loads(line)))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise RequestError(f"{spec} line {number} is not JSON") from error
             except RequestError as error:
                 raise RequestError(f"{spec} line {number}: {error}") from error
+            except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a plain ValueError
+                raise RequestError(f"{spec} line {number} is not JSON that can be read") from error
     if not found:
         raise RequestError(f"{spec} holds no items")
     return found
@@ -201,7 +202,7 @@ def _item(fields: object) -> Item:
     if len(options) < 2:
         raise RequestError(f"it has {len(options)} options: at least 2 are needed")
     if isinstance(label, str) and names is None and label.isdecimal():
-        label = int(label)
+        label = int(label) if len(label) < 10 else label  # Python turns no digits without end into numbers
     elif isinstance(label, str):
         names = names if isinstance(names, list) else [chr(ord("A") + at) for at in range(len(options))]
         if label not in names:
@@ -212,6 +213,7 @@ def _item(fields: object) -> Item:
     for at, option in enumerate(options):
         if not option.strip():
             raise RequestError(f"its option {at} is empty: there is nothing to score")
+    check_characters(context, *options)
     return Item(context, tuple(options), label)
 
 
@@ -243,7 +245,10 @@ def tokenise(
         first, *wholes = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         before = (*start, *first)
         if not before:
-            raise RequestError(f"{spec} item {number}: nothing stands before its options, so they cannot be scored")
+            raise RequestError(
+                f"{spec} item {number}: nothing stands before its options, so they cannot be scored: give it a "
+                "context, or examples with --shots (this tokenizer puts no token before a text)"
+            )
         group = [Scored((*before, *whole[len(first) :]), len(before)) for whole in wholes]
         for option, sequence in zip(item.options, group, strict=True):
             if len(sequence.tokens) == len(before):

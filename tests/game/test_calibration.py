@@ -60,6 +60,14 @@ def test_jsonl_takes_the_text_fields(tmp_path: Path) -> None:
     path.write_text('{"text": "one"}\n{"body": "two"}\n')
     with pytest.raises(RequestError, match=r'items.jsonl line 2 is not a JSON object with a "text" field'):
         read_text(str(path))
+    path.write_text('{"text": "half \\ud800 of one"}\n')
+    with pytest.raises(RequestError, match=r"line 1: it has half of a character, '\\ud800'"):
+        read_text(str(path))
+    path.write_text('{"text": "one\u2028line\x85of"}\n{"text": "two"}\n', encoding="utf-8")
+    assert read_text(str(path)) == "one\u2028line\x85of\n\ntwo"
+    path.write_text("[" * 100_000)
+    with pytest.raises(RequestError, match="line 1 is not a JSON object"):
+        read_text(str(path))
     path.write_text('{"text": 3}\n')
     with pytest.raises(RequestError, match=r"line 1.*int, not a string"):
         read_text(str(path))
