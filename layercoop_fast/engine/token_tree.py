@@ -16,7 +16,7 @@ tokens that nobody attends to, which cost a block as much as others do; they are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ class Packs:
         rows: int64 [E], of all W·T rows those after which a token is scored; a row may be there several times.
         targets: int64 [E], that token.
         of_token: int64 [N], which of the E each scored token is, sequence after sequence; sequences may share some.
+        filled: bool [W, T], True for tokens of sequences, False for those that windows are padded with.
     """
 
     ids: Tensor
@@ -64,13 +65,11 @@ class Packs:
     rows: Tensor
     targets: Tensor
     of_token: Tensor
+    filled: Tensor
 
     def to(self, device: str | torch.device) -> Packs:
         """The same on another device."""
-        positions = None if self.positions is None else self.positions.to(device)
-        return Packs(
-            self.ids.to(device), positions, self.rows.to(device), self.targets.to(device), self.of_token.to(device)
-        )
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
 
 def pack_whole(groups: Sequence[Sequence[Scored]]) -> Packs:
@@ -84,7 +83,8 @@ def pack_whole(groups: Sequence[Sequence[Scored]]) -> Packs:
         ids[window, : len(sequence.tokens) - 1] = torch.tensor(sequence.tokens[:-1])
         rows.extend(window * width + at - 1 for at in range(sequence.start, len(sequence.tokens)))
         targets.extend(sequence.tokens[sequence.start :])
-    return Packs(ids, None, torch.tensor(rows), torch.tensor(targets), torch.arange(len(rows)))
+    filled = _filled([len(sequence.tokens) - 1 for sequence in sequences], width)
+    return Packs(ids, None, torch.tensor(rows), torch.tensor(targets), torch.arange(len(rows)), filled)
 
 
 def pack_trees(groups: Sequence[Sequence[Scored]], tokens: int = PACK_TOKENS) -> Packs:
@@ -116,7 +116,13 @@ def pack_trees(groups: Sequence[Sequence[Scored]], tokens: int = PACK_TOKENS) ->
                 edge = (row_of[path[at - 1]], sequence.tokens[at])
                 of_token.append(edges.setdefault(edge, len(edges)))
     rows, targets = zip(*edges, strict=True)
-    return Packs(ids, positions, torch.tensor(rows), torch.tensor(targets), torch.tensor(of_token))
+    filled = _filled([tree.size for tree in trees], width)
+    return Packs(ids, positions, torch.tensor(rows), torch.tensor(targets), torch.tensor(of_token), filled)
+
+
+def _filled(sizes: Sequence[int], width: int) -> Tensor:
+    """Windows of `width` tokens of which the first `sizes` are tokens of sequences, bool [W, width]."""
+    return torch.arange(width) < torch.tensor(sizes)[:, None]
 
 
 def _split(groups: Sequence[Sequence[Scored]], limit: int) -> list[_Tree]:

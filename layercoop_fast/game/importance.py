@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.choices import Choices
 from layercoop_fast.game.protocol import Floats, Progress
 from layercoop_fast.game.utility import token_nll
 
@@ -44,14 +45,16 @@ def residual_stream(game: ModelGame) -> Iterator[Tensor]:
 def block_influence(game: ModelGame) -> Floats:
     """1 − mean cosine between what each player's units receive and return in the full model, float64 [n].
 
-    Averaged over all calibration tokens, summed over the units of a group. Source: ShortGPT (arXiv 2403.03853).
+    Averaged over all calibration tokens, summed over the units of a group; what pads windows of items is left out.
+    Source: ShortGPT (arXiv 2403.03853).
     """
+    filled = game.calibration.packs.filled if isinstance(game.calibration, Choices) else None
     stream = residual_stream(game)
     before = next(stream)
     influence = []
     for after in stream:
         cosine = nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
-        influence.append(1.0 - float(cosine.mean()))
+        influence.append(1.0 - float((cosine if filled is None else cosine[filled]).mean()))
         before = after
     units = np.array(influence)
     return np.array([units[list(group)].sum() for group in game.players.groups])

@@ -24,6 +24,7 @@ from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.choice_utility import ChoiceUtility
+from layercoop_fast.game.choices import check_choices
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.game.shelf import Shelf
 from layercoop_fast.game.store import Scores
@@ -65,10 +66,13 @@ def with_utility(game: ModelGame, utility: str | Utility | ChoiceUtility) -> Mod
     """The same game with another worth; `game` itself where that is its own.
 
     It shares everything but the numbers measured, counts of evaluations included. In a store file it is a further game.
+
+    Raises `RequestError` for a worth of text where this game is one on items with options, and the other way round.
     """
     utility = get_utility(utility)
     if utility is game.utility:
         return game
+    check_choices(game.calibration, utility, game.windows.score_every)
     view = copy.copy(game)
     view.utility = utility
     return _renewed(view, game, {"utility": utility.name})

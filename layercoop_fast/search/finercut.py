@@ -25,10 +25,15 @@ def search(
 ) -> Choice:
     """Remove one player at a time, each time the one without which the output diverges least (`search.greedy`).
 
-    Needs a game that offers `with_utility("kl")`, and raises `RequestError` for one that does not, or when the budget
-    is smaller than what greed asks. Nothing is drawn, so `seed` has no effect.
+    Needs a game that offers `with_utility("kl")`, and raises `RequestError` for one that does not, for one on items
+    with options, or when the budget is smaller than what greed asks. Nothing is drawn, so `seed` has no effect.
     """
     with_utility = getattr(game, "with_utility", None)
     if with_utility is None:
         raise RequestError("finercut needs a game that offers with_utility(), a game on a model: try sleb here")
+    if not getattr(game, "has_windows", True):
+        raise RequestError(
+            "finercut goes by the divergence from the full model on text, and this game is on items with options: "
+            "try sleb here"
+        )
     return greedy(with_utility("kl"), n_remove, method="finercut", budget=budget, allowed=allowed, progress=progress)

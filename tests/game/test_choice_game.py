@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_tokenizer
+from tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 
 from layercoop_fast import choice_utility
 from layercoop_fast.engine.loading import Checkpoint
@@ -18,6 +19,7 @@ from layercoop_fast.game.choices import Choices, Item, fitting, tokenise
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.store import Store
 from layercoop_fast.game.worths import Worths
+from layercoop_fast.search.base import get_method
 
 L = 4
 
@@ -122,6 +124,49 @@ def test_worths_do_not_depend_on_company_or_memory(family: str, players: str) ->
     )
     for mask, row in list(zip(masks, together.window_nll, strict=True))[:3]:
         assert np.array_equal(game_of(family, players=players).evaluate(mask).window_nll[0], row)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_influence_is_that_of_tokens_not_of_padding(share: bool) -> None:
+    """Of what is computed: shared, a text's token counts once; whole, once for every sequence that it is in."""
+    game = game_of(share=share)
+    assert isinstance(game.calibration, Choices)
+    assert not game.calibration.packs.filled.all() or share
+    cosines: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for number, sequence in enumerate(sequence for group in game.calibration.groups for sequence in group):
+        context = game.skeleton.context(torch.tensor([sequence.tokens[:-1]]))
+        states = [context.embedding]
+        for layer in range(L):
+            states.append(context.run(layer, states[-1].clone()))
+        stream = torch.cat(states).double()
+        turned = torch.nn.functional.cosine_similarity(stream[:-1], stream[1:], dim=-1)
+        for at in range(turned.shape[1]):
+            cosines[sequence.tokens[: at + 1] if share else (number, at)] = turned[:, at]
+    expected = 1 - torch.stack(list(cosines.values())).mean(0).numpy()
+    np.testing.assert_allclose(game.block_influence(), expected, rtol=1e-5)
+
+
+def test_another_worth_is_one_of_items_too() -> None:
+    game = game_of()
+    masks = random_masks(2)
+    assert np.array_equal(game.with_utility("accuracy")(masks), game_of(utility="accuracy")(masks))
+    for name in ("ppl_ratio", "kl"):
+        with pytest.raises(RequestError, match=f"the utility {name} is one of text, the calibration is items"):
+            game.with_utility(name)
+    with pytest.raises(RequestError, match=r"finercut goes by the divergence .* on items with options: try sleb"):
+        get_method("finercut")(game, 1)
+
+
+def test_streamed_blocks_change_no_bit(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model", n_layers=L)
+    path = tmp_path / "items.jsonl"
+    fields = [{"context": one.context, "options": one.options, "label": one.label} for one in items_of()]
+    path.write_text("\n".join(map(json.dumps, fields)))
+    masks = random_masks(3)
+    expected = ModelGame.from_pretrained(str(model), str(path), utility="margin").evaluate(masks)
+    streamed = ModelGame.from_pretrained(str(model), str(path), utility="margin", offload=True)
+    assert np.array_equal(streamed.evaluate(masks).window_nll, expected.window_nll)
+    assert streamed.weights_read > 0
 
 
 def test_worths_from_a_store_and_a_file(tmp_path: Path) -> None:
