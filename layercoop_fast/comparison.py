@@ -20,8 +20,10 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.players import ExportablePlayers
+from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Masks, Progress
+from layercoop_fast.game.utility import UTILITIES, get_utility
 from layercoop_fast.pruning import perplexity, same_model_on
 from layercoop_fast.search.base import check_n_remove, finite_or_none, get_method
 from layercoop_fast.width.flap import flap
@@ -128,14 +130,20 @@ def compare(
             (`sleb`, `ppl`, `shortgpt` and such) are not held to it.
         options: further arguments of `ModelGame.from_pretrained`.
 
-    Raises `RequestError` before anything is searched for an unknown method, a size out of range or one with no
-    exportable mask.
+    Raises `RequestError` before anything is searched for an unknown method, a utility of items with options, a size
+    out of range or one with no exportable mask.
     """
     if not remove or not methods:
         raise RequestError("a comparison needs at least one size to remove and one method")
     for name in methods:
         if name not in WIDTH_METHODS:
             get_method(name)
+    utility = get_utility(options.get("utility", "ppl_ratio"))
+    if isinstance(utility, ChoiceUtility):
+        raise RequestError(
+            f"a comparison judges methods by the perplexity of texts, and the utility {utility.name} is one of items "
+            f"with options: choose from {', '.join(UTILITIES)}"
+        )
     tell: Progress = on_progress or (lambda stage, done, total: None)
     game = ModelGame.from_pretrained(model, calibration, seed=seed, on_progress=on_progress, **options)
     allowed = ExportablePlayers(game.checkpoint.model.config, game.players)

@@ -103,6 +103,10 @@ def test_command_line(model: str, run: Run, tmp_path: Path) -> None:
         (["--remove", "0"], "sizes like 3,6,10"),
         (["--remove", "7"], "1 to 5 can be removed, not 7"),
         (["--remove", "1", "--methods", "slab"], "did you mean 'sleb'"),
+        (
+            ["--remove", "1", "--utility", "margin"],
+            "the utility margin is one of items with options: choose from ppl_ratio",
+        ),
     ],
 )
 def test_bad_requests(model: str, run: Run, arguments: list[str], message: str) -> None:
