@@ -225,4 +225,4 @@ def is_mask(mask: Tensor, seen: Tensor | None = None) -> bool:
     seen = seen.expand_as(mask)
     if mask.dtype == torch.bool:
         return torch.equal(mask, seen)
-    return bool((mask[seen] == 0).all() and (mask[~seen] <= torch.finfo(torch.float16).min).all())
+    return bool(torch.where(seen, mask == 0, mask <= torch.finfo(torch.float16).min).all())
