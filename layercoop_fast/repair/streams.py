@@ -49,7 +49,7 @@ class Streams:
 
     Args:
         game: its model and players, and the way its units are computed.
-        ids: the windows, as long as the game's.
+        ids: the windows; fast blocks run on them where they are as long as the game's.
         keep: whether states are kept from one gap to the next, or computed anew.
     """
 
@@ -93,7 +93,7 @@ class Streams:
 
     def _run_by(self, chunk: _Chunk) -> tuple[Windows, Units]:
         """The windows whose contexts fit the chunk, and what runs its units."""
-        if not _is_fast(self.game):
+        if not _is_fast(self.game, chunk.ids):
             windows = Windows(self.game.skeleton, chunk.ids)
             return windows, GeneralUnits(windows, self.game.players.run)
         windows = self._by_size.setdefault(len(chunk.ids), Windows(self.game.skeleton, chunk.ids))
@@ -103,7 +103,7 @@ class Streams:
         """A state to go on from, which may be written into."""
         if state is not None:
             return state
-        if _is_fast(self.game):
+        if _is_fast(self.game, chunk.ids):
             return _embedding(self.game.skeleton, chunk.ids).clone()
         return windows.context(1).embedding[: len(chunk.ids)].clone()
 
@@ -113,13 +113,14 @@ class HeldOut:
 
     Args:
         game: its model and players, and the way its units are computed.
-        windows: as long as the game's.
+        windows: the game's own or others; fast blocks run on them where they are as long as these.
         scorer: of these windows, where there is one already.
     """
 
     def __init__(self, game: ModelGame, windows: Windows, scorer: Scorer | None = None) -> None:
         self.windows = windows
-        self.units = game.units if _is_fast(game) else GeneralUnits(windows, game.players.run)
+        own = windows is game.windows or _is_fast(game, windows.ids)
+        self.units = game.units if own else GeneralUnits(windows, game.players.run)
         self.scorer = _scorer(game, windows) if scorer is None else scorer
         self._state = windows.context(1).embedding[: windows.n_windows].clone()
         self._at = 0
@@ -182,9 +183,13 @@ def _scorer(game: ModelGame, windows: Windows) -> Scorer:
     return GeneralScorer(windows)
 
 
-def _is_fast(game: ModelGame) -> bool:
-    """Whether all units of a game run on states of any windows that are as long as its own."""
-    return game.units.path == "fast"
+def _is_fast(game: ModelGame, ids: Tensor) -> bool:
+    """Whether all units of a game run on states of the windows `ids` (int64 [W, T]).
+
+    Fast blocks take any plain windows as long as the game's own; of items with options these are not, or are trees.
+    """
+    own = game.windows
+    return game.units.path == "fast" and own.positions is None and own.ids.shape[1] == ids.shape[1]
 
 
 class _Reached(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import load_calibration, read_text
+from layercoop_fast.game.choices import Item, fitting, tokenise
 from layercoop_fast.repair import fit, streams
 from layercoop_fast.repair.ridge import NormalEquations
 from layercoop_fast.repair.texts import default_texts
@@ -319,3 +321,29 @@ def test_without_repair_there_is_none(tmp_path: Path) -> None:
     assert done.record["repair"] is None
     with pytest.raises(RequestError, match="contradicts"):
         prune(source, tmp_path / "other", repair=False, repair_text=["builtin"], **options)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_mask_searched_on_items_is_repaired_on_text(
+    specs: list[str], share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fast blocks of such a game are made for its own windows: trees, or sequences of another length."""
+    monkeypatch.setattr("layercoop_fast.repair.texts.TOKENS", T)
+    items = [Item(f"{n} + {n} =", (str(2 * n), "none", "no"), n % 3) for n in range(5)]
+
+    def game(block_path: str) -> ModelGame:
+        model = FAMILIES["llama"](n_layers=4)
+        skeleton = Skeleton(model)
+        choices = fitting(tokenise(items, tiny_tokenizer()), skeleton, share=share)
+        checkpoint = Checkpoint(model, tiny_tokenizer(), "tiny")
+        return ModelGame(checkpoint, choices, skeleton=skeleton, utility="margin", block_path=block_path)
+
+    fast, slow = game("auto"), game("hf")
+    assert fast.units.path == "fast"
+    mask = mask_without(4, 1)
+    found, expected = (fit_repair(one, mask, specs, tokens=TOKENS, required=True) for one in (fast, slow))
+    assert found.record["texts"] == specs
+    assert found.record["gaps"] == expected.record["gaps"]
+    # Nothing else is told of the items than that: without patches a repaired mask is worth what it was.
+    plain = replace(found, patches=())
+    assert repaired_worth(fast, plain)[0] == pytest.approx(float(fast(mask[None])[0]), rel=1e-5)
