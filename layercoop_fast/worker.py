@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.choices import Choices
 from layercoop_fast.game.model_game import DEFAULT_MEMORY_SHARE, STATES_WITH_STORE, ModelGame
 from layercoop_fast.game.outlook import time_pilot
+from layercoop_fast.game.partial import view_of
 from layercoop_fast.game.players import Players
 from layercoop_fast.game.protocol import Masks
 from layercoop_fast.game.utility import Utility
@@ -40,30 +42,98 @@ from layercoop_fast.workers.messages import Array, Message, pack, unpack
 
 # Numbers wait this long at most before they are sent: the work that the loss of a worker can cost, beside a chunk.
 STREAM_SECONDS = 0.5
+# Games that stay open beside each other: a search has some five, the game itself and parts of it.
+_MOST_GAMES = 8
 
 Send = Callable[[bytes], None]
 
 
 def serve(receive: Callable[[], bytes], send: Send, *, machine: str = "") -> None:
     """Answer messages for ever. `machine` is what the driver's shares of memory call this one."""
-    game: ModelGame | None = None
+    games = Games(machine)
     while True:
         message = unpack(receive())
         try:
             if message.kind == "open":
-                game = open_game(message, machine)
-                send(_ready(game))
-            elif game is not None and message.kind == "pilot":
-                unit, head = time_pilot(game)
+                games.open(message)
+                send(_ready(games.current, message.about["game"]))
+            elif message.kind == "pilot":
+                unit, head = time_pilot(games.current)
                 send(pack("pilot", {"unit": unit, "head": head}))
-            elif game is not None:
-                _measure(game, message.arrays["masks"], send)
+            else:
+                _measure(games.current, message.arrays["masks"], send)
         except Exception as error:  # whatever it is, the driver decides what follows
-            if game is not None:
-                game.windows.free()
+            games.free()
             status = error.status if isinstance(error, LayercoopError) else RunError.status
             line = "out of memory" if isinstance(error, MemoryError) else reason(error)
             send(pack("error", {"status": status, "line": f"{line} (on {platform.node()})"}))
+
+
+class Games:
+    """The games that the driver has had opened, and which of them is played.
+
+    A search plays its game on some of the windows, and with other utilities, in turn; so the last few stay open, and
+    where only those two differ from the first one its model, blocks and head are shared.
+    """
+
+    def __init__(self, machine: str) -> None:
+        self._machine = machine
+        self._first: tuple[dict[str, Any], ModelGame] | None = None
+        self._open: dict[str, ModelGame] = {}
+        self._current: ModelGame | None = None
+
+    @property
+    def current(self) -> ModelGame:
+        """The game that was opened last."""
+        if self._current is None:
+            raise RunError("no game is open")
+        return self._current
+
+    def open(self, message: Message) -> None:
+        """Play the game that the message describes from now on."""
+        self.free()
+        self._current = None
+        name = message.about["game"]
+        game = self._open.pop(name, None) or self._view(message)
+        if game is None:
+            self._first = None  # another model may need the room
+            self._open.clear()
+            game = open_game(message, self._machine)
+            self._first = _what_views_share(message), game
+        self._open[name] = self._current = game
+        if len(self._open) > _MOST_GAMES:
+            del self._open[next(iter(self._open))]
+
+    def free(self) -> None:
+        """Give the memory of stored states back: that of one game at a time is reckoned with."""
+        if self._current is not None:
+            self._current.windows.free()
+
+    def _view(self, message: Message) -> ModelGame | None:
+        """The game as a view of the first one; None where it is none."""
+        if self._first is None or self._first[0] != _what_views_share(message):
+            return None
+        first = self._first[1]
+        calibration: Calibration | Choices = first.calibration
+        if message.about["choices"] is None:
+            ids = torch.from_numpy(message.arrays["ids"]).to(first.skeleton.device)
+            if not torch.equal(ids, calibration.ids):
+                calibration = Calibration(ids, "from the driver")
+        return view_of(first, calibration, _utility(message))
+
+
+def _what_views_share(message: Message) -> dict[str, Any]:
+    """What must be the same for one game to be a view of another (`game/partial.py`)."""
+    shared = {key: value for key, value in message.about.items() if key not in ("game", "utility", "teacher")}
+    return {**shared, "tokens": message.arrays["ids"].shape[1:]}
+
+
+def _utility(message: Message) -> Utility | ChoiceUtility:
+    """The game's utility by name; workers hand in losses, and the driver makes worths of them."""
+    about = message.about
+    if about["choices"] is None:
+        return Utility(about["utility"], about["teacher"], lambda nll, kl, full: nll)
+    return ChoiceUtility(about["utility"], lambda log_probs, layout: log_probs)
 
 
 def open_game(message: Message, machine: str) -> ModelGame:
@@ -84,20 +154,16 @@ def open_game(message: Message, machine: str) -> ModelGame:
     share = about["shares"].get(machine, 1)
     memory = about["memory"] or free_memory(skeleton.device) * DEFAULT_MEMORY_SHARE
     calibration: Calibration | Choices
-    utility: Utility | ChoiceUtility
-    # Workers hand in losses; the driver makes worths of them.
     if about["choices"] is None:
         ids = torch.from_numpy(message.arrays["ids"]).to(skeleton.device)
         calibration = Calibration(ids, "from the driver")
-        utility = Utility(about["utility"], about["teacher"], lambda nll, kl, full: nll)
     else:
         calibration = Choices.of(about["choices"], skeleton.device)
-        utility = ChoiceUtility(about["utility"], lambda log_probs, layout: log_probs)
     return ModelGame(
         checkpoint,
         calibration,
         skeleton=skeleton,
-        utility=utility,
+        utility=_utility(message),
         players=Players(skeleton, players["kind"], players["groups"], halves),
         memory=int(memory // (share if about["memory"] or skeleton.device.type == "cpu" else 1)),
         block_path=about["block_path"],
@@ -105,11 +171,12 @@ def open_game(message: Message, machine: str) -> ModelGame:
     )
 
 
-def _ready(game: ModelGame) -> bytes:
+def _ready(game: ModelGame, name: str) -> bytes:
     device = game.skeleton.device
     return pack(
         "ready",
         {
+            "game": name,
             "fingerprints": game.fingerprints,
             "machine": {
                 "processor": _processor(),
@@ -123,11 +190,11 @@ def _ready(game: ModelGame) -> bytes:
 
 def _measure(game: ModelGame, masks: Masks, send: Send) -> None:
     """Measure the masks of a task, bool [M, n]."""
-    if game.utility.needs_teacher:
-        game.keep_teacher()
+    stream = _Stream(send, len(game.window_tokens))
+    if game.utility.needs_teacher and game.keep_teacher():
+        stream.teacher = game.players.n_units
     states, max_rows = _limits(game)
     plan = build_plan(game.players.unit_masks(masks), states)
-    stream = _Stream(send, len(game.window_tokens))
 
     def score(number: int, state: Tensor) -> None:
         scores = game.scorer.score(state)
@@ -154,6 +221,7 @@ class _Stream:
         self._kl: list[Array] = []
         self._evaluations = 0
         self._sent = time.monotonic()
+        self.teacher = 0
 
     def add(self, row: int, nll: Array, kl: Array) -> None:
         self._rows.append(row)
@@ -167,11 +235,11 @@ class _Stream:
             self.flush(finished=False)
 
     def flush(self, *, finished: bool) -> None:
-        about = {"evaluations": self._evaluations, "finished": finished}
+        about = {"evaluations": self._evaluations, "teacher": self.teacher, "finished": finished}
         rows = np.array(self._rows, dtype=np.int64)
         nll, kl = (np.array(values, dtype=np.float64).reshape(-1, self._n_windows) for values in (self._nll, self._kl))
         self._send(pack("rows", about, rows=rows, nll=nll, kl=kl))
-        self._rows, self._nll, self._kl, self._evaluations = [], [], [], 0
+        self._rows, self._nll, self._kl, self._evaluations, self.teacher = [], [], [], 0, 0
         self._sent = time.monotonic()
 
 

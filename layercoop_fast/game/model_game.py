@@ -464,10 +464,10 @@ class ModelGame:
             return self.memory
         return max(self.windows.state_bytes, int(free_memory(self.skeleton.device) * DEFAULT_MEMORY_SHARE))
 
-    def keep_teacher(self) -> None:
-        """Run the full model, once, and keep its last state, for the divergence of others from it."""
+    def keep_teacher(self) -> bool:
+        """Keep the full model's last state, for the divergence of others from it; whether it had to be run for that."""
         if self._has_teacher:
-            return
+            return False
         everything = np.ones((1, self.players.n_units), dtype=np.bool_)
         play(
             self.windows,
@@ -477,3 +477,4 @@ class ModelGame:
         )
         self.charge(self.players.n_units)
         self._has_teacher = True
+        return True

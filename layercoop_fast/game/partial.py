@@ -24,7 +24,7 @@ from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.choice_utility import ChoiceUtility
-from layercoop_fast.game.choices import check_choices
+from layercoop_fast.game.choices import Choices, check_choices
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.game.shelf import Shelf
 from layercoop_fast.game.store import Scores
@@ -46,14 +46,10 @@ def part_of(game: ModelGame, first: int, last: int) -> ModelGame:
     n_windows = game.windows.n_windows
     if not 0 <= first < last <= n_windows:
         raise RequestError(f"windows {first} to {last - 1} of a game of {n_windows} windows are not there")
-    part = copy.copy(game)
-    part.calibration = Calibration(game.calibration.ids[first:last], game.calibration.spec)
-    part.windows = Windows(game.skeleton, part.calibration.ids, game.windows.score_every)
-    part.units = game.units.on(part.windows)
+    part = view_of(game, Calibration(game.calibration.ids[first:last], game.calibration.spec), game.utility)
     part.evaluations = type(game.evaluations)()
     part.charged = (part.evaluations, *game.charged)
-    part.__dict__.pop("flops", None)  # of other windows
-    return _renewed(part, game, {"calibration": part.calibration.fingerprint})
+    return part
 
 
 def require_windows(game: ModelGame, what: str) -> None:
@@ -73,9 +69,27 @@ def with_utility(game: ModelGame, utility: str | Utility | ChoiceUtility) -> Mod
     if utility is game.utility:
         return game
     check_choices(game.calibration, utility, game.windows.score_every)
+    return view_of(game, game.calibration, utility)
+
+
+def view_of(game: ModelGame, calibration: Calibration | Choices, utility: Utility | ChoiceUtility) -> ModelGame:
+    """The same game on other windows of the same length, with another worth, or both; nothing is checked again.
+
+    It shares everything but the numbers measured. In a store file it is a further game.
+    """
     view = copy.copy(game)
     view.utility = utility
-    return _renewed(view, game, {"utility": utility.name})
+    if calibration is not game.calibration:
+        view.calibration = calibration
+        view.windows = Windows(game.skeleton, calibration.ids, game.windows.score_every)
+        view.units = game.units.on(view.windows)
+        view.__dict__.pop("flops", None)  # of other windows
+    view.scorer = game.scorer.on(view.windows)
+    view._has_teacher = False
+    # From the other's, so that the weights are not read once more.
+    view._fingerprints = {**game.fingerprints, "calibration": calibration.fingerprint, "utility": utility.name}
+    view._known = Shelf() if game._known.store is None else view._claim(game._known.store, beside=True)
+    return view
 
 
 def anew(game: ModelGame) -> ModelGame:
@@ -86,16 +100,6 @@ def anew(game: ModelGame) -> ModelGame:
     view.evaluations = type(game.evaluations)()
     view.charged = (view.evaluations,)
     view._known = Shelf()
-    return view
-
-
-def _renewed(view: ModelGame, game: ModelGame, differs: dict[str, str]) -> ModelGame:
-    """A copy of a game with a head, a shelf and fingerprints of its own."""
-    view.scorer = game.scorer.on(view.windows)
-    view._has_teacher = False
-    # From the other's, so that the weights are not read once more.
-    view._fingerprints = {**game.fingerprints, **differs}
-    view._known = Shelf() if game._known.store is None else view._claim(game._known.store, beside=True)
     return view
 
 

@@ -40,7 +40,7 @@ def opening_of(
 
 
 def open_workers(game: ModelGame) -> Workers:
-    """The game's workers, once they have opened the same game. What they need not be told is what they open."""
+    """The game's workers, once they play the same game. What they need not be told is what they open."""
     workers = game.workers
     assert workers is not None
     players = game.players
@@ -64,13 +64,18 @@ def numerics_of_workers(game: ModelGame, own: dict[str, Any]) -> dict[str, Any]:
     changed after they were opened here.
     """
     theirs = open_workers(game).fingerprints
+    _check_same(game, own, theirs)
+    numerics: dict[str, Any] = theirs["numerics"]
+    return numerics
+
+
+def _check_same(game: ModelGame, own: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Raise `RequestError` unless the fingerprints of the workers are those of the game."""
     if unlike := [key for key in own if own[key] != theirs[key]]:
         raise RequestError(
             f"the workers' {' and '.join(unlike)} is not the one here: {game.checkpoint.name} must be the same "
             "checkpoint on every machine, and is opened anew by every worker"
         )
-    numerics: dict[str, Any] = theirs["numerics"]
-    return numerics
 
 
 def tasks_for(game: ModelGame, workers: Workers, masks: Masks) -> list[Task]:
@@ -83,8 +88,9 @@ def measure_by_workers(game: ModelGame, masks: Masks, known: Shelf) -> None:
 
     Raises `RequestError` and `RunError` as `Workers.open` and `Workers.map` do; what came before is committed.
     """
-    assert game.fingerprints  # whose numbers they will be is settled first
+    fingerprints = game.fingerprints  # whose numbers they will be is settled first
     workers = open_workers(game)
+    _check_same(game, fingerprints, workers.fingerprints)
     keys = [mask_key(mask) for mask in masks]
     head_cost = game.head_cost
     done, reported, heads = 0.0, 0, len(masks)
@@ -96,7 +102,7 @@ def measure_by_workers(game: ModelGame, masks: Masks, known: Shelf) -> None:
                 known.commit_when_due()
                 game.evaluations.unique += len(results.rows)
                 game.evaluations.layer_evals += results.evaluations
-                game.charge(results.evaluations)
+                game.charge(results.evaluations + results.teacher)
                 heads -= len(results.rows)
                 done += results.evaluations + head_cost * len(results.rows)
                 # Nothing is reported that a kill could still take back.

@@ -8,6 +8,7 @@ and everything received until then stays where the caller put it.
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -72,15 +73,17 @@ class Results(NamedTuple):
         rows: int64 [R], rows of the masks that were given to `Workers.map`.
         nll, kl: float64 [R, W], mean of each window; NaN where the divergence was not asked for.
         evaluations: unit evaluations done.
+        teacher: those of the full model, which each worker runs once where the divergence is asked for.
     """
 
     rows: npt.NDArray[np.int64]
     nll: npt.NDArray[np.float64]
     kl: npt.NDArray[np.float64]
     evaluations: int
+    teacher: int
 
 
-_NOTHING = Results(np.empty(0, dtype=np.int64), np.empty((0, 0)), np.empty((0, 0)), 0)
+_NOTHING = Results(np.empty(0, dtype=np.int64), np.empty((0, 0)), np.empty((0, 0)), 0, 0)
 
 
 @dataclass
@@ -99,7 +102,7 @@ class _Job:
 
 
 class Workers:
-    """Workers that play one game.
+    """Workers that play one game at a time, all on one checkpoint.
 
     Args:
         transport: how they are reached.
@@ -118,6 +121,7 @@ class Workers:
         self.remaining = 0
         """Unit evaluations that `map` still has to do."""
         self._order = b""
+        self._game = ""
         self._likeness: dict[str, Any] = {}
         self._opening: set[int] = set()
         self._idle: list[int] = []
@@ -130,18 +134,22 @@ class Workers:
         return bool(self._idle or self._jobs)
 
     def open(self, game: dict[str, Any], **arrays: Array) -> None:
-        """Start all workers and have each open the checkpoint, unless they are there already.
+        """Have all workers play this game from now on: start them, or tell those that are there.
+
+        A game that differs from one before in its windows or its utility alone costs a worker next to nothing, and one
+        that it played lately nothing at all.
 
         Raises `RequestError` where one says that the request is wrong, or where they are unlike each other, and
-        `RunError` where one is lost.
+        `RunError` where one is lost while it starts.
         """
-        if self.is_open:
-            return
         transport = self.transport
         about = {"checkpoint": self.checkpoint, **game, "threads": transport.threads, "shares": dict(transport.shares)}
-        self._order = pack("open", about, **arrays)
+        name = hashlib.sha256(pack("open", about, **arrays)).hexdigest()
+        if self.is_open and name == self._game:
+            return
+        self._game, self._order = name, pack("open", {**about, "game": name}, **arrays)
         try:
-            reports = self._open_all()
+            reports = (self._change() if self.is_open else None) or self._open_all()
             self.fingerprints = common_fingerprints(reports, tolerant=self.tolerant)
         except BaseException:
             self.close()
@@ -210,11 +218,32 @@ class Workers:
 
     def _open_all(self) -> dict[int, dict[str, Any]]:
         """What each worker reports of itself once it has opened the checkpoint."""
-        for place in range(self.transport.n_workers):
-            self._start(place)
+        places = range(self.transport.n_workers)
+        # All are started before one is told anything: a long message waits until its worker has loaded what it needs.
+        for place in places:
+            self.transport.start(place)
+        return self._tell(places)
+
+    def _change(self) -> dict[int, dict[str, Any]] | None:
+        """What each worker reports of the game it plays now instead; None where one was lost, and all are ended."""
+        places = sorted({*self._idle, *self._opening})
+        self._idle.clear()
+        try:
+            return self._tell(places)
+        except RunError:
+            self.close()
+            return None
+
+    def _tell(self, places: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Have the workers at these places open the game, and wait until all have."""
+        self._opening.update(places)
+        for place in places:
+            self.transport.send(place, self._order)
         reports: dict[int, dict[str, Any]] = {}
         while self._opening:
             for place, message in self._receive():
+                if message is not None and message.kind == "ready" and message.about["game"] != self._game:
+                    continue  # a replacement that was still opening the game before
                 reports[place] = self._expect(place, message, "ready")
                 self._opening.discard(place)
         return reports
@@ -242,6 +271,8 @@ class Workers:
 
     def _admit_late(self, place: int, message: Message) -> None:
         """Let the replacement of a lost worker work, if it is like the others."""
+        if message.about["game"] != self._game:
+            return  # it has yet to answer for the game that is played now
         self._opening.discard(place)
         if self.tolerant or likeness(message.about) == self._likeness:
             self._idle.append(place)
@@ -259,7 +290,9 @@ class Workers:
         if about["finished"]:
             self._idle.append(place)
             del self._jobs[place]
-        return Results(job.rows[found], message.arrays["nll"], message.arrays["kl"], about["evaluations"])
+        return Results(
+            job.rows[found], message.arrays["nll"], message.arrays["kl"], about["evaluations"], about["teacher"]
+        )
 
     def _after_loss(self, place: int, waiting: deque[_Job], why: str, *, dead: bool) -> None:
         """Put the masks that the worker at `place` had not sent back into the queue, and replace it where it is dead.

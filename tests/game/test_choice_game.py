@@ -223,6 +223,12 @@ def test_a_utility_of_ones_own_gets_every_token() -> None:
     assert measured.fingerprints["utility"] == "probability"
 
 
+def test_items_have_no_divergence() -> None:
+    """Said before anything is measured, by this process or by workers."""
+    with pytest.raises(RequestError, match="is a utility of texts, not of items with options"):
+        game_of().with_utility("kl")
+
+
 def test_text_and_items_are_not_mixed_up() -> None:
     checkpoint = Checkpoint(FAMILIES["llama"](n_layers=1), tiny_tokenizer(), "llama")
     text = Calibration(torch.zeros(1, 8, dtype=torch.int64), "text")
