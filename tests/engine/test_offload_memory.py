@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
 
 HIDDEN = 1024
-# Beside two blocks. What may be allocated counts stacks of threads, 8 MiB each, that are hardly touched.
+# Beside two blocks. What may be allocated counts stacks of threads, 8 MiB each, that are hardly touched; so both sides
+# compute with one thread, however many processors there are.
 BESIDE_ALLOCATED, BESIDE_USED = 64 * 2**20, 32 * 2**20
 
 
@@ -56,20 +58,27 @@ def write_llama(folder: Path, layers: int) -> tuple[int, int]:
     return (folder / "model.safetensors").stat().st_size, block
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and counts memory as Linux does")
 @pytest.mark.parametrize("layers", [6, pytest.param(32, marks=pytest.mark.slow)])
-def test_a_model_larger_than_the_limit(tmp_path: Path, layers: int) -> None:
+def test_a_model_larger_than_the_limit(tmp_path: Path, layers: int, one_thread: None) -> None:
     """With 6 layers its file is larger than what may be allocated beyond import, with 32 than the whole limit."""
     folder = tmp_path / "model"
     size, block = write_llama(folder, layers)
     room = 2 * block + BESIDE_ALLOCATED
-    threads = str(torch.get_num_threads())
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "offload_child.py"), str(folder), str(room)],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": threads, "MALLOC_ARENA_MAX": "2"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "LAYERCOOP_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
