@@ -88,8 +88,9 @@ class StreamedBlocks:
     @property
     def bytes_a_second(self) -> float:
         """How fast the last blocks, as many as there are, were read; infinite before anything was."""
-        seconds = sum(took for _, took in self._timed)
-        return sum(count for count, _ in self._timed) / seconds if seconds else float("inf")
+        timed = list(self._timed)  # at once: the thread that reads may add to it
+        seconds = sum(took for _, took in timed)
+        return sum(count for count, _ in timed) / seconds if seconds else float("inf")
 
     def bytes_of(self, layer: int) -> int:
         """Bytes that are read for a block."""

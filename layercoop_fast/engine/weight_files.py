@@ -41,6 +41,8 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # A tensor that is converted goes through this many bytes of its own dtype, and on in parts so small that torch does
 # not wake threads for them: those belong to the computation beside which this reads.
 _STAGING = 2**20
+# Bytes of one call of the system: macOS refuses 2 GiB and more.
+_MOST_AT_ONCE = 2**30
 _SERIAL = 2**14
 
 
@@ -104,7 +106,7 @@ class WeightFiles:
         at = stored.begin + first * stored.dtype.itemsize
         while len(room):
             try:
-                count = os.preadv(self._descriptors[stored.file], [room], at)
+                count = os.preadv(self._descriptors[stored.file], [room[:_MOST_AT_ONCE]], at)
             except OSError as error:
                 raise RunError(f"{stored.file} cannot be read: {reason(error)}") from error
             if count == 0:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +121,27 @@ def test_waiting_is_a_span(tmp_path: Path) -> None:
         streams.streamed.use(3)
     assert spans.seconds[READING] > 0
     assert streams.streamed.bytes_a_second > 0
+
+
+def test_the_speed_can_be_asked_while_something_is_read(tmp_path: Path) -> None:
+    streams = Streams(tmp_path)
+    streams.streamed._timed = deque([(1, 0.5)] * 50_000, maxlen=50_000)  # a model so deep that a read ends meanwhile
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            streams.streamed._timed.append((1, 0.5))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert {streams.streamed.bytes_a_second for _ in range(10)} == {2.0}
+    finally:
+        over.set()
+        reader.join()
+        sys.setswitchinterval(interval)
 
 
 def test_a_failed_read_is_told_and_tried_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from layercoop_fast.engine import weight_files
 from layercoop_fast.engine.weight_files import WeightFiles
 from layercoop_fast.errors import RequestError, RunError
 
@@ -36,6 +37,23 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
     for name, tensor in TENSORS.items():
         assert files.tensors[name].dtype == tensor.dtype
         assert torch.equal(read(files, name), tensor)
+
+
+def test_a_large_tensor_is_read_in_several_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of at most so many bytes, since some systems refuse more."""
+    monkeypatch.setattr(weight_files, "_MOST_AT_ONCE", 100_000)
+    asked: list[int] = []
+    preadv = os.preadv
+
+    def note(descriptor: int, rooms: list[memoryview], at: int) -> int:
+        asked.extend(map(len, rooms))
+        return preadv(descriptor, rooms, at)
+
+    monkeypatch.setattr(os, "preadv", note)
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert torch.equal(read(WeightFiles(tmp_path), "b.weight"), TENSORS["b.weight"])
+    assert max(asked) == 100_000
+    assert len(asked) == 19
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
