@@ -98,8 +98,11 @@ def flap(game: ModelGame, n_params: int) -> WidthPruned:
 
     The statistics are of the game's calibration windows: one pass, counted in `token_evals`.
 
-    Raises `RequestError` for a model whose blocks are not llama-shaped, and where there are not so many parameters.
+    Raises `RequestError` for a model whose blocks are not llama-shaped or not in memory, and where there are
+    not so many parameters.
     """
+    if game.skeleton.streamed is not None:
+        raise RequestError("width pruning needs all weights in memory: this model's blocks are read from files")
     projections = find_projections(game)
     fluctuations = measure_fluctuation(game, projections)
     scores = [standardised(group_scores(one, two)) for one, two in zip(projections, fluctuations, strict=True)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_tokenizer
+from tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 
-from layercoop_fast.engine.loading import Checkpoint
+from layercoop_fast.engine.loading import Checkpoint, open_checkpoint
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
@@ -26,6 +27,13 @@ def game_of(family: str = "llama", **config) -> ModelGame:
     shape = SHAPE if family == "llama" else {}
     model = FAMILIES[family](n_layers=L, **{**shape, **config})
     return ModelGame(Checkpoint(model, tiny_tokenizer(), family), Calibration(ids, "t"))
+
+
+def test_blocks_that_are_read_from_files(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(save_tiny(tmp_path / "model", n_layers=2)), offload=True)
+    game = ModelGame(checkpoint, Calibration(torch.arange(3, 33).view(2, 15), "t"))
+    with pytest.raises(RequestError, match="needs all weights in memory"):
+        flap(game, 1000)
 
 
 def inputs_of(game: ModelGame, layer: int, name: str) -> np.ndarray:
