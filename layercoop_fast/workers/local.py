@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -74,6 +75,7 @@ class LocalProcesses:
             )
         except OSError as error:
             ours.close()
+            complaints.close()
             raise RunError(f"worker {place} cannot be started: {reason(error)}") from error
         finally:
             theirs.close()
@@ -115,9 +117,10 @@ class LocalProcesses:
         for connection in self._connections.values():
             connection.close()  # ends the process, even one deep in a computation
         self._connections.clear()
+        deadline = time.monotonic() + _END_SECONDS
         for process in self._processes.values():
             try:
-                process.wait(_END_SECONDS)
+                process.wait(max(deadline - time.monotonic(), 0.0))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

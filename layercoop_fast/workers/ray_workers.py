@@ -138,12 +138,13 @@ class RayActors:
 
     def close(self) -> None:
         """End all actors; leave the cluster if it was joined here."""
-        if not self._ray.is_initialized():
-            return
-        for actor in self._actors.values():
-            self._ray.kill(actor, no_restart=True)
+        actors = list(self._actors.values())
         self._actors.clear()
         self._takes.clear()
+        if not self._ray.is_initialized():
+            return  # somebody else has left the cluster, and the actors ended with that
+        for actor in actors:
+            self._ray.kill(actor, no_restart=True)
         self._leave()
 
     def _join(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +16,10 @@ import pytest
 import torch
 from tiny_models import save_tiny
 
-from layercoop_fast.errors import RequestError
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.worths import Worths
+from layercoop_fast.workers import local
 from layercoop_fast.workers.hire import hire
 from layercoop_fast.workers.local import LocalProcesses
 
@@ -75,15 +78,39 @@ def test_a_worker_ends_with_its_driver() -> None:
     """Whatever becomes of the driver: its end of the socket is closed then."""
     transport = LocalProcesses(1, program=["-c", _EARS])
     transport.start(0)
-    process = transport.process_id(0)
+    process = transport._processes[0]
     transport._connections[0].close()  # as the death of this process would
-    for _ in range(200):
-        if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("the worker is still there")
+    assert process.wait(60) is not None
     transport.close()
+
+
+def test_all_workers_have_the_same_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that do not, since they are stopped say, are killed; not one after the other has its ten seconds."""
+    monkeypatch.setattr(local, "_END_SECONDS", 1.0)
+    transport = LocalProcesses(4, program=["-c", _EARS])
+    for place in range(4):
+        transport.start(place)
+        os.kill(transport.process_id(place), signal.SIGSTOP)
+    processes = list(transport._processes.values())
+    began = time.monotonic()
+    transport.close()
+    assert time.monotonic() - began < 3.5
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 4
+
+
+def test_a_process_that_cannot_be_started_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    temporary = tempfile.TemporaryFile
+
+    def note() -> Any:
+        made.append(temporary())
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", note)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(RunError, match="worker 0 cannot be started: No such file"):
+        LocalProcesses(1).start(0)
+    assert [file.closed for file in made] == [True]
 
 
 _EARS = "import sys; from multiprocessing.connection import Connection; Connection(int(sys.argv[-1])).recv_bytes()"
