@@ -62,6 +62,9 @@ def test_two_workers_have_the_bits_of_one_process(model: Path, expected: Worths,
     assert game.workers is not None
     assert game.workers.transport.n_workers == 2
     found = game.evaluate(MASKS)
+    part = game.with_utility("kl").part(1, 2).evaluate(MASKS)  # another game, on the same actors
+    assert np.array_equal(part.window_nll, expected.window_nll[:, 1:])
+    assert np.isfinite(part.worths).all()
     game.close()
     assert not ray.is_initialized()
     assert found.fingerprints == expected.fingerprints
