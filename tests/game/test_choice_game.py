@@ -225,7 +225,7 @@ def test_a_utility_of_ones_own_gets_every_token() -> None:
 
 def test_items_have_no_divergence() -> None:
     """Said before anything is measured, by this process or by workers."""
-    with pytest.raises(RequestError, match="is a utility of texts, not of items with options"):
+    with pytest.raises(RequestError, match="is one of text, the calibration is items with options"):
         game_of().with_utility("kl")
 
 
