@@ -14,6 +14,7 @@ import typer
 
 from layercoop_fast.cli_bench import bench
 from layercoop_fast.cli_compare import compare
+from layercoop_fast.cli_cut import cut
 from layercoop_fast.cli_store import app as store_app
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.search.base import METHODS
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(store_app, name="store")
 app.command()(bench)
 app.command()(compare)
+app.command()(cut)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")]
 CalibrationOption = Annotated[

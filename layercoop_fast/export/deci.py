@@ -1,0 +1,148 @@
+"""Blocks that lack a half, as GGUF files can hold them: the architecture `deci` of llama.cpp.
+
+What is left of a llama is a sequence of halves, attention and MLP in turn but for the gaps. A block is an attention
+half and the MLP half behind it, from whichever block of the original each comes: blocks know nothing of their number.
+So 12.mlp and 13.attn removed leave one plain block fewer, and only where two halves of one kind follow each other is
+there a block with one half. For those `deci` has numbers of heads and the MLP's width block by block:
+
+* no attention: `head_count` 0, and no tensors of that half. The first block is an exception, since llama.cpp derives
+  the size of a head from it: there stands a "linear" attention (`head_count_kv` 0: one square map), of zeros.
+* no MLP: a width of 0 does not do, since llama.cpp then passes over the whole block, its attention included. There
+  stands an MLP of the width 32, of zeros.
+
+Both read from llama.cpp's code for `deci`. What stands in adds exactly 0 to the stream.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.export.gguf_file import F16, F32, INT32, Q4_0, Tensor, Value, zeros
+from layercoop_fast.export.gguf_rules import COUPLED, OF_THE_WHOLE, per_block
+
+ATTENTION, MLP = "attn", "mlp"
+_STAND_IN_WIDTH = 32
+_HEADS, _KV_HEADS, _WIDTH = "attention.head_count", "attention.head_count_kv", "feed_forward_length"
+_TENSORS = frozenset(
+    f"{name}.{kind}"
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    for kind in ("weight", "bias")
+) | {"attn_norm.weight", "ffn_norm.weight"}
+"""What llama.cpp reads of a block of `deci`; anything else it would pass over in silence."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block to be written: the numbers of the blocks that its halves come from, None for a half that is not there."""
+
+    attention: int | None
+    mlp: int | None
+
+    @property
+    def is_original(self) -> bool:
+        """Whether it is a block of the original as it was."""
+        return self.attention == self.mlp
+
+
+def joined(n_blocks: int, removed: frozenset[tuple[int, str]]) -> list[Block]:
+    """Join the halves that are left, in their order, to the fewest blocks."""
+    blocks: list[Block] = []
+    for number in range(n_blocks):
+        if (number, ATTENTION) not in removed:
+            blocks.append(Block(number, None))
+        if (number, MLP) not in removed:
+            if blocks and blocks[-1].mlp is None:
+                blocks[-1] = replace(blocks[-1], mlp=number)
+            else:
+                blocks.append(Block(None, number))
+    return blocks
+
+
+def renamed(tensors: Sequence[Tensor], blocks: Sequence[Block]) -> list[Tensor]:
+    """The tensors of these blocks under their new numbers, and all outside the blocks."""
+    new_of = {(block.attention, ATTENTION): new for new, block in enumerate(blocks)}
+    new_of |= {(block.mlp, MLP): new for new, block in enumerate(blocks)}
+    originals = all(block.is_original for block in blocks)
+    left = []
+    for tensor in tensors:
+        match = re.fullmatch(r"blk\.(\d+)\.(.+)", tensor.name)
+        if match is None:
+            left.append(tensor)
+            continue
+        part = MLP if match[2].startswith("ffn_") else ATTENTION
+        if not originals and not match[2].startswith(("attn_", "ffn_")):
+            raise RequestError(f"{tensor.name} belongs to neither half of its block, so halves cannot go")
+        new = new_of.get((int(match[1]), part))
+        if new is not None:
+            left.append(replace(tensor, name=f"blk.{new}.{match[2]}"))
+    return left
+
+
+def halved(
+    values: dict[str, Value], tensors: Sequence[Tensor], blocks: Sequence[Block], n_blocks: int
+) -> tuple[dict[str, Value], list[Tensor]]:
+    """Return key-values and tensors of a `llama` of `n_blocks` blocks as `blocks`, a `llama` still where that can be.
+
+    `tensors` are those of `renamed`. Raises `RequestError` for what neither architecture can hold.
+    """
+    heads, kv_heads, widths = (per_block(values, short, n_blocks) for short in (_HEADS, _KV_HEADS, _WIDTH))
+    if heads is None or widths is None:
+        raise RequestError(f"the file does not say its llama.{_HEADS} and llama.{_WIDTH}")
+    kv_heads = heads if kv_heads is None else kv_heads
+    for short in COUPLED:
+        if f"llama.{short}" in values:
+            raise RequestError(f"halves cannot go from a model with the key llama.{short}")
+    whole = all(block.attention is not None and block.mlp is not None for block in blocks)
+    name = "llama" if whole and not any(len(set(each)) > 1 for each in (heads, kv_heads, widths)) else "deci"
+    changed: dict[str, Value] = {}
+    for key, value in values.items():
+        short = key.removeprefix("llama.")
+        if short != key and value.element_kind is not None and short not in {_HEADS, _KV_HEADS, _WIDTH, *OF_THE_WHOLE}:
+            raise RequestError(f"the file has an array {key!r}, which no rule here knows how to cut")
+        changed[key if short == key else f"{name}.{short}"] = value
+    changed["general.architecture"] = Value.of_string(name)
+    count = changed[f"{name}.block_count"]
+    changed[f"{name}.block_count"] = Value.of_number(len(blocks), count.kind)
+    if name == "llama":
+        return changed, list(tensors)
+    for tensor in tensors:
+        if (match := re.fullmatch(r"blk\.\d+\.(.+)", tensor.name)) and match[1] not in _TENSORS:
+            raise RequestError(f"blocks with one half are written as the architecture deci, which knows no {match[1]}")
+    for short, each, part in ((_HEADS, heads, ATTENTION), (_KV_HEADS, kv_heads, ATTENTION), (_WIDTH, widths, MLP)):
+        sources = [block.attention if part == ATTENTION else block.mlp for block in blocks]
+        stand_in = _STAND_IN_WIDTH if short == _WIDTH else 0
+        numbers = [stand_in if source is None else each[source] for source in sources]
+        if short == _HEADS and sources[0] is None:
+            numbers[0] = heads[0]
+        changed[f"{name}.{short}"] = Value.of_numbers(numbers, INT32)
+    return changed, [*tensors, *_stand_ins(blocks, _hidden_size(changed))]
+
+
+def _stand_ins(blocks: Sequence[Block], hidden: int) -> list[Tensor]:
+    """Tensors of zeros where a half is not there and llama.cpp asks for one."""
+    kind = Q4_0 if hidden % 32 == 0 else F16
+    made = []
+    if blocks[0].attention is None:
+        made += [
+            zeros("blk.0.attn_norm.weight", (hidden,), F32),
+            zeros("blk.0.attn_output.weight", (hidden, hidden), kind),
+        ]
+    for new, block in enumerate(blocks):
+        if block.mlp is None:
+            made += [
+                zeros(f"blk.{new}.ffn_norm.weight", (hidden,), F32),
+                zeros(f"blk.{new}.ffn_gate.weight", (hidden, _STAND_IN_WIDTH), kind),
+                zeros(f"blk.{new}.ffn_up.weight", (hidden, _STAND_IN_WIDTH), kind),
+                zeros(f"blk.{new}.ffn_down.weight", (_STAND_IN_WIDTH, hidden), kind),
+            ]
+    return made
+
+
+def _hidden_size(values: dict[str, Value]) -> int:
+    hidden = values["deci.embedding_length"].scalar() if "deci.embedding_length" in values else None
+    if type(hidden) is not int:
+        raise RequestError("the file does not say its llama.embedding_length")
+    return hidden

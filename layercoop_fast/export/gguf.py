@@ -1,0 +1,134 @@
+"""Cutting blocks, or halves of blocks, out of a GGUF file: names and counts are rewritten, weights copied as they are.
+
+    cut = cut_gguf(Path("model-Q4_K_M.gguf"), parse_removed("3,7,13-18"), Path("smaller.gguf"))
+
+No weight is decoded, so any quantisation stays what it is, and nothing of torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.export.deci import ATTENTION, MLP, halved, joined, renamed
+from layercoop_fast.export.gguf_file import GGUF, Tensor, read_gguf, write_gguf
+from layercoop_fast.export.gguf_rules import architecture, block_count, rewritten
+from layercoop_fast.files import check_target, reason
+
+PARTS = (ATTENTION, MLP)
+Halves = frozenset[tuple[int, str]]
+"""What goes: (block, "attn" or "mlp"); a whole block is both of its halves."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What was written, and the sizes of both files."""
+
+    out: Path
+    architecture: str
+    blocks: dict[str, int]
+    """Number of blocks, before and after: `full`, `pruned`."""
+    without_attention: int
+    without_mlp: int
+    params: dict[str, int]
+    file_bytes: dict[str, int]
+
+
+def parse_removed(text: str) -> Halves:
+    """Read `3,7,13-18` or `12.attn,13.mlp,20-22.mlp`. Raises `RequestError` where it says something else."""
+    removed: set[tuple[int, str]] = set()
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?\s*", item)
+        if match is None:
+            raise RequestError(f"--remove takes blocks like 3,7,13-18 or halves like 12.attn,13.mlp, not {text!r}")
+        first = int(match[1])
+        last = int(match[2] or first)
+        if last < first:
+            raise RequestError(f"--remove {item.strip()}: the range ends before it begins")
+        parts = (match[3],) if match[3] else PARTS
+        removed |= {(block, part) for block in range(first, last + 1) for part in parts}
+    return frozenset(removed)
+
+
+def removed_of(folder: Path) -> tuple[Halves, int]:
+    """Read what a search removed from the `layercoop.json` of the folder it wrote, and of how many layers."""
+    path = folder / "layercoop.json" if folder.is_dir() else folder
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        removed, kept = (_units(record[name]) for name in ("removed", "kept"))
+    except OSError as error:
+        raise RequestError(
+            f"{path} cannot be read: {reason(error)}; --from takes a folder that `prune` wrote"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"{path} does not list what was removed and kept: --from takes what `prune` wrote"
+        ) from error
+    return removed, 1 + max((block for block, _ in removed | kept), default=-1)
+
+
+def cut_gguf(model: Path, removed: Halves, out: Path, *, n_layers: int | None = None, force: bool = False) -> Cut:
+    """Write `model` without the halves `removed` to the file `out`.
+
+    Args:
+        model: a GGUF file of version 2 or 3, little-endian, in one piece.
+        removed: blocks or halves of blocks; halves of the architecture `llama` only.
+        out: the file to write; never the model itself.
+        n_layers: number of layers of the model that `removed` was found on, where that is known.
+        force: replace what is there.
+
+    Raises `RequestError` before anything is written where the request or the file is wrong.
+    """
+    check_target(out, force=force)
+    if out.exists() and model.exists() and out.samefile(model):
+        raise RequestError(f"{out} is the model itself: name another file to write")
+    source = read_gguf(model)
+    _check_whole(source)
+    n_blocks = block_count(source.values)
+    if n_layers not in (None, n_blocks):
+        raise RequestError(f"the search was on a model of {n_layers} layers, and {model} has {n_blocks}")
+    if beyond := sorted({block for block, _ in removed if block >= n_blocks}):
+        raise RequestError(f"{model} has blocks 0 to {n_blocks - 1}, and block {beyond[0]} is to go")
+    blocks = joined(n_blocks, removed)
+    if not blocks:
+        raise RequestError("at least one block must be kept")
+    tensors = renamed(source.tensors, blocks)
+    if all(block.is_original for block in blocks):
+        values = rewritten(source.values, [number for number in range(n_blocks) if (number, PARTS[0]) not in removed])
+    elif (name := architecture(source.values)) == "llama":
+        values, tensors = halved(source.values, tensors, blocks, n_blocks)
+    else:
+        raise RequestError(f"halves of blocks can go from the architecture llama only, and this is {name!r}")
+    write_gguf(out, source, values, tensors, force=force)
+    return Cut(
+        out,
+        architecture(values),
+        {"full": n_blocks, "pruned": len(blocks)},
+        sum(block.attention is None for block in blocks),
+        sum(block.mlp is None for block in blocks),
+        {"full": _parameters(source.tensors), "pruned": _parameters(tensors)},
+        {"full": source.path.stat().st_size, "pruned": out.stat().st_size},
+    )
+
+
+def _check_whole(source: GGUF) -> None:
+    """Refuse a file that is one of several."""
+    parts = source.values["split.count"].scalar() if "split.count" in source.values else 1
+    if parts not in (0, 1) or re.search(r"-\d{5}-of-\d{5}\.gguf$", source.path.name):
+        raise RequestError(
+            f"{source.path} is one part of a split model: join the parts first (llama-gguf-split --merge)"
+        )
+
+
+def _units(labels: list[Any]) -> Halves:
+    """`[12, "13.mlp"]` as halves."""
+    return frozenset(half for label in labels for half in parse_removed(str(label)))
+
+
+def _parameters(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.n_parameters for tensor in tensors)

@@ -1,0 +1,293 @@
+"""The GGUF container: what its header says, and writing another file from parts of one, byte by byte.
+
+Only the layout is known here: key-values, tensor descriptions, then the tensors, each aligned. Nothing is decoded that
+is not asked for, so a tokenizer of 100,000 words costs a walk over their lengths, and quantised tensors are bytes
+whatever their type means. Written from the format's description (ggml, docs/gguf.md), versions 2 and 3.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.files import written_whole
+
+Scalar: TypeAlias = int | float | bool | str
+
+# Value types of key-values: the letter of `struct` for each number, and the two that are no numbers.
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+INT32 = 5
+
+# Tensor types: elements and bytes of a block.
+F32, F16, Q4_0 = 0, 1, 2
+_BLOCKS = {
+    F32: (1, 4),
+    F16: (1, 2),
+    Q4_0: (32, 18),
+    3: (32, 20),  # Q4_1
+    6: (32, 22),  # Q5_0
+    7: (32, 24),  # Q5_1
+    8: (32, 34),  # Q8_0
+    10: (256, 84),  # Q2_K
+    11: (256, 110),  # Q3_K
+    12: (256, 144),  # Q4_K
+    13: (256, 176),  # Q5_K
+    14: (256, 210),  # Q6_K
+    16: (256, 66),  # IQ2_XXS
+    17: (256, 74),  # IQ2_XS
+    18: (256, 98),  # IQ3_XXS
+    19: (256, 50),  # IQ1_S
+    20: (32, 18),  # IQ4_NL
+    21: (256, 110),  # IQ3_S
+    22: (256, 82),  # IQ2_S
+    23: (256, 136),  # IQ4_XS
+    24: (1, 1),  # I8
+    25: (1, 2),  # I16
+    26: (1, 4),  # I32
+    27: (1, 8),  # I64
+    28: (1, 8),  # F64
+    29: (256, 56),  # IQ1_M
+    30: (1, 2),  # BF16
+    34: (256, 54),  # TQ1_0
+    35: (256, 66),  # TQ2_0
+    39: (32, 17),  # MXFP4
+}
+_MAGIC = int.from_bytes(b"GGUF", "little")
+_PIECE = 8 * 2**20  # bytes copied at once
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value of a key, as it stands in the file."""
+
+    kind: int
+    raw: bytes
+    """The encoded value; of an array with its element type and length before it."""
+
+    @property
+    def element_kind(self) -> int | None:
+        """The type of an array's elements; None where the value is no array."""
+        return struct.unpack_from("<I", self.raw)[0] if self.kind == ARRAY else None
+
+    def scalar(self) -> Scalar | None:
+        """The value itself, or None where it is an array."""
+        if self.kind == ARRAY:
+            return None
+        if self.kind == STRING:
+            return self.raw[8:].decode("utf-8", "replace")
+        number: Scalar = struct.unpack(f"<{_NUMBERS[self.kind]}", self.raw)[0]
+        return number
+
+    def numbers(self) -> tuple[float, ...] | None:
+        """The elements of an array of numbers, or None where the value is something else."""
+        element = self.element_kind
+        if element is None or element not in _NUMBERS:
+            return None
+        count = struct.unpack_from("<Q", self.raw, 4)[0]
+        return struct.unpack_from(f"<{count}{_NUMBERS[element]}", self.raw, 12)
+
+    @classmethod
+    def of_string(cls, text: str) -> Value:
+        """Encode a string."""
+        return cls(STRING, _string(text))
+
+    @classmethod
+    def of_number(cls, number: float, kind: int) -> Value:
+        """Encode a number as the type `kind`."""
+        return cls(kind, struct.pack(f"<{_NUMBERS[kind]}", number))
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[float], element_kind: int) -> Value:
+        """Encode an array of numbers of the type `element_kind`."""
+        head = struct.pack("<IQ", element_kind, len(numbers))
+        return cls(ARRAY, head + struct.pack(f"<{len(numbers)}{_NUMBERS[element_kind]}", *numbers))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor: its description, and where its bytes are."""
+
+    name: str
+    dims: tuple[int, ...]
+    """Sizes, the fastest running first (the reverse of torch's order)."""
+    kind: int
+    n_bytes: int
+    offset: int | None
+    """Place of the first byte in the source file; None for a tensor of zero bytes, which every type reads as 0."""
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.dims)
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """What the header of a file says."""
+
+    path: Path
+    version: int
+    values: dict[str, Value]
+    tensors: list[Tensor]
+    alignment: int
+
+
+def zeros(name: str, dims: tuple[int, ...], kind: int) -> Tensor:
+    """Describe a tensor of zeros that no file holds yet."""
+    elements, n_bytes = _BLOCKS[kind]
+    return Tensor(name, dims, kind, prod(dims) // elements * n_bytes, None)
+
+
+def read_gguf(path: Path) -> GGUF:
+    """Read the header of a file. Raises `RequestError` where it is none, or one of a kind that is not read here."""
+    if not path.is_file():
+        raise RequestError(f"{path} is no file: name a model's .gguf")
+    if path.stat().st_size < 24:
+        raise RequestError(f"{path} is no GGUF file")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _Header(path, content).parsed()
+
+
+def write_gguf(
+    out: Path, source: GGUF, values: dict[str, Value], tensors: Sequence[Tensor], *, force: bool = False
+) -> None:
+    """Write a file of these key-values and tensors, their bytes copied from `source`; whole or not at all."""
+    head = [struct.pack("<IIQQ", _MAGIC, source.version, len(tensors), len(values))]
+    for key, value in values.items():
+        head += [_string(key), struct.pack("<I", value.kind), value.raw]
+    place = 0
+    for tensor in tensors:
+        n_dims = len(tensor.dims)
+        head += [_string(tensor.name), struct.pack(f"<I{n_dims}QIQ", n_dims, *tensor.dims, tensor.kind, place)]
+        place += _aligned(tensor.n_bytes, source.alignment)
+    header = b"".join(head)
+    with written_whole(out, force=force) as made, made.open("wb") as target, source.path.open("rb") as bytes_of:
+        target.write(header.ljust(_aligned(len(header), source.alignment), b"\0"))
+        for tensor in tensors:
+            for piece in _pieces(tensor, bytes_of):
+                target.write(piece)
+            target.write(bytes(_aligned(tensor.n_bytes, source.alignment) - tensor.n_bytes))
+
+
+def _pieces(tensor: Tensor, file: BinaryIO) -> Iterable[bytes]:
+    """The bytes of a tensor, a few MiB at a time."""
+    if tensor.offset is not None:
+        file.seek(tensor.offset)
+    for start in range(0, tensor.n_bytes, _PIECE):
+        size = min(_PIECE, tensor.n_bytes - start)
+        piece = bytes(size) if tensor.offset is None else file.read(size)
+        if len(piece) != size:
+            raise RequestError(f"{file.name} became shorter while it was read")
+        yield piece
+
+
+class _Header:
+    """A walk over the header; `_at` is the next byte. Every length is checked before it is used."""
+
+    def __init__(self, path: Path, content: mmap.mmap) -> None:
+        self._path, self._content, self._at = path, content, 0
+
+    def parsed(self) -> GGUF:
+        magic, version = self._unpack("II")
+        if magic != _MAGIC:
+            raise RequestError(f"{self._path} is no GGUF file")
+        if version & 0xFFFF == 0:
+            raise RequestError(f"{self._path} is a big-endian GGUF file, which is not read: convert it first")
+        if version not in (2, 3):
+            raise RequestError(f"{self._path} is GGUF version {version}; versions 2 and 3 are read")
+        n_tensors, n_values = self._unpack("QQ")
+        values: dict[str, Value] = {}
+        for _ in range(n_values):
+            key = self._text()
+            if key in values:
+                raise RequestError(f"{self._path} has the key {key!r} twice")
+            values[key] = self._value()
+        described = [self._described() for _ in range(n_tensors)]
+        alignment = values["general.alignment"].scalar() if "general.alignment" in values else 32
+        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+            raise RequestError(f"{self._path} has a general.alignment of {alignment!r}, which is no power of two")
+        return GGUF(self._path, version, values, self._placed(described, alignment), alignment)
+
+    def _placed(self, described: list[tuple[str, tuple[int, ...], int, int]], alignment: int) -> list[Tensor]:
+        """The tensors with their bytes' places in the file; sizes go by type, or up to the next where it is unknown."""
+        start = _aligned(self._at, alignment)
+        end = len(self._content)
+        places = [*sorted({start + offset for *_, offset in described}), end]
+        next_place = dict(pairwise(places))
+        tensors = []
+        for name, dims, kind, offset in described:
+            place = start + offset
+            n_bytes = next_place.get(place, place) - place
+            if kind in _BLOCKS:
+                elements, size = _BLOCKS[kind]
+                n_bytes = prod(dims) // elements * size
+            if place > end or n_bytes > end - place:
+                raise RequestError(f"{self._path} is cut short: {name} ends beyond the file's {end:,} bytes")
+            tensors.append(Tensor(name, dims, kind, n_bytes, place))
+        if len({tensor.name for tensor in tensors}) != len(tensors):
+            raise RequestError(f"{self._path} names a tensor twice")
+        return tensors
+
+    def _described(self) -> tuple[str, tuple[int, ...], int, int]:
+        name = self._text()
+        (n_dims,) = self._unpack("I")
+        if n_dims > 8:
+            raise RequestError(f"{self._path} gives {name!r} {n_dims} dimensions")
+        *dims, kind, offset = self._unpack(f"{n_dims}QIQ")
+        return name, tuple(dims), kind, offset
+
+    def _value(self) -> Value:
+        (kind,) = self._unpack("I")
+        begin = self._at
+        self._skip(kind)
+        return Value(kind, self._content[begin : self._at])
+
+    def _skip(self, kind: int) -> None:
+        if kind in _NUMBERS:
+            self._advance(struct.calcsize(f"<{_NUMBERS[kind]}"))
+        elif kind == STRING:
+            self._advance(*self._unpack("Q"))
+        elif kind == ARRAY:
+            element, count = self._unpack("IQ")
+            if element in _NUMBERS:
+                self._advance(count * struct.calcsize(f"<{_NUMBERS[element]}"))
+            elif element == STRING:
+                for _ in range(count):
+                    self._advance(*self._unpack("Q"))
+            else:
+                raise RequestError(f"{self._path} has an array of elements of type {element}, which is not read")
+        else:
+            raise RequestError(f"{self._path} has a value of type {kind}, which is not read")
+
+    def _text(self) -> str:
+        (size,) = self._unpack("Q")
+        begin = self._at
+        self._advance(size)
+        return self._content[begin : self._at].decode("utf-8", "surrogateescape")
+
+    def _unpack(self, form: str) -> tuple[int, ...]:
+        begin = self._at
+        self._advance(struct.calcsize(f"<{form}"))
+        return struct.unpack_from(f"<{form}", self._content, begin)
+
+    def _advance(self, size: int) -> None:
+        if size > len(self._content) - self._at:
+            raise RequestError(f"{self._path} is cut short within its header")
+        self._at += size
+
+
+def _aligned(size: int, alignment: int) -> int:
+    return (size + alignment - 1) // alignment * alignment
+
+
+def _string(text: str) -> bytes:
+    encoded = text.encode("utf-8", "surrogateescape")  # what was read as bytes goes back as the same bytes
+    return struct.pack("<Q", len(encoded)) + encoded
