@@ -84,24 +84,19 @@ def tiny_llama_gguf(path: Path, n_layers: int = 6, alignment: int = 32) -> tuple
     return model, _written(writer, path)
 
 
-def bare_gguf(path: Path, arch: str, n_blocks: int, values: Mapping[str, Any] | None = None) -> Path:
-    """Write a file of an architecture with one number a block as its only weights, and these key-values.
-
-    A list becomes an array, "uint" numbers stay 32 bits wide.
-    """
+def bare_gguf(
+    path: Path, arch: str, n_blocks: int, values: Mapping[str, Any] | None = None, tensor: str = "attn_norm"
+) -> Path:
+    """Write a file of an architecture with these key-values and one weight a block, of one number: the block's own."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(n_blocks)
     for key, value in (values or {}).items():
         if isinstance(value, list):
             writer.add_array(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
     for block in range(n_blocks):
-        writer.add_tensor(f"blk.{block}.attn_norm.weight", np.full(1, block, np.float32))
+        writer.add_tensor(f"blk.{block}.{tensor}.weight", np.full(1, block, np.float32))
     return _written(writer, path)
 
 

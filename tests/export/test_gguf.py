@@ -213,6 +213,7 @@ REFUSED: list[tuple[str, int, dict[str, Any], str, str]] = [
     ("qwen3", 5, {"qwen3.new_thing": [1, 2, 3]}, "1", "an array 'qwen3.new_thing'"),
     ("qwen3", 5, {"qwen3.feed_forward_length": [1, 2, 3]}, "1", "has 3 entries for 5 blocks"),
     ("qwen3", 5, {}, "1.mlp", "from the architecture llama only, and this is 'qwen3'"),
+    ("llama", 5, {}, "1.mlp", "does not say its llama.attention.head_count"),
     ("llama", 5, {}, "0-4", "at least one block must be kept"),
     ("llama", 5, {}, "3-7", "has blocks 0 to 4, and block 5 is to go"),
     ("llama", 5, {"split.count": 2}, "3", "one part of a split model"),
@@ -228,6 +229,15 @@ def test_what_llama_cpp_would_misread_is_refused(
     with pytest.raises(RequestError, match=reason):
         cut_gguf(file, parse_removed(removed), tmp_path / "cut.gguf")
     assert [each.name for each in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_experts_keep_both_halves_of_a_block(tmp_path: Path) -> None:
+    sizes = {"llama.attention.head_count": 4, "llama.feed_forward_length": 8, "llama.embedding_length": 32}
+    file = bare_gguf(tmp_path / "model.gguf", "llama", 4, sizes, tensor="ffn_gate_inp")
+    with pytest.raises(RequestError, match="architecture deci, which knows no ffn_gate_inp"):
+        cut_gguf(file, parse_removed("1.attn"), tmp_path / "cut.gguf")
+    joined = cut_gguf(file, parse_removed("1.mlp,2.attn"), tmp_path / "cut.gguf")
+    assert [tensor.data.item() for tensor in gguf.GGUFReader(joined.out).tensors] == [0, 2, 3]
 
 
 def test_files_that_are_no_whole_little_endian_gguf_are_refused(path: Path, tmp_path: Path) -> None:
