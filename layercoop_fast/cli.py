@@ -15,6 +15,7 @@ import typer
 from layercoop_fast.cli_bench import bench
 from layercoop_fast.cli_compare import compare
 from layercoop_fast.cli_cut import cut
+from layercoop_fast.cli_report import report as write_report
 from layercoop_fast.cli_store import app as store_app
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.search.base import METHODS
@@ -30,6 +31,7 @@ app.add_typer(store_app, name="store")
 app.command()(bench)
 app.command()(compare)
 app.command()(cut)
+app.command("report")(write_report)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")]
 CalibrationOption = Annotated[
@@ -144,6 +146,10 @@ def prune(
             "--cost/--no-cost", help="Measure memory and speed of both models at the end; never with --offload."
         ),
     ] = True,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Prompts that both models go on from in the report; 0: no text is written.")
+    ] = 2,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write DIR/report.html.")] = True,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -184,6 +190,8 @@ def prune(
             repair_text=repair_text or None,
             repair_tokens=repair_tokens,
             measure_cost=measure_cost,
+            samples=samples,
+            report=report,
             force=force,
             trust_remote_code=trust_remote_code,
             on_progress=bars.update,

@@ -31,6 +31,7 @@ def compare(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write the comparison to this .json as well.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the comparison to this .html as a page with charts.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     trust_remote_code: Annotated[
@@ -42,12 +43,16 @@ def compare(
     from layercoop_fast.files import check_target, written_whole
     from layercoop_fast.progress import Bars
     from layercoop_fast.report.compared import show_comparison
+    from layercoop_fast.report.html.compared import comparison_page
 
     sizes = [size.strip() for size in remove.split(",")]
     if not all(size.isdecimal() and int(size) for size in sizes):
         raise RequestError(f"--remove takes sizes like 3,6,10, not {remove!r}")
-    if out is not None:
-        check_target(out, force=force)
+    if out is not None and html is not None and out.resolve() == html.resolve():
+        raise RequestError(f"--out and --html are the same file, {out}: name two")
+    for target in (out, html):
+        if target is not None:
+            check_target(target, force=force)
     with Bars() as bars:
         compared = run(
             model,
@@ -71,6 +76,9 @@ def compare(
     if out is not None:
         with written_whole(out, force=force) as made:
             made.write_text(written + "\n", encoding="utf-8")
+    if html is not None:
+        with written_whole(html, force=force) as made:
+            made.write_text(comparison_page(compared.record), encoding="utf-8")
     if as_json:
         typer.echo(written)
     else:

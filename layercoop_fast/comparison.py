@@ -25,6 +25,7 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.utility import UTILITIES, get_utility
 from layercoop_fast.pruning import perplexity, same_model_on
+from layercoop_fast.report.html.compared import comparison_fragment
 from layercoop_fast.search.base import check_n_remove, finite_or_none, get_method
 from layercoop_fast.width.flap import flap
 
@@ -102,6 +103,10 @@ class Comparison:
     def record(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {**self.about, "full": _json(self.full), "rows": [_json(row) for row in self.rows]}
+
+    def _repr_html_(self) -> str:
+        """The report, for notebooks."""
+        return comparison_fragment(self.record)
 
 
 def compare(

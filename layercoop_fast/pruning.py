@@ -17,24 +17,31 @@ import numpy as np
 import torch
 
 import layercoop_fast
+from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.players import ExportablePlayers, zeroed_halves
 from layercoop_fast.files import check_target
-from layercoop_fast.game.calibration import TOKENS, WINDOWS
+from layercoop_fast.game.calibration import TOKENS, WINDOWS, read_text
 from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.choices import Choices, load_for
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.players import Label
-from layercoop_fast.game.protocol import Masks, Progress
+from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.utility import Utility
-from layercoop_fast.repair.fit import Repaired, fit_repair, repaired_worth
+from layercoop_fast.repair.fit import Repaired, fit_repair, repaired_windows
 from layercoop_fast.repair.texts import DEFAULT_TOKENS
 from layercoop_fast.report.cost import Cost, measure_costs
+from layercoop_fast.report.generations import Prompts
+from layercoop_fast.report.html.page import report_fragment, report_page
+from layercoop_fast.report.rerun import rerun_command
 from layercoop_fast.search.base import Choice, check_n_remove, finite_or_none, get_method
 
 SCHEMA = 1
 DEFAULT_METHOD = "sleb"
+# Prompts that both models go on from in a report, and the tokens of a window that stand for it there.
+SAMPLES = 2
+EXCERPT_TOKENS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +57,10 @@ class Pruned:
     out: Path
     choice: Choice
     record: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        """The report, for notebooks."""
+        return report_fragment(self.record)
 
 
 def prune(
@@ -83,6 +94,8 @@ def prune(
     repair_text: Sequence[str] | None = None,
     repair_tokens: int = DEFAULT_TOKENS,
     measure_cost: bool = True,
+    samples: int = SAMPLES,
+    report: bool = True,
     force: bool = False,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
@@ -119,11 +132,16 @@ def prune(
         repair_tokens: how many tokens to fit it to.
         measure_cost: measure memory and speed of the full and the pruned model, each loaded once more; not with
             `offload`, since they need not fit.
+        samples: prompts, cut from the held-out text (the built-in one where there is none), that both models go on
+            from for the report, and the beginnings of the windows there; 0 keeps all text out of `out`. Not with
+            `offload`, nor without a tokenizer.
+        report: write `report.html` too (`report/html/`).
         on_progress: called with (stage, done, total).
 
     Raises `RequestError` for a wrong request, before anything is computed where that can be seen, and `RunError` for a
     failure on the way; nothing is left half-written.
     """
+    command = rerun_command(prune, locals())
     out = Path(out)
     check_target(out, folder=True, force=force)
     if store is not None and out.resolve() in (Path(store).resolve(), *Path(store).resolve().parents):
@@ -139,6 +157,8 @@ def prune(
         raise RequestError("a text to fit a repair to (--repair-text) contradicts --no-repair")
     if drop is not None and not 0.0 < drop < 1.0:
         raise RequestError(f"--drop {drop} is not a share between 0 and 1")
+    if samples < 0:
+        raise RequestError(f"the samples must be 0 or more, not {samples}")
     clock = _Clock()
     tell: Progress = on_progress or (lambda stage, done, total: None)
     tell("opening the model", 0, 1)
@@ -172,6 +192,7 @@ def prune(
         heldout_game = None if heldout is None else same_model_on(game, heldout, windows, tokens, seed)
         allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
         allowed.check_size(game.n_players - n_remove)
+        prompts = None if offload or not samples else _prompts(game, heldout, samples)
     with clock("search"):
         choice = search(game, n_remove, seed=seed, budget=budget, allowed=allowed, progress=on_progress)
     repaired = None
@@ -194,11 +215,25 @@ def prune(
     game.close()
 
     def costs_and_record(folder: Path) -> dict[str, str]:
+        written = None if prompts is None else generations(folder, prompts)
+        excerpts = [] if prompts is None else _beginnings(game, prompts)
         costs = measured_costs(folder) if measure_cost and not offload else None
         record.update(_record(game, choice, quality, unseen, costs, seed))
         record["repair"] = None if repaired is None else repaired.record
-        record["seconds"] = clock.seconds
-        return {"layercoop.json": json.dumps(record, indent=1, allow_nan=False) + "\n"}
+        record.update(excerpts=excerpts, generations=written, command=command, seconds=clock.seconds)
+        page = {"report.html": report_page(record)} if report else {}
+        return {"layercoop.json": json.dumps(record, indent=1, allow_nan=False) + "\n", **page}
+
+    def generations(folder: Path, prompts: Prompts) -> list[dict[str, str]]:
+        tell("writing samples", 0, 1)
+        with clock("samples"):
+            full = prompts.continued(game.checkpoint.model)
+            game.checkpoint.model.to("meta")
+            small = open_checkpoint(str(folder), dtype=dtype, device=device, trust_remote_code=trust_remote_code).model
+            pruned = prompts.continued(small)
+        tell("writing samples", 1, 1)
+        columns = zip(prompts.texts(), full, pruned, strict=True)
+        return [dict(zip(("prompt", "full", "pruned"), column, strict=True)) for column in columns]
 
     def measured_costs(folder: Path) -> dict[str, Cost]:
         tell("measuring memory and speed", 0, 1)
@@ -275,22 +310,43 @@ def same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: i
     )
 
 
-def _quality(game: ModelGame, pair: Masks, repaired: Repaired | None) -> dict[str, dict[str, float | None]]:
-    """Worth, NLL and perplexity of the full and the pruned model, as JSON can hold them.
+def _prompts(game: ModelGame, heldout: str | None, count: int) -> Prompts | None:
+    """Prompts from the held-out text, or the built-in one; None where nothing can be read or written."""
+    spec = "builtin-heldout" if heldout in (None, "self") or isinstance(game.calibration, Choices) else heldout
+    if game.checkpoint.tokenizer is None or not game.checkpoint.model.can_generate():
+        return None
+    return Prompts.cut(read_text(str(spec)), game.checkpoint.tokenizer, count, game.skeleton.max_tokens)
+
+
+def _beginnings(game: ModelGame, prompts: Prompts) -> list[str]:
+    """The first tokens of each calibration window as text; of items with options none."""
+    if not game.has_windows:
+        return []
+    return Prompts(game.windows.ids[:, :EXCERPT_TOKENS], prompts.tokenizer).texts()
+
+
+def _quality(game: ModelGame, pair: Masks, repaired: Repaired | None) -> dict[str, dict[str, Any]]:
+    """Worth, NLL, perplexity and NLL by window of the full and the pruned model, as JSON can hold them.
 
     Where a repair stays, the pruned model is the repaired one, and what it was before is beside it as `unrepaired`.
     """
     measured = game.evaluate(pair)
-    worths, nll = measured.worths.tolist(), measured.nll.tolist()
+    worths, nll, window_nll = measured.worths.tolist(), measured.nll.tolist(), measured.window_nll
     names = ["full", "pruned"]
     if repaired is not None and repaired.kept:
-        worth, own = repaired_worth(game, repaired)
+        worth, own, by_window = repaired_windows(game, repaired)
         worths, nll, names = [*worths, worth], [*nll, own], ["full", "unrepaired", "pruned"]
+        window_nll = np.vstack([window_nll, by_window])
     return {
         "worth": {name: finite_or_none(value) for name, value in zip(names, worths, strict=True)},
         "nll": {name: finite_or_none(value) for name, value in zip(names, nll, strict=True)},
         "ppl": {name: perplexity(value) for name, value in zip(names, nll, strict=True)},
+        **({"window_nll": _by_window(names, window_nll)} if game.has_windows else {}),
     }
+
+
+def _by_window(names: Sequence[str], window_nll: Floats) -> dict[str, list[float | None]]:
+    return {name: [finite_or_none(value) for value in windows] for name, windows in zip(names, window_nll, strict=True)}
 
 
 def perplexity(nll: float) -> float | None:
@@ -324,6 +380,8 @@ def _record(
         "worth": quality["worth"],
         "nll": quality["nll"],
         "ppl": quality["ppl"],
+        "window_nll": quality.get("window_nll"),
+        "params": _parameters(game),
         "calibration": game.calibration.description,
         "evaluations": asdict(game.evaluations),
         "cost": None if costs is None else {name: asdict(cost) for name, cost in costs.items()},
@@ -339,3 +397,10 @@ def _record(
     if unseen is not None:
         record["heldout"] = unseen
     return record
+
+
+def _parameters(game: ModelGame) -> dict[str, Any]:
+    """Parameters of the full model, tied ones once, and of each player."""
+    alone = game.players.unit_masks(~np.eye(game.n_players, dtype=np.bool_))
+    players = [sum(game.players.n_parameters(int(unit)) for unit in np.flatnonzero(~row)) for row in alone]
+    return {"full": sum(one.numel() for one in game.checkpoint.model.parameters()), "players": players}

@@ -22,7 +22,7 @@ from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.protocol import Masks, Progress, check_masks
+from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
 from layercoop_fast.repair.patches import Patch, applied, patch
 from layercoop_fast.repair.ridge import NormalEquations
 from layercoop_fast.repair.runs import Gap, find_gaps
@@ -130,6 +130,11 @@ def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
 
     A search ranks its finalists by it. Nothing is remembered: it is not the worth of the mask in this game.
     """
+    return repaired_windows(game, repaired)[:2]
+
+
+def repaired_windows(game: ModelGame, repaired: Repaired) -> tuple[float, float, Floats]:
+    """What `repaired_worth` returns, and the NLL of each window (of items, of each scored token), float64 [W]."""
     text = HeldOut(game, game.windows, game.scorer)
     everything = range(game.players.n_units)
     if game.utility.needs_teacher:
@@ -140,7 +145,7 @@ def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
     kl = np.array([scores.kl.mean()])
     with np.errstate(all="ignore"):
         worth, nll = game.utility.judge(scores.nll[None], kl, full, game.fingerprints["calibration"])
-    return float(worth[0]), float(nll[0])
+    return float(worth[0]), float(nll[0]), scores.nll
 
 
 def _kept_units(units: Masks) -> list[int]:

@@ -30,6 +30,8 @@ class Belief:
         self._fit: Expansion | None = None
         self._fitted = self._chosen = 0
         self._surprises: list[float] = []
+        # Removed players, expected loss, its standard deviation and the measured loss of masks asked for.
+        self.forecasts: list[tuple[int, float, float, float]] = []
 
     @property
     def fit(self) -> Expansion:
@@ -59,8 +61,10 @@ class Belief:
         asked = masks[list(rows)]
         means, covariance = self.fit.predict(~asked)
         variances = np.maximum(np.diag(covariance), 0.0) + self.fit.noise**2
+        trusted = np.sqrt(variances * self.inflation)
         self.ledger.measure(asked, rival)
-        for mask, mean, variance in zip(asked, means, variances, strict=True):
+        for mask, mean, variance, deviation in zip(asked, means, variances, trusted, strict=True):
             entry = self.ledger.entries.get(mask.tobytes())
             if entry is not None and entry.whole and math.isfinite(entry.loss):
                 self._surprises.append(min((entry.loss - float(mean)) ** 2 / float(variance), _MOST_SURPRISING))
+                self.forecasts.append((int((~mask).sum()), float(mean), float(deviation), entry.loss))

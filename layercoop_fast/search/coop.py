@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Game, Masks, Progress, n_players_of
+from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
 from layercoop_fast.search.belief import Belief
 from layercoop_fast.search.ledger import Entry, Ledger
@@ -173,6 +173,10 @@ class _Run:
             "measured_in_full": sum(entry.whole for entry in self.ledger.entries.values()),
             "values_stderr": stderr.tolist(),
             "path": self._path(),
+            "interactions": _triangle(self.belief.fit.pairs),
+            "interactions_stderr": _triangle(self.belief.fit.pairs_stderr()),
+            "alternatives": self._alternatives(finalists),
+            "forecasts": self._forecasts(),
         }
         if len(finalists) > 1:
             details["runner_up"] = np.flatnonzero(~finalists[1].mask).tolist()
@@ -188,6 +192,22 @@ class _Run:
                 removed = np.flatnonzero(~entry.mask).tolist()
                 path.append({"n_removed": size, "removed": removed, "loss": finite_or_none(entry.loss)})
         return path
+
+    def _alternatives(self, finalists: list[Entry]) -> list[dict[str, Any]]:
+        """For each removed player the best mask measured in full that keeps it, where there is one."""
+        best, found = finalists[0], []
+        for player in np.flatnonzero(~best.mask).tolist():
+            for entry in [entry for entry in finalists if entry.mask[player]][:1]:
+                removed = np.flatnonzero(~entry.mask).tolist()
+                loss = {"loss": finite_or_none(entry.loss), "better": self._chance(best, entry)}
+                found.append({"keeps": player, "removed": removed, **loss})
+        return found
+
+    def _forecasts(self) -> dict[str, list[Any]]:
+        """What the surrogate expected of masks before they were measured, and what they lost: a column each."""
+        names = ("n_removed", "expected", "stderr", "measured")
+        rows = [(size, *(_short(value) for value in values)) for size, *values in self.belief.forecasts]
+        return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
     def _chance(self, best: Entry, other: Entry) -> float | None:
         """Share of resampled windows on which the other mask is better; None where there are no windows."""
@@ -237,6 +257,15 @@ class _Run:
     def _report(self) -> None:
         if self._progress is not None:
             self._progress("masks measured", len(self.ledger.entries), self.ledger.budget)
+
+
+def _triangle(pairs: Floats) -> list[list[float | None]]:
+    """What stands right of the diagonal of [n, n], row by row, at five digits."""
+    return [[_short(value) for value in row[first + 1 :]] for first, row in enumerate(pairs.tolist())]
+
+
+def _short(value: float) -> float | None:
+    return finite_or_none(float(f"{value:.5g}"))
 
 
 def _same(entries: list[Entry], others: list[Entry]) -> bool:

@@ -43,7 +43,8 @@ class Contributions:
         scores = self.values.values
         check_n_remove(len(scores), n_remove)
         mask = least_valuable(scores, n_remove, allowed)
-        return Choice(mask, "official", scores, self.n_masks, dict(self.details))
+        details = {**self.details, "values_stderr": [finite_or_none(error) for error in self.values.stderr]}
+        return Choice(mask, "official", scores, self.n_masks, details)
 
 
 def search(

@@ -118,6 +118,22 @@ class Expansion:
         variance = self._scale * np.maximum(prior - (half * half).sum(axis=0), 0.0)
         return self.linear + 0.5 * self.pairs.sum(axis=1), np.sqrt(variance)
 
+    def pairs_stderr(self) -> Floats:
+        """Standard errors of `pairs`, float64 [n, n], symmetric with a zero diagonal."""
+        n, own, kept = self.n_players, self._removed, self.strengths
+        first, second = np.triu_indices(n, 1)
+        apart = second - first
+        strength = kept.pairs + np.where(apart <= REACH, kept.neighbours / apart, 0.0)
+        counts = own.sum(axis=1)
+        across = strength * own[:, first] * own[:, second]
+        across += _COMMON_PAIR * kept.pairs * (counts * (counts - 1) / 2)[:, None]
+        half = np.linalg.solve(self._factor, across)
+        prior = strength + _COMMON_PAIR * kept.pairs
+        errors = np.zeros((n, n))
+        errors[first, second] = np.sqrt(self._scale * np.maximum(prior - (half * half).sum(axis=0), 0.0))
+        symmetric: Floats = errors + errors.T
+        return symmetric
+
     def _coefficients(self) -> tuple[Floats, Floats]:
         """Expected a, float64 [n], and b, float64 [n, n] (symmetric, zero diagonal)."""
         n, own, weights = self.n_players, self._removed, self._weights

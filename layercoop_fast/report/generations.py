@@ -1,0 +1,56 @@
+"""What the full and the pruned model write after the same prompts, greedily."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from layercoop_fast.game.calibration import cut_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROMPT_TOKENS, NEW_TOKENS = 32, 40
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of equal length, int64 [P, T], cut from a text, and the tokenizer that reads what follows."""
+
+    ids: torch.Tensor
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def cut(cls, text: str, tokenizer: PreTrainedTokenizerBase, count: int, limit: int | None) -> Prompts:
+        """`count` prompts spread over the text; shorter ones where a model has few positions (`limit`)."""
+        tokens = PROMPT_TOKENS if limit is None else max(2, min(PROMPT_TOKENS, limit - NEW_TOKENS))
+        return cls(cut_windows(text, tokenizer, count, tokens), tokenizer)
+
+    def texts(self) -> list[str]:
+        """The prompts as text."""
+        return [self._text(row) for row in self.ids]
+
+    def continued(self, model: PreTrainedModel) -> list[str]:
+        """What `model` writes after each prompt, `NEW_TOKENS` tokens at most."""
+        ids = self.ids.to(model.device)
+        with torch.inference_mode():
+            written: Any = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self._padding(),
+            )
+        return [self._text(row[ids.shape[1] :]) for row in written]
+
+    def _padding(self) -> int:
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((token for token in known if isinstance(token, int)), 0)
+
+    def _text(self, row: torch.Tensor) -> str:
+        return str(self.tokenizer.decode(row.tolist(), skip_special_tokens=True))

@@ -1,0 +1,105 @@
+"""The report of `compare`: every method at every size on every text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from layercoop_fast.report.html.charts import Axis, Point, Series, xy
+from layercoop_fast.report.html.markup import Html, el, folded, join, number, table
+from layercoop_fast.report.html.page import fragment, page
+from layercoop_fast.report.html.quality import axis_of
+
+Record = dict[str, Any]
+_COLOURS = 8
+
+
+def comparison_page(record: Record) -> str:
+    """The report of a comparison (`Comparison.record`) as one HTML file."""
+    return page(f"{_name(record)}: methods compared", _body(record))
+
+
+def comparison_fragment(record: Record) -> str:
+    """The same to be put into another page."""
+    return fragment(_body(record))
+
+
+def _name(record: Record) -> str:
+    return str(record["model"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _body(record: Record) -> Html:
+    methods = list(dict.fromkeys(row["method"] for row in record["rows"]))
+    texts = [Path(str(text)).stem for text in record["texts"]]
+    made = [
+        el("h1", f"{_name(record)}: {len(methods)} methods, {record['n_players']} players ({record['players']})"),
+        el("p", f"Searched on {texts[0]}; the other texts no search has seen. Seed {record['seed']}."),
+    ]
+    for place, text in enumerate(texts):
+        made += [el("h2", f"On {text}, {record['windows'][place]} windows of {record['tokens']} tokens")]
+        made += [_charts(record, methods, place), _table(record, place)]
+    made += [el("h2", "What goes, and what finding it cost"), _choices(record)]
+    return el("main", *made)
+
+
+def _charts(record: Record, methods: list[str], place: int) -> Html:
+    full = record["full"]["texts"][place]["ppl"]
+    drawn = []
+    ways = (
+        ("perplexity", "remove", "players removed"),
+        ("worth", "remove", "players removed"),
+        ("perplexity", "params_removed", "parameters removed"),
+        ("perplexity", "passes", "cost of the search, passes of the full model"),
+    )
+    for what, across, label in ways:
+        lines = []
+        for number_of, method in enumerate(methods):
+            rows = [row for row in record["rows"] if row["method"] == method]
+            points = [_point(row, row["texts"][place], what, across, full) for row in rows]
+            known = [point for point in points if point is not None]
+            lines.append(Series(method, known, number_of % _COLOURS, line=across == "remove"))
+        values = [point.y for one in lines for point in one.points]
+        if values:
+            title = f"{what} against {label}".capitalize()
+            drawn.append(xy(lines, Axis(label, whole=across == "remove"), axis_of(what, values), title))
+    return el("div", *drawn, class_="figures")
+
+
+def _point(row: Record, measured: Record, what: str, across: str, full: float | None) -> Point | None:
+    ppl, error = measured["ppl"], measured["ppl_stderr"]
+    if ppl is None or (what == "worth" and full is None):
+        return None
+    value, spread = ppl, error
+    if what == "worth" and full is not None:
+        value, spread = full / ppl, None
+    text = f"{row['method']}, {row['remove']} removed: {what} {number(value)}"
+    if spread is not None:
+        text += f" ± {number(spread, 2)}"
+    return Point(float(row[across]), value, text, None if across != "remove" else spread)
+
+
+def _table(record: Record, place: int) -> Html:
+    rows = []
+    for row in [record["full"], *record["rows"]]:
+        one = row["texts"][place]
+        error = "" if one["ppl_stderr"] is None else f" ± {number(one['ppl_stderr'], 2)}"
+        p = "" if one["p_best"] is None or not row["remove"] else number(one["p_best"], 2)
+        good = "yes" if row["remove"] and one["as_good_as_best"] else ""
+        rows.append([row["remove"], row["method"], number(one["ppl"]) + error, p, good])
+    head = ["removed", "method", "perplexity ± s.e.", "p against the best", "as good as the best"]
+    return folded("As a table", table(head, rows))
+
+
+def _choices(record: Record) -> Html:
+    rows = []
+    for row in record["rows"]:
+        goes = "heads and channels" if row["removed"] is None else " ".join(map(str, row["removed"]))
+        costs = [f"{row['masks']:,}", number(row["passes"]), number(row["seconds"])]
+        rows.append([row["remove"], row["method"], goes, number(row["params_removed"]), *costs])
+    head = ["removed", "method", "which", "parameters that go", "masks", "passes", "seconds"]
+    note = (
+        "As good as the best: a paired test over windows finds no difference (p ≥ 0.05). Worth: perplexity of the full "
+        "model over that of the pruned one. Passes: cost in forward passes of the full model over the searched text. "
+        "Latency is not measured here; `prune` measures it."
+    )
+    return join([el("div", table(head, rows), class_="stack"), el("p", note, class_="soft")])

@@ -1,0 +1,224 @@
+"""What is left: the summary, quality against size and latency, the texts that suffer, and what both models write."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from layercoop_fast.report.html.charts import Axis, Bar, Point, Series, bars, xy
+from layercoop_fast.report.html.markup import Html, el, folded, join, number, signed, table
+from layercoop_fast.report.html.record import Record, Step, path, player_names, removed_players
+
+# From this ratio of largest to least on, perplexities are drawn by their logarithm.
+_LOG_FROM = 5.0
+_WINDOWS_SHOWN = 24
+
+
+def summary(record: Record) -> Html:
+    """The result at a glance, and which players stay."""
+    names, gone = player_names(record), set(removed_players(record))
+    facts = {f"players removed ({record['players']})": f"{len(gone)} of {len(names)}", "method": record["method"]}
+    for name, source in _texts(record):
+        facts[f"perplexity, {name}"] = f"{number(source['ppl']['full'])} → {number(source['ppl']['pruned'])}"
+    facts["worth"] = f"{number(record['worth']['full'])} → {number(record['worth']['pruned'])}"
+    cost = record.get("cost")
+    if cost:
+        full, pruned = cost["full"], cost["pruned"]
+        facts["parameters"] = f"{number(full['params'])} → {number(pruned['params'])}"
+        facts["decode, tokens a second"] = f"{number(full['decode_tok_s'])} → {number(pruned['decode_tok_s'])}"
+    chips = (
+        el("li", name, class_="gone" if player in gone else None, title="goes" if player in gone else "stays")
+        for player, name in enumerate(names)
+    )
+    told = f"Removed, by number in the original model: {' '.join(map(str, record['removed']))} (struck through below)."
+    tiles = (el("div", el("dt", name), el("dd", fact)) for name, fact in facts.items())
+    return join([el("dl", *tiles, class_="big"), el("p", told), el("ol", *chips, class_="strip")])
+
+
+def against_size(record: Record) -> Html | None:
+    """Perplexity and worth against players removed."""
+    steps = path(record)
+    charts = []
+    for what, values in (("perplexity", [step.ppl for step in steps]), ("worth", [step.worth for step in steps])):
+        known = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
+        if len(known) < 2:
+            continue
+        points = [
+            Point(step.n_removed, value, f"{step.n_removed} removed: {what} {number(value)}") for step, value in known
+        ]
+        axis = axis_of(what, [value for _, value in known])
+        title = f"{what} on the calibration text against players removed, {record['method']}"
+        charts.append(xy([Series("", points)], Axis("players removed", whole=True), axis, title.capitalize()))
+    if not charts:
+        return None
+    names = player_names(record)
+    rows = [
+        [step.n_removed, number(step.ppl), number(step.worth), " ".join(names[player] for player in step.removed)]
+        for step in steps
+    ]
+    note = "Other methods stand beside this one in the report of `layercoop-fast compare --html`."
+    head = ["removed", "perplexity", "worth", "which"]
+    return join(
+        [el("div", *charts, class_="figures"), folded("As a table", table(head, rows)), el("p", note, class_="soft")]
+    )
+
+
+def pareto(record: Record) -> Html | None:
+    """Perplexity against parameters and against latency, with the front and the chosen point."""
+    steps = [step for step in path(record) if step.ppl is not None and step.params(record) is not None]
+    if len(steps) < 2:
+        return None
+    front = _front([(float(step.params(record) or 0), step.ppl or 0.0) for step in steps])
+    cost = record.get("cost")
+    by_size, by_latency, rows = [], [], []
+    for i, step in enumerate(steps):
+        params, latency, measured = step.params(record), _latency(record, step), step.chosen or not step.n_removed
+        text = f"{step.n_removed} removed: {number(params)} parameters, perplexity {number(step.ppl)}"
+        by_size.append(Point(float(params or 0), float(step.ppl or 0), text))
+        how = "" if measured else " (between the measured ends)"
+        if latency is not None:
+            text = f"{step.n_removed} removed: {number(latency)} ms a token{how}, perplexity {number(step.ppl)}"
+            by_latency.append(Point(latency, float(step.ppl or 0), text, hollow=not measured))
+        chosen = "chosen" if step.chosen else ""
+        speed = "not measured" if latency is None else f"{number(latency)}{how}"
+        rows.append([step.n_removed, number(params), speed, number(step.ppl), "yes" if i in front else "no", chosen])
+    scale = axis_of("perplexity", [point.y for point in by_size])
+    charts = [
+        xy(_with_front(points, front, steps), Axis(label), scale, title)
+        for points, label, title in (
+            (by_size, "parameters used", "Perplexity against size"),
+            (by_latency, "decode, ms a token", "Perplexity against latency; hollow: not measured, interpolated"),
+        )
+        if points
+    ]
+    notes = ["Nothing on the front is both smaller and better than another point of it."]
+    if cost:
+        notes.append(
+            "Latency was measured for the full and the chosen model; in between it is interpolated by parameters."
+        )
+    if record["players"] != "layers":
+        notes.append(
+            "A checkpoint keeps a half that went as zeros, so its file may hold more parameters than are used."
+        )
+    head = ["removed", "parameters used", "decode, ms a token", "perplexity", "on the front", ""]
+    return join(
+        [
+            el("div", *charts, class_="figures"),
+            el("p", " ".join(notes), class_="soft"),
+            folded("As a table", table(head, rows)),
+        ]
+    )
+
+
+def texts(record: Record) -> Html | None:
+    """Which text, and which of its windows, lose most."""
+    rows, charts, tables = [], [], []
+    for name, source in _texts(record):
+        windows = source.get("window_nll")
+        if not windows:
+            continue
+        rise = [
+            None if None in (full, pruned) else pruned - full
+            for full, pruned in zip(windows["full"], windows["pruned"], strict=True)
+        ]
+        known = [value for value in rise if value is not None]
+        if not known:
+            continue
+        error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+        worst = max((value, i) for i, value in enumerate(rise) if value is not None)
+        spread = "" if error is None else f" ± {number(error, 2)}"
+        rows.append([name, number(statistics.fmean(known), 3) + spread, f"window {worst[1]}: {signed(worst[0])}"])
+        begins = record.get("excerpts") if source is record else None
+        order = sorted((i for i, value in enumerate(rise) if value is not None), key=lambda i: -(rise[i] or 0.0))
+        drawn = [
+            Bar(
+                f"window {i}",
+                rise[i] or 0.0,
+                f"window {i}: {number(windows['full'][i])} → {number(windows['pruned'][i])}",
+            )
+            for i in order[:_WINDOWS_SHOWN]
+        ]
+        of = f", the worst {len(drawn)} of {len(rise)}" if len(drawn) < len(rise) else ""
+        charts.append(bars(drawn, f"Rise of the NLL of each window, {name}{of}", "nats a token"))
+        cells = [
+            [
+                i,
+                number(windows["full"][i]),
+                number(windows["pruned"][i]),
+                number(rise[i], 3),
+                begins[i] if begins else "",
+            ]
+            for i in order
+        ]
+        head = ["window", "NLL full", "NLL pruned", "rise, nats a token", "begins" if begins else ""]
+        tables.append(
+            folded(f"Windows of {name} as a table, worst first", el("div", table(head, cells), class_="stack"))
+        )
+    if not rows:
+        return None
+    head = ["text", "mean rise of NLL, nats a token (± s.e. over windows)", "suffers most"]
+    return join([el("div", table(head, rows), class_="stack"), el("div", *charts, class_="figures"), *tables])
+
+
+def generations(record: Record) -> Html | None:
+    """What both models go on with after the same prompts."""
+    written = record.get("generations")
+    if not written:
+        return None
+    made = []
+    for one in written:
+        made += [el("p", "Prompt: ", el("code", one["prompt"]))]
+        made += [
+            el(
+                "div",
+                *(
+                    el("div", el("p", name, class_="soft"), el("blockquote", one[key]))
+                    for name, key in (("full model", "full"), ("pruned model", "pruned"))
+                ),
+                class_="pair",
+            )
+        ]
+    return join(made)
+
+
+def axis_of(label: str, values: list[float]) -> Axis:
+    """An axis for values, by logarithm where they are positive and far apart."""
+    least = min(values)
+    return Axis(label, log=label == "perplexity" and least > 0 and max(values) / least > _LOG_FROM)
+
+
+def _texts(record: Record) -> list[tuple[str, Record]]:
+    """The calibration text and the held-out one, by name."""
+    named = [(f"calibration ({record.get('calibration', {}).get('spec', 'unnamed')})", record)]
+    return named + ([("held-out text", record["heldout"])] if record.get("heldout") else [])
+
+
+def _front(points: list[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other one beats in both, by rising size."""
+    front: list[int] = []
+    for i in sorted(range(len(points)), key=points.__getitem__):
+        if not front or points[i][1] < points[front[-1]][1]:
+            front.append(i)
+    return front
+
+
+def _with_front(points: list[Point], front: list[int], steps: list[Step]) -> list[Series]:
+    chosen = [point for point, step in zip(points, steps, strict=True) if step.chosen]
+    others = [point for point, step in zip(points, steps, strict=True) if not step.chosen]
+    line = [points[i] for i in front]
+    return [
+        Series("front", line, 2, steps=True),
+        Series("on the way", others, 0, line=False),
+        Series("chosen", chosen, 1, line=False),
+    ]
+
+
+def _latency(record: Record, step: Step) -> float | None:
+    """Milliseconds a token, measured at both ends and in between by parameters."""
+    cost, params = record.get("cost"), step.params(record)
+    if not cost or params is None:
+        return None
+    full, pruned = (1000 / max(float(cost[name]["decode_tok_s"]), 1e-9) for name in ("full", "pruned"))
+    whole = int(record["params"]["full"])
+    span = whole - (path(record)[-1].params(record) or whole)
+    return full + (pruned - full) * (whole - params) / span if span else full

@@ -1,0 +1,175 @@
+"""What the sections read in `layercoop.json`, and how they say its numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.files import reason
+
+Record = dict[str, Any]
+RECORD = "layercoop.json"
+SCHEMA = 1
+# Half the width of a 95 % interval in standard errors.
+NORMAL_95 = 1.96
+_BY_TOKEN = ("ppl_ratio", "nll", "kl")
+
+
+def load_record(folder: Path) -> Record:
+    """The record in a folder that `prune` wrote. `RequestError` where there is none or it is something else."""
+    path = folder / RECORD
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is no folder: give the folder that `prune` wrote, which holds {RECORD}")
+    if not path.is_file():
+        raise RequestError(f"{folder} holds no {RECORD}: give the folder that `prune` wrote")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not JSON ({reason(error)}): `prune` writes it anew") from error
+    if not isinstance(record, dict) or "schema" not in record:
+        raise RequestError(f"{path} is not a record of `prune`: it has no schema")
+    if record["schema"] != SCHEMA:
+        raise RequestError(f"{path} has schema {record['schema']!r}: this version reads {SCHEMA}")
+    return record
+
+
+def model_name(record: Record) -> str:
+    """The last part of the model's path or hub name."""
+    return str(record["model"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def player_names(record: Record) -> list[str]:
+    """A name for each player: "7" for a layer, "7.attn" for half of one, "7+8" for a group."""
+    n, kind = int(record["n_players"]), record["players"]
+    if kind == "sublayers":
+        return [f"{player // 2}.{('attn', 'mlp')[player % 2]}" for player in range(n)]
+    if kind == "groups":
+        return ["+".join(map(str, group)) for group in json.loads(record["fingerprints"]["players"])]
+    return [str(player) for player in range(n)]
+
+
+def removed_players(record: Record) -> list[int]:
+    """The players that went."""
+    gone = set(map(str, record["removed"]))
+    return [player for player, name in enumerate(player_names(record)) if set(name.split("+")) <= gone]
+
+
+def utility(record: Record) -> str:
+    """Name of the worth that was searched on."""
+    return str(record.get("fingerprints", {}).get("utility", "worth"))
+
+
+def loss_unit(record: Record) -> str:
+    """Unit of losses: what a mask lies below the full model."""
+    return "nats a token" if utility(record) in _BY_TOKEN else "of log worth, or worth"
+
+
+def value_unit(record: Record) -> str:
+    """Unit of the scores of players."""
+    if record["method"] == "coop":
+        return loss_unit(record)
+    return "of worth" if record["method"] == "official" else f"score of {record['method']}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The surrogate that `coop` leaves: loss(R) = Σ a_i + Σ b_ij over the removed players R, and how sure it is.
+
+    Attributes:
+        values: Shapley value of each player, [n].
+        pairs: b, [n][n], symmetric with a zero diagonal.
+        errors: standard errors of `pairs`, [n][n].
+    """
+
+    values: list[float]
+    pairs: list[list[float]]
+    errors: list[list[float]]
+
+    @classmethod
+    def of(cls, record: Record) -> Fit | None:
+        """What the record holds of it, or None."""
+        details = record.get("details") or {}
+        scores = record.get("scores")
+        if not scores or "interactions" not in details or None in scores:
+            return None
+        return cls(scores, *(_square(details[name]) for name in ("interactions", "interactions_stderr")))
+
+    def alone(self, player: int) -> float:
+        """Loss by removing this player and no other."""
+        return self.values[player] - 0.5 * sum(self.pairs[player])
+
+    def marginal(self, player: int, others: int) -> float:
+        """Mean loss by removing this player after `others` of the others, whichever they are."""
+        return self.alone(player) + others / max(len(self.values) - 1, 1) * sum(self.pairs[player])
+
+    def marginal_beside(self, player: int, removed: list[int]) -> float:
+        """Loss by removing this player after the others of `removed`."""
+        return self.alone(player) + sum(self.pairs[player][other] for other in removed if other != player)
+
+
+def _square(triangle: list[list[float | None]]) -> list[list[float]]:
+    n = len(triangle)
+    full = [[0.0] * n for _ in range(n)]
+    for row, values in enumerate(triangle):
+        for offset, value in enumerate(values):
+            column = row + 1 + offset
+            full[row][column] = full[column][row] = 0.0 if value is None else value
+    return full
+
+
+@dataclass(frozen=True)
+class Step:
+    """The best mask that the method found on its way with so many players removed; None stands for not known."""
+
+    n_removed: int
+    removed: list[int]
+    worth: float | None
+    ppl: float | None
+    chosen: bool = False
+
+    def params(self, record: Record) -> int | None:
+        """Parameters that are used."""
+        known = record.get("params")
+        return None if not known else known["full"] - sum(known["players"][player] for player in self.removed)
+
+
+def path(record: Record) -> list[Step]:
+    """The full model, the masks on the way where the method names them, and the chosen one."""
+    chosen = removed_players(record)
+    steps = [Step(0, [], record["worth"]["full"], record["ppl"]["full"])]
+    details = record.get("details") or {}
+    for step in details.get("path", []):
+        if 0 < step["n_removed"] < len(chosen) and step["loss"] is not None:
+            steps.append(Step(step["n_removed"], step["removed"], *_of_loss(record, step["loss"])))
+    greedy = list(zip(details.get("greedy_order", []), details.get("greedy_worths", []), strict=True))
+    for i, (_, worth) in enumerate(greedy[: len(chosen) - 1]):
+        steps.append(Step(i + 1, [player for player, _ in greedy[: i + 1]], *_of_worth(record, worth)))
+    steps.append(Step(len(chosen), chosen, record["worth"]["pruned"], record["ppl"]["pruned"], chosen=True))
+    return steps
+
+
+def _of_loss(record: Record, loss: float) -> tuple[float | None, float | None]:
+    """Worth and perplexity of a mask that lies so far below the full model."""
+    kind, full, ppl = utility(record), record["worth"]["full"], record["ppl"]["full"]
+    if kind in ("ppl_ratio", "nll") and ppl is not None and loss < 700:
+        worth = math.exp(-loss) * full if kind == "ppl_ratio" else full - loss
+        return worth, ppl * math.exp(loss)
+    return (full - loss, None) if kind == "kl" else (None, None)
+
+
+def _of_worth(record: Record, worth: float | None) -> tuple[float | None, float | None]:
+    """A worth and the perplexity that it means."""
+    kind, ppl = utility(record), record["ppl"]["full"]
+    if worth is None or ppl is None or record["method"] == "finercut":
+        return None, None  # finercut goes by a divergence of its own
+    if kind == "ppl_ratio" and worth > 0:
+        return worth, ppl / worth
+    if kind == "nll" and -worth < 700:
+        return worth, math.exp(-worth)
+    return worth, None
