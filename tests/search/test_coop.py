@@ -84,6 +84,38 @@ def test_values_come_with_their_errors() -> None:
     assert (np.abs(choice.scores - weights) <= 4 * np.array(choice.details["values_stderr"]) + 1e-6).all()
 
 
+def test_what_a_report_shows_of_the_search() -> None:
+    game = layers(4)
+    choice = coop.search(game, REMOVE)
+    details, removed = choice.details, np.flatnonzero(~choice.mask)
+
+    def loss(players: list[int]) -> float:
+        mask = np.ones((1, N), dtype=bool)
+        mask[0, players] = False
+        return float(-np.log(game(mask)[0]))
+
+    assert [len(row) for row in details["interactions"]] == [len(row) for row in details["interactions_stderr"]]
+    assert [len(row) for row in details["interactions"]] == list(range(N - 1, -1, -1))
+    # Values, pairs and players alone belong together: the loss of the chosen set is what the expansion says it is.
+    pairs = np.zeros((N, N))
+    pairs[np.triu_indices(N, 1)] = [value for row in details["interactions"] for value in row]
+    pairs += pairs.T
+    alone = choice.scores - 0.5 * pairs.sum(axis=1)
+    said = alone[removed].sum() + 0.5 * pairs[np.ix_(removed, removed)].sum()
+    assert said == pytest.approx(details["loss"], abs=0.02)
+    assert [one["keeps"] for one in details["alternatives"]] == removed.tolist()
+    for one in details["alternatives"]:
+        assert one["keeps"] not in one["removed"]
+        assert one["loss"] == pytest.approx(loss(one["removed"]))
+        assert one["loss"] >= details["loss"]
+    forecasts = details["forecasts"]
+    assert len({len(column) for column in forecasts.values()}) == 1
+    errors = np.abs(np.array(forecasts["expected"]) - np.array(forecasts["measured"]))
+    assert (errors <= 4 * np.array(forecasts["stderr"])).mean() > 0.9
+    # Forecasts are made before the masks are known: they err, and not by nothing.
+    assert np.median(errors) > 1e-6
+
+
 def test_worths_that_turn_negative_are_no_ratios() -> None:
     """The first masks all have positive worths, which a logarithm would fit; later ones have not."""
     weights = np.array([0.5, 0.1, 0.3, 0.6, 0.25, 0.2, 0.4, 0.35])

@@ -75,6 +75,13 @@ def test_against_explicit_features(n: int, rows: int, neighbours: float) -> None
     np.testing.assert_allclose(values, functional @ mean, rtol=1e-6, atol=1e-8)
     expected = np.sqrt(np.einsum("ij,jk,ik->i", functional, covariance, functional))
     np.testing.assert_allclose(stderr, expected, rtol=1e-4, atol=1e-6)
+    # So is a pair: what both lose beyond each alone.
+    errors = fit.pairs_stderr()
+    for i, j in itertools.combinations(range(n), 2):
+        both, _ = features(single[[i]] | single[[j]], fit)
+        beyond = both[0] - alone[i] - alone[j]
+        assert errors[i, j] == errors[j, i] == pytest.approx(np.sqrt(beyond @ covariance @ beyond), rel=1e-4, abs=1e-6)
+    assert not np.diag(errors).any()
 
 
 def test_enough_sets_show_every_pair() -> None:

@@ -15,6 +15,9 @@ WIDTH = 360
 # More cells than this are drawn by colour, without a tooltip each, to keep the file small.
 MOST_CELLS = 2_500
 _SHADES = 5
+# Characters of a label that there is room for.
+_LABEL = 9
+_COLOURS = 8
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one colour (0 to 7), joined by a line or not."""
+    """Points of one colour, joined by a line or not; from the ninth colour on the first ones come again, dashed."""
 
     name: str
     points: Sequence[Point]
@@ -110,7 +113,11 @@ def _drawn(one: Series, places: Sequence[tuple[float, float, Sequence[float]]]) 
         error = el("line", x1=x, x2=x, y1=ends[0], y2=ends[-1], class_="error") if len(ends) > 1 else None
         marker = el("circle", el("title", point.title), cx=x, cy=y, r=3.5, class_="hollow" if point.hollow else "dot")
         made += [el("g", error, marker)]
-    return el("g", *made, class_=f"series c{one.colour}")
+    return el("g", *made, class_=f"series {_colour(one)}")
+
+
+def _colour(one: Series) -> str:
+    return f"c{one.colour % _COLOURS}" + (" again" if one.colour >= _COLOURS else "")
 
 
 def bars(rows: Sequence[Bar], title: str, unit: str) -> Html:
@@ -118,7 +125,8 @@ def bars(rows: Sequence[Bar], title: str, unit: str) -> Html:
     left, right, step = 64, 10, 15
     ends = [value for row in rows for value in (row.value, row.low, row.high, 0.0) if value is not None]
     low, high = min(ends), max(ends)
-    width = high - low or 1.0
+    high = high if high > low else low + 1.0
+    width = high - low
     height = step * len(rows) + 44
     axis = Axis(unit)
 
@@ -137,7 +145,7 @@ def bars(rows: Sequence[Bar], title: str, unit: str) -> Html:
         if row.low is not None and row.high is not None:
             middle = y + (step - 4) / 2
             whisker = el("line", x1=at(row.low), x2=at(row.high), y1=middle, y2=middle, class_="whisker")
-        label = el("text", row.label[:9], x=left - 6, y=y + 10, class_="end")
+        label = el("text", row.label[:_LABEL], x=left - 6, y=y + 10, class_="end")
         kind = "bar gone" if row.marked else "bar stays"
         drawn.append(el("g", el("title", row.title), label, body, whisker, class_=kind))
     drawn.append(el("text", unit, x=(left + WIDTH) / 2, y=height - 5, class_="middle axis"))
@@ -147,7 +155,7 @@ def bars(rows: Sequence[Bar], title: str, unit: str) -> Html:
 def heat(labels: Sequence[str], cells: dict[tuple[int, int], float], title: str, *, unit: str) -> Html:
     """A square map of pairs (row, column) of players, each cell coloured by sign and size."""
     n = len(labels)
-    left, top = 40, 24
+    left, top = 58, 24
     side = (WIDTH - left - 4) / n
     largest = max((abs(value) for value in cells.values()), default=0.0) or 1.0
     drawn: list[Html] = []
@@ -158,18 +166,20 @@ def heat(labels: Sequence[str], cells: dict[tuple[int, int], float], title: str,
         kind = f"{'up' if value > 0 else 'down'} s{shade}"
         x, y = left + column * side, top + row * side
         if len(cells) > MOST_CELLS:
-            gathered.setdefault(kind, []).append(f"M{x:.1f} {y:.1f}h{side:.1f}v{side:.1f}h-{side:.1f}z")
+            gathered.setdefault(kind, []).append(f"M{column} {row}h1v1h-1z")
             continue
         say = el("title", f"{labels[row]} and {labels[column]}: {number(value, 3)} {unit}")
         size = round(side, 2)
         drawn.append(el("rect", say, x=round(x, 1), y=round(y, 1), width=size, height=size, class_=f"cell {kind}"))
-    drawn += [el("path", d="".join(parts), class_=f"cell {kind}") for kind, parts in gathered.items()]
-    every = max(1, math.ceil(26 / side / 2))
-    for i in range(0, n, every):
-        middle = (i + 0.5) * side
-        drawn.append(el("text", labels[i][:6], x=left - 4, y=round(top + middle + 4, 1), class_="end"))
-        if i % (2 * every) == 0 or side > 26:
-            drawn.append(el("text", labels[i][:6], x=round(left + middle, 1), y=top - 6, class_="middle"))
+    paths = [el("path", d="".join(parts), class_=f"cell {kind}") for kind, parts in gathered.items()]
+    if paths:
+        drawn.append(el("g", *paths, transform=f"translate({left} {top}) scale({side:.5f})"))
+    shown = [label[:_LABEL] for label in labels]
+    broad = 8 * max(map(len, shown))  # units that a label and a space take
+    for i in range(0, n, math.ceil(13 / side)):
+        drawn.append(el("text", shown[i], x=left - 4, y=round(top + (i + 0.5) * side + 4, 1), class_="end"))
+    for i in range(0, n, math.ceil(broad / side)):
+        drawn.append(el("text", shown[i], x=round(left + (i + 0.5) * side, 1), y=top - 6, class_="middle"))
     scale = f"strongest: ±{number(largest, 3)} {unit}"
     keys = [
         el("span", el("i", class_="key gone"), "costs more together"),
@@ -187,7 +197,7 @@ def _legend(series: Sequence[Series]) -> Html | None:
     named = [one for one in series if one.name]
     if len(named) < 2:
         return None
-    return el("p", *(el("span", el("i", class_=f"key c{one.colour}"), one.name) for one in named), class_="legend")
+    return el("p", *(el("span", el("i", class_=f"key {_colour(one)}"), one.name) for one in named), class_="legend")
 
 
 def _span(point: Point, axis: Axis) -> tuple[float, ...]:

@@ -65,8 +65,8 @@ def _instead(found: Record | None, loss: float | None, gone: list[int], names: l
         return "none was measured"
     other = [names[player] for player in found["removed"] if player not in gone]
     back = [names[player] for player in gone if player not in found["removed"]]
-    sure = "" if found["better"] is None else f"; better on {found['better']:.0%} of resampled windows"
-    return f"{', '.join(other)} for {', '.join(back)}: {signed(found['loss'] - loss)}{sure}"
+    sure = "" if found["better"] is None else f"; the better one on {found['better']:.0%} of resampled windows"
+    return f"{', '.join(other)} goes instead of {', '.join(back)}: loss {signed(found['loss'] - loss)}{sure}"
 
 
 def _runner_up(record: Record, names: list[str], gone: list[int]) -> Html | None:
@@ -81,7 +81,7 @@ def _runner_up(record: Record, names: list[str], gone: list[int]) -> Html | None
     said = _instead(second, details["loss"], gone, names)
     stopped = f" The search ended because {details['stopped']}." if details.get("stopped") else ""
     return el(
-        "p", f"Runner-up of all masks measured in full: {said} (loss in {loss_unit(record)}).{stopped} ",
+        "p", f"Runner-up of all masks measured in full: {said}. Losses are in {loss_unit(record)}.{stopped} ",
         "Values are what a player is worth on average over all sizes; intervals are of 95 %.",
     )  # fmt: skip
 

@@ -11,7 +11,6 @@ from layercoop_fast.report.html.page import fragment, page
 from layercoop_fast.report.html.quality import axis_of
 
 Record = dict[str, Any]
-_COLOURS = 8
 
 
 def comparison_page(record: Record) -> str:
@@ -32,7 +31,7 @@ def _body(record: Record) -> Html:
     methods = list(dict.fromkeys(row["method"] for row in record["rows"]))
     texts = [Path(str(text)).stem for text in record["texts"]]
     made = [
-        el("h1", f"{_name(record)}: {len(methods)} methods, {record['n_players']} players ({record['players']})"),
+        el("h1", f"{_name(record)}: {', '.join(methods)} on {record['n_players']} players ({record['players']})"),
         el("p", f"Searched on {texts[0]}; the other texts no search has seen. Seed {record['seed']}."),
     ]
     for place, text in enumerate(texts):
@@ -53,11 +52,11 @@ def _charts(record: Record, methods: list[str], place: int) -> Html:
     )
     for what, across, label in ways:
         lines = []
-        for number_of, method in enumerate(methods):
+        for colour, method in enumerate(methods):
             rows = [row for row in record["rows"] if row["method"] == method]
             points = [_point(row, row["texts"][place], what, across, full) for row in rows]
             known = [point for point in points if point is not None]
-            lines.append(Series(method, known, number_of % _COLOURS, line=across == "remove"))
+            lines.append(Series(method, known, colour, line=across == "remove"))
         values = [point.y for one in lines for point in one.points]
         if values:
             title = f"{what} against {label}".capitalize()

@@ -15,7 +15,7 @@ class Html(str):
 
 
 # Characters that no HTML may hold: a model may write them all the same.
-_CONTROL = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0xD800, 0xE000)), "\ufffd")
+_CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160), *range(0xD800, 0xE000)), "\ufffd")
 _VOID = ("meta", "br", "line", "rect", "circle", "path", "polyline")
 
 

@@ -30,7 +30,8 @@ _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
 
 def report_page(record: Record) -> str:
     """The report of a record (`layercoop.json`) as one HTML file. `RequestError` where a field is not what it was."""
-    return page(f"{model_name(record)} without {len(removed_players(record))} players", _body(record))
+    body = _body(record)
+    return page(f"{model_name(record)} without {len(removed_players(record))} players", body)
 
 
 def report_fragment(record: Record) -> str:

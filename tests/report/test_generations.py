@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tiny_models import save_tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from layercoop_fast.pruning import prune
+from layercoop_fast.report.generations import NEW_TOKENS, Prompts
+
+
+def test_both_models_write_what_transformers_writes(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model", n_layers=4)
+    made = prune(
+        str(model), tmp_path / "out", remove=2, method="sleb", windows=2, tokens=12, measure_cost=False, samples=3
+    )
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    written = made.record["generations"]
+    assert len(written) == 3
+    for name, folder in (("full", model), ("pruned", tmp_path / "out")):
+        plain = AutoModelForCausalLM.from_pretrained(folder)
+        for one in written:
+            ids = tokenizer(one["prompt"], add_special_tokens=False, return_tensors="pt")["input_ids"]
+            expected = plain.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=2
+            )
+            assert one[name] == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+    assert any(one["full"] != one["pruned"] for one in written)
+    assert "samples" in made.record["seconds"]
+
+
+def test_prompts_fit_models_of_few_positions(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(save_tiny(tmp_path / "model", n_layers=1))
+    text = "A line of text, and another one. " * 50
+    assert Prompts.cut(text, tokenizer, 2, None).ids.shape == (2, 32)
+    assert Prompts.cut(text, tokenizer, 2, 48).ids.shape == (2, 8)
+    assert Prompts.cut(text, tokenizer, 2, 40).ids.shape == (2, 2)
