@@ -224,13 +224,17 @@ def prune(
         page = {"report.html": report_page(record)} if report else {}
         return {"layercoop.json": json.dumps(record, indent=1, allow_nan=False) + "\n", **page}
 
-    def generations(folder: Path, prompts: Prompts) -> list[dict[str, str]]:
+    def generations(folder: Path, prompts: Prompts) -> list[dict[str, str]] | None:
         tell("writing samples", 0, 1)
-        with clock("samples"):
-            full = prompts.continued(game.checkpoint.model)
-            game.checkpoint.model.to("meta")
-            small = open_checkpoint(str(folder), dtype=dtype, device=device, trust_remote_code=trust_remote_code).model
-            pruned = prompts.continued(small)
+        try:
+            with clock("samples"):
+                full = prompts.continued(game.checkpoint.model)
+                game.checkpoint.model.to("meta")
+                small = open_checkpoint(str(folder), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+                pruned = prompts.continued(small.model)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            # Some models cannot generate here, or not in this memory: no reason to lose what was searched for.
+            return None
         tell("writing samples", 1, 1)
         columns = zip(prompts.texts(), full, pruned, strict=True)
         return [dict(zip(("prompt", "full", "pruned"), column, strict=True)) for column in columns]
@@ -315,7 +319,11 @@ def _prompts(game: ModelGame, heldout: str | None, count: int) -> Prompts | None
     spec = "builtin-heldout" if heldout in (None, "self") or isinstance(game.calibration, Choices) else heldout
     if game.checkpoint.tokenizer is None or not game.checkpoint.model.can_generate():
         return None
-    return Prompts.cut(read_text(str(spec)), game.checkpoint.tokenizer, count, game.skeleton.max_tokens)
+    text = read_text(str(spec))
+    try:
+        return Prompts.cut(text, game.checkpoint.tokenizer, count, game.skeleton.max_tokens)
+    except RequestError:  # a text too short for so many prompts
+        return None
 
 
 def _beginnings(game: ModelGame, prompts: Prompts) -> list[str]:

@@ -17,29 +17,32 @@ PROMPT_TOKENS, NEW_TOKENS = 32, 40
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of equal length, int64 [P, T], cut from a text, and the tokenizer that reads what follows."""
+    """Prompts of equal length, int64 [P, T], cut from a text, and the tokenizer that reads what follows them."""
 
     ids: torch.Tensor
     tokenizer: PreTrainedTokenizerBase
+    new_tokens: int = NEW_TOKENS
 
     @classmethod
     def cut(cls, text: str, tokenizer: PreTrainedTokenizerBase, count: int, limit: int | None) -> Prompts:
         """`count` prompts spread over the text; shorter ones where a model has few positions (`limit`)."""
-        tokens = PROMPT_TOKENS if limit is None else max(2, min(PROMPT_TOKENS, limit - NEW_TOKENS))
-        return cls(cut_windows(text, tokenizer, count, tokens), tokenizer)
+        room = PROMPT_TOKENS + NEW_TOKENS if limit is None else limit
+        tokens = max(2, min(PROMPT_TOKENS, room - NEW_TOKENS))
+        new_tokens = max(1, min(NEW_TOKENS, room - tokens))
+        return cls(cut_windows(text, tokenizer, count, tokens), tokenizer, new_tokens)
 
     def texts(self) -> list[str]:
         """The prompts as text."""
         return [self._text(row) for row in self.ids]
 
     def continued(self, model: PreTrainedModel) -> list[str]:
-        """What `model` writes after each prompt, `NEW_TOKENS` tokens at most."""
+        """What `model` writes after each prompt, `new_tokens` tokens at most."""
         ids = self.ids.to(model.device)
         with torch.inference_mode():
             written: Any = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=NEW_TOKENS,
+                max_new_tokens=self.new_tokens,
                 do_sample=False,
                 temperature=None,
                 top_p=None,

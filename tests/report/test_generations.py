@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_models import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,4 +36,25 @@ def test_prompts_fit_models_of_few_positions(tmp_path: Path) -> None:
     text = "A line of text, and another one. " * 50
     assert Prompts.cut(text, tokenizer, 2, None).ids.shape == (2, 32)
     assert Prompts.cut(text, tokenizer, 2, 48).ids.shape == (2, 8)
-    assert Prompts.cut(text, tokenizer, 2, 40).ids.shape == (2, 2)
+    tight = Prompts.cut(text, tokenizer, 2, 30)
+    assert (tight.ids.shape, tight.new_tokens) == ((2, 2), 28)
+
+
+def test_a_model_that_cannot_generate_is_pruned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no cache of this kind")
+
+    monkeypatch.setattr(Prompts, "continued", refuse)
+    model = save_tiny(tmp_path / "model", n_layers=3)
+    asked = {"method": "reverse", "windows": 2, "tokens": 12, "measure_cost": False}
+    made = prune(str(model), tmp_path / "out", remove=1, **asked)
+    assert made.record["generations"] is None
+    assert "Left out: no samples were written" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_text_too_short_for_prompts(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Twenty-four letters here" * 2)
+    model = save_tiny(tmp_path / "model", n_layers=3)
+    asked = {"method": "reverse", "windows": 2, "tokens": 12, "measure_cost": False}
+    made = prune(str(model), tmp_path / "out", remove=1, heldout=str(tmp_path / "short.txt"), **asked)
+    assert made.record["generations"] is None

@@ -21,7 +21,11 @@ _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
     ("Quality against players removed", "fewer than two sizes have finite figures", (quality.against_size,)),
     ("Quality, size and latency", "parameters by player or finite perplexities are missing", (quality.pareto,)),
     ("Which text suffers most", "no NLL by window is kept", (quality.texts,)),
-    ("Before and after", "no samples were written: `prune --samples 2` does", (quality.generations,)),
+    (
+        "Before and after",
+        "no samples were written: `prune --samples 2` does, where the model has a tokenizer and can generate",
+        (quality.generations,),
+    ),
     ("Cost of running it", "memory and speed were not measured", (costs.running,)),
     ("Cost of finding it", "no counts or seconds are kept", (costs.searching,)),
     ("Where it comes from", "nothing is kept", (costs.origin,)),
