@@ -66,7 +66,8 @@ def _instead(found: Record | None, loss: float | None, gone: list[int], names: l
     other = [names[player] for player in found["removed"] if player not in gone]
     back = [names[player] for player in gone if player not in found["removed"]]
     sure = "" if found["better"] is None else f"; the better one on {found['better']:.0%} of resampled windows"
-    return f"{', '.join(other)} goes instead of {', '.join(back)}: loss {signed(found['loss'] - loss)}{sure}"
+    verb = "go" if len(other) > 1 else "goes"
+    return f"{', '.join(other)} {verb} instead of {', '.join(back)}: loss {signed(found['loss'] - loss)}{sure}"
 
 
 def _runner_up(record: Record, names: list[str], gone: list[int]) -> Html | None:

@@ -68,7 +68,8 @@ def pareto(record: Record) -> Html | None:
     steps = [step for step in path(record) if step.ppl is not None and step.params(record) is not None]
     if len(steps) < 2:
         return None
-    front = _front([(float(step.params(record) or 0), step.ppl or 0.0) for step in steps])
+    figures = [(step.params(record), _latency(record, step), step.ppl) for step in steps]
+    front = _front([[float(value or 0.0) for value in row] for row in figures])
     cost = record.get("cost")
     by_size, by_latency, rows = [], [], []
     for i, step in enumerate(steps):
@@ -84,14 +85,16 @@ def pareto(record: Record) -> Html | None:
         rows.append([step.n_removed, number(params), speed, number(step.ppl), "yes" if i in front else "no", chosen])
     scale = axis_of("perplexity", [point.y for point in by_size])
     charts = [
-        xy(_with_front(points, front, steps), Axis(label), scale, title)
+        xy(_with_front(points, steps), Axis(label), scale, title)
         for points, label, title in (
             (by_size, "parameters used", "Perplexity against size"),
             (by_latency, "decode, ms a token", "Perplexity against latency; hollow: not measured, interpolated"),
         )
         if points
     ]
-    notes = ["Nothing on the front is both smaller and better than another point of it."]
+    notes = [
+        "On the front is what no other point equals or beats in everything; each chart draws that of its two figures."
+    ]
     if cost:
         notes.append(
             "Latency was measured for the full and the chosen model; in between it is interpolated by parameters."
@@ -193,19 +196,22 @@ def _texts(record: Record) -> list[tuple[str, Record]]:
     return named + ([("held-out text", record["heldout"])] if record.get("heldout") else [])
 
 
-def _front(points: list[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other one beats in both, by rising size."""
-    front: list[int] = []
-    for i in sorted(range(len(points)), key=points.__getitem__):
-        if not front or points[i][1] < points[front[-1]][1]:
-            front.append(i)
-    return front
+def _front(points: list[list[float]]) -> list[int]:
+    """Indices of the points that no other one equals or beats in everything, less being better."""
+
+    def beaten(i: int) -> bool:
+        return any(
+            other != points[i] and all(a <= b for a, b in zip(other, points[i], strict=True)) for other in points
+        )
+
+    return [i for i in range(len(points)) if not beaten(i)]
 
 
-def _with_front(points: list[Point], front: list[int], steps: list[Step]) -> list[Series]:
+def _with_front(points: list[Point], steps: list[Step]) -> list[Series]:
+    """The points of a chart, and a line through those on its own front."""
     chosen = [point for point, step in zip(points, steps, strict=True) if step.chosen]
     others = [point for point, step in zip(points, steps, strict=True) if not step.chosen]
-    line = [points[i] for i in front]
+    line = sorted((points[i] for i in _front([[point.x, point.y] for point in points])), key=lambda point: point.x)
     return [
         Series("front", line, 2, steps=True),
         Series("on the way", others, 0, line=False),

@@ -104,6 +104,21 @@ def test_points_lie_where_their_values_are(done: Pruned) -> None:
         assert y == pytest.approx(places[0][1] + slope * (value - ppl[0]), abs=0.6)
 
 
+def test_the_front_is_what_nothing_beats(done: Pruned) -> None:
+    """A chosen model that is slower and worse, but smaller, is on the front of size and not on that of speed."""
+    record = copy.deepcopy(done.record)
+    record["ppl"] = {"full": 10.0, "pruned": 20.0}
+    record["details"]["path"] = []
+    record["cost"]["pruned"]["decode_tok_s"] = 50.0
+    html = report_page(record)
+    by_size, by_latency = (html.split(f"{title}</figcaption>")[1].split("</svg>")[0] for title in (
+        "Perplexity against size", "Perplexity against latency; hollow: not measured, interpolated"
+    ))  # fmt: skip
+    assert by_size.count('class="curve"') == 1
+    assert by_latency.count('class="curve"') == 0
+    assert Page(html).text.count(" yes chosen") == 1  # smaller, so not beaten in everything
+
+
 def test_the_record_says_how_to_do_it_again(done: Pruned) -> None:
     record = done.record
     assert record["command"].startswith("layercoop-fast prune ")
