@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from layercoop_fast.cli_bench import bench
-from layercoop_fast.cli_compare import compare
+from layercoop_fast.cli_compare import compare, with_objective
 from layercoop_fast.cli_cut import cut
 from layercoop_fast.cli_report import report as write_report
 from layercoop_fast.cli_store import app as store_app
@@ -35,23 +35,28 @@ app.command("report")(write_report)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")]
 CalibrationOption = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
-        help="FILE.txt, FILE.jsonl, hf:NAME[/CONFIG][/SPLIT], builtin, builtin-heldout, "
-        "builtin-docstrings, builtin-code or self."
+        help="FILE.txt, FILE.jsonl, hf:NAME[/CONFIG][/SPLIT], builtin (the default), builtin-heldout, "
+        "builtin-docstrings, builtin-code or self; several times for several texts, each with :WEIGHT if wanted.",
+        metavar="SPEC[:WEIGHT]",
     ),
 ]
+Objective = Annotated[
+    str, typer.Option(help="Over several texts: their weighted mean, or worst, the one whose loss rose most.")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Put the text into turns through the model's chat template.")]
 Utility = Annotated[
     str,
     typer.Option(
-        help="Worth of a mask: ppl_ratio, nll or kl of a text; accuracy, accuracy_norm, margin or margin_norm of items "
-        "with options, from a FILE.jsonl or cut from any text."
+        help="Worth of a mask: ppl_ratio, nll, kl or blend:SHARE (of NLL, the rest KL) of text; of items accuracy, "
+        "accuracy_norm, margin or margin_norm, with options from a FILE.jsonl or cut from any text."
     ),
 ]
 Players = Annotated[
     str, typer.Option(help="What one bit of a mask removes: layers, sublayers, or a .json file of groups.")
 ]
-WindowsOption = Annotated[int, typer.Option(help="Calibration windows, or items to cut from a text.")]
+WindowsOption = Annotated[int, typer.Option(help="Calibration windows of each text, or items to cut from one.")]
 Tokens = Annotated[int, typer.Option(help="Tokens of a window, or of an item that is cut.")]
 Shots = Annotated[int, typer.Option(help="Items that are examples before all others and are not scored.")]
 ShareContext = Annotated[
@@ -102,12 +107,19 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    calibration: CalibrationOption = "builtin",
+    calibration: CalibrationOption = None,
+    objective: Objective = "mean",
+    chat: Chat = False,
     remove: Annotated[int | None, typer.Option(help="How many players to remove.")] = None,
     drop: Annotated[float | None, typer.Option(help="Or which share of them, 0 to 1.")] = None,
     method: Annotated[str, typer.Option(help=f"Which rule chooses: {', '.join(METHODS)}.")] = "sleb",
     budget: Annotated[int | None, typer.Option(help="Masks the method may measure.")] = None,
     heldout: Annotated[str | None, typer.Option(help="A second text to measure on, never searched on.")] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(help="Add windows until the next-best mask is better with this probability at most, 0.05 say."),
+    ] = None,
+    most_windows: Annotated[int, typer.Option(help="Windows of each text that --settle ends at.")] = 160,
     utility: Utility = "ppl_ratio",
     players: Players = "layers",
     windows: WindowsOption = 10,
@@ -163,13 +175,13 @@ def prune(
         done = run(
             model,
             out,
-            calibration=calibration,
+            calibration=calibration or "builtin",
             remove=remove,
             drop=drop,
             method=method,
             budget=budget,
             heldout=heldout,
-            utility=utility,
+            utility=with_objective(utility, objective),
             players=players,
             windows=windows,
             tokens=tokens,
@@ -189,6 +201,9 @@ def prune(
             repair=repair,
             repair_text=repair_text or None,
             repair_tokens=repair_tokens,
+            chat=chat,
+            settle=settle,
+            most_windows=most_windows,
             measure_cost=measure_cost,
             samples=samples,
             report=report,
@@ -207,7 +222,9 @@ def evaluate(
     model: Model,
     masks: Annotated[Path, typer.Option(help="A .npy of bool [masks, players], True = kept.")],
     out: Annotated[Path, typer.Option(help="The worths.npz to write.")],
-    calibration: CalibrationOption = "builtin",
+    calibration: CalibrationOption = None,
+    objective: Objective = "mean",
+    chat: Chat = False,
     utility: Utility = "ppl_ratio",
     players: Players = "layers",
     windows: WindowsOption = 10,
@@ -269,8 +286,8 @@ def evaluate(
     with kept as place, Bars() as bars:
         game = ModelGame.from_pretrained(
             model,
-            calibration,
-            utility=utility,
+            calibration or "builtin",
+            utility=with_objective(utility, objective),
             players=players,
             windows=windows,
             tokens=tokens,
@@ -288,6 +305,7 @@ def evaluate(
             workers=workers,
             tolerant=tolerant,
             offload=offload,
+            chat=chat,
             on_progress=bars.update,
         )
         asked = load_masks(masks, game.n_players)
@@ -377,7 +395,9 @@ def shapley(
         Path | None,
         typer.Option(help="With --worths: a values.npz to write. With MODEL: a worths.npz of what it measures."),
     ] = None,
-    calibration: CalibrationOption = "builtin",
+    calibration: CalibrationOption = None,
+    objective: Objective = "mean",
+    chat: Chat = False,
     utility: Utility = "ppl_ratio",
     players: Players = "layers",
     windows: WindowsOption = 10,
@@ -430,8 +450,8 @@ def shapley(
         else:
             game = ModelGame.from_pretrained(
                 str(model),
-                calibration,
-                utility=utility,
+                calibration or "builtin",
+                utility=with_objective(utility, objective),
                 players=players,
                 windows=windows,
                 tokens=tokens,
@@ -449,6 +469,7 @@ def shapley(
                 workers=workers,
                 tolerant=tolerant,
                 offload=offload,
+                chat=chat,
                 on_progress=bars.update,
             )
             masks, clusters = draw(game.n_players, budget, seed=seed)

@@ -11,10 +11,25 @@ import typer
 from layercoop_fast.errors import RequestError
 
 
+def with_objective(utility: str, objective: str) -> str:
+    """The name of a utility under an objective over several texts; `RequestError` for an unknown one."""
+    if objective not in ("mean", "worst"):
+        raise RequestError(f"unknown objective {objective!r}: choose mean or worst")
+    return utility if objective == "mean" else f"{utility}:{objective}"
+
+
 def compare(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")],
     remove: Annotated[str, typer.Option(help="Sizes: how many players to remove, 3,6,10 for example.")],
-    calibration: Annotated[str, typer.Option(help="SPEC of the text that every method searches on.")] = "builtin",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SPEC of the text that every method searches on (default builtin); several times for several texts.",
+            metavar="SPEC[:WEIGHT]",
+        ),
+    ] = None,
+    objective: Annotated[str, typer.Option(help="Over several texts: their weighted mean, or worst.")] = "mean",
+    chat: Annotated[bool, typer.Option("--chat", help="Put texts through the model's chat template.")] = False,
     text: Annotated[
         list[str] | None, typer.Option("--eval", help="SPEC of a text that no search sees; may be given several times.")
     ] = None,
@@ -22,9 +37,9 @@ def compare(
         str, typer.Option(help="Methods of `prune`, and flap: heads and channels at equal parameters.")
     ] = "coop,sleb,shortgpt,angular,ppl",
     budget: Annotated[int | None, typer.Option(help="Masks that methods with a budget may measure.")] = None,
-    utility: Annotated[str, typer.Option(help="Worth of a mask: ppl_ratio, nll or kl.")] = "ppl_ratio",
+    utility: Annotated[str, typer.Option(help="Worth of a mask: ppl_ratio, nll, kl or blend:SHARE.")] = "ppl_ratio",
     players: Annotated[str, typer.Option(help="layers, sublayers, or a .json file of groups.")] = "layers",
-    windows: Annotated[int, typer.Option(help="Calibration windows.")] = 10,
+    windows: Annotated[int, typer.Option(help="Calibration windows of each text.")] = 10,
     tokens: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
     eval_windows: Annotated[int, typer.Option(min=1, help="Windows of each text of --eval.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")] = 0,
@@ -56,14 +71,15 @@ def compare(
     with Bars() as bars:
         compared = run(
             model,
-            calibration=calibration,
+            calibration=calibration or "builtin",
             texts=text or [],
             remove=[int(size) for size in sizes],
             methods=[name.strip() for name in methods.split(",")],
             budget=budget,
             text_windows=eval_windows,
             seed=seed,
-            utility=utility,
+            utility=with_objective(utility, objective),
+            chat=chat,
             players=players,
             windows=windows,
             tokens=tokens,

@@ -103,7 +103,9 @@ def _show(found: dict[str, Any]) -> None:
             "calibration": str(prints["calibration"])[:16],
             "numerics": ", ".join(f"{name} {value}" for name, value in prints["numerics"].items()),
         }
-        if isinstance(items := prints["calibration"], dict):
+        if isinstance(items := prints["calibration"], dict) and "domains" in items:
+            rows["calibration"] = f"{items['text'][:16]}, {len(items['weights'])} texts weighing {items['weights']}"
+        elif isinstance(items, dict):
             rows["windows"] = (
                 f"{len(items['labels'])} items, {len(items['tokens'])} options, {sum(items['tokens'])} tokens"
             )

@@ -21,6 +21,7 @@ import numpy as np
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.players import ExportablePlayers
 from layercoop_fast.game.choice_utility import ChoiceUtility
+from layercoop_fast.game.mixture import Texts
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.utility import UTILITIES, get_utility
@@ -47,7 +48,7 @@ class Measured:
 
     Attributes:
         text: SPEC of the text.
-        window_nll: mean NLL of each window, float64 [W].
+        window_nll: mean NLL of each window, float64 [W]; of several texts weighted, so that their mean is the texts'.
         p_best: of a difference from the best at this size this large or larger, were both equally good (two-sided,
             random signs of the windows' differences); 1 for the best itself, None where a window is not finite.
     """
@@ -112,7 +113,7 @@ class Comparison:
 def compare(
     model: str,
     *,
-    calibration: str = "builtin",
+    calibration: Texts = "builtin",
     texts: Sequence[str] = (),
     remove: Sequence[int] = (3,),
     methods: Sequence[str] = DEFAULT_METHODS,
@@ -126,7 +127,7 @@ def compare(
 
     Args:
         model: checkpoint folder, or hub name.
-        calibration: SPEC of the text that is searched on.
+        calibration: SPEC of the text that is searched on, or several, with weights if wanted (`game/mixture.py`).
         texts: SPECs of texts that no search sees, `text_windows` windows of each.
         remove: how many players to remove, one or more sizes.
         methods: names of `search.base.METHODS`, and "flap": heads and channels go, with as many parameters as the same
@@ -191,7 +192,7 @@ def _run(
         share = round(size / game.n_players * sum(one.numel() for block in blocks for one in block.parameters()))
         rival = flap(game, share)
         seconds = time.perf_counter() - began
-        measured = [Measured(one.calibration.spec, rival.window_nll(one.windows.ids)) for one in games]
+        measured = [_measured(one, rival.window_nll(one.windows.ids)) for one in games]
         return Row(method, size, None, rival.removed_params, 0, _passes(game), seconds, measured)
     limit = budget if method in _BUDGETED else None
     choice = get_method(method)(game, size, seed=seed, budget=limit, allowed=allowed)
@@ -208,7 +209,11 @@ def _passes(game: ModelGame) -> float:
 
 
 def _on_texts(games: Sequence[ModelGame], mask: Masks) -> list[Measured]:
-    return [Measured(game.calibration.spec, game.evaluate(mask[None]).window_nll[0]) for game in games]
+    return [_measured(game, game.evaluate(mask[None]).window_nll[0]) for game in games]
+
+
+def _measured(game: ModelGame, window_nll: Floats) -> Measured:
+    return Measured(game.calibration.spec, window_nll if game.domains is None else game.domains.weighted(window_nll))
 
 
 def _judged(rows: list[Row]) -> list[Row]:

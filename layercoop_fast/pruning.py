@@ -22,9 +22,10 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.players import ExportablePlayers, zeroed_halves
 from layercoop_fast.files import check_target
-from layercoop_fast.game.calibration import TOKENS, WINDOWS, read_text
+from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration, read_text
 from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.choices import Choices, load_for
+from layercoop_fast.game.mixture import Texts, load_texts
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.players import Label
 from layercoop_fast.game.protocol import Floats, Masks, Progress
@@ -36,6 +37,8 @@ from layercoop_fast.report.generations import Prompts
 from layercoop_fast.report.html.page import report_fragment, report_page
 from layercoop_fast.report.rerun import rerun_command
 from layercoop_fast.search.base import Choice, check_n_remove, finite_or_none, get_method
+from layercoop_fast.search.settle import MOST_WINDOWS, check_settling
+from layercoop_fast.search.settle import settle as settle_choice
 
 SCHEMA = 1
 DEFAULT_METHOD = "sleb"
@@ -67,7 +70,7 @@ def prune(
     model: str,
     out: str | Path,
     *,
-    calibration: str = "builtin",
+    calibration: Texts = "builtin",
     remove: int | None = None,
     drop: float | None = None,
     method: str = DEFAULT_METHOD,
@@ -93,6 +96,9 @@ def prune(
     repair: bool | None = None,
     repair_text: Sequence[str] | None = None,
     repair_tokens: int = DEFAULT_TOKENS,
+    chat: bool = False,
+    settle: float | None = None,
+    most_windows: int = MOST_WINDOWS,
     measure_cost: bool = True,
     samples: int = SAMPLES,
     report: bool = True,
@@ -108,7 +114,8 @@ def prune(
     Args:
         model: checkpoint folder, or hub name.
         out: folder to write; it must not exist unless `force`.
-        calibration: SPEC of the text that worths are measured on (`game/calibration.py`).
+        calibration: SPEC of the text that worths are measured on (`game/calibration.py`), or several with weights
+            (`game/mixture.py`), `windows` windows of each.
         remove: how many players to remove; or else
         drop: which share of them, 0 to 1, rounded to the nearest number.
         utility: what a mask is worth, on text or on items with options (`ModelGame`).
@@ -130,6 +137,10 @@ def prune(
             and where the texts allow it (never with `offload`); True: `RequestError` where they do not; False: never.
         repair_text: SPECs of the texts to fit a repair to, by default those of `repair.texts.default_texts`.
         repair_tokens: how many tokens to fit it to.
+        chat: put texts through the model's chat template (`game/chat.py`), the held-out one too.
+        settle: add windows until the probability that the next-best mask is better is at most this
+            (`search/settle.py`), or a text has
+        most_windows: windows.
         measure_cost: measure memory and speed of the full and the pruned model, each loaded once more; not with
             `offload`, since they need not fit.
         samples: prompts, cut from the held-out text (the built-in one where there is none), that both models go on
@@ -184,8 +195,11 @@ def prune(
             workers=workers,
             tolerant=tolerant,
             offload=offload,
+            chat=chat,
             on_progress=on_progress,
         )
+        if settle is not None:
+            check_settling(game, settle, most_windows)
         n_remove = remove if remove is not None else round((drop or 0.0) * game.n_players)
         check_n_remove(game.n_players, n_remove)
         tell("opening the model", 1, 1)
@@ -195,6 +209,32 @@ def prune(
         prompts = None if offload or not samples else _prompts(game, heldout, samples)
     with clock("search"):
         choice = search(game, n_remove, seed=seed, budget=budget, allowed=allowed, progress=on_progress)
+    searched = game
+    if settle is not None:
+
+        def cut(count: int) -> Calibration:
+            # The other windows of 'self' are drawn with another seed; those of a text do not depend on it.
+            return load_texts(
+                calibration,
+                game.checkpoint.tokenizer,
+                game.skeleton,
+                windows=count,
+                tokens=tokens,
+                seed=seed + count,
+                chat=chat,
+            )
+
+        with clock("settle"):
+            game, choice = settle_choice(
+                game,
+                choice,
+                settle,
+                most_windows=most_windows,
+                cut=cut,
+                allowed=allowed,
+                seed=seed,
+                progress=on_progress,
+            )
     repaired = None
     if repair is not False and not offload:
         with clock("repair"):
@@ -212,7 +252,7 @@ def prune(
     with clock("evaluate"):
         quality = _quality(game, pair, repaired)
         unseen = None if heldout_game is None else _quality(heldout_game, pair, repaired)
-    game.close()
+    searched.close()
 
     def costs_and_record(folder: Path) -> dict[str, str]:
         written = None if prompts is None else generations(folder, prompts)
@@ -243,7 +283,7 @@ def prune(
         tell("measuring memory and speed", 0, 1)
         # The measuring processes load the models anew; two copies of a large one would not fit.
         game.checkpoint.model.to("meta")
-        for played in (game, heldout_game):
+        for played in (searched, game, heldout_game):
             if played is not None:
                 played.windows.free()
         torch.cuda.empty_cache()  # does nothing where no GPU was used
@@ -300,6 +340,7 @@ def same_model_on(game: ModelGame, spec: str, windows: int, tokens: int, seed: i
         shots=0 if items is None else items.shots,
         share=items is None or items.share,
         seed=seed,
+        chat=not isinstance(game.calibration, Choices) and game.calibration.chat,
     )
     return ModelGame(
         game.checkpoint,

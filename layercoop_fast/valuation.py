@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.pairwise import PairwiseGame
 from layercoop_fast.game.protocol import Floats, Game, Progress
 from layercoop_fast.game.worths import Worths
@@ -143,5 +144,10 @@ def _text_draws(measured: Worths, seed: int) -> Floats | None:
     usable = measured.fingerprints.get("utility") in _MEANS_OF_WINDOWS
     if not usable or len(measured.window_tokens) < 2:
         return None
+    domains = Domains.of(measured.fingerprints.get("calibration"))
+    if domains is not None and min(np.bincount(domains.of_window)) < 2:
+        return None
     order = 2 if measured.masks.shape[1] <= _MOST_PAIRED else 1
-    return text_bootstrap(measured.masks, measured.window_nll, measured.window_tokens, order=order, seed=seed)
+    return text_bootstrap(
+        measured.masks, measured.window_nll, measured.window_tokens, order=order, seed=seed, domains=domains
+    )

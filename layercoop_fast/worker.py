@@ -32,6 +32,7 @@ from layercoop_fast.files import reason
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.choices import Choices
+from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.model_game import DEFAULT_MEMORY_SHARE, STATES_WITH_STORE, ModelGame
 from layercoop_fast.game.outlook import time_pilot
 from layercoop_fast.game.partial import view_of
@@ -118,13 +119,15 @@ class Games:
         if message.about["choices"] is None:
             ids = torch.from_numpy(message.arrays["ids"]).to(first.skeleton.device)
             if not torch.equal(ids, calibration.ids):
-                calibration = Calibration(ids, "from the driver")
+                calibration = Calibration(ids, "from the driver", Domains.of(message.about["domains"]))
         return view_of(first, calibration, _utility(message))
 
 
 def _what_views_share(message: Message) -> dict[str, Any]:
     """What must be the same for one game to be a view of another (`game/partial.py`)."""
-    shared = {key: value for key, value in message.about.items() if key not in ("game", "utility", "teacher")}
+    shared = {
+        key: value for key, value in message.about.items() if key not in ("game", "utility", "teacher", "domains")
+    }
     return {**shared, "tokens": message.arrays["ids"].shape[1:]}
 
 
@@ -156,7 +159,7 @@ def open_game(message: Message, machine: str) -> ModelGame:
     calibration: Calibration | Choices
     if about["choices"] is None:
         ids = torch.from_numpy(message.arrays["ids"]).to(skeleton.device)
-        calibration = Calibration(ids, "from the driver")
+        calibration = Calibration(ids, "from the driver", Domains.of(about["domains"]))
     else:
         calibration = Choices.of(about["choices"], skeleton.device)
     return ModelGame(

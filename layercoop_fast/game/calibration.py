@@ -9,7 +9,8 @@ SPEC is what `--calibration` takes:
     self                               text the model writes itself, sampled from its begin-of-text token
 
 Windows are cut without overlap and spread evenly over the whole text, so that no seed decides what is measured. Where a
-tokenizer puts a begin-of-text token before a text, every window begins with one, as the model is used to.
+tokenizer puts a begin-of-text token before a text, every window begins with one, as the model is used to. Several texts
+with weights are put together in `game/mixture.py`; `game/chat.py` puts windows through a chat template.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
+from layercoop_fast.game.chat import chat_windows, stretch_of
+from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.protocol import Progress
 
 if TYPE_CHECKING:
@@ -50,22 +53,41 @@ class Calibration:
 
     Attributes:
         ids: int64 [W, T].
-        spec: the SPEC they came from.
+        spec: the SPEC they came from, or several with " + " between them.
+        domains: which text each window is of, where there are several.
+        chat: whether they went through the model's chat template.
     """
 
     ids: Tensor
     spec: str
+    domains: Domains | None = None
+    chat: bool = False
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the tokens and their shape: equal for equal windows, wherever they came from."""
+    def fingerprint(self) -> str | dict[str, Any]:
+        """SHA-256 over the tokens and their shape: equal for equal windows, wherever they came from.
+
+        Of several texts a mapping that also says which window is of which text, and the weights.
+        """
         ids = self.ids.cpu().numpy().astype("<i8")
-        return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()
+        digest = hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()
+        return digest if self.domains is None else {"text": digest, **self.domains.as_json()}
 
     @property
     def description(self) -> dict[str, Any]:
         """For `layercoop.json`."""
-        return {"spec": self.spec, "windows": int(self.ids.shape[0]), "tokens": int(self.ids.shape[1])}
+        found: dict[str, Any] = {
+            "spec": self.spec,
+            "windows": int(self.ids.shape[0]),
+            "tokens": int(self.ids.shape[1]),
+        }
+        if self.chat:
+            found["chat"] = True
+        if self.domains is not None:
+            counts = np.bincount(self.domains.of_window, minlength=len(self.domains.weights)).tolist()
+            rows = zip(self.domains.names, self.domains.weights.tolist(), counts, strict=True)
+            found["domains"] = [{"spec": spec, "weight": weight, "windows": count} for spec, weight, count in rows]
+        return found
 
 
 def load_calibration(
@@ -76,9 +98,12 @@ def load_calibration(
     windows: int = WINDOWS,
     tokens: int = TOKENS,
     seed: int = 0,
+    chat: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
     """Make `windows` windows of `tokens` tokens from a SPEC; `self` tells its progress in tokens a window.
+
+    With `chat` each is a conversation in the model's chat template (`game/chat.py`).
 
     Raises `RequestError` in one line: what is wrong with the SPEC, the file or the text, and what would be right.
     """
@@ -89,17 +114,19 @@ def load_calibration(
     if skeleton.max_tokens is not None and tokens > skeleton.max_tokens:
         raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
     if spec == "self":
+        if chat:
+            raise RequestError("--chat puts a text into turns, and 'self' is none: give a text, or leave --chat out")
         if skeleton.streamed is not None:
             raise RequestError("'self' would read all weights once a token with --offload: give a text, or 'builtin'")
         ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
     else:
-        ids = cut_windows(read_text(spec), require_tokenizer(tokenizer), windows, tokens, spec)
+        ids = cut_windows(read_text(spec), require_tokenizer(tokenizer), windows, tokens, spec, chat=chat)
     if int(ids.max()) >= skeleton.vocab_size:
         raise RequestError(
             f"the tokenizer gives token {int(ids.max())}, the model's vocabulary has {skeleton.vocab_size}: "
             "they do not belong together"
         )
-    return Calibration(ids.to(skeleton.device), spec)
+    return Calibration(ids.to(skeleton.device), spec, chat=chat)
 
 
 def read_text(spec: str) -> str:
@@ -142,19 +169,31 @@ def require_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTo
 
 
 def cut_windows(
-    text: str, tokenizer: PreTrainedTokenizerBase, windows: int, tokens: int, spec: str = "the text"
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: int,
+    tokens: int,
+    spec: str = "the text",
+    *,
+    chat: bool = False,
 ) -> Tensor:
-    """Cut `windows` windows of `tokens` tokens, evenly spread over the text: int64 [windows, tokens]."""
+    """Cut `windows` windows of `tokens` tokens, evenly spread over the text: int64 [windows, tokens].
+
+    With `chat` each is put through the chat template, which brings a begin-of-text token where it wants one.
+    """
     stream = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
-    start = begin_tokens(tokenizer)
-    body = tokens - len(start)
+    start = [] if chat else begin_tokens(tokenizer)
+    body = stretch_of(tokens) if chat else tokens - len(start)
     if body < 1 or len(stream) < windows * body:
         raise RequestError(
-            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens} need {windows * max(body, 1)}: "
+            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens}{' with --chat' if chat else ''} need "
+            f"{windows * max(body, 1)}: "
             "give a longer text, or ask for fewer or shorter windows"
         )
     first = window_starts(len(stream), body, windows)
     bodies = stream[first[:, None] + np.arange(body)]
+    if chat:
+        return chat_windows(bodies, tokens, tokenizer, spec)
     return torch.from_numpy(np.hstack([np.tile(np.asarray(start, dtype=np.int64), (windows, 1)), bodies]))
 
 

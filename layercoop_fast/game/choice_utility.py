@@ -54,8 +54,8 @@ class Layout:
 
     @classmethod
     def of(cls, fingerprint: object) -> Layout | None:
-        """The layout in a game's `calibration` fingerprint; None where that is a text's."""
-        if not isinstance(fingerprint, Mapping):
+        """The layout in a game's `calibration` fingerprint; None where that is of text."""
+        if not isinstance(fingerprint, Mapping) or "options" not in fingerprint:
             return None
         return cls(*(np.array(fingerprint[name], np.int64) for name in ("options", "labels", "tokens", "characters")))
 

@@ -34,12 +34,12 @@ from layercoop_fast.game.calibration import (
     Calibration,
     begin_tokens,
     check_characters,
-    load_calibration,
     read_file,
     read_text,
     require_tokenizer,
 )
 from layercoop_fast.game.choice_utility import ChoiceUtility, Layout
+from layercoop_fast.game.mixture import Texts, load_texts, texts_of
 from layercoop_fast.game.protocol import Progress
 from layercoop_fast.game.utility import Utility
 
@@ -318,7 +318,7 @@ def _layout(groups: Sequence[Sequence[Scored]], labels: Sequence[int], character
 
 def load_for(
     utility: Utility | ChoiceUtility,
-    spec: str,
+    calibration: Texts,
     tokenizer: PreTrainedTokenizerBase | None,
     skeleton: Skeleton,
     *,
@@ -327,16 +327,31 @@ def load_for(
     shots: int = 0,
     share: bool = True,
     seed: int = 0,
+    chat: bool = False,
     progress: Progress | None = None,
 ) -> Calibration | Choices:
-    """What a utility is measured on: items of a SPEC (`load_choices`), or windows of its text (`load_calibration`)."""
+    """What a utility is measured on: items of a SPEC (`load_choices`), or windows of texts (`load_texts`)."""
     if isinstance(utility, ChoiceUtility):
+        texts = texts_of(calibration)
+        if len(texts) > 1:
+            raise RequestError(f"items with options come from one SPEC, not {len(texts)}: give --calibration once")
+        if chat:
+            raise RequestError("--chat is for text: items with options are measured as they are written")
         return load_choices(
-            spec, tokenizer, skeleton, items=windows, tokens=tokens, shots=shots, seed=seed, share=share
+            texts[0][0], tokenizer, skeleton, items=windows, tokens=tokens, shots=shots, seed=seed, share=share
         )
     if shots:
         raise RequestError(f"--shots are examples before items with options; the utility {utility.name} is one of text")
-    return load_calibration(spec, tokenizer, skeleton, windows=windows, tokens=tokens, seed=seed, progress=progress)
+    return load_texts(
+        calibration,
+        tokenizer,
+        skeleton,
+        windows=windows,
+        tokens=tokens,
+        seed=seed,
+        chat=chat,
+        progress=progress,
+    )
 
 
 def check_choices(

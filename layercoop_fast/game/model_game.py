@@ -29,7 +29,9 @@ from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration
 from layercoop_fast.game.choice_scoring import make_choice_scorer
 from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.choices import Choices, check_choices, load_for
+from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.importance import angular_distances, block_influence, taylor_importance
+from layercoop_fast.game.mixture import Texts, texts_of
 from layercoop_fast.game.partial import StagedGame, anew, part_of, require_windows, with_utility
 from layercoop_fast.game.players import Label, Players, make_players
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
@@ -79,8 +81,9 @@ class ModelGame:
     Args:
         checkpoint: the opened model.
         calibration: token windows for it, or items with options (`game/choices.py`).
-        utility: "ppl_ratio" (default, as published), "nll", "kl", or a `Utility`; of items "accuracy", "accuracy_norm",
-            "margin", "margin_norm", or a `ChoiceUtility` (`game/choice_utility.py`).
+        utility: "ppl_ratio" (default, as published), "nll", "kl", "blend:0.5" (shares of NLL and KL), or a `Utility`;
+            with ":worst" behind it on the worst of several texts (`game/utility.py`); of items "accuracy",
+            "accuracy_norm", "margin", "margin_norm", or a `ChoiceUtility` (`game/choice_utility.py`).
         players: "layers", "sublayers", groups of labels, or a .json file of them (`game/players.py`).
         memory: bytes for stored states and the activations of one call (`engine/forward.py`, `split_memory`); default a
             quarter of what is free.
@@ -146,7 +149,7 @@ class ModelGame:
     def from_pretrained(
         cls,
         path: str,
-        calibration: str = "builtin",
+        calibration: Texts = "builtin",
         *,
         utility: str | Utility | ChoiceUtility = "ppl_ratio",
         players: str | Sequence[Sequence[Label]] = "layers",
@@ -166,6 +169,7 @@ class ModelGame:
         workers: int | str | None = None,
         tolerant: bool = False,
         offload: bool = False,
+        chat: bool = False,
         on_progress: Progress | None = None,
     ) -> ModelGame:
         """Open a checkpoint and cut its calibration windows; see the class, `open_checkpoint` and `load_calibration`.
@@ -177,8 +181,13 @@ class ModelGame:
         With `workers` (a number of local processes, "ray" or "ray:HOST:PORT") these measure on `device`, and the model
         is opened on the CPU here; `tolerant` takes workers on unlike machines.
 
+        The calibration is one SPEC or several, each with a weight if wanted (`game/mixture.py`): `windows` windows are
+        cut from every text. With `chat` they go through the model's chat template (`game/chat.py`).
+
         Raises `RequestError` in one line for whatever is wrong with the request.
         """
+        if getattr(get_utility(utility), "objective", "mean") == "worst" and len(texts_of(calibration)) == 1:
+            raise RequestError("the worst of several texts is asked for and there is one: give --calibration again")
         if store is not None:
             check_store(Path(store))
         hired = None
@@ -204,6 +213,7 @@ class ModelGame:
             shots=shots,
             share=share_context,
             seed=seed,
+            chat=chat,
             progress=on_progress,
         )
         return cls(
@@ -230,6 +240,11 @@ class ModelGame:
         """Masks that were measured, or found in the store when they were asked for."""
         return len(self._known)
 
+    def known_masks(self) -> Masks:
+        """The masks that `n_known` counts, bool [K, n]."""
+        packed = np.frombuffer(b"".join(self._known.keys), np.uint8).reshape(self.n_known, -(-self.n_players // 8))
+        return np.unpackbits(packed, axis=1, count=self.n_players).astype(np.bool_)
+
     @property
     def weights_read(self) -> int:
         """Bytes of weights read from files so far because the blocks are streamed; 0 where they are in memory."""
@@ -252,11 +267,10 @@ class ModelGame:
         """Measure masks (bool [M, n]) and return their worths with the NLL of every window."""
         masks = check_masks(masks, self.n_players)
         scores = self.window_scores(masks)
-        kl = scores.kl.mean(axis=1)
         full = self._known[mask_key(np.ones(self.n_players, dtype=np.bool_))].nll
         # Overflow to infinity and NaN are results here, not accidents.
         with np.errstate(all="ignore"):
-            worths, nll = self.utility.judge(scores.nll, kl, full, self.fingerprints["calibration"])
+            worths, nll = self.utility.judge(scores.nll, scores.kl, full, self.fingerprints["calibration"])
         return Worths(masks, worths, nll, scores.nll, self.window_tokens, self.fingerprints)
 
     def window_scores(self, masks: Masks) -> Scores:
@@ -276,6 +290,11 @@ class ModelGame:
     def has_windows(self) -> bool:
         """Whether scores are of windows of a text, which can be raced on a few; items with options share theirs."""
         return not isinstance(self.calibration, Choices)
+
+    @property
+    def domains(self) -> Domains | None:
+        """Which text each window is of, where the calibration is several texts."""
+        return None if isinstance(self.calibration, Choices) else self.calibration.domains
 
     def part(self, first: int, last: int) -> ModelGame:
         """The same game on windows `first` to `last` − 1 alone (`game/partial.py`)."""

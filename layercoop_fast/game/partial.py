@@ -28,7 +28,7 @@ from layercoop_fast.game.choices import Choices, check_choices
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.game.shelf import Shelf
 from layercoop_fast.game.store import Scores
-from layercoop_fast.game.utility import Utility, get_utility
+from layercoop_fast.game.utility import Utility, get_utility, names_objective
 
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
@@ -46,7 +46,13 @@ def part_of(game: ModelGame, first: int, last: int) -> ModelGame:
     n_windows = game.windows.n_windows
     if not 0 <= first < last <= n_windows:
         raise RequestError(f"windows {first} to {last - 1} of a game of {n_windows} windows are not there")
-    part = view_of(game, Calibration(game.calibration.ids[first:last], game.calibration.spec), game.utility)
+    domains = None if game.domains is None else game.domains.part(first, last)
+    return on_windows(game, Calibration(game.calibration.ids[first:last], game.calibration.spec, domains))
+
+
+def on_windows(game: ModelGame, calibration: Calibration) -> ModelGame:
+    """The same game on other windows of the same length; what it costs counts in `game` too, as with `part_of`."""
+    part = view_of(game, calibration, game.utility)
     part.evaluations = type(game.evaluations)()
     part.charged = (part.evaluations, *game.charged)
     return part
@@ -62,9 +68,12 @@ def with_utility(game: ModelGame, utility: str | Utility | ChoiceUtility) -> Mod
     """The same game with another worth; `game` itself where that is its own.
 
     It shares everything but the numbers measured, counts of evaluations included. In a store file it is a further game.
+    A game on the worst of several texts stays one, where a name says nothing about it ("kl:mean" does).
 
     Raises `RequestError` for a worth of text where this game is one on items with options, and the other way round.
     """
+    if isinstance(utility, str) and isinstance(game.utility, Utility) and not names_objective(utility):
+        utility = f"{utility}:{game.utility.objective}"
     utility = get_utility(utility)
     if utility is game.utility:
         return game
@@ -170,7 +179,7 @@ class StagedGame:
         full = self.window_scores(self._full, n_windows).nll[0]
         with np.errstate(all="ignore"):  # overflow to infinity and NaN are results here
             text = self.game.fingerprints["calibration"]
-            worths, _ = self.game.utility.judge(scores.nll, scores.kl.mean(axis=1), full, text)
+            worths, _ = self.game.utility.judge(scores.nll, scores.kl, full, text)
         return worths
 
     def _few(self, masks: Masks, n_windows: int) -> Scores:

@@ -51,6 +51,7 @@ def open_workers(game: ModelGame) -> Workers:
         "block_path": game.block_path,
         "score_every": game.windows.score_every,
         "memory": game.memory,
+        "domains": None if game.domains is None else game.domains.as_json(),
         "choices": game.calibration.as_json() if isinstance(game.calibration, Choices) else None,
     }
     workers.open(about, ids=game.calibration.ids.cpu().numpy())

@@ -51,6 +51,11 @@ class Shelf:
         """Masks known in memory: added, or taken from the store when they were asked for."""
         return len(self._known)
 
+    @property
+    def keys(self) -> list[bytes]:
+        """Keys of the masks known in memory."""
+        return list(self._known)
+
     def add(self, key: bytes, scores: Scores) -> None:
         """Take in the numbers of a mask that was not known, and commit when it is time."""
         self._known[key] = scores

@@ -217,11 +217,11 @@ class Store:
             )
         packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(masks), -1)
         window_nll = np.array([score.nll for score in scores])
-        kl = np.array([score.kl.mean() for score in scores])
+        window_kl = np.array([score.kl for score in scores])
         utility = get_utility(game.fingerprints["utility"])
         with np.errstate(all="ignore"):  # overflow to infinity and NaN are results here
             text = game.fingerprints.get("calibration")
-            worths, nll = utility.judge(window_nll, kl, window_nll[masks.index(full)], text)
+            worths, nll = utility.judge(window_nll, window_kl, window_nll[masks.index(full)], text)
         tokens = np.array(game.window_tokens, dtype=np.int64)
         unpacked = np.unpackbits(packed, axis=1, count=n).astype(np.bool_)
         return Worths(unpacked, worths, nll, window_nll, tokens, game.fingerprints)

@@ -9,14 +9,20 @@ token of a window but its first) and `full` the model with all its layers:
     ppl_ratio   exp(nll(full) − nll(m)) = ppl(full) / ppl(m)           the published worth, in [0, about 1]
     nll         −nll(m)
     kl          −kl(m)
+    blend:A     −(A · (nll(m) − nll(full)) + (1 − A) · kl(m))          0 < A < 1, both in nats a token
+
+Of several texts nll and kl are weighted means over the texts (`game/domains.py`), or with `:worst` after the name those
+of the text that rose most: the worth is the least that comes out with nll(full) + rise of nll on one text, and its kl.
 
 A model that breaks down may give NaN or infinity; such worths are carried as they are.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -25,6 +31,7 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.choice_utility import CHOICE_UTILITIES, ChoiceUtility
+from layercoop_fast.game.domains import OBJECTIVES, Domains
 
 Floats = NDArray[np.float64]
 
@@ -37,44 +44,101 @@ class Utility:
         name: as the command line knows it.
         needs_teacher: whether the full model's distribution is compared with (`kl` is then measured).
         worth: (nll [M], kl [M], nll of the full model) → worths [M]; `kl` holds NaN where it was not measured.
+        parts: (a, b) where the loss, on the scale that searches use, is a · (nll(m) − nll(full)) + b · kl(m), so that
+            every window has a loss of its own; None for worths of another kind.
+        objective: "mean" over several texts, or "worst".
     """
 
     name: str
     needs_teacher: bool
     worth: Callable[[Floats, Floats, float], Floats]
+    parts: tuple[float, float] | None = None
+    objective: str = "mean"
 
-    def judge(self, window_nll: Floats, kl: Floats, full_nll: Floats, calibration: object) -> tuple[Floats, Floats]:
-        """Worths [M] and mean NLL [M] of masks' NLL [M, W], KL [M], and the full model's NLL [W].
+    def judge(
+        self, window_nll: Floats, window_kl: Floats, full_nll: Floats, calibration: object
+    ) -> tuple[Floats, Floats]:
+        """Worths [M] and mean NLL [M] of masks' NLL and KL [M, W], and the full model's NLL [W].
 
-        `calibration` is the fingerprint of the game's text.
+        `calibration` is the fingerprint of the game's text, of which these are the first W windows.
         """
-        if isinstance(calibration, Mapping):
+        domains = Domains.of(calibration)
+        if domains is None and isinstance(calibration, Mapping):
             raise RequestError(
                 f"the utility {self.name} is one of text; for items with options choose from "
                 f"{', '.join(CHOICE_UTILITIES)}"
             )
-        nll = window_nll.mean(axis=1)
-        return np.asarray(self.worth(nll, kl, float(full_nll.mean())), dtype=np.float64), nll
+        if domains is None:
+            nll, kl = window_nll.mean(axis=1), window_kl.mean(axis=1)
+            return np.asarray(self.worth(nll, kl, float(full_nll.mean())), dtype=np.float64), nll
+        domains = domains.part(0, window_nll.shape[1])
+        nll, full = domains.mean(window_nll), float(domains.mean(full_nll))
+        if self.objective == "mean":
+            return np.asarray(self.worth(nll, domains.mean(window_kl), full), dtype=np.float64), nll
+        rises, kls = domains.by_domain(window_nll - full_nll), domains.by_domain(window_kl)
+        worths = [self.worth(full + rise, kl, full) for rise, kl in zip(rises.T, kls.T, strict=True)]
+        return np.asarray(np.min(worths, axis=0), dtype=np.float64), nll
+
+    def window_losses(self, nll: Floats, kl: Floats, full_nll: Floats, full_kl: Floats) -> Floats:
+        """What each window's loss rose by, [..., W], of NLL and KL [..., W] and the full model's; needs `parts`."""
+        assert self.parts is not None
+        with np.errstate(all="ignore"):  # a broken model's infinities are results
+            terms = zip(self.parts, (nll, kl), (full_nll, full_kl), strict=True)
+            # What has no part may be NaN: it was not measured.
+            return np.asarray(sum(part * (value - full) for part, value, full in terms if part))
 
 
 UTILITIES = {
     utility.name: utility
     for utility in (
-        Utility("ppl_ratio", False, lambda nll, kl, full: np.exp(full - nll)),
-        Utility("nll", False, lambda nll, kl, full: -nll),
-        Utility("kl", True, lambda nll, kl, full: -kl),
+        Utility("ppl_ratio", False, lambda nll, kl, full: np.exp(full - nll), (1.0, 0.0)),
+        Utility("nll", False, lambda nll, kl, full: -nll, (1.0, 0.0)),
+        Utility("kl", True, lambda nll, kl, full: -kl, (0.0, 1.0)),
     )
 }
+
+
+def blend(share: float) -> Utility:
+    """−(share · rise of NLL + (1 − share) · KL); `RequestError` unless 0 < share < 1."""
+    if not 0 < share < 1:
+        raise RequestError(f"blend:{share:g} is not a share of NLL between 0 and 1: write blend:0.5, or nll, or kl")
+    name = f"blend:{np.format_float_positional(share)}"
+    return Utility(name, True, lambda nll, kl, full: -(share * (nll - full) + (1 - share) * kl), (share, 1 - share))
+
+
+def worst_of_texts(utility: Utility) -> Utility:
+    """The same worth on the text that rose most."""
+    return replace(utility, name=f"{utility.name}:worst", objective="worst")
+
+
+def names_objective(name: str) -> bool:
+    """Whether the name of a utility ends in an objective."""
+    return name.rpartition(":")[2] in OBJECTIVES
 
 
 def get_utility(utility: str | Utility | ChoiceUtility) -> Utility | ChoiceUtility:
     """Look a utility up by name; one made by the user passes through. `RequestError` names those there are."""
     if isinstance(utility, (Utility, ChoiceUtility)):
         return utility
+    return _named(utility)
+
+
+@cache
+def _named(name: str) -> Utility | ChoiceUtility:
     known: dict[str, Utility | ChoiceUtility] = {**UTILITIES, **CHOICE_UTILITIES}
-    if utility not in known:
-        raise RequestError(f"unknown utility {utility!r}: choose from {', '.join(known)}")
-    return known[utility]
+    plain, _, objective = name.rpartition(":") if names_objective(name) else (name, "", "mean")
+    share = plain.removeprefix("blend:")
+    if plain != share and re.fullmatch(r"\d*\.?\d+", share):
+        found: Utility | ChoiceUtility = blend(float(share))
+    elif plain in known:
+        found = known[plain]
+    else:
+        raise RequestError(f"unknown utility {name!r}: choose from {', '.join(known)}, blend:0.5 (any share of NLL)")
+    if objective == "mean":
+        return found
+    if isinstance(found, ChoiceUtility):
+        raise RequestError(f"--objective {objective} is over several texts: {found.name} is of items with options")
+    return worst_of_texts(found)
 
 
 def token_nll(logits: Tensor, ids: Tensor) -> Tensor:

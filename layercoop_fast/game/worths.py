@@ -15,6 +15,7 @@ from layercoop_fast.engine.sublayers import PARTS
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason, written_whole
 from layercoop_fast.game.choice_utility import Layout, item_values
+from layercoop_fast.game.domains import Domains
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class Worths:
         """Standard error of `nll` as an estimate for more text like this, float64 [M]: over windows, NaN for one alone.
 
         What the windows share with each other's masks cancels in differences between masks, which are better known. Of
-        items with options it is taken over the items.
+        items with options it is taken over the items, of several texts over the windows of each.
         """
+        domains = Domains.of(self.fingerprints.get("calibration"))
+        if domains is not None:
+            return domains.stderr(self.window_nll)
         layout = Layout.of(self.fingerprints.get("calibration"))
         return _standard_error(self.window_nll if layout is None else layout.item_nll(self.window_nll))
 

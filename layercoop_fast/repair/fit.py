@@ -28,7 +28,7 @@ from layercoop_fast.repair.ridge import NormalEquations
 from layercoop_fast.repair.runs import Gap, find_gaps
 from layercoop_fast.repair.sites import Site, find_site
 from layercoop_fast.repair.streams import HeldOut, Streams
-from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, default_texts, load_domains
+from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, default_texts, load_domains, own_texts
 
 # Of the mean square of an input. Below the first nothing changes any more, above the last little is left of a repair.
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -105,7 +105,7 @@ def fit_repair(
             specs = default_texts(game, heldout) if texts is None else texts
             found = load_domains(game, specs, tokens, seed=seed, progress=progress)
             # Of the user's own kind of text nothing could be held out: whether a repair helps there is not known.
-            off = texts is None and not required and game.has_windows and game.calibration.spec in found.left_out
+            off = texts is None and not required and any(spec in found.left_out for spec in own_texts(game))
             texts = Domains((), found.left_out) if off else found
     patches: tuple[Patch, ...] = ()
     record: dict[str, Any] = {"gaps": [], "reason": "; ".join(texts.left_out.values())}
@@ -142,9 +142,8 @@ def repaired_windows(game: ModelGame, repaired: Repaired) -> tuple[float, float,
     full = text.scores(everything).nll
     with repaired.applied():
         scores = text.scores(_kept_units(game.players.unit_masks(repaired.mask[None])[0]))
-    kl = np.array([scores.kl.mean()])
     with np.errstate(all="ignore"):
-        worth, nll = game.utility.judge(scores.nll[None], kl, full, game.fingerprints["calibration"])
+        worth, nll = game.utility.judge(scores.nll[None], scores.kl[None], full, game.fingerprints["calibration"])
     return float(worth[0]), float(nll[0]), scores.nll
 
 

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import TOKENS, begin_tokens, read_text, sample_from_model, window_starts
+from layercoop_fast.game.calibration import (
+    TOKENS,
+    Calibration,
+    begin_tokens,
+    read_text,
+    sample_from_model,
+    window_starts,
+)
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Progress
 
@@ -55,9 +62,19 @@ def default_texts(game: ModelGame, heldout: str | None = None) -> list[str]:
     Not text that the model writes itself, which would take longer than all the rest, nor items with options, nor the
     held-out text.
     """
-    own = [game.calibration.spec] if game.has_windows else []
-    kinds = dict.fromkeys([*own, "builtin", "builtin-docstrings", "builtin-code"])
+    kinds = dict.fromkeys([*own_texts(game), "builtin", "builtin-docstrings", "builtin-code"])
     return [kind for kind in kinds if kind not in ("self", heldout)]
+
+
+def own_texts(game: ModelGame) -> dict[str, int]:
+    """The SPECs of the texts that a game is played on, and how many of its windows are of each; of items, none."""
+    if not isinstance(game.calibration, Calibration):
+        return {}
+    domains = game.calibration.domains
+    if domains is None:
+        return {game.calibration.spec: game.windows.n_windows}
+    counts = np.bincount(domains.of_window, minlength=len(domains.names))
+    return dict(zip(domains.names, counts.tolist(), strict=True))
 
 
 def _length(game: ModelGame) -> int:
@@ -114,8 +131,8 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
     begin = np.asarray(begin_tokens(tokenizer), dtype=np.int64)
     body = length - len(begin)
     used = np.empty(0, dtype=np.int64)
-    if game.has_windows and spec == game.calibration.spec:
-        used = window_starts(len(stream), body, game.windows.n_windows)
+    if played := own_texts(game).get(spec):
+        used = window_starts(len(stream), body, played)
     starts = _free_starts(len(stream), body, used)
     if len(starts) > wanted:
         starts = starts[np.linspace(0, len(starts) - 1, wanted).round().astype(np.int64)]

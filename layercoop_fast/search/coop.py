@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.bootstrap import probability_better
 from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
 from layercoop_fast.search.belief import Belief
@@ -37,7 +38,6 @@ _CHAIN_BATCH, _ROUND = 3, 8
 _PARENTS, _INCUMBENTS = 3, 4
 # The chain measures what is within so many standard deviations of the best measured.
 _BOUND = 1.0
-_RESAMPLES = 2000
 # Rounds that a surrogate which expects no gain is doubted for, and the factor of each on its variances.
 _DOUBTS, _DOUBT = 3, 4.0
 # Masks drawn at random among the candidates of a round, where nothing good is known yet.
@@ -211,18 +211,17 @@ class _Run:
 
     def _chance(self, best: Entry, other: Entry) -> float | None:
         """Share of resampled windows on which the other mask is better; None where there are no windows."""
-        difference = other.windows - best.windows
-        if len(difference) < 2 or not np.isfinite(difference).all():
+        domains, objective = self.ledger.domains, self.ledger.objective
+        # Without windows an entry has its loss alone.
+        if len(best.windows) < 2:
             return None
-        rows = self.rng.integers(len(difference), size=(_RESAMPLES, len(difference)))
-        return float((difference[rows].mean(axis=1) < 0).mean())
+        return probability_better(best.windows, other.windows, rng=self.rng, domains=domains, objective=objective)
 
     def _worthwhile(self, incumbents: list[Entry]) -> float:
         """The gain below which masks are not told apart."""
         if len(incumbents) < 2 or len(incumbents[0].windows) < 2:
             return TOLERANCE
-        difference = incumbents[1].windows - incumbents[0].windows
-        stderr = float(difference.std(ddof=1)) / math.sqrt(len(difference))
+        stderr = self.ledger.stderr_between(incumbents[1], incumbents[0])
         return max(TOLERANCE, 0.1 * stderr) if math.isfinite(stderr) else TOLERANCE
 
     def _candidates(self, incumbents: list[Masks]) -> Masks:

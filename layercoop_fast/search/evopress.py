@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.domains import first_windows
 from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
 
@@ -102,7 +103,8 @@ def _judge(game: Any) -> _Judge:
     if not getattr(game, "has_windows", False):
         return _Plain(game)
     n_windows = int(game.windows.n_windows)
-    ends = sorted({*(max(1, round(share * n_windows)) for share, _ in _STAGES), n_windows})
+    domains = getattr(game, "domains", None)
+    ends = sorted({*(first_windows(share, n_windows, domains) for share, _ in _STAGES), n_windows})
     judge: _Judge = game.with_utility("kl").staged(ends)
     return judge
 

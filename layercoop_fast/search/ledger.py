@@ -6,16 +6,16 @@ token for a model's own utilities, the logarithm of a positive worth, a worth it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from layercoop_fast.game.domains import Domains, first_windows
 from layercoop_fast.game.protocol import Floats, Masks, play
 from layercoop_fast.surrogate.link import Link
 
-# Utilities of a model game whose worth follows from a mean over windows of a number that is there for each window.
-_BY_WINDOW = ("ppl_ratio", "nll", "kl")
 # Share of the windows that a race begins on; a game of few windows has no races.
 _FIRST_STAGE = 0.3
 _LEAST_WINDOWS = 6
@@ -32,7 +32,8 @@ class Entry:
     Attributes:
         mask: bool [n].
         loss: what it lies below the full model; NaN and infinite losses are +infinity.
-        windows: loss of each window it was measured on, float64 [w]; of a game without windows, its one loss.
+        windows: loss of each window it was measured on, float64 [w]; of a game without windows, its one loss. The
+            weights of several texts are not in it.
         whole: whether it was measured on all windows.
     """
 
@@ -58,11 +59,14 @@ class Ledger:
         self._full = np.ones((1, n_players), dtype=np.bool_)
         self._worths: dict[bytes, float] = {}
         self._staged: Any = None
-        utility = getattr(getattr(game, "utility", None), "name", None)
-        if getattr(self.game, "has_windows", False) and utility in _BY_WINDOW:
-            self._column = "kl" if utility == "kl" else "nll"
+        self._utility: Any = getattr(game, "utility", None)
+        self.domains: Domains | None = getattr(game, "domains", None)
+        self.objective: str = getattr(self._utility, "objective", "mean")
+        if getattr(self.game, "has_windows", False) and getattr(self._utility, "parts", None) is not None:
             n_windows = int(self.game.windows.n_windows)
-            first = round(_FIRST_STAGE * n_windows) if n_windows >= _LEAST_WINDOWS else n_windows
+            # A few windows of each of several texts: whichever rose most there need not be the one that does on all.
+            raced = n_windows >= _LEAST_WINDOWS and self.objective == "mean"
+            first = first_windows(_FIRST_STAGE, n_windows, self.domains) if raced else n_windows
             self._staged = self.game.staged(sorted({first, n_windows}))
 
     @property
@@ -121,17 +125,26 @@ class Ledger:
         on = []
         for mask in masks:
             windows = self.entries[mask.tobytes()].windows
-            behind = float((windows - rival.windows[: len(windows)]).mean())
+            behind = float(self._difference(windows, rival.windows).mean())
             if not behind > _BEHIND * spread / np.sqrt(len(windows)):
                 on.append(mask)
         if on:
             self._enter(np.stack(on), whole=True)
 
+    def _difference(self, windows: Floats, others: Floats) -> Floats:
+        """By how much each window is behind that of another mask, float64 [w]; weighted so that their mean counts."""
+        difference = windows - others[: len(windows)]
+        return difference if self.domains is None else self.domains.part(0, len(windows)).weighted(difference)
+
+    def stderr_between(self, entry: Entry, other: Entry) -> float:
+        """Standard error of the difference between two masks' losses, both measured on the same windows, 2 or more."""
+        return float(self._difference(entry.windows, other.windows).std(ddof=1)) / math.sqrt(len(entry.windows))
+
     def _spread(self, rival: Entry) -> float:
         """Standard deviation over windows of the difference between two masks that are about as good, typically."""
         peers = [entry for entry in self.of_size(int((~rival.mask).sum())) if entry is not rival]
         others = peers[:8] or [entry for entry in self.entries.values() if entry.whole and entry is not rival]
-        spreads = [float((entry.windows - rival.windows).std(ddof=1)) for entry in others]
+        spreads = [float(self._difference(entry.windows, rival.windows).std(ddof=1)) for entry in others]
         finite = [spread for spread in spreads if np.isfinite(spread)]
         return float(np.median(finite)) if finite else float("inf")
 
@@ -141,8 +154,8 @@ class Ledger:
             return
         end = self._staged.ends[-1 if whole else 0]
         with np.errstate(all="ignore"):
-            scores = getattr(self._staged.window_scores(masks, end), self._column)
-            windows = scores - getattr(self._staged.window_scores(self._full, end), self._column)
+            scores, full = (self._staged.window_scores(some, end) for some in (masks, self._full))
+            windows = self._utility.window_losses(scores.nll, scores.kl, full.nll, full.kl)
         for mask, row in zip(masks, windows, strict=True):
             self._put(mask, row, whole)
 
@@ -164,5 +177,8 @@ class Ledger:
                 self._put(mask, np.array([zero - value]), True)
 
     def _put(self, mask: Masks, windows: Floats, whole: bool) -> None:
-        loss = float(windows.mean())
+        if self._staged is None or self.domains is None:
+            loss = float(windows.mean())
+        else:
+            loss = float(self.domains.part(0, len(windows)).loss(windows, self.objective))
         self.entries[mask.tobytes()] = Entry(mask, loss if np.isfinite(loss) else np.inf, windows, whole)

@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.bootstrap import draw_windows
+from layercoop_fast.game.domains import Domains, one_domain
 from layercoop_fast.game.protocol import Floats, Game, Masks, check_masks
 from layercoop_fast.surrogate.link import Link
 from layercoop_fast.surrogate.ridge import RidgeSurrogate
@@ -138,6 +140,7 @@ def text_bootstrap(
     order: int = 2,
     draws: int = 1000,
     seed: int = 0,
+    domains: Domains | None = None,
 ) -> Floats:
     """Return the Shapley values of a pairwise ridge of the negative NLL for each drawing of windows, `float64[B, n]`.
 
@@ -147,7 +150,8 @@ def text_bootstrap(
         φ_b = Σ_w share_bw φ_w,    share_bw = c_bw tokens_w / Σ_u c_bu tokens_u,
 
     is a mean of the values φ_w of single windows: one solve with W right-hand sides serves every drawing, the penalty
-    being that of the whole text. Masks with an NLL that is not finite are left out.
+    being that of the whole text. Masks with an NLL that is not finite are left out. Of several texts (`domains`) as
+    many windows are drawn of each as there are, and its weight stands in place of the tokens.
     Raises `RequestError` for arrays that do not fit together, fewer than 2 windows or drawings, and no finite mask.
     """
     check_masks(masks, masks.shape[-1])
@@ -163,11 +167,12 @@ def text_bootstrap(
     if not finite.any():
         raise RequestError(f"none of {len(masks)} masks has a finite NLL on every window: nothing to fit")
     masks, values = masks[finite], -window_nll[finite]
-    whole = values @ (window_tokens / window_tokens.sum())
+    counts = window_tokens if domains is None else domains.shares
+    whole = values @ (counts / counts.sum())
     ridge = RidgeSurrogate.fit_link(masks, whole, Link("identity"), order=order)
     by_window = ridge.shapley_of(masks, values)
-    drawn = np.random.default_rng(seed).multinomial(n_windows, np.full(n_windows, 1 / n_windows), size=draws)
-    share = drawn * window_tokens
+    drawn = draw_windows(one_domain(n_windows) if domains is None else domains, draws, np.random.default_rng(seed))
+    share = drawn * counts
     result: Floats = (share / share.sum(axis=1, keepdims=True)) @ by_window
     return result
 

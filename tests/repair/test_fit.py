@@ -19,11 +19,12 @@ from layercoop_fast import ModelGame, fit_repair, prune, repaired_worth
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import load_calibration, read_text
+from layercoop_fast.game.calibration import Calibration, load_calibration, read_text
+from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.choices import Item, fitting, tokenise
 from layercoop_fast.repair import fit, streams
 from layercoop_fast.repair.ridge import NormalEquations
-from layercoop_fast.repair.texts import default_texts
+from layercoop_fast.repair.texts import default_texts, own_texts
 
 T = 16
 TOKENS = 2 * 32 * T
@@ -306,12 +307,17 @@ def test_the_repaired_checkpoint_is_the_repaired_model(
 
 
 def test_the_text_that_is_measured_on_is_not_fitted_to() -> None:
-    def game(spec: str, has_windows: bool = True) -> Any:
-        return SimpleNamespace(has_windows=has_windows, calibration=SimpleNamespace(spec=spec))
+    def game(spec: str, domains: Domains | None = None) -> Any:
+        calibration = Calibration(torch.zeros(3, 4, dtype=torch.int64), spec, domains)
+        return SimpleNamespace(calibration=calibration, windows=SimpleNamespace(n_windows=3))
 
-    assert default_texts(game("novels.txt"), "builtin") == ["novels.txt", "builtin-docstrings", "builtin-code"]
-    for spec, has_windows in (("builtin", True), ("self", True), ("items.jsonl", False)):
-        assert default_texts(game(spec, has_windows)) == ["builtin", "builtin-docstrings", "builtin-code"]
+    kinds = ["builtin", "builtin-docstrings", "builtin-code"]
+    assert default_texts(game("novels.txt"), "builtin") == ["novels.txt", *kinds[1:]]
+    assert default_texts(game("builtin")) == default_texts(game("self")) == kinds
+    assert default_texts(SimpleNamespace(calibration=SimpleNamespace(spec="items.jsonl"))) == kinds
+    several = Domains(np.array([0, 1, 0]), np.ones(2), ("novels.txt", "builtin-code"))
+    assert default_texts(game("novels.txt + builtin-code", several)) == ["novels.txt", "builtin-code", *kinds[:2]]
+    assert own_texts(game("novels.txt + builtin-code", several)) == {"novels.txt": 2, "builtin-code": 1}
 
 
 def test_without_repair_there_is_none(tmp_path: Path) -> None:
