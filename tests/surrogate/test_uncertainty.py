@@ -8,6 +8,8 @@ import pytest
 from toy_games import Additive, Redundant
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.bootstrap import draw_windows
+from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.masks import stratified_masks
 from layercoop_fast.shapley.exact import exact_shapley
 from layercoop_fast.shapley.permutation import shapley_values
@@ -83,6 +85,17 @@ def test_the_bootstrap_is_that_of_a_fit_to_each_drawing(n_windows: int, order: i
     for values, counts in zip(found, drawn, strict=True):
         mean = np.repeat(-nll, counts, axis=1) @ np.repeat(tokens, counts) / (counts * tokens).sum()
         alone = RidgeSurrogate.fit(masks, mean, order=order, penalty=penalty, scale="identity")
+        np.testing.assert_allclose(values, alone.shapley(), atol=1e-10)
+
+
+def test_the_bootstrap_of_several_texts_draws_within_each() -> None:
+    masks, nll, tokens = windows(60, 5, 6)
+    texts = Domains(np.array([0, 1, 0, 1, 0, 1]), np.array([1.0, 3.0]))
+    found = text_bootstrap(masks, nll, tokens, draws=4, seed=3, domains=texts)
+    penalty = RidgeSurrogate.fit_link(masks, -texts.mean(nll), Link("identity"), order=2).penalty
+    for values, counts in zip(found, draw_windows(texts, 4, np.random.default_rng(3)), strict=True):
+        mean = -(nll * counts)[:, ::2].sum(axis=1) / 3 / 4 - (nll * counts)[:, 1::2].sum(axis=1) / 3 * 3 / 4
+        alone = RidgeSurrogate.fit(masks, mean, order=2, penalty=penalty, scale="identity")
         np.testing.assert_allclose(values, alone.shapley(), atol=1e-10)
 
 

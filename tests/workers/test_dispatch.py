@@ -16,6 +16,7 @@ from layercoop_fast import worker
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.outlook import outlook
 from layercoop_fast.game.store import Store
@@ -51,9 +52,10 @@ def played(model: Path) -> Callable[..., ModelGame]:
     """A game on the model, with thread workers where there is a transport."""
 
     def play(transport: ThreadTransport | None = None, *, tolerant: bool = False, **options: Any) -> ModelGame:
+        domains = options.pop("domains", None)
         crew = None if transport is None else Workers(transport, opening(model), tolerant=tolerant)
         checkpoint = open_checkpoint(str(model))
-        return ModelGame(checkpoint, Calibration(IDS, "test"), workers=crew, **options)
+        return ModelGame(checkpoint, Calibration(IDS, "test", domains), workers=crew, **options)
 
     return play
 
@@ -68,6 +70,7 @@ def played(model: Path) -> Callable[..., ModelGame]:
         {"score_every": 3},
         {"block_path": "hf"},
         {"memory": 200_000},
+        {"domains": Domains(np.array([0, 1, 0]), np.array([1.0, 2.0])), "utility": "blend:0.5:worst"},
     ],
 )
 def test_workers_give_the_bits_and_fingerprints_of_one_process(
