@@ -20,8 +20,8 @@ from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import Calibration, load_calibration, read_text
-from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.choices import Item, fitting, tokenise
+from layercoop_fast.game.domains import Domains
 from layercoop_fast.repair import fit, streams
 from layercoop_fast.repair.ridge import NormalEquations
 from layercoop_fast.repair.texts import default_texts, own_texts
