@@ -111,7 +111,17 @@ def prune(
     objective: Objective = "mean",
     chat: Chat = False,
     remove: Annotated[int | None, typer.Option(help="How many players to remove.")] = None,
-    drop: Annotated[float | None, typer.Option(help="Or which share of them, 0 to 1.")] = None,
+    drop: Annotated[float | None, typer.Option(help="Or which share of their parameters, 0 to 1.")] = None,
+    speedup: Annotated[float | None, typer.Option(help="Or by what factor the model is to be faster, 1.5 say.")] = None,
+    fit: Annotated[str | None, typer.Option(help="Or how large its weights may be, 2GiB say.")] = None,
+    costs: Annotated[
+        str, typer.Option(help="What --speedup goes by: prefill or decode, measured here, or a FILE.json.")
+    ] = "prefill",
+    keep: Annotated[str | None, typer.Option(help="Layers (or halves) that stay: 0,1,12 or 3.attn.")] = None,
+    keep_first: Annotated[int, typer.Option(min=0, help="So many first layers stay.")] = 0,
+    keep_last: Annotated[int, typer.Option(min=0, help="So many last layers stay.")] = 0,
+    must_go: Annotated[str | None, typer.Option(help="Layers (or halves) that are removed in any case.")] = None,
+    stages: Annotated[int, typer.Option(min=1, help="So many contiguous stages keep equally many layers.")] = 1,
     method: Annotated[str, typer.Option(help=f"Which rule chooses: {', '.join(METHODS)}.")] = "sleb",
     budget: Annotated[int | None, typer.Option(help="Masks the method may measure.")] = None,
     heldout: Annotated[str | None, typer.Option(help="A second text to measure on, never searched on.")] = None,
@@ -178,6 +188,14 @@ def prune(
             calibration=calibration or "builtin",
             remove=remove,
             drop=drop,
+            speedup=speedup,
+            fit=_bytes(fit, "--fit"),
+            costs=costs,
+            keep=_labels(keep),
+            keep_first=keep_first,
+            keep_last=keep_last,
+            must_go=_labels(must_go),
+            stages=stages,
             method=method,
             budget=budget,
             heldout=heldout,
@@ -624,13 +642,18 @@ def _stopped_with(store: Path | None) -> Iterator[None]:
         ) from stop
 
 
-def _bytes(text: str | None) -> int | None:
+def _labels(text: str | None) -> list[str]:
+    """`0,1,3.attn` as labels; None is none."""
+    return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _bytes(text: str | None, option: str = "--memory") -> int | None:
     """`4GiB`, `500MB` or `1073741824` in bytes; None stays None."""
     if text is None:
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:
-        raise RequestError(f"--memory {text!r} is not a size: write 4GiB, 500MB or a number of bytes")
+        raise RequestError(f"{option} {text!r} is not a size: write 4GiB, 500MB or a number of bytes")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 

@@ -20,7 +20,7 @@ import layercoop_fast
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
-from layercoop_fast.export.players import ExportablePlayers, zeroed_halves
+from layercoop_fast.export.players import zeroed_halves
 from layercoop_fast.files import check_target
 from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration, read_text
 from layercoop_fast.game.choice_utility import ChoiceUtility
@@ -36,9 +36,11 @@ from layercoop_fast.report.cost import Cost, measure_costs
 from layercoop_fast.report.generations import Prompts
 from layercoop_fast.report.html.page import report_fragment, report_page
 from layercoop_fast.report.rerun import rerun_command
-from layercoop_fast.search.base import Choice, check_n_remove, finite_or_none, get_method
+from layercoop_fast.search.base import Choice, finite_or_none, get_method
+from layercoop_fast.search.by_cost import search_by_cost
 from layercoop_fast.search.settle import MOST_WINDOWS, check_settling
 from layercoop_fast.search.settle import settle as settle_choice
+from layercoop_fast.spending import Budget, Limits, resolve
 
 SCHEMA = 1
 DEFAULT_METHOD = "sleb"
@@ -73,6 +75,14 @@ def prune(
     calibration: Texts = "builtin",
     remove: int | None = None,
     drop: float | None = None,
+    speedup: float | None = None,
+    fit: int | None = None,
+    costs: str = "prefill",
+    keep: Sequence[Label] = (),
+    keep_first: int = 0,
+    keep_last: int = 0,
+    must_go: Sequence[Label] = (),
+    stages: int = 1,
     method: str = DEFAULT_METHOD,
     budget: int | None = None,
     heldout: str | None = None,
@@ -117,7 +127,13 @@ def prune(
         calibration: SPEC of the text that worths are measured on (`game/calibration.py`), or several with weights
             (`game/mixture.py`), `windows` windows of each.
         remove: how many players to remove; or else
-        drop: which share of them, 0 to 1, rounded to the nearest number.
+        drop: which share of their parameters, 0 to 1: of equal players the nearest number, of unequal ones at least; or
+        speedup: by what factor the model is to run faster, at least, by `costs` ("prefill", "decode", or a .json file);
+            or
+        fit: bytes that its weights may take (`spending.Budget`).
+        keep: labels of layers or halves that stay; `keep_first` and `keep_last` layers do too, and
+        must_go: labels that are removed whatever they are worth.
+        stages: contiguous stages that keep the same number of layers (`spending.Limits`).
         utility: what a mask is worth, on text or on items with options (`ModelGame`).
         shots: examples before each item, and
         share_context: whether contexts of items are computed once (`game/choices.py`).
@@ -157,17 +173,16 @@ def prune(
     check_target(out, folder=True, force=force)
     if store is not None and out.resolve() in (Path(store).resolve(), *Path(store).resolve().parents):
         raise RequestError(f"the store {store} is in {out}, which is replaced as a whole: keep the store elsewhere")
-    search = get_method(method)
+    get_method(method)  # an unknown one is said before anything is computed
     if budget is not None and budget < 1:
         raise RequestError(f"the budget must be at least 1 mask, not {budget}")
-    if (remove is None) == (drop is None):
-        raise RequestError("say how much to remove: either a number of players (--remove 3) or a share (--drop 0.1)")
+    asked = Budget(remove, drop, speedup, fit, costs)
+    asked.check()
+    limits = Limits(keep, keep_first, keep_last, must_go, stages)
     if repair and offload:
         raise RequestError("--repair needs all weights in memory: leave it out, or --offload")
     if repair is False and repair_text is not None:
         raise RequestError("a text to fit a repair to (--repair-text) contradicts --no-repair")
-    if drop is not None and not 0.0 < drop < 1.0:
-        raise RequestError(f"--drop {drop} is not a share between 0 and 1")
     if samples < 0:
         raise RequestError(f"the samples must be 0 or more, not {samples}")
     clock = _Clock()
@@ -200,15 +215,15 @@ def prune(
         )
         if settle is not None:
             check_settling(game, settle, most_windows)
-        n_remove = remove if remove is not None else round((drop or 0.0) * game.n_players)
-        check_n_remove(game.n_players, n_remove)
+        allowed = limits.on(game)
+        spending = resolve(asked, game, allowed)
         tell("opening the model", 1, 1)
         heldout_game = None if heldout is None else same_model_on(game, heldout, windows, tokens, seed)
-        allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
-        allowed.check_size(game.n_players - n_remove)
         prompts = None if offload or not samples else _prompts(game, heldout, samples)
     with clock("search"):
-        choice = search(game, n_remove, seed=seed, budget=budget, allowed=allowed, progress=on_progress)
+        choice = search_by_cost(
+            method, game, spending.target, seed=seed, budget=budget, allowed=allowed, progress=on_progress
+        )
     searched = game
     if settle is not None:
 
@@ -257,8 +272,10 @@ def prune(
     def costs_and_record(folder: Path) -> dict[str, str]:
         written = None if prompts is None else generations(folder, prompts)
         excerpts = [] if prompts is None else _beginnings(game, prompts)
-        costs = measured_costs(folder) if measure_cost and not offload else None
-        record.update(_record(game, choice, quality, unseen, costs, seed))
+        measured = measured_costs(folder) if measure_cost and not offload else None
+        record.update(_record(game, choice, quality, unseen, measured, seed))
+        record["budget"] = spending.record(choice.mask)
+        record["constraints"] = limits.record()
         record["repair"] = None if repaired is None else repaired.record
         record.update(excerpts=excerpts, generations=written, command=command, seconds=clock.seconds)
         page = {"report.html": report_page(record)} if report else {}

@@ -9,6 +9,7 @@ import numpy as np
 
 from layercoop_fast.game.protocol import Floats, Masks
 from layercoop_fast.search.ledger import Entry, Ledger
+from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion
 
 # How strong the parts of the surrogate are is chosen anew when the masks have grown by this factor.
@@ -22,11 +23,11 @@ class Belief:
 
     Args:
         ledger: what is measured.
-        n_remove: the size that is wanted; losses up to that of the best mask of this size are fitted with full trust.
+        target: what is wanted; losses up to that of the best mask that meets it are fitted with full trust.
     """
 
-    def __init__(self, ledger: Ledger, n_remove: int) -> None:
-        self.ledger, self.n_remove = ledger, n_remove
+    def __init__(self, ledger: Ledger, target: Target) -> None:
+        self.ledger, self.target = ledger, target
         self._fit: Expansion | None = None
         self._fitted = self._chosen = 0
         self._surprises: list[float] = []
@@ -38,7 +39,8 @@ class Belief:
         """The surrogate of what is measured now."""
         entries = len(self.ledger.entries)
         if self._fit is None or entries != self._fitted:
-            known = [entry.loss for size in (self.n_remove, 1) for entry in self.ledger.of_size(size)[:1]]
+            wanted = self.ledger.whole(self.target.wants)
+            known = [entry.loss for entry in (*wanted[:1], *self.ledger.of_size(1)[:1])]
             trust = max([loss for loss in known if 0 < loss < math.inf], default=1.0)
             keep = self._fit is not None and entries < _REFIT * self._chosen
             strengths = self._fit.strengths if self._fit is not None and keep else None
@@ -56,11 +58,14 @@ class Belief:
         means, covariance = self.fit.predict(~masks)
         return means, covariance * self.inflation
 
+    def expect(self, masks: Masks) -> tuple[Floats, Floats]:
+        """Expected losses of masks, bool [M, n] → float64 [M], and their standard deviations, float64 [M]."""
+        return self.fit.mean(~masks), np.sqrt(self.fit.variances(~masks) * self.inflation)
+
     def ask(self, masks: Masks, rows: Sequence[int], rival: Entry | None) -> None:
         """Measure some rows of masks, bool [M, n], racing against a rival, and take note of the errors."""
         asked = masks[list(rows)]
-        means, covariance = self.fit.predict(~asked)
-        variances = np.maximum(np.diag(covariance), 0.0) + self.fit.noise**2
+        means, variances = self.fit.mean(~asked), self.fit.variances(~asked) + self.fit.noise**2
         trusted = np.sqrt(variances * self.inflation)
         self.ledger.measure(asked, rival)
         for mask, mean, variance, deviation in zip(asked, means, variances, trusted, strict=True):

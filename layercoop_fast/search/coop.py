@@ -18,6 +18,7 @@ windows on which the runner-up is better.
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,19 @@ import numpy as np
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.bootstrap import probability_better
 from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
+from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, worst_last
 from layercoop_fast.search.belief import Belief
 from layercoop_fast.search.ledger import Entry, Ledger
-from layercoop_fast.search.proposals import additions, choose, expected_improvement, predicted_best, swaps
+from layercoop_fast.search.proposals import (
+    additions,
+    choose,
+    expected_improvement,
+    fitted,
+    predicted_best,
+    predicted_covers,
+    swaps,
+)
+from layercoop_fast.search.target import Target
 
 # Expected improvement below which a mask is not worth measuring, in nats.
 TOLERANCE = 5e-4
@@ -40,6 +50,12 @@ _PARENTS, _INCUMBENTS = 3, 4
 _BOUND = 1.0
 # Rounds that a surrogate which expects no gain is doubted for, and the factor of each on its variances.
 _DOUBTS, _DOUBT = 3, 4.0
+# Candidates of a round at most, and of them those whose covariance is looked at: those of highest expected improvement.
+_LOOKED_AT, _SHORTLIST = 1500, 256
+# Climbs on the surrogate that begin anywhere.
+_CLIMBS = 4
+# Candidates that are made to fit an unequal target in a round.
+_FITTED = 400
 # Masks drawn at random among the candidates of a round, where nothing good is known yet.
 _AT_RANDOM = 64
 
@@ -61,13 +77,32 @@ def search(
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)
+    target = Target.of_count(n, n_remove)
+    return search_for(game, target, seed=seed, budget=budget, allowed=allowed, progress=progress)
+
+
+def search_for(
+    game: Game,
+    target: Target,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    allowed: Allowed | None = None,
+    progress: Progress | None = None,
+) -> Choice:
+    """As `search`, for players that save so much together: a knapsack where their costs are unequal.
+
+    The chain then adds players by loss and cost, a cost counting at the price of the best mask known, and `budget`
+    goes by as many players as it takes of mean cost.
+    """
+    n, n_remove = n_players_of(game), target.size
     most = n + 8 * n_remove + 120 if budget is None else budget
     if most < n + 1:
         raise RequestError(
             f"coop measures every player alone first and then masks of the size: a budget of {n + 1} at least, "
             f"not {most}"
         )
-    run = _Run(Ledger(game, n, most), n_remove, allowed, np.random.default_rng(seed), progress)
+    run = _Run(Ledger(game, n, most), target, allowed, np.random.default_rng(seed), progress)
     run.seeds()
     run.chain()
     stopped = run.refine()
@@ -80,56 +115,62 @@ class _Run:
     def __init__(
         self,
         ledger: Ledger,
-        n_remove: int,
+        target: Target,
         allowed: Allowed | None,
         rng: np.random.Generator,
         progress: Progress | None,
     ) -> None:
-        self.ledger, self.n_remove, self.allowed, self.rng = ledger, n_remove, allowed, rng
+        self.ledger, self.target, self.allowed, self.rng = ledger, target, allowed, rng
         self.n = ledger.n_players
         self._progress = progress
-        self.belief = Belief(ledger, n_remove)
+        self.belief = Belief(ledger, target)
         self.expected_gain = math.inf
 
     def seeds(self) -> None:
         """Measure every player alone, and what the one-pass rules choose."""
-        singles = ~np.eye(self.n, dtype=np.bool_)
+        target, singles = self.target, ~np.eye(self.n, dtype=np.bool_)
         self.ledger.measure(singles)
         alone = np.array([self.ledger.entries[mask.tobytes()].loss for mask in singles])
         ranks = np.empty(self.n)
         ranks[np.argsort(alone, kind="stable")] = np.arange(self.n)
-        found = [least_valuable(ranks, self.n_remove, self.allowed)]
+        found = [target.least_valuable(ranks, self.allowed)]
+        if target.n_remove is None:
+            found.append(target.least_valuable(worst_last(alone) / np.maximum(target.costs, 1e-300), self.allowed))
         game = self.ledger.game
         if hasattr(game, "block_influence"):
-            found.append(least_valuable(np.asarray(game.block_influence()), self.n_remove, self.allowed))
-        if getattr(game, "has_windows", False):
-            angles = np.asarray(game.angular_distances(self.n_remove))
+            found.append(target.least_valuable(worst_last(np.asarray(game.block_influence())), self.allowed))
+        if target.n_remove is not None and getattr(game, "has_windows", False):
+            angles = np.asarray(game.angular_distances(target.n_remove))
             run = np.ones(self.n, dtype=np.bool_)
             first = int(angles.argmin())
-            run[first : first + self.n_remove] = False
+            run[first : first + target.n_remove] = False
             found.append(run)
         self.ledger.measure(np.stack([mask for mask in found if self._is_allowed(mask)]))
         self._report()
 
     def chain(self) -> None:
-        """Lazy greed: the best mask of each size up to the wanted one, by additions to the best of the size before."""
-        for size in range(2, self.n_remove + 1):
-            parents = [entry.mask for entry in self.ledger.of_size(size - 1)[:_PARENTS]]
-            candidates = self._new(additions(parents), size)
+        """Lazy greed: masks of each size by additions to the best of the size before, until they meet the target."""
+        for size in range(2, self.n):
+            parents = self._parents(size - 1)
+            if not parents:
+                break
+            candidates = self._new(additions(parents))
             # A first batch, and a second if something unmeasured may still be better than the best measured.
             for _ in range(2):
                 if not len(candidates) or self.ledger.left <= 0:
                     break
-                means, covariance = self.belief.predict(candidates)
-                bounds = means - _BOUND * np.sqrt(np.maximum(np.diag(covariance), 0.0))
-                best = self.ledger.of_size(size)[:1]
-                promising = np.argsort(bounds, kind="stable")[:_CHAIN_BATCH]
-                if best:
-                    promising = promising[bounds[promising] < best[0].loss]
-                if not len(promising):
+                means, deviations = self.belief.expect(candidates)
+                bounds = means - _BOUND * deviations + self._still_due(candidates)
+                best = self._by_price(size)[:1]
+                limit = best[0].loss + self._still_due(best[0].mask[None])[0] if best else math.inf
+                promising = self._leading(candidates, np.argsort(bounds, kind="stable"), _CHAIN_BATCH)
+                promising = [row for row in promising if bounds[row] < limit]
+                if not promising:
                     break
-                self.belief.ask(candidates, promising.tolist(), best[0] if best else None)
-                candidates = self._new(candidates, size)
+                # Masks that save different amounts do not race each other.
+                rival = best[0] if best and self.target.n_remove is not None else None
+                self.belief.ask(candidates, promising, rival)
+                candidates = self._new(candidates)
             self._report()
 
     def refine(self) -> str:
@@ -141,15 +182,18 @@ class _Run:
             if not len(candidates):
                 self.expected_gain = 0.0
                 return "every mask near the best is measured"
-            means, covariance = self.belief.predict(candidates)
+            means, deviations = self.belief.expect(candidates)
             rival = incumbents[0] if incumbents else None
             to_beat = math.inf if rival is None else rival.loss
-            self.expected_gain = float(expected_improvement(means, covariance, to_beat).max())
+            self.expected_gain = float(expected_improvement(means, deviations, to_beat).max())
             if rival is None or self.expected_gain >= self._worthwhile(incumbents):
                 quiet = 0
             elif quiet == _DOUBTS:
                 return "no mask is expected to gain more than the text can tell"
             # The surrogate may be too sure of itself: before it is believed it is asked with larger deviations.
+            gains = expected_improvement(means, deviations * math.sqrt(_DOUBT**quiet), to_beat)
+            candidates = candidates[np.argsort(-gains, kind="stable")[:_SHORTLIST]]
+            means, covariance = self.belief.predict(candidates)
             doubted = covariance * _DOUBT**quiet
             self.belief.ask(candidates, choose(means, doubted, to_beat, self.belief.fit.noise, _ROUND), rival)
             quiet = quiet + 1 if _same(self._finalists(), incumbents) else 0
@@ -161,7 +205,7 @@ class _Run:
         finalists = self._finalists()
         if not finalists:
             raise RequestError(
-                f"of {len(self.ledger.entries)} measured masks none that removes {self.n_remove} of {self.n} players "
+                f"of {len(self.ledger.entries)} measured masks none that removes {self._asked} of {self.n} players "
                 "is allowed and finite: give a larger budget"
             )
         best = finalists[0]
@@ -177,6 +221,7 @@ class _Run:
             "interactions_stderr": _triangle(self.belief.fit.pairs_stderr()),
             "alternatives": self._alternatives(finalists),
             "forecasts": self._forecasts(),
+            "nested": self._nested(best),
         }
         if len(finalists) > 1:
             details["runner_up"] = np.flatnonzero(~finalists[1].mask).tolist()
@@ -185,12 +230,15 @@ class _Run:
         return Choice(best.mask, "coop", values, len(self.ledger.entries), details)
 
     def _path(self) -> list[dict[str, Any]]:
-        """The best measured mask of each size up to the wanted one."""
+        """The best measured mask of each size up to the answer's, of one that meets the target only if it is wanted."""
+        size = max(int((~entry.mask).sum()) for entry in self._finalists()[:1])
         path = []
-        for size in range(1, self.n_remove + 1):
-            for entry in self.ledger.of_size(size)[:1]:
-                removed = np.flatnonzero(~entry.mask).tolist()
-                path.append({"n_removed": size, "removed": removed, "loss": finite_or_none(entry.loss)})
+        for n_removed in range(1, size + 1):
+            for entry in self.ledger.of_size(n_removed):
+                if self.target.met(entry.mask) and not self._is_wanted(entry.mask):
+                    continue
+                path.append(self._step(entry))
+                break
         return path
 
     def _alternatives(self, finalists: list[Entry]) -> list[dict[str, Any]]:
@@ -209,6 +257,33 @@ class _Run:
         rows = [(size, *(_short(value) for value in values)) for size, *values in self.belief.forecasts]
         return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
+    def _nested(self, best: Entry) -> list[dict[str, Any]]:
+        """Of the measured masks a family, each removing what the one before removes, that ends in the best.
+
+        Of all such families that with the least sum of losses; sizes without a measured mask that fits are left out,
+        as few as possible.
+        """
+        within = self.ledger.whole(lambda mask: not (best.mask & ~mask).any())
+        inside = sorted((e for e in within if math.isfinite(e.loss)), key=lambda e: int((~e.mask).sum()))
+        # Longest chain first, then least loss: (−length, loss, place of the one before).
+        found: list[tuple[int, float, int]] = []
+        for place, entry in enumerate(inside):
+            options = [(-1, entry.loss, -1)]
+            for before, other in enumerate(inside[:place]):
+                if not (entry.mask & ~other.mask).any() and not np.array_equal(entry.mask, other.mask):
+                    options.append((found[before][0] - 1, found[before][1] + entry.loss, before))
+            found.append(min(options))
+        family, place = [], next(i for i, entry in enumerate(inside) if entry is best)
+        while place >= 0:
+            family.append(self._step(inside[place]))
+            place = found[place][2]
+        return family[::-1]
+
+    def _step(self, entry: Entry) -> dict[str, Any]:
+        removed = np.flatnonzero(~entry.mask).tolist()
+        step = {"n_removed": len(removed), "removed": removed, "loss": finite_or_none(entry.loss)}
+        return step if self.target.n_remove is not None else {**step, "saved": self.target.saved(entry.mask)}
+
     def _chance(self, best: Entry, other: Entry) -> float | None:
         """Share of resampled windows on which the other mask is better; None where there are no windows."""
         domains, objective = self.ledger.domains, self.ledger.objective
@@ -225,30 +300,80 @@ class _Run:
         return max(TOLERANCE, 0.1 * stderr) if math.isfinite(stderr) else TOLERANCE
 
     def _candidates(self, incumbents: list[Masks]) -> Masks:
-        """Masks of the wanted size that are near what is good, bool [M, n], none of them measured."""
-        parents = [entry.mask for entry in self.ledger.of_size(self.n_remove - 1)[:_PARENTS]]
-        found = [*swaps(incumbents), *predicted_best(self.belief.fit, self.n_remove, self.rng)]
-        found += [*additions(parents)] if self.n_remove > 1 else []
-        if not incumbents:
-            found += [self._at_random() for _ in range(_AT_RANDOM)]
-        return self._new(np.array(found, dtype=np.bool_).reshape(-1, self.n), self.n_remove)
+        """Wanted masks that are near what is good, bool [M, n], none of them measured."""
+        target = self.target
+        incumbents = incumbents or [self._at_random() for _ in range(_AT_RANDOM)]
+        found = [*incumbents, *swaps(incumbents)]
+        if target.n_remove is not None:
+            if target.n_remove > 1:
+                found += [*additions([entry.mask for entry in self.ledger.of_size(target.n_remove - 1)[:_PARENTS]])]
+            starts = [*incumbents[:1], *(self._at_random() for _ in range(_CLIMBS))]
+            found += [*predicted_best(self.belief.fit, starts, self.allowed)]
+        else:
+            found += [*additions(incumbents)]
+            rows = self.rng.permutation(len(found))[:_FITTED]
+            fit = self.belief.fit
+            found = [fitted(fit, target, found[row], self.allowed) for row in rows]
+            found += [*predicted_covers(fit, target, self.allowed, self.rng)]
+        return self._new(np.array(found, dtype=np.bool_).reshape(-1, self.n))
 
     def _at_random(self) -> Masks:
-        mask = np.ones(self.n, dtype=np.bool_)
-        mask[self.rng.choice(self.n, self.n_remove, replace=False)] = False
-        return mask
+        return self.target.least_valuable(self.rng.random(self.n), self.allowed)
 
-    def _new(self, masks: Masks, size: int) -> Masks:
-        """Those not measured yet, once each; of the wanted size only what is allowed."""
-        fresh = {mask.tobytes(): mask for mask in masks if not self.ledger.knows(mask)}
-        if size == self.n_remove:
-            fresh = {key: mask for key, mask in fresh.items() if self._is_allowed(mask)}
+    def _new(self, masks: Masks) -> Masks:
+        """Those not measured yet, once each; of those that meet the target only the wanted.
+
+        Of many only `_LOOKED_AT`, those of least expected loss.
+        """
+        if len(masks) > _LOOKED_AT:
+            masks = masks[np.argsort(self.belief.fit.mean(~masks), kind="stable")]
+        fresh: dict[bytes, Masks] = {}
+        for mask in masks:
+            if not mask.any() or self.ledger.knows(mask) or mask.tobytes() in fresh:
+                continue
+            if not self.target.met(mask) or self._is_wanted(mask):
+                fresh[mask.tobytes()] = mask
+                if len(fresh) == _LOOKED_AT:
+                    break
         return np.array(list(fresh.values()), dtype=np.bool_).reshape(-1, self.n)
 
+    def _parents(self, size: int) -> list[Masks]:
+        """The best measured masks of a size that do not meet the target yet and that lead to an allowed one."""
+        entries = [entry.mask for entry in self._by_price(size) if not self.target.met(entry.mask)]
+        rows = self._leading(np.array(entries, dtype=np.bool_).reshape(-1, self.n), np.arange(len(entries)), _PARENTS)
+        return [entries[row] for row in rows]
+
+    def _leading(self, masks: Masks, order: Any, count: int) -> list[int]:
+        """The first `count` rows, in this order, from which more removals lead to an allowed mask."""
+        return list(islice((int(row) for row in order if self.target.leads_on(masks[row], self.allowed)), count))
+
+    def _by_price(self, size: int) -> list[Entry]:
+        """Entries of a size, those first that will have lost least once the target is met."""
+        entries = self.ledger.of_size(size)
+        if self.target.n_remove is not None or not entries:
+            return entries
+        due = self._still_due(np.stack([entry.mask for entry in entries]))
+        losses = np.array([entry.loss for entry in entries]) + due
+        return [entries[row] for row in np.argsort(losses, kind="stable")]
+
+    def _still_due(self, masks: Masks) -> Any:
+        """What saving the rest will cost masks (bool [M, n]) at the price of the best that is known, float64 [M]."""
+        if self.target.n_remove is not None:
+            return np.zeros(len(masks))
+        known = self._finalists()[:1]
+        price = max(known[0].loss, 0.0) / self.target.saved(known[0].mask) if known else 0.0
+        return price * np.maximum(self.target.least - ~masks @ self.target.costs, 0.0)
+
     def _finalists(self) -> list[Entry]:
-        """Allowed masks of the wanted size that were measured in full and are finite, best first."""
-        entries = self.ledger.of_size(self.n_remove)
-        return [entry for entry in entries if math.isfinite(entry.loss) and self._is_allowed(entry.mask)]
+        """Wanted masks that were measured in full and are finite, best first."""
+        return [entry for entry in self.ledger.whole(self._is_wanted) if math.isfinite(entry.loss)]
+
+    def _is_wanted(self, mask: Masks) -> bool:
+        return self.target.wants(mask) and self._is_allowed(mask)
+
+    @property
+    def _asked(self) -> str:
+        return "enough" if self.target.n_remove is None else str(self.target.n_remove)
 
     def _is_allowed(self, mask: Masks) -> bool:
         return self.allowed is None or self.allowed.check(mask) is None

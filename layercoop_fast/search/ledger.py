@@ -7,6 +7,7 @@ token for a model's own utilities, the logarithm of a positive worth, a worth it
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,16 +89,14 @@ class Ledger:
             self._measure(np.stack(fresh), rival)
         return [self.entries[mask.tobytes()] for mask in masks if self.knows(mask)]
 
-    def finish(self, masks: Masks) -> None:
-        """Measure on all windows what was measured on some: bool [M, n]."""
-        partly = [mask for mask in masks if not self.entries[mask.tobytes()].whole]
-        if partly:
-            self._enter(np.stack(partly), whole=True)
+    def whole(self, wanted: Callable[[Masks], bool]) -> list[Entry]:
+        """Entries of masks that are wanted and were measured whole, best first."""
+        found = [entry for entry in self.entries.values() if entry.whole and wanted(entry.mask)]
+        return sorted(found, key=lambda entry: entry.loss)
 
     def of_size(self, n_removed: int) -> list[Entry]:
         """Entries of masks that remove so many players and were measured whole, best first."""
-        found = [entry for entry in self.entries.values() if entry.whole and (~entry.mask).sum() == n_removed]
-        return sorted(found, key=lambda entry: entry.loss)
+        return self.whole(lambda mask: int((~mask).sum()) == n_removed)
 
     def samples(self, trust: float) -> tuple[Masks, Floats, Floats]:
         """What a surrogate is fitted to: removed players bool [M, n], losses float64 [M], relative noise float64 [M].
@@ -125,7 +124,8 @@ class Ledger:
         on = []
         for mask in masks:
             windows = self.entries[mask.tobytes()].windows
-            behind = float(self._difference(windows, rival.windows).mean())
+            with np.errstate(invalid="ignore"):  # of infinities: what is no number is as far behind as can be
+                behind = float(np.nan_to_num(self._difference(windows, rival.windows).mean(), nan=np.inf))
             if not behind > _BEHIND * spread / np.sqrt(len(windows)):
                 on.append(mask)
         if on:

@@ -74,10 +74,11 @@ class Expansion:
         self.strengths = strengths or self._likeliest()
         kernel = self._kernel(self._removed, self._removed, self.strengths)
         kernel[np.diag_indices(len(kernel))] += self.strengths.noise * noise
-        self._factor = np.linalg.cholesky(kernel)
-        half = np.linalg.solve(self._factor, losses)
+        # Inverted once: every prediction is then a product, thousands of sets at a time.
+        self._whiten = np.linalg.solve(np.linalg.cholesky(kernel), np.eye(len(kernel)))
+        half = self._whiten @ losses
         self._scale = max(float(half @ half) / len(losses), np.finfo(np.float64).tiny)
-        self._weights = np.linalg.solve(self._factor.T, half)
+        self._weights = self._whiten.T @ half
         self.linear, self.pairs = self._coefficients()
 
     @property
@@ -95,9 +96,21 @@ class Expansion:
         """Expected loss of sets (bool [M, n]), float64 [M], and their covariance, float64 [M, M]."""
         sets = removed.astype(np.float64)
         across = self._kernel(self._removed, sets, self.strengths)
-        half = np.linalg.solve(self._factor, across)
+        half = self._whiten @ across
         covariance = self._scale * (self._kernel(sets, sets, self.strengths) - half.T @ half)
         return self.mean(removed), covariance
+
+    def variances(self, removed: Masks) -> Floats:
+        """The diagonal of `predict`'s covariance alone, float64 [M]: for more sets than a matrix of them would bear."""
+        sets, kept = removed.astype(np.float64), self.strengths
+        counts = sets.sum(axis=1)
+        pairs = counts * (counts - 1) / 2
+        prior = _COMMON * counts**2 + counts + kept.pairs * (pairs + _COMMON_PAIR * pairs**2)
+        for distance in range(1, min(REACH, self.n_players - 1) + 1):
+            prior += kept.neighbours / distance * (sets[:, :-distance] * sets[:, distance:]).sum(axis=1)
+        half = self._whiten @ self._kernel(self._removed, sets, kept)
+        left: Floats = self._scale * np.maximum(prior - (half * half).sum(axis=0), 0.0)
+        return left
 
     def values(self) -> tuple[Floats, Floats]:
         """Shapley value of keeping each player, φ_i = a_i + ½ Σ_j b_ij, and its standard error: float64 [n] each."""
@@ -114,7 +127,7 @@ class Expansion:
             for players in (slice(None, -distance), slice(distance, None)):
                 across[:, players] += 0.5 * strength * both
                 prior[players] += 0.25 * strength
-        half = np.linalg.solve(self._factor, across)
+        half = self._whiten @ across
         variance = self._scale * np.maximum(prior - (half * half).sum(axis=0), 0.0)
         return self.linear + 0.5 * self.pairs.sum(axis=1), np.sqrt(variance)
 
@@ -127,7 +140,7 @@ class Expansion:
         counts = own.sum(axis=1)
         across = strength * own[:, first] * own[:, second]
         across += _COMMON_PAIR * kept.pairs * (counts * (counts - 1) / 2)[:, None]
-        half = np.linalg.solve(self._factor, across)
+        half = self._whiten @ across
         prior = strength + _COMMON_PAIR * kept.pairs
         errors = np.zeros((n, n))
         errors[first, second] = np.sqrt(self._scale * np.maximum(prior - (half * half).sum(axis=0), 0.0))

@@ -1,0 +1,132 @@
+"""What a user rules out: players that must stay, players that must go, and equal stages for pipelines.
+
+    family = Constraints(ExportablePlayers(config, players), n_players, keep=[0, 1], must_go=[7], stages=4)
+
+It is a family of masks as every search obeys it (`search.base.Allowed`), inside another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.search.base import Allowed
+
+
+class Constraints:
+    """The masks of a family that keep and remove what they must and leave equally many players in every stage.
+
+    Args:
+        family: the masks to choose from, any where None.
+        n_players: players n.
+        keep: players that stay.
+        must_go: players that are removed.
+        stages: into so many contiguous stages, as equal as can be, the n players fall; all keep the same number.
+
+    Raises `RequestError` where these contradict each other.
+    """
+
+    def __init__(
+        self,
+        family: Allowed | None,
+        n_players: int,
+        *,
+        keep: Sequence[int] = (),
+        must_go: Sequence[int] = (),
+        stages: int = 1,
+    ) -> None:
+        self.family, self.n_players, self.stages = family, n_players, stages
+        for player in (*keep, *must_go):
+            if not 0 <= player < n_players:
+                raise RequestError(f"player {player} is none of 0 to {n_players - 1}")
+        self.keep = np.isin(np.arange(n_players), list(keep))
+        self.must_go = np.isin(np.arange(n_players), list(must_go))
+        if (both := np.flatnonzero(self.keep & self.must_go)).size:
+            raise RequestError(f"{_names(both)} must stay and must go: leave {_it(both)} out of one of the two lists")
+        if self.must_go.all():
+            raise RequestError(f"all {n_players} players must go: one has to stay")
+        if not 1 <= stages <= n_players:
+            raise RequestError(f"{n_players} players fall into 1 to {n_players} stages, not {stages}")
+        self.stage_of = np.repeat(
+            np.arange(stages), [len(part) for part in np.array_split(np.arange(n_players), stages)]
+        )
+
+    @property
+    def says(self) -> bool:
+        """Whether anything is ruled out here."""
+        return bool(self.keep.any() or self.must_go.any() or self.stages > 1)
+
+    def check(self, mask: Masks, /) -> str | None:
+        """Return None where `mask` (`bool[n]`) is as it must be, else one line that says why not."""
+        if (gone := np.flatnonzero(self.keep & ~mask)).size:
+            return f"{_names(gone)} must stay"
+        if (there := np.flatnonzero(self.must_go & mask)).size:
+            return f"{_names(there)} must go"
+        if len(set(kept := np.bincount(self.stage_of, mask, self.stages).astype(int).tolist())) > 1:
+            return f"the {self.stages} stages must keep the same number of players, not {', '.join(map(str, kept))}"
+        return None if self.family is None else self.family.check(mask)
+
+    def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
+        """Return the member (`bool[n]`) that keeps `n_kept` at the least cost of the removed ones; None without any.
+
+        With stages the cheapest of each stage go, and None is returned where the inner family refuses just that mask.
+        """
+        if not max(1, int(self.keep.sum())) <= n_kept <= self.n_players - int(self.must_go.sum()):
+            return None
+        # So far apart that no sum of other costs makes up for it.
+        far = 1.0 + 2.0 * float(np.abs(costs).sum())
+        forced = np.where(self.keep, far, np.where(self.must_go, -far, costs))
+        if self.stages > 1:
+            mask = self._best_of_stages(forced, n_kept)
+        elif self.family is not None:
+            mask = self.family.best(forced, n_kept)
+        else:
+            mask = np.ones(self.n_players, dtype=np.bool_)
+            mask[np.argsort(forced, kind="stable")[: self.n_players - n_kept]] = False
+        return mask if mask is not None and self.check(mask) is None else None
+
+    def check_size(self, n_kept: int) -> None:
+        """Raise `RequestError` where no member keeps `n_kept` players, naming the nearest numbers that can go."""
+        zeros, n = np.zeros(self.n_players), self.n_players
+        if self.best(zeros, n_kept) is not None:
+            return
+        near = sorted(
+            (size for size in range(1, n) if self.best(zeros, size) is not None), key=lambda size: abs(size - n_kept)
+        )
+        if not near:
+            raise RequestError(f"no mask is as the constraints ask, whatever is removed: {self._why(n_kept)}")
+        sizes = " or ".join(str(n - size) for size in sorted(near[:2], reverse=True))
+        raise RequestError(f"no {n - n_kept} of {n} players can go: {self._why(n_kept)}. {sizes} can")
+
+    def _best_of_stages(self, costs: Floats, n_kept: int) -> Masks | None:
+        each, left = divmod(n_kept, self.stages)
+        if left:
+            return None
+        mask = np.ones(self.n_players, dtype=np.bool_)
+        for stage in range(self.stages):
+            players = np.flatnonzero(self.stage_of == stage)
+            mask[players[np.argsort(costs[players], kind="stable")[: max(len(players) - each, 0)]]] = False
+        return mask
+
+    def _why(self, n_kept: int) -> str:
+        n_remove = self.n_players - n_kept
+        if (keep := int(self.keep.sum())) > n_kept:
+            return f"{keep} must stay"
+        if (must_go := int(self.must_go.sum())) > n_remove:
+            return f"{must_go} must go"
+        if n_kept % self.stages:
+            return f"{self.stages} stages cannot keep {n_kept} in equal parts"
+        first = np.arange(self.n_players) < n_kept
+        reason = self.check(first) if self.family is None else self.family.check(first)
+        return reason or "what must stay, what must go and the stages leave no such mask"
+
+
+def _names(players: Sequence[int] | np.ndarray) -> str:
+    return f"player{'s' if len(players) > 1 else ''} {', '.join(str(int(player)) for player in players)}"
+
+
+def _it(players: Sequence[int] | np.ndarray) -> str:
+    return "them" if len(players) > 1 else "it"
