@@ -274,7 +274,7 @@ def prune(
         excerpts = [] if prompts is None else _beginnings(game, prompts)
         measured = measured_costs(folder) if measure_cost and not offload else None
         record.update(_record(game, choice, quality, unseen, measured, seed))
-        record["budget"] = spending.record(choice.mask)
+        record["budget"] = spending.record(choice.mask, game.players)
         record["constraints"] = limits.record()
         record["repair"] = None if repaired is None else repaired.record
         record.update(excerpts=excerpts, generations=written, command=command, seconds=clock.seconds)

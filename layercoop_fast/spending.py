@@ -10,7 +10,7 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.players import ExportablePlayers
-from layercoop_fast.game.players import Label
+from layercoop_fast.game.players import Label, Players
 from layercoop_fast.report.player_costs import (
     PHASES,
     PlayerCosts,
@@ -125,9 +125,15 @@ class Spending:
     target: Target
     costs: PlayerCosts | None
 
-    def record(self, mask: Masks) -> dict[str, Any]:
-        """The `budget` of `layercoop.json`."""
+    def record(self, mask: Masks, players: Players) -> dict[str, Any]:
+        """The `budget` of `layercoop.json`.
+
+        `in_checkpoint` is what is reached without the halves of layers that are there still, as zeros.
+        """
         found: dict[str, Any] = {"kind": self.kind, "asked": self.asked, "reached": self._reached(mask)}
+        there = players.layer_mask(mask)
+        zeros = [any(there[players.layer(unit)] for unit in group) for group in players.groups]
+        found["in_checkpoint"] = self._reached(mask | np.array(zeros, dtype=np.bool_))
         if self.costs is not None:
             costs = self.costs
             found["costs"] = {

@@ -46,6 +46,23 @@ class Redundant:
         return np.exp(-(removed @ self.damage) - 0.02 * pairs)
 
 
+class Influential(Redundant):
+    """A toy model that also tells what rules want to know of a full model."""
+
+    def block_influence(self) -> Floats:
+        return self.damage
+
+    def angular_distances(self, run_length: int) -> Floats:
+        return np.array([self.damage[i : i + run_length].sum() for i in range(self.n_players - run_length + 1)])
+
+    def taylor_importance(self, progress: object) -> Floats:
+        return self.damage
+
+    def with_utility(self, utility: str) -> Influential:
+        assert utility == "kl"
+        return self
+
+
 class Counting:
     """Plays another game and keeps every mask it was asked, `calls` by call."""
 

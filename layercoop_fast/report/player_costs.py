@@ -82,7 +82,7 @@ def count_bytes(game: ModelGame) -> PlayerCosts:
 
 
 def measure_seconds(game: ModelGame, phase: str = "prefill") -> PlayerCosts:
-    """Seconds of every player, and of the rest, on one window (prefill) or one token (decode), by the model's own blocks.
+    """Seconds of every player and of the rest on one window (prefill) or one token (decode), by the model's own blocks.
 
     Units alike in class and shapes share the median of all their times: that they differ is noise. Decoding is timed
     without a cache to read, which counts at long contexts. Raises `RequestError` where blocks are streamed.

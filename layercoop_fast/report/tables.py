@@ -44,6 +44,15 @@ def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> No
         if result.record["repair"] is not None:
             console.print(_repair_line(result.record), highlight=False, soft_wrap=True)
         console.print(f"written: {result.out}", highlight=False, soft_wrap=True)
+        budget = result.record["budget"]
+        if budget["kind"] != "remove":
+            zeros = (
+                ""
+                if budget["in_checkpoint"] == budget["reached"]
+                else (f", {budget['in_checkpoint']:.4g} where halves that are zeros are computed all the same")
+            )
+            asked, reached = (f"{budget[name]:.4g}" for name in ("asked", "reached"))
+            console.print(f"{budget['kind']}: {asked} asked, {reached} reached{zeros}", highlight=False, soft_wrap=True)
 
 
 def _repair_line(record: dict[str, Any]) -> str:

@@ -119,6 +119,12 @@ class Constraints:
             return f"{must_go} must go"
         if n_kept % self.stages:
             return f"{self.stages} stages cannot keep {n_kept} in equal parts"
+        each = n_kept // self.stages
+        needs = np.bincount(self.stage_of, self.keep, self.stages).astype(int)
+        most = min(each, int(np.bincount(self.stage_of, ~self.must_go, self.stages).min()))
+        if needs.max() > most:
+            stage = int(needs.argmax())
+            return f"stage {stage} must keep {needs[stage]} players, and every stage keeps {most} at most"
         first = np.arange(self.n_players) < n_kept
         reason = self.check(first) if self.family is None else self.family.check(first)
         return reason or "what must stay, what must go and the stages leave no such mask"

@@ -216,7 +216,7 @@ class _Run:
             "expected_gain": finite_or_none(self.expected_gain),
             "measured_in_full": sum(entry.whole for entry in self.ledger.entries.values()),
             "values_stderr": stderr.tolist(),
-            "path": self._path(),
+            "path": self._path(best),
             "interactions": _triangle(self.belief.fit.pairs),
             "interactions_stderr": _triangle(self.belief.fit.pairs_stderr()),
             "alternatives": self._alternatives(finalists),
@@ -229,17 +229,14 @@ class _Run:
             details["runner_up_better"] = self._chance(best, finalists[1])
         return Choice(best.mask, "coop", values, len(self.ledger.entries), details)
 
-    def _path(self) -> list[dict[str, Any]]:
-        """The best measured mask of each size up to the answer's, of one that meets the target only if it is wanted."""
-        size = max(int((~entry.mask).sum()) for entry in self._finalists()[:1])
+    def _path(self, best: Entry) -> list[dict[str, Any]]:
+        """The best measured mask of each smaller size that leads to what is allowed, and then the answer."""
         path = []
-        for n_removed in range(1, size + 1):
-            for entry in self.ledger.of_size(n_removed):
-                if self.target.met(entry.mask) and not self._is_wanted(entry.mask):
-                    continue
-                path.append(self._step(entry))
-                break
-        return path
+        for size in range(1, int((~best.mask).sum())):
+            entries = (entry for entry in self._by_price(size) if not self.target.met(entry.mask))
+            found = next((entry for entry in entries if self.target.leads_on(entry.mask, self.allowed)), None)
+            path += [] if found is None else [self._step(found)]
+        return [*path, self._step(best)]
 
     def _alternatives(self, finalists: list[Entry]) -> list[dict[str, Any]]:
         """For each removed player the best mask measured in full that keeps it, where there is one."""

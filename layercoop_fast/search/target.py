@@ -66,7 +66,7 @@ class Target:
     def trimmed(self, mask: Masks, values: Floats) -> Masks:
         """`mask` (bool [n]) with players put back as long as the target stays met, those of highest value first."""
         mask = mask.copy()
-        while self.met(mask) and len(spare := self._spare(mask)):
+        while len(spare := self._spare(mask)):
             mask[spare[np.argmax(values[spare])]] = True
         return mask
 

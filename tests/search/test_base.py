@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_games import Additive, Family, Redundant
+from toy_games import Additive, Family, Influential, Redundant
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.search.base import (
@@ -19,23 +19,6 @@ from layercoop_fast.search.base import (
 )
 
 NO_NEIGHBOURS = Family(lambda mask: not (~mask[1:] & ~mask[:-1]).any())
-
-
-class Influential(Redundant):
-    """A toy model that also tells what rules want to know of a full model."""
-
-    def block_influence(self) -> np.ndarray:
-        return self.damage
-
-    def angular_distances(self, run_length: int) -> np.ndarray:
-        return np.array([self.damage[i : i + run_length].sum() for i in range(self.n_players - run_length + 1)])
-
-    def taylor_importance(self, progress: object) -> np.ndarray:
-        return self.damage
-
-    def with_utility(self, utility: str) -> Influential:
-        assert utility == "kl"
-        return self
 
 
 @pytest.mark.parametrize("name", METHODS)

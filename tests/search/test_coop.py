@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import json
 from functools import cache
 
 import numpy as np
@@ -15,6 +17,8 @@ from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.search import coop
 from layercoop_fast.search.base import METHODS, get_method
+from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.surrogate.expansion import Expansion
 
 N, REMOVE = 12, 4
 
@@ -74,6 +78,52 @@ def test_the_sizes_on_the_way_and_how_sure_the_choice_is() -> None:
     assert 0 <= details["runner_up_better"] <= 0.6
     assert details["expected_gain"] >= 0
     assert details["stopped"]
+
+
+def test_a_nested_family_ends_in_the_answer() -> None:
+    choice = coop.search(layers(1), 5)
+    family = [set(step["removed"]) for step in choice.details["nested"]]
+    assert family[-1] == set(np.flatnonzero(~choice.mask).tolist())
+    assert all(small < large for small, large in itertools.pairwise(family))
+    assert len(family) >= 3
+    for step, small in zip(choice.details["nested"], family, strict=True):
+        worth = layers(1)(np.array([[player not in small for player in range(N)]]))[0]
+        assert step["loss"] == pytest.approx(-np.log(worth))
+
+
+def test_constraints_guide_the_search_from_the_start() -> None:
+    """What would go first must stay: the chain that removes it leads nowhere."""
+    game = Table(np.exp(-(~all_masks(N) @ np.linspace(0.01, 0.5, N))))
+    allowed = Constraints(None, N, keep=[0, 1, 2, 3], must_go=[11])
+    choice = coop.search(game, 4, allowed=allowed)
+    assert np.flatnonzero(~choice.mask).tolist() == [4, 5, 6, 11]
+    assert all(not {0, 1, 2, 3} & set(step["removed"]) for step in choice.details["path"])
+
+
+@pytest.mark.parametrize(("n", "n_remove"), [(2, 1), (3, 1), (3, 2), (N, 1), (N, N - 1)])
+def test_the_smallest_games_and_the_ends(n: int, n_remove: int) -> None:
+    game = layers(4, n)
+    choice = coop.search(game, n_remove)
+    assert game(choice.mask[None])[0] == optimum(game, n_remove)
+
+
+def test_many_players_do_not_make_matrices_of_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    widest, predict = [0], Expansion.predict
+    monkeypatch.setattr(Expansion, "predict", lambda self, sets: widest.append(len(sets)) or predict(self, sets))
+    alone = np.random.default_rng(0).gamma(1.2, 0.05, 160)
+    game = Additive(alone)
+    choice = coop.search(game, 6, budget=190)
+    assert max(widest) <= coop._SHORTLIST
+    assert set(np.flatnonzero(~choice.mask)) == set(np.argsort(alone)[:6])
+
+
+def test_bounded_worths_of_few_values() -> None:
+    """An accuracy over 50 items: ties everywhere, and a model that answers nothing right."""
+    fine = layers(2)
+    game = Table(np.round(50 * fine.worths) / 50)
+    choice = coop.search(game, REMOVE)
+    assert game(choice.mask[None])[0] >= optimum(game, REMOVE) - 1 / 50
+    json.dumps(choice.details, allow_nan=False)
 
 
 def test_values_come_with_their_errors() -> None:

@@ -57,9 +57,9 @@ def test_a_budget_too_small_is_said_before_anything_is_asked() -> None:
     assert game.calls == []
 
 
-def test_where_greed_is_not_allowed_the_best_rank_is_taken() -> None:
-    """Greed removes 0, 1 (ranks 0, 1), then would take 2, 3 (ranks 2, 3). Without 0: ranks 1 + 2."""
+def test_greed_goes_only_where_an_allowed_mask_can_be_reached() -> None:
+    """Player 0 would go first, and must stay: the worths on the way are those of masks that keep it."""
     game = Additive([0.0, 1.0, 2.0, 3.0])
     choice = sleb.search(game, 2, allowed=Family(lambda mask: mask[0]))
     assert np.flatnonzero(~choice.mask).tolist() == [1, 2]
-    assert choice.details["greedy_order"] == [0, 1]
+    assert choice.details == {"greedy_order": [1, 2], "greedy_worths": [5.0, 3.0]}

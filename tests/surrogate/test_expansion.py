@@ -63,6 +63,7 @@ def test_against_explicit_features(n: int, rows: int, neighbours: float) -> None
     means, covariances = fit.predict(asked)
     np.testing.assert_allclose(means, design @ mean, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(fit.mean(asked), means)
+    np.testing.assert_allclose(fit.variances(asked), np.diag(covariances), rtol=1e-6, atol=1e-9 * scale)
     np.testing.assert_allclose(covariances, design @ covariance @ design.T, rtol=1e-5, atol=1e-8 * scale)
     # The value of a player is linear in the coefficients too: its own part, and half of each pair it is in.
     single = np.eye(n, dtype=bool)

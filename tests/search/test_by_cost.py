@@ -1,0 +1,91 @@
+"""Targets of unequal costs: every answer saves enough with no player to spare, and coop's is the best there is."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from toy_games import Influential, Table
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.masks import all_masks
+from layercoop_fast.search.base import METHODS
+from layercoop_fast.search.by_cost import GROWING, RANKING, search_by_cost
+from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.target import Target
+
+N = 12
+
+
+def halves(seed: int) -> tuple[Table, np.ndarray]:
+    """Attention halves and MLP halves: cheap and dear in turn, losses that nearly add up."""
+    rng = np.random.default_rng(seed)
+    alone, pairs = rng.gamma(1.2, 0.15, N), np.triu(rng.normal(0, 0.03, (N, N)), 1)
+    removed = ~all_masks(N)
+    costs = np.where(np.arange(N) % 2 == 0, 1.0, 2.7) * (1 + 0.1 * rng.random(N))
+    return Table(np.exp(-(removed @ alone) - np.einsum("mi,ij,mj->m", removed, pairs, removed))), costs
+
+
+def best(game: Table, target: Target, allowed: Constraints | None = None) -> float:
+    masks = all_masks(N)
+    fine = [target.wants(mask) and (allowed is None or allowed.check(mask) is None) for mask in masks]
+    return float(game(masks[fine]).max())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_coop_finds_the_best_cover(seed: int) -> None:
+    game, costs = halves(seed)
+    target = Target(costs, 0.3 * costs.sum())
+    choice = search_by_cost("coop", game, target)
+    assert game(choice.mask[None])[0] == best(game, target)
+    assert choice.n_masks < 150
+    json.dumps(choice.details, allow_nan=False)
+    assert choice.details["path"][-1]["saved"] >= target.least
+
+
+def test_coop_under_constraints() -> None:
+    game, costs = halves(5)
+    allowed = Constraints(None, N, keep=[1, 4], must_go=[6])
+    target = Target(costs, 0.35 * costs.sum(), allowed.must_go)
+    choice = search_by_cost("coop", game, target, allowed=allowed)
+    assert allowed.check(choice.mask) is None
+    assert game(choice.mask[None])[0] == pytest.approx(best(game, target, allowed))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_saves_enough_or_says_that_it_cannot(name: str) -> None:
+    game = Influential(10, [2, 3, 7])
+    costs = np.array([1.0, 4, 1, 4, 1, 4, 1, 4, 1, 4])
+    allowed = Constraints(None, 10, keep=[2])
+    target = Target(costs, 8.0)
+    if name not in ("coop", *GROWING, *RANKING):
+        with pytest.raises(RequestError, match=f"{name} chooses among masks of one size"):
+            search_by_cost(name, game, target, allowed=allowed)
+        return
+    budget = 60 if name == "official" else None
+    choice = search_by_cost(name, game, target, budget=budget, allowed=allowed)
+    assert allowed.check(choice.mask) is None
+    assert target.wants(choice.mask)
+    if name in ("coop", "sleb", "ppl", "shortgpt", "taylor", "finercut"):
+        assert np.flatnonzero(~choice.mask).tolist() == [3, 7]
+
+
+def test_a_target_that_nothing_meets_names_the_nearest() -> None:
+    game, costs = halves(0)
+    costs = np.round(costs)
+    with pytest.raises(RequestError, match=r"saves 23 of the players' 24: the nearest saves 18, 75.0%"):
+        search_by_cost("coop", game, Target(costs, 23.0), allowed=Constraints(None, N, keep=[1, 3]))
+
+
+def test_with_equal_costs_a_cover_is_a_size() -> None:
+    by_cost, by_count = Target(np.full(6, 2.0), 5.0), Target.of_count(6, 3)
+    masks = all_masks(6)
+    assert [by_cost.wants(mask) for mask in masks] == [by_count.wants(mask) for mask in masks]
+
+
+def test_what_is_not_needed_is_put_back() -> None:
+    target = Target(np.array([3.0, 1.0, 1.0, 5.0]), 5.0)
+    assert target.trimmed(np.zeros(4, dtype=np.bool_), np.array([4.0, 3, 2, 1])).tolist() == [True, True, True, False]
+    pinned = Target(target.costs, 5.0, np.array([True, False, False, False]))
+    assert pinned.trimmed(np.array([False, False, True, False]), np.arange(4.0)).tolist() == [False, True, True, False]
