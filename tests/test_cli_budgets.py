@@ -10,7 +10,7 @@ import pytest
 from tiny_models import save_tiny
 
 L = 6
-SMALL = ["--windows", "2", "--tokens", "16", "--no-cost", "--force"]
+SMALL = ["--windows", "2", "--tokens", "16", "--no-cost", "--no-repair", "--force"]
 
 
 @pytest.fixture(scope="module")

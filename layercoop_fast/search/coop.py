@@ -312,6 +312,8 @@ class _Run:
             fit = self.belief.fit
             found = [fitted(fit, target, found[row], self.allowed) for row in rows]
             found += [*predicted_covers(fit, target, self.allowed, self.rng)]
+        # What could not be filled up to the target loses little, and is no answer.
+        found = [mask for mask in found if target.met(mask)]
         return self._new(np.array(found, dtype=np.bool_).reshape(-1, self.n))
 
     def _at_random(self) -> Masks:
