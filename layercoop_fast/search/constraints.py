@@ -54,11 +54,6 @@ class Constraints:
             np.arange(stages), [len(part) for part in np.array_split(np.arange(n_players), stages)]
         )
 
-    @property
-    def says(self) -> bool:
-        """Whether anything is ruled out here."""
-        return bool(self.keep.any() or self.must_go.any() or self.stages > 1)
-
     def check(self, mask: Masks, /) -> str | None:
         """Return None where `mask` (`bool[n]`) is as it must be, else one line that says why not."""
         if (gone := np.flatnonzero(self.keep & ~mask)).size:
@@ -90,6 +85,9 @@ class Constraints:
 
     def check_size(self, n_kept: int) -> None:
         """Raise `RequestError` where no member keeps `n_kept` players, naming the nearest numbers that can go."""
+        of_family = getattr(self.family, "check_size", None)
+        if of_family is not None:
+            of_family(n_kept)  # what no constraint is to blame for
         zeros, n = np.zeros(self.n_players), self.n_players
         if self.best(zeros, n_kept) is not None:
             return
