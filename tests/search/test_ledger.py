@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from layercoop_fast.game.utility import UTILITIES
 from layercoop_fast.search.ledger import Ledger
 
 
@@ -14,7 +15,7 @@ class Windowed:
 
     n_players = 4
     has_windows = True
-    utility = SimpleNamespace(name="nll")
+    utility = UTILITIES["nll"]
     windows = SimpleNamespace(n_windows=10)
     ends: list[int]
 
