@@ -32,7 +32,8 @@ class Windowed:
             self.in_full |= {mask.tobytes() for mask in masks}
         noise = [[0.01 * np.sin(7 * window + 3 * mask.argmin()) for window in range(end)] for mask in masks]
         lost = np.where(masks, 0.0, self.weights).sum(axis=1, keepdims=True)  # NaN only where that player is removed
-        return SimpleNamespace(nll=2 + lost + np.array(noise))
+        nll = 2 + lost + np.array(noise)
+        return SimpleNamespace(nll=nll, kl=np.full_like(nll, np.nan))
 
 
 def test_what_is_behind_or_no_number_goes_no_further() -> None:
