@@ -18,7 +18,7 @@ from layercoop_fast.cli_cut import cut
 from layercoop_fast.cli_report import report as write_report
 from layercoop_fast.cli_store import app as store_app
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.search.base import METHODS
+from layercoop_fast.search.base import DEFAULT_METHOD, METHODS
 
 app = typer.Typer(
     name="layercoop-fast",
@@ -122,7 +122,7 @@ def prune(
     keep_last: Annotated[int, typer.Option(min=0, help="So many last layers stay.")] = 0,
     must_go: Annotated[str | None, typer.Option(help="Layers (or halves) that are removed in any case.")] = None,
     stages: Annotated[int, typer.Option(min=1, help="So many contiguous stages keep equally many layers.")] = 1,
-    method: Annotated[str, typer.Option(help=f"Which rule chooses: {', '.join(METHODS)}.")] = "sleb",
+    method: Annotated[str, typer.Option(help=f"Which rule chooses: {', '.join(METHODS)}.")] = DEFAULT_METHOD,
     budget: Annotated[int | None, typer.Option(help="Masks the method may measure.")] = None,
     heldout: Annotated[str | None, typer.Option(help="A second text to measure on, never searched on.")] = None,
     settle: Annotated[

@@ -36,14 +36,13 @@ from layercoop_fast.report.cost import Cost, measure_costs
 from layercoop_fast.report.generations import Prompts
 from layercoop_fast.report.html.page import report_fragment, report_page
 from layercoop_fast.report.rerun import rerun_command
-from layercoop_fast.search.base import Choice, finite_or_none, get_method
+from layercoop_fast.search.base import DEFAULT_METHOD, Choice, finite_or_none, get_method
 from layercoop_fast.search.by_cost import search_by_cost
 from layercoop_fast.search.settle import MOST_WINDOWS, check_settling
 from layercoop_fast.search.settle import settle as settle_choice
 from layercoop_fast.spending import Budget, Limits, resolve
 
 SCHEMA = 1
-DEFAULT_METHOD = "sleb"
 # Prompts that both models go on from in a report, and the tokens of a window that stand for it there.
 SAMPLES = 2
 EXCERPT_TOKENS = 16

@@ -61,7 +61,7 @@ def main() -> None:
         texts = {f"{seen.stem}, unseen part": str(unseen), "builtin-heldout": "builtin-heldout"}
         texts |= {Path(spec).name: spec for spec in arguments.eval}
         heldout = {label: held_out(game, spec, arguments.eval_windows) for label, spec in texts.items()}
-        specs = arguments.repair_text or default_texts(str(seen))
+        specs = arguments.repair_text or default_texts(game)
         masks = masks_of(game, sizes, arguments.masks)
         rows = []
         for size in sizes:

@@ -29,6 +29,9 @@ METHODS: dict[str, str] = {
 """Name of each method and one line about it. The module of the same name in this package holds its `search`."""
 
 
+DEFAULT_METHOD = "coop"
+
+
 @dataclass(frozen=True, eq=False)
 class Choice:
     """What a search decided."""

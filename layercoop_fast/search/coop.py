@@ -18,6 +18,7 @@ windows on which the runner-up is better.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -140,11 +141,11 @@ class _Run:
         if hasattr(game, "block_influence"):
             found.append(target.least_valuable(worst_last(np.asarray(game.block_influence())), self.allowed))
         if target.n_remove is not None and getattr(game, "has_windows", False):
-            angles = np.asarray(game.angular_distances(target.n_remove))
-            run = np.ones(self.n, dtype=np.bool_)
-            first = int(angles.argmin())
-            run[first : first + target.n_remove] = False
-            found.append(run)
+            with suppress(RequestError):  # groups of players that do not follow each other have no runs
+                first = int(np.argmin(game.angular_distances(target.n_remove)))
+                run = np.ones(self.n, dtype=np.bool_)
+                run[first : first + target.n_remove] = False
+                found.append(run)
         self.ledger.measure(np.stack([mask for mask in found if self._is_allowed(mask)]))
         self._report()
 

@@ -202,11 +202,32 @@ def test_a_repair_that_does_not_help_is_left_out_and_said_so(
     assert repaired_worth(game, repaired)[0] == game(mask)[0]
 
 
+def test_strength_is_chosen_between_seen_and_unseen_kinds_of_text(
+    specs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the mean of both, among strengths under which no domain loses by that mean, nor where it is seen."""
+    before = [4.0, 4.0]
+    seen = {1.0: [3.0, 3.0], 2.0: [3.5, 3.5], 3.0: [3.2, 4.1], 4.0: [3.8, 3.8]}
+    unseen = {1.0: [5.2, 3.0], 2.0: [4.4, 3.2], 3.0: [3.0, 3.0], 4.0: [3.9, 3.9]}
+    check = [[5.0, 5.0], [4.9, 5.0]]
+    means = iter([before, *seen.values(), *check])
+    monkeypatch.setattr(fit, "STRENGTHS", tuple(seen))
+    monkeypatch.setattr(fit._Fit, "_means", lambda self, texts: next(means))
+    monkeypatch.setattr(fit._Fit, "_unseen", lambda self, total, sums, strength, site, patches: unseen[strength])
+    game = game_on(FAMILIES["llama"](n_layers=3), specs[0])
+    repaired = fit_repair(game, mask_without(3, 2), specs, tokens=TOKENS)
+    (gap,) = repaired.record["gaps"]
+    assert gap["strength"] == 2.0
+    assert [pair["after"] for pair in gap["nll"].values()] == seen[2.0]
+    assert [pair["after"] for pair in gap["nll_unseen_domain"].values()] == unseen[2.0]
+    assert repaired.kept
+
+
 def test_a_repair_that_misleads_on_unseen_windows_is_left_out_as_a_whole(
     specs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     game = game_on(FAMILIES["llama"](n_layers=4), specs[0])
-    verdicts = iter([True] * (len(fit.STRENGTHS) + 1) + [False])
+    verdicts = iter([True] * (2 * len(fit.STRENGTHS)) + [False])
     monkeypatch.setattr(fit, "_no_worse", lambda after, before: next(verdicts))
     repaired = fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS)
     assert not repaired.kept

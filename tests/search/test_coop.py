@@ -63,6 +63,15 @@ def test_no_method_leaves_a_better_model() -> None:
         assert ours >= game(mask[None])[0], method
 
 
+def test_groups_of_layers_that_do_not_follow_each_other() -> None:
+    game = model_game()
+    groups = [[0], [1, 5], [2], [3, 9], [4], [6, 7], [8]]
+    played = ModelGame(game.checkpoint, game.calibration, skeleton=game.skeleton, players=groups)
+    masks = all_masks(7)
+    worths = played(masks[(~masks).sum(axis=1) == 2])
+    assert played(coop.search(played, 2).mask[None])[0] == worths.max()
+
+
 def test_masks_that_fall_behind_are_dropped_on_few_windows() -> None:
     choice = coop.search(model_game(), 3, budget=60)
     assert choice.details["measured_in_full"] < choice.n_masks <= 60
