@@ -9,7 +9,7 @@ and the game together; these games cost next to nothing, so they show the estima
 peers' rows (game, players, budget, estimator) that ours are ahead of, or within one standard error of: `regression`
 alone at equal masks; the best of ours at equal masks; the best of ours, of any budget, within the peer's seconds. For
 that last one the cheap ones of ours also run at four times the largest budget, which games this cheap allow. The last
-line is JSON. A plot (extra `[report]`) shows error against seconds.
+line is JSON. A plot (needs plotly) shows error against seconds.
 """
 
 from __future__ import annotations
