@@ -129,13 +129,13 @@ def test_interactions_and_best_masks_go_with_the_values(shapley: Any, worths: Pa
 
 
 def test_beyond_enumeration_a_pairwise_ridge_answers(shapley: Any, tmp_path: Path) -> None:
-    wide = measured(tmp_path / "wide.npz", n=40)
+    wide = measured(tmp_path / "wide.npz", n=37)
     command = ("--worths", wide, "--interactions", "--best-per-size", "--samples", "200")
     found = json.loads(shapley(*command, "--json")[1])
     assert found["pairs_from"] == "pairwise ridge"
-    assert np.array(found["interactions"]).shape == (40, 40)
-    assert [row["kept"] for row in found["best_per_size"]] == list(range(41))
-    assert found["best_per_size"][39]["removed"] == [2], "the one that costs nothing"
+    assert np.array(found["interactions"]).shape == (37, 37)
+    assert [row["kept"] for row in found["best_per_size"]] == list(range(38))
+    assert found["best_per_size"][36]["removed"] == [2], "the one that costs nothing"
     status, printed, _ = shapley(*command)
     assert status == 0
     assert "best mask of each size, on the pairwise ridge" in " ".join(printed.split())
