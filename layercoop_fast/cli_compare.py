@@ -8,28 +8,29 @@ from typing import Annotated
 
 import typer
 
+from layercoop_fast.cli_options import (
+    AsJson,
+    CalibrationOption,
+    Chat,
+    Device,
+    Dtype,
+    Force,
+    Model,
+    Objective,
+    Players,
+    Seed,
+    TrustRemoteCode,
+    with_objective,
+)
 from layercoop_fast.errors import RequestError
 
 
-def with_objective(utility: str, objective: str) -> str:
-    """The name of a utility under an objective over several texts; `RequestError` for an unknown one."""
-    if objective not in ("mean", "worst"):
-        raise RequestError(f"unknown objective {objective!r}: choose mean or worst")
-    return utility if objective == "mean" else f"{utility}:{objective}"
-
-
 def compare(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")],
+    model: Model,
     remove: Annotated[str, typer.Option(help="Sizes: how many players to remove, 3,6,10 for example.")],
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="SPEC of the text that every method searches on (default builtin); several times for several texts.",
-            metavar="SPEC[:WEIGHT]",
-        ),
-    ] = None,
-    objective: Annotated[str, typer.Option(help="Over several texts: their weighted mean, or worst.")] = "mean",
-    chat: Annotated[bool, typer.Option("--chat", help="Put texts through the model's chat template.")] = False,
+    calibration: CalibrationOption = None,
+    objective: Objective = "mean",
+    chat: Chat = False,
     text: Annotated[
         list[str] | None, typer.Option("--eval", help="SPEC of a text that no search sees; may be given several times.")
     ] = None,
@@ -38,20 +39,18 @@ def compare(
     ] = "coop,sleb,shortgpt,angular,ppl",
     budget: Annotated[int | None, typer.Option(help="Masks that methods with a budget may measure.")] = None,
     utility: Annotated[str, typer.Option(help="Worth of a mask: ppl_ratio, nll, kl or blend:SHARE.")] = "ppl_ratio",
-    players: Annotated[str, typer.Option(help="layers, sublayers, or a .json file of groups.")] = "layers",
+    players: Players = "layers",
     windows: Annotated[int, typer.Option(help="Calibration windows of each text.")] = 10,
     tokens: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
     eval_windows: Annotated[int, typer.Option(min=1, help="Windows of each text of --eval.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write the comparison to this .json as well.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the comparison to this .html as a page with charts.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
-    ] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Compare search methods: what each removes, what is left on every text, and what finding it cost."""
     from layercoop_fast.comparison import compare as run

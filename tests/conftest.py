@@ -52,3 +52,14 @@ def restore_core() -> Iterator[None]:
     yield
     _C.set_isa(isa)
     _C.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread(restore_core: None) -> Iterator[None]:
+    """One thread of torch's; workers in threads set the threads of this process, which are put back."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -117,8 +117,9 @@ def sweep(
 
 def _alike(windows: Windows, rows: int) -> bool:
     """Whether so many rows, padded where they are a handful, are computed as more of them are."""
-    needed = rows_alike_from(windows.skeleton.dtype)
-    return windows.skeleton.device.type != "cpu" or max(rows, MIN_ROWS) >= needed
+    if windows.skeleton.device.type != "cpu":
+        return True
+    return max(rows, MIN_ROWS) >= rows_alike_from(windows.skeleton.dtype)
 
 
 def _alone(windows: Windows, units: Units) -> tuple[Tensor, Tensor]:

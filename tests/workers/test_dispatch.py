@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,12 @@ L = 6
 IDS = torch.randint(3, 256, (3, 20), generator=torch.Generator().manual_seed(0))
 MASKS = np.unique(np.random.default_rng(3).random((40, L)) < 0.6, axis=0)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("dispatch") / "model", n_layers=L)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(restore_core: None) -> Iterator[None]:
-    """Workers in threads set the threads of this process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from thread_workers import ThreadTransport, opening
 from tiny_models import save_tiny
 
@@ -23,19 +21,12 @@ L = 4
 MASKS = np.array([[True] * L, [True, False, True, True], [False, True, True, False], [False] * L])
 ITEMS = [Item(f"{n} + {n} = ", (str(2 * n), "none", "non", "é"), n % 4) for n in range(7)]
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("items") / "model", n_layers=L)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(restore_core: None) -> Iterator[None]:
-    """Workers in threads set the threads of this process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def game_of(model: Path, *, workers: bool, share: bool = True, **options) -> ModelGame:
