@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from toy_games import Redundant
 
+from layercoop_fast import valuation
 from layercoop_fast.game.masks import stratified_masks
 from layercoop_fast.game.worths import Worths
 from layercoop_fast.shapley.exact import exact_shapley
@@ -128,7 +129,10 @@ def test_interactions_and_best_masks_go_with_the_values(shapley: Any, worths: Pa
     assert "│ 4 7 " in printed
 
 
-def test_beyond_enumeration_a_pairwise_ridge_answers(shapley: Any, tmp_path: Path) -> None:
+def test_beyond_enumeration_a_pairwise_ridge_answers(
+    shapley: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(valuation, "_NODES", 20)  # the search for proofs is tested with best_masks
     wide = measured(tmp_path / "wide.npz", n=37)
     command = ("--worths", wide, "--interactions", "--best-per-size", "--samples", "200")
     found = json.loads(shapley(*command, "--json")[1])
