@@ -1,7 +1,11 @@
-"""A tensor's memory as the numpy array that the C++ core takes."""
+"""Where a kernel runs, and a tensor's memory as the numpy array that the C++ core takes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,11 +15,38 @@ from torch import Tensor
 from layercoop_fast.errors import RequestError
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_interpreted = False
 
 
 def is_native(tensor: Tensor) -> bool:
     """Whether the C++ core works on such a tensor: fp32 or bf16 in the processor's memory."""
     return tensor.device.type == "cpu" and tensor.dtype in NATIVE_DTYPES
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether the Triton kernels (`layercoop_fast.kernels.gpu`) work on such a tensor, and Triton is installed."""
+    return tensor.dtype in GPU_DTYPES and (tensor.device.type == "cuda" or _interpreted) and _has_triton()
+
+
+@contextmanager
+def through_interpreter() -> Iterator[None]:
+    """Send tensors of the CPU to the Triton kernels too, which Triton's interpreter runs (TRITON_INTERPRET=1).
+
+    So what a GPU would do is tried where there is none, on tiny models: an element takes microseconds.
+    """
+    global _interpreted
+    before, _interpreted = _interpreted, True
+    try:
+        yield
+    finally:
+        _interpreted = before
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def array(tensor: Tensor) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
+from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
@@ -34,6 +34,11 @@ def swiglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
         out = gate_up.new_empty(rows, columns // 2)
     require_matrix(out, "out")
     require(out, "out", (rows, columns // 2), gate_up)
+    if on_gpu(gate_up):
+        from layercoop_fast.kernels.gpu.swiglu import launch_gated
+
+        launch_gated(gate_up, out, gelu=False)
+        return out
     if not is_native(gate_up):
         return out.copy_(swiglu_reference(gate_up))
     _C.swiglu(array(gate_up), array(out))

@@ -1,0 +1,134 @@
+"""What the kernels share: configurations, the one way to launch, recording of launches, what tuning found.
+
+A launch names a *configuration*: block sizes, warps and stages under a name. Which one runs is the launcher's rule by
+shape, unless tuning on this very device found another (`layercoop_fast.kernels.gpu.tuning`).
+
+While launches are recorded, nothing runs: tensors may be on the meta device, and what is recorded is exactly what would
+have been specialised and compiled (`layercoop_fast.kernels.gpu.aot`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels take unless their file says otherwise."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to cut a kernel's work: sizes of blocks (powers of two, constants of the kernel), warps, stages."""
+
+    name: str
+    blocks: Mapping[str, int] = field(default_factory=dict)
+    warps: int = 4
+    stages: int = 2
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with all it is specialised on, and its grid."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: Mapping[str, Any]
+    config: Config
+
+
+@dataclass(frozen=True)
+class Case:
+    """A real shape of an operation: what its launcher is called with, and what that must move and compute.
+
+    `run` calls the launcher on tensors of the meta device. `bytes` counts every input and output once, `flops` a
+    multiplication and an addition as two; `operations` are those outside matrix units where they bound the kernel (else
+    0). `dot` says that matrix instructions are expected, `wide` that 128-bit loads are.
+    """
+
+    operation: str
+    shape: str
+    config: str
+    run: Callable[[], object]
+    bytes: int
+    flops: int = 0
+    operations: int = 0
+    dot: bool = False
+    wide: bool = True
+    main: bool = True
+    """Whether it stands in the table of docs/kernels.md and must not spill registers."""
+
+
+_recorded: list[Launch] | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, **constants: Any) -> None:
+    """Run a kernel: `arguments` are its parameters in order, `constants` and the config's blocks its `tl.constexpr`.
+
+    Nothing runs for an empty grid.
+    """
+    constants = {**config.blocks, **constants}
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, grid, arguments, constants, config))
+        return
+    if 0 in grid:
+        return
+    kernel[grid](*arguments, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Collect launches instead of running them."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor without memory, for `Case.run`."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def blocks(size: int, block: int) -> int:
+    """How many blocks cover a size."""
+    return -(-size // block)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is not below a size (1 for 0)."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU (TRITON_INTERPRET=1, set before Triton is imported)."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def require_dtype(tensor: Tensor, name: str) -> None:
+    """Raise `RequestError` for a dtype that the kernels do not take."""
+    if tensor.dtype not in DTYPES:
+        raise RequestError(f"{name}: expected one of fp32, bf16, fp16 on a GPU, got {tensor.dtype}")
+
+
+def require_index(tensor: Tensor, name: str, size: int, like: Tensor) -> None:
+    """Raise `RequestError` unless a tensor is a contiguous int32 or int64 vector of this size beside `like`.
+
+    What its numbers point to is not read: that would make the host wait for the device.
+    """
+    fits = tensor.dim() == 1 and len(tensor) == size and tensor.is_contiguous() and tensor.device == like.device
+    if not fits or tensor.dtype not in (torch.int32, torch.int64):
+        raise RequestError(
+            f"{name}: expected contiguous int32 or int64 [{size}] on {like.device}, got {tensor.dtype} "
+            f"{list(tensor.shape)} on {tensor.device}"
+        )

@@ -1,0 +1,99 @@
+"""The gate of a gated MLP, on the joint projection of gate and up: silu (llama) or the tanh form of GELU (Gemma).
+
+    swiglu = silu(gate) · up,    silu(g) = g / (1 + exp(−g))
+    geglu  = gelu(gate) · up,    gelu(g) = g/2 · (1 + tanh(√(2/π) · (g + 0.044715·g³)))
+
+gate_up: [R, 2I], a row's I gates first, then its I ups; out: [R, I]; fp32, bf16 or fp16. The activation is computed in
+fp32 and rounded to the dtype before it is multiplied, as Hugging Face's MLPs do.
+
+Why not a library: torch's own would be two kernels and a third tensor of [R, I]; Liger's takes gate and up as two
+tensors, so that the joint projection would have to be copied apart. torch.compile makes the same loop; this one needs
+no compilation in the executor's process and is captured in its graphs as it is.
+
+Source: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, require_dtype
+from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.memory import require_matrix
+from layercoop_fast.kernels.swiglu import swiglu_reference
+
+__all__ = ["geglu", "geglu_reference", "swiglu", "swiglu_reference"]
+
+# 8 elements of a thread are one 128-bit load of 16-bit numbers; AMD's warps have 64 threads.
+CONFIGS = {"wide": Config("wide", {"BLOCK": 2048}, warps=4), "narrow": Config("narrow", {"BLOCK": 512}, warps=1)}
+
+
+def geglu_reference(gate_up: Tensor) -> Tensor:
+    """The oracle of geglu: [R, 2I] → [R, I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.gelu(gate, approximate="tanh") * up
+
+
+@triton.jit
+def _gated(gate_up, out, width, BLOCK: tl.constexpr, GELU: tl.constexpr):
+    row = (tl.program_id(0) // tl.cdiv(width, BLOCK)).to(tl.int64)
+    column = tl.program_id(0) % tl.cdiv(width, BLOCK) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(gate_up + row * 2 * width + column, mask=inside).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * width + width + column, mask=inside)
+    if GELU:
+        # (1 + tanh y) / 2 = 1 / (1 + exp(−2y)), which neither cancels nor has an infinity that hurts.
+        activated = gate / (1 + tl.exp(-1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)))
+    else:
+        activated = gate / (1 + tl.exp(-gate))
+    product = activated.to(up.dtype).to(tl.float32) * up.to(tl.float32)
+    tl.store(out + row * width + column, product.to(out.dtype.element_ty), mask=inside)
+
+
+def launch_gated(gate_up: Tensor, out: Tensor, *, gelu: bool, config: Config | None = None) -> None:
+    """Fill out [R, I] from gate_up [R, 2I]."""
+    rows, width = out.shape
+    config = config or chosen("gated", (width, rows > 64), CONFIGS, "wide" if rows > 64 else "narrow")
+    launch(_gated, (rows * blocks(width, config.blocks["BLOCK"]),), gate_up, out, width, config=config, GELU=gelu)
+
+
+@torch.library.custom_op("layercoop_fast::swiglu", mutates_args=())
+def swiglu(gate_up: Tensor) -> Tensor:
+    """Multiply silu(gate) by up: [R, 2I] → [R, I]."""
+    out: Tensor = _output(gate_up)
+    launch_gated(gate_up, out, gelu=False)
+    return out
+
+
+@torch.library.custom_op("layercoop_fast::geglu", mutates_args=())
+def geglu(gate_up: Tensor) -> Tensor:
+    """Multiply gelu(gate), in the tanh form, by up: [R, 2I] → [R, I]."""
+    out: Tensor = _output(gate_up)
+    launch_gated(gate_up, out, gelu=True)
+    return out
+
+
+@swiglu.register_fake
+@geglu.register_fake
+def _output(gate_up: Tensor) -> Tensor:
+    require_matrix(gate_up, "gate_up")
+    require_dtype(gate_up, "gate_up")
+    if gate_up.shape[1] % 2:
+        raise RequestError(f"gate_up: {gate_up.shape[1]} columns are not a gate and an up of one width")
+    return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+
+
+def cases() -> list[Case]:
+    """The MLP of an 8B llama over 128 windows of 128 tokens, and of its decoding of one token."""
+    found, width = [], 14336
+    for name, gelu in (("swiglu", False), ("geglu", True)):
+        for rows, config in ((16384, "wide"), (1, "narrow")):
+            run = partial(launch_gated, meta(rows, 2 * width), meta(rows, width), gelu=gelu, config=CONFIGS[config])
+            found.append(Case(name, f"[{rows}, 2·{width}]", config, run, bytes=2 * 3 * rows * width))
+    return found

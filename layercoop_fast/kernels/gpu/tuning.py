@@ -1,0 +1,86 @@
+"""Which configuration runs: the launcher's own rule, unless this device was measured and another was faster.
+
+Nothing is measured by itself, so that a result does not depend on a clock behind the user's back: `tune(run)` (that
+is what `layercoop-fast bench gpu` calls) runs a function under every configuration of every kernel in it and
+writes the fastest down in `~/.cache/layercoop_fast/` (or `$XDG_CACHE_HOME`), one file for a device and a version of
+Triton. Later processes read it. In the interpreter and ahead of time the launchers' own rules hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+import triton
+
+from layercoop_fast.files import written_whole
+from layercoop_fast.kernels.gpu.frame import Config, interpreted
+
+_forced: dict[str, str] | None = None
+_asked: dict[str, list[str]] = {}
+
+
+def chosen(operation: str, key: tuple[object, ...], configs: Mapping[str, Config], default: str) -> Config:
+    """The configuration for an operation at a key (what its speed depends on: widths, dtype, rough numbers of rows)."""
+    place = f"{operation} {' '.join(map(str, key))}"
+    if _forced is not None:
+        _asked[place] = list(configs)
+        return configs[_forced.get(place, default)]
+    name = default if interpreted() or not torch.cuda.is_available() else _table(table_path()).get(place, default)
+    return configs.get(name, configs[default])
+
+
+def tune(run: Callable[[], object], *, clock: Callable[[Callable[[], object]], float] | None = None) -> dict[str, str]:
+    """Measure a function under every configuration of the kernels it launches, one kernel at a time, and remember.
+
+    `clock` gives the time of one call (default: Triton's own benchmark). A configuration that the device has not enough
+    memory for is passed over. Returns what was chosen: {operation and key: configuration}.
+    """
+    global _forced
+    clock = clock or triton.testing.do_bench
+    found: dict[str, str] = {}
+    try:
+        _asked.clear()
+        _forced = {}
+        run()
+        for place, names in list(_asked.items()):
+            times: dict[str, float] = {}
+            for name in names if len(names) > 1 else []:
+                _forced = {**found, place: name}
+                try:
+                    times[name] = clock(run)
+                except triton.OutOfResources:
+                    continue
+            if times:
+                found[place] = min(times, key=lambda name: times[name])
+    finally:
+        _forced = None
+    if found:
+        path = table_path()
+        with written_whole(path, force=True) as made:
+            made.write_text(json.dumps({**_table(path), **found}, indent=1, sort_keys=True))
+        _table.cache_clear()
+    return found
+
+
+def table_path() -> Path:
+    """The file of this device and version of Triton."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layercoop_fast"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return folder / f"tuned-{re.sub(r'[^A-Za-z0-9]+', '-', device)}-{triton.__version__}.json"
+
+
+@cache
+def _table(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # not tuned yet, or not by us: the launchers' rules hold
+    if not isinstance(found, dict):
+        return {}
+    return {place: name for place, name in found.items() if isinstance(name, str)}

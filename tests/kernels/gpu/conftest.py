@@ -1,0 +1,50 @@
+"""Triton kernels: on a GPU where there is one, else in Triton's interpreter (which tests/conftest.py asks for)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed: it comes with the extra [test] on Linux x86-64")
+
+
+@pytest.fixture(autouse=True)
+def overflow_is_no_error() -> Iterator[None]:
+    """The interpreter computes by NumPy, which warns of the infinities that kernels mean; chips do not."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.fixture
+def device() -> str:
+    """Where the kernels run."""
+    from layercoop_fast.kernels.gpu.frame import interpreted
+
+    if interpreted():
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    pytest.skip("Triton was imported without TRITON_INTERPRET=1, and there is no GPU")
+
+
+@pytest.fixture(scope="session")
+def compile_ahead() -> Callable[..., list[dict[str, Any]]]:
+    """Compile kernels in a process of its own, since this one's Triton may be in its interpreter."""
+
+    def run(*arguments: str) -> list[dict[str, Any]]:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "layercoop_fast.kernels.gpu.aot", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found: list[dict[str, Any]] = json.loads(done.stdout)["compiled"]
+        return found
+
+    return run
