@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from layercoop_fast.pruning import prune as prune
     from layercoop_fast.repair.fit import fit_repair as fit_repair
     from layercoop_fast.repair.fit import repaired_worth as repaired_worth
+    from layercoop_fast.runtime.sampling import Sampling as Sampling
     from layercoop_fast.search.best_masks import best_masks as best_masks
     from layercoop_fast.shapley.by_size import size_values as size_values
     from layercoop_fast.shapley.control import Control as Control
@@ -52,6 +53,7 @@ _HOME = {
     "RequestError": "errors",
     "RidgeSurrogate": "surrogate.ridge",
     "RunError": "errors",
+    "Sampling": "runtime.sampling",
     "Skeleton": "engine.skeleton",
     "Surrogate": "surrogate.surrogate",
     "best_masks": "search.best_masks",

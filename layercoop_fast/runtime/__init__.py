@@ -1,0 +1,1 @@
+"""Running models under masks: many masks, one copy of the weights."""
