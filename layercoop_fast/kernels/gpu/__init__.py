@@ -8,5 +8,9 @@ time and stand in docs/kernels.md. `frame.py` has what they share, `aot.py` comp
 
 from __future__ import annotations
 
-OPERATIONS = ("swiglu",)
+OPERATIONS = (
+    "swiglu",
+    "paged_attention",
+    "decode_attention",
+)
 """The files here that hold an operation."""

@@ -1,0 +1,270 @@
+"""Attention of one new token of each sequence over keys and values in pages, the sequence cut among programs.
+
+    out[s, h] = Σ_j softmax_j(z[j]) v[j, g],   z[j] = scale · q[s, h] · k[j, g] (or softly capped), C − window ≤ j < C
+
+with g = h // (heads / kv_heads) and C = lengths[s], the new token included: its key and value lie in its page already.
+A sequence whose mask removes the block has no page there, tables[s, 0] = −1, and gets 0 at the cost of one load: so
+requests of different masks go through one block, and one captured graph, together.
+
+queries: [S, heads·D] (rows may lie apart: the head of a joint projection); pages: [P, 2, kv_heads, PAGE, D]; tables:
+int32 [S, M] (rows may lie apart: `tables[:, layer]` of the table [S, L, M] is a mask's map from layers to pages);
+lengths: int32 [S]; out: [S, heads·D]; fp32, bf16 or fp16, all alike; all sums are fp32.
+
+One token has little to compute and all keys and values to read, and few sequences have fewer (sequence, head) pairs
+than a chip has processors. So a sequence is cut into `splits` parts, each read by one program for all query heads that
+share a key head; a part leaves its mixture and the logarithm of its sum, from which a second kernel makes the whole.
+
+Why not a library: torch's scaled_dot_product_attention takes no pages and cuts nothing.
+
+Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023); pages: Kwon et al. (arXiv 2309.06180).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.frame import (
+    Case,
+    Config,
+    blocks,
+    interpreted,
+    launch,
+    meta,
+    power_of_two,
+    require_dtype,
+)
+from layercoop_fast.kernels.gpu.paged_attention import NO_WINDOW, attend, exponents, require_pages
+from layercoop_fast.kernels.gpu.tuning import chosen
+
+CONFIGS = {
+    "split": Config("split", {"BLOCK_N": 64}, warps=4, stages=3),
+    "wide": Config("wide", {"BLOCK_N": 32}, warps=4, stages=2),  # heads of more than 128, or fp32
+    "tiny": Config("tiny", {"BLOCK_N": 16}, warps=1, stages=1),
+}
+_COMBINE = Config("combine", warps=2, stages=1)
+# Programs that fill a chip: two for each of an H100's processors. Sums are cut by it, so it is the same on all chips.
+PROGRAMS = 264
+# A part of fewer tokens costs more to put together than it saves.
+_LEAST_TOKENS = 128
+
+
+def decode_attention_reference(
+    queries: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """The oracle: one sequence after the other; float64 where the queries are, else fp32."""
+    _, _, kv_heads, page, width = pages.shape
+    wide = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    out = torch.zeros(queries.shape, dtype=wide, device=queries.device)
+    heads = queries.shape[1] // width
+    for sequence, length in enumerate(lengths.tolist()):
+        if int(tables[sequence, 0]) < 0 or length == 0:
+            continue
+        known = pages[tables[sequence, : blocks(length, page)].long()].to(wide)
+        known = known.permute(1, 2, 0, 3, 4).reshape(2, kv_heads, -1, width)
+        keys, values = known[:, :, max(0, length - (window or NO_WINDOW)) : length].repeat_interleave(
+            heads // kv_heads, dim=1
+        )
+        scores = scale * (keys @ queries[sequence].to(wide).view(heads, width, 1))[:, :, 0]
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        out[sequence] = (scores.softmax(-1)[:, None] @ values).reshape(-1)
+    return out.to(queries.dtype)
+
+
+@triton.jit
+def _split(
+    queries, pages, tables, lengths, mixtures, sums, scale, cap, window, query_row, table_row, page_size, splits,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, CAPPED: tl.constexpr,
+    WIDEN: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    sequence = tl.program_id(0)
+    group = tl.program_id(1)
+    split = tl.program_id(2)
+    SHARING: tl.constexpr = HEADS // KV_HEADS
+    h = tl.arange(0, BLOCK_H)
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    inside = (h < SHARING)[:, None] & (d < WIDTH)[None, :]
+    length = tl.load(lengths + sequence)
+    length = tl.where(tl.load(tables + sequence * table_row) < 0, 0, length)
+    lowest = tl.maximum(length - window, 0)
+    part = tl.cdiv(tl.cdiv(length - lowest, splits), BLOCK_N) * BLOCK_N
+    begin = lowest + split * part
+    end = tl.minimum(begin + part, length)
+    row = queries + sequence.to(tl.int64) * query_row + (group * SHARING + h)[:, None] * WIDTH + d[None, :]
+    q = tl.load(row, mask=inside, other=0.0)
+    top = tl.full((BLOCK_H,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    mixed = tl.zeros((BLOCK_H, BLOCK_D), tl.float32)
+    for n0 in range(begin, end, BLOCK_N):
+        at = n0 + n
+        page = tl.load(tables + sequence * table_row + at // PAGE, mask=at < end, other=0).to(tl.int64)
+        place = pages + page * page_size + group * (PAGE * WIDTH) + at % PAGE * WIDTH
+        here = (at < end)[:, None] & (d < WIDTH)[None, :]
+        k = tl.load(place[:, None] + d[None, :], mask=here, other=0.0)
+        v = tl.load(place[:, None] + KV_HEADS * PAGE * WIDTH + d[None, :], mask=here, other=0.0)
+        top, total, mixed = attend(q, k, v, (at < end)[None, :], top, total, mixed, scale, cap, CAPPED, WIDEN)
+    filled = total > 0
+    divisor = tl.where(filled, total, 1.0)
+    result = (sequence * HEADS + group * SHARING + h) * splits + split
+    tl.store(sums + result, tl.where(filled, top + tl.log2(divisor), -float("inf")), mask=h < SHARING)
+    tl.store(mixtures + result[:, None].to(tl.int64) * WIDTH + d[None, :], mixed / divisor[:, None], mask=inside)
+
+
+@triton.jit
+def _combine(mixtures, sums, out, splits, WIDTH: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    s = tl.arange(0, BLOCK_S)
+    d = tl.arange(0, BLOCK_D)
+    logarithms = tl.load(sums + row * splits + s, mask=s < splits, other=-float("inf"))
+    top = tl.max(logarithms, 0)
+    weights = tl.exp2(logarithms - tl.where(top == -float("inf"), 0.0, top))
+    inside = (s < splits)[:, None] & (d < WIDTH)[None, :]
+    parts = tl.load(mixtures + (row * splits + s)[:, None] * WIDTH + d[None, :], mask=inside, other=0.0)
+    total = tl.sum(weights, 0)
+    result = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
+    tl.store(out + row * WIDTH + d, result.to(out.dtype.element_ty), mask=d < WIDTH)
+
+
+def launch_decode(
+    queries: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    out: Tensor,
+    scale: float,
+    window: int,
+    soft_cap: float,
+    *,
+    splits: int | None = None,
+    config: Config | None = None,
+) -> None:
+    """Fill out [S, heads·D]; no window is `NO_WINDOW`, no cap is 0."""
+    kv_heads, page, width = pages.shape[2:]
+    sequences, heads = len(out), out.shape[1] // width
+    splits = splits or choose_splits(sequences * kv_heads, min(tables.shape[1] * page, window))
+    config = config or choose_config(width, queries.dtype)
+    mixtures = torch.empty(sequences * heads, splits, width, dtype=torch.float32, device=out.device)
+    sums = torch.empty(sequences * heads, splits, dtype=torch.float32, device=out.device)
+    block_d = max(16, power_of_two(width))
+    launch(
+        _split, (sequences, kv_heads, splits), queries, pages, tables, lengths, mixtures, sums,
+        *exponents(scale, soft_cap), window, queries.stride(0), tables.stride(0), pages.stride(0), splits,
+        config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=soft_cap > 0,
+        WIDEN=interpreted() and queries.dtype == torch.bfloat16, BLOCK_H=max(16, power_of_two(heads // kv_heads)),
+        BLOCK_D=block_d,
+    )  # fmt: skip
+    launch(
+        _combine, (sequences * heads,), mixtures, sums, out, splits, config=_COMBINE, WIDTH=width,
+        BLOCK_S=power_of_two(splits), BLOCK_D=block_d,
+    )  # fmt: skip
+
+
+def choose_splits(programs: int, tokens: int) -> int:
+    """Into how many parts to cut, for so many programs without a cut and so many tokens at most; a power of two.
+
+    It depends on what is known on the host alone, the room that the tables have, so that nothing waits for the device.
+    """
+    wanted = min(PROGRAMS // max(programs, 1), tokens // _LEAST_TOKENS)
+    return 1 << max(wanted.bit_length() - 1, 0)
+
+
+def choose_config(width: int, dtype: torch.dtype) -> Config:
+    """By what fits into a chip's shared memory."""
+    if interpreted():
+        return CONFIGS["tiny"]
+    default = "wide" if width > 128 or dtype == torch.float32 else "split"
+    return chosen("decode_attention", (width, dtype.itemsize), CONFIGS, default)
+
+
+@torch.library.custom_op("layercoop_fast::decode_attention", mutates_args=())
+def decode_attention(
+    queries: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int = NO_WINDOW,
+    soft_cap: float = 0.0,
+) -> Tensor:
+    """Attend: queries [S, heads·D] → [S, heads·D].
+
+    Raises `RequestError` for shapes and dtypes that do not fit; what is in tables and lengths is not read here.
+    """
+    out: Tensor = _output(queries, pages, tables, lengths, scale, window, soft_cap)
+    launch_decode(queries, pages, tables, lengths, out, scale, window, soft_cap)
+    return out
+
+
+@decode_attention.register_fake
+def _output(
+    queries: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int = NO_WINDOW,
+    soft_cap: float = 0.0,
+) -> Tensor:
+    require_dtype(queries, "queries")
+    if queries.dim() != 2 or queries.stride(1) != 1 or len(queries) != len(lengths):
+        raise RequestError(f"queries: expected [{len(lengths)}, heads·D], got {list(queries.shape)}")
+    require_pages(pages, tables, lengths, queries, scale, window, soft_cap)
+    kv_heads, width = pages.shape[2], pages.shape[4]
+    heads, rest = divmod(queries.shape[1], width)
+    if rest or heads < 1 or heads % kv_heads:
+        raise RequestError(f"queries: {queries.shape[1]} columns are not heads of {width} over {kv_heads} of keys")
+    return queries.new_empty(len(queries), queries.shape[1])
+
+
+def cases() -> list[Case]:
+    """An 8B llama: one request of 8,192 tokens, and 64 of 2,048; Gemma's heads of 256."""
+    found = []
+    for name, sequences, length, heads, kv_heads, width, cap in (
+        ("split", 1, 8192, 32, 8, 128, 0.0),
+        ("split", 64, 2048, 32, 8, 128, 0.0),
+        ("wide", 8, 4096, 8, 4, 256, 50.0),
+    ):
+
+        def run(
+            name: str = name, sequences: int = sequences, length: int = length, heads: int = heads,
+            kv_heads: int = kv_heads, width: int = width, cap: float = cap,
+        ) -> None:  # fmt: skip
+            launch_decode(
+                meta(sequences, heads * width),
+                meta(sequences * length // 16, 2, kv_heads, 16, width),
+                meta(sequences, length // 16, dtype=torch.int32),
+                meta(sequences, dtype=torch.int32),
+                meta(sequences, heads * width),
+                1 / math.sqrt(width),
+                NO_WINDOW,
+                cap,
+                config=CONFIGS[name],
+            )
+
+        found.append(
+            Case(
+                "decode_attention",
+                f"{sequences} × {length}, {heads}/{kv_heads} heads of {width}",
+                name,
+                run,
+                bytes=2 * sequences * (2 * length * kv_heads + 2 * heads) * width,
+                flops=4 * sequences * length * heads * width,
+                operations=sequences * length * heads,
+                dot=True,
+            )
+        )
+    return found

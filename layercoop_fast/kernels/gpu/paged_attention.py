@@ -1,0 +1,318 @@
+"""Causal attention of sequences of any lengths over their own tokens and a context whose keys and values lie in pages.
+
+For token i of a sequence whose context has C tokens, head h, and g = h // (heads / kv_heads), with p = C + i:
+
+    out[i, h] = Σ_j softmax_j(z[j]) v[j, g],   z[j] = scale · q[i, h] · k[j, g],   p − window < j ≤ p
+    with a soft cap z[j] = cap · tanh(scale · q[i, h] · k[j, g] / cap)
+
+where j runs over the context (j < C, in pages) and then over the sequence's own tokens.
+
+qkv: [N, (heads + 2·kv_heads)·D], the own tokens of all sequences one behind the other, rotated; starts: int32 [S + 1],
+where each begins. pages: [P, 2, kv_heads, PAGE, D], keys then values of one block, a page of PAGE tokens; tables: int32
+[S, M], the pages of each sequence's context (rows may lie apart: `tables[:, layer]` of one table for all blocks);
+lengths: int32 [S], C of each. out: [N, heads·D]. fp32, bf16 or fp16, all alike; scores, softmax and sums are fp32.
+
+A context is what a mask's kept prefix and the first tokens of a text have computed: those pages are shared by every
+mask and text that begin so, and only what differs is computed. So this is the prefill of a prompt whose beginning is
+known, of options behind one context, and of the tokens that a draft proposes.
+
+Why not a library: FlashAttention (through torch's scaled_dot_product_attention) takes no pages and no soft cap; torch's
+flex_attention does both but must be compiled for every table. Without context and cap the engine uses the former.
+
+Source: Dao, FlashAttention-2 (arXiv 2307.08691); pages: Kwon et al. (arXiv 2309.06180); soft caps: Gemma 2 (arXiv
+2408.00118).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.frame import (
+    Case,
+    Config,
+    blocks,
+    interpreted,
+    launch,
+    meta,
+    power_of_two,
+    require_dtype,
+    require_index,
+)
+from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.memory import require_matrix
+
+LOG2E = 1.4426950408889634
+# A window that no sequence fills: 32 bits hold it, and its sum with a position.
+NO_WINDOW = 1 << 30
+
+CONFIGS = {
+    "long": Config("long", {"BLOCK_M": 128, "BLOCK_N": 32}, warps=8, stages=2),
+    "large": Config("large", {"BLOCK_M": 128, "BLOCK_N": 64}, warps=8, stages=2),  # where registers suffice: sm_90
+    "short": Config("short", {"BLOCK_M": 16, "BLOCK_N": 64}, warps=4, stages=2),
+    "wide": Config("wide", {"BLOCK_M": 64, "BLOCK_N": 32}, warps=8, stages=2),  # heads of more than 128, or fp32
+    "tiny": Config("tiny", {"BLOCK_M": 16, "BLOCK_N": 16}, warps=1, stages=1),
+}
+
+
+def paged_attention_reference(
+    qkv: Tensor,
+    starts: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    heads: int,
+    scale: float,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """The oracle: one sequence after the other, its context copied out of the pages; float64 where qkv is."""
+    _, _, kv_heads, page, width = pages.shape
+    wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    results = [qkv.new_empty(0, heads * width)]
+    for sequence, context in enumerate(lengths.tolist()):
+        own = qkv[int(starts[sequence]) : int(starts[sequence + 1])].to(wide).view(-1, heads + 2 * kv_heads, width)
+        queries, keys, values = torch.split(own.transpose(0, 1), [heads, kv_heads, kv_heads])
+        known = pages[tables[sequence, : blocks(context, page)].long()].to(wide)
+        known = known.permute(1, 2, 0, 3, 4).reshape(2, kv_heads, -1, width)[:, :, :context]
+        keys, values = torch.cat([known[0], keys], dim=1), torch.cat([known[1], values], dim=1)
+        scores = scale * (queries @ keys.repeat_interleave(heads // kv_heads, dim=0).transpose(1, 2))
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        at = context + torch.arange(len(own), device=qkv.device)[:, None]
+        other = torch.arange(context + len(own), device=qkv.device)[None]
+        seen = (other <= at) & (other > at - (window or NO_WINDOW))
+        mixed = scores.masked_fill(~seen, -math.inf).softmax(-1) @ values.repeat_interleave(heads // kv_heads, dim=0)
+        results.append(mixed.transpose(0, 1).reshape(len(own), heads * width).to(qkv.dtype))
+    return torch.cat(results)
+
+
+@triton.jit
+def capped(scores, scale, cap, CAPPED: tl.constexpr):
+    """Products of queries and keys as exponents of 2: scale · x, or cap · tanh(scale · x); both come with log2 e in."""
+    scores = scores * scale
+    if CAPPED:
+        # tanh |x| = (1 − e^(−2|x|)) / (1 + e^(−2|x|)), whose exponential cannot overflow.
+        small = tl.exp2(-2.8853900817779268 * tl.abs(scores))
+        size = cap * (1.0 - small) / (1.0 + small)
+        scores = tl.where(scores < 0, -size, size)
+    return scores
+
+
+@triton.jit
+def attend(q, k, v, seen, top, total, mixed, scale, cap, CAPPED: tl.constexpr, WIDEN: tl.constexpr):
+    """Take a tile of keys and values into the running maximum, sum of exponentials and mixture of each query."""
+    if WIDEN:  # Triton's interpreter has no products of bf16
+        q, k, v = q.to(tl.float32), k.to(tl.float32), v.to(tl.float32)
+    scores = capped(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, cap, CAPPED)
+    scores = tl.where(seen, scores, -float("inf"))
+    highest = tl.maximum(top, tl.max(scores, 1))
+    base = tl.where(highest == -float("inf"), 0.0, highest)  # nothing seen so far: no difference of infinities
+    weights = tl.exp2(scores - base[:, None])
+    kept = tl.exp2(top - base)
+    mixed = tl.dot(weights.to(v.dtype), v, mixed * kept[:, None], input_precision="ieee")
+    return highest, total * kept + tl.sum(weights, 1), mixed
+
+
+@triton.jit
+def _paged(
+    qkv, starts, pages, tables, lengths, out, scale, cap, window, qkv_row, table_row, page_size,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, CAPPED: tl.constexpr,
+    WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    sequence = tl.program_id(2)
+    head = tl.program_id(1)
+    first = tl.load(starts + sequence)
+    new = tl.load(starts + sequence + 1) - first
+    # The last tokens come first: they have the most to attend to.
+    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
+    if m0 >= new:
+        return
+    context = tl.load(lengths + sequence)
+    group = head // (HEADS // KV_HEADS)
+    own = qkv + first.to(tl.int64) * qkv_row
+    m = m0 + tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    inside = (m < new)[:, None] & (d < WIDTH)[None, :]
+    q = tl.load(own + m[:, None].to(tl.int64) * qkv_row + head * WIDTH + d[None, :], mask=inside, other=0.0)
+    top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    mixed = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for n0 in range(tl.maximum(context + m0 - window + 1, 0) // BLOCK_N * BLOCK_N, context, BLOCK_N):
+        at = n0 + n
+        page = tl.load(tables + sequence * table_row + at // PAGE, mask=at < context, other=0).to(tl.int64)
+        place = pages + page * page_size + group * (PAGE * WIDTH) + at % PAGE * WIDTH
+        here = (at < context)[:, None] & (d < WIDTH)[None, :]
+        k = tl.load(place[:, None] + d[None, :], mask=here, other=0.0)
+        v = tl.load(place[:, None] + KV_HEADS * PAGE * WIDTH + d[None, :], mask=here, other=0.0)
+        seen = (at < context)[None, :] & (at[None, :] > (context + m)[:, None] - window)
+        top, total, mixed = attend(q, k, v, seen, top, total, mixed, scale, cap, CAPPED, WIDEN)
+    for n0 in range(tl.maximum(m0 - window + 1, 0) // BLOCK_N * BLOCK_N, tl.minimum(m0 + BLOCK_M, new), BLOCK_N):
+        at = n0 + n
+        here = (at < new)[:, None] & (d < WIDTH)[None, :]
+        token = own + at[:, None].to(tl.int64) * qkv_row + (HEADS + group) * WIDTH + d[None, :]
+        k = tl.load(token, mask=here, other=0.0)
+        v = tl.load(token + KV_HEADS * WIDTH, mask=here, other=0.0)
+        seen = (at[None, :] <= m[:, None]) & (at[None, :] > m[:, None] - window)
+        top, total, mixed = attend(q, k, v, seen, top, total, mixed, scale, cap, CAPPED, WIDEN)
+    row = out + (first + m)[:, None].to(tl.int64) * (HEADS * WIDTH) + head * WIDTH + d[None, :]
+    tl.store(row, (mixed / total[:, None]).to(out.dtype.element_ty), mask=inside)
+
+
+def launch_paged(
+    qkv: Tensor,
+    starts: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    out: Tensor,
+    longest: int,
+    scale: float,
+    window: int,
+    soft_cap: float,
+    *,
+    config: Config | None = None,
+) -> None:
+    """Fill out [N, heads·D]. `longest` bounds the own tokens of a sequence; no window is `NO_WINDOW`, no cap is 0."""
+    kv_heads, page, width = pages.shape[2:]
+    heads = out.shape[1] // width
+    config = config or choose_config(longest, width, qkv.dtype)
+    grid = (blocks(longest, config.blocks["BLOCK_M"]), heads, len(lengths))
+    factors = exponents(scale, soft_cap)
+    launch(
+        _paged, grid, qkv, starts, pages, tables, lengths, out, *factors, window, qkv.stride(0), tables.stride(0),
+        pages.stride(0), config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=soft_cap > 0,
+        WIDEN=interpreted() and qkv.dtype == torch.bfloat16, BLOCK_D=max(16, power_of_two(width)),
+    )  # fmt: skip
+
+
+def choose_config(longest: int, width: int, dtype: torch.dtype) -> Config:
+    """By the rows of a tile that have work, and by what fits into a chip's shared memory."""
+    if interpreted():
+        return CONFIGS["tiny"]
+    few = longest <= CONFIGS["short"].blocks["BLOCK_M"]
+    default = "wide" if width > 128 or dtype == torch.float32 else "short" if few else "long"
+    return chosen("paged_attention", (width, dtype.itemsize, few), CONFIGS, default)
+
+
+def exponents(scale: float, soft_cap: float) -> tuple[float, float]:
+    """What `capped` multiplies by: e^x = 2^(x · log2 e)."""
+    return (scale / soft_cap, soft_cap * LOG2E) if soft_cap > 0 else (scale * LOG2E, 0.0)
+
+
+@torch.library.custom_op("layercoop_fast::paged_attention", mutates_args=())
+def paged_attention(
+    qkv: Tensor,
+    starts: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    longest: int,
+    scale: float,
+    window: int = NO_WINDOW,
+    soft_cap: float = 0.0,
+) -> Tensor:
+    """Attend: qkv [N, (heads + 2·kv_heads)·D] → [N, heads·D]; see `launch_paged` for what the numbers mean.
+
+    Raises `RequestError` for shapes and dtypes that do not fit; what is in tables, starts and lengths is not read here.
+    """
+    out: Tensor = _output(qkv, starts, pages, tables, lengths, longest, scale, window, soft_cap)
+    launch_paged(qkv, starts, pages, tables, lengths, out, longest, scale, window, soft_cap)
+    return out
+
+
+@paged_attention.register_fake
+def _output(
+    qkv: Tensor,
+    starts: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    longest: int,
+    scale: float,
+    window: int = NO_WINDOW,
+    soft_cap: float = 0.0,
+) -> Tensor:
+    require_matrix(qkv, "qkv")
+    require_dtype(qkv, "qkv")
+    require_pages(pages, tables, lengths, qkv, scale, window, soft_cap)
+    require_index(starts, "starts", len(lengths) + 1, qkv)
+    kv_heads, width = pages.shape[2], pages.shape[4]
+    heads = qkv.shape[1] // width - 2 * kv_heads
+    if qkv.shape[1] % width or heads < 1 or heads % kv_heads:
+        raise RequestError(f"qkv: {qkv.shape[1]} columns are not heads of {width} over {kv_heads} key and value heads")
+    if longest < 0:
+        raise RequestError(f"longest: {longest} is no number of tokens")
+    return qkv.new_empty(len(qkv), heads * width)
+
+
+def require_pages(
+    pages: Tensor, tables: Tensor, lengths: Tensor, like: Tensor, scale: float, window: int, soft_cap: float
+) -> None:
+    """Raise `RequestError` unless pages, tables and lengths are of one shape and the numbers make sense."""
+    if pages.dim() != 5 or pages.shape[1] != 2 or not pages.is_contiguous() or 0 in pages.shape:
+        raise RequestError(f"pages: expected contiguous [P, 2, kv_heads, PAGE, D], got {list(pages.shape)}")
+    if pages.dtype != like.dtype or pages.device != like.device:
+        raise RequestError(f"pages: expected {like.dtype} on {like.device}, got {pages.dtype} on {pages.device}")
+    require_index(lengths, "lengths", len(lengths), like)
+    if tables.dim() != 2 or tables.stride(1) != 1 or len(tables) != len(lengths) or tables.shape[1] < 1:
+        raise RequestError(f"tables: expected [{len(lengths)}, M] with M of at least 1, got {list(tables.shape)}")
+    if tables.dtype != torch.int32 or tables.device != like.device:
+        raise RequestError(f"tables: expected int32 on {like.device}, got {tables.dtype} on {tables.device}")
+    if not (scale > 0 and math.isfinite(scale)):
+        raise RequestError(f"scale: {scale} is not a positive number")
+    if not 1 <= window <= NO_WINDOW:
+        raise RequestError(f"window: {window} is no number of tokens from 1 to {NO_WINDOW}")
+    if not (soft_cap >= 0 and math.isfinite(soft_cap)):
+        raise RequestError(f"soft_cap: {soft_cap} is not a positive number, or 0 for none")
+
+
+def cases() -> list[Case]:
+    """An 8B llama: 16 texts of 512 tokens behind 1,536 shared ones; four drafted tokens of each of 32; Gemma's."""
+    found = []
+    for name, sequences, new, context, heads, kv_heads, width, cap in (
+        ("long", 16, 512, 1536, 32, 8, 128, 0.0),
+        ("short", 32, 4, 2048, 32, 8, 128, 0.0),
+        ("wide", 16, 512, 1536, 8, 4, 256, 50.0),
+    ):
+        size = 2 * (sequences * new * (2 * heads + 2 * kv_heads) + 2 * sequences * context * kv_heads) * width
+        pairs = sequences * new * (context + (new + 1) // 2)
+
+        def run(
+            sequences: int = sequences, new: int = new, context: int = context, heads: int = heads,
+            kv_heads: int = kv_heads, width: int = width, cap: float = cap, name: str = name,
+        ) -> None:  # fmt: skip
+            launch_paged(
+                meta(sequences * new, (heads + 2 * kv_heads) * width),
+                meta(sequences + 1, dtype=torch.int32),
+                meta(sequences * context // 16, 2, kv_heads, 16, width),
+                meta(sequences, context // 16, dtype=torch.int32),
+                meta(sequences, dtype=torch.int32),
+                meta(sequences * new, heads * width),
+                new,
+                width**-0.5,
+                NO_WINDOW,
+                cap,
+                config=CONFIGS[name],
+            )
+
+        found.append(
+            Case(
+                "paged_attention",
+                f"{sequences} × {new} behind {context}, {heads}/{kv_heads} heads of {width}",
+                name,
+                run,
+                bytes=size,
+                flops=4 * pairs * heads * width,
+                operations=pairs * heads,
+                dot=True,
+            )
+        )
+    return found
