@@ -99,6 +99,23 @@ class Skeleton:
         """
         return Context(self, ids, arguments)
 
+    @torch.inference_mode()
+    def head(self, ids: Tensor, hidden: Tensor, **arguments: Tensor) -> Tensor:
+        """Final norm and head on states behind the last block: `ids` int64 [B, T], [B, T, H] → [B, T, V].
+
+        The model's own forward runs with its blocks standing aside and the state put in behind the last of them.
+        """
+        convention = self.convention
+        last = self.n_layers - 1
+
+        def stand_in(index: int) -> Callable[..., Returned]:
+            if index == last:
+                return lambda *args, **kwargs: convention.wrap(hidden)
+            return lambda *args, **kwargs: convention.wrap(BlockCall(args, kwargs).hidden(convention.takes))
+
+        with replaced_forward(self.blocks, stand_in):
+            return self._forward(ids, **arguments)
+
     def block(self, layer: int) -> nn.Module:
         """Block `layer` with its weights; where blocks are streamed, until the next one is asked for."""
         if self.streamed is not None:
@@ -177,18 +194,9 @@ class Context:
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head on the state after the last block: [B, T, H] → [B, T, V].
 
-        The model's own forward runs with its blocks standing aside and the state put in behind the last of them.
+        See `Skeleton.head`.
         """
-        convention = self.skeleton.convention
-        last = self.skeleton.n_layers - 1
-
-        def stand_in(index: int) -> Callable[..., Returned]:
-            if index == last:
-                return lambda *args, **kwargs: convention.wrap(hidden)
-            return lambda *args, **kwargs: convention.wrap(BlockCall(args, kwargs).hidden(convention.takes))
-
-        with replaced_forward(self.skeleton.blocks, stand_in):
-            return self.skeleton._forward(self.ids, **self._arguments)
+        return self.skeleton.head(self.ids, hidden, **self._arguments)
 
     def call(self, layer: int) -> BlockCall:
         """What block `layer` is handed, the place of the hidden state left empty."""
