@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from layercoop_fast.pruning import prune as prune
     from layercoop_fast.repair.fit import fit_repair as fit_repair
     from layercoop_fast.repair.fit import repaired_worth as repaired_worth
+    from layercoop_fast.runtime.model import LayerSkipModel as LayerSkipModel
     from layercoop_fast.runtime.sampling import Sampling as Sampling
     from layercoop_fast.search.best_masks import best_masks as best_masks
     from layercoop_fast.shapley.by_size import size_values as size_values
@@ -46,6 +47,7 @@ _HOME = {
     "ChoiceUtility": "game.choice_utility",
     "Choices": "game.choices",
     "Control": "shapley.control",
+    "LayerSkipModel": "runtime.model",
     "LayercoopError": "errors",
     "ModelGame": "game.model_game",
     "PairwiseGame": "game.pairwise",

@@ -135,6 +135,17 @@ class StreamedBlocks:
                 matrix.owner._parameters[matrix.key] = matrix.empty
         self._bound = None
 
+    def keep(self, layer: int) -> None:
+        """Give a block its matrices for good, in memory of its own; it is not to be used by streaming any more.
+
+        Raises `RunError` where they cannot be read.
+        """
+        for matrix in self._blocks[layer]:
+            read = torch.empty(matrix.empty.shape, dtype=matrix.empty.dtype)
+            self.files.read(matrix.stored, read)
+            self.bytes_read += matrix.stored.size
+            matrix.owner._parameters[matrix.key] = nn.Parameter(read, requires_grad=False)
+
     def renew(self, layer: int) -> None:
         """Put a block's parameters back to where it is read to, whatever was made of them while it was in use."""
         self.use(layer)

@@ -68,17 +68,20 @@ class GeneralExecutor(Executor):
         skeleton: the model.
         kv_budget: bytes for keys and values.
         held: uint8 [L], the halves of blocks whose weights are there; by default all.
+        sublayers: how blocks fall into halves; by default that is found out when a mask asks for it.
 
     Raises `RequestError` for a model whose forward takes no cache, and for a budget that holds nothing.
     """
 
     name = "transformers"
 
-    def __init__(self, skeleton: Skeleton, kv_budget: int, held: Halves | None = None) -> None:
+    def __init__(
+        self, skeleton: Skeleton, kv_budget: int, held: Halves | None = None, sublayers: Sublayers | None = None
+    ) -> None:
         self.skeleton = skeleton
         self.kinds = CacheKinds(skeleton.model, skeleton.n_layers)
         self._cache_name = _cache_name(skeleton)
-        self._sublayers: Sublayers | None = None
+        self._sublayers = sublayers
         held = np.full(skeleton.n_layers, WHOLE, dtype=np.uint8) if held is None else held
         self.storage = PageStorage(self._shapes(held), kv_budget, skeleton.device)
         paged = all(map(self.kinds.is_paged, range(skeleton.n_layers)))
@@ -116,6 +119,10 @@ class GeneralExecutor(Executor):
         if halves == WHOLE:
             return context.run(layer, hidden)
         if self._sublayers is None:
+            if self.held is not None and not self.held.all():
+                raise RequestError(
+                    "halves of blocks can be left out where the whole model was opened, or was opened under such a mask"
+                )
             self._sublayers = Sublayers(self.skeleton)
         return self._sublayers.run(context, 2 * layer + halves - 1, hidden)
 

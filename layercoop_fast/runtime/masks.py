@@ -57,17 +57,3 @@ def read_mask(mask: MaskLike | None, n_layers: int, held: Halves | None = None) 
             "open it with a mask that keeps it"
         )
     return halves.astype(np.uint8)
-
-
-def masks_of_labels(removed: Sequence[int | str], n_layers: int) -> Halves:
-    """The halves that stay when these are removed: 12 for a block, "12.attn" or "12.mlp" for half of one.
-
-    Raises `RequestError` for a label that names nothing.
-    """
-    halves: Halves = np.full(n_layers, WHOLE, dtype=np.uint8)
-    for label in removed:
-        number, _, part = str(label).partition(".")
-        if not number.isdecimal() or int(number) >= n_layers or part not in ("", "attn", "mlp"):
-            raise RequestError(f'{label!r} is no block (0 to {n_layers - 1}) and no half of one ("0.attn", "0.mlp")')
-        halves[int(number)] &= {"": 0, "attn": 2, "mlp": 1}[part]
-    return halves

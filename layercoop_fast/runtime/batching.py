@@ -1,0 +1,177 @@
+"""Many requests at once: what is computed in which call.
+
+A call computes one token of every answer that grows, and beside them a part of a prompt, so that a long prompt stalls
+nobody. Requests with one prompt read it together: their calls hold the same tokens, so blocks that their masks agree on
+run once (`sharing.py`). Where keys and values do not fit, the youngest request gives its own back and reads on later;
+what it says does not change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.runtime.executor import Chunk, Executor
+from layercoop_fast.runtime.pages import PAGE, PoolFullError
+from layercoop_fast.runtime.prefix_tree import PrefixTree
+from layercoop_fast.runtime.requests import Request, Running
+from layercoop_fast.runtime.sequences import pages_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PREFILL_TOKENS = 256
+"""Rows of prompts that a call computes beside the answers."""
+
+_SMALLEST_PART = 32
+# Many prompts read together still go by parts of so many tokens, or they would never end.
+
+
+class Batcher:
+    """Runs requests, new ones at any time.
+
+    Args:
+        executor: what computes.
+        eos: tokens that end a text.
+        tokenizer: for text and stop strings, where there is one.
+        prefill_tokens: rows of prompts a call.
+        most: requests that run at a time; the others wait.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        eos: frozenset[int] = frozenset(),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        prefill_tokens: int = PREFILL_TOKENS,
+        most: int = 64,
+    ) -> None:
+        self.executor = executor
+        self.eos = eos
+        self.tokenizer = tokenizer
+        self.prefill_tokens = prefill_tokens
+        self.most = most
+        # A recurrent state cannot be taken over in the middle of a text.
+        self.tree = PrefixTree(executor.pool) if executor.rewindable else None
+        self.running: list[Running] = []
+        self.waiting: deque[Running] = deque()
+
+    def add(self, request: Request) -> Running:
+        """Take a request in; it begins with one of the next steps.
+
+        Raises `RequestError` for an empty prompt, tokens that are no words, more tokens than the model has positions
+        or the budget has room for.
+        """
+        executor = self.executor
+        if not request.prompt:
+            raise RequestError("the prompt is empty: at least one token is needed")
+        if min(request.prompt) < 0 or max(request.prompt) >= executor.vocab_size:
+            raise RequestError(f"tokens are numbers from 0 to {executor.vocab_size - 1}")
+        if request.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens must be 1 or more, not {request.max_new_tokens}")
+        total = len(request.prompt) + request.max_new_tokens
+        if executor.max_tokens is not None and total > executor.max_tokens:
+            raise RequestError(
+                f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones are {total}, and the "
+                f"model has positions for {executor.max_tokens}"
+            )
+        sequence = executor.sequence(request.mask)
+        running = Running(request, sequence, self.eos, self.tokenizer)
+        if (needed := self._bytes(running, total)) > executor.pool.budget:
+            raise RequestError(
+                f"keys and values of {total} tokens take {needed} bytes, and the budget is {executor.pool.budget}: "
+                "give more memory (kv_memory), or ask for fewer tokens"
+            )
+        self.waiting.append(running)
+        return running
+
+    def cancel(self, running: Running) -> None:
+        """Take a request out before it has ended."""
+        if running in self.running:
+            self.running.remove(running)
+        elif running in self.waiting:
+            self.waiting.remove(running)
+        running.sequence.release()
+
+    def step(self) -> list[Running]:
+        """Compute one call; returns the requests that got a token by it, ended ones among them (`finish`)."""
+        while True:
+            self._admit()
+            if not self.running:
+                return []
+            chosen = self._choose()
+            chunks = [Chunk(one.sequence, part, int(len(part) == one.pending)) for one, part in chosen]
+            try:
+                return self._accept([one for one, _ in chosen], chunks)
+            except PoolFullError:
+                if len(self.running) == 1:
+                    raise
+                youngest = self.running.pop()
+                youngest.sequence.release()
+                self.waiting.appendleft(youngest)
+
+    def run(self) -> None:
+        """Compute until every request has ended."""
+        while self.running or self.waiting:
+            self.step()
+
+    def _admit(self) -> None:
+        room = self.executor.pool.budget - sum(self._bytes(one, len(one.known) + PAGE) for one in self.running)
+        while self.waiting and len(self.running) < self.most:
+            one = self.waiting[0]
+            room -= self._bytes(one, len(one.known) + PAGE)
+            if self.running and room < 0:
+                return
+            self.waiting.popleft()
+            one.started = one.started or time.perf_counter()
+            if self.tree is not None:
+                one.reused_tokens = max(one.reused_tokens, self.tree.match(one.sequence, one.known))
+            self.running.append(one)
+
+    def _choose(self) -> list[tuple[Running, list[int]]]:
+        """Which tokens of which requests the next call computes."""
+        chosen = [(one, one.known[-1:]) for one in self.running if one.pending == 1]
+        reading = [one for one in self.running if one.pending > 1]
+        room = self.prefill_tokens
+        while reading and room > 0:
+            first = reading[0]
+            length = first.sequence.length
+            alike = [
+                one
+                for one in reading
+                if one.sequence.length == length and one.pending == first.pending and one.known == first.known
+            ]
+            size = first.pending
+            if self.executor.rewindable:  # a recurrent state reads a text in one piece
+                size = min(size, max(_SMALLEST_PART, room // len(alike)))
+            chosen += [(one, one.known[length : length + size]) for one in alike]
+            reading = [one for one in reading if one not in alike]
+            room -= size * len(alike)
+        return chosen
+
+    def _accept(self, runnings: list[Running], chunks: list[Chunk]) -> list[Running]:
+        answering = [one for one, chunk in zip(runnings, chunks, strict=True) if chunk.wanted]
+        if all(one.request.sampling.plain for one in answering):
+            words = self.executor.best(chunks).tolist()
+            for one, word in zip(answering, words, strict=True):
+                one.sampler.accept([word])
+        else:
+            logits = self.executor.run(chunks)
+            words = [one.sampler.next(row) for one, row in zip(answering, logits, strict=True)]
+        for one, word in zip(answering, words, strict=True):
+            if self.tree is not None and not one.steps:
+                self.tree.insert(one.sequence)  # the prompt, for those that come while this one still answers
+            if one.accept(word):
+                self.running.remove(one)
+                if self.tree is not None:
+                    self.tree.insert(one.sequence)
+                one.sequence.release()
+        return answering
+
+    def _bytes(self, one: Running, tokens: int) -> int:
+        """What keys and values of so many tokens take, none of them shared."""
+        pool = self.executor.pool
+        return pages_for(tokens) * int(pool.page_bytes[one.sequence.layers].sum())

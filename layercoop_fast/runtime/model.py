@@ -1,0 +1,254 @@
+"""A model that runs under any layer mask: one copy of the weights, keys and values only where a block is kept.
+
+model = LayerSkipModel.from_pretrained("my-model", dtype="fp32")
+answer = model.generate("Once upon a time", mask=mask, max_new_tokens=64)
+for step in model.stream(ids, mask=mask):
+    print(step.text, end="")
+answers = model.generate([ids] * 8, mask=eight_masks)       # one call a token for all of them
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from collections.abc import Sequence as Several
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.runtime.batching import PREFILL_TOKENS, Batcher
+from layercoop_fast.runtime.masks import Halves, MaskLike, read_mask
+from layercoop_fast.runtime.opening import Opened, open_runtime
+from layercoop_fast.runtime.requests import Generation, Request, Running, Step, read_stops
+from layercoop_fast.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from layercoop_fast.runtime.executor import Executor
+
+Prompt: TypeAlias = str | Several[int] | Tensor
+"""A text (for models with a tokenizer), or tokens: numbers, or an int tensor [T] or [1, T]."""
+
+
+class LayerSkipModel:
+    """See the module. Made by `from_pretrained`.
+
+    Attributes:
+        executor: what computes; `executor.name` says how.
+        tokenizer: None where the checkpoint has none.
+        eos: tokens that end a text.
+        held: uint8 [L], the halves of blocks whose weights are there (`runtime/masks.py`).
+        why_general: why blocks run through transformers' own code, where a faster way was looked for; else None.
+        batcher: the requests under way, with the keys and values kept for later ones.
+    """
+
+    def __init__(self, opened: Opened, *, prefill_tokens: int = PREFILL_TOKENS) -> None:
+        self.executor: Executor = opened.executor
+        self.tokenizer: PreTrainedTokenizerBase | None = opened.tokenizer
+        self.eos = opened.eos
+        self.held = opened.held
+        self.why_general = opened.why_general
+        self.batcher = Batcher(self.executor, self.eos, self.tokenizer, prefill_tokens=prefill_tokens)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dtype: str = "auto",
+        mask: MaskLike | str | Path | None = None,
+        *,
+        kv_memory: int | None = None,
+        executor: str = "auto",
+        device: str = "cpu",
+        prefill_tokens: int = PREFILL_TOKENS,
+    ) -> LayerSkipModel:
+        """Open a checkpoint: an original, or one that `prune` wrote.
+
+        Args:
+            path: the folder.
+            dtype: of the weights; "auto" keeps the checkpoint's own.
+            mask: what is kept in memory: bool [L], bool [2L] for attention and MLP of each block, or a folder that
+                `prune` wrote (its `layercoop.json` says what to remove). Later masks remove more, never less. None
+                keeps all.
+            kv_memory: bytes for keys and values; by default a quarter of what is free, 4 GiB at most.
+            executor: "auto" or "transformers" (the blocks of transformers, any family).
+            device: any torch device.
+            prefill_tokens: how many tokens of prompts are computed between two tokens of the answers under way.
+
+        Raises `RequestError` in one line.
+        """
+        opened = open_runtime(path, dtype=dtype, mask=mask, kv_memory=kv_memory, executor=executor, device=device)
+        return cls(opened, prefill_tokens=prefill_tokens)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks L of the checkpoint."""
+        return self.executor.n_layers
+
+    def mask(self, mask: MaskLike | None = None) -> Halves:
+        """A mask as executors take it (uint8 [L]), checked; raises `RequestError` for one that cannot run here."""
+        return read_mask(mask, self.n_layers, self.held)
+
+    def generate(
+        self,
+        ids: Prompt | Several[Prompt],
+        mask: MaskLike | Several[MaskLike | None] | None = None,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | Several[Sampling] | None = None,
+        stop: str | Several[str] = (),
+        ignore_eos: bool = False,
+    ) -> Generation | list[Generation]:
+        """Go on with a prompt, or with several at once.
+
+        Args:
+            ids: a prompt (see `Prompt`), or a list of prompts.
+            mask: what to run, or for a list of prompts a list of masks; None runs all that is held. A list of masks
+                with one prompt is that prompt under each of them.
+            max_new_tokens: how long an answer may be.
+            sampling: how tokens are chosen, greedy by default; for a list of prompts also a list.
+            stop: strings that end an answer.
+            ignore_eos: go on behind a token that ends texts.
+
+        Returns one `Generation`, or for a list of prompts or masks a list of them. Raises `RequestError` in one line
+        for what cannot be asked; then none of the requests is computed.
+        """
+        prompts, masks, many = self._pairs(ids, mask)
+        if sampling is None or isinstance(sampling, Sampling):
+            ways = [sampling or Sampling()] * len(prompts)
+        else:
+            ways = list(sampling)
+        if len(ways) != len(prompts):
+            raise RequestError(f"{len(ways)} samplings for {len(prompts)} requests: give one, or one for each")
+        stops = read_stops(stop, self.tokenizer)
+        requests = [
+            Request(prompt, halves, max_new_tokens, way, stops, ignore_eos, index)
+            for index, (prompt, halves, way) in enumerate(zip(prompts, masks, ways, strict=True))
+        ]
+        runnings = self._added(requests)
+        try:
+            while any(running.finish is None for running in runnings):
+                self.batcher.step()
+        except BaseException:
+            for running in runnings:
+                self.batcher.cancel(running)
+            raise
+        answers = [running.result() for running in runnings]
+        return answers if many else answers[0]
+
+    def stream(
+        self,
+        ids: Prompt,
+        mask: MaskLike | None = None,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        stop: str | Several[str] = (),
+        ignore_eos: bool = False,
+    ) -> Iterator[Step]:
+        """Go on with a prompt and hand out each token as it comes; arguments and errors as of `generate`.
+
+        The request is checked when this is called. Closing the iterator ends the request.
+        """
+        request = Request(
+            self.tokens(ids),
+            self.mask(mask),
+            max_new_tokens,
+            sampling or Sampling(),
+            read_stops(stop, self.tokenizer),
+            ignore_eos,
+        )
+        (running,) = self._added([request])
+        return self._steps(running)
+
+    def tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        """A prompt as numbers of tokens.
+
+        Raises `RequestError` for text without a tokenizer, and for what is no prompt.
+        """
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError("this checkpoint has no tokenizer: give the prompt as tokens")
+            return tuple(self.tokenizer(prompt)["input_ids"])
+        if isinstance(prompt, (Tensor, np.ndarray)):
+            if prompt.ndim == 2 and len(prompt) == 1:
+                prompt = prompt[0]
+            if prompt.ndim != 1:
+                raise RequestError(f"a prompt is a row of tokens [T], not {list(prompt.shape)}")
+            prompt = prompt.tolist()
+        whole = isinstance(prompt, Several) and all(isinstance(token, (int, np.integer)) for token in prompt)
+        if not whole or any(isinstance(token, bool) for token in prompt):
+            raise RequestError("a prompt is a text or a row of whole numbers")
+        return tuple(map(int, prompt))
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: `weights` as held, `kv` in use (requests, and kept for later ones), `kv_budget`, `resident` in all."""
+        pool = self.executor.pool
+        return {
+            "weights": self.executor.weight_bytes,
+            "kv": pool.used_bytes,
+            "kv_budget": pool.budget,
+            "resident": _resident_bytes(),
+        }
+
+    def forget(self) -> None:
+        """Let go of the keys and values that are kept for later requests."""
+        if self.batcher.tree is not None:
+            self.batcher.tree.clear()
+
+    def _pairs(
+        self, ids: Prompt | Several[Prompt], mask: MaskLike | Several[MaskLike | None] | None
+    ) -> tuple[list[tuple[int, ...]], list[Halves], bool]:
+        """Prompts and masks, one for one, and whether a list of either was given."""
+        single = isinstance(ids, (str, Tensor, np.ndarray)) or all(isinstance(each, (int, np.integer)) for each in ids)
+        prompts = [self.tokens(ids)] if single else [self.tokens(each) for each in ids]  # type: ignore[arg-type]
+        several = isinstance(mask, (list, tuple)) and not all(isinstance(each, (bool, int, np.bool_)) for each in mask)
+        masks = [self.mask(each) for each in mask] if several else [self.mask(mask)]  # type: ignore
+        many = not single or several
+        if single:
+            prompts *= len(masks)
+        elif not several:
+            masks *= len(prompts)
+        if len(masks) != len(prompts):
+            raise RequestError(f"{len(masks)} masks for {len(prompts)} prompts: give one, or one for each")
+        return prompts, masks, many
+
+    def _added(self, requests: list[Request]) -> list[Running]:
+        runnings: list[Running] = []
+        try:
+            for request in requests:
+                runnings.append(self.batcher.add(request))
+        except BaseException:
+            for running in runnings:
+                self.batcher.cancel(running)
+            raise
+        return runnings
+
+    def _steps(self, running: Running) -> Iterator[Step]:
+        at = 0
+        try:
+            while at < len(running.steps) or running.finish is None:
+                if at == len(running.steps):
+                    self.batcher.step()
+                    continue
+                yield running.steps[at]
+                at += 1
+        finally:
+            if running.finish is None:
+                self.batcher.cancel(running)
+
+
+def _resident_bytes() -> int:
+    """What the process has in memory now; where the system does not say, the most it ever had."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,132 @@
+"""From a checkpoint folder to an executor: which weights are kept, and what computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from layercoop_fast.engine.forward import free_memory
+from layercoop_fast.engine.loading import DTYPES, open_checkpoint
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.engine.sublayers import PARTS, Sublayers
+from layercoop_fast.errors import RequestError
+from layercoop_fast.export.gguf import removed_of
+from layercoop_fast.runtime.executor import Executor
+from layercoop_fast.runtime.general import GeneralExecutor
+from layercoop_fast.runtime.masks import WHOLE, Halves, MaskLike, read_mask
+
+EXECUTORS = ("auto", "transformers")
+
+_MOST_KV_BYTES = 4 * 2**30  # unless asked for more
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An executor and what belongs to its model.
+
+    `why_general` says why blocks run through transformers; None where they do not, or that was asked for.
+    """
+
+    executor: Executor
+    tokenizer: PreTrainedTokenizerBase | None
+    eos: frozenset[int]
+    held: Halves
+    why_general: str | None
+
+
+def open_runtime(
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    mask: MaskLike | str | Path | None = None,
+    kv_memory: int | None = None,
+    executor: str = "auto",
+    device: str = "cpu",
+) -> Opened:
+    """Open a checkpoint to run it under masks.
+
+    Args and errors are those of `LayerSkipModel.from_pretrained`.
+    """
+    if executor not in EXECUTORS:
+        raise RequestError(f"unknown executor {executor!r}: choose from {', '.join(EXECUTORS)}")
+    if dtype not in DTYPES:
+        raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    skeleton, tokenizer, held, sublayers = _open(str(path), dtype, mask, device)
+    budget = min(free_memory(skeleton.device) // 4, _MOST_KV_BYTES) if kv_memory is None else kv_memory
+    eos = _ends(skeleton.model)
+    return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, held, None)
+
+
+def _open(
+    path: str, dtype: str, mask: MaskLike | str | Path | None, device: str
+) -> tuple[Skeleton, PreTrainedTokenizerBase | None, Halves, Sublayers | None]:
+    """The model with the weights that the mask keeps, and how its blocks fall into halves where some are left out."""
+    if mask is not None and Path(path).is_dir() and device == "cpu":
+        # Blocks are read in passing, to see how they are called, and those that stay once more.
+        try:
+            opened = open_checkpoint(path, dtype=dtype, offload=True)
+        except RequestError:  # weights that transformers translates, or a folder that is wrong: said by what follows
+            opened = open_checkpoint(path, dtype=dtype)
+    else:
+        opened = open_checkpoint(path, dtype=dtype, device=device)
+    skeleton = Skeleton(opened.model, streamed=opened.streamed)
+    n_layers = skeleton.n_layers
+    held = _held(mask, n_layers)
+    sublayers = Sublayers(skeleton) if ((held > 0) & (held < WHOLE)).any() else None
+    if opened.streamed is not None:
+        opened.streamed.release()
+        skeleton.streamed = None
+        for layer in np.flatnonzero(held).tolist():
+            opened.streamed.keep(layer)
+    for layer in range(n_layers):
+        block = skeleton.blocks[layer]
+        if held[layer] == 0:
+            _let_go(skeleton.model, block)
+        elif held[layer] < WHOLE and sublayers is not None:
+            halves = sublayers.halves[layer]
+            _let_go(skeleton.model, block.get_submodule(halves.mlp if held[layer] == 1 else halves.attn))
+    return skeleton, opened.tokenizer, held, sublayers
+
+
+def _held(mask: MaskLike | str | Path | None, n_layers: int) -> Halves:
+    """What is kept in memory."""
+    if isinstance(mask, (str, Path)):
+        removed, counted = removed_of(Path(mask))
+        if counted != n_layers:
+            raise RequestError(f"{mask} is about a model of {counted} layers, and this one has {n_layers}")
+        halves: Halves = np.full(n_layers, WHOLE, dtype=np.uint8)
+        for block, part in removed:
+            halves[block] &= ~np.uint8(1 << PARTS.index(part))
+        mask = halves
+    return read_mask(mask, n_layers)
+
+
+def _let_go(model: PreTrainedModel, part: nn.Module) -> None:
+    """Move a part's parameters to the meta device, but for those that others share."""
+    own = {id(parameter) for parameter in part.parameters()}
+    elsewhere = {
+        parameter.data_ptr()
+        for parameter in model.parameters()
+        if id(parameter) not in own and not parameter.is_meta and parameter.numel()
+    }
+    for module in part.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.is_meta and parameter.data_ptr() not in elsewhere:
+                empty: Tensor = torch.empty_like(parameter, device="meta")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+
+
+def _ends(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end a text, by the generation config or else the config."""
+    found = getattr(model.generation_config, "eos_token_id", None) if model.can_generate() else None
+    if found is None:
+        found = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
+    if found is None:
+        return frozenset()
+    return frozenset(map(int, found if isinstance(found, Sequence) else [found]))
