@@ -23,8 +23,10 @@ class FakeExecutor(Executor):
         super().__init__(PagePool([PAGE_BYTES] * n_layers, pages * PAGE_BYTES), 50, max_tokens)
         self.memory: dict[tuple[int, int], object] = {}  # (page, slot) -> what was written
         self.fails = False
+        self.copies = 0
 
     def copy_page(self, layer: int, source: int, target: int) -> None:
+        self.copies += 1
         for slot in range(PAGE):
             self.memory[target, slot] = self.memory.get((source, slot))
 

@@ -45,6 +45,7 @@ def test_equal_sequences_go_on_together_without_copies() -> None:
         executor.run([Chunk(a, [token]), Chunk(b, [token])])
     assert executor.pool.used == 3 * 3
     assert executor.computed == 3 * 40
+    assert executor.copies == 0
     check_references(executor, [a, b])
 
 
