@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from layercoop_fast import _C
-from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
+from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -30,6 +30,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
     require_matrix(x, "x")
     require(weight, "weight", (x.shape[1],), x)
     out = _output(out, x, "out")
+    if on_gpu(x) and x.shape[1]:
+        from layercoop_fast.kernels.gpu.gather_norm import launch_norm
+
+        launch_norm(x, weight, eps, out)
+        return out
     if not is_native(x) or x.shape[1] == 0:
         return out.copy_(rms_norm_reference(x, weight, eps))
     _C.rms_norm(array(x), array(weight), eps, array(out))
@@ -45,6 +50,11 @@ def add_rms_norm(
     require(delta, "delta", tuple(x.shape), x)
     require(weight, "weight", (x.shape[1],), x)
     out, total = _output(out, x, "out"), _output(total, x, "total")
+    if on_gpu(x) and x.shape[1]:
+        from layercoop_fast.kernels.gpu.gather_norm import launch_norm
+
+        launch_norm(x, weight, eps, out, delta=delta, total=total)
+        return total, out
     if not is_native(x) or x.shape[1] == 0:
         torch.add(x, delta, out=total)
         return total, out.copy_(rms_norm_reference(total, weight, eps))

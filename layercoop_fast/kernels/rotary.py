@@ -19,7 +19,7 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
+from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
 from layercoop_fast.kernels.rms_norm import rms_norm_reference
 
 
@@ -75,6 +75,11 @@ def rotary_(
     for name, weight in (("query_norm", query_norm), ("key_norm", key_norm)):
         if weight is not None:
             require(weight, name, (width,), x)
+    if on_gpu(x):
+        from layercoop_fast.kernels.gpu.rotary import launch_rotary
+
+        launch_rotary(x, cos, sin, query_heads, key_heads, query_norm=query_norm, key_norm=key_norm, eps=eps)
+        return x
     if not is_native(x):
         return x.copy_(
             rotary_reference(x, cos, sin, query_heads, key_heads, query_norm=query_norm, key_norm=key_norm, eps=eps)

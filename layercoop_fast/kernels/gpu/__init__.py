@@ -9,6 +9,9 @@ time and stand in docs/kernels.md. `frame.py` has what they share, `aot.py` comp
 from __future__ import annotations
 
 OPERATIONS = (
+    "gather_norm",
+    "scatter_residual",
+    "rotary",
     "swiglu",
     "paged_attention",
     "decode_attention",

@@ -1,0 +1,191 @@
+"""A block's norm, on states that lie anywhere in the pool: picked by an index table, normed, written in a row.
+
+    x[b·T + t]   = pool[slots[b], t]                               (+ delta[b·T + t], rounded, where there is a delta)
+    rms          out = weight · (x / sqrt(mean(x²) + eps))         the quotient rounded first, as llama's norms do
+    rms_gemma    out = (1 + weight) · x / sqrt(mean(x²) + eps)     rounded once, as Gemma's do
+    layer        out = weight · (x − mean(x)) / sqrt(var(x) + eps) + bias
+
+pool: [S, T, H]; slots: int32 or int64 [B]; weight, bias: [H]; delta, out: [B·T, H]; fp32, bf16 or fp16, all alike; sums
+in fp32. With a delta the sum x is an output too: it is what the block's second half is added to. A slot outside the
+pool is not noticed: reading the table on the host would make it wait for the device.
+
+Why not a library: torch and Liger norm a tensor that lies in a row; states that masks share do not, and copying them
+together first would move as many bytes again as the norm itself.
+
+Source: Zhang and Sennrich (arXiv 1910.07467), Ba et al. (arXiv 1607.06450).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.frame import Case, Config, launch, meta, power_of_two, require_dtype, require_index
+from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.memory import require, require_matrix
+from layercoop_fast.kernels.rms_norm import rms_norm_reference
+
+KINDS = {"rms": 0, "rms_gemma": 1, "layer": 2}
+WIDEST = 32768
+"""A row is held in registers."""
+
+CONFIGS = {"short": Config("short", warps=1), "row": Config("row", warps=4), "long": Config("long", warps=16)}
+
+
+def norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str) -> Tensor:
+    """The oracle of a row's norm: x [..., H] → [..., H]."""
+    if kind == "layer":
+        return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+    if kind == "rms":
+        return rms_norm_reference(x, weight, eps)
+    wide = x if x.dtype == torch.float64 else x.float()
+    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (unit * (1 + weight.to(wide.dtype))).to(x.dtype)
+
+
+def gather_norm_reference(
+    pool: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    kind: str,
+    delta: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The oracle: x and its norm, both [B·T, H]."""
+    x = pool[slots.long()].flatten(0, 1)
+    if delta is not None:
+        x = x + delta
+    return x, norm_reference(x, weight, bias, eps, kind)
+
+
+@triton.jit
+def _norm(
+    pool, slots, delta, weight, bias, total, out, tokens, width, eps, BLOCK: tl.constexpr, KIND: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    source = row
+    if slots is not None:
+        source = tl.load(slots + row // tokens).to(tl.int64) * tokens + row % tokens
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    x = tl.load(pool + source * width + column, mask=inside, other=0.0).to(tl.float32)
+    if delta is not None:
+        x += tl.load(delta + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        rounded = x.to(out.dtype.element_ty)
+        tl.store(total + row * width + column, rounded, mask=inside)
+        x = rounded.to(tl.float32)
+    if KIND == 2:
+        x = tl.where(inside, x - tl.sum(x, axis=0) / width, 0.0)
+    unit = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
+    w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    if KIND == 0:
+        normed = w * unit.to(out.dtype.element_ty).to(tl.float32)
+    elif KIND == 1:
+        normed = unit * (1 + w)
+    else:
+        normed = unit * w
+        if bias is not None:
+            normed += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + column, normed.to(out.dtype.element_ty), mask=inside)
+
+
+def launch_norm(
+    pool: Tensor,
+    weight: Tensor,
+    eps: float,
+    out: Tensor,
+    *,
+    slots: Tensor | None = None,
+    delta: Tensor | None = None,
+    total: Tensor | None = None,
+    bias: Tensor | None = None,
+    kind: str = "rms",
+    config: Config | None = None,
+) -> None:
+    """Fill out [R, H], and total [R, H] where there is a delta, from pool [S, T, H] or, without slots, [R, H]."""
+    rows, width = out.shape
+    tokens = pool.shape[1] if slots is not None else 1
+    rule = "short" if width <= 1024 else "row" if width <= 8192 else "long"
+    config = config or chosen("norm", (width, delta is not None), CONFIGS, rule)
+    launch(
+        _norm, (rows,), pool, slots, delta, weight, bias, total, out, tokens, width, eps,
+        config=config, BLOCK=power_of_two(width), KIND=KINDS[kind],
+    )  # fmt: skip
+
+
+@torch.library.custom_op("layercoop_fast::gather_norm", mutates_args=())
+def gather_norm(
+    pool: Tensor, slots: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str = "rms"
+) -> Tensor:
+    """The norm of the picked states: [S, T, H] → [B·T, H]."""
+    out: Tensor = _normed(pool, slots, weight, bias, eps, kind)
+    launch_norm(pool, weight, eps, out, slots=slots, bias=bias, kind=kind)
+    return out
+
+
+@gather_norm.register_fake
+def _normed(pool: Tensor, slots: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str = "rms") -> Tensor:
+    _check(pool, slots, weight, bias, kind)
+    return pool.new_empty(slots.shape[0] * pool.shape[1], pool.shape[2])
+
+
+@torch.library.custom_op("layercoop_fast::gather_add_norm", mutates_args=())
+def gather_add_norm(
+    pool: Tensor, slots: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str = "rms"
+) -> tuple[Tensor, Tensor]:
+    """The picked states plus delta, and their norm: both [B·T, H]."""
+    total, out = _added(pool, slots, delta, weight, bias, eps, kind)
+    launch_norm(pool, weight, eps, out, slots=slots, delta=delta, total=total, bias=bias, kind=kind)
+    return total, out
+
+
+@gather_add_norm.register_fake
+def _added(
+    pool: Tensor, slots: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str = "rms"
+) -> tuple[Tensor, Tensor]:
+    _check(pool, slots, weight, bias, kind)
+    require_matrix(delta, "delta")
+    require(delta, "delta", (slots.shape[0] * pool.shape[1], pool.shape[2]), pool)
+    return torch.empty_like(delta), torch.empty_like(delta)
+
+
+def _check(pool: Tensor, slots: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> None:
+    require_pool(pool)
+    require_index(slots, "slots", slots.shape[0], pool)
+    require(weight, "weight", (pool.shape[2],), pool)
+    if kind not in KINDS:
+        raise RequestError(f"kind: {kind} is not one of {', '.join(KINDS)}")
+    if bias is not None:
+        require(bias, "bias", (pool.shape[2],), pool)
+        if kind != "layer":
+            raise RequestError(f"bias: a norm of kind {kind} has none")
+    if pool.shape[2] > WIDEST:
+        raise RequestError(f"pool: states of {pool.shape[2]} numbers are wider than {WIDEST}")
+
+
+def require_pool(pool: Tensor) -> None:
+    """Raise `RequestError` unless a tensor is a contiguous pool of states [S, T, H] of a dtype that kernels take."""
+    require_dtype(pool, "pool")
+    if pool.dim() != 3 or not pool.is_contiguous() or 0 in pool.shape[1:]:
+        raise RequestError(f"pool: expected contiguous [slots, tokens, hidden], got {list(pool.shape)}")
+
+
+def cases() -> list[Case]:
+    """A block's two norms for 128 windows of 128 tokens of an 8B llama, and the norm of one decoded token."""
+    found = []
+    for batch, tokens, width in ((128, 128, 4096), (128, 128, 8192), (1, 1, 4096)):
+        rows = batch * tokens
+        pool, slots = meta(2 * batch, tokens, width), meta(batch, dtype=torch.int32)
+        weight, matrix = meta(width), meta(rows, width)
+        run = partial(launch_norm, pool, weight, 1e-5, matrix, slots=slots)
+        shape, size = f"[{rows}, {width}]", 2 * rows * width
+        found.append(Case("gather_norm", shape, "row", run, bytes=2 * size + 2 * width))
+        run = partial(run, delta=matrix, total=matrix)
+        found.append(Case("gather_add_norm", shape, "row", run, bytes=4 * size + 2 * width))
+    return found

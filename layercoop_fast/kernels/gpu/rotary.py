@@ -1,0 +1,173 @@
+"""Rotary position embedding on the queries and keys of a joint projection, in place, with QK-norm before it.
+
+    h = h · cos[p] + rotate_half(h) · sin[p],    rotate_half(h) = (−h[D/2:], h[:D/2])
+
+for each of the first query_heads + key_heads heads h [D] of a row, of position p; where norm weights are given (as in
+Qwen3) h = rms_norm(h) before that. The values behind them are not touched, nor read.
+
+x: [R, C]; row r is at positions[r] (int32 or int64 [R]), or at r mod T without them; cos, sin: [T, D], D even; fp32,
+bf16 or fp16, all alike. Products and sum are rounded to the dtype one by one, as Hugging Face's are.
+
+Why not a library: Liger's takes queries and keys as two tensors with heads apart, so the joint projection is copied
+apart before it, and knows no QK-norm, which would be two more passes. Here a head is read once and written once.
+
+Source: Su et al., RoFormer (arXiv 2104.09864), in the half-split form that Hugging Face's models use.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.frame import (
+    Case,
+    Config,
+    blocks,
+    launch,
+    meta,
+    power_of_two,
+    require_dtype,
+    require_index,
+)
+from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.memory import require, require_matrix
+from layercoop_fast.kernels.rotary import rotary_reference
+
+__all__ = ["rotary_", "rotary_reference"]
+
+CONFIGS = {"many": Config("many", {"HEADS": 16}, warps=2), "few": Config("few", {"HEADS": 4}, warps=1)}
+
+
+@triton.jit
+def _rotary(
+    x, cos, sin, query_norm, key_norm, positions, columns, tokens, query_heads, heads, half, eps,
+    HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) // tl.cdiv(heads, HEADS)).to(tl.int64)
+    head = tl.program_id(0) % tl.cdiv(heads, HEADS) * HEADS + tl.arange(0, HEADS)
+    place = tl.arange(0, HALF)
+    inside = (head < heads)[:, None] & (place < half)[None, :]
+    first = x + row * columns + head[:, None] * 2 * half + place[None, :]
+    low = tl.load(first, mask=inside, other=0.0)
+    high = tl.load(first + half, mask=inside, other=0.0)
+    dtype = low.dtype
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    if query_norm is not None or key_norm is not None:
+        scale = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / (2 * half) + eps)[:, None]
+        unit_low, unit_high = (low * scale).to(dtype).to(tl.float32), (high * scale).to(dtype).to(tl.float32)
+        if query_norm is not None:
+            is_query = (head < query_heads)[:, None]
+            weight_low = tl.load(query_norm + place, mask=place < half, other=0.0).to(tl.float32)[None, :]
+            weight_high = tl.load(query_norm + half + place, mask=place < half, other=0.0).to(tl.float32)[None, :]
+            low = tl.where(is_query, (unit_low * weight_low).to(dtype).to(tl.float32), low)
+            high = tl.where(is_query, (unit_high * weight_high).to(dtype).to(tl.float32), high)
+        if key_norm is not None:
+            is_key = (head >= query_heads)[:, None]
+            weight_low = tl.load(key_norm + place, mask=place < half, other=0.0).to(tl.float32)[None, :]
+            weight_high = tl.load(key_norm + half + place, mask=place < half, other=0.0).to(tl.float32)[None, :]
+            low = tl.where(is_key, (unit_low * weight_low).to(dtype).to(tl.float32), low)
+            high = tl.where(is_key, (unit_high * weight_high).to(dtype).to(tl.float32), high)
+    position = row % tokens
+    if positions is not None:
+        position = tl.load(positions + row).to(tl.int64)
+    turn = position * 2 * half + place
+    cos_low = tl.load(cos + turn, mask=place < half, other=0.0).to(tl.float32)[None, :]
+    cos_high = tl.load(cos + turn + half, mask=place < half, other=0.0).to(tl.float32)[None, :]
+    sin_low = tl.load(sin + turn, mask=place < half, other=0.0).to(tl.float32)[None, :]
+    sin_high = tl.load(sin + turn + half, mask=place < half, other=0.0).to(tl.float32)[None, :]
+    turned_low = (low * cos_low).to(dtype).to(tl.float32) - (high * sin_low).to(dtype).to(tl.float32)
+    turned_high = (high * cos_high).to(dtype).to(tl.float32) + (low * sin_high).to(dtype).to(tl.float32)
+    tl.store(first, turned_low.to(dtype), mask=inside)
+    tl.store(first + half, turned_high.to(dtype), mask=inside)
+
+
+def launch_rotary(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    query_heads: int,
+    key_heads: int,
+    *,
+    query_norm: Tensor | None = None,
+    key_norm: Tensor | None = None,
+    eps: float = 0.0,
+    positions: Tensor | None = None,
+    config: Config | None = None,
+) -> None:
+    """Rotate x [R, C] in place."""
+    rows, columns = x.shape
+    tokens, width = cos.shape
+    heads, half = query_heads + key_heads, width // 2
+    config = config or chosen("rotary", (heads, width), CONFIGS, "many" if heads >= 16 else "few")
+    launch(
+        _rotary, (rows * blocks(heads, config.blocks["HEADS"]),), x, cos, sin, query_norm, key_norm, positions,
+        columns, tokens, query_heads, heads, half, eps, config=config, HALF=power_of_two(half),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("layercoop_fast::rotary_", mutates_args=("x",))
+def rotary_(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    query_heads: int,
+    key_heads: int,
+    query_norm: Tensor | None = None,
+    key_norm: Tensor | None = None,
+    eps: float = 0.0,
+    positions: Tensor | None = None,
+) -> None:
+    """Rotate the queries and keys of x [R, C] in place."""
+    _check(x, cos, sin, query_heads, key_heads, query_norm, key_norm, eps, positions)
+    launch_rotary(
+        x, cos, sin, query_heads, key_heads, query_norm=query_norm, key_norm=key_norm, eps=eps, positions=positions
+    )
+
+
+@rotary_.register_fake
+def _check(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    query_heads: int,
+    key_heads: int,
+    query_norm: Tensor | None = None,
+    key_norm: Tensor | None = None,
+    eps: float = 0.0,
+    positions: Tensor | None = None,
+) -> None:
+    require_matrix(x, "x")
+    require_dtype(x, "x")
+    tokens, width = cos.shape
+    for name, table in (("cos", cos), ("sin", sin)):
+        require_matrix(table, name)
+        require(table, name, (tokens, width), x)
+    if tokens < 1 or width < 2 or width % 2:
+        raise RequestError(f"cos: expected [T, D] with T of at least 1 and D even, got {[tokens, width]}")
+    if query_heads < 0 or key_heads < 0 or (query_heads + key_heads) * width > x.shape[1]:
+        raise RequestError(f"x: {x.shape[1]} columns do not hold {query_heads} + {key_heads} heads of {width}")
+    for name, weight in (("query_norm", query_norm), ("key_norm", key_norm)):
+        if weight is not None:
+            require(weight, name, (width,), x)
+    if positions is not None:
+        require_index(positions, "positions", x.shape[0], x)
+
+
+def cases() -> list[Case]:
+    """The joint projection of an 8B llama, of a Qwen3 of the same size (QK-norm), and of one decoded token."""
+    found, width = [], 128
+    for rows, norm, positions in ((16384, False, False), (16384, True, False), (1, False, True)):
+        x, table, weight = meta(rows, 48 * width), meta(128, width), meta(width) if norm else None
+        at = meta(rows, dtype=torch.int32) if positions else None
+        run = partial(
+            launch_rotary, x, table, table, 32, 8, query_norm=weight, key_norm=weight, eps=1e-6, positions=at,
+            config=CONFIGS["many"],
+        )  # fmt: skip
+        shape = f"[{rows}, (32 + 8 + 8)·{width}]{', QK-norm' if norm else ''}"
+        found.append(Case("rotary", shape, "many", run, bytes=2 * 2 * rows * 40 * width + 4 * min(rows, 128) * width))
+    return found
