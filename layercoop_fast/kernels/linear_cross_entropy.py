@@ -26,7 +26,7 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
+from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
 from layercoop_fast.kernels.rows import MIN_ROWS
 from layercoop_fast.spans import HEAD_PRODUCTS, timed
 
@@ -85,9 +85,19 @@ def linear_cross_entropy(
 ) -> TokenLosses:
     """Negative log-likelihood of each target, and the divergence from a teacher's distribution where one is given.
 
-    Raises `RequestError` for shapes, dtypes or targets that do not fit.
+    On a GPU, logits are not rounded to the inputs' dtype, and the loss is NaN where a target is no word: to look would
+    make the host wait. Raises `RequestError` for shapes, dtypes or targets that do not fit.
     """
-    _check(hidden, weight, targets, bias, scale, soft_cap, teacher)
+    _check(hidden, weight, targets, bias, soft_cap, teacher)
+    if on_gpu(hidden):
+        from layercoop_fast.kernels.gpu.linear_cross_entropy import launch_head_loss
+
+        nll = hidden.new_empty(len(hidden), dtype=torch.float32)
+        kl = None if teacher is None else torch.empty_like(nll)
+        launch_head_loss(
+            hidden, weight, targets, nll, bias=bias, scale=scale, soft_cap=soft_cap, teacher=teacher, kl=kl
+        )
+        return TokenLosses(nll, kl)
     if not is_native(hidden) or hidden.numel() == 0:
         return linear_cross_entropy_reference(
             hidden, weight, targets, bias=bias, scale=scale, soft_cap=soft_cap, teacher=teacher
@@ -154,7 +164,6 @@ def _check(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None,
-    scale: float,
     soft_cap: float | None,
     teacher: Tensor | None,
 ) -> None:
@@ -174,7 +183,7 @@ def _check(
             f"targets: expected int64 [{len(hidden)}] on {hidden.device}, got {targets.dtype} "
             f"{list(targets.shape)} on {targets.device}"
         )
-    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < words:
+    if not on_gpu(hidden) and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < words:
         raise RequestError(f"targets: {int(targets.min())}..{int(targets.max())} are not all in 0..{words - 1}")
     if soft_cap is not None and not soft_cap > 0:
         raise RequestError(f"soft_cap: {soft_cap} is not a positive number")

@@ -13,6 +13,7 @@ OPERATIONS = (
     "scatter_residual",
     "rotary",
     "swiglu",
+    "linear_cross_entropy",
     "paged_attention",
     "decode_attention",
 )

@@ -122,7 +122,7 @@ def compile_all(operations: Sequence[str], targets: Sequence[str], *, quick: boo
             raise RequestError(f"operation: {operation} is not one of {', '.join(OPERATIONS)}")
         found = importlib.import_module(f"layercoop_fast.kernels.gpu.{operation}").cases()
         for case in _first_of_each(found) if quick else found:
-            for target in targets:
+            for target in (each for each in targets if each.startswith(case.targets)):
                 yield from compile_case(case, target)
 
 

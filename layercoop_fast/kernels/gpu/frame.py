@@ -65,6 +65,8 @@ class Case:
     wide: bool = True
     main: bool = True
     """Whether it stands in the table of docs/kernels.md and must not spill registers."""
+    targets: str = ""
+    """What the names of the targets begin with that it is for: "cuda", "hip", or all."""
 
 
 _recorded: list[Launch] | None = None

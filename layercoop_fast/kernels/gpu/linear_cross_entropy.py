@@ -1,0 +1,287 @@
+"""A language model's head and its loss in one, tile by tile, without logits in memory.
+
+    z[r, v]  = cap · tanh(scale · (h[r] · w[v] + b[v]) / cap)      (without a cap: scale · (h[r] · w[v] + b[v]))
+    nll[r]   = log Σ_v exp z[r, v] − z[r, target[r]]                                       nats
+    kl[r]    = Σ_v p[r, v] (log p[r, v] − log q[r, v]),  p = softmax(z of the teacher), q = softmax(z)   nats, exact
+
+hidden, teacher: [R, H]; weight: [V, H]; bias: [V]; targets: int32 or int64 [R]; fp32, bf16 or fp16, all alike; nll, kl:
+fp32 [R]. nll is NaN where a target is no word: to look on the host would make it wait for the device.
+
+A program computes the logits of a tile of rows and words in fp32, which are not rounded (a model's own head rounds
+them to its dtype), and leaves of it a maximum, a sum of exponentials and the target's logit for each row: 12 bytes a
+row and tile, where the logits would be 2 bytes a row and word. A second kernel merges them (Milakov and Gimelshein,
+Online normalizer calculation for softmax, arXiv 1805.02867). With a teacher both products take the same tile of the
+weight, and one more sum is left, Σ exp(z' − m')(z' − z) for the teacher's z' and its maximum m'.
+
+Why not a library: cuBLAS and cross_entropy hold all logits (8 GB for 16,384 rows of 128k words in fp32); Liger's fused
+linear cross-entropy runs through chunks of logits in memory and gives one mean, not a loss a row, nor a divergence.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.frame import (
+    Case,
+    Config,
+    blocks,
+    launch,
+    meta,
+    power_of_two,
+    require_dtype,
+    require_index,
+)
+from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference
+from layercoop_fast.kernels.memory import require, require_matrix
+
+__all__ = ["linear_cross_entropy", "linear_cross_entropy_kl", "linear_cross_entropy_reference"]
+
+MOST_ROWS = 16384
+"""Rows of one launch: what the tiles leave of them stays below some 100 MB."""
+
+CONFIGS = {
+    "large": Config("large", {"ROWS": 256, "WORDS": 128, "DEPTH": 64, "GROUP": 8}, warps=8, stages=3),
+    "medium": Config("medium", {"ROWS": 128, "WORDS": 128, "DEPTH": 64, "GROUP": 16}, warps=8, stages=3),
+    "teacher": Config("teacher", {"ROWS": 64, "WORDS": 128, "DEPTH": 64, "GROUP": 16}, warps=8, stages=3),
+    "small": Config("small", {"ROWS": 64, "WORDS": 64, "DEPTH": 32, "GROUP": 16}, warps=4, stages=2),
+    "amd": Config("amd", {"ROWS": 128, "WORDS": 128, "DEPTH": 64, "GROUP": 16}, warps=8, stages=2),
+    "amd_teacher": Config("amd_teacher", {"ROWS": 64, "WORDS": 128, "DEPTH": 64, "GROUP": 16}, warps=8, stages=2),
+}
+
+
+@triton.jit
+def _finished(product, bias, word, words, scale, cap, CAPPED: tl.constexpr):
+    """Logits from products: bias, scale, soft cap; −inf for words that are none."""
+    if bias is not None:
+        product += tl.load(bias + word, mask=word < words, other=0.0).to(tl.float32)[None, :]
+    logits = product * scale
+    if CAPPED:
+        logits = cap * (1 - 2 / (tl.exp(2 * logits / cap) + 1))
+    return tl.where((word < words)[None, :], logits, float("-inf"))
+
+
+@triton.jit
+def _tiles(
+    hidden, weight, bias, targets, teacher, left, rows, words, width, row_tiles, word_tiles, scale, cap,
+    ROWS: tl.constexpr, WORDS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EVEN: tl.constexpr,
+    CAPPED: tl.constexpr,
+):  # fmt: skip
+    # Programs of a group go through its rows first: a tile of the weight is read once for all of them.
+    in_group = GROUP * word_tiles
+    group = tl.program_id(0) // in_group
+    height = tl.minimum(row_tiles - group * GROUP, GROUP)
+    row_tile = group * GROUP + tl.program_id(0) % in_group % height
+    word_tile = tl.program_id(0) % in_group // height
+
+    row = row_tile * ROWS + tl.arange(0, ROWS)
+    word = word_tile * WORDS + tl.arange(0, WORDS)
+    depth = tl.arange(0, DEPTH)
+    # Rows and words beyond the last take the tile's first: what they come to is not stored, or struck out. Within a
+    # tile 32 bits suffice, which saves registers.
+    hidden += (row_tile * ROWS).to(tl.int64) * width
+    weight += (word_tile * WORDS).to(tl.int64) * width
+    if teacher is not None:
+        teacher += (row_tile * ROWS).to(tl.int64) * width
+    row_start = tl.where(row < rows, tl.arange(0, ROWS), 0)[:, None] * width + depth[None, :]
+    word_start = tl.where(word < words, tl.arange(0, WORDS), 0)[None, :] * width + depth[:, None]
+    product = tl.zeros((ROWS, WORDS), dtype=tl.float32)
+    teacher_product = product
+    for start in range(0, width, DEPTH):
+        if EVEN:
+            w = tl.load(weight + word_start + start)
+            h = tl.load(hidden + row_start + start)
+        else:
+            w = tl.load(weight + word_start + start, mask=(start + depth < width)[:, None], other=0.0)
+            h = tl.load(hidden + row_start + start, mask=(start + depth < width)[None, :], other=0.0)
+        product = tl.dot(h, w, product, input_precision="ieee")
+        if teacher is not None:
+            if EVEN:
+                h = tl.load(teacher + row_start + start)
+            else:
+                h = tl.load(teacher + row_start + start, mask=(start + depth < width)[None, :], other=0.0)
+            teacher_product = tl.dot(h, w, teacher_product, input_precision="ieee")
+
+    logits = _finished(product, bias, word, words, scale, cap, CAPPED)
+    top = tl.max(logits, axis=1)
+    target = tl.load(targets + row, mask=row < rows, other=-1)
+    at_target = tl.sum(tl.where(word[None, :] == target[:, None], logits, 0.0), axis=1)
+    place = left + row.to(tl.int64) * word_tiles + word_tile
+    apart = rows.to(tl.int64) * word_tiles
+    tl.store(place, top, mask=row < rows)
+    tl.store(place + apart, tl.sum(tl.exp(logits - top[:, None]), axis=1), mask=row < rows)
+    tl.store(place + 2 * apart, at_target, mask=row < rows)
+    if teacher is not None:
+        expected = _finished(teacher_product, bias, word, words, scale, cap, CAPPED)
+        top = tl.max(expected, axis=1)
+        share = tl.exp(expected - top[:, None])
+        gap = tl.where((word < words)[None, :], expected - logits, 0.0)
+        tl.store(place + 3 * apart, top, mask=row < rows)
+        tl.store(place + 4 * apart, tl.sum(share, axis=1), mask=row < rows)
+        tl.store(place + 5 * apart, tl.sum(share * gap, axis=1), mask=row < rows)
+
+
+@triton.jit
+def _merge(left, targets, nll, kl, rows, words, word_tiles, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    tile = tl.arange(0, BLOCK)
+    inside = tile < word_tiles
+    place = left + row * word_tiles + tile
+    apart = rows.to(tl.int64) * word_tiles
+    tops = tl.load(place, mask=inside, other=float("-inf"))
+    top = tl.max(tops, axis=0)
+    log_sum = top + tl.log(tl.sum(tl.load(place + apart, mask=inside, other=0.0) * tl.exp(tops - top), axis=0))
+    at_target = tl.sum(tl.load(place + 2 * apart, mask=inside, other=0.0), axis=0)
+    target = tl.load(targets + row)
+    tl.store(nll + row, tl.where((target >= 0) & (target < words), log_sum - at_target, float("nan")))
+    if kl is not None:
+        tops = tl.load(place + 3 * apart, mask=inside, other=float("-inf"))
+        top = tl.max(tops, axis=0)
+        factor = tl.exp(tops - top)
+        total = tl.sum(tl.load(place + 4 * apart, mask=inside, other=0.0) * factor, axis=0)
+        gap = tl.sum(tl.load(place + 5 * apart, mask=inside, other=0.0) * factor, axis=0)
+        tl.store(kl + row, gap / total - (top + tl.log(total)) + log_sum)
+
+
+def launch_head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    nll: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+    teacher: Tensor | None = None,
+    kl: Tensor | None = None,
+    config: Config | None = None,
+) -> None:
+    """Fill nll [R], and kl [R] where there is a teacher."""
+    words, width = weight.shape
+    rule = _rule(hidden.dtype, teacher is not None)
+    key = (words, width, hidden.dtype, teacher is not None)
+    config = config or chosen("linear_cross_entropy", key, CONFIGS, rule)
+    word_tiles = blocks(words, config.blocks["WORDS"])
+    for first in range(0, hidden.shape[0], MOST_ROWS):
+        some = slice(first, first + MOST_ROWS)
+        rows = hidden[some].shape[0]
+        row_tiles = blocks(rows, config.blocks["ROWS"])
+        left = hidden.new_empty((3 if teacher is None else 6, rows, word_tiles), dtype=torch.float32)
+        launch(
+            _tiles, (row_tiles * word_tiles,), hidden[some], weight, bias, targets[some],
+            None if teacher is None else teacher[some], left, rows, words, width, row_tiles, word_tiles, scale,
+            soft_cap or 0.0, config=config, EVEN=width % config.blocks["DEPTH"] == 0, CAPPED=soft_cap is not None,
+        )  # fmt: skip
+        launch(
+            _merge, (rows,), left, targets[some], nll[some], None if kl is None else kl[some], rows, words, word_tiles,
+            config=Config("merge", warps=1), BLOCK=power_of_two(word_tiles),
+        )  # fmt: skip
+
+
+def _rule(dtype: torch.dtype, teacher: bool) -> str:
+    if torch.version.hip is not None:
+        return "amd_teacher" if teacher else "amd"
+    if dtype == torch.float32:
+        return "small"  # no tensor cores in full fp32, and elements are twice as large
+    return "teacher" if teacher else "large"
+
+
+@torch.library.custom_op("layercoop_fast::linear_cross_entropy", mutates_args=())
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """Negative log-likelihood of each target, fp32 [R]."""
+    nll: Tensor = _losses(hidden, weight, targets, bias, scale, soft_cap)
+    launch_head_loss(hidden, weight, targets, nll, bias=bias, scale=scale, soft_cap=soft_cap)
+    return nll
+
+
+@linear_cross_entropy.register_fake
+def _losses(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+) -> Tensor:
+    for name, matrix in (("hidden", hidden), ("weight", weight)):
+        require_matrix(matrix, name)
+        require_dtype(matrix, name)
+    if weight.shape[0] == 0:
+        raise RequestError("weight: expected at least one word")
+    require(weight, "weight", (weight.shape[0], hidden.shape[1]), hidden)
+    require_index(targets, "targets", hidden.shape[0], hidden)
+    if bias is not None:
+        require(bias, "bias", (weight.shape[0],), hidden)
+    if soft_cap is not None and not soft_cap > 0:
+        raise RequestError(f"soft_cap: {soft_cap} is not a positive number")
+    return hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("layercoop_fast::linear_cross_entropy_kl", mutates_args=())
+def linear_cross_entropy_kl(
+    hidden: Tensor,
+    teacher: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each target, and the divergence from the teacher's distribution: both fp32 [R]."""
+    nll, kl = _divergences(hidden, teacher, weight, targets, bias, scale, soft_cap)
+    launch_head_loss(hidden, weight, targets, nll, bias=bias, scale=scale, soft_cap=soft_cap, teacher=teacher, kl=kl)
+    return nll, kl
+
+
+@linear_cross_entropy_kl.register_fake
+def _divergences(
+    hidden: Tensor,
+    teacher: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    require_matrix(teacher, "teacher")
+    require(teacher, "teacher", tuple(hidden.shape), hidden)
+    nll = _losses(hidden, weight, targets, bias, scale, soft_cap)
+    return nll, torch.empty_like(nll)
+
+
+def cases() -> list[Case]:
+    """The head of an 8B llama (128k words) over 128 windows of 128 tokens and over 10, and with a teacher."""
+    found, words, width = [], 128256, 4096
+    for rows, teacher, config, targets in (
+        (16384, False, "large", "cuda"),
+        (16384, False, "medium", "cuda"),
+        (1280, False, "large", "cuda"),
+        (1280, True, "teacher", "cuda"),
+        (1280, False, "amd", "hip"),
+        (1280, True, "amd_teacher", "hip"),
+    ):
+        states, losses = meta(rows, width), meta(rows, dtype=torch.float32)
+        run = partial(
+            launch_head_loss, states, meta(words, width), meta(rows, dtype=torch.int64), losses,
+            teacher=states if teacher else None, kl=losses if teacher else None, config=CONFIGS[config],
+        )  # fmt: skip
+        sides = 2 if teacher else 1
+        shape = f"[{rows}, {width}] · [{words}, {width}]ᵀ{', teacher' if teacher else ''}"
+        size, flops = 2 * (sides * rows + words) * width + 4 * sides * rows, 2 * sides * rows * words * width
+        found.append(
+            Case("linear_cross_entropy", shape, config, run, bytes=size, flops=flops, dot=True, targets=targets)
+        )
+    return found
