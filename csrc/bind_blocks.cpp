@@ -7,95 +7,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <initializer_list>
 #include <string>
-#include <type_traits>
 
+#include "bind_arrays.h"
 #include "blocks/blocks.h"
 
 namespace py = pybind11;
 using namespace layercoop::blocks;
+using namespace layercoop::arrays;
 
 namespace {
-
-constexpr std::int64_t kAny = -1;
-
-std::string shown(const std::initializer_list<std::int64_t>& shape) {
-  std::string text;
-  for (const std::int64_t extent : shape) {
-    text += (text.empty() ? "" : ", ") + (extent == kAny ? std::string("any") : std::to_string(extent));
-  }
-  return "[" + text + "]";
-}
-
-// A C-contiguous array of the element type T and the given shape, or a TypeError or ValueError that says what is wrong.
-template <typename T>
-py::array array(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {
-  if (!py::isinstance<py::array>(object)) {
-    throw py::type_error(name + ": expected a numpy array, got " +
-                         py::str(py::type::of(object).attr("__name__")).cast<std::string>());
-  }
-  auto found = py::reinterpret_borrow<py::array>(object);
-  const std::string wanted = name + ": expected a C-contiguous numpy array " +
-                             py::str(py::object(py::dtype::of<T>())).cast<std::string>() + shown(shape) + ", got ";
-  if (!py::isinstance<py::array_t<T>>(found)) {
-    throw py::type_error(wanted + "dtype " + py::str(py::object(found.dtype())).cast<std::string>());
-  }
-  bool fits = found.ndim() == static_cast<py::ssize_t>(shape.size());
-  py::ssize_t axis = 0;
-  for (const std::int64_t extent : shape) {
-    fits = fits && (extent == kAny || found.shape(axis) == extent);
-    ++axis;
-  }
-  if (!fits) throw py::value_error(wanted + "shape " + py::str(object.attr("shape")).cast<std::string>());
-  if ((found.flags() & py::array::c_style) == 0) throw py::value_error(wanted + "another memory layout");
-  return found;
-}
-
-template <typename T>
-using Stored = std::conditional_t<std::is_same_v<T, Bf16>, std::uint16_t, T>;
-
-template <typename T>
-const T* in(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {
-  return static_cast<const T*>(array<Stored<T>>(object, name, shape).data());
-}
-
-template <typename T>
-const T* in_or_null(const py::object& object, const std::string& name,
-                    const std::initializer_list<std::int64_t>& shape) {
-  return object.is_none() ? nullptr : in<T>(object, name, shape);
-}
-
-template <typename T>
-T* out(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {
-  py::array found = array<Stored<T>>(object, name, shape);
-  if (!found.writeable()) throw py::value_error(name + ": expected an array that can be written");
-  return static_cast<T*>(found.mutable_data());
-}
-
-std::int64_t at_least(std::int64_t value, std::int64_t low, const std::string& name) {
-  if (value < low) throw py::value_error(name + ": " + std::to_string(value) + " is below " + std::to_string(low));
-  return value;
-}
-
-// Rows and columns of the argument that the others are checked against.
-struct Extent {
-  std::int64_t rows;
-  std::int64_t columns;
-
-  Extent(const py::object& object, const std::string& name) {
-    if (!py::isinstance<py::array>(object)) {
-      throw py::type_error(name + ": expected a numpy array, got " +
-                           py::str(py::type::of(object).attr("__name__")).cast<std::string>());
-    }
-    const auto found = py::reinterpret_borrow<py::array>(object);
-    if (found.ndim() != 2) {
-      throw py::value_error(name + ": expected 2 dimensions, got " + std::to_string(found.ndim()));
-    }
-    rows = found.shape(0);
-    columns = found.shape(1);
-  }
-};
 
 template <typename Work>
 void run_without_gil(const Work& work) {

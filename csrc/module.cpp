@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bind_blocks.h"
+#include "bind_products.h"
 #include "bind_surrogate.h"
 #include "cpu/dispatch.h"
 #include "cpu/pool.h"
@@ -182,6 +183,13 @@ PYBIND11_MODULE(_C, module) {
     return names;
   });
   module.def("set_isa", &cpu::set_isa, py::arg("name"));
+  module.def("dots", [] {
+    std::vector<std::string> names;
+    if (cpu::uses_int8_dots()) names.push_back("int8");
+    if (cpu::uses_bf16_dots()) names.push_back("bf16");
+    return names;
+  });
+  module.def("allow_dots", &cpu::allow_dots, py::arg("allowed"));
   module.def("num_threads", &cpu::num_threads);
   module.def("set_num_threads", &cpu::set_num_threads, py::arg("count"));
 
@@ -191,5 +199,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("trie_counts", &py_trie_counts, py::arg("packed"), py::arg("n_players"));
   bind_plan(module);
   bind_blocks(module);
+  bind_products(module);
   bind_surrogate(module);
 }

@@ -21,6 +21,12 @@ def isa_available() -> list[str]:
 def set_isa(name: str) -> None:
     """Put an instruction set in force; at import it is LAYERCOOP_ISA, or the best there is."""
 
+def dots() -> list[str]:
+    """Return which dot-product instructions are used at the level avx512: "int8" (VNNI), "bf16", both or none."""
+
+def allow_dots(allowed: bool) -> None:
+    """Whether dot-product instructions may be used; at import yes, unless LAYERCOOP_DOTS is 0."""
+
 def num_threads() -> int:
     """Return how many threads a loop may use, the caller's included."""
 
@@ -223,3 +229,50 @@ class Enumeration:
     @property
     def affordable(self) -> tuple[int, float] | None:
         """The best mask within the budget and its sum of logits; None if no mask seen is."""
+
+class PackedMatrix:
+    """Weights [rows, columns] of a linear map, packed for products with a few rows of inputs; zero until filled.
+
+    `format` is "fp32", "bf16", "int8" or "int4" (`layercoop_fast.kernels.quantise` says what the last two are). Groups
+    are of 32 columns, the last one perhaps of fewer; G is their number. Scales and mins are the bits of fp16 numbers.
+    """
+
+    def __init__(self, format: str, rows: int, columns: int) -> None: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """What a product reads, padding to whole tiles and groups included."""
+    def fill(self, first: int, weights: npt.NDArray[np.float32], origin: str) -> None:
+        """Pack weights float32[n, columns] to the rows from `first` on, quantising where the format says so.
+
+        `origin` is what they were last rounded to: "fp32", "bf16" or "fp16".
+        """
+    def fill_int8(self, first: int, q: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]) -> None:
+        """Take the rows from `first` on as they are: q int8[n, columns] in -127..127, scales [n, G]."""
+    def fill_int4(
+        self, first: int, q: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint16], mins: npt.NDArray[np.uint16]
+    ) -> None:
+        """Take the rows from `first` on as they are: q uint8[n, columns] in 0..15, scales and mins [n, G]."""
+    def unpack(self, first: int, out: npt.NDArray[np.float32]) -> None:
+        """Write the rows from `first` on to float32[n, columns]."""
+    def multiply(self, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+        """Multiply the weights with each row of float32[R, columns] → float32[R, rows]."""
+
+def quantise_int8(
+    weights: npt.NDArray[np.float32], origin: str, q: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]
+) -> None:
+    """Quantise float32[n, K] → q int8[n, K], scales uint16[n, G]: `layercoop_fast.kernels.quantise`."""
+
+def quantise_int4(
+    weights: npt.NDArray[np.float32],
+    origin: str,
+    q: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.uint16],
+    mins: npt.NDArray[np.uint16],
+) -> None:
+    """Quantise float32[n, K] → q uint8[n, K], scales and mins uint16[n, G]: `layercoop_fast.kernels.quantise`."""

@@ -10,18 +10,42 @@ namespace {
 constexpr Isa kLevels[] = {Isa::portable, Isa::avx2, Isa::avx512};
 
 std::atomic<Isa> current{Isa::portable};
+std::atomic<bool> dots_allowed{true};
 
 bool machine_has(Isa level) {
   if (level == Isa::portable) return true;
 #if LAYERCOOP_X86
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (level == Isa::avx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else
   return false;
 #endif
+}
+
+bool machine_has_int8_dots() {
+#if LAYERCOOP_X86
+  static const bool found = machine_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+  return found;
+#else
+  return false;
+#endif
+}
+
+bool machine_has_bf16_dots() {
+#if LAYERCOOP_X86
+  static const bool found = machine_has(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
+  return found;
+#else
+  return false;
+#endif
+}
+
+bool dots_in_force() {
+  return isa() == Isa::avx512 && dots_allowed.load(std::memory_order_relaxed);
 }
 
 std::string names_of(const std::vector<Isa>& levels) {
@@ -66,8 +90,16 @@ std::vector<Isa> available_isas() {
 void set_isa(const std::string& name) { current.store(parse(name, "set_isa"), std::memory_order_relaxed); }
 
 void set_isa_from_environment() {
+  const char* dots = std::getenv("LAYERCOOP_DOTS");
+  allow_dots(dots == nullptr || std::string(dots) != "0");
   const char* name = std::getenv("LAYERCOOP_ISA");
   current.store(name != nullptr ? parse(name, "LAYERCOOP_ISA") : available_isas().back(), std::memory_order_relaxed);
 }
+
+bool uses_int8_dots() noexcept { return dots_in_force() && machine_has_int8_dots(); }
+
+bool uses_bf16_dots() noexcept { return dots_in_force() && machine_has_bf16_dots(); }
+
+void allow_dots(bool allowed) noexcept { dots_allowed.store(allowed, std::memory_order_relaxed); }
 
 }  // namespace layercoop::cpu

@@ -19,8 +19,10 @@
 
 #if defined(__x86_64__)
 #define LAYERCOOP_X86 1
-#define LAYERCOOP_AVX2 __attribute__((target("avx2,fma")))
-#define LAYERCOOP_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
+#define LAYERCOOP_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define LAYERCOOP_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#define LAYERCOOP_AVX512_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define LAYERCOOP_AVX512_BF16 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #else
 #define LAYERCOOP_X86 0
 #endif
@@ -43,7 +45,15 @@ std::vector<Isa> available_isas();
 void set_isa(const std::string& name);
 
 // Puts LAYERCOOP_ISA in force, or the machine's best level where the variable is unset. Throws as set_isa does.
+// LAYERCOOP_DOTS=0 turns the dot products below off.
 void set_isa_from_environment();
+
+// Dot products of 8-bit integers (AVX512-VNNI) and of bf16 numbers (AVX512-BF16): not levels of their own, since what
+// they compute stands beside results of the level avx512. True at that level where the machine has them, unless they were
+// turned off.
+bool uses_int8_dots() noexcept;
+bool uses_bf16_dots() noexcept;
+void allow_dots(bool allowed) noexcept;
 
 template <typename Fn>
 struct Versions {

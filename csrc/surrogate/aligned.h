@@ -1,29 +1,11 @@
-// Arrays that begin on a cache line, so that no vector load of a table row straddles two.
+// The tables of the networks, on cache lines.
 #pragma once
 
-#include <cstddef>
-#include <new>
-#include <vector>
+#include "cpu/aligned.h"
 
 namespace layercoop::surrogate {
 
-template <typename T>
-struct CacheLines {
-  using value_type = T;
-  static constexpr std::align_val_t kLine{64};
-
-  CacheLines() = default;
-  template <typename U>
-  CacheLines(const CacheLines<U>&) noexcept {}
-
-  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
-  void deallocate(T* p, std::size_t) noexcept { ::operator delete(p, kLine); }
-
-  friend bool operator==(const CacheLines&, const CacheLines&) { return true; }
-  friend bool operator!=(const CacheLines&, const CacheLines&) { return false; }
-};
-
-using Floats = std::vector<float, CacheLines<float>>;
-using Doubles = std::vector<double, CacheLines<double>>;
+using Floats = cpu::Aligned<float>;
+using Doubles = cpu::Aligned<double>;
 
 }  // namespace layercoop::surrogate

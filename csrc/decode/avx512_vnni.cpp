@@ -1,0 +1,13 @@
+#include "cpu/dispatch.h"
+#if LAYERCOOP_X86
+
+#define LAYERCOOP_DOTS_VNNI
+#include "decode/dots_avx512.h"
+#include "decode/kernels.h"
+
+namespace layercoop::decode {
+Product* const kInt8Vnni = product<Int8>;
+Product* const kInt4Vnni = product<Int4>;
+}  // namespace layercoop::decode
+
+#endif

@@ -1,0 +1,188 @@
+#include "decode/grids.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "decode/half.h"
+
+namespace layercoop::decode {
+namespace {
+
+constexpr int kPoints = 16;  // of an int4 grid
+constexpr int kMostHalves = 64;
+
+float rounded(float x, Origin origin) {
+  switch (origin) {
+    case Origin::bf16: return from_bf16(to_bf16(x));
+    case Origin::fp16: return from_half(to_half(x));
+    case Origin::fp32: break;
+  }
+  return x;
+}
+
+// No number farther than this from w rounds to w.
+double slack(float w, Origin origin) {
+  const float size = std::fabs(w);
+  switch (origin) {
+    case Origin::bf16: return 0.5 * (static_cast<double>(from_bf16(static_cast<std::uint16_t>(to_bf16(size) + 1))) - size);
+    case Origin::fp16: return 0.5 * (static_cast<double>(from_half(static_cast<std::uint16_t>(to_half(size) + 1))) - size);
+    case Origin::fp32: break;
+  }
+  return 0.5 * (static_cast<double>(std::nextafter(size, std::numeric_limits<float>::infinity())) - size);
+}
+
+// fp16 numbers as integers in their order, and back.
+int ordered(double x) {
+  const std::uint16_t bits = to_half(static_cast<float>(x));
+  return (bits & 0x8000u) != 0 ? -(bits & 0x7fff) : bits;
+}
+std::uint16_t half_at(int order) { return static_cast<std::uint16_t>(order < 0 ? 0x8000 | -order : order); }
+
+// The fp16 numbers in [low, high], as a range of `ordered`, and one beyond at each end.
+struct Halves {
+  int first;
+  int last;
+
+  Halves(double low, double high) : first(ordered(low) - 1), last(ordered(high) + 1) {
+    constexpr int most = 0x7bff;
+    first = std::max(first, -most);
+    last = std::min(last, most);
+  }
+  int count() const { return last - first + 1; }
+  // From the middle outwards, i in 0 .. count - 1.
+  int at(int i) const {
+    const int middle = first + (last - first) / 2;
+    return i % 2 == 0 ? middle - i / 2 : middle + (i + 1) / 2;
+  }
+};
+
+// The distinct weights, ascending; -1 where there are more than kPoints.
+int distinct(const float* w, int n, float (&found)[kPoints]) {
+  int count = 0;
+  for (int i = 0; i < n; ++i) {
+    const int at = static_cast<int>(std::lower_bound(found, found + count, w[i]) - found);
+    if (at < count && found[at] == w[i]) continue;
+    if (count == kPoints) return -1;
+    std::copy_backward(found + at, found + count, found + count + 1);
+    found[at] = w[i];
+    ++count;
+  }
+  return count;
+}
+
+// Fills q where scale * q + low gives every weight back.
+template <typename Q>
+bool gives_back(const float* w, int n, Origin origin, float scale, float low, int least, int most, Q* q) {
+  const double inverse = scale == 0.0f ? 0.0 : 1.0 / static_cast<double>(scale);
+  for (int i = 0; i < n; ++i) {
+    const double nearest = std::nearbyint((static_cast<double>(w[i]) - low) * inverse);
+    if (nearest < least || nearest > most) return false;
+    const float product = scale * static_cast<float>(nearest);
+    if (rounded(product + low, origin) != w[i]) return false;
+    q[i] = static_cast<Q>(nearest);
+  }
+  return true;
+}
+
+struct Points {
+  const float* w;
+  int n;
+  Origin origin;
+  float at[kPoints];
+  double slack_at[kPoints];
+  int count;
+};
+
+// With the smallest weight at `first` and the largest at `first + span` of the grid.
+bool try_int4(const Points& points, int first, int span, std::uint8_t* q, std::uint16_t& scale, std::uint16_t& low) {
+  const double bottom = points.at[0];
+  const double top = points.at[points.count - 1];
+  const double step = (top - bottom) / span;
+  const double min = bottom - first * step;
+  const double most_off = points.slack_at[0] + first * (points.slack_at[0] + points.slack_at[points.count - 1]) / span;
+  const Halves mins(min - most_off, min + most_off);
+  if (mins.count() > kMostHalves) return false;
+  for (int i = 0; i < mins.count(); ++i) {
+    const std::uint16_t tried = half_at(mins.at(i));
+    const double m = from_half(tried);
+    // Each weight's place on the grid, and the steps that lead there.
+    const double guess = (top - m) / (first + span);
+    if (!(guess > 0.0)) continue;
+    double least = 0.0;
+    double most = std::numeric_limits<double>::infinity();
+    for (int j = points.count - 1; j >= 0 && least <= most; --j) {
+      const double apart = points.at[j] - m;
+      const double place = std::nearbyint(apart / guess);
+      if (place < 0.0 || place > 15.0) {
+        most = -1.0;
+      } else if (place == 0.0) {
+        if (std::fabs(apart) > points.slack_at[j]) most = -1.0;
+      } else {
+        least = std::max(least, (apart - points.slack_at[j]) / place);
+        most = std::min(most, (apart + points.slack_at[j]) / place);
+      }
+    }
+    if (least > most) continue;
+    const Halves steps(least, most);
+    if (steps.count() > kMostHalves) continue;
+    for (int j = 0; j < steps.count(); ++j) {
+      const int order = steps.at(j);
+      if (order < 0) continue;
+      const std::uint16_t half = half_at(order);
+      if (!gives_back(points.w, points.n, points.origin, from_half(half), from_half(tried), 0, 15, q)) continue;
+      scale = half;
+      low = tried;
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+bool find_grid_int4(const float* w, int n, Origin origin, std::uint8_t* q, std::uint16_t& scale, std::uint16_t& low) {
+  Points points{w, n, origin, {}, {}, 0};
+  points.count = distinct(w, n, points.at);
+  if (points.count < 0) return false;
+  for (int j = 0; j < points.count; ++j) points.slack_at[j] = slack(points.at[j], origin);
+  if (points.count == 1) {
+    scale = 0;
+    low = to_half(w[0]);
+    return gives_back(w, n, origin, 0.0f, from_half(low), 0, 0, q);
+  }
+  // Quantisers use the whole range of integers as a rule; a clipped or shifted grid does not.
+  for (int span = kPoints - 1; span >= points.count - 1; --span) {
+    for (int first = 0; first + span < kPoints; ++first) {
+      if (try_int4(points, first, span, q, scale, low)) return true;
+    }
+  }
+  return false;
+}
+
+bool find_grid_int8(const float* w, int n, Origin origin, std::int8_t* q, std::uint16_t& scale) {
+  float largest = 0.0f;
+  for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(w[i]));
+  if (largest == 0.0f) {
+    scale = 0;
+    std::fill(q, q + n, std::int8_t{0});
+    return true;
+  }
+  float points[kPoints];
+  const int least = distinct(w, n, points) < 0 ? 127 : 1;  // few values may be a grid of fewer bits
+  const double off = slack(largest, origin);
+  for (int top = 127; top >= least; --top) {
+    const Halves steps((largest - off) / top, (largest + off) / top);
+    if (steps.count() > kMostHalves) continue;
+    for (int i = 0; i < steps.count(); ++i) {
+      const int order = steps.at(i);
+      if (order <= 0) continue;
+      if (!gives_back(w, n, origin, from_half(half_at(order)), 0.0f, -127, 127, q)) continue;
+      scale = half_at(order);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace layercoop::decode

@@ -1,0 +1,69 @@
+// Weights of a linear map, packed once so that decoding reads them at the speed of memory.
+//
+// A matrix of `rows` outputs x `columns` inputs is cut into tiles of kTile rows, each one contiguous run of bytes that
+// is read from front to back, its rows side by side in the lanes of a vector. Columns are padded with zeros to whole
+// groups, rows to whole tiles; products.h multiplies, unpack gives rows back.
+//
+//     fp32, bf16   the numbers themselves; bf16 rounds to nearest, ties to even
+//     int8         w = scale * q, q in -127..127, an fp16 scale for each row and group of columns
+//     int4         w = scale * q + min, q in 0..15, fp16 scale and min for each row and group of columns
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "decode/memory.h"
+#include "decode/quantise.h"
+
+namespace layercoop::decode {
+
+enum class Format { fp32, bf16, int8, int4 };
+
+constexpr std::int64_t kTile = 16;  // rows
+
+// "fp32", "bf16", "int8" or "int4". The second throws std::invalid_argument for any other name.
+std::string format_name(Format format);
+Format parse_format(const std::string& name);
+
+class Matrix {
+ public:
+  // Zeros. Throws std::invalid_argument for a negative size.
+  Matrix(Format format, std::int64_t rows, std::int64_t columns);
+
+  Format format() const noexcept { return format_; }
+  std::int64_t rows() const noexcept { return rows_; }
+  std::int64_t columns() const noexcept { return columns_; }
+  std::int64_t padded_columns() const noexcept { return padded_columns_; }
+  std::int64_t groups() const noexcept { return padded_columns_ / kGroup; }
+  std::int64_t tiles() const noexcept { return (rows_ + kTile - 1) / kTile; }
+  // What a product over all rows reads.
+  std::int64_t bytes() const noexcept { return tiles() * tile_bytes_; }
+  std::int64_t tile_bytes() const noexcept { return tile_bytes_; }
+  const std::uint8_t* tile(std::int64_t index) const noexcept { return memory_.data() + index * tile_bytes_; }  // layout.h
+
+  // Packs `count` rows of weights [count, columns] to rows first .. first + count, quantising them where the format
+  // says so (quantise.h), on all threads of cpu/pool. Calls for different rows may run at a time.
+  // Throws std::invalid_argument where a weight is not finite or a scale would not be.
+  void fill(std::int64_t first, std::int64_t count, const float* weights, Origin origin);
+
+  // The same from groups already quantised: q [count, columns], scales and mins (fp16 bits) [count, groups()].
+  // The format must be the one named.
+  void fill_int8(std::int64_t first, std::int64_t count, const std::int8_t* q, const std::uint16_t* scales);
+  void fill_int4(std::int64_t first, std::int64_t count, const std::uint8_t* q, const std::uint16_t* scales,
+                 const std::uint16_t* mins);
+
+  // Rows first .. first + count as fp32 to out[i * stride + column], as the products see them.
+  void unpack(std::int64_t first, std::int64_t count, float* out, std::int64_t stride) const;
+
+ private:
+  std::uint8_t* place(std::int64_t row) noexcept { return memory_.data() + row / kTile * tile_bytes_; }
+
+  Format format_;
+  std::int64_t rows_;
+  std::int64_t columns_;
+  std::int64_t padded_columns_;
+  std::int64_t tile_bytes_;
+  Memory memory_;
+};
+
+}  // namespace layercoop::decode
