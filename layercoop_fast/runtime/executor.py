@@ -142,26 +142,39 @@ class Executor(ABC):
 
     def bytes_needed(self, chunks: Several[Chunk]) -> int:
         """Bytes of pages that `run` would take at most."""
-        return self._needed(chunks, find_parents([c.sequence for c in chunks], [c.tokens for c in chunks]))
+        return self._needed(self._plan(chunks))
 
     def _run(self, chunks: Several[Chunk], *, best: bool) -> Tensor:
         self._check(chunks)
-        parents = find_parents([c.sequence for c in chunks], [c.tokens for c in chunks])
-        self.pool.reserve(self._needed(chunks, parents))
+        plan = self._plan(chunks)
+        self.pool.reserve(self._needed(plan))
         try:
-            self._make_room(chunks, parents)
-            rows, which = _rows(chunks, parents)
+            self._make_room(plan)
+            rows, which = _rows(plan)
             with torch.inference_mode():
                 out = self.best_words(rows) if best else self.logits(rows)
         except BaseException:
             for chunk in chunks:
                 chunk.sequence.trim()
             raise
-        own = np.arange(self.n_layers) >= rows.fork[:, None]
-        self.computed += int((rows.masks[rows.sequence][own] > 0).sum())
-        for chunk in chunks:
-            chunk.sequence.tokens.extend(map(int, chunk.tokens))
-        return out[torch.from_numpy(which)]
+        for item in plan:
+            sequence = item.chunk.sequence
+            self.computed += len(item.chunk.tokens) * np.count_nonzero(sequence.mask[item.fork :])
+            sequence.tokens.extend(map(int, item.chunk.tokens))
+        return out if which is None else out[which]
+
+    def _plan(self, chunks: Several[Chunk]) -> list[_Planned]:
+        """What each chunk takes from another one, and which pages it needs."""
+        parents = (
+            find_parents([c.sequence for c in chunks], [c.tokens for c in chunks]) if len(chunks) > 1 else [(-1, 0)]
+        )
+        plan = []
+        for chunk, (parent, fork) in zip(chunks, parents, strict=True):
+            sequence = chunk.sequence
+            own = sequence.layers if fork == 0 else sequence.layers[sequence.layers >= fork]
+            end = pages_for(sequence.length + len(chunk.tokens))
+            plan.append(_Planned(chunk, parent, fork, own, self._shared(sequence, own), sequence.n_pages, end))
+        return plan
 
     def _check(self, chunks: Several[Chunk]) -> None:
         if len({id(chunk.sequence) for chunk in chunks}) < len(chunks) or not chunks:
@@ -177,15 +190,15 @@ class Executor(ABC):
             if self.max_tokens is not None and total > self.max_tokens:
                 raise RequestError(f"the model has positions for {self.max_tokens} tokens, not for {total}")
 
-    def _needed(self, chunks: Several[Chunk], parents: Several[tuple[int, int]]) -> int:
+    def _needed(self, plan: Several[_Planned]) -> int:
         """Bytes of new pages, copies of shared ones included."""
+        sizes = self.pool.page_bytes
         total = 0
-        for chunk, (_, fork) in zip(chunks, parents, strict=True):
-            sequence = chunk.sequence
-            layers = sequence.layers[sequence.layers >= fork]
-            new = pages_for(sequence.length + len(chunk.tokens)) - sequence.n_pages
-            total += new * int(self.pool.page_bytes[layers].sum())
-            total += int(self.pool.page_bytes[self._shared(sequence, layers)].sum())
+        for item in plan:
+            if item.end > item.begin:
+                total += (item.end - item.begin) * int(sizes[item.own].sum())
+            if len(item.shared):
+                total += int(sizes[item.shared].sum())
         return total
 
     def _shared(self, sequence: Sequence, layers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -194,56 +207,86 @@ class Executor(ABC):
             return layers[:0]
         return layers[self.pool.references(layers, sequence.tables[layers, sequence.n_pages - 1]) > 1]
 
-    def _make_room(self, chunks: Several[Chunk], parents: Several[tuple[int, int]]) -> None:
+    def _make_room(self, plan: Several[_Planned]) -> None:
         """Pages for the new tokens: new ones, copies of those that others hold, and the parents' below a fork."""
-        for chunk, (parent, fork) in zip(chunks, parents, strict=True):
+        for item in plan:
             # First what a parent writes for both is let go, so that it is not copied as if a stranger held it.
-            if parent >= 0:
-                chunk.sequence.unlink(fork, chunk.sequence.length // PAGE)
-        for chunk, (parent, fork) in zip(chunks, parents, strict=True):
-            sequence, end = chunk.sequence, pages_for(chunk.sequence.length + len(chunk.tokens))
-            sequence.widen(end)
-            own = sequence.layers[sequence.layers >= fork]
-            for layer in self._shared(sequence, own):
-                at = sequence.n_pages - 1
-                old, new = int(sequence.tables[layer, at]), self.pool.take(layer)
-                self.copy_page(int(layer), old, new)
-                self.pool.drop(layer, [old])
-                sequence.tables[layer, at] = new
-            for at in range(sequence.n_pages, end):
-                sequence.tables[own, at] = [self.pool.take(layer) for layer in own]
-            if parent >= 0:
-                sequence.link(chunks[parent].sequence, fork, sequence.length // PAGE, end)
+            if item.parent >= 0:
+                item.chunk.sequence.unlink(item.fork, item.chunk.sequence.length // PAGE)
+        for item in plan:
+            sequence = item.chunk.sequence
+            sequence.widen(item.end)
+            if len(item.shared):
+                at = item.begin - 1
+                for layer in self._shared(sequence, item.shared).tolist():
+                    old, new = int(sequence.tables[layer, at]), self.pool.take(layer)
+                    self.copy_page(layer, old, new)
+                    self.pool.drop(layer, [old])
+                    sequence.tables[layer, at] = new
+            for at in range(item.begin, item.end):
+                sequence.tables[item.own, at] = [self.pool.take(layer) for layer in item.own.tolist()]
+            if item.parent >= 0:
+                parent = plan[item.parent].chunk.sequence
+                sequence.link(parent, item.fork, sequence.length // PAGE, item.end)
 
 
-def _rows(chunks: Several[Chunk], parents: Several[tuple[int, int]]) -> tuple[Rows, npt.NDArray[np.int64]]:
-    """The rows of a call, and for every row of logits that the chunks want, which of `wanted` it is."""
-    sequences = tuple(chunk.sequence for chunk in chunks)
-    n_layers = len(sequences[0].mask)
-    sizes = [len(chunk.tokens) for chunk in chunks]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    offsets = np.concatenate([np.arange(size) for size in sizes])
-    parent = np.repeat([starts[parent] if parent >= 0 else -1 for parent, _ in parents], sizes)
-    wanted = []
-    for number, chunk in enumerate(chunks):
+@dataclass(frozen=True)
+class _Planned:
+    """A chunk, whose state it takes over at which block (`find_parents`), and its pages.
+
+    `own` int64 are the blocks it writes pages in; `shared` those of them whose last page others hold too; pages from
+    `begin` to `end` are new.
+    """
+
+    chunk: Chunk
+    parent: int
+    fork: int
+    own: npt.NDArray[np.int64]
+    shared: npt.NDArray[np.int64]
+    begin: int
+    end: int
+
+
+def _rows(plan: Several[_Planned]) -> tuple[Rows, Tensor | None]:
+    """The rows of a call, and which of `wanted` each row of logits is that the chunks want (None: they are the same).
+
+    Lists, not arrays, until the end: most calls have a few rows, and each costs a few microseconds so.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    sequence: list[int] = []
+    parent: list[int] = []
+    fork: list[int] = []
+    starts: list[int] = []
+    wanted: dict[int, int] = {}
+    which: list[int] = []
+    for number, item in enumerate(plan):
+        count, start = len(item.chunk.tokens), len(tokens)
+        starts.append(start)
+        tokens.extend(map(int, item.chunk.tokens))
+        length = item.chunk.sequence.length
+        positions.extend(range(length, length + count))
+        sequence.extend([number] * count)
+        first = starts[item.parent] if item.parent >= 0 else -1
+        parent.extend(range(first, first + count) if first >= 0 else [-1] * count)
+        fork.extend([item.fork] * count)
         # One that is the same throughout has its parent's logits.
-        source = parents[number][0] if parents[number][1] == n_layers else number
-        end = starts[source] + sizes[source]
-        wanted.append(np.arange(end - chunk.wanted, end))
-    distinct, which = np.unique(np.concatenate(wanted), return_inverse=True)
+        end = (first if item.fork == len(item.chunk.sequence.mask) else start) + count
+        which.extend(wanted.setdefault(row, len(wanted)) for row in range(end - item.chunk.wanted, end))
+    sequences = tuple(item.chunk.sequence for item in plan)
     rows = Rows(
-        tokens=np.concatenate([np.asarray(chunk.tokens) for chunk in chunks]).astype(np.int32),
-        positions=(np.repeat([sequence.length for sequence in sequences], sizes) + offsets).astype(np.int32),
-        sequence=np.repeat(np.arange(len(chunks)), sizes).astype(np.int32),
-        parent=np.where(parent >= 0, parent + offsets, -1).astype(np.int32),
-        fork=np.repeat([fork for _, fork in parents], sizes).astype(np.int32),
-        masks=np.stack([sequence.mask for sequence in sequences]).astype(np.uint8),
-        tables=_stacked([sequence.tables for sequence in sequences]),
-        lengths=np.array([sequence.length for sequence in sequences], dtype=np.int32),
-        wanted=distinct.astype(np.int32),
+        tokens=np.array(tokens, dtype=np.int32),
+        positions=np.array(positions, dtype=np.int32),
+        sequence=np.array(sequence, dtype=np.int32),
+        parent=np.array(parent, dtype=np.int32),
+        fork=np.array(fork, dtype=np.int32),
+        masks=np.stack([each.mask for each in sequences]),
+        tables=_stacked([each.tables for each in sequences]),
+        lengths=np.array([each.length for each in sequences], dtype=np.int32),
+        wanted=np.array(list(wanted), dtype=np.int32),
         sequences=sequences,
     )
-    return rows, which.reshape(-1)
+    return rows, None if len(which) == len(wanted) else torch.tensor(which)
 
 
 def _stacked(tables: list[Ints]) -> Ints:

@@ -105,6 +105,9 @@ class PagePool:
 
     def references(self, layers: npt.NDArray[np.int64], pages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Reference counts int32 [n] of one page of each of `layers` int64 [n]."""
+        if len(self._references) == 1:
+            (only,) = self._references.values()
+            return only[pages]
         found = np.empty(len(layers), dtype=np.int32)
         kinds = self.kinds[layers]
         for kind, references in self._references.items():
