@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -29,14 +30,35 @@ HEAD_REST = "norm and loss of the head"
 COPIES = "copies of states"
 READING = "reading weights (waited)"
 STORE = "store"
-NAMES = (BLOCK_PRODUCTS, ATTENTION, BLOCK_REST, HF_BLOCKS, HEAD_PRODUCTS, HEAD_REST, COPIES, READING, STORE)
+DEVICE_BLOCKS = "blocks (on the GPU)"
+DEVICE_HEAD = "head and loss (on the GPU)"
+NAMES = (
+    BLOCK_PRODUCTS,
+    ATTENTION,
+    BLOCK_REST,
+    HF_BLOCKS,
+    DEVICE_BLOCKS,
+    HEAD_PRODUCTS,
+    HEAD_REST,
+    DEVICE_HEAD,
+    COPIES,
+    READING,
+    STORE,
+)
 PRODUCTS = (BLOCK_PRODUCTS, HEAD_PRODUCTS)
 """What is matrix products alone: the floor that everything else is measured against."""
 
 # A trace of more spans is more than its viewers take.
 MOST_EVENTS = 1_000_000
+# So many spans that a device measures wait to be read at most.
+_MOST_LATER = 4096
 
 _active: Spans | None = None
+
+
+def watching() -> Spans | None:
+    """The spans that are entered now."""
+    return _active
 
 
 class Spans:
@@ -58,6 +80,7 @@ class Spans:
         self._trace = trace
         self._events: list[tuple[str, float, float]] = []
         self._inner = [0.0]  # for each open span, the seconds of the spans inside it
+        self._later: list[tuple[str, Callable[[], tuple[float, float]]]] = []
         self._outer: Spans | None = None
         self._started = 0.0
 
@@ -69,6 +92,9 @@ class Spans:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         global _active
+        if kind is None:
+            self._read(len(self._later))
+        self._later.clear()  # of a device that has failed nothing can be read
         self.wall += time.perf_counter() - self._started
         _active = self._outer
 
@@ -100,6 +126,22 @@ class Spans:
         with written_whole(path, force=force) as made:
             made.write_text(json.dumps(content), encoding="utf-8")
 
+    def add_later(self, name: str, measured: Callable[[], tuple[float, float]]) -> None:
+        """Count a span that a device measures. `measured` waits for its end, and returns begin and length in seconds.
+
+        The begin is on the clock of `time.perf_counter`.
+        """
+        self._later.append((name, measured))
+        if len(self._later) > _MOST_LATER:
+            self._read(_MOST_LATER // 2)  # the older half, whose ends are past: nobody waits for long
+
+    def _read(self, count: int) -> None:
+        for name, measured in self._later[:count]:
+            begin, seconds = measured()
+            self.seconds[name] += seconds
+            self._keep(name, begin, seconds)
+        del self._later[:count]
+
     def _begin(self) -> None:
         self._inner.append(0.0)
 
@@ -108,6 +150,9 @@ class Spans:
         inner = self._inner.pop()
         self._inner[-1] += seconds
         self.seconds[name] += seconds - inner
+        self._keep(name, begin, seconds)
+
+    def _keep(self, name: str, begin: float, seconds: float) -> None:
         if not self._trace:
             return
         if len(self._events) < MOST_EVENTS:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.engine.forward import free_memory, play
@@ -38,6 +37,8 @@ from layercoop_fast.game.outlook import time_pilot
 from layercoop_fast.game.partial import view_of
 from layercoop_fast.game.players import Players
 from layercoop_fast.game.protocol import Masks
+from layercoop_fast.game.scoring import InOrder, scores_behind
+from layercoop_fast.game.store import Scores
 from layercoop_fast.game.utility import Utility
 from layercoop_fast.workers.messages import Array, Message, pack, unpack
 
@@ -199,11 +200,12 @@ def _measure(game: ModelGame, masks: Masks, send: Send) -> None:
     states, max_rows = _limits(game)
     plan = build_plan(game.players.unit_masks(masks), states)
 
-    def score(number: int, state: Tensor) -> None:
-        scores = game.scorer.score(state)
+    def take(number: int, scores: Scores) -> None:
         stream.add(int(plan.unique_rows[number]), scores.nll, scores.kl)
 
-    play(game.windows, plan, score, units=game.units, max_rows=max_rows, on_progress=stream.count)
+    scored = InOrder(game.scorer, take, scores_behind(game.windows))
+    play(game.windows, plan, scored.begin, units=game.units, max_rows=max_rows, on_progress=stream.count)
+    scored.finish()
     stream.flush(finished=True)
 
 

@@ -9,6 +9,8 @@ and then checked by running it: on random input the fast block must agree with t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -60,27 +62,35 @@ def _build(
     try:
         parts = find_parts(block)
         fast = FastBlock(parts, find_rope(call, convention, parts, positions), workspace)
-        _self_check(fast, block, call, convention)
+        check_block(fast, block, call, convention, *fast.state_shape, TOLERANCE)
     except UnfitError as reason:
         return str(reason)
     return fast
 
 
-def _self_check(fast: FastBlock, block: nn.Module, call: BlockCall, convention: Convention) -> None:
-    """Raise `UnfitError` unless fast block and block agree on random input of the call's own batch shape."""
-    dtype = fast.dtype
-    windows = _windows(call, convention)
-    random = torch.randn((windows, *fast.state_shape), generator=torch.Generator().manual_seed(0))
-    hidden = random.mul_(_CHECK_SCALE).to(dtype)
+def check_block(
+    fast: Callable[[Tensor], Tensor],
+    block: nn.Module,
+    call: BlockCall,
+    convention: Convention,
+    tokens: int,
+    width: int,
+    tolerances: Mapping[torch.dtype, float],
+) -> None:
+    """Raise `UnfitError` unless fast form and block agree on random input [W, tokens, width] of the call's batch."""
+    parameter = next(block.parameters())
+    dtype = parameter.dtype
+    random = torch.randn(_windows(call, convention), tokens, width, generator=torch.Generator().manual_seed(0))
+    hidden = random.mul_(_CHECK_SCALE).to(parameter.device, dtype)
     with torch.inference_mode():
         whole = call.with_hidden(convention.takes, hidden.clone())
         expected = convention.unwrap(block(*whole.args, **whole.kwargs)).double()
         added = (expected - hidden.double()).norm()
         difference = float((fast(hidden).double() - expected).norm() / added)
-    if not difference <= TOLERANCE[dtype]:
+    if not difference <= tolerances[dtype]:
         raise UnfitError(
             f"on random input the fast block differs from the block by {difference:.1e} of what it adds "
-            f"({TOLERANCE[dtype]:.0e} allowed)"
+            f"({tolerances[dtype]:.0e} allowed)"
         )
 
 

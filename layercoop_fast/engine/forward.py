@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.engine.plan import Plan, last_states, layer_visits
+from layercoop_fast.engine.pool_units import PoolUnits
 from layercoop_fast.engine.units import GeneralUnits, Units
 from layercoop_fast.engine.width import MAX_ROWS, batch_width, cut, scored_width
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
-from layercoop_fast.spans import COPIES, HEAD_REST, timed
+from layercoop_fast.spans import COPIES, DEVICE_HEAD, HEAD_REST, timed
 
 # So few states have a budget to themselves.
 _STATES_ALONE = 8
@@ -48,6 +49,9 @@ def play(
     """
     units = units or GeneralUnits(windows)
     with torch.inference_mode():
+        if isinstance(units, PoolUnits):
+            _play_in_pool(plan, score, units, max_rows, on_progress)
+            return
         embedding = windows.context(1).embedding[: windows.n_windows]
         slots = list(windows.pool(plan.peak_states))
         width = batch_width(windows, units, slots, plan.scheduled, max_rows)
@@ -74,6 +78,22 @@ def play(
             for mask, slot in zip(masks.tolist(), ends.tolist(), strict=True):
                 with timed(HEAD_REST):
                     score(mask, slots[slot])
+
+
+def _play_in_pool(
+    plan: Plan,
+    score: Callable[[int, Tensor], None],
+    units: PoolUnits,
+    max_rows: int,
+    on_progress: Callable[[int], None] | None,
+) -> None:
+    """As `play`, the states staying where they lie on the device."""
+    for step, pool in units.steps(plan, max_rows):
+        if on_progress is not None and step.player >= 0:
+            on_progress(len(step.src))
+        for mask, slot in zip(step.emit_mask.tolist(), step.emit_slot.tolist(), strict=True):
+            with units.queue.timed(DEVICE_HEAD):
+                score(mask, pool[slot])
 
 
 def states_within(windows: Windows, memory: int) -> int:
@@ -104,6 +124,12 @@ def split_memory(windows: Windows, units: Units, memory: int) -> tuple[int, int]
     rows = max(rows, one)
     beside = (memory - rows * units.bytes_a_row) // windows.state_bytes
     return max(min(_STATES_ALONE, states), beside), rows
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given; a clock read before that says nothing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def free_memory(device: torch.device) -> int:

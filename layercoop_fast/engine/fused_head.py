@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import replaced_forward
+from layercoop_fast.engine.llama_shape import Norm, UnfitError, find_norm
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.kernels.linear_cross_entropy import TokenLosses, linear_cross_entropy
-from layercoop_fast.kernels.memory import NATIVE_DTYPES
+from layercoop_fast.kernels.memory import is_native, on_gpu
+from layercoop_fast.kernels.rms_norm import rms_norm
 
 # How far the mean loss of the check may be from that of the model's own logits, as a share of it. In bf16 logits are
 # rounded to three digits on either way, some of them to the other side.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 5e-4}
 _PROBE = 64.0
 
 
@@ -35,9 +37,14 @@ class FusedHead:
     projection: nn.Linear
     scale: float
     soft_cap: float | None
+    norm: Norm | None = None
+    """What stands before the projection, where that is known to be all; else the model's own code is run for it."""
 
     def inputs(self, context: Context, state: Tensor) -> Tensor:
         """What the model hands its output projection for a state behind its last block: [B, T, H] → [B, T, H]."""
+        if self.norm is not None:
+            rows = state.reshape(-1, state.shape[-1])
+            return rms_norm(rows, self.norm.weight, self.norm.eps).view(state.shape)
         return _run(context, state, self.projection, lambda hidden: hidden.new_zeros((*hidden.shape[:-1], 1)))[0]
 
     def losses(self, hidden: Tensor, targets: Tensor, teacher: Tensor | None = None) -> TokenLosses:
@@ -57,20 +64,25 @@ class FusedHead:
         )
 
 
-def fused_head(skeleton: Skeleton, ids: Tensor) -> FusedHead | None:
-    """The fused form of a model's head, checked on windows `ids` (int64 [B, T]); None where it has none."""
+def fused_head(skeleton: Skeleton, ids: Tensor, *, own_norm: bool = False) -> FusedHead | None:
+    """The fused form of a model's head, checked on windows `ids` (int64 [B, T]); None where it has none.
+
+    With `own_norm` the final norm is computed here too, where it is a plain RMS norm: the model's own code around it
+    takes the host milliseconds a call and may wait for a device.
+    """
     projection = skeleton.model.get_output_embeddings()
     # Exactly this class: a subclass (quantised, with an adapter) computes something else from its weight.
     if type(projection) is not nn.Linear or ids.shape[1] < 2:
         return None
     tensors = list(projection.parameters())
-    if any(tensor.device.type != "cpu" or tensor.dtype not in NATIVE_DTYPES for tensor in tensors):
+    if not all(is_native(tensor) or on_gpu(tensor) for tensor in tensors) or not skeleton.one_device:
         return None
     context = skeleton.context(ids)
     with torch.inference_mode():
         try:
             ending = _ending(context, projection)
-            head = None if ending is None else FusedHead(projection, *ending)
+            norm = _final_norm(context, projection) if own_norm else None
+            head = None if ending is None else FusedHead(projection, *ending, norm)
             return head if head is not None and _agrees(head, context) else None
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None  # a stand-in for the projection is not what this model's code expects
@@ -89,6 +101,21 @@ def _ending(context: Context, projection: nn.Linear) -> tuple[float, float | Non
     if isinstance(cap, (int, float)) and cap > 0 and torch.allclose(found, cap * (given / cap).tanh(), rtol=1e-5):
         return 1.0, float(cap)
     return None
+
+
+def _final_norm(context: Context, projection: nn.Linear) -> Norm | None:
+    """The norm before the projection, where it alone makes of a state (the embedding) what the projection is handed."""
+    try:
+        norm = find_norm(context.skeleton.model.base_model, "norm")
+    except UnfitError:
+        return None
+    state = context.embedding
+    if norm.weight.shape != state.shape[-1:] or norm.weight.dtype != state.dtype:
+        return None
+    expected, _ = _run(context, state, projection, lambda hidden: hidden.new_zeros((*hidden.shape[:-1], 1)))
+    found = rms_norm(state.reshape(-1, state.shape[-1]), norm.weight, norm.eps).view(state.shape)
+    alike = torch.allclose(found.float(), expected.float(), rtol=2 * torch.finfo(state.dtype).eps, atol=1e-6)
+    return norm if alike else None
 
 
 def _agrees(head: FusedHead, context: Context) -> bool:

@@ -5,6 +5,7 @@ A block whose parts are not all known is refused with the reason: what is not un
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,8 +61,10 @@ class Parts:
     scale: float
 
 
-def find_parts(block: nn.Module) -> Parts:
-    """The parts of a llama-shaped block; raises `UnfitError` for any other."""
+def find_parts(
+    block: nn.Module, *, dtypes: Sequence[torch.dtype] = NATIVE_DTYPES, devices: Sequence[str] = ("cpu",)
+) -> Parts:
+    """The parts of a llama-shaped block of these dtypes on such devices; raises `UnfitError` for any other."""
     attention = _child_with(block, ("q_proj", "k_proj", "v_proj", "o_proj"), "attention")
     mlp = _child_with(block, ("gate_proj", "up_proj", "down_proj"), "gated MLP")
     head_dim = getattr(attention, "head_dim", None)
@@ -69,21 +72,21 @@ def find_parts(block: nn.Module) -> Parts:
         raise UnfitError("its attention does not say its head_dim")
     qk_norm = hasattr(attention, "q_norm") or hasattr(attention, "k_norm")
     parts = Parts(
-        input_norm=_norm(block, "input_layernorm"),
+        input_norm=find_norm(block, "input_layernorm"),
         query=_linear(attention, "q_proj"),
         key=_linear(attention, "k_proj"),
         value=_linear(attention, "v_proj"),
-        query_norm=_norm(attention, "q_norm") if qk_norm else None,
-        key_norm=_norm(attention, "k_norm") if qk_norm else None,
+        query_norm=find_norm(attention, "q_norm") if qk_norm else None,
+        key_norm=find_norm(attention, "k_norm") if qk_norm else None,
         output=_linear(attention, "o_proj"),
-        mlp_norm=_norm(block, "post_attention_layernorm"),
+        mlp_norm=find_norm(block, "post_attention_layernorm"),
         gate=_linear(mlp, "gate_proj"),
         up=_linear(mlp, "up_proj"),
         down=_linear(mlp, "down_proj"),
         head_dim=head_dim,
         scale=float(getattr(attention, "scaling", head_dim**-0.5)),
     )
-    _check_weights(block, parts)
+    _check_weights(block, parts, dtypes, devices)
     _check_shapes(parts)
     _check_activation(mlp, parts.gate.weight.dtype)
     return parts
@@ -104,7 +107,8 @@ def _linear(owner: nn.Module, name: str) -> nn.Linear:
     return module
 
 
-def _norm(owner: nn.Module, name: str) -> Norm:
+def find_norm(owner: nn.Module, name: str) -> Norm:
+    """A module's RMS norm of that name; raises `UnfitError` where it is something else."""
     module = getattr(owner, name, None)
     if not isinstance(module, nn.Module):
         raise UnfitError(f"it has no {name}")
@@ -117,8 +121,8 @@ def _norm(owner: nn.Module, name: str) -> Norm:
     return Norm(weight, eps)
 
 
-def _check_weights(block: nn.Module, parts: Parts) -> None:
-    """All of the block's parameters are in the parts, in one dtype that the kernels work in, on the CPU."""
+def _check_weights(block: nn.Module, parts: Parts, dtypes: Sequence[torch.dtype], devices: Sequence[str]) -> None:
+    """All of the block's parameters are in the parts, in one dtype that the kernels work in, where they do."""
     linears = (parts.query, parts.key, parts.value, parts.output, parts.gate, parts.up, parts.down)
     norms = [norm for norm in (parts.input_norm, parts.mlp_norm, parts.query_norm, parts.key_norm) if norm is not None]
     known = {linear.weight.data_ptr() for linear in linears} | {norm.weight.data_ptr() for norm in norms}
@@ -126,11 +130,12 @@ def _check_weights(block: nn.Module, parts: Parts) -> None:
     for name, parameter in block.named_parameters():
         if parameter.data_ptr() not in known:
             raise UnfitError(f"it has a further parameter, {name}")
-        if parameter.device.type != "cpu" or parameter.dtype not in NATIVE_DTYPES:
-            raise UnfitError(f"its {name} is {parameter.dtype} on {parameter.device}, not fp32 or bf16 on the CPU")
-    dtypes = {parameter.dtype for parameter in block.parameters()}
-    if len(dtypes) != 1:
-        raise UnfitError(f"its parameters are of several dtypes ({', '.join(sorted(map(str, dtypes)))})")
+        if parameter.device.type not in devices or parameter.dtype not in dtypes:
+            taken = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise UnfitError(f"its {name} is {parameter.dtype} on {parameter.device}, not {taken} on {devices[-1]}")
+    found = {parameter.dtype for parameter in block.parameters()}
+    if len(found) != 1:
+        raise UnfitError(f"its parameters are of several dtypes ({', '.join(sorted(map(str, found)))})")
 
 
 def _check_shapes(parts: Parts) -> None:

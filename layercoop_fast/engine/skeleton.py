@@ -76,6 +76,11 @@ class Skeleton:
         return device
 
     @property
+    def one_device(self) -> bool:
+        """Whether all of the model lies on one device, but for matrices that are read when they are used."""
+        return len({str(parameter.device) for parameter in self.model.parameters()} - {"meta"}) == 1
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the residual stream."""
         dtype: torch.dtype = self.model.dtype

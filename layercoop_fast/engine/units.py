@@ -14,6 +14,7 @@ from torch import Tensor
 
 from layercoop_fast.engine.fast_block import FastBlock, Half, Workspace
 from layercoop_fast.engine.fast_blocks import fast_block
+from layercoop_fast.engine.queues import queue_of
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
@@ -149,7 +150,16 @@ def make_units(
         raise RequestError(f"unknown block path {block_path!r}: choose from {', '.join(BLOCK_PATHS)}")
     general = GeneralUnits(windows, run_unit)
     skeleton = windows.skeleton
-    if block_path == "hf" or skeleton.device.type != "cpu" or skeleton.dtype not in NATIVE_DTYPES:
+    if block_path == "hf":
+        return general
+    if skeleton.device.type == "cuda":
+        from layercoop_fast.engine.pool_units import make_pool_units  # here, since it needs what stands above
+
+        # Trees of texts, and models spread over devices, go by the model's own blocks there.
+        whole = windows.positions is None and skeleton.one_device
+        pooled = make_pool_units(windows, general, queue_of(skeleton.device), halves=halves) if whole else None
+        return general if pooled is None else pooled
+    if skeleton.dtype not in NATIVE_DTYPES:
         return general
     count = min(_CHECK_WINDOWS, windows.n_windows)
     context = windows.part(0, count)

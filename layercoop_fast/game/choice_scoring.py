@@ -5,6 +5,8 @@ The head runs for the rows alone after which a token is scored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -57,6 +59,11 @@ class ChoiceScorer:
             nll = self._general(hidden, targets) if self.head is None else self._fused(self.head, hidden, targets)
             tokens = nll[self.packs.of_token].double().cpu().numpy()
         return Scores(tokens, np.full(len(tokens), np.nan))
+
+    def begin(self, state: Tensor) -> Callable[[], Scores]:
+        """Score at once."""
+        scores = self.score(state)
+        return lambda: scores
 
     def _fused(self, head: FusedHead, hidden: Tensor, targets: Tensor) -> Tensor:
         return head.losses(head.inputs(self.context, hidden)[:, 0].contiguous(), targets).nll

@@ -36,7 +36,7 @@ from layercoop_fast.game.partial import StagedGame, anew, part_of, require_windo
 from layercoop_fast.game.players import Label, Players, make_players
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
 from layercoop_fast.game.remote import measure_by_workers, numerics_of_workers, opening_of
-from layercoop_fast.game.scoring import Scorer, make_scorer
+from layercoop_fast.game.scoring import InOrder, Scorer, make_scorer, scores_behind
 from layercoop_fast.game.shelf import Shelf
 from layercoop_fast.game.store import Scores, Store, check_store, mask_key
 from layercoop_fast.game.utility import Utility, get_utility
@@ -369,12 +369,14 @@ class ModelGame:
     @property
     def _numerics(self) -> dict[str, Any]:
         """What decides the bits of a worth that this process measures."""
+        on_gpu = self.skeleton.device.type == "cuda"
         shared = ("shared" if self.calibration.share else "whole") if isinstance(self.calibration, Choices) else None
         return {
             "layercoop_fast": layercoop_fast.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": str(self.skeleton.device),
+            **({"gpu": torch.cuda.get_device_name(self.skeleton.device)} if on_gpu else {}),
             "isa": torch.backends.cpu.get_cpu_capability(),
             "kernels": _C.isa(),
             "threads": torch.get_num_threads(),
@@ -422,11 +424,13 @@ class ModelGame:
                 reported = round(done)
                 self.on_progress("layer evaluations", reported, total)
 
-        def score(number: int, state: Tensor) -> None:
+        def take(number: int, scores: Scores) -> None:
             nonlocal done
-            self._known.add(keys[rows[number]], self.scorer.score(state))
+            self._known.add(keys[rows[number]], scores)
             done += head_cost
             report()
+
+        scored = InOrder(self.scorer, take, scores_behind(self.windows))
 
         def progress(evaluations: int) -> None:
             nonlocal done
@@ -435,7 +439,8 @@ class ModelGame:
             report()
 
         try:
-            play(self.windows, plan, score, units=self.units, max_rows=max_rows, on_progress=progress)
+            play(self.windows, plan, scored.begin, units=self.units, max_rows=max_rows, on_progress=progress)
+            scored.finish()
         finally:
             self._known.commit()  # after Ctrl-C too
         report()

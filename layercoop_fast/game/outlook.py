@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from layercoop_fast.engine.forward import wait_for
 from layercoop_fast.engine.plan import Plan, build_plan, layer_visits
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.game.remote import open_workers, tasks_for
@@ -131,6 +132,7 @@ def time_pilot(game: ModelGame) -> tuple[float, float]:
         state = game.windows.context(1).embedding[: game.windows.n_windows].clone()
         game.skeleton.expect(range(game.skeleton.n_layers))
         game.units.run(0, [state], [state])  # the first call of anything is slow
+        wait_for(game.skeleton.device)
         seconds: list[float] = []
         started = time.perf_counter()
         while len(seconds) < min(2, game.players.n_units) or (
@@ -139,6 +141,7 @@ def time_pilot(game: ModelGame) -> tuple[float, float]:
             game.skeleton.block(game.players.layer(len(seconds)))  # what is read for it is not the unit's own time
             began = time.perf_counter()
             game.units.run(len(seconds), [state], [state])
+            wait_for(game.skeleton.device)
             seconds.append(time.perf_counter() - began)
         game.scorer.score(state)
         began = time.perf_counter()

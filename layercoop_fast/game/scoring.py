@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.engine.fused_head import FusedHead, fused_head
+from layercoop_fast.engine.queues import queue_of
 from layercoop_fast.engine.skeleton import Context
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.game.store import Scores
@@ -18,6 +21,8 @@ from layercoop_fast.game.utility import token_kl, token_nll
 HEAD_BYTES = 128 * 2**20
 # Windows of the batch on which the fused head is compared with the model's own.
 _CHECK_WINDOWS = 1
+# Scores on their way from a GPU: so many masks are behind what is known, and are lost by a kill.
+_BEHIND = 8
 
 
 class Scorer(Protocol):
@@ -38,6 +43,10 @@ class Scorer(Protocol):
 
     def score(self, state: Tensor) -> Scores:
         """Mean NLL of each window of a state [W, T, H], and mean KL to the teacher (NaN without one)."""
+        ...
+
+    def begin(self, state: Tensor) -> Callable[[], Scores]:
+        """Begin to score a state, which may change afterwards; the result waits for its scores and returns them."""
         ...
 
 
@@ -73,6 +82,11 @@ class GeneralScorer:
                 kl[first:last] = token_kl(teacher, logits)[:, scored].double().mean(1).cpu().numpy()
         return Scores(nll, kl)
 
+    def begin(self, state: Tensor) -> Callable[[], Scores]:
+        """Score at once."""
+        scores = self.score(state)
+        return lambda: scores
+
 
 class FusedScorer:
     """Head and loss in one, by tiles of words: no logits of all words, and only positions that are scored."""
@@ -85,6 +99,7 @@ class FusedScorer:
         self.share = len(windows.scored) / windows.ids.shape[1]
         self.targets = windows.ids[:, windows.scored + 1].reshape(-1)
         self.teacher: Tensor | None = None
+        self.queue = queue_of(windows.skeleton.device)
 
     def on(self, windows: Windows) -> FusedScorer:
         """The same for other windows; the head is checked already."""
@@ -96,10 +111,21 @@ class FusedScorer:
 
     def score(self, state: Tensor) -> Scores:
         """Mean NLL, and KL where there is a teacher, of each window."""
+        return self.begin(state)()
+
+    def begin(self, state: Tensor) -> Callable[[], Scores]:
+        """Losses and their means on the model's device, which come over when they are there."""
         with torch.inference_mode():
             losses = self.head.losses(self._inputs(state), self.targets, self.teacher)
-        kl = np.full(self.windows.n_windows, np.nan) if losses.kl is None else self._means(losses.kl)
-        return Scores(self._means(losses.nll), kl)
+            kinds = [losses.nll] if losses.kl is None else [losses.nll, losses.kl]
+            means = torch.stack([kind.view(self.windows.n_windows, -1).double().mean(1) for kind in kinds])
+            fetched = self.queue.fetch(means)
+
+        def scores() -> Scores:
+            nll, *kl = fetched().numpy()
+            return Scores(nll, kl[0] if kl else np.full(len(nll), np.nan))
+
+        return scores
 
     def _inputs(self, state: Tensor) -> Tensor:
         """What the head is handed at the S scored positions, [W · S, H]."""
@@ -107,13 +133,47 @@ class FusedScorer:
         hidden = self.head.inputs(context, _padded(context, state))
         return hidden[: len(state), self.windows.scored].reshape(len(self.targets), -1)
 
-    def _means(self, losses: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        return losses.view(self.windows.n_windows, -1).double().mean(1).numpy()
+
+class InOrder:
+    """Scores of states that are begun in order and taken in order, some behind, so that no device waits for the host.
+
+    Args:
+        scorer: of the game.
+        take: called with each number and its scores.
+        behind: so many states are begun before the first one's scores are waited for.
+    """
+
+    def __init__(self, scorer: Scorer, take: Callable[[int, Scores], None], behind: int = 0) -> None:
+        self._scorer = scorer
+        self._take = take
+        self._behind = behind
+        self._begun: deque[tuple[int, Callable[[], Scores]]] = deque()
+
+    def begin(self, number: int, state: Tensor) -> None:
+        """Begin to score a state, which may change afterwards."""
+        self._begun.append((number, self._scorer.begin(state)))
+        self._take_all_but(self._behind)
+
+    def finish(self) -> None:
+        """Take what is left."""
+        self._take_all_but(0)
+
+    def _take_all_but(self, count: int) -> None:
+        while len(self._begun) > count:
+            number, scores = self._begun.popleft()
+            self._take(number, scores())
+
+
+def scores_behind(windows: Windows) -> int:
+    """How many scores may be on their way where these windows are scored: some on a GPU, none elsewhere."""
+    return _BEHIND if windows.skeleton.device.type == "cuda" else 0
 
 
 def make_scorer(windows: Windows, *, block_path: str = "auto") -> Scorer:
     """The fused scorer where the model's head allows it, unless `block_path` is "hf"."""
-    head = fused_head(windows.skeleton, windows.ids[:_CHECK_WINDOWS]) if block_path != "hf" else None
+    own_norm = windows.skeleton.device.type == "cuda"
+    ids = windows.ids[:_CHECK_WINDOWS]
+    head = fused_head(windows.skeleton, ids, own_norm=own_norm) if block_path != "hf" else None
     return GeneralScorer(windows) if head is None else FusedScorer(windows, head)
 
 

@@ -1,0 +1,191 @@
+"""What the executor asks of a device beside tensors: tables sent ahead, work repeated, results fetched later, spans.
+
+    queue = queue_of(device)
+    table = queue.send(host_table)                        # copied beside what runs, there for what runs next
+    queue.run(("layer", 3, 8), lambda: block.run(...))    # the same work each time a key is used
+    fetched = queue.fetch(losses)                         # begins to copy; fetched() waits
+
+On a GPU these are a second stream, CUDA graphs (on ROCm HIP's), events and pinned memory; elsewhere the plain calls, so
+that the executor is one piece of code, and is tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from layercoop_fast.spans import timed, watching
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A key's first calls are plain ones: they compile kernels and make libraries choose theirs, which no capture may do.
+PLAIN_CALLS = 2
+
+
+class Queue(Protocol):
+    """Work for a device, in order."""
+
+    def send(self, table: Tensor) -> Tensor:
+        """A copy of a host tensor on the device, for what is asked for from now on."""
+        ...
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Do work that is the same for a key each time: the same operations on the same memory, whatever lies there."""
+        ...
+
+    def forget(self) -> None:
+        """Take no work for known any more: some of its memory is another's now."""
+        ...
+
+    def fetch(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy values to the host; the result waits for them and returns them."""
+        ...
+
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """Count the time that the device takes for the block under that name, where `Spans` watch."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until all is done."""
+        ...
+
+
+class PlainQueue:
+    """Everything at once, in the calling thread."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def send(self, table: Tensor) -> Tensor:
+        """A copy."""
+        return table.to(self.device, copy=True)
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Do it."""
+        work()
+
+    def forget(self) -> None:
+        """Nothing is known."""
+
+    def fetch(self, values: Tensor) -> Callable[[], Tensor]:
+        """Copied at once."""
+        copy = values.to("cpu", copy=True)
+        return lambda: copy
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """The host's time."""
+        with timed(name):
+            yield
+
+    def wait(self) -> None:
+        """All is done."""
+
+
+class CudaQueue:
+    """A GPU's current stream, a second one for tables, and a graph for each key that comes back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._calls: Counter[Hashable] = Counter()
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        with torch.cuda.device(device):
+            self._copies: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._captures: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._memory = torch.cuda.graph_pool_handle()
+        self._origin: tuple[torch.cuda.Event, float] | None = None
+
+    def send(self, table: Tensor) -> Tensor:
+        """Copied from pinned memory on the second stream; the first waits for it on the device, not here."""
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copies):
+            sent = table.pin_memory().to(self.device, non_blocking=True)
+        current.wait_stream(self._copies)
+        sent.record_stream(current)
+        return sent
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """The first calls as they are, one to record them, and from then on one launch each."""
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._calls[key] += 1
+            if self._calls[key] <= PLAIN_CALLS:
+                work()
+                return
+            graph = torch.cuda.CUDAGraph()
+            # One after the other runs, so all graphs may have their intermediate results in the same memory.
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.graph(graph, pool=self._memory, stream=self._captures, capture_error_mode="thread_local"),
+            ):
+                work()
+            self._graphs[key] = graph
+        graph.replay()
+
+    def forget(self) -> None:
+        """Drop the graphs, once none of them runs."""
+        if self._graphs:
+            self.wait()
+        self._graphs.clear()
+        self._calls.clear()
+
+    def fetch(self, values: Tensor) -> Callable[[], Tensor]:
+        """Copied into pinned memory in the stream's order; only who asks for them waits."""
+        copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        copy.copy_(values, non_blocking=True)
+        there = _event()
+        there.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> Tensor:
+            there.synchronize()
+            return copy
+
+        return wait
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Between two events of the stream; read when the spans are left, or after some thousand."""
+        spans = watching()
+        if spans is None:
+            yield
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if self._origin is None:
+            origin = _event()
+            origin.record(stream)
+            origin.synchronize()
+            self._origin = origin, time.perf_counter()
+        since, at = self._origin
+        begin, end = _event(), _event()
+        begin.record(stream)
+        try:
+            yield
+        finally:
+            end.record(stream)
+
+            def measured() -> tuple[float, float]:
+                end.synchronize()
+                return at + since.elapsed_time(begin) / 1e3, begin.elapsed_time(end) / 1e3
+
+            spans.add_later(name, measured)
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        torch.cuda.synchronize(self.device)
+
+
+def _event() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return event
+
+
+def queue_of(device: torch.device) -> Queue:
+    """The queue for a device."""
+    return CudaQueue(device) if device.type == "cuda" else PlainQueue(device)
