@@ -29,6 +29,8 @@ from layercoop_fast.cli_options import (
     Objective,
     Offload,
     Players,
+    RepairText,
+    RepairTokens,
     SamplerOption,
     ScoreEvery,
     Seed,
@@ -113,14 +115,11 @@ def prune(
             help="Refit the weights before each removed run to stand in for it; by default where that helps.",
         ),
     ] = None,
-    repair_text: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Text to fit the repair to, one kind each; repeatable. Default: the calibration text, builtin, "
-            "builtin-docstrings and builtin-code."
-        ),
-    ] = None,
-    repair_tokens: Annotated[int, typer.Option(help="Tokens to fit the repair to, over all its texts.")] = 65_536,
+    repair_text: RepairText = None,
+    repair_tokens: RepairTokens = 65_536,
+    finalists: Annotated[
+        int, typer.Option(help="Of the best masks measured so many are repaired, and the best of these is taken.")
+    ] = 1,
     measure_cost: Annotated[
         bool,
         typer.Option(
@@ -178,6 +177,7 @@ def prune(
             repair=repair,
             repair_text=repair_text or None,
             repair_tokens=repair_tokens,
+            finalists=finalists,
             chat=chat,
             settle=settle,
             most_windows=most_windows,

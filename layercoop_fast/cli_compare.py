@@ -18,6 +18,8 @@ from layercoop_fast.cli_options import (
     Model,
     Objective,
     Players,
+    RepairText,
+    RepairTokens,
     Seed,
     TrustRemoteCode,
     with_objective,
@@ -37,6 +39,11 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="Methods of `prune`, and flap: heads and channels at equal parameters.")
     ] = "coop,sleb,shortgpt,angular,ppl",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Measure every choice with a repair fitted to it as well, as `prune` does.")
+    ] = False,
+    repair_text: RepairText = None,
+    repair_tokens: RepairTokens = 65_536,
     budget: Annotated[int | None, typer.Option(help="Masks that methods with a budget may measure.")] = None,
     utility: Annotated[str, typer.Option(help="Worth of a mask: ppl_ratio, nll, kl or blend:SHARE.")] = "ppl_ratio",
     players: Players = "layers",
@@ -59,6 +66,8 @@ def compare(
     from layercoop_fast.report.compared import show_comparison
     from layercoop_fast.report.html.compared import comparison_page
 
+    if repair_text and not repair:
+        raise RequestError("a text to fit repairs to (--repair-text) needs --repair")
     sizes = [size.strip() for size in remove.split(",")]
     if not all(size.isdecimal() and int(size) for size in sizes):
         raise RequestError(f"--remove takes sizes like 3,6,10, not {remove!r}")
@@ -76,6 +85,9 @@ def compare(
             methods=[name.strip() for name in methods.split(",")],
             budget=budget,
             text_windows=eval_windows,
+            repair=repair,
+            repair_text=repair_text or None,
+            repair_tokens=repair_tokens,
             seed=seed,
             utility=with_objective(utility, objective),
             chat=chat,

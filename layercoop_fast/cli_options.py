@@ -74,6 +74,14 @@ Offload = Annotated[
         "than memory.",
     ),
 ]
+RepairText = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Text to fit a repair to, one kind each; repeatable. Default: the calibration text, builtin, "
+        "builtin-docstrings and builtin-code."
+    ),
+]
+RepairTokens = Annotated[int, typer.Option(help="Tokens to fit a repair to, over all its texts.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")]

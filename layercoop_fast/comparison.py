@@ -1,7 +1,7 @@
 """Methods beside each other: what each removes at each size, what is left on each text, and what finding it cost.
 
     compared = compare("model", calibration="novels.txt", texts=["code.txt"], remove=[3, 6], methods=["coop", "sleb"])
-    compared.record            # JSON: one row a method and size
+    compared.record            # JSON: one row a method and size, with `repair` a second one beside it
 
 Every method begins with nothing known, so costs are those of a run of its own; they are counted in passes of the full
 model over the calibration text (`Evaluations.token_evals`). Differences between methods are judged window by window: on
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.utility import UTILITIES, get_utility
 from layercoop_fast.pruning import perplexity, same_model_on
+from layercoop_fast.repair.fit import fit_repair, repaired_windows
+from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, texts_to_fit
 from layercoop_fast.report.html.compared import comparison_fragment
 from layercoop_fast.search.base import check_n_remove, finite_or_none, get_method
 from layercoop_fast.width.flap import flap
@@ -51,11 +53,14 @@ class Measured:
         window_nll: mean NLL of each window, float64 [W]; of several texts weighted, so that their mean is the texts'.
         p_best: of a difference from the best at this size this large or larger, were both equally good (two-sided,
             random signs of the windows' differences); 1 for the best itself, None where a window is not finite.
+            Repaired models are compared with the best repaired one, others with the best that is not.
+        p_unrepaired: of a repaired model, the same of its difference from itself before the repair; None of others.
     """
 
     text: str
     window_nll: Floats
     p_best: float | None = None
+    p_unrepaired: float | None = None
 
     @property
     def ppl(self) -> float | None:
@@ -79,7 +84,9 @@ class Row:
         removed: labels of the units that go; None for a method that removes width.
         params: parameters that go.
         passes: cost in passes of the full model over the calibration text, heads left out.
+        seconds: of the search, and for a repaired row of the repair on top.
         texts: the calibration text first, then the others.
+        repair: `record` of the repair (`repair/fit.py`), of a repaired model; None of others.
     """
 
     method: str
@@ -90,6 +97,12 @@ class Row:
     passes: float
     seconds: float
     texts: list[Measured] = field(default_factory=list)
+    repair: dict[str, Any] | None = None
+
+    @property
+    def label(self) -> str:
+        """The method, and whether a repair followed."""
+        return self.method if self.repair is None else f"{self.method} + repair"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +132,9 @@ def compare(
     methods: Sequence[str] = DEFAULT_METHODS,
     budget: int | None = None,
     text_windows: int = TEXT_WINDOWS,
+    repair: bool = False,
+    repair_text: Sequence[str] | None = None,
+    repair_tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
     on_progress: Progress | None = None,
     **options: Any,
@@ -134,6 +150,10 @@ def compare(
             number of mean layers.
         budget: masks that each method may measure; its own default where None. Methods that ask a set number of masks
             (`sleb`, `ppl`, `shortgpt` and such) are not held to it.
+        repair: measure every choice once more with a repair fitted to it (width has none), as `prune` would keep it:
+            one that does not help its own held-out windows is left out, and the row is as the one without.
+        repair_text: SPECs of the texts to fit repairs to; by default those of `prune`, without the `texts`.
+        repair_tokens: how many tokens to fit each to.
         options: further arguments of `ModelGame.from_pretrained`.
 
     Raises `RequestError` before anything is searched for an unknown method, a utility of items with options, a size
@@ -157,17 +177,27 @@ def compare(
         check_n_remove(game.n_players, size)
         allowed.check_size(game.n_players - size)
     tokens = int(game.calibration.ids.shape[1])
+    fitted = None
+    if repair:
+        fitted = texts_to_fit(
+            game, repair_text, repair_tokens, required=True, heldout=texts, seed=seed, progress=on_progress
+        )
     games = [game, *(same_model_on(game, text, text_windows, tokens, seed) for text in texts)]
     everything = np.ones(game.n_players, dtype=np.bool_)
     full = Row("full", 0, [], 0, 0, 0.0, 0.0, _on_texts(games, everything))
     rows: list[Row] = []
-    for size in sorted(set(remove)):
+    total = len(set(remove)) * len(methods)
+    for done, size in enumerate(sorted(set(remove))):
         of_size: list[Row] = []
+        repaired_rows: list[Row] = []
         for method in methods:
-            tell("methods and sizes", len(rows) + len(of_size), len(set(remove)) * len(methods))
-            of_size.append(_run(method, games, size, seed, budget, allowed))
-        rows += _judged(of_size)
-    tell("methods and sizes", len(rows), len(rows))
+            tell("methods and sizes", done * len(methods) + len(of_size), total)
+            row, mask = _run(method, games, size, seed, budget, allowed)
+            of_size.append(row)
+            if fitted is not None and mask is not None:
+                repaired_rows.append(_repaired(row, games, mask, fitted))
+        rows += _beside(_judged(of_size), _judged(repaired_rows))
+    tell("methods and sizes", total, total)
     about = {
         "model": game.checkpoint.name,
         "players": game.players.kind,
@@ -177,14 +207,21 @@ def compare(
         "tokens": tokens,
         "seed": seed,
         "fingerprints": game.fingerprints,
+        "repair": None
+        if fitted is None
+        else {
+            "texts": [domain.spec for domain in fitted.domains],
+            "left_out": list(fitted.left_out.values()),
+            "tokens": fitted.tokens,
+        },
     }
     return Comparison(full, rows, about)
 
 
 def _run(
     method: str, games: Sequence[ModelGame], size: int, seed: int, budget: int | None, allowed: ExportablePlayers
-) -> Row:
-    """One method at one size, on a game that knows nothing yet."""
+) -> tuple[Row, Masks | None]:
+    """One method at one size, on a game that knows nothing yet, and the mask that it chose; of width there is none."""
     game = games[0].anew()
     began = time.perf_counter()
     blocks = list(game.skeleton.blocks)
@@ -193,7 +230,7 @@ def _run(
         rival = flap(game, share)
         seconds = time.perf_counter() - began
         measured = [_measured(one, rival.window_nll(one.windows.ids)) for one in games]
-        return Row(method, size, None, rival.removed_params, 0, _passes(game), seconds, measured)
+        return Row(method, size, None, rival.removed_params, 0, _passes(game), seconds, measured), None
     limit = budget if method in _BUDGETED else None
     choice = get_method(method)(game, size, seed=seed, budget=limit, allowed=allowed)
     seconds = time.perf_counter() - began
@@ -201,7 +238,26 @@ def _run(
     removed = [game.players.label(int(unit)) for unit in units]
     params = sum(game.players.n_parameters(int(unit)) for unit in units)
     texts = _on_texts(games, choice.mask)
-    return Row(method, size, removed, params, choice.n_masks, _passes(game), seconds, texts)
+    return Row(method, size, removed, params, choice.n_masks, _passes(game), seconds, texts), choice.mask
+
+
+def _repaired(row: Row, games: Sequence[ModelGame], mask: Masks, fitted: Domains) -> Row:
+    """The row of the same mask after its repair."""
+    began = time.perf_counter()
+    repaired = fit_repair(games[0], mask, fitted)
+    seconds = row.seconds + time.perf_counter() - began
+    measured = []
+    for game, before in zip(games, row.texts, strict=True):
+        after = _measured(game, repaired_windows(game, repaired)[2]) if repaired.kept else before
+        p = paired_p(after.window_nll - before.window_nll)
+        measured.append(replace(after, p_unrepaired=p))
+    return replace(row, seconds=seconds, texts=measured, repair=repaired.record)
+
+
+def _beside(rows: list[Row], repaired: list[Row]) -> list[Row]:
+    """Each row, and behind it that of its method after the repair."""
+    found = {row.method: row for row in repaired}
+    return [one for row in rows for one in (row, found.get(row.method)) if one is not None]
 
 
 def _passes(game: ModelGame) -> float:
@@ -218,13 +274,13 @@ def _measured(game: ModelGame, window_nll: Floats) -> Measured:
 
 def _judged(rows: list[Row]) -> list[Row]:
     """The rows of one size, each text's results tested against the best of them."""
-    for text in range(len(rows[0].texts)):
+    for text in range(len(rows[0].texts) if rows else 0):
         column = [row.texts[text] for row in rows]
         means = np.array([one.window_nll.mean() for one in column])
         best = column[int(np.argmin(np.where(np.isfinite(means), means, np.inf)))]
         for row, one in zip(rows, column, strict=True):
             p = 1.0 if one is best else paired_p(one.window_nll - best.window_nll)
-            row.texts[text] = Measured(one.text, one.window_nll, p)
+            row.texts[text] = replace(one, p_best=p)
     return rows
 
 
@@ -246,6 +302,7 @@ def paired_p(differences: Floats, *, flips: int = _FLIPS, seed: int = 0) -> floa
 def _json(row: Row) -> dict[str, Any]:
     return {
         "method": row.method,
+        "repaired": row.repair is not None,
         "remove": row.n_remove,
         "removed": row.removed,
         "params_removed": row.params,
@@ -260,7 +317,9 @@ def _json(row: Row) -> dict[str, Any]:
                 "nll": finite_or_none(float(one.window_nll.mean())),
                 "p_best": one.p_best,
                 "as_good_as_best": None if one.p_best is None else one.p_best >= _REAL,
+                "p_unrepaired": one.p_unrepaired,
             }
             for one in row.texts
         ],
+        "repair": row.repair,
     }

@@ -30,7 +30,7 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.players import Label
 from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.utility import Utility
-from layercoop_fast.repair.fit import Repaired, fit_repair, repaired_windows
+from layercoop_fast.repair.fit import Repaired, repaired_windows
 from layercoop_fast.repair.texts import DEFAULT_TOKENS
 from layercoop_fast.report.cost import Cost, measure_costs
 from layercoop_fast.report.generations import Prompts
@@ -38,6 +38,7 @@ from layercoop_fast.report.html.page import report_fragment, report_page
 from layercoop_fast.report.rerun import rerun_command
 from layercoop_fast.search.base import DEFAULT_METHOD, Choice, finite_or_none, get_method
 from layercoop_fast.search.by_cost import search_by_cost
+from layercoop_fast.search.finalists import best_repaired, check_finalists
 from layercoop_fast.search.settle import MOST_WINDOWS, check_settling
 from layercoop_fast.search.settle import settle as settle_choice
 from layercoop_fast.spending import Budget, Limits, resolve
@@ -105,6 +106,7 @@ def prune(
     repair: bool | None = None,
     repair_text: Sequence[str] | None = None,
     repair_tokens: int = DEFAULT_TOKENS,
+    finalists: int = 1,
     chat: bool = False,
     settle: float | None = None,
     most_windows: int = MOST_WINDOWS,
@@ -152,6 +154,8 @@ def prune(
             and where the texts allow it (never with `offload`); True: `RequestError` where they do not; False: never.
         repair_text: SPECs of the texts to fit a repair to, by default those of `repair.texts.default_texts`.
         repair_tokens: how many tokens to fit it to.
+        finalists: of how many of the best masks that were measured a repair is fitted, to take the one that is worth
+            most repaired (`search/finalists.py`).
         chat: put texts through the model's chat template (`game/chat.py`), the held-out one too.
         settle: add windows until the probability that the next-best mask is better is at most this
             (`search/settle.py`), or a text has
@@ -182,6 +186,7 @@ def prune(
         raise RequestError("--repair needs all weights in memory: leave it out, or --offload")
     if repair is False and repair_text is not None:
         raise RequestError("a text to fit a repair to (--repair-text) contradicts --no-repair")
+    check_finalists(finalists, repairs=repair is not False and not offload)
     if samples < 0:
         raise RequestError(f"the samples must be 0 or more, not {samples}")
     clock = _Clock()
@@ -252,13 +257,15 @@ def prune(
     repaired = None
     if repair is not False and not offload:
         with clock("repair"):
-            repaired = fit_repair(
+            choice, repaired = best_repaired(
                 game,
-                choice.mask,
+                choice,
+                finalists,
+                lambda mask: spending.target.wants(mask) and allowed.check(mask) is None,
                 repair_text,
                 tokens=repair_tokens,
                 required=repair is True,
-                heldout=heldout,
+                heldout=() if heldout is None else [heldout],
                 seed=seed,
                 progress=on_progress,
             )

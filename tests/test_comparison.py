@@ -1,16 +1,27 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from html_page import Page
+from rich.console import Console
 from tiny_models import save_tiny
 
-from layercoop_fast.comparison import compare, paired_p
+from layercoop_fast import comparison
+from layercoop_fast.comparison import Comparison, compare, paired_p
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.calibration import read_text
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.repair import fit
+from layercoop_fast.repair.fit import Repaired, fit_repair
+from layercoop_fast.repair.texts import default_texts
+from layercoop_fast.report.compared import show_comparison
+from layercoop_fast.report.html.compared import comparison_page
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = {"windows": 3, "tokens": 16, "text_windows": 4}
@@ -70,6 +81,97 @@ def test_the_best_of_a_size_is_marked_on_each_text(record: dict) -> None:
             assert all(row["texts"][text]["as_good_as_best"] == (row["texts"][text]["p_best"] >= 0.05) for row in rows)
 
 
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two short texts of different kinds."""
+    folder = tmp_path_factory.mktemp("texts")
+    for name in ("builtin", "builtin-code"):
+        (folder / f"{name}.txt").write_text(read_text(name)[:2500], encoding="ascii", errors="ignore")
+    return [str(folder / "builtin.txt"), str(folder / "builtin-code.txt")]
+
+
+@pytest.fixture(scope="module")
+def repaired(model: str, specs: list[str]) -> Comparison:
+    """Whether a repair helps a model of random weights is chance: here sleb's mask gains by it, and reverse's not."""
+    helps = iter([True, False])
+
+    def fitted(*arguments: Any, **options: Any) -> Repaired:
+        helped = next(helps)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fit, "_no_worse", lambda after, before: helped)
+            return fit_repair(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "fit_repair", fitted)
+        return compare(
+            model,
+            calibration=specs[0],
+            texts=["builtin-heldout"],
+            remove=[2],
+            methods=["sleb", "flap", "reverse"],
+            repair=True,
+            repair_text=specs,
+            repair_tokens=1024,
+            **SMALL,
+        )
+
+
+def test_with_and_without_repair(model: str, specs: list[str], repaired: Comparison) -> None:
+    record = repaired.record
+    json.dumps(record, allow_nan=False)
+    names = [("sleb", False), ("sleb", True), ("flap", False), ("reverse", False), ("reverse", True)]
+    assert [(row["method"], row["repaired"]) for row in record["rows"]] == names
+    assert record["repair"]["texts"] == specs
+    sleb, patched, _, reverse, left_out = record["rows"]
+    for before, after in ((sleb, patched), (reverse, left_out)):
+        assert after["removed"] == before["removed"]
+        assert after["seconds"] > before["seconds"]
+        assert after["passes"] == before["passes"]
+    assert (patched["repair"]["kept"], left_out["repair"]["kept"]) == (True, False)
+    game = ModelGame.from_pretrained(model, specs[0], windows=3, tokens=16)
+    unseen = ModelGame.from_pretrained(model, "builtin-heldout", windows=4, tokens=16)
+    mask = ~np.isin(np.arange(6), patched["removed"])
+    before = unseen.evaluate(mask[None]).window_nll[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "_no_worse", lambda after, before: True)
+        fitted = fit_repair(game, mask, specs, tokens=1024)
+    weights = unseen.checkpoint.model.state_dict()
+    for name, tensor in fitted.tensors().items():
+        weights[name].copy_(tensor)
+    nll = unseen.anew().evaluate(mask[None]).window_nll[0]
+    assert patched["texts"][1]["nll"] == pytest.approx(nll.mean(), rel=1e-5)
+    assert abs(patched["texts"][1]["nll"] - sleb["texts"][1]["nll"]) > 1e-3
+    assert patched["texts"][1]["p_unrepaired"] == pytest.approx(paired_p(nll - before))
+    # A repair that is left out leaves the model it was.
+    for after, before in zip(left_out["texts"], reverse["texts"], strict=True):
+        assert (after["nll"], after["p_unrepaired"]) == (before["nll"], 1)
+
+
+def test_what_is_measured_on_is_not_fitted_to(model: str) -> None:
+    game = ModelGame.from_pretrained(model, windows=3, tokens=16)
+    assert default_texts(game, ["builtin-code", "other.txt"]) == ["builtin", "builtin-docstrings"]
+
+
+def test_repaired_models_are_judged_among_themselves(repaired: Comparison) -> None:
+    for state in (False, True):
+        rows = [row for row in repaired.record["rows"] if row["repaired"] == state]
+        for text in range(2):
+            best = min(rows, key=lambda row: row["texts"][text]["nll"])
+            assert best["texts"][text]["p_best"] == 1
+            assert sum(row["texts"][text]["p_best"] == 1 for row in rows) == 1
+
+
+def test_both_are_shown(repaired: Comparison) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_comparison(repaired, console)
+    printed = console.export_text()
+    page = Page(comparison_page(repaired.record)).text
+    for text in (printed, page):
+        assert "sleb + repair" in text
+        assert "flap + repair" not in text
+    assert "p against itself unrepaired" in page
+
+
 def test_paired_p() -> None:
     rng = np.random.default_rng(0)
     assert paired_p(np.full(12, 0.1)) < 0.002
@@ -101,6 +203,7 @@ def test_command_line(model: str, run: Run, tmp_path: Path) -> None:
     [
         (["--remove", "1,x"], "sizes like 3,6,10, not '1,x'"),
         (["--remove", "0"], "sizes like 3,6,10"),
+        (["--remove", "1", "--repair-text", "builtin"], "(--repair-text) needs --repair"),
         (["--remove", "7"], "1 to 5 can be removed, not 7"),
         (["--remove", "1", "--methods", "slab"], "did you mean 'sleb'"),
         (

@@ -28,7 +28,7 @@ from layercoop_fast.repair.ridge import NormalEquations
 from layercoop_fast.repair.runs import Gap, find_gaps
 from layercoop_fast.repair.sites import Site, find_site
 from layercoop_fast.repair.streams import HeldOut, Streams
-from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, default_texts, load_domains, own_texts
+from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, texts_to_fit
 
 # Of the mean square of an input. Below the first nothing changes any more, above the last little is left of a repair.
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -73,7 +73,7 @@ def fit_repair(
     *,
     tokens: int = DEFAULT_TOKENS,
     required: bool = False,
-    heldout: str | None = None,
+    heldout: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Repaired:
@@ -82,11 +82,11 @@ def fit_repair(
     Args:
         game: the model and its players. Its own windows are not looked at.
         mask: the players that stay.
-        texts: SPECs of the texts to fit to, one a domain, or these loaded before; by default the game's calibration
-            text and `builtin`.
+        texts: SPECs of the texts to fit to, one a domain, or these loaded before; by default those of
+            `repair.texts.default_texts`.
         tokens: how many to fit to, over all texts.
         required: raise `RequestError` where no repair can be fitted at all, rather than answer without patches.
-        heldout: SPEC of a text that is kept for measuring, and left out of the default texts.
+        heldout: SPECs of texts that are kept for measuring, and left out of the default texts.
         seed: of the text `self`.
         progress: called with ("gaps repaired", done, total).
 
@@ -99,14 +99,7 @@ def fit_repair(
     if not units.any():
         raise RequestError("a mask that keeps nothing cannot be repaired")
     if not isinstance(texts, Domains):
-        if texts is None and game.checkpoint.tokenizer is None and not required:
-            texts = Domains((), {"": "without a tokenizer no text can be cut into tokens"})
-        else:
-            specs = default_texts(game, heldout) if texts is None else texts
-            found = load_domains(game, specs, tokens, seed=seed, progress=progress)
-            # Of the user's own kind of text nothing could be held out: whether a repair helps there is not known.
-            off = texts is None and not required and any(spec in found.left_out for spec in own_texts(game))
-            texts = Domains((), found.left_out) if off else found
+        texts = texts_to_fit(game, texts, tokens, required=required, heldout=heldout, seed=seed, progress=progress)
     patches: tuple[Patch, ...] = ()
     record: dict[str, Any] = {"gaps": [], "reason": "; ".join(texts.left_out.values())}
     if texts.domains:

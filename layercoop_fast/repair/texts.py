@@ -56,14 +56,14 @@ class Domains:
         return sum(domain.fit.numel() for domain in self.domains)
 
 
-def default_texts(game: ModelGame, heldout: str | None = None) -> list[str]:
+def default_texts(game: ModelGame, heldout: Sequence[str] = ()) -> list[str]:
     """SPECs of the calibration text, and of texts of other kinds beside it: one kind alone misleads on others.
 
     Not text that the model writes itself, which would take longer than all the rest, nor items with options, nor the
-    held-out text.
+    held-out texts.
     """
     kinds = dict.fromkeys([*own_texts(game), "builtin", "builtin-docstrings", "builtin-code"])
-    return [kind for kind in kinds if kind not in ("self", heldout)]
+    return [kind for kind in kinds if kind not in ("self", *heldout)]
 
 
 def own_texts(game: ModelGame) -> dict[str, int]:
@@ -75,6 +75,30 @@ def own_texts(game: ModelGame) -> dict[str, int]:
         return {game.calibration.spec: game.windows.n_windows}
     counts = np.bincount(domains.of_window, minlength=len(domains.names))
     return dict(zip(domains.names, counts.tolist(), strict=True))
+
+
+def texts_to_fit(
+    game: ModelGame,
+    specs: Sequence[str] | None = None,
+    tokens: int = DEFAULT_TOKENS,
+    *,
+    required: bool = False,
+    heldout: Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Domains:
+    """The texts that repairs of a game's masks are fitted to: those of the SPECs, by default `default_texts`.
+
+    Without SPECs, and unless `required`, there are none where no text can be cut (no tokenizer), or where the user's
+    own kind of text is too short for windows to be held out: whether a repair helps there would not be known.
+    """
+    if specs is not None or required:
+        specs = default_texts(game, heldout) if specs is None else specs
+        return load_domains(game, specs, tokens, seed=seed, progress=progress)
+    if game.checkpoint.tokenizer is None:
+        return Domains((), {"": "without a tokenizer no text can be cut into tokens"})
+    found = load_domains(game, default_texts(game, heldout), tokens, seed=seed, progress=progress)
+    return Domains((), found.left_out) if any(spec in found.left_out for spec in own_texts(game)) else found
 
 
 def _length(game: ModelGame) -> int:

@@ -9,6 +9,11 @@ from rich.table import Table
 
 from layercoop_fast.comparison import Comparison, Measured, Row
 
+_OF_REPAIRS = (
+    " Repaired models are compared with the best repaired one; - no better than without the repair on that text, or "
+    "worse (paired test, p ≥ 0.05); seconds are with the repair's."
+)
+
 
 def show_comparison(compared: Comparison, console: Console | None = None) -> None:
     """One row a method and size; a perplexity as good as the best of its size and text, by a paired test, is marked."""
@@ -29,12 +34,14 @@ def show_comparison(compared: Comparison, console: Console | None = None) -> Non
         last = row.n_remove
         removed = f"{row.params:,} parameters of width" if row.removed is None else " ".join(map(str, row.removed))
         cost = ("", "") if row is compared.full else (f"{row.passes:.1f}", f"{row.seconds:.1f}")
-        table.add_row(str(row.n_remove), row.method, *(_ppl(row, one) for one in row.texts), *cost, removed)
+        table.add_row(str(row.n_remove), row.label, *(_ppl(row, one) for one in row.texts), *cost, removed)
     console.print(table)
     windows = ", ".join(map(str, compared.about["windows"]))
+    repaired = any(row.repair is not None for row in compared.rows)
     console.print(
         f"ppl ± standard error over windows ({windows}); * as good as the best of its size on that text (paired test, "
-        "p ≥ 0.05). The first text is the one searched on. Passes: cost in forward passes of the full model over it.",
+        "p ≥ 0.05). The first text is the one searched on. Passes: cost in forward passes of the full model over it."
+        + (_OF_REPAIRS if repaired else ""),
         highlight=False,
     )
 
@@ -44,4 +51,11 @@ def _ppl(row: Row, one: Measured) -> str:
         return "not finite"
     error = "" if one.ppl_stderr is None else f" ± {one.ppl_stderr:.1f}"
     mark = "*" if row.n_remove and one.p_best is not None and one.p_best >= 0.05 else " "
-    return f"{one.ppl:.1f}{error}{mark}"
+    return f"{one.ppl:.1f}{error}{_no_gain(row, one)}{mark}"
+
+
+def _no_gain(row: Row, one: Measured) -> str:
+    """A mark where a repair has not made a text better beyond doubt."""
+    if row.repair is None:
+        return ""
+    return "-" if one.p_unrepaired is None or one.p_unrepaired >= 0.05 else " "

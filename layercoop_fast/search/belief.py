@@ -62,12 +62,12 @@ class Belief:
         """Expected losses of masks, bool [M, n] → float64 [M], and their standard deviations, float64 [M]."""
         return self.fit.mean(~masks), np.sqrt(self.fit.variances(~masks) * self.inflation)
 
-    def ask(self, masks: Masks, rows: Sequence[int], rival: Entry | None) -> None:
-        """Measure some rows of masks, bool [M, n], racing against a rival, and take note of the errors."""
+    def ask(self, masks: Masks, rows: Sequence[int], rival: Entry | None, *, race: bool = False) -> None:
+        """Measure some rows of masks, bool [M, n], racing against a rival or each other, and note the errors."""
         asked = masks[list(rows)]
         means, variances = self.fit.mean(~asked), self.fit.variances(~asked) + self.fit.noise**2
         trusted = np.sqrt(variances * self.inflation)
-        self.ledger.measure(asked, rival)
+        self.ledger.measure(asked, rival, race=race)
         for mask, mean, variance, deviation in zip(asked, means, variances, trusted, strict=True):
             entry = self.ledger.entries.get(mask.tobytes())
             if entry is not None and entry.whole and math.isfinite(entry.loss):

@@ -130,8 +130,9 @@ class _Run:
     def seeds(self) -> None:
         """Measure every player alone, and what the one-pass rules choose."""
         target, singles = self.target, ~np.eye(self.n, dtype=np.bool_)
-        self.ledger.measure(singles)
-        alone = np.array([self.ledger.entries[mask.tobytes()].loss for mask in singles])
+        # Masks that save different amounts do not race each other.
+        self.ledger.measure(singles, race=target.n_remove is not None)
+        alone = np.array([self.ledger.expected(self.ledger.entries[mask.tobytes()]) for mask in singles])
         ranks = np.empty(self.n)
         ranks[np.argsort(alone, kind="stable")] = np.arange(self.n)
         found = [target.least_valuable(ranks, self.allowed)]
@@ -168,9 +169,8 @@ class _Run:
                 promising = [row for row in promising if bounds[row] < limit]
                 if not promising:
                     break
-                # Masks that save different amounts do not race each other.
-                rival = best[0] if best and self.target.n_remove is not None else None
-                self.belief.ask(candidates, promising, rival)
+                equal = self.target.n_remove is not None
+                self.belief.ask(candidates, promising, best[0] if best and equal else None, race=equal)
                 candidates = self._new(candidates)
             self._report()
 

@@ -17,11 +17,15 @@ from layercoop_fast.game.domains import Domains, first_windows
 from layercoop_fast.game.protocol import Floats, Masks, play
 from layercoop_fast.surrogate.link import Link
 
-# Share of the windows that a race begins on; a game of few windows has no races.
-_FIRST_STAGE = 0.3
+# Shares of the windows that a race stops at before all of them; a game of few windows has no races.
+_STAGES = (0.2, 0.5)
 _LEAST_WINDOWS = 6
-# A mask is out when it is behind its rival by so many standard errors of their paired difference.
+# A mask is out when it is behind the best of a race by so many standard errors of their paired difference.
 _BEHIND = 2.0
+# The variance that a loss on a share of the windows has beside one on all of them, times that share.
+_PARTIAL = 2.0
+# Masks that what differences between masks spread like, and what their first windows say of all, is learnt from.
+_PEERS = 8
 # A loss beyond this (nats) says that the model is broken, and hardly how much: it counts as this and a logarithm.
 _BROKEN = 3.0
 
@@ -60,15 +64,17 @@ class Ledger:
         self._full = np.ones((1, n_players), dtype=np.bool_)
         self._worths: dict[bytes, float] = {}
         self._staged: Any = None
+        self._n_windows = 1
+        self._ratios: dict[int, float] = {}
         self._utility: Any = getattr(game, "utility", None)
         self.domains: Domains | None = getattr(game, "domains", None)
         self.objective: str = getattr(self._utility, "objective", "mean")
         if getattr(self.game, "has_windows", False) and getattr(self._utility, "parts", None) is not None:
-            n_windows = int(self.game.windows.n_windows)
+            self._n_windows = n_windows = int(self.game.windows.n_windows)
             # A few windows of each of several texts: whichever rose most there need not be the one that does on all.
             raced = n_windows >= _LEAST_WINDOWS and self.objective == "mean"
-            first = first_windows(_FIRST_STAGE, n_windows, self.domains) if raced else n_windows
-            self._staged = self.game.staged(sorted({first, n_windows}))
+            ends = {first_windows(share, n_windows, self.domains) for share in _STAGES} if raced else set()
+            self._staged = self.game.staged(sorted({*ends, n_windows}))
 
     @property
     def left(self) -> int:
@@ -79,15 +85,24 @@ class Ledger:
         """Whether a mask, bool [n], was measured, if only on some windows."""
         return mask.tobytes() in self.entries
 
-    def measure(self, masks: Masks, rival: Entry | None = None) -> list[Entry]:
+    def measure(self, masks: Masks, rival: Entry | None = None, *, race: bool = False) -> list[Entry]:
         """Measure masks, bool [M, n], as far as the budget goes, and return their entries.
 
-        With a rival (an entry of all windows) masks that are behind it after the first windows go no further.
+        With a rival (an entry of all windows), or in a race among themselves, masks that are behind the best after the
+        first windows go no further.
         """
         fresh = list({mask.tobytes(): mask for mask in masks if not self.knows(mask)}.values())[: max(self.left, 0)]
         if fresh:
-            self._measure(np.stack(fresh), rival)
+            self._measure(np.stack(fresh), rival, race or rival is not None)
         return [self.entries[mask.tobytes()] for mask in masks if self.knows(mask)]
+
+    def expected(self, entry: Entry) -> float:
+        """The loss on all windows, as far as those say that an entry was measured on.
+
+        Some windows are easier than others for every mask: what the masks measured whole lost on all windows, over what
+        they lost on these, is what the entry's loss is multiplied by (the ratio estimator; the median of masks).
+        """
+        return entry.loss if entry.whole else entry.loss * self._ratio(len(entry.windows))
 
     def whole(self, wanted: Callable[[Masks], bool]) -> list[Entry]:
         """Entries of masks that are wanted and were measured whole, best first."""
@@ -104,7 +119,7 @@ class Ledger:
         Losses far above `trust` are less and less to be taken at their word: an expansion to pairs does not hold there.
         """
         entries = list(self.entries.values())
-        losses = np.array([entry.loss for entry in entries])
+        losses = np.array([self.expected(entry) for entry in entries])
         finite = losses[np.isfinite(losses)]
         # What is no number is as bad as the worst that is one.
         losses[~np.isfinite(losses)] = max(float(finite.max()) if len(finite) else 0.0, _BROKEN)
@@ -112,52 +127,74 @@ class Ledger:
         softened = np.minimum(losses, _BROKEN) + np.log1p(excess)
         beyond = np.maximum(softened - trust, 0.0) / max(trust, 1e-9)
         noise = 1 + beyond**2
-        noise[[not entry.whole for entry in entries]] *= 4 / _FIRST_STAGE
+        noise *= [1 if entry.whole else _PARTIAL * self._n_windows / len(entry.windows) for entry in entries]
         return ~np.stack([entry.mask for entry in entries]), softened, noise
 
-    def _measure(self, masks: Masks, rival: Entry | None) -> None:
-        raced = rival is not None and self._staged is not None and len(self._staged.ends) > 1
-        self._enter(masks, whole=not raced)
-        if rival is None or not raced:
+    def _measure(self, masks: Masks, rival: Entry | None, race: bool) -> None:
+        if not race or self._staged is None:
+            self._enter(masks, self._n_windows)
             return
-        spread = self._spread(rival)
-        on = []
-        for mask in masks:
-            windows = self.entries[mask.tobytes()].windows
-            with np.errstate(invalid="ignore"):  # of infinities: what is no number is as far behind as can be
-                behind = float(np.nan_to_num(self._difference(windows, rival.windows).mean(), nan=np.inf))
-            if not behind > _BEHIND * spread / np.sqrt(len(windows)):
-                on.append(mask)
-        if on:
-            self._enter(np.stack(on), whole=True)
+        for end in self._staged.ends:
+            self._enter(masks, end)
+            if end == self._n_windows:
+                return
+            field = [self.entries[mask.tobytes()] for mask in masks]
+            masks = np.array([entry.mask for entry in self._ahead(field, rival)]).reshape(-1, self.n_players)
+            if not len(masks):
+                return
+
+    def _ahead(self, field: list[Entry], rival: Entry | None) -> list[Entry]:
+        """Those of a field, measured on the same windows, that are not clearly behind the best of it and the rival."""
+        windows = len(field[0].windows)
+        rivals = [*field, *([] if rival is None else [rival])]
+        means = [self._loss(entry.windows[:windows]) for entry in rivals]
+        best = rivals[int(np.argmin(np.nan_to_num(means, nan=np.inf)))]
+        limit = _BEHIND * self._spread(best, field) / math.sqrt(windows)
+        # Of infinities: what is no number is as far behind as can be, also where nothing better is known.
+        with np.errstate(invalid="ignore"):
+            behind = [float(self._difference(entry.windows, best.windows).mean()) for entry in field]
+        return [entry for entry, by in zip(field, behind, strict=True) if math.isfinite(entry.loss) and not by > limit]
 
     def _difference(self, windows: Floats, others: Floats) -> Floats:
         """By how much each window is behind that of another mask, float64 [w]; weighted so that their mean counts."""
-        difference = windows - others[: len(windows)]
+        windows, others = windows[: len(others)], others[: len(windows)]
+        difference = windows - others
         return difference if self.domains is None else self.domains.part(0, len(windows)).weighted(difference)
 
     def stderr_between(self, entry: Entry, other: Entry) -> float:
         """Standard error of the difference between two masks' losses, both measured on the same windows, 2 or more."""
         return float(self._difference(entry.windows, other.windows).std(ddof=1)) / math.sqrt(len(entry.windows))
 
-    def _spread(self, rival: Entry) -> float:
+    def _spread(self, best: Entry, field: list[Entry]) -> float:
         """Standard deviation over windows of the difference between two masks that are about as good, typically."""
-        peers = [entry for entry in self.of_size(int((~rival.mask).sum())) if entry is not rival]
-        others = peers[:8] or [entry for entry in self.entries.values() if entry.whole and entry is not rival]
-        spreads = [float(self._difference(entry.windows, rival.windows).std(ddof=1)) for entry in others]
+        known = self.of_size(int((~best.mask).sum()))
+        if len(known) < 2:
+            known = [best, *sorted((entry for entry in field if entry is not best), key=lambda entry: entry.loss)]
+        pairs = [self._difference(entry.windows, known[0].windows) for entry in known[1 : _PEERS + 1]]
+        with np.errstate(invalid="ignore"):
+            spreads = [float(pair.std(ddof=1)) for pair in pairs if len(pair) > 1]
         finite = [spread for spread in spreads if np.isfinite(spread)]
         return float(np.median(finite)) if finite else float("inf")
 
-    def _enter(self, masks: Masks, *, whole: bool) -> None:
+    def _ratio(self, n_windows: int) -> float:
+        """What a loss on all windows is, typically, over that on the first so many: of the best masks known whole."""
+        if n_windows not in self._ratios:
+            known = [entry for entry in self.whole(lambda mask: True) if 0 < entry.loss < _BROKEN]
+            ratios = [entry.loss / self._loss(entry.windows[:n_windows]) for entry in known]
+            likely = [ratio for ratio in ratios if 0.2 < ratio < 5.0]  # of a loss that is hardly one there is none
+            self._ratios[n_windows] = float(np.median(likely)) if likely else 1.0
+        return self._ratios[n_windows]
+
+    def _enter(self, masks: Masks, end: int) -> None:
         if self._staged is None:
             self._enter_plain(masks)
             return
-        end = self._staged.ends[-1 if whole else 0]
         with np.errstate(all="ignore"):
             scores, full = (self._staged.window_scores(some, end) for some in (masks, self._full))
             windows = self._utility.window_losses(scores.nll, scores.kl, full.nll, full.kl)
         for mask, row in zip(masks, windows, strict=True):
-            self._put(mask, row, whole)
+            self._put(mask, row, end == self._n_windows)
+        self._ratios.clear()
 
     def _enter_plain(self, masks: Masks) -> None:
         """Of a game without windows. Its scale may turn out anew (a first negative worth), so all are entered again."""
@@ -177,8 +214,11 @@ class Ledger:
                 self._put(mask, np.array([zero - value]), True)
 
     def _put(self, mask: Masks, windows: Floats, whole: bool) -> None:
-        if self._staged is None or self.domains is None:
-            loss = float(windows.mean())
-        else:
-            loss = float(self.domains.part(0, len(windows)).loss(windows, self.objective))
+        loss = self._loss(windows)
         self.entries[mask.tobytes()] = Entry(mask, loss if np.isfinite(loss) else np.inf, windows, whole)
+
+    def _loss(self, windows: Floats) -> float:
+        """The loss on the first windows, float64 [w]."""
+        if self._staged is None or self.domains is None:
+            return float(windows.mean())
+        return float(self.domains.part(0, len(windows)).loss(windows, self.objective))

@@ -25,6 +25,7 @@ from layercoop_fast.game.partial import on_windows
 from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.utility import Utility
 from layercoop_fast.search.base import Allowed, Choice, finite_or_none
+from layercoop_fast.search.finalists import best_measured
 
 MOST_WINDOWS = 160
 """Windows of each text at which growing ends unless told otherwise."""
@@ -77,7 +78,13 @@ def settle(
     """
     calibration = game.calibration
     assert isinstance(calibration, Calibration)
-    masks = _finalists(game, choice.mask, allowed)
+    size = choice.mask.sum()
+    masks = best_measured(
+        game,
+        choice.mask,
+        lambda mask: bool(mask.sum() == size) and (allowed is None or allowed.check(mask) is None),
+        _FINALISTS,
+    )
     rises = _rises(game, masks)
     rng = np.random.default_rng(seed)
     steps: list[dict[str, Any]] = []
@@ -126,18 +133,6 @@ def settle(
     grown = on_windows(game, calibration)
     grown.evaluations, grown.charged = game.evaluations, game.charged  # it goes on in that game's place
     return grown, replace(choice, mask=leader, details={**choice.details, "settled": found})
-
-
-def _finalists(game: ModelGame, chosen: Masks, allowed: Allowed | None) -> Masks:
-    """The chosen mask and the best others of its size that the game knows, bool [F, n]."""
-    known = game.known_masks()
-    known = known[(known.sum(axis=1) == chosen.sum()) & (known != chosen).any(axis=1)]
-    known = known[[allowed is None or allowed.check(mask) is None for mask in known]]
-    if len(known):
-        worths = game(known)
-        order = np.argsort(-np.where(np.isfinite(worths), worths, -np.inf), kind="stable")
-        known = known[[row for row in order if np.isfinite(worths[row])][: _FINALISTS - 1]]
-    return np.concatenate([chosen[None], known])
 
 
 def _rises(game: ModelGame, masks: Masks) -> Floats:

@@ -24,7 +24,7 @@ from layercoop_fast.game.choices import Item, fitting, tokenise
 from layercoop_fast.game.domains import Domains
 from layercoop_fast.repair import fit, streams
 from layercoop_fast.repair.ridge import NormalEquations
-from layercoop_fast.repair.texts import default_texts, own_texts
+from layercoop_fast.repair.texts import default_texts, load_domains, own_texts
 
 T = 16
 TOKENS = 2 * 32 * T
@@ -112,7 +112,7 @@ def test_what_is_folded_in_is_the_regression_written_out(
     game = game_on(model, specs[0], players=players)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     mask = mask_without(game.n_players, *removed)
-    texts = fit.load_domains(game, specs, TOKENS)
+    texts = load_domains(game, specs, TOKENS)
     repaired = fit_repair(game, mask, texts)
     assert [gap["map"] for gap in repaired.record["gaps"]] == maps
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -236,7 +236,7 @@ def test_a_repair_that_misleads_on_unseen_windows_is_left_out_as_a_whole(
 
 def test_windows_to_fit_to_share_no_token_with_those_of_the_search(specs: list[str]) -> None:
     game = game_on(FAMILIES["llama"](n_layers=2), specs[0])
-    texts = fit.load_domains(game, specs[:1], TOKENS)
+    texts = load_domains(game, specs[:1], TOKENS)
     own = {tuple(window.tolist()) for window in game.calibration.ids}
     (domain,) = texts.domains
     groups = [{tuple(w.tolist()) for w in part} for part in (domain.fit, domain.choice, domain.check)]
@@ -333,7 +333,7 @@ def test_the_text_that_is_measured_on_is_not_fitted_to() -> None:
         return SimpleNamespace(calibration=calibration, windows=SimpleNamespace(n_windows=3))
 
     kinds = ["builtin", "builtin-docstrings", "builtin-code"]
-    assert default_texts(game("novels.txt"), "builtin") == ["novels.txt", *kinds[1:]]
+    assert default_texts(game("novels.txt"), ["builtin"]) == ["novels.txt", *kinds[1:]]
     assert default_texts(game("builtin")) == default_texts(game("self")) == kinds
     assert default_texts(SimpleNamespace(calibration=SimpleNamespace(spec="items.jsonl"))) == kinds
     several = Domains(np.array([0, 1, 0]), np.ones(2), ("novels.txt", "builtin-code"))

@@ -55,9 +55,10 @@ def why(record: Record) -> Html | None:
         for row, player in zip(rows, gone, strict=True):
             place = turn.get(player)
             row.append("not by greed" if place is None else f"{_ordinal(place)}; worth then {number(after[place - 1])}")
+    finalists = _finalists(details, names)
     if len(columns) == 1:
-        return None
-    return join([el("div", table(columns, rows), class_="stack"), _runner_up(record, names, gone)])
+        return finalists
+    return join([el("div", table(columns, rows), class_="stack"), _runner_up(record, names, gone), finalists])
 
 
 def _instead(found: Record | None, loss: float | None, gone: list[int], names: list[str]) -> str:
@@ -85,6 +86,24 @@ def _runner_up(record: Record, names: list[str], gone: list[int]) -> Html | None
         "p", f"Runner-up of all masks measured in full: {said}. Losses are in {loss_unit(record)}.{stopped} ",
         "Values are what a player is worth on average over all sizes; intervals are of 95 %.",
     )  # fmt: skip
+
+
+def _finalists(details: Record, names: list[str]) -> Html | None:
+    """The masks that were compared after their repair, the one taken first."""
+    if not details.get("finalists"):
+        return None
+    rows = [
+        [
+            " ".join(names[player] for player in one["removed"]),
+            number(one["worth"]),
+            number(one["repaired_worth"]) if one["kept"] else "a repair does not help",
+        ]
+        for one in details["finalists"]
+    ]
+    said = (
+        "Of the best masks measured each was repaired; the first was taken. What is said above is of the search alone."
+    )
+    return join([el("p", said), el("div", table(["goes", "worth", "worth repaired"], rows), class_="stack")])
 
 
 def values(record: Record) -> Html | None:

@@ -28,7 +28,7 @@ def _name(record: Record) -> str:
 
 
 def _body(record: Record) -> Html:
-    methods = list(dict.fromkeys(row["method"] for row in record["rows"]))
+    methods = list(dict.fromkeys(_label(row) for row in record["rows"]))
     texts = [Path(str(text)).stem for text in record["texts"]]
     made = [
         el("h1", f"{_name(record)}: {', '.join(methods)} on {record['n_players']} players ({record['players']})"),
@@ -53,7 +53,7 @@ def _charts(record: Record, methods: list[str], place: int) -> Html:
     for what, across, label in ways:
         lines = []
         for colour, method in enumerate(methods):
-            rows = [row for row in record["rows"] if row["method"] == method]
+            rows = [row for row in record["rows"] if _label(row) == method]
             points = [_point(row, row["texts"][place], what, across, full) for row in rows]
             known = [point for point in points if point is not None]
             lines.append(Series(method, known, colour, line=across == "remove"))
@@ -71,7 +71,7 @@ def _point(row: Record, measured: Record, what: str, across: str, full: float | 
     value, spread = ppl, error
     if what == "worth" and full is not None:
         value, spread = full / ppl, None
-    text = f"{row['method']}, {row['remove']} removed: {what} {number(value)}"
+    text = f"{_label(row)}, {row['remove']} removed: {what} {number(value)}"
     if spread is not None:
         text += f" ± {number(spread, 2)}"
     return Point(float(row[across]), value, text, None if across != "remove" else spread)
@@ -79,13 +79,16 @@ def _point(row: Record, measured: Record, what: str, across: str, full: float | 
 
 def _table(record: Record, place: int) -> Html:
     rows = []
+    repaired = any(row.get("repaired") for row in record["rows"])
     for row in [record["full"], *record["rows"]]:
         one = row["texts"][place]
         error = "" if one["ppl_stderr"] is None else f" ± {number(one['ppl_stderr'], 2)}"
         p = "" if one["p_best"] is None or not row["remove"] else number(one["p_best"], 2)
         good = "yes" if row["remove"] and one["as_good_as_best"] else ""
-        rows.append([row["remove"], row["method"], number(one["ppl"]) + error, p, good])
+        gain = number(one["p_unrepaired"], 2) if row.get("repaired") else ""
+        rows.append([row["remove"], _label(row), number(one["ppl"]) + error, p, good, *([gain] if repaired else [])])
     head = ["removed", "method", "perplexity ± s.e.", "p against the best", "as good as the best"]
+    head += ["p against itself unrepaired"] if repaired else []
     return folded("As a table", table(head, rows))
 
 
@@ -94,11 +97,26 @@ def _choices(record: Record) -> Html:
     for row in record["rows"]:
         goes = "heads and channels" if row["removed"] is None else " ".join(map(str, row["removed"]))
         costs = [f"{row['masks']:,}", number(row["passes"]), number(row["seconds"])]
-        rows.append([row["remove"], row["method"], goes, number(row["params_removed"]), *costs])
+        rows.append([row["remove"], _label(row), goes, number(row["params_removed"]), *costs])
     head = ["removed", "method", "which", "parameters that go", "masks", "passes", "seconds"]
     note = (
         "As good as the best: a paired test over windows finds no difference (p ≥ 0.05). Worth: perplexity of the full "
         "model over that of the pruned one. Passes: cost in forward passes of the full model over the searched text. "
         "Latency is not measured here; `prune` measures it."
     )
+    if any(row.get("repaired") for row in record["rows"]):
+        note += (
+            " Repaired models are compared with the best repaired one; their seconds hold the repair's. "
+            + " ".join(_left_out(row) for row in record["rows"] if row.get("repaired") and not row["repair"]["kept"])
+        )
     return join([el("div", table(head, rows), class_="stack"), el("p", note, class_="soft")])
+
+
+def _label(row: Record) -> str:
+    return f"{row['method']} + repair" if row.get("repaired") else str(row["method"])
+
+
+def _left_out(row: Record) -> str:
+    return (
+        f"{_label(row)} at {row['remove']} is the model without one: {row['repair'].get('reason', 'it does not help')}."
+    )

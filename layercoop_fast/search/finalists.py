@@ -1,0 +1,99 @@
+"""The best masks that a search has measured, and which of them is best once it is repaired.
+
+A repair gives more than most differences between the masks at the top of a search, and not the same to each: it makes
+up for a run of neighbours by one map, and for what lies apart by several. So the finalists can be ranked by what they
+are worth repaired, on the game's own windows, which no repair is fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.game.protocol import Masks, Progress
+from layercoop_fast.repair.fit import Repaired, fit_repair, repaired_worth
+from layercoop_fast.repair.texts import DEFAULT_TOKENS, texts_to_fit
+from layercoop_fast.search.base import Choice, finite_or_none
+
+
+def best_measured(game: ModelGame, chosen: Masks, wanted: Callable[[Masks], bool], count: int) -> Masks:
+    """The chosen mask (bool [n]) and the best others that are wanted and that the game knows, bool [F ≤ count, n].
+
+    Others whose worth is not finite are left out.
+    """
+    known = game.known_masks()
+    known = known[(known != chosen).any(axis=1)]
+    known = known[[wanted(mask) for mask in known]]
+    if len(known):
+        worths = game(known)
+        order = np.argsort(-np.where(np.isfinite(worths), worths, -np.inf), kind="stable")
+        known = known[[row for row in order if np.isfinite(worths[row])][: count - 1]]
+    return np.concatenate([chosen[None], known])
+
+
+def check_finalists(count: int, *, repairs: bool) -> None:
+    """Raise `RequestError` for a number of finalists that is none, or where nothing is repaired."""
+    if count < 1:
+        raise RequestError(f"--finalists must be at least 1 mask, not {count}")
+    if count > 1 and not repairs:
+        raise RequestError(
+            f"--finalists {count} ranks masks by what they are worth repaired, which --no-repair and --offload rule out"
+        )
+
+
+def best_repaired(
+    game: ModelGame,
+    choice: Choice,
+    count: int,
+    wanted: Callable[[Masks], bool],
+    texts: Sequence[str] | None = None,
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    required: bool = False,
+    heldout: Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Choice, Repaired]:
+    """The finalist of highest worth after its repair, and that repair.
+
+    Args:
+        game: what was searched on.
+        choice: what the search found; it is among the finalists, and stays the answer where another is no better.
+        count: finalists, 1 at least.
+        wanted: which masks (bool [n]) may win.
+        texts, tokens, required, heldout, seed: as of `fit_repair`. Texts are read once for all finalists.
+        progress: called with ("finalists repaired", done, total), and as by `fit_repair`.
+
+    With several, the choice's `details["finalists"]` lists for each `removed`, its `worth` before and `repaired_worth`
+    after the repair, `repaired_nll`, and whether a repair was `kept`; the best comes first.
+    """
+    domains = texts_to_fit(game, texts, tokens, required=required, heldout=heldout, seed=seed, progress=progress)
+    masks = best_measured(game, choice.mask, wanted, count) if count > 1 else choice.mask[None]
+    found: list[tuple[float, Repaired]] = []
+    rows: list[dict[str, Any]] = []
+    for mask, worth in zip(masks, game(masks) if len(masks) > 1 else [np.nan], strict=True):
+        repaired = fit_repair(game, mask, domains, required=required, progress=progress)
+        if len(masks) == 1:
+            return choice, repaired
+        after, nll = repaired_worth(game, repaired)
+        found.append((after if np.isfinite(after) else -np.inf, repaired))
+        rows.append(
+            {
+                "removed": np.flatnonzero(~mask).tolist(),
+                "worth": finite_or_none(float(worth)),
+                "repaired_worth": finite_or_none(after),
+                "repaired_nll": finite_or_none(nll),
+                "kept": repaired.kept,
+            }
+        )
+        if progress is not None:
+            progress("finalists repaired", len(found), len(masks))
+    order = sorted(range(len(found)), key=lambda row: -found[row][0])  # of equal ones the first, so the search's own
+    best = found[order[0]][1]
+    details = {**choice.details, "finalists": [rows[row] for row in order]}
+    return replace(choice, mask=best.mask, details=details), best
