@@ -14,6 +14,7 @@ OPERATIONS = (
     "rotary",
     "swiglu",
     "linear_cross_entropy",
+    "gemv",
     "paged_attention",
     "decode_attention",
 )

@@ -1,0 +1,263 @@
+"""A few rows times a matrix of 8- or 4-bit integers with a scale for every 32 columns, with the norm before it.
+
+    out[r, o] = Σ_k W[o, k] · u[r, k],    u = x,  or with a norm's weight  u = norm · x / sqrt(mean(x²) + eps)
+    W[o, k]   = scale[o, g] · q[o, k]                       8 bits, g = k div 32
+    W[o, k]   = scale[o, g] · q[o, k] + minimum[o, g]       4 bits
+
+x: [R, K], K a multiple of 32; norm: [K]; out: [R, O]; fp32, bf16 or fp16, all alike. q: int8 [O, K], or uint8 [O, K/2],
+where byte j of a group's 16 holds columns j (low half) and j + 16 (high half), so that nothing is shuffled; scale,
+minimum: fp16 [O, K/32]. Sums are fp32. The norm's factor is one number a row, so it is applied after the product, and
+its sum of squares is taken in the same pass. One row goes without matrix units, in fp32; 2 to 16 rows go through them,
+with norm · x and W rounded to x's dtype.
+
+Why not a library: decoding is bound by the bytes of the weights. cuBLAS has no product with groups of 4-bit columns;
+kernels that have (Marlin, ExLlama) want formats of their own, and none takes the norm before it. This grid is that of
+GGUF's Q8_0 and Q4_1, whose numbers it carries exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, require_dtype
+from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.memory import require, require_matrix
+from layercoop_fast.kernels.rms_norm import rms_norm_reference
+
+GROUP = 32
+MOST_ROWS = 16
+CONFIGS = {
+    "one": Config("one", {"OUTS": 8, "GROUPS": 16}, warps=4),
+    "one_wide": Config("one_wide", {"OUTS": 16, "GROUPS": 32}, warps=8),
+    "few": Config("few", {"OUTS": 32, "GROUPS": 4}, warps=4, stages=3),
+}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix [O, K] in groups of 32 columns: 8 bits where there is no minimum, else 4."""
+
+    values: Tensor
+    scale: Tensor
+    minimum: Tensor | None
+
+
+def quantize(weight: Tensor, bits: int) -> Quantized:
+    """Round a matrix [O, K] to the nearest of a grid: 8 bits from −max to max of a group, 4 bits from min to max."""
+    if bits not in (4, 8) or weight.dim() != 2 or weight.shape[1] % GROUP:
+        raise RequestError(
+            f"weight: expected 4 or 8 bits of [O, a multiple of {GROUP}], got {bits} of {list(weight.shape)}"
+        )
+    groups = weight.float().view(weight.shape[0], -1, GROUP)
+    if bits == 8:
+        scale = (groups.abs().amax(-1) / 127).half()
+        values = groups / scale.float().clamp_min(1e-12)[..., None]
+        return Quantized(values.round().clamp(-127, 127).to(torch.int8).view_as(weight), scale, None)
+    minimum = groups.amin(-1).half()
+    scale = ((groups.amax(-1) - minimum.float()) / 15).clamp_min(0).half()
+    values = (groups - minimum.float()[..., None]) / scale.float().clamp_min(1e-12)[..., None]
+    nibbles = values.round().clamp(0, 15).to(torch.uint8)
+    packed = nibbles[..., : GROUP // 2] | (nibbles[..., GROUP // 2 :] << 4)
+    return Quantized(packed.reshape(weight.shape[0], -1), scale, minimum)
+
+
+def dequantize(weight: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The oracle of the format: [O, K]."""
+    scale = weight.scale.to(dtype)[..., None]
+    if weight.minimum is None:
+        groups = weight.values.view(*weight.scale.shape, GROUP).to(dtype) * scale
+    else:
+        packed = weight.values.view(*weight.scale.shape, GROUP // 2)
+        groups = torch.cat([packed & 15, packed >> 4], dim=-1).to(dtype) * scale + weight.minimum.to(dtype)[..., None]
+    return groups.flatten(1)
+
+
+def quantized_linear_reference(x: Tensor, weight: Quantized, norm: Tensor | None = None, eps: float = 0.0) -> Tensor:
+    """The oracle: [R, K] → [R, O], in x's precision but at least fp32."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    u = x.to(wide) if norm is None else rms_norm_reference(x.to(wide), norm.to(wide), eps)
+    return (u @ dequantize(weight, wide).t()).to(x.dtype)
+
+
+@triton.jit
+def _one_row(
+    x, norm, values, scale, minimum, out, outs, groups, eps, OUTS: tl.constexpr, GROUPS: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
+    line = tl.where(place < outs, place, 0).to(tl.int64)
+    half = tl.arange(0, 16)
+    total = tl.zeros((OUTS, GROUPS), dtype=tl.float32)
+    squares = tl.zeros((GROUPS,), dtype=tl.float32)
+    for start in range(0, groups, GROUPS):
+        group = start + tl.arange(0, GROUPS)
+        inside = group < groups
+        column = group[:, None] * 32 + half[None, :]
+        low = tl.load(x + row * groups * 32 + column, mask=inside[:, None], other=0.0).to(tl.float32)
+        high = tl.load(x + row * groups * 32 + column + 16, mask=inside[:, None], other=0.0).to(tl.float32)
+        if norm is not None:
+            squares += tl.sum(low * low + high * high, axis=1)
+            low *= tl.load(norm + column, mask=inside[:, None], other=0.0).to(tl.float32)
+            high *= tl.load(norm + column + 16, mask=inside[:, None], other=0.0).to(tl.float32)
+        factor = line[:, None] * groups + group[None, :]
+        factors = tl.load(scale + factor, mask=inside[None, :], other=0.0).to(tl.float32)
+        if minimum is not None:
+            at = (line[:, None] * groups + group[None, :])[:, :, None] * 16 + half[None, None, :]
+            packed = tl.load(values + at, mask=inside[None, :, None], other=0)
+            products = (packed & 15).to(tl.float32) * low[None, :, :] + (packed >> 4).to(tl.float32) * high[None, :, :]
+            least = tl.load(minimum + factor, mask=inside[None, :], other=0.0).to(tl.float32)
+            total += tl.sum(products, axis=2) * factors + least * tl.sum(low + high, axis=1)[None, :]
+        else:
+            at = (line[:, None] * groups + group[None, :])[:, :, None] * 32 + half[None, None, :]
+            first = tl.load(values + at, mask=inside[None, :, None], other=0).to(tl.float32)
+            second = tl.load(values + at + 16, mask=inside[None, :, None], other=0).to(tl.float32)
+            total += tl.sum(first * low[None, :, :] + second * high[None, :, :], axis=2) * factors
+    result = tl.sum(total, axis=1)
+    if norm is not None:
+        result *= tl.rsqrt(tl.sum(squares, axis=0) / (groups * 32) + eps)
+    tl.store(out + row * outs + place, result.to(out.dtype.element_ty), mask=place < outs)
+
+
+@triton.jit
+def _few_rows(
+    x, norm, values, scale, minimum, out, rows, outs, groups, eps,
+    OUTS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = tl.arange(0, ROWS)
+    place = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
+    line = tl.where(place < outs, place, 0).to(tl.int64)
+    half = tl.arange(0, GROUPS * 16)  # the first 16 columns of every group, and the last 16 beside them
+    dtype = x.dtype.element_ty
+    total = tl.zeros((ROWS, OUTS), dtype=tl.float32)
+    squares = tl.zeros((ROWS,), dtype=tl.float32)
+    for start in range(0, groups, GROUPS):
+        group = start + half // 16
+        column = group * 32 + half % 16
+        there = (row < rows)[:, None] & (group < groups)[None, :]
+        low = tl.load(x + row[:, None] * groups * 32 + column[None, :], mask=there, other=0.0)
+        high = tl.load(x + row[:, None] * groups * 32 + column[None, :] + 16, mask=there, other=0.0)
+        if norm is not None:
+            wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
+            squares += tl.sum(wide_low * wide_low + wide_high * wide_high, axis=1)
+            weight_low = tl.load(norm + column, mask=group < groups, other=0.0).to(tl.float32)[None, :]
+            weight_high = tl.load(norm + column + 16, mask=group < groups, other=0.0).to(tl.float32)[None, :]
+            low, high = (wide_low * weight_low).to(dtype), (wide_high * weight_high).to(dtype)
+        block = start + tl.arange(0, GROUPS)
+        factor = line[:, None] * groups + block[None, :]
+        inside = (block < groups)[None, :]
+        spread = tl.load(scale + factor, mask=inside, other=0.0).to(tl.float32)[:, :, None]
+        if minimum is not None:
+            at = (line * groups)[:, None] * 16 + (start * 16 + half)[None, :]
+            packed = tl.load(values + at, mask=(group < groups)[None, :], other=0)
+            least = tl.load(minimum + factor, mask=inside, other=0.0).to(tl.float32)[:, :, None]
+            first = (packed & 15).to(tl.float32).reshape(OUTS, GROUPS, 16) * spread + least
+            second = (packed >> 4).to(tl.float32).reshape(OUTS, GROUPS, 16) * spread + least
+        else:
+            at = (line * groups)[:, None] * 32 + column[None, :]
+            first = tl.load(values + at, mask=(group < groups)[None, :], other=0).to(tl.float32)
+            second = tl.load(values + at + 16, mask=(group < groups)[None, :], other=0).to(tl.float32)
+            first = first.reshape(OUTS, GROUPS, 16) * spread
+            second = second.reshape(OUTS, GROUPS, 16) * spread
+        first = tl.trans(first.reshape(OUTS, GROUPS * 16).to(dtype))
+        second = tl.trans(second.reshape(OUTS, GROUPS * 16).to(dtype))
+        total = tl.dot(low, first, total, input_precision="ieee")
+        total = tl.dot(high, second, total, input_precision="ieee")
+    if norm is not None:
+        total *= tl.rsqrt(squares / (groups * 32) + eps)[:, None]
+    where = row[:, None] * outs + place[None, :]
+    tl.store(out + where, total.to(dtype), mask=(row < rows)[:, None] & (place < outs)[None, :])
+
+
+def launch_quantized(
+    x: Tensor,
+    weight: Quantized,
+    out: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    config: Config | None = None,
+) -> None:
+    """Fill out [R, O] from x [R, K], R up to 16."""
+    (rows, columns), outs = x.shape, weight.values.shape[0]
+    config = config or chosen("gemv", (outs, columns, rows > 1), CONFIGS, "one" if rows == 1 else "few")
+    tiles = blocks(outs, config.blocks["OUTS"])
+    given = (x, norm, weight.values, weight.scale, weight.minimum, out)
+    if config.name == "few":
+        launch(
+            _few_rows, (tiles if rows else 0,), *given, rows, outs, columns // GROUP, eps, config=config, ROWS=MOST_ROWS
+        )  # fmt: skip
+    else:
+        launch(_one_row, (tiles, rows), *given, outs, columns // GROUP, eps, config=config)
+
+
+@torch.library.custom_op("layercoop_fast::quantized_linear", mutates_args=())
+def quantized_linear(
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    minimum: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Norm, where its weight is given, and multiply: [R, K] → [R, O], R up to 16."""
+    out: Tensor = _multiplied(x, values, scale, minimum, norm, eps)
+    launch_quantized(x, Quantized(values, scale, minimum), out, norm=norm, eps=eps)
+    return out
+
+
+@quantized_linear.register_fake
+def _multiplied(
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    minimum: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    require_matrix(x, "x")
+    require_dtype(x, "x")
+    rows, columns = x.shape
+    if columns % GROUP or columns == 0:
+        raise RequestError(f"x: {columns} columns are not a multiple of {GROUP}")
+    if rows > MOST_ROWS:
+        raise RequestError(f"x: {rows} rows are more than {MOST_ROWS}: multiply by the dequantized matrix")
+    width, dtype = (columns, torch.int8) if minimum is None else (columns // 2, torch.uint8)
+    for name, tensor, shape, kind in (
+        ("values", values, (values.shape[0], width), dtype),
+        ("scale", scale, (values.shape[0], columns // GROUP), torch.float16),
+        ("minimum", scale if minimum is None else minimum, (values.shape[0], columns // GROUP), torch.float16),
+    ):
+        if tuple(tensor.shape) != shape or tensor.dtype != kind or not tensor.is_contiguous():
+            raise RequestError(
+                f"{name}: expected contiguous {kind} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
+            )
+    if norm is not None:
+        require(norm, "norm", (columns,), x)
+    return x.new_empty(rows, values.shape[0])
+
+
+def cases() -> list[Case]:
+    """Gate and up of an 8B llama, one token at a time and 8, in 4 and in 8 bits."""
+    found, outs, columns = [], 28672, 4096
+    for bits in (4, 8):
+        # AMD's warps are too many for loads of 128 bits where blocks are small.
+        for rows, config, targets in ((1, "one", "cuda"), (1, "one_wide", ""), (8, "few", "cuda"), (8, "few", "hip")):
+            scale = meta(outs, columns // GROUP, dtype=torch.float16)
+            values = meta(outs, columns * bits // 8, dtype=torch.uint8 if bits == 4 else torch.int8)
+            weight = Quantized(values, scale, scale if bits == 4 else None)
+            x, out = meta(rows, columns), meta(rows, outs)
+            run = partial(launch_quantized, x, weight, out, norm=meta(columns), eps=1e-5, config=CONFIGS[config])
+            size = outs * columns * bits // 8 + 2 * outs * columns // GROUP * (2 if bits == 4 else 1)
+            size += 2 * rows * (columns + outs) + 2 * columns
+            work = {"flops": 2 * rows * outs * columns} if rows > 1 else {"operations": 2 * outs * columns}
+            shape, dot = f"[{rows}, {columns}] · [{outs}, {columns}]ᵀ, {bits} bits", rows > 1
+            wide = not (dot and targets == "hip")
+            found.append(Case("gemv", shape, config, run, bytes=size, dot=dot, wide=wide, targets=targets, **work))
+    return found
