@@ -15,6 +15,7 @@ OPERATIONS = (
     "swiglu",
     "linear_cross_entropy",
     "gemv",
+    "surrogate",
     "paged_attention",
     "decode_attention",
 )

@@ -17,7 +17,7 @@ GGUF's Q8_0 and Q4_1, whose numbers it carries exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -256,8 +256,8 @@ def cases() -> list[Case]:
             run = partial(launch_quantized, x, weight, out, norm=meta(columns), eps=1e-5, config=CONFIGS[config])
             size = outs * columns * bits // 8 + 2 * outs * columns // GROUP * (2 if bits == 4 else 1)
             size += 2 * rows * (columns + outs) + 2 * columns
-            work = {"flops": 2 * rows * outs * columns} if rows > 1 else {"operations": 2 * outs * columns}
-            shape, dot = f"[{rows}, {columns}] · [{outs}, {columns}]ᵀ, {bits} bits", rows > 1
-            wide = not (dot and targets == "hip")
-            found.append(Case("gemv", shape, config, run, bytes=size, dot=dot, wide=wide, targets=targets, **work))
+            work, dot = 2 * rows * outs * columns, rows > 1
+            shape = f"[{rows}, {columns}] · [{outs}, {columns}]ᵀ, {bits} bits"
+            case = Case("gemv", shape, config, run, bytes=size, dot=dot, wide=not dot or targets != "hip")
+            found.append(replace(case, targets=targets, flops=work if dot else 0, operations=0 if dot else work))
     return found

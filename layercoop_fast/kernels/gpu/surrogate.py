@@ -1,0 +1,273 @@
+"""An ensemble of networks over masks: values, and what each player adds to them.
+
+    z_e(m) = c_e + Σ_h v_eh · act(b_eh + Σ_i W_ehi m_i),    f_e = out(z_e),    f = mean of f_e over e
+    marginal of player i at m:  f(m with i) − f(m without i); its mean over masks, and the mean of its square
+
+masks: bool [M, n]; W: [E, H, n], b, v: [E, H], c: [E], all fp32; act: celu, relu, gelu (by erf) or tanh; out:
+sigmoid or linear. One of the two masks of a marginal is m itself, the other has one player flipped: x ± w instead of x,
+for each of H units. Where no pre-activation can leave ±80, celu takes no exponential for it: e^(x ± w) = e^x · e^±w.
+
+Values are fp32 and sums over masks come in blocks of some ten, added up in float64. Nothing of the size [masks,
+players] is held, only the pre-activations [E, H, M] of one pass.
+
+Why not a library: a batched MLP of M·n masks would compute every pre-activation anew, n times the work, and is bound by
+its exponentials even so. The oracle is kernels/surrogate.py's, in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, power_of_two
+from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.surrogate.networks import Networks
+
+ACTIVATIONS = {"celu": 0, "relu": 1, "gelu": 2, "tanh": 3}
+FACTORED_BELOW = 80.0
+MOST_MASKS = 1 << 16
+"""Masks of one pass: their pre-activations take 4·E·H bytes each."""
+
+CONFIGS = {
+    "celu": Config("celu", {"MASKS": 16}, warps=4),
+    "many": Config("many", {"MASKS": 32}, warps=8),
+    "logits": Config("logits", {"MASKS": 32, "UNITS": 32, "PLAYERS": 32}, warps=4),
+}
+
+
+@dataclass(frozen=True)
+class DeviceNetworks:
+    """Networks as tensors on a device: see `layercoop_fast.surrogate.networks.Networks`."""
+
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    output_weight: Tensor
+    output_bias: Tensor
+    activation: str
+    sigmoid: bool
+    factored: bool
+    """Whether every pre-activation stays within ±80, so that exponentials of its parts may be multiplied."""
+
+    @classmethod
+    def of(cls, networks: Networks, device: torch.device | str) -> DeviceNetworks:
+        """Copy networks to a device."""
+        arrays = (networks.hidden_weight, networks.hidden_bias, networks.output_weight, networks.output_bias)
+        tensors = [torch.tensor(array, device=device) for array in arrays]
+        reach = np.abs(networks.hidden_bias).astype(np.float64) + np.abs(networks.hidden_weight).sum(
+            -1, dtype=np.float64
+        )
+        factored = networks.activation == "celu" and float(reach.max()) < FACTORED_BELOW
+        return cls(*tensors, networks.activation, networks.output == "sigmoid", factored)
+
+
+@triton.jit
+def activated(x, ACTIVATION: tl.constexpr):
+    """act(x); differences near 0 lose no more than fp32's rounding of 1."""
+    if ACTIVATION == 0:
+        result = tl.where(x > 0, x, tl.exp(tl.minimum(x, 0.0)) - 1)
+    elif ACTIVATION == 1:
+        result = tl.maximum(x, 0.0)
+    elif ACTIVATION == 2:
+        result = 0.5 * x * (1 + tl.erf(0.7071067811865476 * x))
+    else:
+        result = 1 - 2 / (tl.exp(2 * x) + 1)
+    return result
+
+
+@triton.jit
+def _hidden(
+    masks, weight, bias, output_weight, output_bias, inner, logits, count, networks, units, players,
+    MASKS: tl.constexpr, UNITS: tl.constexpr, PLAYERS: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Pre-activations of masks into inner [E, H, M], or, where there is none, logits [M, E]."""
+    network = tl.program_id(1)
+    mask = tl.program_id(0) * MASKS + tl.arange(0, MASKS)
+    total = tl.zeros((MASKS,), dtype=tl.float32)
+    for first in range(0, units, UNITS):
+        unit = first + tl.arange(0, UNITS)
+        x = tl.zeros((MASKS, UNITS), dtype=tl.float32)
+        for start in range(0, players, PLAYERS):
+            player = start + tl.arange(0, PLAYERS)
+            kept = tl.load(
+                masks + mask.to(tl.int64)[:, None] * players + player[None, :],
+                mask=(mask < count)[:, None] & (player < players)[None, :], other=0,
+            ).to(tl.float32)  # fmt: skip
+            w = tl.load(
+                weight + (network * units + unit)[None, :] * players + player[:, None],
+                mask=(unit < units)[None, :] & (player < players)[:, None], other=0.0,
+            )  # fmt: skip
+            x = tl.dot(kept, w, x, input_precision="ieee")
+        x += tl.load(bias + network * units + unit, mask=unit < units, other=0.0)[None, :]
+        if inner is not None:
+            place = (network * units + unit).to(tl.int64)[None, :] * count + mask[:, None]
+            tl.store(inner + place, x, mask=(mask < count)[:, None] & (unit < units)[None, :])
+        else:
+            v = tl.load(output_weight + network * units + unit, mask=unit < units, other=0.0)
+            total += tl.sum(activated(x, ACTIVATION) * v[None, :], axis=1)
+    if logits is not None:
+        total += tl.load(output_bias + network)
+        tl.store(logits + mask.to(tl.int64) * networks + network, total, mask=mask < count)
+
+
+@triton.jit
+def _flips(
+    masks, inner, weight, output_weight, output_bias, sums, count, networks, units, players,
+    MASKS: tl.constexpr, PLAYERS: tl.constexpr, ACTIVATION: tl.constexpr, FACTORED: tl.constexpr,
+    SIGMOID: tl.constexpr,
+):  # fmt: skip
+    """Sums over a block of masks of the marginals and of their squares: [2, blocks, n]."""
+    mask = tl.program_id(0) * MASKS + tl.arange(0, MASKS)
+    player = tl.program_id(1) * PLAYERS + tl.arange(0, PLAYERS)
+    inside = (mask < count)[:, None] & (player < players)[None, :]
+    kept = tl.load(masks + mask.to(tl.int64)[:, None] * players + player[None, :], mask=inside, other=0) != 0
+    value = tl.zeros((MASKS,), dtype=tl.float32)
+    neighbour = tl.zeros((MASKS, PLAYERS), dtype=tl.float32)
+    for network in range(networks):
+        z = tl.zeros((MASKS,), dtype=tl.float32)
+        flipped = tl.zeros((MASKS, PLAYERS), dtype=tl.float32)
+        for unit in range(units):
+            row = network * units + unit
+            x = tl.load(inner + row.to(tl.int64) * count + mask, mask=mask < count, other=0.0)
+            w = tl.load(weight + row * players + player, mask=player < players, other=0.0)
+            v = tl.load(output_weight + row)
+            z += v * activated(x, ACTIVATION)
+            moved = x[:, None] + tl.where(kept, -w[None, :], w[None, :])
+            if FACTORED:
+                grown, shrunk = tl.exp(w), tl.exp(-w)
+                power = tl.exp(x)[:, None] * tl.where(kept, shrunk[None, :], grown[None, :])
+                # celu(y) = max(y, min(e^y − 1, 0)), since e^y − 1 >= y
+                flipped += v * tl.maximum(moved, tl.minimum(power - 1, 0.0))
+            else:
+                flipped += v * activated(moved, ACTIVATION)
+        c = tl.load(output_bias + network)
+        z += c
+        flipped += c
+        if SIGMOID:
+            value += 1 / (1 + tl.exp(-z))
+            neighbour += 1 / (1 + tl.exp(-flipped))
+        else:
+            value += z
+            neighbour += flipped
+    gain = (neighbour - value[:, None]) / networks
+    gain = tl.where(inside, tl.where(kept, -gain, gain), 0.0)
+    place = sums + tl.program_id(0) * players + player
+    tl.store(place, tl.sum(gain, axis=0), mask=player < players)
+    tl.store(place + tl.num_programs(0) * players, tl.sum(gain * gain, axis=0), mask=player < players)
+
+
+def launch_logits(networks: DeviceNetworks, masks: Tensor, logits: Tensor, *, config: Config | None = None) -> None:
+    """Fill logits [M, E] of masks [M, n]."""
+    _launch_hidden(networks, masks, None, logits, config)
+
+
+def _launch_hidden(
+    networks: DeviceNetworks, masks: Tensor, inner: Tensor | None, logits: Tensor | None, config: Config | None
+) -> None:
+    ensemble, units, players = networks.hidden_weight.shape
+    config = config or CONFIGS["logits"]
+    launch(
+        _hidden, (blocks(masks.shape[0], config.blocks["MASKS"]), ensemble), masks, networks.hidden_weight,
+        networks.hidden_bias, networks.output_weight, networks.output_bias, inner, logits, masks.shape[0], ensemble,
+        units, players, config=config, ACTIVATION=ACTIVATIONS[networks.activation],
+    )  # fmt: skip
+
+
+def launch_marginals(networks: DeviceNetworks, masks: Tensor, *, config: Config | None = None) -> Tensor:
+    """Sums over masks [M, n] of the marginals and of their squares: float64 [2, n]."""
+    ensemble, units, players = networks.hidden_weight.shape
+    config = config or chosen("marginals", (players, units), CONFIGS, "celu")
+    wide = min(power_of_two(players), 64)
+    totals = masks.new_zeros((2, players), dtype=torch.float64)
+    for first in range(0, masks.shape[0], MOST_MASKS):
+        some = masks[first : first + MOST_MASKS]
+        count = some.shape[0]
+        tiles = blocks(count, config.blocks["MASKS"])
+        inner = masks.new_empty((ensemble, units, count), dtype=torch.float32)
+        sums = masks.new_empty((2, tiles, players), dtype=torch.float32)
+        _launch_hidden(networks, some, inner, None, None)
+        launch(
+            _flips, (tiles, blocks(players, wide)), some, inner, networks.hidden_weight, networks.output_weight,
+            networks.output_bias, sums, count, ensemble, units, players, config=config, PLAYERS=wide,
+            ACTIVATION=ACTIVATIONS[networks.activation], FACTORED=networks.factored, SIGMOID=networks.sigmoid,
+        )  # fmt: skip
+        totals += sums.sum(1, dtype=torch.float64)
+    return totals
+
+
+@torch.library.custom_op("layercoop_fast::surrogate_logits", mutates_args=())
+def surrogate_logits(
+    masks: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    activation: str = "celu",
+) -> Tensor:
+    """z_e(m), the values before the output function: fp32 [M, E]."""
+    out: Tensor = _valued(masks, hidden_weight, hidden_bias, output_weight, output_bias, activation)
+    parts = (hidden_weight, hidden_bias, output_weight, output_bias)
+    launch_logits(DeviceNetworks(*parts, activation, sigmoid=False, factored=False), masks, out)
+    return out
+
+
+@surrogate_logits.register_fake
+def _valued(
+    masks: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    activation: str = "celu",
+) -> Tensor:
+    _check(masks, hidden_weight.shape[2])
+    if activation not in ACTIVATIONS:
+        raise RequestError(f"activation: {activation} is not one of {', '.join(ACTIVATIONS)}")
+    return masks.new_empty((masks.shape[0], hidden_weight.shape[0]), dtype=torch.float32)
+
+
+def marginals(networks: DeviceNetworks, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over masks bool [M, n] of what each player adds, float64 [n], and its standard error.
+
+    Raises `RequestError` for fewer than 2 masks.
+    """
+    _check(masks, networks.hidden_weight.shape[2])
+    count = masks.shape[0]
+    if count < 2:
+        raise RequestError("marginals need at least 2 masks, or their mean has no standard error")
+    totals, squares = launch_marginals(networks, masks)
+    mean = totals / count
+    return mean, ((squares - count * mean**2).clamp_min(0) / (count - 1) / count).sqrt()
+
+
+def _check(masks: Tensor, players: int) -> None:
+    if masks.dtype != torch.bool or masks.dim() != 2 or masks.shape[1] != players or not masks.is_contiguous():
+        raise RequestError(f"masks: expected contiguous bool [masks, {players}], got {masks.dtype} {list(masks.shape)}")
+
+
+def cases() -> list[Case]:
+    """80,000 masks of 32 layers, as the published contributions take, on one network and on an ensemble of 8."""
+    found, count, players, units = [], 80000, 32, 64
+    for ensemble in (1, 8):
+        fp32 = partial(meta, dtype=torch.float32)
+        networks = DeviceNetworks(
+            fp32(ensemble, units, players), fp32(ensemble, units), fp32(ensemble, units), fp32(ensemble), "celu",
+            sigmoid=True, factored=True,
+        )  # fmt: skip
+        masks, shape = meta(count, players, dtype=torch.bool), f"{count} masks of {players}, {ensemble} × {units} units"
+        size, hidden = count * players, 2 * count * ensemble * units
+        run = partial(launch_logits, networks, masks, fp32(count, ensemble))
+        work = hidden * (players + 6)
+        found.append(Case("surrogate_logits", shape, "logits", run, bytes=size, operations=work, wide=False))
+        for config in ("celu", "many") if ensemble == 8 else ("celu",):
+            run = partial(launch_marginals, networks, masks, config=CONFIGS[config])
+            # A flip of a unit: addition, two selections, two multiply-adds, maximum, minimum.
+            work = hidden * players + 7 * count * players * ensemble * units
+            found.append(Case("marginals", shape, config, run, bytes=size, operations=work, wide=False))
+    return found

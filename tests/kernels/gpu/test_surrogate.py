@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from random_networks import SPIKES, magnitude, random_networks, spiked
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.surrogate import CONFIGS, DeviceNetworks, launch_marginals, marginals, surrogate_logits
+from layercoop_fast.kernels.surrogate import marginals_reference, predict_logits_reference
+
+# players, units, networks: one of each, one more than a block, several blocks
+SHAPES = [(1, 1, 1), (5, 7, 3), (33, 33, 1), (70, 9, 2)]
+
+
+def random_masks(n: int, count: int = 19) -> np.ndarray:
+    masks = np.random.default_rng(n).random((count, n)) < 0.6
+    masks[0], masks[1] = False, True
+    return masks
+
+
+def assert_agree(networks, masks: np.ndarray, device: str, factored: bool | None = None) -> None:
+    there = DeviceNetworks.of(networks, device)
+    if factored is not None:
+        assert there.factored == factored
+    tensor = torch.from_numpy(masks).to(device)
+    size = magnitude(networks)
+    parts = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
+    logits = surrogate_logits(tensor, *parts, there.activation)
+    np.testing.assert_allclose(logits.cpu(), predict_logits_reference(networks, masks), rtol=0, atol=2e-6 * size)
+    mean, stderr = marginals(there, tensor)
+    expected_mean, expected_stderr = marginals_reference(networks, masks)
+    np.testing.assert_allclose(mean.cpu(), expected_mean, rtol=0, atol=2e-6 * size)
+    np.testing.assert_allclose(stderr.cpu(), expected_stderr, rtol=1e-3, atol=2e-6 * size)
+
+
+@pytest.mark.parametrize(("n", "hidden", "networks"), SHAPES)
+def test_shapes(n: int, hidden: int, networks: int, device: str) -> None:
+    assert_agree(random_networks(n, hidden, networks), random_masks(n), device, factored=True)
+
+
+@pytest.mark.parametrize("output", ["sigmoid", "linear"])
+@pytest.mark.parametrize("activation", ["celu", "relu", "gelu", "tanh"])
+def test_activations_and_outputs(activation, output, device: str) -> None:
+    networks = random_networks(5, 6, 2, activation=activation, output=output)
+    assert_agree(networks, random_masks(5, 9), device)
+
+
+@pytest.mark.parametrize("name", SPIKES)
+def test_weights_at_which_a_product_of_exponentials_could_go_wrong(name: str, device: str) -> None:
+    assert_agree(spiked(name), random_masks(10, 9), device)
+
+
+@pytest.mark.parametrize("config", ["celu", "many"])
+def test_every_configuration_and_several_passes(config: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layercoop_fast.kernels.gpu.surrogate.MOST_MASKS", 20)
+    networks, masks = random_networks(6, 4, 2), random_masks(6, 45)
+    totals = launch_marginals(
+        DeviceNetworks.of(networks, device), torch.from_numpy(masks).to(device), config=CONFIGS[config]
+    )
+    np.testing.assert_allclose(totals[0].cpu() / 45, marginals_reference(networks, masks)[0], rtol=0, atol=1e-6)
+
+
+def test_torch_compile_traces_through(device: str) -> None:
+    there = DeviceNetworks.of(random_networks(5, 6, 2), device)
+    parts = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
+    masks = torch.from_numpy(random_masks(5, 9)).to(device)
+    torch.library.opcheck(surrogate_logits, (masks, *parts), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_bad_arguments(device: str) -> None:
+    there = DeviceNetworks.of(random_networks(5, 6, 2), device)
+    masks = torch.ones(3, 5, dtype=torch.bool, device=device)
+    with pytest.raises(RequestError, match=r"masks: expected contiguous bool \[masks, 5\], got torch.bool \[3, 4\]"):
+        marginals(there, masks[:, :4].contiguous())
+    with pytest.raises(RequestError, match="marginals need at least 2 masks"):
+        marginals(there, masks[:1])
+    with pytest.raises(RequestError, match="activation: selu is not one of celu, relu, gelu, tanh"):
+        surrogate_logits(masks, there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias, "selu")
