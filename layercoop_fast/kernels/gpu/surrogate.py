@@ -59,12 +59,12 @@ class DeviceNetworks:
     def of(cls, networks: Networks, device: torch.device | str) -> DeviceNetworks:
         """Copy networks to a device."""
         arrays = (networks.hidden_weight, networks.hidden_bias, networks.output_weight, networks.output_bias)
-        tensors = [torch.tensor(array, device=device) for array in arrays]
+        w, b, v, c = (torch.tensor(array, device=device) for array in arrays)
         reach = np.abs(networks.hidden_bias).astype(np.float64) + np.abs(networks.hidden_weight).sum(
             -1, dtype=np.float64
         )
         factored = networks.activation == "celu" and float(reach.max()) < FACTORED_BELOW
-        return cls(*tensors, networks.activation, networks.output == "sigmoid", factored)
+        return cls(w, b, v, c, networks.activation, networks.output == "sigmoid", factored)
 
 
 @triton.jit
@@ -266,8 +266,8 @@ def cases() -> list[Case]:
         work = hidden * (players + 6)
         found.append(Case("surrogate_logits", shape, "logits", run, bytes=size, operations=work, wide=False))
         for config in ("celu", "many") if ensemble == 8 else ("celu",):
-            run = partial(launch_marginals, networks, masks, config=CONFIGS[config])
             # A flip of a unit: addition, two selections, two multiply-adds, maximum, minimum.
             work = hidden * players + 7 * count * players * ensemble * units
-            found.append(Case("marginals", shape, config, run, bytes=size, operations=work, wide=False))
+            sums = partial(launch_marginals, networks, masks, config=CONFIGS[config])
+            found.append(Case("marginals", shape, config, sums, bytes=size, operations=work, wide=False))
     return found
