@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bind_blocks.h"
+#include "bind_decode.h"
 #include "bind_products.h"
 #include "bind_surrogate.h"
 #include "cpu/dispatch.h"
@@ -200,5 +201,6 @@ PYBIND11_MODULE(_C, module) {
   bind_plan(module);
   bind_blocks(module);
   bind_products(module);
+  bind_decode(module);
   bind_surrogate(module);
 }

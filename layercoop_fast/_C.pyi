@@ -276,3 +276,91 @@ def quantise_int4(
     mins: npt.NDArray[np.uint16],
 ) -> None:
     """Quantise float32[n, K] → q uint8[n, K], scales and mins uint16[n, G]: `layercoop_fast.kernels.quantise`."""
+
+# Models that decode in C++; `layercoop_fast.runtime.native` makes and calls them.
+
+KV_PAGE: int
+"""Tokens of a page of keys and values."""
+
+_Norm = tuple[npt.NDArray[np.float32], float]  # weight, epsilon
+
+class DecodeModel:
+    """A llama-shaped model over packed weights: first its rotary tables, then its blocks in order, then its ends."""
+
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        width: int,
+        inner: int,
+        scale: float,
+        score_cap: float = 0.0,
+        activation: str,
+    ) -> None:
+        """`width` of a head, `inner` of the MLP; scores are scaled, then capped; activation "silu" or "gelu_tanh"."""
+
+    @property
+    def n_blocks(self) -> int: ...
+    def set_rotaries(self, tables: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]) -> None:
+        """Set the rotary tables: cosines and sines [P, width / 2] each, of all positions there may be."""
+
+    def add_block(
+        self,
+        *,
+        attention_norm: _Norm | None = None,
+        qkv: PackedMatrix | None = None,
+        qkv_bias: npt.NDArray[np.float32] | None = None,
+        query_norm: _Norm | None = None,
+        key_norm: _Norm | None = None,
+        output: PackedMatrix | None = None,
+        output_bias: npt.NDArray[np.float32] | None = None,
+        after_attention: _Norm | None = None,
+        mlp_norm: _Norm | None = None,
+        gate_up: PackedMatrix | None = None,
+        gate_up_bias: npt.NDArray[np.float32] | None = None,
+        down: PackedMatrix | None = None,
+        down_bias: npt.NDArray[np.float32] | None = None,
+        after_mlp: _Norm | None = None,
+        rotary: int = -1,
+        window: int = 0,
+    ) -> None:
+        """Add a block; a half without its matrices is not held. gate_up: 16 rows of one, 16 of the other, by turns."""
+
+    def set_ends(
+        self,
+        *,
+        embedding: PackedMatrix,
+        final_norm: _Norm,
+        head: PackedMatrix,
+        head_bias: npt.NDArray[np.float32] | None = None,
+        embedding_scale: float = 1.0,
+        logit_scale: float = 1.0,
+        logit_cap: float = 0.0,
+    ) -> None:
+        """Set the embedding [V, hidden], and the head [words, hidden] with what follows it."""
+
+    def kv_page_bytes(self, kv_format: str) -> int:
+        """Bytes of a page of keys and values kept as "fp32", "bf16" or "int8"."""
+
+    def run(
+        self,
+        memory: npt.NDArray[np.uint8],
+        kv_format: str,
+        *,
+        tokens: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        sequence: npt.NDArray[np.int32],
+        parent: npt.NDArray[np.int32],
+        fork: npt.NDArray[np.int32],
+        masks: npt.NDArray[np.uint8],
+        tables: npt.NDArray[np.int32],
+        wanted: npt.NDArray[np.int32],
+        logits: npt.NDArray[np.float32] | None = None,
+        best: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Compute rows (`layercoop_fast.runtime.executor.Rows`) whose keys and values lie in pages of `memory`.
+
+        Writes logits [K, words], and best [K], the first of the likeliest words. One call at a time; others wait.
+        """

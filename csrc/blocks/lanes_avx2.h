@@ -85,6 +85,10 @@ LANES_FN Lanes load(const Bf16* p) {
   const __m128i* halves = reinterpret_cast<const __m128i*>(p);
   return {widen_8(_mm_loadu_si128(halves)), widen_8(_mm_loadu_si128(halves + 1))};
 }
+LANES_FN __m256 widen_8(const std::int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+LANES_FN Lanes load(const std::int8_t* p) { return {widen_8(p), widen_8(p + 8)}; }
 LANES_FN void store(float* p, Lanes x) {
   _mm256_storeu_ps(p, x.low);
   _mm256_storeu_ps(p + 8, x.high);

@@ -53,6 +53,9 @@ LANES_FN Lanes widen(__m256i halves) {
 
 LANES_FN Lanes load(const float* p) { return _mm512_loadu_ps(p); }
 LANES_FN Lanes load(const Bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+LANES_FN Lanes load(const std::int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 LANES_FN Lanes load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
 LANES_FN Lanes load_first(const Bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
 LANES_FN void store(float* p, Lanes x) { _mm512_storeu_ps(p, x); }

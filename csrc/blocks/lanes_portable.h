@@ -112,6 +112,11 @@ LANES_FN Lanes load_first(const Bf16* p, int n) {
   for (int i = 0; i < n; ++i) x.at[i] = widen(p[i]);
   return x;
 }
+LANES_FN Lanes load_first(const std::int8_t* p, int n) {
+  Lanes x = splat(0.0f);
+  for (int i = 0; i < n; ++i) x.at[i] = p[i];
+  return x;
+}
 LANES_FN void store_first(float* p, int n, Lanes x) {
   for (int i = 0; i < n; ++i) p[i] = x.at[i];
 }

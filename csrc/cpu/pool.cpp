@@ -167,6 +167,8 @@ Pool& pool() {
   return *std::launder(first);
 }
 
+}  // namespace
+
 int processors() {
 #if defined(__linux__)
   cpu_set_t set;
@@ -175,8 +177,6 @@ int processors() {
 #endif
   return static_cast<int>(std::thread::hardware_concurrency());
 }
-
-}  // namespace
 
 void parallel_for(std::int64_t n, std::int64_t grain, const RangeFn& fn) {
   if (n <= 0) return;

@@ -18,6 +18,9 @@ namespace layercoop::cpu {
 // lowest range, whatever the timing.
 void parallel_for(std::int64_t n, std::int64_t grain, const std::function<void(std::int64_t, std::int64_t)>& fn);
 
+// Processors that this process may run on.
+int processors();
+
 // How many threads a loop may use, the caller's included.
 int num_threads() noexcept;
 

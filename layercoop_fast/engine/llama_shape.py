@@ -65,24 +65,24 @@ def find_parts(
     block: nn.Module, *, dtypes: Sequence[torch.dtype] = NATIVE_DTYPES, devices: Sequence[str] = ("cpu",)
 ) -> Parts:
     """The parts of a llama-shaped block of these dtypes on such devices; raises `UnfitError` for any other."""
-    attention = _child_with(block, ("q_proj", "k_proj", "v_proj", "o_proj"), "attention")
-    mlp = _child_with(block, ("gate_proj", "up_proj", "down_proj"), "gated MLP")
+    attention = child_with(block, ("q_proj", "k_proj", "v_proj", "o_proj"), "attention")
+    mlp = child_with(block, ("gate_proj", "up_proj", "down_proj"), "gated MLP")
     head_dim = getattr(attention, "head_dim", None)
     if not isinstance(head_dim, int) or head_dim < 2:
         raise UnfitError("its attention does not say its head_dim")
     qk_norm = hasattr(attention, "q_norm") or hasattr(attention, "k_norm")
     parts = Parts(
         input_norm=find_norm(block, "input_layernorm"),
-        query=_linear(attention, "q_proj"),
-        key=_linear(attention, "k_proj"),
-        value=_linear(attention, "v_proj"),
+        query=plain_linear(attention, "q_proj"),
+        key=plain_linear(attention, "k_proj"),
+        value=plain_linear(attention, "v_proj"),
         query_norm=find_norm(attention, "q_norm") if qk_norm else None,
         key_norm=find_norm(attention, "k_norm") if qk_norm else None,
-        output=_linear(attention, "o_proj"),
+        output=plain_linear(attention, "o_proj"),
         mlp_norm=find_norm(block, "post_attention_layernorm"),
-        gate=_linear(mlp, "gate_proj"),
-        up=_linear(mlp, "up_proj"),
-        down=_linear(mlp, "down_proj"),
+        gate=plain_linear(mlp, "gate_proj"),
+        up=plain_linear(mlp, "up_proj"),
+        down=plain_linear(mlp, "down_proj"),
         head_dim=head_dim,
         scale=float(getattr(attention, "scaling", head_dim**-0.5)),
     )
@@ -92,14 +92,16 @@ def find_parts(
     return parts
 
 
-def _child_with(block: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
+def child_with(block: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
+    """The one child module of a block that has all these parts; `what` it is called where there is none."""
     found = [child for child in block.children() if all(hasattr(child, name) for name in names)]
     if len(found) != 1:
         raise UnfitError(f"it has no {what} made of {', '.join(names)}")
     return found[0]
 
 
-def _linear(owner: nn.Module, name: str) -> nn.Linear:
+def plain_linear(owner: nn.Module, name: str) -> nn.Linear:
+    """A part of a module that is a plain linear map; raises `UnfitError` where it is something else."""
     module = getattr(owner, name)
     # Exactly this class: a subclass (quantised, with an adapter) computes something else from its weight.
     if type(module) is not nn.Linear:

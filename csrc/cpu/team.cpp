@@ -1,0 +1,174 @@
+#include "cpu/team.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "cpu/pool.h"
+
+namespace layercoop::cpu {
+namespace {
+
+// How often a waiting thread looks before it does something slower: pauses of some tens of nanoseconds each, then calls
+// that let another program have the processor. Together some hundred microseconds, as long as a caller takes from one
+// token to the next.
+constexpr int kPauses = 2000;
+constexpr int kYields = 100;
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");
+#endif
+}
+
+// A number that threads wait to see change.
+class Gate {
+ public:
+  std::uint32_t now() const noexcept { return number_.load(std::memory_order_acquire); }
+
+  void open() noexcept {
+    number_.fetch_add(1);
+    // A thread that is about to sleep has counted itself before it looked once more: one of the two sees the other.
+    if (sleepers_.load() == 0) return;
+    { const std::lock_guard<std::mutex> lock(mutex_); }
+    wake_.notify_all();
+  }
+
+  // Until the number is no longer `seen`. `patient` threads do not watch, since there are more of them than processors.
+  void wait(std::uint32_t seen, bool patient) noexcept {
+    for (int i = patient ? kPauses : 0; i < kPauses; ++i) {
+      if (now() != seen) return;
+      pause();
+    }
+    for (int i = 0; i < kYields; ++i) {
+      if (now() != seen) return;
+      std::this_thread::yield();
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1);
+    while (number_.load() == seen) wake_.wait(lock);
+    sleepers_.fetch_sub(1);
+  }
+
+ private:
+  std::atomic<std::uint32_t> number_{0};
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+thread_local bool inside_job = false;
+
+}  // namespace
+
+class Team {
+ public:
+  // False where another thread's job holds the team: nothing was run.
+  bool try_run(int threads, const std::function<void(Member&)>& job) {
+    const std::unique_lock<std::mutex> holds_team(one_job_, std::try_to_lock);
+    if (!holds_team) return false;
+    if (wanted_ != threads) restart(threads);
+    count_ = static_cast<int>(threads_.size()) + 1;
+    job_ = &job;
+    start_.open();
+    work(0);
+    return true;
+  }
+
+  // `count` is the member's own: a thread that has just passed the last barrier may find the next job's in count_.
+  void barrier(int count) noexcept {
+    const std::uint32_t seen = met_.now();
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
+      arrived_.store(0, std::memory_order_relaxed);
+      met_.open();
+    } else {
+      met_.wait(seen, patient_);
+    }
+  }
+
+ private:
+  void work(int index) noexcept {
+    inside_job = true;
+    Member member(this, index, count_);
+    (*job_)(member);
+    member.barrier();  // behind it nobody looks at the job any more
+    inside_job = false;
+  }
+
+  void restart(int wanted) {
+    stop_ = true;
+    start_.open();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+    stop_ = false;
+    patient_ = wanted > processors();
+    try {
+      for (int index = 1; index < wanted; ++index) {
+        threads_.emplace_back([this, index, seen = start_.now()]() mutable {
+          for (;;) {
+            start_.wait(seen, patient_);
+            if (stop_) return;
+            ++seen;
+            work(index);
+          }
+        });
+      }
+    } catch (const std::system_error&) {
+      // The system grants no more threads: a job is right with any number of them.
+    }
+    wanted_ = wanted;
+  }
+
+  std::mutex one_job_;  // held from the start of a job to its end; what stands below changes only between jobs
+  std::vector<std::thread> threads_;
+  int wanted_ = 1;
+  int count_ = 1;
+  bool patient_ = false;
+  bool stop_ = false;
+  const std::function<void(Member&)>* job_ = nullptr;
+
+  Gate start_;
+  Gate met_;
+  alignas(64) std::atomic<int> arrived_{0};
+};
+
+void Member::barrier() noexcept {
+  if (count_ > 1) team_->barrier(count_);
+}
+
+namespace {
+
+// In storage that is never destroyed, for the pool's reasons: see pool.cpp.
+alignas(Team) unsigned char team_storage[sizeof(Team)];
+
+Team* build_team() { return new (team_storage) Team; }
+
+Team& team() {
+  static Team* const first = [] {
+    pthread_atfork(nullptr, nullptr, [] {
+      build_team();
+      inside_job = false;
+    });
+    return build_team();
+  }();
+  return *std::launder(first);
+}
+
+}  // namespace
+
+void run_team(int threads, const std::function<void(Member&)>& job) {
+  if (threads > 1 && !inside_job && team().try_run(threads, job)) return;
+  Member alone(nullptr, 0, 1);
+  job(alone);
+}
+
+}  // namespace layercoop::cpu

@@ -1,0 +1,16 @@
+#include "decode/row_kernels.h"
+
+namespace layercoop::decode {
+namespace {
+
+#if LAYERCOOP_X86
+constexpr cpu::Versions<const RowKernels> kVersions{&kRowPortable, &kRowAvx2, &kRowAvx512};
+#else
+constexpr cpu::Versions<const RowKernels> kVersions{&kRowPortable};
+#endif
+
+}  // namespace
+
+const RowKernels& row_kernels() noexcept { return *kVersions.get(); }
+
+}  // namespace layercoop::decode

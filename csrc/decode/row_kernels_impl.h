@@ -1,0 +1,254 @@
+// The kernels of row_kernels.h, written once over the sixteen lanes that the including file has chosen, in its own copy.
+//
+// No lambdas here: a lambda does not inherit its function's target attribute.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "blocks/lanes_math.h"
+#include "decode/row_kernels.h"
+
+namespace layercoop::decode {
+namespace {
+
+using namespace layercoop::blocks;
+
+static_assert(kPage == kLanes, "a page's scores of one query are one vector");
+
+LANES_TARGET void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) {
+  const Lanes scale = splat(inverse_rms(sum_of_squares(x, width), width, eps));
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    const int n = lanes_left(j, width);
+    write(out + j, n, mul(read(weight + j, n), mul(read(x + j, n), scale)));
+  }
+}
+
+LANES_TARGET void add_row(const float* delta, std::int64_t width, float* x) {
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    const int n = lanes_left(j, width);
+    write(x + j, n, add(read(x + j, n), read(delta + j, n)));
+  }
+}
+
+// cap * tanh(x / cap), tanh(u) = 1 - 2 / (exp(2u) + 1)
+LANES_FN Lanes capped(Lanes x, float cap) {
+  const Lanes e = exp(mul(x, splat(2.0f / cap)));
+  return mul(splat(cap), sub(splat(1.0f), div(splat(2.0f), add(e, splat(1.0f)))));
+}
+
+LANES_TARGET void scale_and_cap(float factor, float cap, std::int64_t width, float* x) {
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    const int n = lanes_left(j, width);
+    const Lanes scaled = mul(read(x + j, n), splat(factor));
+    write(x + j, n, cap == 0.0f ? scaled : capped(scaled, cap));
+  }
+}
+
+// Both are g / (1 + exp(-u)): u = g for SiLU; for GELU by tanh, since (1 + tanh(t)) / 2 = 1 / (1 + exp(-2t)),
+// u = 2 sqrt(2 / pi) (g + 0.044715 g^3).
+LANES_TARGET void gated(const float* gate_up, Activation activation, std::int64_t width, float* out) {
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    const Lanes g = load(gate_up + 2 * j);
+    Lanes u = g;
+    if (activation == Activation::gelu_tanh) {
+      const Lanes cubic = fma(mul(splat(0.044715f), mul(g, g)), g, g);
+      u = mul(splat(1.5957691216f), cubic);
+    }
+    const Lanes active = div(g, add(splat(1.0f), exp(sub(splat(0.0f), u))));
+    store(out + j, mul(active, load(gate_up + 2 * j + kLanes)));
+  }
+}
+
+LANES_TARGET void rotate_head(const float* cos, const float* sin, std::int64_t width, float* x) {
+  const std::int64_t half = width / 2;
+  for (std::int64_t j = 0; j < half; j += kLanes) {
+    const int n = lanes_left(j, half);
+    const Lanes a = read(x + j, n);
+    const Lanes b = read(x + half + j, n);
+    const Lanes c = read(cos + j, n);
+    const Lanes s = read(sin + j, n);
+    write(x + j, n, sub(mul(a, c), mul(b, s)));
+    write(x + half + j, n, add(mul(b, c), mul(a, s)));
+  }
+}
+
+LANES_TARGET std::int64_t largest_of(const float* x, std::int64_t width) {
+  Lanes most = splat(-std::numeric_limits<float>::infinity());
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    const int n = lanes_left(j, width);
+    most = larger(select_first(n, read(x + j, n), most), most);
+  }
+  const float value = largest(most);
+  for (std::int64_t j = 0; j < width; ++j) {
+    if (x[j] == value) return j;
+  }
+  return 0;  // nothing but NaN
+}
+
+LANES_TARGET void store_fp32(const float* x, std::int64_t width, float* out) {
+  for (std::int64_t j = 0; j < width; j += kLanes) store(out + j, read(x + j, lanes_left(j, width)));
+}
+
+LANES_TARGET void store_bf16(const float* x, std::int64_t width, std::uint16_t* out) {
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    store(reinterpret_cast<Bf16*>(out) + j, read(x + j, lanes_left(j, width)));
+  }
+}
+
+LANES_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* out) {
+  float most = 0.0f;
+  for (std::int64_t j = 0; j < width; ++j) most = std::max(most, std::fabs(x[j]));
+  const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+  std::int64_t j = 0;
+  for (; j < width; ++j) out[j] = static_cast<std::int8_t>(std::nearbyint(x[j] * inverse));
+  for (; j % kLanes != 0; ++j) out[j] = 0;
+  return most / 127.0f;
+}
+
+// What a page holds, to what the lanes read.
+template <typename T>
+struct Element {
+  using Type = T;
+};
+template <>
+struct Element<std::uint16_t> {
+  using Type = Bf16;
+};
+
+// scores[i][kPage] of one page: the queries' products with its keys.
+template <typename T, int queries>
+LANES_FN void score_page(const Chunk& chunk, const T* keys, const float* scales, float (*scores)[kChunk],
+                         std::int64_t at) {
+  Lanes sums[queries];
+#pragma GCC unroll 6
+  for (int i = 0; i < queries; ++i) sums[i] = splat(0.0f);
+  for (std::int64_t d = 0; d < chunk.width; ++d) {
+    const Lanes column = load(keys + d * kPage);
+#pragma GCC unroll 6
+    for (int i = 0; i < queries; ++i) sums[i] = fma(splat(chunk.query[i][d]), column, sums[i]);
+  }
+  const Lanes scale = scales == nullptr ? splat(chunk.scale) : mul(splat(chunk.scale), load(scales));
+#pragma GCC unroll 6
+  for (int i = 0; i < queries; ++i) {
+    const Lanes score = mul(sums[i], scale);
+    store(scores[i] + at, chunk.cap == 0.0f ? score : capped(score, chunk.cap));
+  }
+}
+
+// The numbers from `first` to `last` of sixteen, `other` elsewhere.
+LANES_FN Lanes between(Lanes x, std::int64_t first, std::int64_t last, float other) {
+  const int low = static_cast<int>(std::clamp<std::int64_t>(first, 0, kLanes));
+  const int high = static_cast<int>(std::clamp<std::int64_t>(last, 0, kLanes));
+  return select_first(low, splat(other), select_first(high, x, splat(other)));
+}
+
+// Scores begin .. end to exp(score - largest), 0 for keys that the query does not see.
+LANES_FN void weigh(const Chunk& chunk, int query, std::int64_t begin, std::int64_t end, float* scores) {
+  const std::int64_t first = chunk.first[query];
+  const std::int64_t last = chunk.last[query];
+  Lanes most = splat(kLowest);
+  for (std::int64_t j = begin; j < end; j += kLanes) {
+    most = larger(between(load(scores + j), first - j, last - j, kLowest), most);
+  }
+  const float shift = largest(most);
+  Lanes sum = splat(0.0f);
+  for (std::int64_t j = begin; j < end; j += kLanes) {
+    const Lanes e = exp_of_term(sub(load(scores + j), splat(shift)));
+    const Lanes kept = between(e, first - j, last - j, 0.0f);
+    store(scores + j, kept);
+    sum = add(sum, kept);
+  }
+  *chunk.largest[query] = shift;
+  *chunk.sum[query] = total(sum);
+}
+
+template <typename T, int queries>
+LANES_TARGET void attend_some(const Chunk& chunk) {
+  using Read = typename Element<T>::Type;
+  alignas(64) float scores[queries][kChunk];
+  std::int64_t first = kChunk;
+  std::int64_t last = 0;
+  for (int i = 0; i < queries; ++i) {
+    *chunk.sum[i] = 0.0f;
+    if (chunk.first[i] >= chunk.last[i]) continue;
+    first = std::min<std::int64_t>(first, chunk.first[i]);
+    last = std::max<std::int64_t>(last, chunk.last[i]);
+  }
+  if (first >= last) return;
+  const std::int64_t first_page = first / kPage;
+  const std::int64_t last_page = (last + kPage - 1) / kPage;
+  for (std::int64_t page = first_page; page < last_page; ++page) {
+    score_page<Read, queries>(chunk, reinterpret_cast<const Read*>(chunk.keys[page]), chunk.key_scales[page], scores,
+                              page * kPage);
+  }
+  for (int i = 0; i < queries; ++i) {
+    if (chunk.first[i] < chunk.last[i]) {
+      weigh(chunk, i, first_page * kPage, last_page * kPage, scores[i]);
+    } else {
+      std::fill(scores[i], scores[i] + kChunk, 0.0f);
+    }
+  }
+  for (std::int64_t d = 0; d < chunk.padded_width; d += kLanes) {
+    Lanes sums[queries];
+#pragma GCC unroll 6
+    for (int i = 0; i < queries; ++i) sums[i] = splat(0.0f);
+    for (std::int64_t page = first_page; page < last_page; ++page) {
+      const Read* values = reinterpret_cast<const Read*>(chunk.values[page]) + d;
+      const float* scales = chunk.value_scales[page];
+      const std::int64_t at = page * kPage;
+      // What stands behind the last token is not this sequence's: no number at all, perhaps.
+      const std::int64_t keys = std::min(kPage, last - at);
+      for (std::int64_t j = 0; j < keys; ++j) {
+        Lanes value = load(values + j * chunk.padded_width);
+        if (scales != nullptr) value = mul(value, splat(scales[j]));
+#pragma GCC unroll 6
+        for (int i = 0; i < queries; ++i) sums[i] = fma(splat(scores[i][at + j]), value, sums[i]);
+      }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < queries; ++i) store(chunk.out[i] + d, sums[i]);
+  }
+}
+
+template <typename T>
+LANES_TARGET void attend(const Chunk& chunk) {
+  switch (chunk.queries) {
+    case 1: return attend_some<T, 1>(chunk);
+    case 2: return attend_some<T, 2>(chunk);
+    case 3: return attend_some<T, 3>(chunk);
+    case 4: return attend_some<T, 4>(chunk);
+    case 5: return attend_some<T, 5>(chunk);
+    default: return attend_some<T, 6>(chunk);
+  }
+}
+
+LANES_TARGET void merge(float largest, float sum, const float* out, std::int64_t padded_width, float* total_largest,
+                        float* total_sum, float* total_out) {
+  if (sum == 0.0f) return;
+  if (*total_sum == 0.0f) {
+    *total_largest = largest;
+    *total_sum = sum;
+    std::copy(out, out + padded_width, total_out);
+    return;
+  }
+  const float most = std::max(largest, *total_largest);
+  const float before = std::exp(*total_largest - most);
+  const float now = std::exp(largest - most);
+  *total_largest = most;
+  *total_sum = *total_sum * before + sum * now;
+  for (std::int64_t j = 0; j < padded_width; j += kLanes) {
+    store(total_out + j, fma(load(out + j), splat(now), mul(load(total_out + j), splat(before))));
+  }
+}
+
+constexpr RowKernels row_kernels_here() {
+  return {rms_norm,   add_row,    scale_and_cap, gated,
+          rotate_head, largest_of, store_fp32,    store_bf16,
+          store_int8, attend<float>, attend<std::uint16_t>, attend<std::int8_t>,
+          merge};
+}
+
+}  // namespace
+}  // namespace layercoop::decode
