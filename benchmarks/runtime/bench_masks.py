@@ -4,6 +4,7 @@
 
 together   8 requests, each with a prompt and a mask of its own, in one batch on one copy of the weights: answers a
            second, and what the process has in memory beyond what it had before the model was opened
+one        the first of these requests alone on that one copy
 in turn    the same requests on 8 exported checkpoints, each opened alone, by the same executor (opening is not timed)
 prefill    one prompt under 8 masks that agree on the first half of the blocks: read together, and one after the other
 
@@ -50,22 +51,22 @@ def main() -> None:
     parser.add_argument("--remove", type=int, default=6, help="blocks of each mask that go")
     parser.add_argument("--tokens", type=int, default=64, help="length of each answer")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the shared prompt")
-    parser.add_argument("--part", choices=("together", "turn", "prefill"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("together", "one", "turn", "prefill"), help=argparse.SUPPRESS)
     parser.add_argument("--folders", nargs="*", default=[], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     model = arguments.model or str(small_model())
     if arguments.part:
-        part = {"together": together, "turn": turn, "prefill": prefill}[arguments.part]
+        part = {"together": together, "one": one, "turn": turn, "prefill": prefill}[arguments.part]
         sys.stdout.write(json.dumps(part(model, arguments)) + "\n")
         return
     folder = Path(tempfile.mkdtemp())
     try:
         folders = export_all(model, folder, arguments.remove)
-        found = {part: child(part, model, arguments, folders) for part in ("together", "turn", "prefill")}
+        found = {part: child(part, model, arguments, folders) for part in ("together", "one", "turn", "prefill")}
     finally:
         shutil.rmtree(folder)
-    one, all_ = found["turn"], found["together"]
-    same = np.array(one.pop("answers")) == np.array(all_.pop("answers"))
+    all_, each = found["together"], found["turn"]
+    same = np.array(each.pop("answers")) == np.array(all_.pop("answers"))
     result = {
         "benchmark": "runtime/masks",
         "machine": machine(),
@@ -76,8 +77,9 @@ def main() -> None:
         "new_tokens": arguments.tokens,
         **found,
         "same_tokens": round(float(same.mean()), 4),
-        "speed_ratio": round(all_["tokens_a_second"] / one["tokens_a_second"], 3),
-        "memory_ratio_to_one": round(all_["memory_bytes"] / one["memory_bytes"], 3),
+        "speed_ratio": round(all_["tokens_a_second"] / each["tokens_a_second"], 3),
+        "memory_ratio_to_one": round(all_["memory_bytes"] / found["one"]["memory_bytes"], 3),
+        "memory_ratio_to_one_exported": round(all_["memory_bytes"] / each["memory_bytes"], 3),
     }
     sys.stdout.write(json.dumps(result) + "\n")
 
@@ -141,6 +143,18 @@ def together(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "kv_bytes": model.memory()["kv"],
         "memory_bytes": resident() - before,
         "answers": [answer.tokens for answer in answers],
+    }
+
+
+def one(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One request on the whole model."""
+    before = resident()
+    model = LayerSkipModel.from_pretrained(path, arguments.dtype, executor=arguments.executor)
+    prompt, mask = prompts_of(model, MASKS, PROMPT_TOKENS)[0], masks_of(model.n_layers, arguments.remove, 1)[0]
+    answer = model.generate(prompt, mask, max_new_tokens=arguments.tokens, ignore_eos=True)
+    return {
+        "tokens_a_second": round(arguments.tokens / answer.seconds, 2),
+        "memory_bytes": resident() - before,
     }
 
 

@@ -151,7 +151,7 @@ class Executor(ABC):
         try:
             self._make_room(plan)
             rows, which = _rows(plan)
-            with torch.inference_mode():
+            with torch.no_grad():
                 out = self.best_words(rows) if best else self.logits(rows)
         except BaseException:
             for chunk in chunks:

@@ -105,9 +105,10 @@ class GeneralExecutor(Executor):
             # transformers' recurrent blocks take one token, or a text from its start: what Mamba makes of several
             # tokens behind a state is off by 2e-3.
             step = 1 if length and not self.rewindable else size
-            for at in range(0, size, step):
-                batch = _Batch(self, rows, members, starts[members] + at, length + at, step)
-                batch.score(batch.run(), found)
+            with torch.inference_mode():
+                for at in range(0, size, step):
+                    batch = _Batch(self, rows, members, starts[members] + at, length + at, step)
+                    batch.score(batch.run(), found)
         return found
 
     def context(self, ids: Tensor, cache: Cache) -> CachedContext:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layercoop_fast.engine.forward import free_memory
-from layercoop_fast.engine.loading import DTYPES, open_checkpoint
+from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import PARTS, Sublayers
 from layercoop_fast.errors import RequestError
@@ -20,10 +24,15 @@ from layercoop_fast.export.gguf import removed_of
 from layercoop_fast.runtime.executor import Executor
 from layercoop_fast.runtime.general import GeneralExecutor
 from layercoop_fast.runtime.masks import WHOLE, Halves, MaskLike, read_mask
+from layercoop_fast.runtime.native import NativeExecutor, fits
 
-EXECUTORS = ("auto", "transformers")
+EXECUTORS = ("auto", "native", "transformers")
+DTYPES = ("auto", "fp32", "bf16", "int8", "int4")
 
 _MOST_KV_BYTES = 4 * 2**30  # unless asked for more
+_NAMES = {"float32": "fp32", "bfloat16": "bf16"}
+_QUANTISED = ("int8", "int4")
+_said: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -55,12 +64,36 @@ def open_runtime(
     """
     if executor not in EXECUTORS:
         raise RequestError(f"unknown executor {executor!r}: choose from {', '.join(EXECUTORS)}")
+    dtype = _NAMES.get(dtype, dtype)
     if dtype not in DTYPES:
         raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
-    skeleton, tokenizer, held, sublayers = _open(str(path), dtype, mask, device)
+    if dtype in _QUANTISED and executor == "transformers":
+        raise RequestError(f"{dtype} weights are for the native executor: use fp32 or bf16 with transformers' blocks")
+    # Quantising begins at the numbers that are stored.
+    skeleton, tokenizer, held, sublayers = _open(str(path), "auto" if dtype in _QUANTISED else dtype, mask, device)
     budget = min(free_memory(skeleton.device) // 4, _MOST_KV_BYTES) if kv_memory is None else kv_memory
     eos = _ends(skeleton.model)
-    return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, held, None)
+    why = None
+    if executor != "transformers":
+        why = _why_not_native(skeleton, held)
+        if why is None:
+            packed = str(skeleton.dtype).removeprefix("torch.") if dtype == "auto" else dtype
+            native = NativeExecutor(skeleton, _NAMES.get(packed, packed), held, budget)
+            _give_back()
+            return Opened(native, tokenizer, eos, held, None)
+        if executor == "native" or dtype in _QUANTISED:
+            raise RequestError(f"{path} cannot run on the native executor, which {dtype} and speed need: {why}")
+        say_once(f"{path} runs on the blocks of transformers, since the native executor cannot run it: {why}")
+    return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, held, why)
+
+
+def _why_not_native(skeleton: Skeleton, held: Halves) -> str | None:
+    """Why the native executor cannot run a model; None where it can."""
+    if skeleton.device.type != "cpu":
+        return f"it is for the CPU, not for {skeleton.device}"
+    if str(skeleton.dtype).removeprefix("torch.") not in _NAMES:
+        return f"its weights are {skeleton.dtype}"
+    return fits(skeleton, held)
 
 
 def _open(
@@ -130,3 +163,17 @@ def _ends(model: PreTrainedModel) -> frozenset[int]:
     if found is None:
         return frozenset()
     return frozenset(map(int, found if isinstance(found, Sequence) else [found]))
+
+
+def _give_back() -> None:
+    """Hand what was freed while weights were packed back to the system, where the allocator keeps it."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+def say_once(text: str) -> None:
+    """Warn, the first time that this is to be said in this process."""
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(text, stacklevel=4)
