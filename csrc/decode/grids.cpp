@@ -21,6 +21,13 @@ float rounded(float x, Origin origin) {
   return x;
 }
 
+// Whole, for |x| < 2^51: the sum has no bits left for a fraction. (A call of the library's function would take longer than
+// all the rest.)
+double nearest(double x) {
+  constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
+  return (x + magic) - magic;
+}
+
 // No number farther than this from w rounds to w.
 double slack(float w, Origin origin) {
   const float size = std::fabs(w);
@@ -29,7 +36,7 @@ double slack(float w, Origin origin) {
     case Origin::fp16: return 0.5 * (static_cast<double>(from_half(static_cast<std::uint16_t>(to_half(size) + 1))) - size);
     case Origin::fp32: break;
   }
-  return 0.5 * (static_cast<double>(std::nextafter(size, std::numeric_limits<float>::infinity())) - size);
+  return 0.5 * (static_cast<double>(of_bits(bits_of(size) + 1)) - size);
 }
 
 // fp16 numbers as integers in their order, and back.
@@ -76,11 +83,23 @@ template <typename Q>
 bool gives_back(const float* w, int n, Origin origin, float scale, float low, int least, int most, Q* q) {
   const double inverse = scale == 0.0f ? 0.0 : 1.0 / static_cast<double>(scale);
   for (int i = 0; i < n; ++i) {
-    const double nearest = std::nearbyint((static_cast<double>(w[i]) - low) * inverse);
-    if (nearest < least || nearest > most) return false;
-    const float product = scale * static_cast<float>(nearest);
+    const double place = nearest((static_cast<double>(w[i]) - low) * inverse);
+    if (place < least || place > most) return false;
+    const float product = scale * static_cast<float>(place);
     if (rounded(product + low, origin) != w[i]) return false;
-    q[i] = static_cast<Q>(nearest);
+    q[i] = static_cast<Q>(place);
+  }
+  return true;
+}
+
+// Whether all weights may be multiples of one step, the largest `top` times it: judged by largest / top, whose error is
+// `off / top` at most.
+bool near_grid(const float* w, int n, Origin origin, double largest, double off, int top) {
+  if (off >= largest) return true;
+  for (int i = 0; i < n; ++i) {
+    const double place = std::fabs(w[i]) * top / largest;
+    const double room = (place * off + slack(w[i], origin) * top) / (largest - off);
+    if (std::fabs(place - nearest(place)) > room + 1e-9) return false;
   }
   return true;
 }
@@ -113,7 +132,7 @@ bool try_int4(const Points& points, int first, int span, std::uint8_t* q, std::u
     double most = std::numeric_limits<double>::infinity();
     for (int j = points.count - 1; j >= 0 && least <= most; --j) {
       const double apart = points.at[j] - m;
-      const double place = std::nearbyint(apart / guess);
+      const double place = nearest(apart / guess);
       if (place < 0.0 || place > 15.0) {
         most = -1.0;
       } else if (place == 0.0) {
@@ -168,10 +187,12 @@ bool find_grid_int8(const float* w, int n, Origin origin, std::int8_t* q, std::u
     std::fill(q, q + n, std::int8_t{0});
     return true;
   }
-  float points[kPoints];
-  const int least = distinct(w, n, points) < 0 ? 127 : 1;  // few values may be a grid of fewer bits
   const double off = slack(largest, origin);
-  for (int top = 127; top >= least; --top) {
+  // Quantisers give the largest weight of a whole group 127; few values may be a grid of fewer bits.
+  float points[kPoints];
+  const int fewer = distinct(w, n, points) < 0 ? 0 : n < kGroup ? 126 : kPoints - 1;
+  for (int top = 127; top >= 1; top = top == 127 ? fewer : top - 1) {
+    if (!near_grid(w, n, origin, largest, off, top)) continue;
     const Halves steps((largest - off) / top, (largest + off) / top);
     if (steps.count() > kMostHalves) continue;
     for (int i = 0; i < steps.count(); ++i) {

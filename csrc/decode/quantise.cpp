@@ -12,9 +12,19 @@
 namespace layercoop::decode {
 namespace {
 
-// Plain loops over whole groups, which compilers make vectors of; no fused products and one order of sums, so that every
+// Four numbers that compilers know to work on at once, everywhere. No fused products and one order of sums, so that every
 // machine makes the same integers of the same weights.
-using Values = float[kGroup];
+using Four = float __attribute__((vector_size(16)));
+constexpr int kFours = kGroup / 4;
+using Values = Four[kFours];
+
+Four all(float x) { return Four{x, x, x, x}; }
+
+float total(const Four& x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+
+float sum(const Values& x) {
+  return total(((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])));
+}
 
 // A group's weights; past the last column `use` is 0 and the weight is the first one again.
 struct Group {
@@ -27,67 +37,70 @@ struct Group {
   Group(const float* weights, std::int64_t count) : n(static_cast<int>(std::min(count, kGroup))) {
     low = high = weights[0];
     for (int i = 0; i < kGroup; ++i) {
-      w[i] = weights[i < n ? i : 0];
-      use[i] = i < n ? 1.0f : 0.0f;
-      if (!std::isfinite(w[i])) throw std::invalid_argument("weights: not all are finite");
-      low = std::min(low, w[i]);
-      high = std::max(high, w[i]);
+      const float x = weights[i < n ? i : 0];
+      if (!std::isfinite(x)) throw std::invalid_argument("weights: not all are finite");
+      w[i / 4][i % 4] = x;
+      use[i / 4][i % 4] = i < n ? 1.0f : 0.0f;
+      low = std::min(low, x);
+      high = std::max(high, x);
     }
   }
 };
 
-float sum(Values& x) {
-  for (int width = kGroup / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) x[i] += x[i + width];
-  }
-  return x[0];
-}
-
-// Whole for |x| < 2^22, which the bounds see to: the sum has no bits left for a fraction.
-float nearest(float x, float low, float high) {
-  constexpr float magic = 12582912.0f;  // 1.5 * 2^23
-  return (std::min(std::max(x, low), high) + magic) - magic;
-}
-
-// A scale and a min as they are kept, in fp16.
+// A scale and a min as they are kept, in fp16, and the integers they go with.
 struct Line {
   float scale;
   float low;
+
+  Line(float exact_scale, float exact_low)
+      : scale(from_half(to_half(exact_scale))), low(from_half(to_half(exact_low))) {
+    if (!std::isfinite(scale) || !std::isfinite(low)) {
+      throw std::invalid_argument("weights: too large for scales in fp16");
+    }
+  }
 };
 
-Line kept(float scale, float low) {
-  const Line line{from_half(to_half(scale)), from_half(to_half(low))};
-  if (!std::isfinite(line.scale) || !std::isfinite(line.low)) {
-    throw std::invalid_argument("weights: too large for scales in fp16");
-  }
-  return line;
-}
+// Integers from `least` to `most`.
+struct Range {
+  float least;
+  float most;
 
-// q = (w - low) / scale rounded; returns the sum of (w - scale * q - low)^2.
-float assign(const Group& group, const Line& line, float least, float most, Values& q) {
-  const float inverse = line.scale == 0.0f ? 0.0f : 1.0f / line.scale;
-  Values error;
-  for (int i = 0; i < kGroup; ++i) {
-    q[i] = nearest((group.w[i] - line.low) * inverse, least, most);
-    const float e = group.w[i] - (line.scale * q[i] + line.low);
-    error[i] = e * e * group.use[i];
+  // (w - low) / scale, rounded: within the range the sum has no bits left for a fraction.
+  Four nearest(const Four& w, const Line& line, float inverse) const {
+    constexpr float magic = 12582912.0f;  // 1.5 * 2^23
+    Four x = (w - line.low) * inverse;
+    x = x < all(least) ? all(least) : x;
+    x = x > all(most) ? all(most) : x;
+    return (x + magic) - magic;
   }
-  return sum(error);
-}
+};
 
-// The best line so far and its integers.
+float inverse_of(const Line& line) { return line.scale == 0.0f ? 0.0f : 1.0f / line.scale; }
+
+// The line of least squared error among those offered.
 struct Best {
+  const Group& group;
+  const Range range;
   Line line{0.0f, 0.0f};
   float error = std::numeric_limits<float>::infinity();
-  Values q{};
 
-  void offer(const Group& group, const Line& candidate, float least, float most) {
-    Values tried;
-    const float found = assign(group, candidate, least, most, tried);
+  void offer(const Line& candidate) {
+    const float inverse = inverse_of(candidate);
+    Values squares;
+    for (int i = 0; i < kFours; ++i) {
+      const Four q = range.nearest(group.w[i], candidate, inverse);
+      const Four off = group.w[i] - (candidate.scale * q + candidate.low);
+      squares[i] = off * off * group.use[i];
+    }
+    const float found = sum(squares);
     if (!(found < error)) return;
     error = found;
     line = candidate;
-    std::copy(tried, tried + kGroup, q);
+  }
+
+  void integers(Values& q) const {
+    const float inverse = inverse_of(line);
+    for (int i = 0; i < kFours; ++i) q[i] = range.nearest(group.w[i], line, inverse);
   }
 };
 
@@ -98,55 +111,57 @@ constexpr int kRefits = 2;
 
 Best best_int8(const Group& group) {
   const float largest = std::max(-group.low, group.high);
-  Best best;
-  for (const float cut : kCuts8) best.offer(group, kept(largest * (1.0f - cut) / 127.0f, 0.0f), -127.0f, 127.0f);
-  for (int i = 0; i < kRefits; ++i) {
+  Best best{group, {-127.0f, 127.0f}};
+  for (const float cut : kCuts8) best.offer({largest * (1.0f - cut) / 127.0f, 0.0f});
+  for (int refit = 0; refit < kRefits; ++refit) {
     // The scale of least squares for the integers found.
+    Values q;
+    best.integers(q);
     Values wq;
     Values qq;
-    for (int j = 0; j < kGroup; ++j) {
-      wq[j] = group.w[j] * best.q[j] * group.use[j];
-      qq[j] = best.q[j] * best.q[j] * group.use[j];
+    for (int i = 0; i < kFours; ++i) {
+      wq[i] = group.w[i] * q[i] * group.use[i];
+      qq[i] = q[i] * q[i] * group.use[i];
     }
     const float squares = sum(qq);
     if (squares == 0.0f) break;
-    best.offer(group, kept(sum(wq) / squares, 0.0f), -127.0f, 127.0f);
+    best.offer({sum(wq) / squares, 0.0f});
   }
   return best;
 }
 
 Best best_int4(const Group& group) {
   const float range = group.high - group.low;
-  Best best;
+  Best best{group, {0.0f, 15.0f}};
   for (const float below : kCuts4) {
     for (const float above : kCuts4) {
       const float low = group.low + below * range;
-      best.offer(group, kept((group.high - above * range - low) / 15.0f, low), 0.0f, 15.0f);
+      best.offer({(group.high - above * range - low) / 15.0f, low});
     }
   }
-  for (int i = 0; i < kRefits; ++i) {
+  for (int refit = 0; refit < kRefits; ++refit) {
     // Scale and min of least squares for the integers found.
-    const float n = static_cast<float>(group.n);
     Values q;
-    Values w;
-    for (int j = 0; j < kGroup; ++j) {
-      q[j] = best.q[j] * group.use[j];
-      w[j] = group.w[j] * group.use[j];
+    best.integers(q);
+    Values used_q;
+    Values used_w;
+    for (int i = 0; i < kFours; ++i) {
+      used_q[i] = q[i] * group.use[i];
+      used_w[i] = group.w[i] * group.use[i];
     }
-    const float mean_q = sum(q) / n;
-    const float mean_w = sum(w) / n;
+    const float mean_q = sum(used_q) / static_cast<float>(group.n);
+    const float mean_w = sum(used_w) / static_cast<float>(group.n);
     Values wq;
     Values qq;
-    for (int j = 0; j < kGroup; ++j) {
-      const float apart = (best.q[j] - mean_q) * group.use[j];
-      wq[j] = apart * (group.w[j] - mean_w);
-      qq[j] = apart * apart;
+    for (int i = 0; i < kFours; ++i) {
+      const Four apart = (q[i] - mean_q) * group.use[i];
+      wq[i] = apart * (group.w[i] - mean_w);
+      qq[i] = apart * apart;
     }
     const float squares = sum(qq);
-    if (squares == 0.0f) break;
-    const float scale = sum(wq) / squares;
+    const float scale = squares == 0.0f ? -1.0f : sum(wq) / squares;
     if (scale < 0.0f) break;
-    best.offer(group, kept(scale, mean_w - scale * mean_q), 0.0f, 15.0f);
+    best.offer({scale, mean_w - scale * mean_q});
   }
   return best;
 }
@@ -161,10 +176,12 @@ void quantise_int8(const float* weights, std::int64_t rows, std::int64_t columns
       const std::int64_t at = row * columns + g * kGroup;
       const Group group(weights + at, columns - g * kGroup);
       std::uint16_t& scale = scales[row * groups + g];
-      if (find_grid_int8(group.w, group.n, origin, q + at, scale)) continue;
+      if (find_grid_int8(weights + at, group.n, origin, q + at, scale)) continue;
       const Best best = best_int8(group);
       scale = to_half(best.line.scale);
-      for (int i = 0; i < group.n; ++i) q[at + i] = static_cast<std::int8_t>(best.q[i]);
+      Values found;
+      best.integers(found);
+      for (int i = 0; i < group.n; ++i) q[at + i] = static_cast<std::int8_t>(found[i / 4][i % 4]);
     }
   }
 }
@@ -178,11 +195,13 @@ void quantise_int4(const float* weights, std::int64_t rows, std::int64_t columns
       const Group group(weights + at, columns - g * kGroup);
       std::uint16_t& scale = scales[row * groups + g];
       std::uint16_t& low = mins[row * groups + g];
-      if (find_grid_int4(group.w, group.n, origin, q + at, scale, low)) continue;
+      if (find_grid_int4(weights + at, group.n, origin, q + at, scale, low)) continue;
       const Best best = best_int4(group);
       scale = to_half(best.line.scale);
       low = to_half(best.line.low);
-      for (int i = 0; i < group.n; ++i) q[at + i] = static_cast<std::uint8_t>(best.q[i]);
+      Values found;
+      best.integers(found);
+      for (int i = 0; i < group.n; ++i) q[at + i] = static_cast<std::uint8_t>(found[i / 4][i % 4]);
     }
   }
 }
