@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from layercoop_fast.pruning import prune as prune
     from layercoop_fast.repair.fit import fit_repair as fit_repair
     from layercoop_fast.repair.fit import repaired_worth as repaired_worth
+    from layercoop_fast.runtime.draft import find_draft as find_draft
     from layercoop_fast.runtime.model import LayerSkipModel as LayerSkipModel
     from layercoop_fast.runtime.sampling import Sampling as Sampling
     from layercoop_fast.search.best_masks import best_masks as best_masks
@@ -63,6 +64,7 @@ _HOME = {
     "enumerate_masks": "shapley.enumeration",
     "exact_shapley": "shapley.exact",
     "export_checkpoint": "export.checkpoint",
+    "find_draft": "runtime.draft",
     "fit_repair": "repair.fit",
     "get_sampler": "game.samplers",
     "kernel_shap": "shapley.regression",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from layercoop_fast.cli_bench import bench
+from layercoop_fast.cli_chat import chat as start_chat
 from layercoop_fast.cli_compare import compare
 from layercoop_fast.cli_cut import cut
+from layercoop_fast.cli_generate import generate
 from layercoop_fast.cli_options import (
     AsJson,
     BlockPath,
@@ -43,6 +44,7 @@ from layercoop_fast.cli_options import (
     Utility,
     WindowsOption,
     WorkersOption,
+    size_in_bytes,
     with_objective,
 )
 from layercoop_fast.cli_report import report as write_report
@@ -61,6 +63,8 @@ app.add_typer(store_app, name="store")
 app.command()(bench)
 app.command()(compare)
 app.command()(cut)
+app.command()(generate)
+app.command("chat")(start_chat)
 app.command("report")(write_report)
 
 
@@ -147,7 +151,7 @@ def prune(
             remove=remove,
             drop=drop,
             speedup=speedup,
-            fit=_bytes(fit, "--fit"),
+            fit=size_in_bytes(fit, "--fit"),
             costs=costs,
             keep=_labels(keep),
             keep_first=keep_first,
@@ -166,7 +170,7 @@ def prune(
             seed=seed,
             dtype=dtype,
             device=device,
-            memory=_bytes(memory),
+            memory=size_in_bytes(memory),
             blocks=blocks,
             block_path=block_path,
             score_every=score_every,
@@ -273,7 +277,7 @@ def evaluate(
             seed=seed,
             dtype=dtype,
             device=device,
-            memory=_bytes(memory),
+            memory=size_in_bytes(memory),
             blocks=blocks,
             block_path=block_path,
             score_every=score_every,
@@ -437,7 +441,7 @@ def shapley(
                 seed=seed,
                 dtype=dtype,
                 device=device,
-                memory=_bytes(memory),
+                memory=size_in_bytes(memory),
                 blocks=blocks,
                 block_path=block_path,
                 score_every=score_every,
@@ -560,7 +564,7 @@ def plan(
         raise RequestError(f"{masks} masks of {layers} layers are too many to lay out: at most {_MOST_BITS // layers}")
     counts = _counts(workers)
     drawn = get_sampler(sampler)(layers, masks, seed=seed).masks
-    found = forecast(shape, drawn, windows=windows, tokens=tokens, memory=_bytes(memory), tflops=tflops)
+    found = forecast(shape, drawn, windows=windows, tokens=tokens, memory=size_in_bytes(memory), tflops=tflops)
     found["sampler"] = sampler
     cuts = sharing(drawn, counts, head_cost=shape.head_flop(tokens) / shape.block_flop(tokens))
     if as_json:
@@ -572,9 +576,6 @@ def plan(
 
 
 _MOST_BITS = 10**10
-_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNITS |= {f"{unit}b": size for unit, size in list(_UNITS.items()) if unit in "kmgt" and unit}
-_UNITS |= {f"{unit}ib": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
 
 
 def _check_distinct(**paths: Path | None) -> None:
@@ -604,16 +605,6 @@ def _stopped_with(store: Path | None) -> Iterator[None]:
 def _labels(text: str | None) -> list[str]:
     """`0,1,3.attn` as labels; None is none."""
     return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _bytes(text: str | None, option: str = "--memory") -> int | None:
-    """`4GiB`, `500MB` or `1073741824` in bytes; None stays None."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise RequestError(f"{option} {text!r} is not a size: write 4GiB, 500MB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def _counts(text: str | None) -> list[int]:

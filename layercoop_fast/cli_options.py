@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layercoop_fast.errors import RequestError
+
+if TYPE_CHECKING:
+    from layercoop_fast.runtime.sampling import Sampling
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (or a hub name).")]
 CalibrationOption = Annotated[
@@ -85,6 +89,62 @@ RepairTokens = Annotated[int, typer.Option(help="Tokens to fit a repair to, over
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")]
+
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens of an answer at most.")]
+Temperature = Annotated[float, typer.Option(help="0: always the likeliest token; higher: bolder.")]
+TopK = Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0: from all.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability together.")]
+MinP = Annotated[float, typer.Option(help="Draw from tokens at least this fraction as likely as the likeliest.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: what was said already becomes less likely.")]
+FreshSeed = Annotated[int | None, typer.Option(help="Seed of what is drawn; by default a fresh one.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends an answer; repeatable.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on behind the token that ends a text.")]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        help="Write faster, with the same answers: blocks that a draft leaves out, in the forms of --mask, or search.",
+        metavar="BLOCKS|DIR|search",
+    ),
+]
+RuntimeDtype = Annotated[
+    str, typer.Option("--dtype", help="Of the weights: auto (the checkpoint's own), float32, bfloat16, int8 or int4.")
+]
+ExecutorOption = Annotated[
+    str, typer.Option("--executor", help="What computes: auto, native (C++, llama-shaped models) or transformers.")
+]
+KvMemory = Annotated[
+    str | None,
+    typer.Option("--kv-memory", help="Memory for keys and values, 1GiB for example; default a quarter free."),
+]
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}b": size for unit, size in list(_UNITS.items()) if unit in "kmgt" and unit}
+_UNITS |= {f"{unit}ib": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
+
+
+def size_in_bytes(text: str | None, option: str = "--memory") -> int | None:
+    """`4GiB`, `500MB` or `1073741824` in bytes; None stays None."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise RequestError(f"{option} {text!r} is not a size: write 4GiB, 500MB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def sampling_of(
+    temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int | None
+) -> Sampling:
+    """How tokens are chosen; `RequestError` for numbers without a meaning, and for cuts that choose nothing."""
+    from layercoop_fast.runtime.sampling import Sampling
+
+    found = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    if found.greedy and (top_k or top_p < 1 or min_p):
+        raise RequestError(
+            "--top-k, --top-p and --min-p are about drawing, and a temperature of 0 draws nothing: give --temperature 1"
+        )
+    return found
 
 
 def with_objective(utility: str, objective: str) -> str:

@@ -56,7 +56,11 @@ class FakeExecutor(Executor):
 
     @staticmethod
     def _key(rows: Rows, s: int, layer: int, token: int, position: int) -> object:
-        return token, position, layer, rows.masks[s, : layer + 1].tobytes()
+        # Behind a draft lie the keys of the sequence's own mask.
+        sequence = rows.sequences[s]
+        verified = rows.lengths[s] if sequence.drafted is None else sequence.drafted
+        mask = sequence.mask if position < verified else rows.masks[s]
+        return token, position, layer, mask[: layer + 1].tobytes()
 
 
 def next_word(mask: np.ndarray, tokens: list[int]) -> int:

@@ -39,23 +39,23 @@ class Cut:
     file_bytes: dict[str, int]
 
 
-def parse_removed(text: str) -> Halves:
+def parse_removed(text: str, option: str = "--remove") -> Halves:
     """Read `3,7,13-18` or `12.attn,13.mlp,20-22.mlp`. Raises `RequestError` where it says something else."""
     removed: set[tuple[int, str]] = set()
     for item in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?\s*", item)
         if match is None:
-            raise RequestError(f"--remove takes blocks like 3,7,13-18 or halves like 12.attn,13.mlp, not {text!r}")
+            raise RequestError(f"{option} takes blocks like 3,7,13-18 or halves like 12.attn,13.mlp, not {text!r}")
         first = int(match[1])
         last = int(match[2] or first)
         if last < first:
-            raise RequestError(f"--remove {item.strip()}: the range ends before it begins")
+            raise RequestError(f"{option} {item.strip()}: the range ends before it begins")
         parts = (match[3],) if match[3] else PARTS
         removed |= {(block, part) for block in range(first, last + 1) for part in parts}
     return frozenset(removed)
 
 
-def removed_of(folder: Path) -> tuple[Halves, int]:
+def removed_of(folder: Path, option: str = "--from") -> tuple[Halves, int]:
     """Read what a search removed from the `layercoop.json` of the folder it wrote, and of how many layers."""
     path = folder / "layercoop.json" if folder.is_dir() else folder
     try:
@@ -63,11 +63,11 @@ def removed_of(folder: Path) -> tuple[Halves, int]:
         removed, kept = (_units(record[name]) for name in ("removed", "kept"))
     except OSError as error:
         raise RequestError(
-            f"{path} cannot be read: {reason(error)}; --from takes a folder that `prune` wrote"
+            f"{path} cannot be read: {reason(error)}; {option} takes a folder that `prune` wrote"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"{path} does not list what was removed and kept: --from takes what `prune` wrote"
+            f"{path} does not list what was removed and kept: {option} takes what `prune` wrote"
         ) from error
     return removed, 1 + max((block for block, _ in removed | kept), default=-1)
 

@@ -3,7 +3,8 @@
 A call computes one token of every answer that grows, and beside them a part of a prompt, so that a long prompt stalls
 nobody. Requests with one prompt read it together: their calls hold the same tokens, so blocks that their masks agree on
 run once (`sharing.py`). Where keys and values do not fit, the youngest request gives its own back and reads on later;
-what it says does not change.
+what it says does not change. Where all requests at hand grow and have a draft (`speculative.py`), a step may be a round
+of drafts and their verification.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from layercoop_fast.runtime.pages import PAGE, PoolFullError
 from layercoop_fast.runtime.prefix_tree import PrefixTree
 from layercoop_fast.runtime.requests import Request, Running
 from layercoop_fast.runtime.sequences import pages_for
+from layercoop_fast.runtime.speculative import Speculator, Writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +60,7 @@ class Batcher:
         self.tree = PrefixTree(executor.pool) if executor.rewindable else None
         self.running: list[Running] = []
         self.waiting: deque[Running] = deque()
+        self.speculators: dict[tuple[bytes, bytes, int], Speculator] = {}  # by mask, draft, and requests at a time
 
     def add(self, request: Request) -> Running:
         """Take a request in; it begins with one of the next steps.
@@ -102,9 +105,11 @@ class Batcher:
             self._admit()
             if not self.running:
                 return []
-            chosen = self._choose()
-            chunks = [Chunk(one.sequence, part, int(len(part) == one.pending)) for one, part in chosen]
             try:
+                if (speculator := self._speculator()) is not None:
+                    return self._advance(speculator)
+                chosen = self._choose()
+                chunks = [Chunk(one.sequence, part, int(len(part) == one.pending)) for one, part in chosen]
                 return self._accept([one for one, _ in chosen], chunks)
             except PoolFullError:
                 if len(self.running) == 1:
@@ -165,11 +170,40 @@ class Batcher:
             if self.tree is not None and not one.steps:
                 self.tree.insert(one.sequence)  # the prompt, for those that come while this one still answers
             if one.accept(word):
-                self.running.remove(one)
-                if self.tree is not None:
-                    self.tree.insert(one.sequence)
-                one.sequence.release()
+                self._end(one)
         return answering
+
+    def _end(self, one: Running) -> None:
+        """Keep what an ended request computed for later ones."""
+        self.running.remove(one)
+        if self.tree is not None:
+            self.tree.insert(one.sequence)
+        one.sequence.release()
+
+    def _speculator(self) -> Speculator | None:
+        """What writes with drafts, where that can be done: all at hand grow, under one mask and one draft."""
+        first = self.running[0]
+        draft, mask = first.request.draft, first.request.mask
+        if draft is None or self.waiting or any(one.pending != 1 for one in self.running):
+            return None
+        key = mask.tobytes(), draft.tobytes(), len(self.running)
+        for one in self.running[1:]:
+            other = one.request.draft
+            if other is None or (one.request.mask.tobytes(), other.tobytes()) != key[:2]:
+                return None
+        if key not in self.speculators:
+            self.speculators[key] = Speculator(self.executor, draft, mask)
+        return self.speculators[key]
+
+    def _advance(self, speculator: Speculator) -> list[Running]:
+        """A step or a round of drafts for all at hand."""
+        runnings = list(self.running)
+        writers = [Writer(one.sequence, one.known[-1], one.sampler, one.room) for one in runnings]
+        for one, words in zip(runnings, speculator.advance(writers), strict=True):
+            if any(one.accept(word) for word in words):  # up to the one that ends it
+                one.sequence.truncate(min(one.sequence.length, len(one.known) - 1))
+                self._end(one)
+        return runnings
 
     def _bytes(self, one: Running, tokens: int) -> int:
         """What keys and values of so many tokens take, none of them shared."""

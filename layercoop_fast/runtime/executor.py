@@ -32,11 +32,22 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Chunk:
-    """New tokens of a sequence, at least one; the logits of the last `wanted` of them come back."""
+    """New tokens of a sequence, at least one; the logits of the last `wanted` of them come back.
+
+    With a `mask`, uint8 [L] within that of the sequence, the tokens are a draft: they run under it, behind the keys and
+    values that are there, and what they leave is no state of the sequence, which must be truncated to where it stood
+    before it goes on without.
+    """
 
     sequence: Sequence
     tokens: Several[int]
     wanted: int = 1
+    mask: Halves | None = None
+
+    @property
+    def runs(self) -> Halves:
+        """The mask that its tokens run under, uint8 [L]."""
+        return self.sequence.mask if self.mask is None else self.mask
 
 
 @dataclass(frozen=True)
@@ -159,15 +170,15 @@ class Executor(ABC):
             raise
         for item in plan:
             sequence = item.chunk.sequence
-            self.computed += len(item.chunk.tokens) * np.count_nonzero(sequence.mask[item.fork :])
+            self.computed += len(item.chunk.tokens) * np.count_nonzero(item.chunk.runs[item.fork :])
+            if item.chunk.mask is not None and sequence.drafted is None:
+                sequence.drafted = sequence.length
             sequence.tokens.extend(map(int, item.chunk.tokens))
         return out if which is None else out[which]
 
     def _plan(self, chunks: Several[Chunk]) -> list[_Planned]:
         """What each chunk takes from another one, and which pages it needs."""
-        parents = (
-            find_parents([c.sequence for c in chunks], [c.tokens for c in chunks]) if len(chunks) > 1 else [(-1, 0)]
-        )
+        parents = _parents(chunks) if len(chunks) > 1 else [(-1, 0)]
         plan = []
         for chunk, (parent, fork) in zip(chunks, parents, strict=True):
             sequence = chunk.sequence
@@ -186,9 +197,19 @@ class Executor(ABC):
                 raise RequestError(f"a chunk of {len(chunk.tokens)} tokens has no {chunk.wanted} rows of logits")
             if min(chunk.tokens) < 0 or max(chunk.tokens) >= self.vocab_size:
                 raise RequestError(f"tokens are numbers from 0 to {self.vocab_size - 1}")
+            if chunk.mask is not None:
+                self._check_draft(chunk, chunk.mask)
+            elif chunk.sequence.drafted is not None:
+                raise RequestError("the sequence ends with a draft: truncate it before it goes on")
             total = chunk.sequence.length + len(chunk.tokens)
             if self.max_tokens is not None and total > self.max_tokens:
                 raise RequestError(f"the model has positions for {self.max_tokens} tokens, not for {total}")
+
+    def _check_draft(self, chunk: Chunk, mask: Halves) -> None:
+        if (mask & ~chunk.sequence.mask).any() or not mask.any():
+            raise RequestError("the mask of a draft keeps some of the blocks that its sequence keeps, no others")
+        if not self.rewindable:
+            raise RequestError("this model carries a recurrent state, which no draft can be wound back from")
 
     def _needed(self, plan: Several[_Planned]) -> int:
         """Bytes of new pages, copies of shared ones included."""
@@ -247,6 +268,16 @@ class _Planned:
     end: int
 
 
+def _parents(chunks: Several[Chunk]) -> list[tuple[int, int]]:
+    """Whose state each chunk takes over, and at which block; drafts share nothing."""
+    shared = [number for number, chunk in enumerate(chunks) if chunk.mask is None]
+    found = find_parents([chunks[number].sequence for number in shared], [chunks[number].tokens for number in shared])
+    parents = [(-1, 0)] * len(chunks)
+    for number, (parent, fork) in zip(shared, found, strict=True):
+        parents[number] = (shared[parent] if parent >= 0 else -1, fork)
+    return parents
+
+
 def _rows(plan: Several[_Planned]) -> tuple[Rows, Tensor | None]:
     """The rows of a call, and which of `wanted` each row of logits is that the chunks want (None: they are the same).
 
@@ -280,7 +311,7 @@ def _rows(plan: Several[_Planned]) -> tuple[Rows, Tensor | None]:
         sequence=np.array(sequence, dtype=np.int32),
         parent=np.array(parent, dtype=np.int32),
         fork=np.array(fork, dtype=np.int32),
-        masks=np.stack([each.mask for each in sequences]),
+        masks=np.stack([item.chunk.runs for item in plan]),
         tables=_stacked([each.tables for each in sequences]),
         lengths=np.array([each.length for each in sequences], dtype=np.int32),
         wanted=np.array(list(wanted), dtype=np.int32),

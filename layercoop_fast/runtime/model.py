@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from collections.abc import Sequence as Several
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -30,6 +30,7 @@ from layercoop_fast.runtime.sampling import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from layercoop_fast.runtime.draft import Draft
     from layercoop_fast.runtime.executor import Executor
 
 Prompt: TypeAlias = str | Several[int] | Tensor
@@ -106,6 +107,7 @@ class LayerSkipModel:
         sampling: Sampling | Several[Sampling] | None = None,
         stop: str | Several[str] = (),
         ignore_eos: bool = False,
+        draft: Draft | MaskLike | None = None,
     ) -> Generation | list[Generation]:
         """Go on with a prompt, or with several at once.
 
@@ -117,6 +119,7 @@ class LayerSkipModel:
             sampling: how tokens are chosen, greedy by default; for a list of prompts also a list.
             stop: strings that end an answer.
             ignore_eos: go on behind a token that ends texts.
+            draft: write faster, and the same: what drafts keep, as `runtime/draft.py` finds it or as a mask.
 
         Returns one `Generation`, or for a list of prompts or masks a list of them. Raises `RequestError` in one line
         for what cannot be asked; then none of the requests is computed.
@@ -130,7 +133,7 @@ class LayerSkipModel:
             raise RequestError(f"{len(ways)} samplings for {len(prompts)} requests: give one, or one for each")
         stops = read_stops(stop, self.tokenizer)
         requests = [
-            Request(prompt, halves, max_new_tokens, way, stops, ignore_eos, index)
+            Request(prompt, halves, max_new_tokens, way, stops, ignore_eos, index, self._draft(draft, halves))
             for index, (prompt, halves, way) in enumerate(zip(prompts, masks, ways, strict=True))
         ]
         runnings = self._added(requests)
@@ -153,18 +156,21 @@ class LayerSkipModel:
         sampling: Sampling | None = None,
         stop: str | Several[str] = (),
         ignore_eos: bool = False,
-    ) -> Iterator[Step]:
+        draft: Draft | MaskLike | None = None,
+    ) -> Generator[Step, None, None]:
         """Go on with a prompt and hand out each token as it comes; arguments and errors as of `generate`.
 
         The request is checked when this is called. Closing the iterator ends the request.
         """
+        halves = self.mask(mask)
         request = Request(
             self.tokens(ids),
-            self.mask(mask),
+            halves,
             max_new_tokens,
             sampling or Sampling(),
             read_stops(stop, self.tokenizer),
             ignore_eos,
+            draft=self._draft(draft, halves),
         )
         (running,) = self._added([request])
         return self._steps(running)
@@ -199,10 +205,32 @@ class LayerSkipModel:
             "resident": _resident_bytes(),
         }
 
+    def drafting(self) -> dict[str, float | int | None]:
+        """What drafts came to so far: `rounds`, tokens `drafted` and `accepted`, the `acceptance` of those judged."""
+        paces = [speculator.pace for speculator in self.batcher.speculators.values()]
+        judged, accepted = sum(pace.judged for pace in paces), sum(pace.accepted for pace in paces)
+        return {
+            "rounds": sum(pace.rounds for pace in paces),
+            "drafted": sum(pace.drafted for pace in paces),
+            "accepted": accepted,
+            "acceptance": accepted / judged if judged else None,
+        }
+
     def forget(self) -> None:
         """Let go of the keys and values that are kept for later requests."""
         if self.batcher.tree is not None:
             self.batcher.tree.clear()
+
+    def _draft(self, draft: Draft | MaskLike | None, mask: Halves) -> Halves | None:
+        """What drafts of a request run: blocks that its own mask keeps too; None where that is all of them, or none."""
+        if draft is None:
+            return None
+        if not self.executor.rewindable:
+            raise RequestError("this model carries a recurrent state, which cannot be wound back: it has no drafts")
+        from layercoop_fast.runtime.draft import Draft
+
+        halves: Halves = self.mask(draft.mask if isinstance(draft, Draft) else draft) & mask
+        return halves if halves.any() and (halves != mask).any() else None
 
     def _pairs(
         self, ids: Prompt | Several[Prompt], mask: MaskLike | Several[MaskLike | None] | None
@@ -232,7 +260,7 @@ class LayerSkipModel:
             raise
         return runnings
 
-    def _steps(self, running: Running) -> Iterator[Step]:
+    def _steps(self, running: Running) -> Generator[Step, None, None]:
         at = 0
         try:
             while at < len(running.steps) or running.finish is None:

@@ -32,6 +32,7 @@ class Request:
         stops: strings that end the answer.
         ignore_eos: go on behind a token that ends texts.
         index: number among the requests of one call, so that equal ones draw differently.
+        draft: uint8 [L] within `mask`, what drafts run (`speculative.py`); None for none.
     """
 
     prompt: tuple[int, ...]
@@ -41,6 +42,7 @@ class Request:
     stops: tuple[str, ...] = ()
     ignore_eos: bool = False
     index: int = 0
+    draft: Halves | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Running:
         self.known = list(request.prompt)
         self.sampler = Sampler(request.sampling, request.prompt, index=request.index)
         self.stream = None if self.tokenizer is None else TextStream(self.tokenizer, request.prompt, request.stops)
+
+    @property
+    def room(self) -> int:
+        """How many tokens may still come."""
+        return self.request.max_new_tokens - (len(self.known) - len(self.request.prompt))
 
     @property
     def pending(self) -> int:

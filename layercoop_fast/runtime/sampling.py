@@ -98,18 +98,19 @@ class Sampler:
         self.accept([token])
         return token
 
-    def choose(self, logits: Tensor, following: Sequence[int] = ()) -> list[int]:
-        """The likeliest token after each row of logits [R, V]; row r comes after the first r of `following`."""
-        best, tokens = self._penalised(logits, following).max(dim=-1)
+    def choose(self, logits: Tensor, following: Sequence[int] = (), first: int = 0) -> list[int]:
+        """The likeliest token after each row of logits [R, V]; rows come after tokens as in `probabilities`."""
+        best, tokens = self._penalised(logits, following, first).max(dim=-1)
         _check_finite(best)
         return [int(token) for token in tokens]
 
-    def probabilities(self, logits: Tensor, following: Sequence[int] = ()) -> Tensor:
+    def probabilities(self, logits: Tensor, following: Sequence[int] = (), first: int = 0) -> Tensor:
         """Distributions of the next token, float32 [R, V], from logits [R, V].
 
-        Row r is that after the accepted tokens and the first r of `following`. Greedy ones are 1 at one token.
+        Row r is that after the accepted tokens and the first `first + r` of `following`. Greedy ones are 1 at one
+        token.
         """
-        scores = self._penalised(logits, following)
+        scores = self._penalised(logits, following, first)
         best = scores.amax(dim=-1, keepdim=True)
         _check_finite(best)
         asked = self.sampling
@@ -136,7 +137,7 @@ class Sampler:
         """The request's next random number, uniform in [0, 1)."""
         return float(self._random.random())
 
-    def _penalised(self, logits: Tensor, following: Sequence[int]) -> Tensor:
+    def _penalised(self, logits: Tensor, following: Sequence[int], first: int) -> Tensor:
         """Logits in fp32 under the repetition penalty [R, V]; the caller's own where there is none."""
         scores, penalty = logits.float(), self.sampling.repetition_penalty
         if penalty == 1:
@@ -146,8 +147,8 @@ class Sampler:
         self._seen[self._noted] = True
         self._noted.clear()
         seen = self._seen.repeat(len(scores), 1)
-        for row, token in enumerate(following, start=1):
-            seen[row:, token] = True
+        for row, token in enumerate(following, start=1 - first):
+            seen[max(row, 0) :, token] = True
         return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 

@@ -22,6 +22,7 @@ class Sequence:
         layers: int64, the blocks that keep pages: kept ones with attention.
         states: what recurrent blocks carry on, by block number (the general executor's; empty elsewhere).
         rewindable: whether `truncate` is possible.
+        drafted: tokens from here on are a draft (`executor.Chunk`); None without one.
     """
 
     def __init__(self, pool: PagePool, mask: Halves, *, rewindable: bool = True) -> None:
@@ -32,6 +33,7 @@ class Sequence:
         self.tables: npt.NDArray[np.int32] = np.full((len(mask), 4), -1, dtype=np.int32)
         self.states: dict[int, Any] = {}
         self.rewindable = rewindable
+        self.drafted: int | None = None
 
     @property
     def length(self) -> int:
@@ -55,6 +57,8 @@ class Sequence:
         if not self.rewindable and length:
             raise RequestError("this model carries a recurrent state, which cannot be wound back to an earlier token")
         del self.tokens[length:]
+        if self.drafted is not None and length <= self.drafted:
+            self.drafted = None
         if not length:
             self.states.clear()
         self.trim()
@@ -104,6 +108,7 @@ class Sequence:
         """Give everything back; the sequence is empty then, and can be used again."""
         self.tokens.clear()
         self.states.clear()
+        self.drafted = None
         self.trim()
 
 

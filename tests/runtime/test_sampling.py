@@ -61,6 +61,8 @@ def test_distributions_are_those_of_transformers(asked: dict[str, Any], vocabula
         expected = reference(logits[row], [*tokens, *following[:row]], asked)
         assert torch.equal(ours[row] > 0, expected > 0)
         torch.testing.assert_close(ours[row].double(), expected, rtol=2e-5, atol=1e-9)
+    alone = Sampler(Sampling(**asked), tokens).probabilities(logits[2:], following, first=2)
+    assert torch.equal(alone, ours[2:])
 
 
 def test_ties_at_the_k_th_stay_as_in_transformers() -> None:

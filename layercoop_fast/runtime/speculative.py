@@ -1,0 +1,175 @@
+"""Self-speculative decoding: the model under a smaller mask drafts tokens, and the whole model verifies them at once.
+
+Draft and model are one copy of the weights and one sequence. A draft runs the blocks that its mask keeps, behind the
+keys and values that the *whole* model left for all verified tokens (as Draft & Verify does, arXiv 2309.08168), so that
+it needs no prefill and no memory of its own; what it writes at new positions is overwritten by the verification. That
+is one call with a row for each draft and one more, and weights are read once for all of them.
+
+Greedy tokens are those of the model alone. Sampled ones have its distribution: a draft x is kept with probability
+min(1, p(x) / q(x)), and otherwise a token is drawn from max(0, p − q) (Leviathan et al., arXiv 2211.17192).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
+from time import perf_counter
+
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.runtime.executor import Chunk, Executor
+from layercoop_fast.runtime.masks import Halves, MaskLike, read_mask
+from layercoop_fast.runtime.pace import Pace
+from layercoop_fast.runtime.sampling import Sampler
+from layercoop_fast.runtime.sequences import Sequence
+
+
+@dataclass
+class Writer:
+    """A sequence that is being written.
+
+    Attributes:
+        sequence: what is computed; the last chosen token is not in it yet.
+        last: that token.
+        sampler: chooses; it has accepted all tokens up to `last`.
+        room: how many tokens may still be written.
+    """
+
+    sequence: Sequence
+    last: int
+    sampler: Sampler
+    room: int
+
+
+class Speculator:
+    """Writes with drafts where that is faster.
+
+    Args:
+        executor: runs model and draft; its sequences must be rewindable.
+        mask: of the draft, within that of the sequences; as `read_mask` takes it.
+        whole: the mask of the sequences, by default all that is there.
+        pace: how many to draft; by default a new one that knows what share of the blocks the draft runs.
+
+    Raises `RequestError` for a model that carries a recurrent state, and for a draft that leaves nothing out.
+    """
+
+    def __init__(
+        self, executor: Executor, mask: MaskLike, whole: MaskLike | None = None, *, pace: Pace | None = None
+    ) -> None:
+        if not executor.rewindable:
+            raise RequestError(
+                "this model carries a recurrent state, which cannot be wound back: it writes without a draft"
+            )
+        self.executor = executor
+        self.mask: Halves = read_mask(mask, executor.n_layers, executor.held)
+        full = read_mask(whole, executor.n_layers, executor.held)
+        if (self.mask == full).all():
+            raise RequestError("the mask of the draft keeps every block: drafting would save nothing")
+        self.pace = Pace(float((self.mask > 0).sum() / (full > 0).sum())) if pace is None else pace
+
+    def advance(self, writers: Several[Writer]) -> list[list[int]]:
+        """Write at least one token behind each writer's last; the new tokens of each.
+
+        Sequences stand at the token before the last new one, as they stood before `last`.
+        """
+        drafted = self.pace.length(min(writer.room for writer in writers))
+        if drafted:
+            return self.round(writers, drafted)
+        started = perf_counter()
+        found = [[token] for token in self._step(writers)]
+        self.pace.stepped(perf_counter() - started)
+        return found
+
+    def round(self, writers: Several[Writer], drafted: int) -> list[list[int]]:
+        """Draft so many tokens, verify them, and return those that stand: 1 to `drafted` + 1 of each."""
+        started = perf_counter()
+        lengths = [writer.sequence.length for writer in writers]
+        drafts: list[list[int]] = [[] for _ in writers]
+        chances: list[list[Tensor]] = [[] for _ in writers]  # what drafts were drawn from
+        for _ in range(drafted):
+            self._draft(writers, drafts, chances)
+        for writer, length in zip(writers, lengths, strict=True):
+            writer.sequence.truncate(length)
+        between = perf_counter()
+        new = self._verify(writers, drafts, chances)
+        for writer, length, tokens in zip(writers, lengths, new, strict=True):
+            writer.sequence.truncate(length + len(tokens))
+            writer.sampler.accept(tokens)
+            writer.last = tokens[-1]
+            writer.room -= len(tokens)
+        ended = perf_counter()
+        self.pace.went(drafted, [len(tokens) - 1 for tokens in new], between - started, ended - between)
+        return new
+
+    def _step(self, writers: Several[Writer]) -> list[int]:
+        """One token of each, without drafts."""
+        chunks = [Chunk(writer.sequence, [writer.last]) for writer in writers]
+        if all(writer.sampler.sampling.plain for writer in writers):
+            found = [int(token) for token in self.executor.best(chunks)]
+        else:
+            found = [
+                writer.sampler.next(row) for writer, row in zip(writers, self.executor.run(chunks).cpu(), strict=True)
+            ]
+        for writer, token in zip(writers, found, strict=True):
+            writer.last = token
+            writer.room -= 1
+        return found
+
+    def _draft(self, writers: Several[Writer], drafts: list[list[int]], chances: list[list[Tensor]]) -> None:
+        """One more draft of each."""
+        chunks = [
+            Chunk(writer.sequence, [(drafts[at] or [writer.last])[-1]], mask=self.mask)
+            for at, writer in enumerate(writers)
+        ]
+        if all(writer.sampler.sampling.plain for writer in writers):
+            for own, token in zip(drafts, self.executor.best(chunks), strict=True):
+                own.append(int(token))
+            return
+        logits = self.executor.run(chunks).cpu()
+        for at, (writer, own) in enumerate(zip(writers, drafts, strict=True)):
+            row, sampler = logits[at : at + 1], writer.sampler
+            if sampler.sampling.greedy:
+                own += sampler.choose(row, own, first=len(own))
+            else:
+                chances[at].append(sampler.probabilities(row, own, first=len(own))[0])
+                own.append(sampler.draw(chances[at][-1]))
+
+    def _verify(
+        self, writers: Several[Writer], drafts: list[list[int]], chances: list[list[Tensor]]
+    ) -> list[list[int]]:
+        """The tokens that the model itself lets stand, and one of its own behind them."""
+        chunks = [
+            Chunk(writer.sequence, [writer.last, *own], wanted=len(own) + 1)
+            for writer, own in zip(writers, drafts, strict=True)
+        ]
+        rows = len(drafts[0]) + 1
+        if all(writer.sampler.sampling.plain for writer in writers):
+            best = self.executor.best(chunks).reshape(-1, rows).tolist()
+            return [_agreeing(own, row) for own, row in zip(drafts, best, strict=True)]
+        logits = self.executor.run(chunks).cpu()
+        found = []
+        for at, (writer, own) in enumerate(zip(writers, drafts, strict=True)):
+            own_logits, sampler = logits[at * rows : (at + 1) * rows], writer.sampler
+            if sampler.sampling.greedy:
+                found.append(_agreeing(own, sampler.choose(own_logits, own)))
+            else:
+                found.append(_sampled(sampler, own, chances[at], sampler.probabilities(own_logits, own)))
+        return found
+
+
+def _agreeing(drafts: list[int], chosen: list[int]) -> list[int]:
+    """What the model chooses, up to the first token at which it leaves the drafts."""
+    count = next((at for at, (draft, own) in enumerate(zip(drafts, chosen, strict=False)) if draft != own), len(drafts))
+    return chosen[: count + 1]
+
+
+def _sampled(sampler: Sampler, drafts: list[int], drafted: list[Tensor], wanted: Tensor) -> list[int]:
+    """Rejection sampling: drafts drawn from `drafted` float [V] each become tokens drawn from `wanted` [k + 1, V]."""
+    for at, (token, chances) in enumerate(zip(drafts, drafted, strict=True)):
+        if sampler.uniform() * float(chances[token]) < float(wanted[at, token]):
+            continue
+        rest = (wanted[at] - chances).clamp_min(0)
+        # Where both are equal up to rounding, nothing is left, and the rejection was rounding too.
+        return [*drafts[:at], sampler.draw(rest if float(rest.sum()) > 0 else wanted[at])]
+    return [*drafts, sampler.draw(wanted[-1])]
