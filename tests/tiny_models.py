@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_configs import CORE, MORE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -30,67 +31,11 @@ CHAT_TEMPLATE = (
 )
 
 _COMMON: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
-_ATTENTION: dict[str, Any] = {
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_attention_heads": 3,  # odd on purpose: nothing may assume a power of two
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 256,
-}
-_GEMMA: dict[str, Any] = {**_ATTENTION, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}
-_SPARSE: dict[str, Any] = {**_ATTENTION, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-
-# family -> (model_type of transformers, arguments of its config)
-_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", _ATTENTION),
-    "mistral": ("mistral", {**_ATTENTION, "head_dim": 16, "sliding_window": 8}),
-    "qwen2": ("qwen2", {**_ATTENTION, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}),
-    "qwen3": ("qwen3", {**_ATTENTION, "head_dim": 16, "tie_word_embeddings": True}),
-    "gemma2": ("gemma2", _GEMMA),
-    "gemma3": ("gemma3_text", {**_GEMMA, "sliding_window_pattern": 3}),
-    "phi3": ("phi3", {**_ATTENTION, "original_max_position_embeddings": 256}),
-    "gpt2": ("gpt2", {"n_embd": 48, "n_head": 3, "n_positions": 256}),
-    "opt": ("opt", {"hidden_size": 48, "ffn_dim": 80, "num_attention_heads": 3, "max_position_embeddings": 256}),
-    "gpt_neox": ("gpt_neox", {k: v for k, v in _ATTENTION.items() if k != "num_key_value_heads"}),
-    "mamba": ("mamba", {"hidden_size": 32, "state_size": 8, "time_step_rank": 4}),
-    "qwen2_moe": ("qwen2_moe", {**_SPARSE, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2}),
-    "deepseek_v3": (
-        "deepseek_v3",
-        {
-            **_ATTENTION,
-            "num_key_value_heads": 3,
-            "moe_intermediate_size": 24,
-            "n_routed_experts": 4,
-            "n_group": 2,
-            "topk_group": 1,
-            "num_experts_per_tok": 2,
-            "first_k_dense_replace": 2,
-            "kv_lora_rank": 16,
-            "q_lora_rank": 24,
-            "qk_rope_head_dim": 8,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 16,
-        },
-    ),
-    "smollm3": ("smollm3", {**_ATTENTION, "no_rope_layer_interval": 3}),
-    "jamba": (
-        "jamba",
-        {
-            **_ATTENTION,
-            "num_experts": 4,
-            "attn_layer_period": 3,
-            "attn_layer_offset": 1,
-            "expert_layer_period": 2,
-            "expert_layer_offset": 1,
-            "mamba_d_state": 8,
-        },
-    ),
-}
 
 
 def tiny_model(family: str, n_layers: int = 6, *, seed: int = 0, **config_arguments: Any) -> PreTrainedModel:
     """Build the tiny model of `family`; `config_arguments` override its config's own (see `FAMILIES` for the names)."""
-    model_type, arguments = _CONFIGS[family]
+    model_type, arguments = {**CORE, **MORE}[family]
     arguments = {**_COMMON, **arguments, "num_hidden_layers": n_layers, **config_arguments}
     config = AutoConfig.for_model(model_type, **arguments)
     with torch.random.fork_rng(devices=[]):
@@ -100,7 +45,7 @@ def tiny_model(family: str, n_layers: int = 6, *, seed: int = 0, **config_argume
     return model.eval()
 
 
-FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {family: partial(tiny_model, family) for family in _CONFIGS}
+FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {family: partial(tiny_model, family) for family in CORE}
 
 
 @torch.no_grad()

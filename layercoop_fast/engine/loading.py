@@ -235,7 +235,14 @@ def fingerprint(model: PreTrainedModel, streamed: StreamedBlocks | None = None) 
 
 
 def _mark(name: str, tensor: Tensor) -> bytes:
-    """What tells a tensor from others: name, dtype, shape, bit sum and sample."""
+    """What tells a tensor from others: name, dtype, shape, bit sum and sample.
+
+    A quantised tensor that is made of several (torchao) is told by its parts.
+    """
+    if hasattr(tensor, "__tensor_flatten__"):
+        parts, about = tensor.__tensor_flatten__()
+        inner = [_mark(f"{name}.{part}", getattr(tensor, part)) for part in parts]
+        return b"".join([f"{name} {type(tensor).__name__} {about}".encode(), *inner])
     flat = tensor.detach().reshape(-1)
     bits = flat.view(_INTEGERS[flat.element_size()])
     parts = (bits[first : first + _SUMMED] for first in range(0, len(bits), _SUMMED))

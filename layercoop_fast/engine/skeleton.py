@@ -30,6 +30,7 @@ from layercoop_fast.engine.calls import (
     refuse_caches,
     replaced_forward,
 )
+from layercoop_fast.engine.entry import find_entry, only_in_first, standing_aside, stop_rescaling
 from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.engine.structure import find_blocks
 from layercoop_fast.errors import RunError
@@ -41,7 +42,8 @@ class Skeleton:
     """A causal language model seen as embed, blocks and head.
 
     Args:
-        model: a `PreTrainedModel` with a language-model head; it is put in evaluation mode and is otherwise unchanged.
+        model: a `PreTrainedModel` with a language-model head; it is put in evaluation mode, an RWKV is set to run on
+            its weights as they are stored (`engine/entry.py`), and it is otherwise unchanged.
         blocks: dotted path of the block list, where it is not found by itself.
         streamed: the matrices of the blocks, where those are read when a block is used.
 
@@ -52,6 +54,7 @@ class Skeleton:
         self, model: PreTrainedModel, blocks: str | None = None, streamed: StreamedBlocks | None = None
     ) -> None:
         self.model = model.eval()
+        stop_rescaling(model)
         self.streamed = streamed
         found = find_blocks(model, blocks)
         self.blocks_path = found.path
@@ -63,6 +66,10 @@ class Skeleton:
         ids += torch.arange(ids.shape[1], device=self.device) % self.vocab_size
         with torch.inference_mode(), self._whole():
             self.convention: Convention = learn_convention(self.blocks, lambda: self._forward(ids))
+        self.entry: nn.Module | None = None
+        if only_in_first(self.blocks):
+            context = self.context(ids)
+            self.entry = find_entry(self.blocks, lambda hidden: context.run(0, hidden), context.embedding)
 
     @property
     def n_layers(self) -> int:
@@ -163,7 +170,7 @@ class Context:
 
     Attributes:
         ids: int64 [B, T].
-        embedding: [B, T, H], what block 0 receives.
+        embedding: [B, T, H], what block 0 receives, behind a norm of it that block 0 holds for the whole model.
     """
 
     def __init__(self, skeleton: Skeleton, ids: Tensor, arguments: dict[str, Tensor] | None = None) -> None:
@@ -181,11 +188,14 @@ class Context:
 
             return record
 
-        with torch.inference_mode(), replaced_forward(skeleton.blocks, recorder):
-            skeleton._forward(ids, **self._arguments)
-        for index, call in captured.items():
-            refuse_caches(index, call)
-        self.embedding = captured[0].hidden(convention.takes)
+        with torch.inference_mode():
+            with replaced_forward(skeleton.blocks, recorder):
+                skeleton._forward(ids, **self._arguments)
+            for index, call in captured.items():
+                refuse_caches(index, call)
+            self.embedding = captured[0].hidden(convention.takes)
+            if skeleton.entry is not None:
+                self.embedding = skeleton.entry(self.embedding)
         self._calls = [captured[index].with_hidden(convention.takes, None) for index in range(skeleton.n_layers)]
 
     @torch.inference_mode()
@@ -193,7 +203,8 @@ class Context:
         """Block `layer` on `hidden` [B, T, H] → [B, T, H]."""
         convention = self.skeleton.convention
         call = self._calls[layer].with_hidden(convention.takes, hidden)
-        return convention.unwrap(self.skeleton.block(layer)(*call.args, **call.kwargs))
+        with standing_aside(self.skeleton.entry if layer == 0 else None):
+            return convention.unwrap(self.skeleton.block(layer)(*call.args, **call.kwargs))
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ class Sublayers:
         self.halves: list[Halves] = []
         # How many entries the tuple has that a child returns; children that return the bare tensor are not in here.
         self._tuples: dict[nn.Module, int] = {}
+        # The children that add what they compute to the stream themselves, which they are handed besides (BLOOM).
+        self._adding: set[nn.Module] = set()
         with torch.inference_mode():
             hidden = context.embedding
             for layer in range(skeleton.n_layers):
@@ -116,7 +118,7 @@ class Sublayers:
     @contextmanager
     def _silenced(self, children: list[nn.Module], width: int) -> Iterator[None]:
         for child in children:
-            child.forward = _zeros(width, self._tuples.get(child, 0))
+            child.forward = (_stream if child in self._adding else _zeros)(width, self._tuples.get(child, 0))
         try:
             yield
         finally:
@@ -144,9 +146,13 @@ class Sublayers:
         pairs = [Halves(attn, mlp) for attn in names for mlp in names if attn != mlp]
         if self.halves and self.halves[-1] in pairs:  # blocks are mostly alike, so the last answer is tried first
             pairs.insert(0, self.halves[-1])
-        for halves in pairs:
-            if self._splits(context, layer, hidden, whole, halves):
-                return halves
+        for adding in (False, True):
+            for halves in pairs:
+                children = {block.get_submodule(halves.attn), block.get_submodule(halves.mlp)}
+                self._adding |= children if adding else set()
+                if self._splits(context, layer, hidden, whole, halves):
+                    return halves
+                self._adding -= children
         raise RequestError(
             f"block {layer} ({type(block).__name__}) does not fall into an attention and an MLP that run one after the "
             "other: sublayers cannot be players of this model; use layers"
@@ -163,20 +169,22 @@ class Sublayers:
             return (
                 torch.equal(neither(hidden), hidden)
                 and torch.equal(second(first(hidden)), whole)
-                and not _mixes_tokens(second, hidden)
-                and _mixes_tokens(first, hidden)
+                and not _reads(second, hidden, 1)
+                and _reads(first, hidden, hidden.shape[1] - 1)
             )
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, StopIteration):
             return False  # zeros of the stream's width are not what this child returns: it is not a half
 
 
-def _mixes_tokens(run: Callable[[Tensor], Tensor], hidden: Tensor) -> bool:
-    """Whether what is added to the last token changes with the first token, beyond rounding.
+def _reads(run: Callable[[Tensor], Tensor], hidden: Tensor, tokens: int) -> bool:
+    """Whether what is added to the last token changes with the first so many tokens, beyond rounding.
 
-    Rounding alone can change: experts that are handed other tokens beside it sum in another order.
+    Rounding alone can change: experts that are handed other tokens beside it sum in another order. A recurrent state
+    may have forgotten the first token by then, and the MLP of RWKV looks at the token before: so an attention may read
+    any earlier token, and what an MLP must not read is the first one.
     """
     changed = hidden.clone()
-    changed[:, 0] = changed[:, 0].roll(1, dims=-1)  # not a shift: a LayerNorm would take that away again
+    changed[:, :tokens] = changed[:, :tokens].roll(1, dims=-1)  # not a shift: a LayerNorm would take that away again
     before, after = run(hidden)[:, -1].float(), run(changed)[:, -1].float()
     added = before - hidden[:, -1].float()
     return bool((before - after).norm() > 16 * torch.finfo(hidden.dtype).eps * added.norm())
@@ -193,5 +201,19 @@ def _zeros(width: int, entries: int) -> Callable[..., Any]:
         )
         zeros = stream.new_zeros((*stream.shape[:-1], width))
         return (zeros, *[None] * (entries - 1)) if entries else zeros
+
+    return forward
+
+
+def _stream(width: int, entries: int) -> Callable[..., Any]:
+    """A forward that returns the second tensor [..., width] it is handed, the stream beside what was normalised."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        _, stream, *_ = (
+            value
+            for value in (*args, *kwargs.values())
+            if isinstance(value, Tensor) and value.is_floating_point() and value.shape[-1] == width and value.dim() > 2
+        )
+        return (stream, *[None] * (entries - 1)) if entries else stream
 
     return forward

@@ -16,10 +16,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from layercoop_fast.engine.entry import only_in_first
 from layercoop_fast.engine.loading import quiet_transformers
 from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.config import INVERSE_LAYER_SCALE, layer_count, prune_config
+from layercoop_fast.export.quantised import graft_quantised
 from layercoop_fast.export.streaming import save_weights
 from layercoop_fast.files import reason, written_whole
 
@@ -127,20 +129,30 @@ def pruned_model(
     new_blocks = _blocks(pruned, blocks_path)
     if len(new_blocks) != len(kept):
         raise RunError(f"the pruned config builds {len(new_blocks)} blocks where {len(kept)} are kept")
+    quantised = graft_quantised(pruned, model, kept, f"{blocks_path}.")
+    if quantised and (zeroed or replaced):
+        raise RequestError(
+            "halves of blocks and repairs are written as new weights, which this model's quantisation does not take: "
+            "prune whole layers, with --no-repair"
+        )
     for new, old in enumerate(kept):
-        if difference := _difference(new_blocks[new], blocks[old], changing):
+        entry = _entry(blocks) if new == 0 else []
+        if difference := _difference(new_blocks[new], blocks[old], changing, entry):
             raise RunError(f"block {old} cannot become block {new} of a plain checkpoint: {difference}")
-    tensors = _renumbered({**model.state_dict(), **(replaced or {})}, kept, f"{blocks_path}.")
+    tensors = _renumbered({**model.state_dict(), **(replaced or {})}, kept, f"{blocks_path}.", _entry(blocks))
     if folded:
         _fold_inverse_layer_scale(tensors, kept, f"{blocks_path}.")
     for old, names in (zeroed or {}).items():
         for name in names:
             key = f"{blocks_path}.{list(kept).index(old)}.{name}"
             tensors[key] = torch.zeros_like(tensors[key])
+    plain = {name: tensor for name, tensor in tensors.items() if not name.startswith(quantised)}
     try:
-        pruned.load_state_dict(tensors, strict=True, assign=True)
+        missing, unexpected = pruned.load_state_dict(plain, strict=not quantised, assign=True)
     except RuntimeError as error:
         raise RunError(f"the original's weights do not fit the pruned config: {reason(error)}") from error
+    if odd := [name for name in (*missing, *unexpected) if not name.startswith(quantised)]:
+        raise RunError(f"the original's weights do not fit the pruned config: {odd[0]} is in only one of them")
     return pruned
 
 
@@ -160,7 +172,9 @@ def _streamed_values(
     """The tensor of each name of the pruned model, read when it is asked for where it is streamed."""
     resident: dict[str, Tensor] = pruned.state_dict()
     prefix = f"{blocks_path}."
-    original = _renumbered({name: name for name in model.state_dict()}, kept, prefix)
+    original = _renumbered(
+        {name: name for name in model.state_dict()}, kept, prefix, _entry(_blocks(model, blocks_path))
+    )
     number = dict(enumerate(kept))
     zeros = {f"{prefix}{list(kept).index(old)}.{name}" for old, names in zeroed.items() for name in names}
 
@@ -191,8 +205,18 @@ def _blocks(model: PreTrainedModel, blocks_path: str) -> nn.ModuleList:
     return blocks
 
 
-def _renumbered(tensors: Mapping[str, T], kept: Sequence[int], prefix: str) -> dict[str, T]:
-    """The tensors of the kept blocks (or what stands for them) under their new numbers, and all outside the blocks."""
+def _entry(blocks: nn.ModuleList) -> list[str]:
+    """Names of what only the first block has and every pruned model's first block gets: a norm of the embedding."""
+    return [
+        name for name in only_in_first(list(blocks)) if "norm" in type(blocks[0].get_submodule(name)).__name__.lower()
+    ]
+
+
+def _renumbered(tensors: Mapping[str, T], kept: Sequence[int], prefix: str, entry: Sequence[str] = ()) -> dict[str, T]:
+    """The tensors of the kept blocks (or what stands for them) under their new numbers, and all outside the blocks.
+
+    Those of the parts `entry` of block 0 go to the new first block, whichever that is.
+    """
     new_of = {old: new for new, old in enumerate(kept)}
     renumbered = {}
     for name, tensor in tensors.items():
@@ -200,7 +224,9 @@ def _renumbered(tensors: Mapping[str, T], kept: Sequence[int], prefix: str) -> d
             renumbered[name] = tensor
             continue
         number, rest = name[len(prefix) :].split(".", 1)
-        if int(number) in new_of:
+        if rest.split(".", 1)[0] in entry:
+            renumbered[name] = tensor
+        elif int(number) in new_of:
             renumbered[f"{prefix}{new_of[int(number)]}.{rest}"] = tensor
     return renumbered
 
@@ -223,9 +249,15 @@ def _fold_inverse_layer_scale(tensors: dict[str, Tensor], kept: Sequence[int], p
             tensors[name] = folded
 
 
-def _difference(new: nn.Module, old: nn.Module, ignored: frozenset[str]) -> str | None:
-    """What tells the block `new` from `old`: modules, tensors or plain attributes. None where nothing does."""
-    new_modules, old_modules = dict(new.named_modules()), dict(old.named_modules())
+def _difference(new: nn.Module, old: nn.Module, ignored: frozenset[str], entry: Sequence[str] = ()) -> str | None:
+    """What tells the block `new` from `old`: modules, tensors or plain attributes. None where nothing does.
+
+    The children `entry` stand in the first block whatever it was, and are passed over.
+    """
+    new_modules, old_modules = (
+        {name: part for name, part in block.named_modules() if name.split(".", 1)[0] not in entry}
+        for block in (new, old)
+    )
     if names := new_modules.keys() ^ old_modules.keys():
         return f"only one of the two has the module {min(names)!r}"
     for name, module in new_modules.items():

@@ -72,6 +72,19 @@ _COUPLED = {
 }
 """Configs whose blocks depend on each other or on their place: renumbered, only the full mask means the same."""
 
+_ATTENDING = frozenset(
+    {
+        "attention",
+        "chunked_attention",
+        "full_attention",
+        "hybrid",
+        "hybrid_sliding",
+        "indexed_attention",
+        "sliding_attention",
+    }
+)
+"""Kinds of layers whose cache knows how many tokens there were: transformers generates with a cache only beside one."""
+
 INVERSE_LAYER_SCALE = "scale_attn_by_inverse_layer_idx"
 """GPT-2's attention scores divided by layer number + 1: a weight's business once layers are renumbered."""
 
@@ -113,6 +126,11 @@ def exportable(config: PretrainedConfig, mask: Masks) -> str | None:
     text = config.get_text_config(decoder=True)
     if why := _only_whole(text, len(mask)):
         return why
+    if mask.sum() < _least_kept(text):
+        return "transformers cannot open an RWKV of one block: at least two must be kept"
+    attending = _attending(text, len(mask))
+    if attending.any() and not (attending & mask).any():
+        return "of this hybrid one attention layer must stay: without any, transformers cannot generate with a cache"
     kept = np.flatnonzero(mask)
     for rule in _rules(text, len(mask)):
         if rule.numbers_for(kept) is None:
@@ -233,6 +251,19 @@ def _rules(text: Any, n_layers: int) -> list[Rule]:
     return rules
 
 
+def _least_kept(text: Any) -> int:
+    """The fewest layers of a model that transformers can open: its RWKV divides by their number less one."""
+    return 2 if hasattr(text, "rescale_every") else 1
+
+
+def _attending(text: Any, n_layers: int) -> Masks:
+    """Which layers of a hybrid are attention, `bool[L]`; none of a model whose layers are all of one sort."""
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
+    attending = np.array([kind in _ATTENDING for kind in list(kinds)[:n_layers]], dtype=np.bool_)
+    hybrid = len(attending) == n_layers and not attending.all()
+    return attending if hybrid else np.zeros(n_layers, np.bool_)
+
+
 def _cheapest(config: PretrainedConfig, keep: Floats, drop: Floats, n_kept: int | None) -> Masks | None:
     n_layers = len(keep)
     if n_kept is not None and not 1 <= n_kept <= n_layers:
@@ -240,7 +271,21 @@ def _cheapest(config: PretrainedConfig, keep: Floats, drop: Floats, n_kept: int 
     text = config.get_text_config(decoder=True)
     if _only_whole(text, n_layers):
         return np.ones(n_layers, np.bool_) if n_kept in (None, n_layers) else None
-    return cheapest_mask(_rules(text, n_layers), keep, drop, n_kept)
+    rules = _rules(text, n_layers)
+    best = cheapest_mask(rules, keep, drop, n_kept)
+    if best is not None and best.sum() < (least := _least_kept(text)):
+        return _cheapest(config, keep, drop, least) if n_kept is None else None
+    attending = _attending(text, n_layers)
+    if best is None or not attending.any() or (attending & best).any():
+        return best
+    found = []
+    for layer in np.flatnonzero(attending):  # one of them has to stay: which one is tried
+        dear = drop.copy()
+        dear[layer] = np.inf
+        mask = cheapest_mask(rules, keep, dear, n_kept)
+        if mask is not None:
+            found.append((float(keep[mask].sum() + drop[~mask].sum()), mask))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _advice(config: PretrainedConfig, mask: Masks) -> str:

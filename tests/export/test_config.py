@@ -151,7 +151,7 @@ def _says(config: PretrainedConfig) -> list[tuple[str, int]]:
 
 
 def _jamba_masks() -> set[tuple[bool, ...]]:
-    """The masks of `_jamba` that some Jamba config describes, found by reading every config there is."""
+    """The masks of `_jamba` that keep an attention and some Jamba config describes, found by reading every config."""
     config = _jamba()
     original = _says(config)
     described = set()
@@ -160,7 +160,11 @@ def _jamba_masks() -> set[tuple[bool, ...]]:
         # By hand what `_says` reads off a config of that many layers, which would take a minute to build one by one.
         row = [("attention" if i % p == o else "mamba", 2 if i % q == r else 1) for i in range(7)]
         described |= {tuple(row[:k]) for k in range(1, 8)}
-    return {bits for bits in product([False, True], repeat=7) if _kinds(original, bits) in described}
+    return {
+        bits
+        for bits in product([False, True], repeat=7)
+        if (kinds := _kinds(original, bits)) in described and any(kind == "attention" for kind, _ in kinds)
+    }
 
 
 def _kinds(original: list[tuple[str, int]], bits: tuple[bool, ...]) -> tuple[tuple[str, int], ...]:
@@ -194,6 +198,26 @@ def test_nearest_and_best_masks_are_those_of_trying_all() -> None:
         right = wanted[wanted.sum(axis=1) == count]
         best = best_exportable(config, costs, count)
         assert best.tolist() == right[((~right) * costs).sum(axis=1).argmin()].tolist()
+
+
+def test_a_hybrid_keeps_one_attention_and_says_which_is_nearest() -> None:
+    """Qwen3.5 lists its kinds, so any mask has a config, but transformers cannot generate beside no attention."""
+    kinds = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+    config = AutoConfig.for_model("qwen3_5_text", num_hidden_layers=4, layer_types=kinds)
+    for bits in product([False, True], repeat=4):
+        assert (exportable(config, np.array(bits)) is None) == (bits[1] or bits[3]), bits
+    with pytest.raises(RequestError, match=r"one attention layer must stay.* removes \[0, 3\]"):
+        prune_config(config, [0, 2])
+    assert best_exportable(config, np.array([5.0, 1.0, 4.0, 2.0]), 2).tolist() == [True, False, False, True]
+
+
+def test_an_rwkv_keeps_two_blocks() -> None:
+    config = AutoConfig.for_model("rwkv", num_hidden_layers=3, rescale_every=0)
+    for bits in product([False, True], repeat=3):
+        assert (exportable(config, np.array(bits)) is None) == (sum(bits) >= 2), bits
+    with pytest.raises(RequestError, match=r"at least two must be kept; the nearest .* removes \[1\]"):
+        prune_config(config, [0])
+    assert best_exportable(config, np.zeros(3), 1) is None
 
 
 def test_a_refusal_names_the_nearest_mask_and_that_one_is_exportable() -> None:
