@@ -47,6 +47,7 @@ from layercoop_fast.cli_options import (
     size_in_bytes,
     with_objective,
 )
+from layercoop_fast.cli_quantise import quantise
 from layercoop_fast.cli_report import report as write_report
 from layercoop_fast.cli_store import app as store_app
 from layercoop_fast.errors import RequestError, RunError
@@ -65,6 +66,7 @@ app.command()(compare)
 app.command()(cut)
 app.command()(generate)
 app.command("chat")(start_chat)
+app.command()(quantise)
 app.command("report")(write_report)
 
 

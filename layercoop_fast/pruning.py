@@ -18,6 +18,7 @@ import torch
 
 import layercoop_fast
 from layercoop_fast.engine.loading import open_checkpoint
+from layercoop_fast.engine.quantised import is_quantised, parameters_of
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.players import zeroed_halves
@@ -217,6 +218,8 @@ def prune(
             chat=chat,
             on_progress=on_progress,
         )
+        if is_quantised(game.checkpoint.model):
+            _refuse_new_weights(game, repair)
         if settle is not None:
             check_settling(game, settle, most_windows)
         allowed = limits.on(game)
@@ -255,7 +258,7 @@ def prune(
                 progress=on_progress,
             )
     repaired = None
-    if repair is not False and not offload:
+    if repair is not False and not offload and not is_quantised(game.checkpoint.model):
         with clock("repair"):
             choice, repaired = best_repaired(
                 game,
@@ -333,6 +336,20 @@ def prune(
     )
     tell("writing the checkpoint", 1, 1)
     return Pruned(out, choice, record)
+
+
+def _refuse_new_weights(game: ModelGame, repair: bool | None) -> None:
+    """Raise `RequestError` where a checkpoint would need new weights that its quantisation does not take."""
+    if game.players.sublayers is not None:
+        raise RequestError(
+            "halves of blocks are written as zeros, which this model's quantisation does not take: use layers as "
+            "players, or prune the model first and quantise what comes out (layercoop-fast quantise)"
+        )
+    if repair:
+        raise RequestError(
+            "a repair is written as new weights, which this model's quantisation does not take: leave --repair out, or "
+            "prune the model first and quantise what comes out (layercoop-fast quantise)"
+        )
 
 
 class _Clock:
@@ -475,4 +492,4 @@ def _parameters(game: ModelGame) -> dict[str, Any]:
     """Parameters of the full model, tied ones once, and of each player."""
     alone = game.players.unit_masks(~np.eye(game.n_players, dtype=np.bool_))
     players = [sum(game.players.n_parameters(int(unit)) for unit in np.flatnonzero(~row)) for row in alone]
-    return {"full": sum(one.numel() for one in game.checkpoint.model.parameters()), "players": players}
+    return {"full": parameters_of(game.checkpoint.model.parameters()), "players": players}

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from layercoop_fast.engine.offload import Offloaded, open_offloaded
+from layercoop_fast.engine.quantised import check_library
 from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.errors import LayercoopError, RequestError
 from layercoop_fast.files import reason
@@ -94,6 +95,7 @@ def open_checkpoint(
         raise RequestError(f"{name} is no folder: with --offload weights are read from a checkpoint folder")
     with quiet_transformers():
         config = _causal_config(name, trust_remote_code)
+        check_library(name, config)
         if offload:
             opened = _open_offloaded(name, config, wanted, blocks, trust_remote_code)
             _refuse_blocks_beyond(name, opened.unexpected, opened.model)
@@ -161,7 +163,7 @@ def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTr
         raise RequestError(
             f"{name} has a damaged safetensors file ({reason(error)}): fetch or copy it again"
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         if "ignore_mismatched_sizes" in str(error):
             raise RequestError(f"{name}: its weights do not have the shapes that its config calls for") from error
         raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layercoop_fast.engine.quantised import parameters_of
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.errors import RequestError
 
@@ -76,7 +77,7 @@ class Sublayers:
         layer, part = divmod(unit, 2)
         halves = self.halves[layer]
         child = self.skeleton.blocks[layer].get_submodule(halves.attn if part == 0 else halves.mlp)
-        return sum(parameter.numel() for parameter in child.parameters())
+        return parameters_of(child.parameters())
 
     def silencing_parameters(self, unit: int) -> list[str]:
         """Names, within the block, of the parameters whose zeroing makes the half of `unit` add nothing.

@@ -14,12 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from layercoop_fast.engine.quantised import is_quantised, method_of
 from layercoop_fast.errors import RequestError
-
-
-def is_quantised(model: nn.Module) -> bool:
-    """Whether a quantisation library holds some of the model's weights."""
-    return getattr(model, "hf_quantizer", None) is not None
 
 
 def graft_quantised(
@@ -37,7 +33,7 @@ def graft_quantised(
         return ()
     quantizer: Any = model.hf_quantizer
     if not quantizer.is_serializable():
-        method = getattr(model.config.quantization_config, "quant_method", "this quantisation")
+        method = method_of(model.config)
         raise RequestError(
             f"transformers cannot write checkpoints of {method}: prune first and quantise what comes out"
         )

@@ -11,6 +11,7 @@ import torch
 
 from layercoop_fast.engine.forward import wait_for
 from layercoop_fast.engine.plan import Plan, build_plan, layer_visits
+from layercoop_fast.engine.quantised import bytes_of
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.game.remote import open_workers, tasks_for
 
@@ -93,7 +94,7 @@ def outlook(game: ModelGame, masks: Masks) -> Outlook:
         naive=sum(plan.naive for plan in plans),
         gflop=(float(by_unit @ unit_flops) + len(unknown) * head_flops) / 1e9,
         state_bytes=n_workers * max((plan.peak_states for plan in plans), default=0) * game.windows.state_bytes,
-        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        weight_bytes=bytes_of(parameters),
         seconds=seconds,
         states=max((plan.peak_states for plan in plans), default=0),
         read_bytes=read_bytes,

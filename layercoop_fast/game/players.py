@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from layercoop_fast.engine.quantised import parameters_of
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.engine.sublayers import PARTS, Sublayers
 from layercoop_fast.errors import RequestError
@@ -76,7 +77,7 @@ class Players:
         """Parameters of a unit."""
         if self.sublayers is not None:
             return self.sublayers.n_parameters(unit)
-        return sum(parameter.numel() for parameter in self.skeleton.blocks[unit].parameters())
+        return parameters_of(self.skeleton.blocks[unit].parameters())
 
     def run(self, context: Context, unit: int, hidden: Tensor) -> Tensor:
         """One unit on the stream: [B, T, H] → [B, T, H]."""

@@ -81,6 +81,7 @@ def measure_here(path: str, dtype: str, device: str, trust_remote_code: bool) ->
     import torch
 
     from layercoop_fast.engine.loading import open_checkpoint
+    from layercoop_fast.engine.quantised import bytes_of, parameters_of
 
     baseline = _resident_bytes()
     model = open_checkpoint(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code).model
@@ -100,8 +101,8 @@ def measure_here(path: str, dtype: str, device: str, trust_remote_code: bool) ->
     else:
         peak = _peak_resident_bytes() - baseline
     return Cost(
-        params=sum(parameter.numel() for parameter in parameters),
-        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        params=parameters_of(parameters),
+        weight_bytes=bytes_of(parameters),
         kv_bytes_per_token=grown,
         peak_memory_bytes=peak,
         prefill_tok_s=round(prompt / first, 2),

@@ -11,6 +11,7 @@ from layercoop_fast.engine.fast_blocks import why_not
 from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.fused_head import fused_head
 from layercoop_fast.engine.loading import open_checkpoint
+from layercoop_fast.engine.quantised import is_quantised, method_of, parameters_of
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.engine.units import FastUnits, make_units
@@ -56,7 +57,8 @@ def examine(
         "class": type(checkpoint.model).__name__,
         "model_type": checkpoint.model.config.model_type,
         "dtype": str(skeleton.dtype).removeprefix("torch."),
-        "params": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        "params": parameters_of(checkpoint.model.parameters()),
+        "quantised": method_of(checkpoint.model.config) if is_quantised(checkpoint.model) else None,
         "blocks": {
             "path": skeleton.blocks_path,
             "count": skeleton.n_layers,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layercoop_fast.engine.quantised import parameters_of
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.game.protocol import Floats
@@ -63,7 +64,7 @@ def count_parameters(game: ModelGame) -> PlayerCosts:
         game,
         lambda unit: float(game.players.n_parameters(unit)),
         "parameters",
-        model_total=float(sum(parameter.numel() for parameter in model.parameters())),
+        model_total=float(parameters_of(model.parameters())),
     )
 
 

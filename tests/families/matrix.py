@@ -31,6 +31,7 @@ from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.config import exportable, prune_config
+from layercoop_fast.export.quantising import uncalled
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
 
@@ -89,8 +90,6 @@ assert {family for family, _ in ROWS.values()} == {*CORE, *MORE}
 # Experts, and attention by chunks, sum in another order where memory is laid out otherwise: fp32 rounding, no more.
 _GROUPED = {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss", "jamba", "qwen3_next"}
 _TOLERANCE = 2e-5
-# Weights that a module of the family multiplies by without calling it, and that so have to stay as they are.
-_UNQUANTISED = {"mamba": ["x_proj", "dt_proj"]}
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def examine(name: str, *, four_bit: bool = FOUR_BIT) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         for kept in masks:
             _exported_is_masked(skeleton, kept, Path(folder) / str(kept[0]), tolerance)
-        quantised = _four_bit(family, model, Path(folder), tolerance) if four_bit else ""
+        quantised = _four_bit(model, Path(folder), tolerance) if four_bit else ""
     return Row(
         name,
         "to 2e-5" if tolerance else "bit for bit",
@@ -262,17 +261,18 @@ def _sharing(model: PreTrainedModel, tolerance: float) -> str:
     return "to 2e-5" if tolerance else "bit for bit"
 
 
-def _four_bit(family: str, model: PreTrainedModel, folder: Path, tolerance: float) -> str:
+def _four_bit(model: PreTrainedModel, folder: Path, tolerance: float) -> str:
     """Quantised to nf4 as it is opened: played, exported still quantised, and opened again; or why not."""
     from transformers import BitsAndBytesConfig
 
+    left = [name.rpartition(".")[2] for name in uncalled(model)]
     with quiet_transformers():
         model.save_pretrained(folder / "plain")
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=[*_UNQUANTISED[family], "lm_head"] if family in _UNQUANTISED else None,
+        llm_int8_skip_modules=[*left, "lm_head"] if left else None,
     )
     with quiet_transformers():
         quantised = AutoModelForCausalLM.from_pretrained(folder / "plain", quantization_config=config).eval()
@@ -284,8 +284,7 @@ def _four_bit(family: str, model: PreTrainedModel, folder: Path, tolerance: floa
     codes = _codes(pruned)
     assert 0 < codes < _codes(quantised)
     assert (masked_logits(skeleton, _ids(1, 12), kept) - _plain_logits(model, kept)).abs().max() > 1e-4
-    skipped = _UNQUANTISED.get(family)
-    return f"nf4 but for {' and '.join(skipped)}" if skipped else "nf4"
+    return f"nf4 but for {' and '.join(left)}" if left else "nf4"
 
 
 def _plain_logits(model: PreTrainedModel, kept: list[int]) -> torch.Tensor:
@@ -318,8 +317,8 @@ _AFTER = """
   projection whose zeros would write the mask. A state-space block is one part; parallel ones read the same stream.
 - **sharing**: a worth does not depend on the masks that it is computed with.
 - **4-bit**: opened with bitsandbytes nf4, played, exported still quantised, opened again: the same logits and tokens.
-  Transformers' Mamba reads two projections without calling them, so those stay as they are (`llm_int8_skip_modules`);
-  Falcon's linear layers are a class of its own, which transformers does not replace.
+  Transformers' Mamba reads a projection without calling it, so that stays as it is (`layercoop-fast quantise` sees to
+  it); Falcon's linear layers are a class of its own, which transformers does not replace.
 
 RWKV keeps at least two blocks, since transformers cannot open one with fewer. It runs on its weights as they are stored
 (`rescale_every = 0`; half precision may then overflow in deep models), and the norm of the embedding that its first

@@ -1,0 +1,112 @@
+"""Quantise then prune, or prune then quantise: perplexity, bytes and speed of both, and of each step alone.
+
+    python benchmarks/export/study_four_bit.py --calibration novels.txt --eval jargon.txt [--remove 2,4] [--scheme nf4]
+
+The models are the small ones that `benchmarks/train_small.py` trained in full precision, and with `--smollm2` the small
+real model, whose weights were in 4 bits once before we see them: what quantising costs it is too little, so its rows
+are biased. Only before quantising can a repair be fitted (it is new weights), so there is a row with one. Perplexities
+are measured by one game on each finished checkpoint. Prints a table and ends in one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from machine import machine
+from small_model import small_model
+from train_small import folder_of
+
+from layercoop_fast import ModelGame, prune
+from layercoop_fast.export.quantising import quantise_checkpoint
+from layercoop_fast.report.cost import measure_costs
+
+
+def checkpoints(folder: Path, place: Path, arguments: argparse.Namespace) -> dict[str, Path]:
+    """Every checkpoint of the table, by its name there."""
+    made = {"full": folder, arguments.scheme: place / "quantised"}
+    quantise_checkpoint(str(folder), made[arguments.scheme], arguments.scheme, dtype="float32")
+    shared: dict[str, Any] = {"calibration": arguments.calibration, "dtype": "float32", "measure_cost": False}
+    shared |= {"samples": 0, "budget": arguments.budget, "method": arguments.method}
+    for size in (int(one) for one in arguments.remove.split(",")):
+        for name, source, repair in (
+            (f"prune {size}", folder, False),
+            (f"prune {size}, repair", folder, None),
+            (f"{arguments.scheme}, then prune {size}", made[arguments.scheme], False),
+        ):
+            made[name] = place / name.replace(" ", "-")
+            prune(str(source), made[name], remove=size, repair=repair, **shared)
+        for name in (f"prune {size}", f"prune {size}, repair"):
+            then = f"{name}, then {arguments.scheme}"
+            made[then] = place / then.replace(" ", "-")
+            quantise_checkpoint(str(made[name]), made[then], arguments.scheme, dtype="float32")
+    return made
+
+
+def measured(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Perplexities of a checkpoint on every text, and what was removed from it."""
+    found: dict[str, Any] = {"ppl": {}}
+    for text, windows in ((arguments.calibration, 10), *((text, 40) for text in arguments.eval)):
+        game = ModelGame.from_pretrained(str(folder), text, windows=windows, dtype="float32", block_path="hf")
+        nll = game.evaluate(np.ones((1, game.n_players), bool)).nll[0]
+        found["ppl"][Path(text).name] = round(float(np.exp(nll)), 3)
+    record = folder / "layercoop.json"
+    found["removed"] = json.loads(record.read_text())["removed"] if record.exists() else []
+    found["file_bytes"] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return found
+
+
+def main() -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", default="gpt2")
+    parser.add_argument("--smollm2", action="store_true", help="the small real model too")
+    parser.add_argument("--calibration", default="builtin")
+    parser.add_argument("--eval", action="append", default=None, help="texts that no search sees; again for more")
+    parser.add_argument("--remove", default="2,4")
+    parser.add_argument("--scheme", default="nf4")
+    parser.add_argument("--method", default="sleb")
+    parser.add_argument("--budget", type=int, default=None)
+    parser.add_argument("--no-speed", action="store_true", help="leave memory and speed out")
+    arguments = parser.parse_args()
+    arguments.eval = arguments.eval or ["builtin-heldout"]
+    folders = {family: folder_of(family) for family in arguments.families.split(",") if family}
+    if arguments.smollm2:
+        folders["SmolLM2-135M, 4-bit before (biased)"] = small_model()
+    studied = {}
+    for model, folder in folders.items():
+        sys.stdout.write(f"{model}\n")
+        with tempfile.TemporaryDirectory() as place:
+            made = checkpoints(folder, Path(place), arguments)
+            rows = []
+            for name, path in made.items():
+                row = {"name": name, **measured(path, arguments)}
+                if not arguments.no_speed:
+                    row["cost"] = asdict(measure_costs([path])[0])
+                rows.append(row)
+                cost = row.get("cost", {})
+                texts = "  ".join(f"{text} {ppl:,.2f}" for text, ppl in row["ppl"].items())
+                speed = f"{cost.get('prefill_tok_s', '')} {cost.get('decode_tok_s', '')}"
+                sys.stdout.write(f"  {name:<32}{texts}  {row['file_bytes']:,} B  {speed}  {row['removed']}\n")
+                sys.stdout.flush()
+        studied[model] = rows
+    result = {
+        "benchmark": "export/four_bit",
+        "machine": machine(),
+        "calibration": Path(arguments.calibration).name,
+        "method": arguments.method,
+        "models": studied,
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

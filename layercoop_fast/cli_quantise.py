@@ -1,0 +1,36 @@
+"""`layercoop-fast quantise`: a checkpoint's linear layers in 4 bits, before pruning or after."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def quantise(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder; it is only read.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    scheme: Annotated[str, typer.Option(help="nf4 (bitsandbytes) or int4 (torchao).")] = "nf4",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16, for what stays.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
+) -> None:
+    """Write a checkpoint in 4 bits, which `prune` and plain transformers open."""
+    from layercoop_fast.export.quantising import quantise_checkpoint
+
+    done = quantise_checkpoint(
+        model, out, scheme, dtype=dtype, device=device, force=force, trust_remote_code=trust_remote_code
+    )
+    if as_json:
+        sys.stdout.write(json.dumps({**done, "out": str(out)}) + "\n")
+        return
+    left = f" (as they were: {', '.join(done['left'])})" if done["left"] else ""
+    before = "" if done["bytes"]["full"] is None else f"{done['bytes']['full']:,} → "
+    typer.echo(f"{scheme}{left}: {before}{done['bytes']['quantised']:,} bytes. Written to {out}")

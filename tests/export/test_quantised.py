@@ -1,0 +1,124 @@
+"""Quantised models: written, played, pruned and opened again, and the requests that they cannot fulfil."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import save_tiny, tiny_model
+from transformers import AutoModelForCausalLM
+
+from layercoop_fast.engine import quantised
+from layercoop_fast.engine.loading import fingerprint, open_checkpoint, quiet_transformers
+from layercoop_fast.engine.quantised import bytes_of, check_library, parameters_of
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.errors import RequestError
+from layercoop_fast.export.checkpoint import export_checkpoint
+from layercoop_fast.export.quantising import quantise_checkpoint, uncalled
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("plain") / "model", n_layers=3, hidden_size=96, intermediate_size=128)
+
+
+@pytest.fixture(scope="module")
+def nf4(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("bitsandbytes", reason="nf4 is bitsandbytes': pip install -e '.[bitsandbytes]'")
+    out = tmp_path_factory.mktemp("nf4") / "model"
+    done = quantise_checkpoint(str(plain), out)
+    assert done["left"] == []
+    assert done["bytes"]["quantised"] < 0.6 * done["bytes"]["full"]
+    return out
+
+
+def test_a_quantised_checkpoint_counts_what_it_stands_for(plain: Path, nf4: Path) -> None:
+    full, small = open_checkpoint(str(plain)).model, open_checkpoint(str(nf4)).model
+    assert parameters_of(small.parameters()) == parameters_of(full.parameters()) == full.num_parameters()
+    linear = small.model.layers[0].mlp.down_proj.weight
+    assert bytes_of([linear]) == linear.quant_state.shape.numel() // 2 + linear.quant_state.absmax.numel() * 4
+    assert fingerprint(small) != fingerprint(full)
+
+
+def test_prune_of_a_quantised_model_stays_quantised(nf4: Path, tmp_path: Path, run: Run) -> None:
+    """The whole road: the game on quantised weights, and a checkpoint that says by itself how it is to be opened."""
+    out = tmp_path / "pruned"
+    request = ["--remove", 1, "--method", "ppl", "--windows", 2, "--tokens", 32, "--no-cost", "--samples", 0]
+    status, _, said = run("prune", nf4, *request, "--out", out)
+    assert (status, said) == (0, said)
+    record = json.loads((out / "layercoop.json").read_text())
+    assert record["repair"] is None
+    with quiet_transformers():
+        pruned = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert pruned.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    skeleton = Skeleton(open_checkpoint(str(nf4)).model)
+    ids = torch.arange(3, 27)[None]
+    context = skeleton.context(ids)
+    hidden = context.embedding
+    for layer in record["kept"]:
+        hidden = context.run(layer, hidden)
+    with torch.inference_mode():
+        assert torch.equal(pruned(ids, use_cache=False).logits, context.logits(hidden))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--players", "sublayers"], "halves of blocks are written as zeros"),
+        (["--repair"], "a repair is written as new"),
+    ],
+)
+def test_what_quantised_weights_cannot_take_is_said_before_the_search(
+    nf4: Path, tmp_path: Path, run: Run, asked: list[str], message: str
+) -> None:
+    status, _, said = run("prune", nf4, "--remove", 1, "--windows", 2, "--out", tmp_path / "pruned", *asked)
+    assert status == 2
+    assert message in said
+    assert "quantise what comes out" in said
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_torchao_tensors_are_told_apart_and_pruned(plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="int4 is torchao's: pip install -e '.[torchao]'")
+    quantise_checkpoint(str(plain), tmp_path / "int4", "int4")
+    model = open_checkpoint(str(tmp_path / "int4")).model
+    assert fingerprint(model) != fingerprint(open_checkpoint(str(plain)).model)
+    skeleton = Skeleton(model)
+    export_checkpoint(model, [0, 2], tmp_path / "pruned", blocks_path=skeleton.blocks_path)
+    pruned = open_checkpoint(str(tmp_path / "pruned")).model
+    ids = torch.arange(3, 27)[None]
+    context = skeleton.context(ids)
+    with torch.inference_mode():
+        wanted = context.logits(context.run(2, context.run(0, context.embedding)))
+        assert torch.equal(pruned(ids, use_cache=False).logits, wanted)
+
+
+def test_layers_that_no_block_calls_are_left_as_they_are() -> None:
+    """Mamba multiplies by the weight of `dt_proj` itself; what no token reached (experts) is another matter."""
+    assert uncalled(tiny_model("mamba", 2)) == ["mixer.dt_proj"]
+    assert uncalled(tiny_model("qwen2_moe", 2)) == []
+
+
+def test_a_missing_library_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def config(method: str) -> Any:
+        return type("Config", (), {"quantization_config": {"quant_method": method}})()
+
+    monkeypatch.setattr(quantised, "_installed", lambda module: False)
+    with pytest.raises(RequestError, match=r"bitsandbytes, whose library .* 'layercoop-fast\[bitsandbytes\]'"):
+        check_library("m", config("bitsandbytes"))
+    with pytest.raises(RequestError, match="gptq, whose library is not installed: pip install gptqmodel"):
+        check_library("m", config("gptq"))
+    check_library("m", type("Config", (), {})())
+
+
+def test_wrong_requests_are_one_line(plain: Path, nf4: Path, tmp_path: Path, run: Run) -> None:
+    assert run("quantise", plain, "--scheme", "q4", "--out", tmp_path / "q")[2].count("\n") == 1
+    status, _, said = run("quantise", nf4, "--out", tmp_path / "q")
+    assert (status, "is quantised already" in said) == (2, True)
+    assert not (tmp_path / "q").exists()
