@@ -52,7 +52,7 @@ _ATTENTION = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 128, "n_head": 4, "n_positions": CONTEXT, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
     "llama": _ATTENTION,
-    "mamba": {"hidden_size": 160, "state_size": 8},
+    "mamba": {"hidden_size": 160, "state_size": 4},
     "rwkv": {"hidden_size": 128, "attention_hidden_size": 128, "context_length": CONTEXT, "rescale_every": 0},
 }
 _HELD_OUT = 1 / 20

@@ -17,12 +17,16 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils import logging as transformers_logging
 
 from layercoop_fast.engine.offload import Offloaded, open_offloaded
@@ -96,11 +100,13 @@ def open_checkpoint(
     with quiet_transformers():
         config = _causal_config(name, trust_remote_code)
         check_library(name, config)
+        if offload and sees_pictures(config):
+            raise RequestError(f"{name} is a vision-language model, which --offload does not read: leave it out")
         if offload:
             opened = _open_offloaded(name, config, wanted, blocks, trust_remote_code)
             _refuse_blocks_beyond(name, opened.unexpected, opened.model)
             return Checkpoint(opened.model, _load_tokenizer(name, trust_remote_code), name, opened.blocks)
-        model = _load(name, wanted, trust_remote_code)
+        model = _load(name, config, wanted, trust_remote_code)
     return Checkpoint(model.to(target).eval(), _load_tokenizer(name, trust_remote_code), name)
 
 
@@ -121,6 +127,8 @@ def _causal_config(name: str, trust_remote_code: bool) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
+    if sees_pictures(config):
+        return config
     if getattr(config, "is_encoder_decoder", False):
         raise RequestError(
             f"{name} is an encoder-decoder model ({config.model_type}): only causal (decoder-only) models"
@@ -134,6 +142,15 @@ def _causal_config(name: str, trust_remote_code: bool) -> PretrainedConfig:
             "a checkpoint with a language-model head is needed"
         )
     return config
+
+
+def sees_pictures(config: PretrainedConfig) -> bool:
+    """Whether a config is that of a vision-language model: a language tower that reads pictures as tokens."""
+    return (
+        config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        and not getattr(config.get_text_config(decoder=True), "is_encoder_decoder", False)
+        and any(name.endswith("ForConditionalGeneration") for name in config.architectures or ())
+    )
 
 
 def _open_offloaded(
@@ -153,10 +170,11 @@ def _open_offloaded(
         raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
 
 
-def _load(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _load(name: str, config: PretrainedConfig, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     """The whole model of a folder or hub name."""
+    opener = AutoModelForImageTextToText if sees_pictures(config) else AutoModelForCausalLM
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model, loaded = opener.from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, use_safetensors=True
         )
     except SafetensorError as error:

@@ -21,6 +21,8 @@ class BlockList:
 def find_blocks(model: nn.Module, path: str | None = None) -> BlockList:
     """Find the blocks: the outermost `nn.ModuleList` with one entry a layer of the config; the heaviest if several.
 
+    Of a vision-language model the lists of the language tower are looked at.
+
     `path` names the list by hand, for a structure that this rule does not fit.
 
     Raises `RequestError` when nothing fits, with the lists that were seen and how to name one.
@@ -42,8 +44,19 @@ def find_blocks(model: nn.Module, path: str | None = None) -> BlockList:
             f"no list of {wanted} blocks was found in {type(model).__name__}; "
             f"name the list by hand (blocks=..., --blocks): its module lists are {_described(lists)}"
         )
+    outermost = _of_decoder(model, outermost)
     chosen = max(outermost, key=lambda name: sum(parameter.numel() for parameter in outermost[name].parameters()))
     return BlockList(chosen, tuple(outermost[chosen]))
+
+
+def _of_decoder(model: nn.Module, lists: dict[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
+    """Those of the lists that are in the language tower, where the model has another tower beside it."""
+    get_decoder = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if callable(get_decoder) else None
+    if decoder is None or decoder is model:
+        return lists
+    inside = set(decoder.modules())
+    return {name: blocks for name, blocks in lists.items() if blocks in inside} or lists
 
 
 def number_of_layers(config: PretrainedConfig | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +16,27 @@ from layercoop_fast.kernels.attention import visible_rows
 from layercoop_fast.kernels.rows import MIN_ROWS
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What a vision-language model is handed beside the tokens of its windows.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward (`pixel_values`, `image_grid_thw`, ...), each with as many rows
+            a window; the tokens of every window begin with those that stand for its picture.
+        first: the first position whose next token is scored, the last one of the picture's prefix.
+    """
+
+    inputs: Mapping[str, Tensor]
+    first: int
+
+    def part(self, first: int, last: int, n_windows: int, copies: int = 1) -> dict[str, Tensor]:
+        """The arguments for windows first .. last (last excluded) of `n_windows`, `copies` times side by side."""
+        return {
+            name: value.unflatten(0, (n_windows, -1))[first:last].flatten(0, 1).repeat(copies, *[1] * (value.dim() - 1))
+            for name, value in self.inputs.items()
+        }
+
+
 @dataclass
 class Windows:
     """The calibration tokens of a game, and the contexts captured for them, one a batch width.
@@ -22,6 +44,8 @@ class Windows:
     Args:
         ids: int64 [W, T], W windows of T tokens each.
         score_every: of the T − 1 positions that have a next token, every so many-th is scored; the others are context.
+        pictures: what a vision-language model sees before each window's text; the picture is context that all masks
+            share, and is not scored.
         positions: int64 [W, T] where windows are trees of texts, written depth first (`kernels/attention.py`); the
             model must take positions and a mask for them, which `engine/token_tree.py` makes sure of.
 
@@ -32,13 +56,14 @@ class Windows:
     ids: Tensor
     score_every: int = 1
     positions: Tensor | None = None
+    pictures: Pictures | None = None
     _contexts: dict[int, Context] = field(default_factory=dict)
     _pool: Tensor | None = None
     faithful_widths: dict[tuple[object, ...], int] = field(default_factory=dict)
     """What `engine/width.py` found out about batches of these windows."""
 
     def __post_init__(self) -> None:
-        predicted = self.ids.shape[1] - 1
+        predicted = self.ids.shape[1] - 1 - (0 if self.pictures is None else self.pictures.first)
         if not 1 <= self.score_every <= predicted:
             raise RequestError(
                 f"score_every must be from 1 to {predicted}, the positions of a window that have a next token, not "
@@ -48,7 +73,9 @@ class Windows:
     @cached_property
     def scored(self) -> Tensor:
         """The positions whose next token is scored, int64 [S]: the last of each run of `score_every`."""
-        return torch.arange(self.score_every - 1, self.ids.shape[1] - 1, self.score_every, device=self.ids.device)
+        begin = 0 if self.pictures is None else self.pictures.first
+        first = begin + self.score_every - 1
+        return torch.arange(first, self.ids.shape[1] - 1, self.score_every, device=self.ids.device)
 
     @property
     def n_windows(self) -> int:
@@ -76,6 +103,8 @@ class Windows:
     def part(self, first: int, last: int, copies: int = 1) -> Context:
         """Capture the context of windows first .. last (last excluded), `copies` times side by side."""
         ids = self.ids[first:last].repeat(copies, 1)
+        if self.pictures is not None:
+            return self.skeleton.context(ids, **self.pictures.part(first, last, self.n_windows, copies))
         if self.positions is None:
             return self.skeleton.context(ids)
         positions = self.positions[first:last]

@@ -7,6 +7,7 @@ claimed, so that a config which means something else than the mask is found befo
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from layercoop_fast.files import reason, written_whole
 
 T = TypeVar("T")
 
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _PLACES = frozenset({"layer_idx", "layer_id", "layer_number", "attention_layers"})
 """Attributes by which a block knows its place (GPT-Neo's list the kinds of all layers beside their own)."""
 
@@ -102,6 +104,10 @@ def _save(
             model.generation_config.to_json_file(folder / "generation_config.json")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        for name in _PROCESSOR_FILES:  # how pictures are cut, of a vision-language model
+            file = Path(model.name_or_path) / name
+            if model.name_or_path and file.is_file():
+                shutil.copyfile(file, folder / name)
     except (SafetensorError, ValueError) as error:  # of a full disk, and of a config that transformers refuses
         raise RunError(f"the checkpoint was not written: {reason(error)}") from error
 

@@ -21,6 +21,7 @@ import json
 import re
 import sysconfig
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layercoop_fast.engine.windows import Pictures
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.game.chat import chat_windows, stretch_of
@@ -56,12 +58,14 @@ class Calibration:
         spec: the SPEC they came from, or several with " + " between them.
         domains: which text each window is of, where there are several.
         chat: whether they went through the model's chat template.
+        pictures: what a vision-language model sees before each window's text (`image_text`).
     """
 
     ids: Tensor
     spec: str
     domains: Domains | None = None
     chat: bool = False
+    pictures: Pictures | None = None
 
     @property
     def fingerprint(self) -> str | dict[str, Any]:
@@ -70,7 +74,12 @@ class Calibration:
         Of several texts a mapping that also says which window is of which text, and the weights.
         """
         ids = self.ids.cpu().numpy().astype("<i8")
-        digest = hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()
+        hashed = hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes())
+        if self.pictures is not None:
+            for name, value in sorted(self.pictures.inputs.items()):
+                hashed.update(f"{name} {tuple(value.shape)} {self.pictures.first}".encode())
+                hashed.update(value.detach().double().cpu().numpy().tobytes())
+        digest = hashed.hexdigest()
         return digest if self.domains is None else {"text": digest, **self.domains.as_json()}
 
     @property
@@ -81,6 +90,8 @@ class Calibration:
             "windows": int(self.ids.shape[0]),
             "tokens": int(self.ids.shape[1]),
         }
+        if self.pictures is not None:
+            found["pictures"] = {name: list(value.shape) for name, value in self.pictures.inputs.items()}
         if self.chat:
             found["chat"] = True
         if self.domains is not None:
@@ -88,6 +99,31 @@ class Calibration:
             rows = zip(self.domains.names, self.domains.weights.tolist(), counts, strict=True)
             found["domains"] = [{"spec": spec, "weight": weight, "windows": count} for spec, weight, count in rows]
         return found
+
+
+def image_text(
+    ids: Tensor, inputs: Mapping[str, Tensor], prefix: int, skeleton: Skeleton, spec: str = "pictures"
+) -> Calibration:
+    """Windows that begin with a picture: image-text calibration of a vision-language model.
+
+    Args:
+        ids: int64 [W, T], each row the tokens that stand for the picture (and what comes before it), then text.
+        inputs: what the model's forward takes beside them, as its processor makes it for the W pictures in order: the
+            same number of rows for each.
+        prefix: tokens of a window up to the end of the picture; only the text behind them is scored.
+        skeleton: of the model.
+        spec: a name for records.
+
+    Raises `RequestError` where rows and windows do not match or no text is left.
+    """
+    n_windows, tokens = ids.shape
+    for name, value in inputs.items():
+        if value.shape[0] % n_windows:
+            raise RequestError(f"{name} has {value.shape[0]} rows for {n_windows} windows: as many for each are needed")
+    if not 1 <= prefix < tokens:
+        raise RequestError(f"the pictures take {prefix} of {tokens} tokens of a window: from 1 to {tokens - 1} can")
+    moved = {name: value.to(skeleton.device) for name, value in inputs.items()}
+    return Calibration(ids.to(skeleton.device), spec, pictures=Pictures(moved, prefix - 1))
 
 
 def load_calibration(

@@ -60,6 +60,35 @@ def block_influence(game: ModelGame) -> Floats:
     return np.array([units[list(group)].sum() for group in game.players.groups])
 
 
+def cka_distances(game: ModelGame) -> Floats:
+    """1 − CKA between what each player's units receive and return in the full model, float64 [n].
+
+        CKA(X, Y) = ‖Yᵀ X‖² / (‖Xᵀ X‖ · ‖Yᵀ Y‖),      X, Y [tokens, H], columns centred, Frobenius norms
+
+    CKA compares the two clouds of tokens as wholes: it is 1 for clouds that are alike up to rotation and scale, where a
+    mean of cosines asks every token to stay where it is. Summed over the units of a group; what pads windows of items
+    is left out. Source: Kornblith and others, arXiv 1905.00414; in place of zigzag persistence between the clouds of
+    neighbouring layers (arXiv 2604.16502).
+    """
+    filled = game.calibration.packs.filled if isinstance(game.calibration, Choices) else None
+
+    def cloud(hidden: Tensor) -> Tensor:
+        tokens = (hidden.flatten(0, 1) if filled is None else hidden[filled]).double()
+        return tokens - tokens.mean(dim=0)
+
+    stream = residual_stream(game)
+    before = cloud(next(stream))
+    own = torch.linalg.matrix_norm(before.T @ before)
+    distances = []
+    for hidden in stream:
+        after = cloud(hidden)
+        norm = torch.linalg.matrix_norm(after.T @ after)
+        distances.append(1.0 - float(torch.linalg.matrix_norm(after.T @ before) ** 2 / (own * norm)))
+        before, own = after, norm
+    units = np.array(distances)
+    return np.array([units[list(group)].sum() for group in game.players.groups])
+
+
 def angular_distances(game: ModelGame, run_length: int) -> Floats:
     """Angle between the streams before and behind each run of `run_length` players, in half turns: float64 [n − r + 1].
 
@@ -104,7 +133,8 @@ def taylor_importance(game: ModelGame, progress: Progress | None = None) -> Floa
     with torch.inference_mode(False), torch.enable_grad(), _gradients_of(model, owners):
         for window in range(windows.n_windows):
             ids = windows.ids[window : window + 1]
-            logits = model(input_ids=ids, use_cache=False).logits
+            pictures = {} if windows.pictures is None else windows.pictures.part(window, window + 1, windows.n_windows)
+            logits = model(input_ids=ids, use_cache=False, **pictures).logits
             loss = token_nll(logits, ids)[:, windows.scored].mean() / windows.n_windows
             loss.backward()  # type: ignore[no-untyped-call]
             if progress is not None:

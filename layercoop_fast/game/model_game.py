@@ -30,7 +30,7 @@ from layercoop_fast.game.choice_scoring import make_choice_scorer
 from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.choices import Choices, check_choices, load_for
 from layercoop_fast.game.domains import Domains
-from layercoop_fast.game.importance import angular_distances, block_influence, taylor_importance
+from layercoop_fast.game.importance import angular_distances, block_influence, cka_distances, taylor_importance
 from layercoop_fast.game.mixture import Texts, texts_of
 from layercoop_fast.game.partial import StagedGame, anew, part_of, require_windows, with_utility
 from layercoop_fast.game.players import Label, Players, make_players
@@ -120,7 +120,15 @@ class ModelGame:
         self.utility = get_utility(utility)
         self.players = make_players(players, self.skeleton)
         packs = check_choices(calibration, self.utility, score_every)
-        self.windows = Windows(self.skeleton, calibration.ids, score_every, None if packs is None else packs.positions)
+        self.windows = Windows(
+            self.skeleton,
+            calibration.ids,
+            score_every,
+            None if packs is None else packs.positions,
+            None if isinstance(calibration, Choices) else calibration.pictures,
+        )
+        if self.windows.pictures is not None and workers is not None:
+            raise RequestError("pictures are not sent to workers: leave one of the two out")
         if self.windows.positions is not None:
             check_trees(self.windows)
         self.block_path = block_path
@@ -338,6 +346,10 @@ class ModelGame:
     def block_influence(self) -> Floats:
         """How much each player turns the stream, float64 [n] (`game/importance.py`)."""
         return block_influence(self)
+
+    def cka_distances(self) -> Floats:
+        """1 − CKA of what each player receives and returns in the full model, float64 [n] (`game/importance.py`)."""
+        return cka_distances(self)
 
     def angular_distances(self, run_length: int) -> Floats:
         """Angle that each run of players turns the stream by, float64 [n − run_length + 1] (`game/importance.py`)."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,11 @@ def part_of(game: ModelGame, first: int, last: int) -> ModelGame:
     if not 0 <= first < last <= n_windows:
         raise RequestError(f"windows {first} to {last - 1} of a game of {n_windows} windows are not there")
     domains = None if game.domains is None else game.domains.part(first, last)
-    return on_windows(game, Calibration(game.calibration.ids[first:last], game.calibration.spec, domains))
+    pictures = game.windows.pictures
+    if pictures is not None:
+        pictures = replace(pictures, inputs=pictures.part(first, last, n_windows))
+    ids, spec = game.calibration.ids[first:last], game.calibration.spec
+    return on_windows(game, Calibration(ids, spec, domains, pictures=pictures))
 
 
 def on_windows(game: ModelGame, calibration: Calibration) -> ModelGame:
@@ -90,7 +95,8 @@ def view_of(game: ModelGame, calibration: Calibration | Choices, utility: Utilit
     view.utility = utility
     if calibration is not game.calibration:
         view.calibration = calibration
-        view.windows = Windows(game.skeleton, calibration.ids, game.windows.score_every)
+        pictures = None if isinstance(calibration, Choices) else calibration.pictures
+        view.windows = Windows(game.skeleton, calibration.ids, game.windows.score_every, pictures=pictures)
         view.units = game.units.on(view.windows)
         view.__dict__.pop("flops", None)  # of other windows
     view.scorer = game.scorer.on(view.windows)

@@ -16,6 +16,7 @@ METHODS: dict[str, str] = {
     "coop": "ours: a lazy greedy chain, then what a surrogate expects to gain, until that is below the noise",
     "official": "the published method: surrogate fitted to stratified masks, least mean marginals removed",
     "shortgpt": "least block influence (1 − cosine of a block's input and output) removed, in one shot",
+    "cka": "least change of the stream's geometry (1 − CKA of a block's input and output) removed, in one shot",
     "angular": "the contiguous run that turns the residual stream by the least angle, in one shot",
     "ppl": "the players removed without each of which, alone, the worth stays highest, in one shot",
     "taylor": "least first-order importance (weight times gradient) removed, in one shot",

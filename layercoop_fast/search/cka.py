@@ -1,0 +1,39 @@
+"""A block that hardly changes the geometry of its tokens can go. One pass of the full model, one shot.
+
+Like `shortgpt`, with centred kernel alignment (CKA) of a block's input and output for the mean cosine. It is a
+plain relative of topology-aware pruning (arXiv 2604.16502), which follows the persistent homology of the layers' point
+clouds by zigzags, and is not that: zigzags want complexes built simplex by simplex, where this is three products.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.protocol import Game, Progress, n_players_of
+from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable
+
+
+def search(
+    game: Game,
+    n_remove: int,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    allowed: Allowed | None = None,
+    progress: Progress | None = None,
+) -> Choice:
+    """Remove the blocks of least 1 − CKA(input of block i, its output).
+
+    Needs a game that offers `cka_distances() -> float64[n]`, and raises `RequestError` for one that does not. No mask
+    is asked and nothing is drawn, so `seed`, `budget` and `progress` have no effect.
+    """
+    n = n_players_of(game)
+    check_n_remove(n, n_remove)
+    cka_distances = getattr(game, "cka_distances", None)
+    if cka_distances is None:
+        raise RequestError("cka needs a game that offers cka_distances(), a game on a model: try sleb here")
+    distances = np.asarray(cka_distances(), dtype=np.float64)
+    if distances.shape != (n,) or not np.isfinite(distances).all():
+        raise RequestError(f"cka_distances() must give {n} finite numbers, not {distances}")
+    return Choice(least_valuable(distances, n_remove, allowed), "cka", distances, 0)

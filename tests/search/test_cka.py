@@ -1,0 +1,59 @@
+"""CKA of a block's input and output as what decides that it can go."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+from toy_games import Counting, Table
+
+from layercoop_fast.engine.loading import Checkpoint
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.game.importance import residual_stream
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.search import cka
+
+
+class Model:
+    """A game that must not be played, and the distances of its blocks."""
+
+    def __init__(self, distances: list[float]) -> None:
+        self.distances = distances
+        self.n_players = 4
+
+    def __call__(self, masks: np.ndarray) -> np.ndarray:
+        raise AssertionError("cka asks no mask")
+
+    def cka_distances(self) -> np.ndarray:
+        return np.array(self.distances)
+
+
+def test_removes_what_changes_the_geometry_least() -> None:
+    choice = cka.search(Model([0.5, 0.1, 0.3, 0.1]), 2)
+    assert choice.mask.tolist() == [True, False, True, False]
+    assert choice.n_masks == 0
+    with pytest.raises(RequestError, match="4 finite numbers"):
+        cka.search(Model([0.5, 0.1, 0.3, np.nan]), 2)
+    with pytest.raises(RequestError, match=r"offers cka_distances\(\)"):
+        cka.search(Counting(Table(np.zeros(16))), 2)
+
+
+def test_against_the_formula_by_gram_matrices() -> None:
+    """HSIC(K, L) / sqrt(HSIC(K, K) · HSIC(L, L)) with centred kernels over tokens, as it is defined."""
+    ids = torch.randint(3, 259, (2, 13), generator=torch.Generator().manual_seed(0))
+    game = ModelGame(Checkpoint(tiny_model("llama", 3), tiny_tokenizer(), "llama"), Calibration(ids, "t"))
+    states = [hidden.flatten(0, 1).double() for hidden in residual_stream(game)]
+    n = len(states[0])
+    centre = torch.eye(n, dtype=torch.float64) - 1 / n
+
+    def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
+        return float((centre @ (x @ x.T) @ centre * (y @ y.T)).sum())
+
+    wanted = [1 - hsic(x, y) / (hsic(x, x) * hsic(y, y)) ** 0.5 for x, y in pairwise(states)]
+    before = game.evaluations.token_evals
+    np.testing.assert_allclose(game.cka_distances(), wanted, rtol=1e-9, atol=1e-12)
+    assert game.evaluations.token_evals - before == 3 * ids.numel()
