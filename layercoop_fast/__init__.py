@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from layercoop_fast.errors import RunError as RunError
     from layercoop_fast.export.checkpoint import export_checkpoint as export_checkpoint
     from layercoop_fast.game.calibration import Calibration as Calibration
+    from layercoop_fast.game.calibration import image_text as image_text
     from layercoop_fast.game.choice_utility import ChoiceUtility as ChoiceUtility
     from layercoop_fast.game.choice_utility import choice_utility as choice_utility
     from layercoop_fast.game.choices import Choices as Choices
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Calibration": "game.calibration",
+    "image_text": "game.calibration",
     "ChoiceUtility": "game.choice_utility",
     "Choices": "game.choices",
     "Control": "shapley.control",

@@ -52,6 +52,9 @@ class Influential(Redundant):
     def block_influence(self) -> Floats:
         return self.damage
 
+    def cka_distances(self) -> Floats:
+        return self.block_influence()
+
     def angular_distances(self, run_length: int) -> Floats:
         return np.array([self.damage[i : i + run_length].sum() for i in range(self.n_players - run_length + 1)])
 
