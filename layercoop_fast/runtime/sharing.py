@@ -28,6 +28,8 @@ def find_parents(sequences: Several[Sequence], tokens: Several[Several[int]]) ->
             # The earliest of those that share most: it has taken its own state over before that block.
             if common > fork and sequences[other].tokens == sequence.tokens:
                 best, fork = other, common
+            if fork == len(sequence.mask):
+                break
         parents.append((best, fork))
         alike.append(number)
     return parents
