@@ -102,14 +102,63 @@ class CacheKinds:
             found.has_previous_state = dict.fromkeys(found.has_previous_state, length > 0)
         return found
 
-    def cache(self, storage: PageStorage | None, length: int) -> Cache:
-        """A cache for rows that all stand at `length`. Without storage nothing can be written."""
+    def empty(self) -> Cache:
+        """A cache of transformers' own."""
+        return Cache(layers=[self.fresh(layer) for layer in range(len(self._templates))])
+
+    def load(self, cache: Any, layer: int, state: Any) -> None:
+        """Let a block go on from a state of its own."""
+        cache.layers[layer] = state
+
+    def unload(self, cache: Any, layer: int, length: int) -> Any:
+        """What the block left; the cache answers for `length` again."""
+        state, cache.layers[layer] = cache.layers[layer], self.aside(layer, length)
+        return state
+
+    def cache(self, storage: PageStorage, length: int) -> Cache:
+        """A cache for rows that all stand at `length`."""
         layers = []
         for layer, template in enumerate(self._templates):
-            if storage is None or not self.is_paged(layer):
+            if not self.is_paged(layer):
                 layers.append(self.aside(layer, length))
             elif isinstance(template, DynamicSlidingWindowLayer):
                 layers.append(PagedWindowLayer(storage, layer, length, template.sliding_window))
             else:
                 layers.append(PagedLayer(storage, layer, length))
         return Cache(layers=layers)
+
+
+class StateListKinds:
+    """The same for a family that carries one list of tensors [B, H, L], a slice of each a block (RWKV).
+
+    Args:
+        states: the list that the model begins one sequence with.
+    """
+
+    def __init__(self, states: list[Tensor]) -> None:
+        self._states = states
+
+    def is_paged(self, layer: int) -> bool:
+        """No block keeps keys and values."""
+        return False
+
+    def fresh(self, layer: int) -> list[Tensor]:
+        """What a block begins with."""
+        return [state[..., layer].clone() for state in self._states]
+
+    def empty(self) -> list[Tensor]:
+        """What all blocks begin with."""
+        return [state.clone() for state in self._states]
+
+    def cache(self, storage: PageStorage, length: int) -> list[Tensor]:
+        """The same: no block asks it for lengths."""
+        return self.empty()
+
+    def load(self, cache: Any, layer: int, state: list[Tensor]) -> None:
+        """Let a block go on from a state of its own."""
+        for all_, own in zip(cache, state, strict=True):
+            all_[..., layer] = own
+
+    def unload(self, cache: Any, layer: int, length: int) -> list[Tensor]:
+        """What the block left."""
+        return [state[..., layer].clone() for state in cache]

@@ -22,12 +22,12 @@ from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import RequestError
-from layercoop_fast.runtime.caches import CacheKinds
+from layercoop_fast.runtime.caches import CacheKinds, StateListKinds
 from layercoop_fast.runtime.executor import Executor, Rows
 from layercoop_fast.runtime.masks import WHOLE, Halves
 from layercoop_fast.runtime.storage import PageShape, PageStorage
 
-_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
 _PROBE_TOKENS = 3
 
 
@@ -38,7 +38,7 @@ class _LeftError(Exception):
 class CachedContext(Context):
     """What every block is handed for new tokens `ids` int64 [B, T] behind a cache; no block and no head is computed."""
 
-    def __init__(self, skeleton: Skeleton, ids: Tensor, cache: Cache, cache_name: str) -> None:
+    def __init__(self, skeleton: Skeleton, ids: Tensor, cache: Cache | list[Tensor] | None, cache_name: str) -> None:
         self.skeleton = skeleton
         self.ids = ids
         self._arguments = {}
@@ -58,6 +58,13 @@ class CachedContext(Context):
         with torch.inference_mode(), replaced_forward(skeleton.blocks, recorder), suppress(_LeftError):
             skeleton.model(input_ids=ids, use_cache=True, **{cache_name: cache})
         self.embedding = captured[0].hidden(convention.takes)
+        if skeleton.entry is not None:
+            with torch.inference_mode():
+                self.embedding = skeleton.entry(self.embedding)
+        if cache_name == "state":
+            # Handed from block to block, which those that stood aside did not do.
+            states = captured[0].kwargs["state"]
+            captured = {at: BlockCall(call.args, {**call.kwargs, "state": states}) for at, call in captured.items()}
         self._calls = [captured[index].with_hidden(convention.takes, None) for index in range(skeleton.n_layers)]
 
 
@@ -79,8 +86,8 @@ class GeneralExecutor(Executor):
         self, skeleton: Skeleton, kv_budget: int, held: Halves | None = None, sublayers: Sublayers | None = None
     ) -> None:
         self.skeleton = skeleton
-        self.kinds = CacheKinds(skeleton.model, skeleton.n_layers)
         self._cache_name = _cache_name(skeleton)
+        self.kinds = self._kinds()
         self._sublayers = sublayers
         held = np.full(skeleton.n_layers, WHOLE, dtype=np.uint8) if held is None else held
         self.storage = PageStorage(self._shapes(held), kv_budget, skeleton.device)
@@ -111,7 +118,7 @@ class GeneralExecutor(Executor):
                     batch.score(batch.run(), found)
         return found
 
-    def context(self, ids: Tensor, cache: Cache) -> CachedContext:
+    def context(self, ids: Tensor, cache: Cache | list[Tensor] | None) -> CachedContext:
         """What the blocks are handed for these tokens behind this cache."""
         return CachedContext(self.skeleton, ids, cache, self._cache_name)
 
@@ -127,10 +134,20 @@ class GeneralExecutor(Executor):
             self._sublayers = Sublayers(self.skeleton)
         return self._sublayers.run(context, 2 * layer + halves - 1, hidden)
 
+    def _kinds(self) -> CacheKinds | StateListKinds:
+        if self._cache_name != "state":
+            return CacheKinds(self.skeleton.model, self.skeleton.n_layers)
+        # Without one, the model makes the list that a sequence begins with.
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=self.skeleton.device)
+        states = dict(self.context(ids, None).call(0).arguments()).get("state")
+        if not isinstance(states, list) or not all(isinstance(state, Tensor) for state in states):
+            raise RequestError(f"{type(self.skeleton.model).__name__} hands its blocks no state: it cannot generate")
+        return StateListKinds(states)
+
     def _shapes(self, held: Halves) -> list[PageShape | None]:
         """What each block keeps of a token, seen on a few tokens."""
         skeleton = self.skeleton
-        cache = Cache(layers=[self.kinds.fresh(layer) for layer in range(skeleton.n_layers)])
+        cache = self.kinds.empty()
         ids = torch.arange(_PROBE_TOKENS, device=skeleton.device)[None] % skeleton.vocab_size
         context = self.context(ids, cache)
         shapes: list[PageShape | None] = []
@@ -140,8 +157,8 @@ class GeneralExecutor(Executor):
             if not held[layer] & 1:
                 continue
             hidden = self.run_block(context, layer, int(held[layer]), hidden)
-            seen = cache.layers[layer]
-            if self.kinds.is_paged(layer):
+            if isinstance(cache, Cache) and self.kinds.is_paged(layer):
+                seen = cache.layers[layer]
                 if not isinstance(seen.keys, Tensor) or seen.keys.shape[2] != _PROBE_TOKENS:
                     raise RequestError(
                         f"block {layer} of {type(skeleton.model).__name__} left no keys and values in the cache it was "
@@ -213,16 +230,15 @@ class _Batch:
     def _block(self, layer: int, halves: int, active: list[int], hidden: Tensor) -> Tensor:
         kinds = self.executor.kinds
         if kinds.is_paged(layer):
+            assert isinstance(self.cache, Cache)
             self.cache.layers[layer].tables = self.tables[active, layer]
             return self.executor.run_block(self._context(active), layer, halves, hidden)
         outs = []
         for at, row in zip(active, hidden, strict=True):
             states = self.rows.sequences[self.members[at]].states
-            if layer not in states:
-                states[layer] = kinds.fresh(layer)
-            self.cache.layers[layer] = states[layer]
+            kinds.load(self.cache, layer, states[layer] if layer in states else kinds.fresh(layer))
             outs.append(self.executor.run_block(self._context([at]), layer, halves, row[None]))
-            self.cache.layers[layer] = kinds.aside(layer, self.length)
+            states[layer] = kinds.unload(self.cache, layer, self.length)
         return torch.cat(outs)
 
     def _inherit(self, layer: int) -> None:

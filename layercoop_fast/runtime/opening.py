@@ -120,7 +120,7 @@ def _open(
     for layer in range(n_layers):
         block = skeleton.blocks[layer]
         if held[layer] == 0:
-            _let_go(skeleton.model, block)
+            _let_go(skeleton.model, block, beside=skeleton.entry)
         elif held[layer] < WHOLE and sublayers is not None:
             halves = sublayers.halves[layer]
             _let_go(skeleton.model, block.get_submodule(halves.mlp if held[layer] == 1 else halves.attn))
@@ -140,9 +140,10 @@ def _held(mask: MaskLike | str | Path | None, n_layers: int) -> Halves:
     return read_mask(mask, n_layers)
 
 
-def _let_go(model: PreTrainedModel, part: nn.Module) -> None:
-    """Move a part's parameters to the meta device, but for those that others share."""
-    own = {id(parameter) for parameter in part.parameters()}
+def _let_go(model: PreTrainedModel, part: nn.Module, beside: nn.Module | None = None) -> None:
+    """Move a part's parameters to the meta device, but for those that others share, and those of `beside`."""
+    kept = set() if beside is None else {id(parameter) for parameter in beside.parameters()}
+    own = {id(parameter) for parameter in part.parameters()} - kept
     elsewhere = {
         parameter.data_ptr()
         for parameter in model.parameters()

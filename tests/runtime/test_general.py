@@ -33,7 +33,7 @@ def generated(executor: Executor, sequences: list[Sequence], n_new: int, first: 
     return [list(words) for words in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "rwkv", "falcon_h1", "gpt_oss"])
 def test_tokens_are_those_of_the_exported_checkpoint(family: str, tmp_path: Path) -> None:
     model = tiny_model(family, N_LAYERS)
     mask = np.array([True, True, False, True, False, True])
