@@ -4,7 +4,10 @@
 
 The first four fifths of the calibration text are searched and fitted on; its last fifth is the unseen text of a seen
 domain, `builtin-heldout` that of another, and each --eval SPEC is a text of which nothing was seen. Masks are those of
-sleb; with --masks FILE they are taken from there, or kept there. Ends in one JSON line.
+sleb, or of --method; with --masks FILE, JSON of name -> removed layers, they are taken from there, or kept there. With
+--finalists N the N best masks of each size that the method measured, and with --trade also the best of those that keep
+one layer of a run of --trade or more of the method's own mask: what one cheap block in a long run is worth. `worth` is
+that on the text searched on, before and after. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -29,10 +32,14 @@ from small_model import small_model
 from layercoop_fast import ModelGame, fit_repair
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.game.calibration import load_calibration, read_text
+from layercoop_fast.game.protocol import Masks
 from layercoop_fast.progress import Bars
+from layercoop_fast.repair.fit import repaired_worth
+from layercoop_fast.repair.runs import find_gaps
 from layercoop_fast.repair.streams import HeldOut
-from layercoop_fast.repair.texts import DEFAULT_TOKENS, default_texts
+from layercoop_fast.repair.texts import DEFAULT_TOKENS, default_texts, texts_to_fit
 from layercoop_fast.search.base import get_method
+from layercoop_fast.search.finalists import best_measured
 
 
 def main() -> None:
@@ -45,7 +52,11 @@ def main() -> None:
     parser.add_argument("--repair-text", action="append", help="SPEC to fit to; default as for `prune`")
     parser.add_argument("--repair-tokens", type=int, default=DEFAULT_TOKENS)
     parser.add_argument("--remove", default="3,6,10")
-    parser.add_argument("--masks", type=Path, help="JSON of size -> removed layers")
+    parser.add_argument("--method", default="sleb")
+    parser.add_argument("--masks", type=Path, help="JSON of name -> removed layers")
+    parser.add_argument("--finalists", type=int, default=1)
+    parser.add_argument("--trade", type=int, help="length of a run that may keep a layer")
+    parser.add_argument("--store", type=Path, help="keep measured masks in this file")
     parser.add_argument("--dtype", default="bfloat16")
     arguments = parser.parse_args()
     sizes = [int(size) for size in arguments.remove.split(",")]
@@ -57,34 +68,37 @@ def main() -> None:
         seen.write_text(text[:border], encoding="utf-8")
         unseen.write_text(text[border:], encoding="utf-8")
         name = arguments.model or str(small_model())
-        game = ModelGame.from_pretrained(name, str(seen), dtype=arguments.dtype, on_progress=bars.update)
+        game = ModelGame.from_pretrained(
+            name, str(seen), dtype=arguments.dtype, store=arguments.store, on_progress=bars.update
+        )
         texts = {f"{seen.stem}, unseen part": str(unseen), "builtin-heldout": "builtin-heldout"}
         texts |= {Path(spec).name: spec for spec in arguments.eval}
         heldout = {label: held_out(game, spec, arguments.eval_windows) for label, spec in texts.items()}
         specs = arguments.repair_text or default_texts(game)
-        masks = masks_of(game, sizes, arguments.masks)
+        fitted = texts_to_fit(game, specs, arguments.repair_tokens, progress=bars.update)
         rows = []
-        for size in sizes:
-            mask = masks[size]
+        for label, mask in masks_of(game, sizes, arguments).items():
             kept = [int(layer) for layer in np.flatnonzero(mask)]
-            before = {label: math.exp(text.nll(kept)) for label, text in heldout.items()}
+            before = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
             started, processor = time.perf_counter(), time.process_time()
-            repaired = fit_repair(game, mask, specs, tokens=arguments.repair_tokens, progress=bars.update)
+            repaired = fit_repair(game, mask, fitted, progress=bars.update)
             seconds, processor = time.perf_counter() - started, time.process_time() - processor
             with repaired.applied():
-                after = {label: math.exp(text.nll(kept)) for label, text in heldout.items()}
+                after = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
+            worth = float(game(mask[None])[0]), repaired_worth(game, repaired)[0]
             rows.append(
                 {
-                    "remove": size,
+                    "remove": label,
                     "removed": [int(layer) for layer in np.flatnonzero(~mask)],
                     "strengths": [gap["strength"] for gap in repaired.record["gaps"]],
                     "tokens": repaired.record["tokens"],
                     "seconds": round(seconds, 1),
                     "cpu_seconds": round(processor, 1),
-                    "ppl": {label: [round(before[label], 2), round(after[label], 2)] for label in before},
+                    "worth": [round(one, 5) for one in worth],
+                    "ppl": {name: [round(before[name], 2), round(after[name], 2)] for name in before},
                 }
             )
-    show(rows)
+            show(rows[-1:])
     result = {
         "benchmark": "repair/repair",
         "machine": machine(),
@@ -103,20 +117,38 @@ def held_out(game: ModelGame, spec: str, windows: int) -> HeldOut:
     return HeldOut(game, Windows(game.skeleton, text.ids))
 
 
-def masks_of(game: ModelGame, sizes: list[int], file: Path | None) -> dict[int, Any]:
-    """The mask of each size, by greedy removal or from a file of them."""
+def masks_of(game: ModelGame, sizes: list[int], arguments: argparse.Namespace) -> dict[str, Masks]:
+    """The masks to repair by name: from a file of them, or what a method finds, its finalists beside it."""
+    file: Path | None = arguments.masks
     if file is not None and file.exists():
-        removed = {int(size): layers for size, layers in json.loads(file.read_text(encoding="utf-8")).items()}
-    else:
-        order = get_method("sleb")(game, max(sizes)).details["greedy_order"]
-        removed = {size: sorted(order[:size]) for size in sizes}
-        if file is not None:
-            file.write_text(json.dumps(removed), encoding="utf-8")
-    return {size: ~np.isin(np.arange(game.n_players), removed[size]) for size in sizes}
+        removed = json.loads(file.read_text(encoding="utf-8"))
+        return {name: ~np.isin(np.arange(game.n_players), layers) for name, layers in removed.items()}
+    found: dict[str, Masks] = {}
+    for size in sizes:
+        mask = get_method(arguments.method)(game, size).mask
+
+        def of_size(other: Masks, size: int = size) -> bool:
+            return int((~other).sum()) == size
+
+        best = best_measured(game, mask, of_size, arguments.finalists)
+        found |= {str(size) if place == 0 else f"{size}, no. {place + 1}": one for place, one in enumerate(best)}
+        if arguments.trade is not None:
+            runs = [gap.removed for gap in find_gaps(mask) if len(gap.removed) >= arguments.trade]
+            inner = {layer for run in runs for layer in run[1:-1]}
+
+            def trades(other: Masks, inner: set[int] = inner, size: int = size) -> bool:
+                return of_size(other, size) and any(other[layer] for layer in inner)
+
+            traded = best_measured(game, mask, trades, 2)[1:]
+            found |= {f"{size}, one of the run kept": one for one in traded}
+    if file is not None:
+        written = {name: np.flatnonzero(~mask).tolist() for name, mask in found.items()}
+        file.write_text(json.dumps(written), encoding="utf-8")
+    return found
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print the table."""
+    """Print rows of the table, as soon as they are there."""
     table = Table()
     for column in ("removed", "text", "ppl", "repaired", "change", "s"):
         table.add_column(column, justify="left" if column == "text" else "right")

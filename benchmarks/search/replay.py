@@ -1,0 +1,164 @@
+"""A game on a model that answers from a store of measured masks, and counts what measuring them anew would cost.
+
+    game = Replay.open(small_model(), "novels.txt", store="worths.store")
+    choice = coop.search(game, 10, seed=3)
+    game.passes                                       # of the full model over the calibration text, as if nothing known
+
+Searches differ in which masks they ask and on how many windows, not in what is measured: with a store a study of many
+searches, seeds or budgets takes the time of the masks that are new to all of them. Costs are those of a run by itself
+with memory for every state: the distinct kept prefixes of each call's unknown masks, part by part, on its tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from layercoop_fast import ModelGame
+from layercoop_fast.engine.plan import count_evaluations
+from layercoop_fast.game.domains import Domains
+from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.game.store import Scores
+from layercoop_fast.game.utility import Utility, get_utility
+
+
+class Replay:
+    """What a search may ask of a game on windows, with nothing known to it at first.
+
+    Args:
+        source: the game that measures, and keeps what it measured. Its utility says whether divergences are known.
+        utility: the worth of this game.
+
+    Attributes:
+        token_evals: layers times tokens that a run by itself would have spent.
+        masks: distinct masks asked, on however few windows.
+    """
+
+    has_windows = True
+
+    def __init__(self, source: ModelGame, utility: str = "ppl_ratio") -> None:
+        self.source = source
+        self.utility: Utility = get_utility(utility)  # type: ignore[assignment]
+        self.n_players = source.n_players
+        self.windows = source.windows
+        self.domains: Domains | None = source.domains
+        self.token_evals = 0
+        self.asked: set[bytes] = set()
+        self._known: set[tuple[bytes, int]] = set()
+        self._has_teacher = False
+
+    @classmethod
+    def open(cls, model: str, calibration: str, *, store: Path, kl: bool = False, **options: Any) -> Replay:
+        """A game on a checkpoint in fp32, which is measured where its store does not know."""
+        utility = "kl" if kl else "ppl_ratio"
+        source = ModelGame.from_pretrained(
+            model, calibration, utility=utility, store=store, **{"dtype": "float32", **options}
+        )
+        return cls(source, utility)
+
+    def anew(self) -> Replay:
+        """The same game with nothing known and nothing counted."""
+        return Replay(self.source, self.utility.name)
+
+    @property
+    def passes(self) -> float:
+        """What was spent, in passes of the full model over all windows."""
+        return self.token_evals / (self.source.skeleton.n_layers * self.windows.ids.numel())
+
+    @property
+    def masks(self) -> int:
+        """Distinct masks asked, the full model not among them."""
+        return len(self.asked - {np.ones(self.n_players, dtype=np.bool_).tobytes()})
+
+    def __call__(self, masks: Masks) -> Floats:
+        """Worths of masks (bool [M, n]), float64 [M]."""
+        return self.staged([self.windows.n_windows]).worths(masks, self.windows.n_windows)
+
+    def staged(self, ends: Sequence[int]) -> _Staged:
+        """This game on growing numbers of its windows."""
+        return _Staged(self, ends)
+
+    def with_utility(self, utility: str) -> Replay:
+        """The same game with another worth; its costs count here too."""
+        return self if get_utility(utility) is self.utility else _Counted(self, utility)
+
+    @cached_property
+    def _influence(self) -> Floats:
+        return self.source.block_influence()
+
+    def block_influence(self) -> Floats:
+        """As of `ModelGame`, one pass."""
+        self._charge(self.source.players.n_units, self.windows.n_windows)
+        return self._influence
+
+    def angular_distances(self, run_length: int) -> Floats:
+        """As of `ModelGame`, one pass."""
+        self._charge(self.source.players.n_units, self.windows.n_windows)
+        return self.source.angular_distances(run_length)
+
+    def note(self, masks: Masks, n_windows: int) -> None:
+        """Called for masks (bool [M, n]) that a search now knows on the first windows, after they were paid for."""
+
+    def _charge(self, units: int, n_windows: int) -> None:
+        tokens = self.windows.ids.shape[1] * n_windows
+        self.token_evals += units * tokens // (1 if self.source.players.sublayers is None else 2)
+
+    def _pay(self, masks: Masks, first: int, end: int) -> None:
+        """Count measuring masks (bool [M, n]) on windows `first` to `end` − 1, where they are not known there."""
+        everything = np.ones((1, self.n_players), dtype=np.bool_)
+        if self.utility.needs_teacher and not self._has_teacher:
+            self._has_teacher = True
+            self._charge(self.source.players.n_units, self.windows.n_windows)
+        unknown = {
+            mask.tobytes(): mask
+            for mask in np.concatenate([masks, everything])
+            if (mask.tobytes(), first) not in self._known
+        }
+        if unknown:
+            self._known |= {(key, first) for key in unknown}
+            self.asked |= set(unknown)
+            fresh = np.stack(list(unknown.values()))
+            self._charge(count_evaluations(self.source.players.unit_masks(fresh)).plan, end - first)
+
+
+class _Counted(Replay):
+    """A view with another worth, whose costs count in the game it is a view of."""
+
+    def __init__(self, owner: Replay, utility: str) -> None:
+        super().__init__(owner.source, utility)
+        self._owner = owner
+
+    def _charge(self, units: int, n_windows: int) -> None:
+        super()._charge(units, n_windows)
+        self._owner._charge(units, n_windows)
+
+
+class _Staged:
+    """The game on growing numbers of windows, as `StagedGame` is it."""
+
+    def __init__(self, game: Replay, ends: Sequence[int]) -> None:
+        self.game, self.ends = game, tuple(ends)
+
+    def window_scores(self, masks: Masks, n_windows: int) -> Scores:
+        first = 0
+        for end in self.ends[: self.ends.index(n_windows) + 1]:
+            self.game._pay(masks, first, end)
+            first = end
+        self.game.note(masks, n_windows)
+        scores = self.game.source.window_scores(masks)
+        return Scores(scores.nll[:, :n_windows], scores.kl[:, :n_windows])
+
+    def worths(self, masks: Masks, n_windows: int) -> Floats:
+        scores = self.window_scores(masks, n_windows)
+        full = self.window_scores(np.ones((1, self.game.n_players), dtype=np.bool_), n_windows).nll[0]
+        text = self.game.source.fingerprints["calibration"]
+        with np.errstate(all="ignore"):
+            worths, _ = self.game.utility.judge(scores.nll, scores.kl, full, text)
+        return worths
