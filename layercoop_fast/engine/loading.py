@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -126,6 +127,11 @@ def _causal_config(name: str, trust_remote_code: bool) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        if "does not recognize this architecture" in str(error):
+            raise RequestError(
+                f"{name} is of an architecture that transformers {transformers.__version__} does not know: if it "
+                "brings its own code along, pass --trust-remote-code; else a newer transformers may know it"
+            ) from error
         raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
     if sees_pictures(config):
         return config

@@ -31,10 +31,11 @@ class Pictures:
 
     def part(self, first: int, last: int, n_windows: int, copies: int = 1) -> dict[str, Tensor]:
         """The arguments for windows first .. last (last excluded) of `n_windows`, `copies` times side by side."""
-        return {
-            name: value.unflatten(0, (n_windows, -1))[first:last].flatten(0, 1).repeat(copies, *[1] * (value.dim() - 1))
-            for name, value in self.inputs.items()
-        }
+        found = {}
+        for name, value in self.inputs.items():
+            rows = len(value) // n_windows
+            found[name] = value[first * rows : last * rows].repeat(copies, *[1] * (value.dim() - 1))
+        return found
 
 
 @dataclass

@@ -35,6 +35,7 @@ def opened(folder: Path, **options: Any) -> PreTrainedModel:
 IDS = torch.arange(3, 19)[None]
 
 
+@pytest.mark.slow
 def test_torch_compile_gives_the_same_logits(pruned: Path) -> None:
     """Traced as one graph (a family that loops over tokens may break it) and run by the graph's own operations."""
     model = opened(pruned)
