@@ -37,6 +37,7 @@ class PoolBlock:
     """
 
     def __init__(self, parts: Parts, rope: Rope) -> None:
+        self.parts = parts
         self.rope = rope
         self.head_dim = parts.head_dim
         self.scale = parts.scale
@@ -71,7 +72,7 @@ class PoolBlock:
         """
         if half == "mlp":
             normed = gather_norm(pool, sources, self.mlp_norm.weight, self.mlp_norm.eps)
-            scatter_residual_(pool, targets, self._feed(normed), sources=sources)
+            scatter_residual_(pool, targets, self.feed(normed), sources=sources)
             return
         mixed = self._attend(gather_norm(pool, sources, self.input_norm.weight, self.input_norm.eps))
         delta = F.linear(mixed, self.output.weight, self.output.bias)
@@ -79,21 +80,11 @@ class PoolBlock:
             scatter_residual_(pool, targets, delta, sources=sources)
             return
         total, normed = gather_add_norm(pool, sources, delta, self.mlp_norm.weight, self.mlp_norm.eps)
-        scatter_residual_(pool, targets, self._feed(normed), residual=total)
+        scatter_residual_(pool, targets, self.feed(normed), residual=total)
 
     def _attend(self, normed: Tensor) -> Tensor:
         """What attention mixes, before its output projection: [R, H] → [R, heads·D]."""
-        qkv = F.linear(normed, self.qkv.weight, self.qkv.bias)
-        rotary_(
-            qkv,
-            self.rope.cos,
-            self.rope.sin,
-            self.heads,
-            self.kv_heads,
-            query_norm=None if self.query_norm is None else self.query_norm.weight,
-            key_norm=None if self.key_norm is None else self.key_norm.weight,
-            eps=0.0 if self.query_norm is None else self.query_norm.eps,
-        )
+        qkv = self.project(normed, self.rope.cos, self.rope.sin)
         by_head = qkv.view(-1, self.rope.tokens, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
         queries, keys, values = torch.split(by_head, [self.heads, self.kv_heads, self.kv_heads], dim=1)
         mixed = F.scaled_dot_product_attention(
@@ -101,7 +92,24 @@ class PoolBlock:
         )
         return mixed.transpose(1, 2).reshape(len(qkv), self.heads * self.head_dim)
 
-    def _feed(self, normed: Tensor) -> Tensor:
+    def project(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries and keys, rotated, and values: [R, H] → [R, (heads + 2·kv_heads)·D]; row r is turned by row r mod T.
+
+        cos, sin: [T, D].
+        """
+        qkv = F.linear(normed, self.qkv.weight, self.qkv.bias)
+        return rotary_(
+            qkv,
+            cos,
+            sin,
+            self.heads,
+            self.kv_heads,
+            query_norm=None if self.query_norm is None else self.query_norm.weight,
+            key_norm=None if self.key_norm is None else self.key_norm.weight,
+            eps=0.0 if self.query_norm is None else self.query_norm.eps,
+        )
+
+    def feed(self, normed: Tensor) -> Tensor:
         """What the MLP adds: [R, H] → [R, H]."""
         inner = swiglu(F.linear(normed, self.gate_up.weight, self.gate_up.bias))
         return F.linear(inner, self.down.weight, self.down.bias)

@@ -12,6 +12,7 @@ that the executor is one piece of code, and is tested where there is no GPU.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from layercoop_fast.files import reason
 from layercoop_fast.spans import timed, watching
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ class CudaQueue:
             self._captures: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._memory = torch.cuda.graph_pool_handle()
         self._origin: tuple[torch.cuda.Event, float] | None = None
+        self._captures_work = True
 
     def send(self, table: Tensor) -> Tensor:
         """Copied from pinned memory on the second stream; the first waits for it on the device, not here."""
@@ -119,13 +122,25 @@ class CudaQueue:
             if self._calls[key] <= PLAIN_CALLS:
                 work()
                 return
+            if not self._captures_work:
+                work()
+                return
             graph = torch.cuda.CUDAGraph()
             # One after the other runs, so all graphs may have their intermediate results in the same memory.
-            with (
-                torch.cuda.device(self.device),
-                torch.cuda.graph(graph, pool=self._memory, stream=self._captures, capture_error_mode="thread_local"),
-            ):
+            try:
+                with (
+                    torch.cuda.device(self.device),
+                    torch.cuda.graph(
+                        graph, pool=self._memory, stream=self._captures, capture_error_mode="thread_local"
+                    ),
+                ):
+                    work()
+            except RuntimeError as error:
+                # Slower by what launching takes, and no reason to end a run.
+                self._captures_work = False
+                warnings.warn(f"nothing is captured in graphs on this device: {reason(error)}", stacklevel=2)
                 work()
+                return
             self._graphs[key] = graph
         graph.replay()
 

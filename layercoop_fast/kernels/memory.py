@@ -27,7 +27,7 @@ def is_native(tensor: Tensor) -> bool:
 
 def on_gpu(tensor: Tensor) -> bool:
     """Whether the Triton kernels (`layercoop_fast.kernels.gpu`) work on such a tensor, and Triton is installed."""
-    return tensor.dtype in GPU_DTYPES and (tensor.device.type == "cuda" or _interpreted) and _has_triton()
+    return tensor.dtype in GPU_DTYPES and (tensor.device.type == "cuda" or _interpreted) and has_triton()
 
 
 @contextmanager
@@ -45,7 +45,8 @@ def through_interpreter() -> Iterator[None]:
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton is installed."""
     return find_spec("triton") is not None
 
 

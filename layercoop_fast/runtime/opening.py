@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layercoop_fast.engine.forward import free_memory
+from layercoop_fast.engine.llama_shape import UnfitError
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import PARTS, Sublayers
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.gguf import removed_of
+from layercoop_fast.kernels.memory import has_triton
 from layercoop_fast.runtime.executor import Executor
 from layercoop_fast.runtime.general import GeneralExecutor
 from layercoop_fast.runtime.masks import WHOLE, Halves, MaskLike, read_mask
@@ -74,7 +76,13 @@ def open_runtime(
     budget = min(free_memory(skeleton.device) // 4, _MOST_KV_BYTES) if kv_memory is None else kv_memory
     eos = _ends(skeleton.model)
     why = None
-    if executor != "transformers":
+    if skeleton.device.type == "cuda" and executor == "auto" and dtype not in _QUANTISED:
+        found = _on_gpu(skeleton, budget, held)
+        if isinstance(found, Executor):
+            return Opened(found, tokenizer, eos, held, None)
+        why = found
+        say_once(f"{path} runs on the blocks of transformers, since our own for GPUs cannot run it: {why}")
+    elif executor != "transformers":
         why = _why_not_native(skeleton, held)
         if why is None:
             packed = str(skeleton.dtype).removeprefix("torch.") if dtype == "auto" else dtype
@@ -85,6 +93,18 @@ def open_runtime(
             raise RequestError(f"{path} cannot run on the native executor, which {dtype} and speed need: {why}")
         say_once(f"{path} runs on the blocks of transformers, since the native executor cannot run it: {why}")
     return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, held, why)
+
+
+def _on_gpu(skeleton: Skeleton, budget: int, held: Halves) -> Executor | str:
+    """The executor for GPUs, or why it cannot run a model."""
+    if not has_triton():
+        return "Triton is not installed"
+    from layercoop_fast.runtime.gpu import GpuExecutor  # here, since it loads Triton
+
+    try:
+        return GpuExecutor(skeleton, budget, held)
+    except UnfitError as reason:
+        return str(reason)
 
 
 def _why_not_native(skeleton: Skeleton, held: Halves) -> str | None:

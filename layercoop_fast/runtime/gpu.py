@@ -1,0 +1,334 @@
+"""Llama-shaped models on a GPU: all requests go through one captured step a token, whatever their masks.
+
+A step of one token a sequence is the same work each time, on memory that holds other numbers: tokens, positions, tables
+of pages, and which halves of blocks each sequence keeps. It is captured in a graph (`engine/queues.py`) for each number
+of sequences and of pages, in powers of two, and each set of blocks that run. What one of them needs goes to the device
+in one vector. Where all sequences have one mask, nothing else is read or computed than its blocks; where they differ, a
+sequence passes a block by as one that adds 0, which costs no memory traffic, and that is what a token waits for.
+
+Several tokens of a sequence (prompts, proposals of a draft) go through the blocks as they are, each block for the rows
+that keep it. Products are the libraries'; attention over pages, norms, rotary and SwiGLU are `kernels/gpu`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
+from layercoop_fast.engine.fused_head import FusedHead, fused_head
+from layercoop_fast.engine.llama_shape import Rope, UnfitError, find_rope
+from layercoop_fast.engine.pool_block import PoolBlock
+from layercoop_fast.engine.pool_units import pool_block
+from layercoop_fast.engine.queues import Queue, queue_of
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.decode_attention import decode_attention, decode_attention_reference
+from layercoop_fast.kernels.gpu.paged_attention import paged_attention, paged_attention_reference
+from layercoop_fast.kernels.memory import on_gpu
+from layercoop_fast.kernels.rms_norm import rms_norm
+from layercoop_fast.runtime.executor import Executor, Rows
+from layercoop_fast.runtime.masks import WHOLE, Halves
+from layercoop_fast.runtime.pages import PAGE, PagePool
+
+# Cosines and sines are held for so many positions at most.
+MOST_TOKENS = 16384
+_CHECK_TOKENS = 32
+
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a step of S sequences reads, on the device: views of one int32 vector."""
+
+    tokens: Tensor
+    positions: Tensor
+    lengths: Tensor
+    slots: Tensor
+    pages: Tensor
+    """[L, S], where each block's keys and values go."""
+    keeps: Tensor
+    """[2, L, S], 1 where a sequence keeps the attention or the MLP."""
+    tables: Tensor
+    """[S, L, M]."""
+
+    @classmethod
+    def of(cls, vector: Tensor, sequences: int, layers: int, pages: int) -> _Step:
+        sizes = [sequences] * 4 + [layers * sequences, 2 * layers * sequences, sequences * layers * pages]
+        tokens, positions, lengths, slots, into, keeps, tables = torch.split(vector, sizes)
+        return cls(
+            tokens, positions, lengths, slots, into.view(layers, sequences), keeps.view(2, layers, sequences),
+            tables.view(sequences, layers, pages),
+        )  # fmt: skip
+
+
+class GpuExecutor(Executor):
+    """Runs chunks through llama-shaped blocks, keys and values in pages on the device.
+
+    Args:
+        skeleton: the model, on one device.
+        kv_budget: bytes for keys and values.
+        held: uint8 [L], the halves of blocks whose weights are there; by default all. Blocks are there or not.
+        queue: of the device.
+
+    Raises `UnfitError` for a model that is not made of such blocks and a plain head, and `RequestError` for a budget
+    that does not hold one token.
+    """
+
+    name = "gpu"
+
+    def __init__(
+        self, skeleton: Skeleton, kv_budget: int, held: Halves | None = None, queue: Queue | None = None
+    ) -> None:
+        held = np.full(skeleton.n_layers, WHOLE, dtype=np.uint8) if held is None else held
+        if not set(held.tolist()) <= {0, WHOLE}:
+            raise UnfitError("halves of its blocks are left out")
+        self.skeleton = skeleton
+        self.queue = queue or queue_of(skeleton.device)
+        self.blocks = _blocks(skeleton, held)
+        self.head = _head(skeleton)
+        self.embedding = skeleton.model.get_input_embeddings()
+        some = next(block for block in self.blocks if block is not None)
+        self.rope = some.rope
+        self.heads, self.kv_heads, self.width = some.heads, some.kv_heads, some.head_dim
+        page = 2 * self.kv_heads * PAGE * self.width * skeleton.dtype.itemsize
+        kept = int((held > 0).sum())
+        if kv_budget < kept * page:
+            raise RequestError(
+                f"a budget of {kv_budget} bytes for keys and values holds no token: the smallest that works is "
+                f"{kept * page} bytes ({PAGE} tokens)"
+            )
+        super().__init__(
+            PagePool([page] * skeleton.n_layers, kv_budget), skeleton.vocab_size, self.rope.tokens, held=held
+        )
+        pages = kv_budget // page
+        # One page more than are ever handed out: what is computed for nobody is written there.
+        self.pages = torch.zeros(
+            pages + 1, 2, self.kv_heads, PAGE, self.width, dtype=skeleton.dtype, device=skeleton.device
+        )
+        self._nobody = pages
+        self._vectors: dict[tuple[int, int], Tensor] = {}
+        self._logits: dict[int, Tensor] = {}
+        own = {parameter.data_ptr(): parameter for parameter in skeleton.model.parameters() if not parameter.is_meta}
+        self.weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in own.values())
+
+    def copy_page(self, layer: int, source: int, target: int) -> None:
+        """Copy a page of a block, whole."""
+        self.pages[target] = self.pages[source]
+
+    def logits(self, rows: Rows) -> Tensor:
+        """Compute the rows: float32 [K, V]."""
+        wanted = torch.from_numpy(rows.wanted).to(self.skeleton.device, torch.int64)
+        if len(rows.tokens) == len(rows.sequences) and (rows.parent < 0).all():
+            return self._next(rows)[wanted]
+        return self._score(self._extend(rows)[wanted])
+
+    def _next(self, rows: Rows) -> Tensor:
+        """One token of each sequence, by a step that comes back: float32 [S, V], valid until the next one."""
+        layers = self.n_layers
+        count, size = len(rows.tokens), _power(len(rows.tokens))
+        room = _power(rows.tables.shape[2])
+        host = torch.zeros(size * (4 + 3 * layers + layers * room), dtype=torch.int32)
+        step = _Step.of(host, size, layers, room)
+        step.pages.fill_(self._nobody)
+        step.tables.fill_(-1)
+        step.tokens[:count] = torch.from_numpy(rows.tokens)
+        step.positions[:count] = torch.from_numpy(rows.positions)
+        step.lengths[:count] = torch.from_numpy(rows.positions + 1)
+        step.slots[:count] = torch.from_numpy(rows.positions % PAGE)
+        step.tables[:count, :, : rows.tables.shape[2]] = torch.from_numpy(rows.tables)
+        into = rows.tables[np.arange(count), :, rows.positions // PAGE]
+        step.pages[:, :count] = torch.from_numpy(np.where(into < 0, self._nobody, into).T.copy())
+        step.keeps[0, :, :count] = torch.from_numpy((rows.masks & 1).T.astype(np.int32))
+        step.keeps[1, :, :count] = torch.from_numpy((rows.masks >> 1).T.astype(np.int32))
+        if (size, room) not in self._vectors:
+            self._vectors[size, room] = torch.empty_like(host, device=self.skeleton.device)
+        if size not in self._logits:
+            self._logits[size] = torch.empty(size, self.vocab_size, device=self.skeleton.device)
+        there = _Step.of(self._vectors[size, room].copy_(self.queue.send(host)), size, layers, room)
+        alike = bool((rows.masks == rows.masks[0]).all())
+        ran = np.bitwise_or.reduce(rows.masks, axis=0)
+        key: Hashable = (size, room, alike, ran.tobytes())
+        self.queue.run(key, lambda: self._step(there, ran, self._logits[size], alike=alike))
+        return self._logits[size]
+
+    def _step(self, step: _Step, ran: Halves, out: Tensor, *, alike: bool) -> None:
+        """The step itself; `ran` says which halves any sequence keeps, `alike` that all keep them."""
+        hidden = self.embedding(step.tokens.long())
+        positions = step.positions.long()
+        cos, sin = self.rope.cos[positions], self.rope.sin[positions]
+        for layer, halves in enumerate(ran.tolist()):
+            block = self.blocks[layer]
+            if block is None:
+                continue
+            if halves & 1:
+                mix = self._decoding(block, step.tables[:, layer], step.lengths)
+                delta = self._attend(block, hidden, cos, sin, (step.pages[layer].long(), step.slots.long()), mix)
+                hidden = hidden + (delta if alike else delta * step.keeps[0, layer, :, None].to(delta.dtype))
+            if halves & 2:
+                delta = block.feed(rms_norm(hidden, block.mlp_norm.weight, block.mlp_norm.eps))
+                hidden = hidden + (delta if alike else delta * step.keeps[1, layer, :, None].to(delta.dtype))
+        out.copy_(self._score(hidden))
+
+    def _extend(self, rows: Rows) -> Tensor:
+        """Any rows, block by block: the states [R, H] behind the last one."""
+        device = self.skeleton.device
+        ids = torch.from_numpy(rows.tokens).to(device, torch.int64)
+        hidden: Tensor = self.embedding(ids)
+        cos, sin = (
+            each[torch.from_numpy(rows.positions).to(device, torch.int64)] for each in (self.rope.cos, self.rope.sin)
+        )
+        for layer in range(self.n_layers):
+            born = np.flatnonzero((rows.fork == layer) & (rows.parent >= 0))
+            if len(born):
+                hidden[_index(born, device)] = hidden[_index(rows.parent[born], device)]
+            running = (rows.fork <= layer) * rows.masks[rows.sequence, layer]
+            block = self.blocks[layer]
+            if block is None:
+                continue
+            if len(some := np.flatnonzero(running & 1)):
+                at = _index(some, device)
+                mix, where = self._extending(block, rows, layer, some)
+                hidden[at] += self._attend(block, hidden[at], cos[at], sin[at], where, mix)
+            if len(some := np.flatnonzero(running & 2)):
+                at = _index(some, device)
+                hidden[at] += block.feed(rms_norm(hidden[at], block.mlp_norm.weight, block.mlp_norm.eps))
+        return hidden
+
+    def _attend(
+        self,
+        block: PoolBlock,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        where: tuple[Tensor, Tensor],
+        mix: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """What attention adds to rows [N, H], whose keys and values go to slots int64 [N] of pages int64 [N]."""
+        normed = rms_norm(hidden, block.input_norm.weight, block.input_norm.eps)
+        qkv = block.project(normed, cos, sin)
+        pages, slots = where
+        queries = self.heads * self.width
+        self.pages[pages, :, :, slots] = qkv[:, queries:].view(-1, 2, self.kv_heads, self.width)
+        return F.linear(mix(qkv), block.output.weight, block.output.bias)
+
+    def _decoding(self, block: PoolBlock, tables: Tensor, lengths: Tensor) -> Callable[[Tensor], Tensor]:
+        def mix(qkv: Tensor) -> Tensor:
+            queries = qkv[:, : self.heads * self.width]
+            if on_gpu(qkv):
+                mixed: Tensor = decode_attention(queries, self.pages, tables, lengths, block.scale)
+                return mixed
+            return decode_attention_reference(queries, self.pages, tables, lengths, block.scale)
+
+        return mix
+
+    def _extending(
+        self, block: PoolBlock, rows: Rows, layer: int, some: npt.NDArray[np.int64]
+    ) -> tuple[Callable[[Tensor], Tensor], tuple[Tensor, Tensor]]:
+        """How the rows `some` of a block attend, and where their keys and values go."""
+        device = self.skeleton.device
+        members, sizes = np.unique(rows.sequence[some], return_counts=True)
+        starts = torch.from_numpy(np.append(0, np.cumsum(sizes)).astype(np.int32)).to(device)
+        tables = torch.from_numpy(np.ascontiguousarray(rows.tables[members, layer])).to(device)
+        lengths = torch.from_numpy(rows.lengths[members]).to(device)
+        positions = rows.positions[some]
+        into = rows.tables[rows.sequence[some], layer, positions // PAGE]
+
+        def mix(qkv: Tensor) -> Tensor:
+            if on_gpu(qkv):
+                mixed: Tensor = paged_attention(qkv, starts, self.pages, tables, lengths, int(sizes.max()), block.scale)
+                return mixed
+            return paged_attention_reference(qkv, starts, self.pages, tables, lengths, self.heads, block.scale)
+
+        return mix, (_index(into, device), _index(positions % PAGE, device))
+
+    def _score(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [N, V] of states [N, H]."""
+        norm, head = self.head.norm, self.head
+        assert norm is not None
+        projection = head.projection
+        logits = F.linear(rms_norm(hidden, norm.weight, norm.eps), projection.weight, projection.bias).float()
+        logits = logits * head.scale if head.scale != 1 else logits
+        return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)
+
+
+def _blocks(skeleton: Skeleton, held: Halves) -> list[PoolBlock | None]:
+    """The blocks that are held, for all positions that there are."""
+    if not skeleton.one_device:
+        raise UnfitError("it lies on several devices")
+    tokens = min(skeleton.max_tokens or MOST_TOKENS, MOST_TOKENS)
+    context = skeleton.context(
+        torch.arange(min(_CHECK_TOKENS, tokens), device=skeleton.device)[None] % skeleton.vocab_size
+    )
+    if not torch.equal(context.embedding, skeleton.model.get_input_embeddings()(context.ids)):
+        raise UnfitError("it does more to its embedding than look it up")
+    calls = _calls(skeleton, tokens)
+    blocks: list[PoolBlock | None] = []
+    first: Rope | None = None
+    for layer in range(skeleton.n_layers):
+        blocks.append(None)
+        if not held[layer]:
+            continue
+        found = pool_block(skeleton.blocks[layer], context.call(layer), skeleton.convention)
+        if isinstance(found, str):
+            raise UnfitError(f"block {layer}: {found}")
+        short, found.rope = found.rope, find_rope(calls[layer], skeleton.convention, found.parts)
+        first = first or found.rope
+        alike = torch.equal(found.rope.cos, first.cos) and torch.equal(found.rope.sin, first.sin)
+        if not alike or not torch.equal(found.rope.cos[: short.tokens], short.cos):
+            raise UnfitError("its rotary embedding depends on the block or on the length of the text")
+        blocks[-1] = found
+    if not any(block is not None and block.holds for block in blocks):
+        raise UnfitError("its blocks share weights")
+    return blocks
+
+
+class _LeftError(Exception):
+    """The model's forward is left on purpose: all its blocks have been handed their arguments."""
+
+
+def _calls(skeleton: Skeleton, tokens: int) -> list[BlockCall]:
+    """What the blocks are handed for one text of so many tokens; neither block nor head is computed."""
+    convention = skeleton.convention
+    captured: list[BlockCall] = []
+
+    def recorder(index: int) -> Callable[..., Returned]:
+        def record(*args: Any, **kwargs: Any) -> Returned:
+            call = BlockCall(args, kwargs)
+            captured.append(call.with_hidden(convention.takes, None))
+            if index == skeleton.n_layers - 1:
+                raise _LeftError
+            return convention.wrap(call.hidden(convention.takes))
+
+        return record
+
+    ids = torch.zeros(1, tokens, dtype=torch.int64, device=skeleton.device)
+    with torch.inference_mode(), replaced_forward(skeleton.blocks, recorder), suppress(_LeftError):
+        skeleton.model(input_ids=ids, use_cache=False)
+    return captured
+
+
+def _head(skeleton: Skeleton) -> FusedHead:
+    ids = torch.arange(4, device=skeleton.device)[None] % skeleton.vocab_size
+    head = fused_head(skeleton, ids, own_norm=True)
+    if head is None or head.norm is None:
+        raise UnfitError("its head is more than a norm and a linear map")
+    return head
+
+
+def _power(size: int) -> int:
+    """The smallest power of two from `size` on."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def _index(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device, torch.int64)
