@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test test-all lint types bench clean
+.PHONY: demo test test-all lint types bench bench-gpu clean
 
 # The stamp holds until the build inputs change; the extension is compiled in place by the editable install.
 $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
@@ -35,6 +35,10 @@ types: $(VENV)/installed
 
 bench: $(VENV)/model
 	$(BIN)/layercoop-fast bench
+
+# Needs a GPU, no network: writes bench-gpu.json, and bench-gpu.md for docs/performance.md.
+bench-gpu: $(VENV)/installed
+	$(BIN)/layercoop-fast bench gpu --force
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info layercoop_fast/*.so

@@ -11,12 +11,16 @@ import typer
 from layercoop_fast.errors import RequestError
 
 COMPARE = "compare"
+GPU = "gpu"
 
 
 def bench(
     what: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SUITE...] | compare A.json B.json", help="Suites to run (all of them if none)."),
+        typer.Argument(
+            metavar="[SUITE...] | gpu | compare A.json B.json",
+            help="Suites to run (all of them if none); gpu measures the GPU that is here.",
+        ),
     ] = None,
     full: Annotated[bool, typer.Option("--full/--quick", help="The sizes of the published figures, or small ones.")] = (
         False
@@ -25,9 +29,12 @@ def bench(
     folder: Annotated[Path | None, typer.Option(help="The benchmarks folder of a clone.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write: machine, versions, raw samples.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="With gpu: run its code without one, on next to nothing.")] = (
+        False
+    ),
 ) -> None:
     """Run benchmarks and print each figure beside its peers, or say what changed between two runs beyond noise."""
-    from layercoop_fast.bench.running import benchmarks_folder, run_benchmarks
+    from layercoop_fast.bench.running import benchmarks_folder, run_benchmarks, run_on_gpu
     from layercoop_fast.bench.tables import show_results
     from layercoop_fast.files import check_target
 
@@ -35,6 +42,13 @@ def bench(
     if names and names[0] == COMPARE:
         _compare(names[1:])
         return
+    if GPU in names:
+        out = out or Path("bench-gpu.json")
+        check_target(out, force=force)
+        run_on_gpu(benchmarks_folder(folder), names, out, tiny=tiny)
+        return
+    if tiny:
+        raise RequestError("--tiny is for bench gpu: leave it out")
     if out is not None:
         check_target(out, force=force)
     results = run_benchmarks(benchmarks_folder(folder), names, size="full" if full else "quick", model=model)

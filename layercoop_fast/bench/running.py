@@ -73,6 +73,29 @@ def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str 
     return Results(_machine(raw), {"size": size, "model": model or "default"}, _figures(raw))
 
 
+def run_on_gpu(folder: Path, names: Sequence[str], out: Path, *, tiny: bool) -> None:
+    """Measure the GPU that is here by `gpu/bench_gpu.py` of the folder, which writes `out` and a table beside it.
+
+    Raises `RequestError` where there is none (but for `tiny`, which needs none) or `names` ask for more than "gpu", and
+    `RunError` when a part of it fails.
+    """
+    import torch
+
+    if list(names) != ["gpu"]:
+        raise RequestError("bench gpu is run by itself: name no other suites with it")
+    if importlib.util.find_spec("triton") is None:
+        raise RequestError("bench gpu needs Triton: pip install 'layercoop-fast[triton]'")
+    if not tiny and not torch.cuda.is_available():
+        raise RequestError("bench gpu measures a GPU, and torch sees none here; --tiny runs its code without one")
+    script = folder / "gpu" / "bench_gpu.py"
+    if not script.is_file():
+        raise RequestError(f"{folder} holds no gpu/bench_gpu.py: name the benchmarks folder of a whole clone")
+    command = [sys.executable, str(script), "--out", str(out.resolve()), *(["--tiny"] if tiny else [])]
+    done = subprocess.run(command, check=False)
+    if done.returncode != 0:
+        raise RunError(f"bench gpu ended with status {done.returncode}; what failed stands above, and in {out}")
+
+
 def _machine(raw: dict[str, Any]) -> dict[str, Any]:
     machine: dict[str, Any] = raw["machine_info"]["layercoop_fast"]
     return machine

@@ -1,0 +1,59 @@
+"""What a chip can do on paper, by its name, and what is timed against that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes a second from memory, and FLOP a second of dense 16-bit products; as the makers state them."""
+
+    bandwidth: float
+    flops: float
+
+
+# The first name that the device's holds; the more particular stand first.
+PEAKS = {
+    "H100 PCIe": Peak(2.0e12, 756e12),
+    "H100 NVL": Peak(3.9e12, 835e12),
+    "H100": Peak(3.35e12, 989e12),
+    "H200": Peak(4.8e12, 989e12),
+    "B200": Peak(8.0e12, 2250e12),
+    "A100-PCIE-40GB": Peak(1.555e12, 312e12),
+    "A100-SXM4-40GB": Peak(1.555e12, 312e12),
+    "A100": Peak(2.0e12, 312e12),
+    "L40S": Peak(0.864e12, 362e12),
+    "RTX 4090": Peak(1.008e12, 165e12),
+    "MI300X": Peak(5.3e12, 1307e12),
+}
+
+
+def peak_of(name: str) -> Peak | None:
+    """The peak of a device, or None where it is not in the table; shares of the peak are then left out."""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Median seconds of a call between events of the GPU, after some that are not counted, the L2 cache cleared."""
+    if not torch.cuda.is_available():  # --tiny: that it runs is all there is to see
+        return wall(work)
+    from triton.testing import do_bench
+
+    work()
+    return float(do_bench(work, return_mode="median")) / 1e3
+
+
+def wall(work: Callable[[], object]) -> float:
+    """Seconds until a call's work is done on the device too."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

@@ -1,0 +1,353 @@
+"""Every Triton kernel against its oracle, torch.compile of it, and a library where one has the same operation."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from chips import Peak, seconds
+from torch import Tensor
+
+from layercoop_fast.kernels.attention import causal_attention_reference
+from layercoop_fast.kernels.gpu import decode_attention as decode
+from layercoop_fast.kernels.gpu import gather_norm as norm
+from layercoop_fast.kernels.gpu import gemv
+from layercoop_fast.kernels.gpu import paged_attention as paged
+from layercoop_fast.kernels.gpu import scatter_residual as scatter
+from layercoop_fast.kernels.gpu import swiglu as gate
+from layercoop_fast.kernels.gpu.tuning import tune
+from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from layercoop_fast.kernels.rotary import rotary_, rotary_reference
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Shapes of a model's block: windows of a state × states of a batch, tokens, and what the config says."""
+
+    windows: int
+    tokens: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    width: int
+    words: int
+    sequences: int
+    context: int
+    page: int = 16
+
+    @property
+    def rows(self) -> int:
+        """Rows of a call."""
+        return self.windows * self.tokens
+
+
+FULL = Sizes(128, 128, 4096, 14336, 32, 8, 128, 128256, 32, 2048)
+TINY = Sizes(2, 3, 32, 16, 2, 1, 16, 33, 2, 9, page=4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation: its ways, and what it moves and computes."""
+
+    name: str
+    shape: str
+    ways: dict[str, Work]
+    bytes: int
+    flops: int = 0
+    tolerance: float = 2**-5
+    compared: dict[str, Work] = field(default_factory=dict)
+    """What to compare instead of a way's own result, where a call changes what it is given."""
+    product: Work | None = None
+    """The matrix product alone, of what holds one and more."""
+
+
+def bench(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, peak: Peak | None, compiler: str
+) -> list[dict[str, Any]]:
+    """Time every way of every operation; results of all ways are compared with the oracle's."""
+    found = []
+    for make in (_swiglu, _norm, _add_norm, _scatter, _rotary, _attention, _paged, _decode, _head, _int8, _int4):
+        row = make(sizes, device, dtype, compiler)
+        entry: dict[str, Any] = {"operation": row.name, "shape": row.shape, "ways": {}}
+        expected = _values(row.ways["oracle"]())
+        if device.type == "cuda":
+            entry["tuned"] = tune(row.ways["ours"])
+        for way, work in row.ways.items():
+            try:
+                error = _difference(_values(row.compared.get(way, work)()), expected)
+                assert error <= row.tolerance, f"differs from the oracle by {error:.2e}"
+                entry["ways"][way] = _figures(seconds(work), row, peak) | {"difference": error}
+            except Exception as problem:  # one way less is no reason to lose the others' figures
+                entry["ways"][way] = {"failed": f"{type(problem).__name__}: {problem}"[:300]}
+        if row.product is not None:
+            entry["product_us"] = seconds(row.product) * 1e6
+        found.append(entry)
+    return found
+
+
+def _figures(time: float, row: Row, peak: Peak | None) -> dict[str, float]:
+    figures = {"us": time * 1e6, "gb_s": row.bytes / time / 1e9}
+    if row.flops:
+        figures["tflop_s"] = row.flops / time / 1e12
+    if peak is not None:
+        figures["share_of_peak"] = max(row.bytes / peak.bandwidth, row.flops / peak.flops) / time
+    return figures
+
+
+def _values(result: Any) -> Tensor:
+    """The tensor that ways are compared by, in fp32."""
+    tensor = result[-1] if isinstance(result, tuple) else result
+    return tensor.detach().float().clone()
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    return float((found.reshape(-1) - expected.reshape(-1)).norm() / expected.norm().clamp_min(1e-30))
+
+
+def _compiled(reference: Callable[..., Any], compiler: str | None) -> Callable[..., Any]:
+    return reference if compiler is None else torch.compile(reference, dynamic=False, backend=compiler)
+
+
+def _liger(module: str) -> Any:
+    """An operation of liger-kernel, None where that is not installed."""
+    if importlib.util.find_spec("liger_kernel") is None or not torch.cuda.is_available():
+        return None
+    try:
+        return importlib.import_module(f"liger_kernel.ops.{module}")
+    except ImportError:  # a version that calls it otherwise
+        return None
+
+
+def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, device=device, dtype=torch.float32).to(dtype)
+
+
+def _swiglu(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    x = _random(device, dtype, s.rows, 2 * s.inner)
+    compiled = _compiled(gate.swiglu_reference, compiler)
+    ways: dict[str, Work] = {
+        "ours": lambda: gate.swiglu(x),
+        "oracle": lambda: gate.swiglu_reference(x),
+        "torch.compile": lambda: compiled(x),
+    }
+    if (liger := _liger("swiglu")) is not None:
+        a, b = (half.contiguous() for half in x.chunk(2, dim=1))
+        ways["liger"] = lambda: liger.LigerSiLUMulFunction.apply(a, b)
+    return Row("swiglu", f"[{s.rows}, 2·{s.inner}]", ways, bytes=3 * s.rows * s.inner * dtype.itemsize)
+
+
+def _pool(s: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A pool of states twice as many as are used, of one window each, and the slots of every other one."""
+    pool = _random(device, dtype, 2 * s.windows, s.tokens, s.hidden)
+    return pool, torch.arange(0, 2 * s.windows, 2, dtype=torch.int32, device=device)
+
+
+def _norm(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    pool, slots = _pool(s, device, dtype)
+    weight = _random(device, dtype, s.hidden)
+
+    def reference() -> Tensor:
+        return norm.gather_norm_reference(pool, slots, weight, None, 1e-5, "rms")[1]
+
+    compiled = _compiled(reference, compiler)
+    ways: dict[str, Work] = {
+        "ours": lambda: norm.gather_norm(pool, slots, weight, None, 1e-5),
+        "oracle": reference,
+        "torch.compile": lambda: compiled(),
+    }
+    if (liger := _liger("rms_norm")) is not None:
+        ways["copy, liger"] = lambda: liger.LigerRMSNormFunction.apply(
+            pool[slots.long()].flatten(0, 1), weight, 1e-5, 0.0, "llama", False
+        )
+    return Row("gather_norm", f"[{s.rows}, {s.hidden}]", ways, bytes=2 * s.rows * s.hidden * dtype.itemsize)
+
+
+def _add_norm(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    pool, slots = _pool(s, device, dtype)
+    weight, delta = _random(device, dtype, s.hidden), _random(device, dtype, s.rows, s.hidden)
+
+    def reference() -> tuple[Tensor, Tensor]:
+        return norm.gather_norm_reference(pool, slots, weight, None, 1e-5, "rms", delta)
+
+    compiled = _compiled(reference, compiler)
+    ways: dict[str, Work] = {
+        "ours": lambda: norm.gather_add_norm(pool, slots, delta, weight, None, 1e-5),
+        "oracle": reference,
+        "torch.compile": lambda: compiled(),
+    }
+    return Row("gather_add_norm", f"[{s.rows}, {s.hidden}]", ways, bytes=4 * s.rows * s.hidden * dtype.itemsize)
+
+
+def _scatter(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    pool, slots = _pool(s, device, dtype)
+    delta, targets = _random(device, dtype, s.rows, s.hidden), slots + 1
+
+    def ours() -> Tensor:
+        scatter.scatter_residual_(pool, targets, delta, None, slots)
+        return pool
+
+    def reference() -> Tensor:
+        states = pool[slots.long()] + delta.view(-1, s.tokens, s.hidden)
+        return pool.index_copy_(0, targets.long(), states)
+
+    compiled = _compiled(reference, compiler)
+    ways: dict[str, Work] = {"ours": ours, "oracle": reference, "torch.compile": lambda: compiled()}
+    return Row("scatter_residual", f"[{s.rows}, {s.hidden}]", ways, bytes=3 * s.rows * s.hidden * dtype.itemsize)
+
+
+def _rotary(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    columns = (s.heads + 2 * s.kv_heads) * s.width
+    qkv, angle = _random(device, dtype, s.rows, columns), torch.rand(s.tokens, s.width, device=device)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    scratch = qkv.clone()
+
+    def ours() -> Tensor:
+        return rotary_(scratch, cos, sin, s.heads, s.kv_heads)
+
+    def reference() -> Tensor:
+        return rotary_reference(qkv, cos, sin, s.heads, s.kv_heads)
+
+    compiled = _compiled(reference, compiler)
+    ways: dict[str, Work] = {"ours": ours, "oracle": reference, "torch.compile": lambda: compiled()}
+    turned = (s.heads + s.kv_heads) * s.width
+    once: dict[str, Work] = {"ours": lambda: rotary_(qkv.clone(), cos, sin, s.heads, s.kv_heads)}
+    return Row("rotary", f"[{s.rows}, {columns}]", ways, bytes=2 * s.rows * turned * dtype.itemsize, compared=once)
+
+
+def _attention(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    """What the executor calls for whole windows, in one line with the kernel that takes pages too."""
+    qkv = _random(device, dtype, s.rows, (s.heads + 2 * s.kv_heads) * s.width)
+    scale = s.width**-0.5
+    by_head = qkv.view(s.windows, s.tokens, -1, s.width).transpose(1, 2)
+    q, k, v = torch.split(by_head, [s.heads, s.kv_heads, s.kv_heads], dim=1)
+    starts = torch.arange(0, s.rows + 1, s.tokens, dtype=torch.int32, device=device)
+    pages = torch.zeros(1, 2, s.kv_heads, s.page, s.width, dtype=dtype, device=device)
+    table = torch.zeros(s.windows, 1, dtype=torch.int32, device=device)
+    lengths = torch.zeros(s.windows, dtype=torch.int32, device=device)
+    ways: dict[str, Work] = {
+        "ours": lambda: paged.paged_attention(qkv, starts, pages, table, lengths, s.tokens, scale),
+        "oracle": lambda: causal_attention_reference(qkv, s.tokens, s.heads, s.kv_heads, scale),
+        "SDPA": lambda: F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=True
+        ).transpose(1, 2).flatten(2),
+    }  # fmt: skip
+    size = s.rows * (2 * s.heads + 2 * s.kv_heads) * s.width * dtype.itemsize
+    flops = 4 * s.rows * (s.tokens + 1) // 2 * s.heads * s.width
+    return Row("attention of windows", f"{s.windows} × {s.tokens}", ways, bytes=size, flops=flops)
+
+
+def _context(s: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    room = -(-s.context // s.page)
+    pages = _random(device, dtype, s.sequences * room, 2, s.kv_heads, s.page, s.width)
+    tables = torch.randperm(s.sequences * room, device=device).view(s.sequences, room).to(torch.int32)
+    return pages, tables, torch.full((s.sequences,), s.context, dtype=torch.int32, device=device)
+
+
+def _dense(s: Sizes, pages: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of the contexts as libraries want them, [sequences, kv_heads, context, width] each."""
+    known = pages[tables.long()].permute(2, 0, 3, 1, 4, 5).flatten(3, 4)[:, :, :, : s.context]
+    return known[0].contiguous(), known[1].contiguous()
+
+
+def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    pages, tables, lengths = _context(s, device, dtype)
+    new, scale = max(2, s.tokens), s.width**-0.5
+    qkv = _random(device, dtype, s.sequences * new, (s.heads + 2 * s.kv_heads) * s.width)
+    starts = torch.arange(0, s.sequences * new + 1, new, dtype=torch.int32, device=device)
+    by_head = qkv.view(s.sequences, new, -1, s.width).transpose(1, 2)
+    q, k, v = torch.split(by_head, [s.heads, s.kv_heads, s.kv_heads], dim=1)
+    seen = torch.ones(new, s.context + new, dtype=torch.bool, device=device).tril(s.context)
+
+    def library() -> Tensor:
+        keys, values = _dense(s, pages, tables)
+        keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
+        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, scale=scale, enable_gqa=True)
+        return mixed.transpose(1, 2).flatten(2)
+
+    ways: dict[str, Work] = {
+        "ours": lambda: paged.paged_attention(qkv, starts, pages, tables, lengths, new, scale),
+        "oracle": lambda: paged.paged_attention_reference(qkv, starts, pages, tables, lengths, s.heads, scale),
+        "copy, SDPA": library,
+    }
+    pairs = s.sequences * new * (s.context + (new + 1) // 2)
+    size = s.sequences * (new * (2 * s.heads + 2 * s.kv_heads) + 2 * s.context * s.kv_heads) * s.width
+    return Row(
+        "paged_attention", f"{s.sequences} × {new} behind {s.context}", ways, bytes=size * dtype.itemsize,
+        flops=4 * pairs * s.heads * s.width,
+    )  # fmt: skip
+
+
+def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    pages, tables, lengths = _context(s, device, dtype)
+    queries, scale = _random(device, dtype, s.sequences, s.heads * s.width), s.width**-0.5
+    keys, values = _dense(s, pages, tables)
+    q = queries.view(s.sequences, s.heads, 1, s.width)
+    ways: dict[str, Work] = {
+        "ours": lambda: decode.decode_attention(queries, pages, tables, lengths, scale),
+        "oracle": lambda: decode.decode_attention_reference(queries, pages, tables, lengths, scale),
+        "SDPA without pages": lambda: F.scaled_dot_product_attention(q, keys, values, scale=scale, enable_gqa=True),
+    }
+    size = s.sequences * (2 * s.context * s.kv_heads + 2 * s.heads) * s.width * dtype.itemsize
+    return Row(
+        "decode_attention", f"{s.sequences} × {s.context}", ways, bytes=size,
+        flops=4 * s.sequences * s.context * s.heads * s.width,
+    )  # fmt: skip
+
+
+def _int8(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    return _quantized(s, device, dtype, 8)
+
+
+def _int4(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    return _quantized(s, device, dtype, 4)
+
+
+def _quantized(s: Sizes, device: torch.device, dtype: torch.dtype, bits: int) -> Row:
+    """One token's gate and up, the norm before them; beside it the product with weights of 16 bits."""
+    weight = _random(device, dtype, 2 * s.inner, s.hidden) * s.hidden**-0.5
+    packed = gemv.quantize(weight.float(), bits)
+    x, scale = _random(device, dtype, 1, s.hidden), _random(device, dtype, s.hidden)
+    ways: dict[str, Work] = {
+        "ours": lambda: gemv.quantized_linear(x, packed.values, packed.scale, packed.minimum, scale, 1e-5),
+        "oracle": lambda: gemv.quantized_linear_reference(x, packed, scale, 1e-5),
+    }
+    size = sum(
+        each.numel() * each.element_size() for each in (packed.values, packed.scale, packed.minimum) if each is not None
+    )
+    return Row(
+        f"quantized_linear, {bits} bits", f"[1, {s.hidden}] × {2 * s.inner}", ways, bytes=size,
+        flops=4 * s.inner * s.hidden, product=lambda: F.linear(x, weight),
+    )  # fmt: skip
+
+
+def _head(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    rows = min(s.rows, 1280)
+    hidden = _random(device, dtype, rows, s.hidden) * s.hidden**-0.5
+    weight = _random(device, dtype, s.words, s.hidden)
+    targets = torch.randint(0, s.words, (rows,), device=device)
+
+    def reference() -> Tensor:
+        return linear_cross_entropy_reference(hidden, weight, targets).nll
+
+    compiled = _compiled(reference, compiler)
+    ways: dict[str, Work] = {
+        "ours": lambda: linear_cross_entropy(hidden, weight, targets).nll,
+        "oracle": reference,
+        "torch.compile": lambda: compiled(),
+    }
+    if (liger := _liger("fused_linear_cross_entropy")) is not None:
+        ways["liger (mean)"] = lambda: liger.LigerFusedLinearCrossEntropyFunction.apply(
+            hidden, weight, targets, None, None, -100, 0.0, 0.0, "none"
+        )[0]
+    size = (rows * s.hidden + s.words * s.hidden) * dtype.itemsize
+    return Row(
+        "linear_cross_entropy", f"[{rows}, {s.hidden}] × {s.words}", ways, bytes=size,
+        flops=2 * rows * s.hidden * s.words, product=lambda: F.linear(hidden, weight),
+    )  # fmt: skip
