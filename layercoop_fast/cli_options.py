@@ -48,7 +48,7 @@ ShareContext = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's own.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: one model over all GPUs.")]
 Memory = Annotated[
     str | None, typer.Option(help="Memory for stored states, 4GiB for example; default a quarter of what is free.")
 ]

@@ -296,6 +296,7 @@ def test_models_that_cannot_be_opened(
         (["--remove", "1", "--memory", "10B"], "holds no stored state: the smallest that works is"),
         (["--remove", "1", "--device", "cuda:7"], "device 'cuda:7' is not there"),
         (["--remove", "1", "--device", "toaster"], "unknown device 'toaster'"),
+        (["--remove", "1", "--device", "auto", "--workers", "2"], "write cpu, or cuda for a GPU each"),
         (["--remove", "1", "--dtype", "int3"], "unknown dtype 'int3'"),
         (["--remove", "1", "--windows", "100000"], "100000 windows of 128 need"),
         (["--remove", "1", "--calibration", "no.txt"], "no.txt cannot be read"),

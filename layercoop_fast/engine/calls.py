@@ -131,13 +131,18 @@ def replaced_forward(blocks: Sequence[nn.Module], make: Callable[[int], Callable
     The model's own code runs around the blocks (embedding, masks, positions, final norm, head, soft caps), and whatever
     attribute of a block it reads is still there.
     """
+    # A block may have a forward of its own already: accelerate hooks blocks so, to bring them what lies elsewhere.
+    own = [vars(block).get("forward") for block in blocks]
     for index, block in enumerate(blocks):
         block.forward = make(index)
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
 
 def _between(returned: Returned, call: BlockCall, index: int) -> Convention:

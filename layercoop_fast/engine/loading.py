@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -47,6 +48,9 @@ DTYPES: dict[str, str | torch.dtype] = {
 }
 
 
+SPREAD = "auto"
+"""The device that stands for all GPUs together."""
+
 _NUMBERED = re.compile(r".*?\.\d+\.")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -81,7 +85,8 @@ def open_checkpoint(
     Args:
         name: folder with `config.json` and safetensors weights, or a name of a hub.
         dtype: "auto" keeps the checkpoint's own.
-        device: any torch device, "cpu" or "cuda:1" for example.
+        device: any torch device, "cpu" or "cuda:1" for example; "auto" spreads the model over all GPUs, by
+            accelerate's device map.
         trust_remote_code: run code that the checkpoint brings along; never done unasked.
         offload: leave the matrices of the blocks in the files and read them when a block is used
             (`engine/offload.py`); on the CPU only.
@@ -89,7 +94,7 @@ def open_checkpoint(
 
     Raises `RequestError` in one line.
     """
-    target = check_device(device)
+    target = _check_spread() if device == SPREAD else check_device(device)
     wanted = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
     if wanted is None:
         raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
@@ -107,8 +112,12 @@ def open_checkpoint(
             opened = _open_offloaded(name, config, wanted, blocks, trust_remote_code)
             _refuse_blocks_beyond(name, opened.unexpected, opened.model)
             return Checkpoint(opened.model, _load_tokenizer(name, trust_remote_code), name, opened.blocks)
-        model = _load(name, config, wanted, trust_remote_code)
-    return Checkpoint(model.to(target).eval(), _load_tokenizer(name, trust_remote_code), name)
+        model = _load(name, config, wanted, trust_remote_code, SPREAD if device == SPREAD else None)
+    if device == SPREAD:
+        _check_placed(model)
+    else:
+        model = model.to(target)
+    return Checkpoint(model.eval(), _load_tokenizer(name, trust_remote_code), name)
 
 
 def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
@@ -176,12 +185,23 @@ def _open_offloaded(
         raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
 
 
-def _load(name: str, config: PretrainedConfig, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _load(
+    name: str,
+    config: PretrainedConfig,
+    dtype: str | torch.dtype,
+    trust_remote_code: bool,
+    device_map: str | None = None,
+) -> PreTrainedModel:
     """The whole model of a folder or hub name."""
     opener = AutoModelForImageTextToText if sees_pictures(config) else AutoModelForCausalLM
     try:
         model, loaded = opener.from_pretrained(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, use_safetensors=True
+            name,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            use_safetensors=True,
+            device_map=device_map,
         )
     except SafetensorError as error:
         raise RequestError(
@@ -231,12 +251,29 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def _check_spread() -> torch.device:
+    """The first GPU, where a model can be spread over all of them; `RequestError` where it cannot."""
+    if torch.cuda.device_count() == 0:
+        raise RequestError(f"--device {SPREAD} spreads a model over the GPUs, and torch sees none here; use cpu")
+    if find_spec("accelerate") is None:
+        raise RequestError(f"--device {SPREAD} needs accelerate: pip install 'layercoop-fast[spread]'")
+    return torch.device("cuda:0")
+
+
+def _check_placed(model: PreTrainedModel) -> None:
+    """Raise `RequestError` unless all of a spread model lies on GPUs."""
+    if {parameter.device.type for parameter in model.parameters()} != {"cuda"}:
+        raise RequestError(
+            f"the model is larger than the {torch.cuda.device_count()} GPUs together: with --offload it runs on the CPU"
+        )
+
+
 def check_device(device: str) -> torch.device:
     """The torch device of that name, if it is there; `RequestError` otherwise."""
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise RequestError(f"unknown device {device!r}: cpu, cuda or cuda:N") from error
+        raise RequestError(f"unknown device {device!r}: cpu, cuda, cuda:N or auto") from error
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise RequestError(
             f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"

@@ -88,6 +88,30 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all("forward" not in vars(module) for module in model.modules())
 
 
+def test_hooks_on_blocks_are_kept_and_run() -> None:
+    """accelerate puts a forward of its own on blocks, to bring them what lies on another device."""
+    hooks = pytest.importorskip("accelerate.hooks", reason="accelerate is not installed: it comes with [test]")
+    model = FAMILIES["llama"](n_layers=2)
+    ids = torch.arange(10)[None]
+    with torch.inference_mode():
+        expected = model(ids).logits
+    seen = []
+
+    class Hook(hooks.ModelHook):  # type: ignore[misc, name-defined]
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            seen.append(module)
+            return args, kwargs
+
+    for block in model.model.layers:
+        hooks.add_hook_to_module(block, Hook())
+    skeleton = Skeleton(model)
+    context = skeleton.context(ids)
+    seen.clear()
+    logits = context.logits(context.run(1, context.run(0, context.embedding)))
+    assert seen == list(model.model.layers)
+    assert torch.equal(logits, expected)
+
+
 def test_a_failing_pass_also_leaves_the_model_as_it_was() -> None:
     model = tiny_model("llama", 3)
     skeleton = Skeleton(model)
