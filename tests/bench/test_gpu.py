@@ -22,7 +22,7 @@ def test_without_a_gpu_it_says_so(run: Callable[..., tuple[int, str, str]], tmp_
         status, printed, error = run("bench", "gpu", "--folder", BENCHMARKS, "--out", out)
         assert (status, printed) == (2, "")
         assert error.strip().splitlines() == [
-            "bench gpu measures a GPU, and torch sees none here; --tiny runs its code without one"
+            "layercoop-fast: bench gpu measures a GPU, and torch sees none here; --tiny runs its code without one"
         ]
     assert run("bench", "gpu", "csrc", "--folder", BENCHMARKS, "--out", out)[0] == 2
     assert "leave it out" in run("bench", "csrc", "--tiny")[2]
