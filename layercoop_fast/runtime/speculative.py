@@ -82,9 +82,20 @@ class Speculator:
         return found
 
     def round(self, writers: Several[Writer], drafted: int) -> list[list[int]]:
-        """Draft so many tokens, verify them, and return those that stand: 1 to `drafted` + 1 of each."""
-        started = perf_counter()
+        """Draft so many tokens, verify them, and return those that stand: 1 to `drafted` + 1 of each.
+
+        What fails on the way (pages that do not fit, for instance) leaves every sequence as it was.
+        """
         lengths = [writer.sequence.length for writer in writers]
+        try:
+            return self._round(writers, drafted, lengths)
+        except BaseException:
+            for writer, length in zip(writers, lengths, strict=True):
+                writer.sequence.truncate(min(length, writer.sequence.length))
+            raise
+
+    def _round(self, writers: Several[Writer], drafted: int, lengths: list[int]) -> list[list[int]]:
+        started = perf_counter()
         drafts: list[list[int]] = [[] for _ in writers]
         chances: list[list[Tensor]] = [[] for _ in writers]  # what drafts were drawn from
         for _ in range(drafted):

@@ -19,6 +19,7 @@ from layercoop_fast.runtime.draft import Draft
 from layercoop_fast.runtime.executor import Rows
 from layercoop_fast.runtime.masks import read_mask
 from layercoop_fast.runtime.pace import Pace
+from layercoop_fast.runtime.pages import PoolFullError
 from layercoop_fast.runtime.requests import Request
 
 
@@ -98,6 +99,34 @@ def test_answers_are_those_without_drafts_under_any_memory() -> None:
 
     check()
     assert rounds > 100
+
+
+@pytest.mark.usefixtures("always")
+def test_a_round_that_fails_leaves_its_sequences_as_they_were() -> None:
+    executor = Drafting()
+    batcher = Batcher(executor)
+    running = batcher.add(request([1, 2, 3], "111", "100", 20))
+    while not running.steps:
+        batcher.step()
+    calls = executor.logits
+    for before in range(4):  # the first, second and third draft fail, and the verification
+        left = [before]
+
+        def failing(rows: Rows, left: list[int] = left) -> Tensor:
+            left[0] -= 1
+            if left[0] < 0:
+                raise PoolFullError("on purpose")
+            return calls(rows)
+
+        executor.logits = failing  # type: ignore[method-assign]
+        length = running.sequence.length
+        with pytest.raises(PoolFullError):
+            batcher.step()
+        assert running.sequence.length == length
+        assert running.sequence.drafted is None
+    executor.logits = calls  # type: ignore[method-assign]
+    batcher.run()
+    assert running.result().tokens == expected(running.request)
 
 
 @pytest.mark.usefixtures("always")
