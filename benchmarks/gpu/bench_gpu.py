@@ -96,13 +96,16 @@ def run(parts: list[str], *, tiny: bool) -> tuple[dict[str, Any], bool]:
     compiler = None if tiny else "inductor"
     dtype = torch.float32 if tiny else torch.bfloat16
     if "kernels" in parts:
-        import kernels
+        import gpu_kernels
 
-        part("kernels", lambda: kernels.bench(kernels.TINY if tiny else kernels.FULL, device, dtype, peak, compiler))
+        part(
+            "kernels",
+            lambda: gpu_kernels.bench(gpu_kernels.TINY if tiny else gpu_kernels.FULL, device, dtype, peak, compiler),
+        )
     if "engine" in parts or "decode" in parts:
-        import decode
-        import engine
-        from models import random_llama
+        import gpu_decode
+        import gpu_engine
+        from gpu_models import random_llama
 
         for size in ("tiny",) if tiny else ("small", "8b"):
             model = random_llama(size, device, dtype)
@@ -110,14 +113,14 @@ def run(parts: list[str], *, tiny: bool) -> tuple[dict[str, Any], bool]:
                 if "engine" in parts:
                     few = 6 if tiny else 500
                     shape = f"engine, {size}, {windows} × {tokens}"
-                    part(shape, lambda m=model, w=windows, t=tokens, n=few: engine.bench(m, w, t, n))
+                    part(shape, lambda m=model, w=windows, t=tokens, n=few: gpu_engine.bench(m, w, t, n))
             if "decode" in parts:
-                part(f"decode, {size}", lambda m=model: decode.bench(m, 3 if tiny else 256, peak))
+                part(f"decode, {size}", lambda m=model: gpu_decode.bench(m, 3 if tiny else 256, peak))
             del model
     if "surrogate" in parts:
-        import networks
+        import gpu_networks
 
-        part("surrogate", lambda: networks.bench(device, tiny=tiny))
+        part("surrogate", lambda: gpu_networks.bench(device, tiny=tiny))
     return result, failed
 
 
