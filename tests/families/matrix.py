@@ -324,6 +324,10 @@ RWKV keeps at least two blocks, since transformers cannot open one with fewer. I
 (`rescale_every = 0`; half precision may then overflow in deep models), and the norm of the embedding that its first
 block holds goes to whichever block is first. Vicuna is a Llama with a chat template of its own, which `--chat` uses.
 `layercoop-fast doctor MODEL` says all of this for one model.
+
+Recurrent blocks run on their fast kernels (`mamba-ssm`, `causal-conv1d`, `flash-linear-attention`) where those are
+installed beside a GPU: transformers chooses them inside its modules, and says so where it falls back. GPTQ and AWQ
+checkpoints go the way of nf4 (their modules are handed over whole) but were not tried: their libraries are not here.
 """
 
 
