@@ -1,27 +1,34 @@
 """Every mask of a game of networks, once: averages that are exact where others sample, and the best masks of each size.
 
-2ⁿ masks for n up to 36 players go through csrc/surrogate/enumeration, which keeps sums by size alone: of all values, of
-those of the masks with player i, of those with players i and j. Every index here is a weighted sum of these.
+2ⁿ masks for n up to 36 players go through csrc/surrogate/enumeration, or for n up to 44 through a GPU
+(`kernels/gpu/all_masks.py`), which keep sums by size alone: of all values, of those of the masks with player i, of
+those with players i and j. Every index here is a weighted sum of these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import combinations
 from math import comb
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Floats, Masks, Progress
+from layercoop_fast.kernels.memory import is_through_interpreter
 from layercoop_fast.kernels.surrogate import output, predict_logits, predict_logits_reference, predict_reference
 from layercoop_fast.shapley.mean_marginals import MeanMarginals, interactions_by_size, marginals_by_size
 from layercoop_fast.surrogate.networks import Networks
 from layercoop_fast.surrogate.threads import one_thread
+
+if TYPE_CHECKING:
+    from layercoop_fast.kernels.gpu.all_masks import AllMasks
 
 
 class NetworksGame(Protocol):
@@ -85,8 +92,12 @@ def enumerate_masks(
     costs: Sequence[float] | Floats | None = None,
     budget: float | None = None,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Enumerated:
     """Evaluate all 2ⁿ masks of a network or an ensemble of up to 36 players, on every thread.
+
+    With `device` "cuda" a GPU does it (the extra `triton`), up to 44 players; `top` is then at most 500, and there are
+    no costs.
 
     A `Surrogate` is enumerated as its networks, on the scale they were fitted on (`link_game`). `interactions` adds
     what `sii` and `k_sii` need, and `top` (up to 10,000) the best masks of each size. `costs` (`[n]`, any unit) with
@@ -101,7 +112,7 @@ def enumerate_masks(
     """
     networks = game if isinstance(game, Networks) else game.networks
     n = networks.n_players
-    if n > _C.MAX_ENUMERATED:
+    if device == "cpu" and n > _C.MAX_ENUMERATED:
         raise RequestError(
             f"{n} players have too many masks to go through: at most {_C.MAX_ENUMERATED}; use shapley_values"
         )
@@ -113,10 +124,15 @@ def enumerate_masks(
 
     shifts = _typical_values(networks)
     wanted = top + _SPARE if top else 0
-    core = _C.Enumeration(networks, shifts, pairs=interactions, top=wanted, costs=prices, budget=budget or 0.0)
+    core: _C.Enumeration | AllMasks
+    if device == "cpu":
+        core = _C.Enumeration(networks, shifts, pairs=interactions, top=wanted, costs=prices, budget=budget or 0.0)
+    else:
+        core = _on_device(networks, shifts, device, interactions, wanted, prices)
+    step = _STEP if device == "cpu" else 1
     try:
         while core.n_done < core.n_tasks:
-            core.run(_STEP)
+            core.run(step)
             if progress is not None:
                 progress("masks", core.n_done * 2**n // core.n_tasks, 2**n)
     except KeyboardInterrupt:
@@ -145,11 +161,29 @@ def enumerate_masks(
     )
 
 
+def _on_device(
+    networks: Networks, shifts: Floats, device: str, pairs: bool, top: int, prices: Floats | None
+) -> AllMasks:
+    """The core on a GPU; `RequestError` where it cannot be."""
+    if prices is not None:
+        raise RequestError("costs and budget are looked at on the CPU alone: leave them or the device out")
+    if top > _MOST_TOP_ON_DEVICE + _SPARE:
+        raise RequestError(f"top must be 0 to {_MOST_TOP_ON_DEVICE} masks of each size on a GPU, not {top - _SPARE}")
+    if find_spec("triton") is None:
+        raise RequestError("enumeration on a GPU needs Triton: pip install 'layercoop-fast[triton]'")
+    from layercoop_fast.kernels.gpu.all_masks import AllMasks
+
+    if not torch.cuda.is_available() and not is_through_interpreter():
+        raise RequestError(f"device: there is no {device} here")
+    return AllMasks(networks, shifts, device="cpu" if is_through_interpreter() else device, pairs=pairs, top=top)
+
+
 # Steps of the core between two looks at signals and progress: 2^24 masks, some 0.05 s of a small network on two cores.
 _STEP = 64
 
 # A beam this wide takes some 10 MB a step, and its masks a second or so.
 _MOST_TOP = 10_000
+_MOST_TOP_ON_DEVICE = 500
 
 # Candidates beyond the `top` asked for, so that float32 rounding at the border does not decide who is among them.
 _SPARE = 28

@@ -16,6 +16,7 @@ OPERATIONS = (
     "linear_cross_entropy",
     "gemv",
     "surrogate",
+    "enumeration",
     "paged_attention",
     "decode_attention",
 )
