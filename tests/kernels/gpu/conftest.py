@@ -23,6 +23,22 @@ def overflow_is_no_error() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def numbers_of_one_element() -> Iterator[None]:
+    """Triton 3.6's interpreter takes int() of arrays of one element, which NumPy refuses since 2.4; 3.9's does not."""
+    from triton.runtime import interpreter
+
+    before = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, scope: Any) -> None:
+        before(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
+
+    interpreter._patch_lang_tensor = patch
+    yield
+    interpreter._patch_lang_tensor = before
+
+
 @pytest.fixture
 def device() -> str:
     """Where the kernels run."""
