@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test test-all lint types bench bench-gpu clean
+.PHONY: demo test test-all lint types bench bench-gpu sanitize clean
 
 # The stamp holds until the build inputs change; the extension is compiled in place by the editable install.
 $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
@@ -39,6 +39,23 @@ bench: $(VENV)/model
 # Needs a GPU, no network: writes bench-gpu.json, and bench-gpu.md for docs/performance.md.
 bench-gpu: $(VENV)/installed
 	$(BIN)/layercoop-fast bench gpu --force
+
+# The team, the pool and the decoding step by themselves, with memory, undefined behaviour and races watched (minutes).
+SANITIZED := $(wildcard csrc/cpu/*.cpp csrc/decode/*.cpp)
+SANITIZE := -std=c++17 -g1 -pthread -Icsrc -fno-omit-frame-pointer
+build/address/%.o: %.cpp $(wildcard csrc/*/*.h)
+	mkdir -p $(@D) && $(CXX) $(SANITIZE) -O0 -fsanitize=address,undefined -fno-sanitize-recover=all -c $< -o $@
+build/thread/%.o: %.cpp $(wildcard csrc/*/*.h)
+	mkdir -p $(@D) && $(CXX) $(SANITIZE) -O1 -fsanitize=thread -c $< -o $@
+# Objects stay: some take a minute.
+.SECONDARY:
+build/address/run-%: build/address/tests/csrc/programs/%.o $(SANITIZED:%.cpp=build/address/%.o)
+	$(CXX) -fsanitize=address,undefined -pthread $^ -o $@
+build/thread/run-%: build/thread/tests/csrc/programs/%.o $(SANITIZED:%.cpp=build/thread/%.o)
+	$(CXX) -fsanitize=thread -pthread $^ -o $@
+
+sanitize: build/address/run-team build/address/run-decode build/thread/run-team build/thread/run-decode
+	for program in $^; do $$program || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info layercoop_fast/*.so
