@@ -97,8 +97,8 @@ def _compiled(found: Sequence[Compiled]) -> str:
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for each in found:
         text = f"{each.registers} / {each.shared:,}" + (f", spilled {each.spilled}" if each.spilled else "")
-        row = (each.operation, each.kernel, each.config, str(each.warps), each.shape)
-        cells.setdefault(row, {})[each.target] = text
+        about = (each.operation, each.kernel, each.config, str(each.warps), each.shape)
+        cells.setdefault(about, {})[each.target] = text
     names = list(TARGETS)
     lines = [f"| operation | kernel | config | warps | shape | {' | '.join(names)} |", "|---" * (5 + len(names)) + "|"]
     for row, by_target in cells.items():
