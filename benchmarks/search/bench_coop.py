@@ -150,6 +150,8 @@ def evolve(game: Watched, size: int, seed: int) -> Choice:
         except Spent:
             break
         game.token_evals, game.asked, game.whole_at = fresh.token_evals, fresh.asked, fresh.whole_at
+        if best.n_masks < budget:  # nothing new is left near its best
+            break
     if best is None:
         raise SystemExit("evopress cannot begin on so few passes")
     return best
