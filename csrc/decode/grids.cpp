@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 #include "decode/half.h"
@@ -9,17 +10,7 @@
 namespace layercoop::decode {
 namespace {
 
-constexpr int kPoints = 16;  // of an int4 grid
 constexpr int kMostHalves = 64;
-
-float rounded(float x, Origin origin) {
-  switch (origin) {
-    case Origin::bf16: return from_bf16(to_bf16(x));
-    case Origin::fp16: return from_half(to_half(x));
-    case Origin::fp32: break;
-  }
-  return x;
-}
 
 // Whole, for |x| < 2^51: the sum has no bits left for a fraction. (A call of the library's function would take longer than
 // all the rest.)
@@ -64,31 +55,13 @@ struct Halves {
   }
 };
 
-// The distinct weights, ascending; -1 where there are more than kPoints.
-int distinct(const float* w, int n, float (&found)[kPoints]) {
-  int count = 0;
-  for (int i = 0; i < n; ++i) {
-    const int at = static_cast<int>(std::lower_bound(found, found + count, w[i]) - found);
-    if (at < count && found[at] == w[i]) continue;
-    if (count == kPoints) return -1;
-    std::copy_backward(found + at, found + count, found + count + 1);
-    found[at] = w[i];
-    ++count;
-  }
-  return count;
-}
-
 // Fills q where scale * q + low gives every weight back.
 template <typename Q>
-bool gives_back(const float* w, int n, Origin origin, float scale, float low, int least, int most, Q* q) {
-  const double inverse = scale == 0.0f ? 0.0 : 1.0 / static_cast<double>(scale);
-  for (int i = 0; i < n; ++i) {
-    const double place = nearest((static_cast<double>(w[i]) - low) * inverse);
-    if (place < least || place > most) return false;
-    const float product = scale * static_cast<float>(place);
-    if (rounded(product + low, origin) != w[i]) return false;
-    q[i] = static_cast<Q>(place);
-  }
+bool gives_back(const GroupKernels& kernels, const Group& group, Origin origin, float scale, float low, int least,
+                int most, Q* q) {
+  std::int32_t found[kGroup];
+  if (!kernels.gives_back(group, origin, scale, low, least, most, found)) return false;
+  for (int i = 0; i < kGroup; ++i) q[i] = static_cast<Q>(found[i]);
   return true;
 }
 
@@ -105,8 +78,8 @@ bool near_grid(const float* w, int n, Origin origin, double largest, double off,
 }
 
 struct Points {
-  const float* w;
-  int n;
+  const GroupKernels& kernels;
+  const Group& group;
   Origin origin;
   float at[kPoints];
   double slack_at[kPoints];
@@ -149,7 +122,8 @@ bool try_int4(const Points& points, int first, int span, std::uint8_t* q, std::u
       const int order = steps.at(j);
       if (order < 0) continue;
       const std::uint16_t half = half_at(order);
-      if (!gives_back(points.w, points.n, points.origin, from_half(half), from_half(tried), 0, 15, q)) continue;
+      const float exact[] = {from_half(half), from_half(tried)};
+      if (!gives_back(points.kernels, points.group, points.origin, exact[0], exact[1], 0, 15, q)) continue;
       scale = half;
       low = tried;
       return true;
@@ -158,17 +132,40 @@ bool try_int4(const Points& points, int first, int span, std::uint8_t* q, std::u
   return false;
 }
 
+// With the largest weight at `top` of the grid.
+bool try_int8(const GroupKernels& kernels, const Group& group, Origin origin, double largest, double off, int top,
+              std::int8_t* q, std::uint16_t& scale) {
+  const Halves steps((largest - off) / top, (largest + off) / top);
+  if (steps.count() > kMostHalves) return false;
+  const std::uint64_t fit = kernels.scales(group, steps.first, steps.count(), origin);
+  if (fit == 0) return false;
+  for (int i = 0; i < steps.count(); ++i) {
+    const int order = steps.at(i);
+    if (order <= 0 || (fit >> (order - steps.first) & 1u) == 0) continue;
+    const std::uint16_t half = half_at(order);
+    if (!gives_back(kernels, group, origin, from_half(half), 0.0f, -127, 127, q)) continue;
+    // Among the smallest fp16 numbers a step may fit that leaves the largest weight elsewhere.
+    int place = 0;
+    for (int j = 0; j < group.n; ++j) place = std::max<int>(place, std::abs(q[j]));
+    if (place != top && !near_grid(group.w, group.n, origin, largest, off, top)) return false;
+    scale = half;
+    return true;
+  }
+  return false;
+}
+
 }  // namespace
 
-bool find_grid_int4(const float* w, int n, Origin origin, std::uint8_t* q, std::uint16_t& scale, std::uint16_t& low) {
-  Points points{w, n, origin, {}, {}, 0};
-  points.count = distinct(w, n, points.at);
+bool find_grid_int4(const GroupKernels& kernels, const Group& group, Origin origin, std::uint8_t* q,
+                    std::uint16_t& scale, std::uint16_t& low) {
+  Points points{kernels, group, origin, {}, {}, 0};
+  points.count = kernels.distinct(group, points.at);
   if (points.count < 0) return false;
   for (int j = 0; j < points.count; ++j) points.slack_at[j] = slack(points.at[j], origin);
   if (points.count == 1) {
     scale = 0;
-    low = to_half(w[0]);
-    return gives_back(w, n, origin, 0.0f, from_half(low), 0, 0, q);
+    low = to_half(group.w[0]);
+    return gives_back(kernels, group, origin, 0.0f, from_half(low), 0, 0, q);
   }
   // Quantisers use the whole range of integers as a rule; a clipped or shifted grid does not.
   for (int span = kPoints - 1; span >= points.count - 1; --span) {
@@ -179,29 +176,34 @@ bool find_grid_int4(const float* w, int n, Origin origin, std::uint8_t* q, std::
   return false;
 }
 
-bool find_grid_int8(const float* w, int n, Origin origin, std::int8_t* q, std::uint16_t& scale) {
-  float largest = 0.0f;
-  for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(w[i]));
-  if (largest == 0.0f) {
+bool find_grid_int8(const GroupKernels& kernels, const Group& group, Origin origin, std::int8_t* q,
+                    std::uint16_t& scale) {
+  const float* w = group.w;
+  const int n = group.n;
+  const double largest = std::max(-group.low, group.high);
+  if (largest == 0.0) {
     scale = 0;
     std::fill(q, q + n, std::int8_t{0});
     return true;
   }
-  const double off = slack(largest, origin);
-  // Quantisers give the largest weight of a whole group 127; few values may be a grid of fewer bits.
+  const double off = slack(static_cast<float>(largest), origin);
+  // Quantisers give the largest weight of a whole group 127.
+  if (try_int8(kernels, group, origin, largest, off, 127, q, scale)) return true;
+  // Few values may be a grid of fewer bits.
   float points[kPoints];
-  const int fewer = distinct(w, n, points) < 0 ? 0 : n < kGroup ? 126 : kPoints - 1;
-  for (int top = 127; top >= 1; top = top == 127 ? fewer : top - 1) {
-    if (!near_grid(w, n, origin, largest, off, top)) continue;
-    const Halves steps((largest - off) / top, (largest + off) / top);
-    if (steps.count() > kMostHalves) continue;
-    for (int i = 0; i < steps.count(); ++i) {
-      const int order = steps.at(i);
-      if (order <= 0) continue;
-      if (!gives_back(w, n, origin, from_half(half_at(order)), 0.0f, -127, 127, q)) continue;
-      scale = half_at(order);
-      return true;
+  if (n < kGroup) {
+    if (kernels.distinct(group, points) < 0) return false;
+    for (int top = 126; top >= 1; --top) {
+      if (!near_grid(w, n, origin, largest, off, top)) continue;  // most of so many tops
+      if (try_int8(kernels, group, origin, largest, off, top, q, scale)) return true;
     }
+    return false;
+  }
+  const std::uint32_t tops = kernels.tops(group, static_cast<float>(largest), origin);
+  if (tops <= 1 || kernels.distinct(group, points) < 0) return false;
+  for (int top = kPoints - 1; top >= 1; --top) {
+    if ((tops >> top & 1u) == 0) continue;
+    if (try_int8(kernels, group, origin, largest, off, top, q, scale)) return true;
   }
   return false;
 }

@@ -107,7 +107,11 @@ void Matrix::fill_int8(std::int64_t first, std::int64_t count, const std::int8_t
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t lane = (first + i) % kTile;
     std::uint8_t* tile = place(first + i);
-    for (std::int64_t k = 0; k < columns_; ++k) put(tile + int8_at(lane, k), q[i * columns_ + k]);
+    // Four columns stand together.
+    const std::int8_t* row = q + i * columns_;
+    const std::int64_t fours = columns_ / 4 * 4;
+    for (std::int64_t k = 0; k < fours; k += 4) std::memcpy(tile + int8_at(lane, k), row + k, 4);
+    for (std::int64_t k = fours; k < columns_; ++k) put(tile + int8_at(lane, k), row[k]);
     for (std::int64_t g = 0; g < groups(); ++g) put(tile + int8_scales(g) + lane * 2, scales[i * groups() + g]);
   }
 }
@@ -117,9 +121,19 @@ void Matrix::fill_int4(std::int64_t first, std::int64_t count, const std::uint8_
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t lane = (first + i) % kTile;
     std::uint8_t* tile = place(first + i);
-    for (std::int64_t k = 0; k < columns_; ++k) {
+    // Eight columns stand together.
+    const std::uint8_t* row = q + i * columns_;
+    const std::int64_t eights = columns_ / 8 * 8;
+    for (std::int64_t k = 0; k < eights; k += 8) {
+      std::uint32_t low;
+      std::uint32_t high;
+      std::memcpy(&low, row + k, 4);
+      std::memcpy(&high, row + k + 4, 4);
+      put(tile + int4_at(lane, k), low | high << 4);
+    }
+    for (std::int64_t k = eights; k < columns_; ++k) {
       std::uint8_t& byte = tile[int4_at(lane, k)];
-      const std::uint8_t half = q[i * columns_ + k];
+      const std::uint8_t half = row[k];
       byte = static_cast<std::uint8_t>(k % 8 < 4 ? (byte & 0xf0) | half : (byte & 0x0f) | half << 4);
     }
     for (std::int64_t g = 0; g < groups(); ++g) {

@@ -133,6 +133,33 @@ def test_four_bits_around_zero_are_a_grid_of_eight() -> None:
     assert torch.equal(dequantise(*quantise_int8(weights)).bfloat16(), weights)
 
 
+@pytest.mark.parametrize("origin", ORIGINS)
+@pytest.mark.parametrize("columns", [64, 77, 5])
+def test_every_instruction_set_and_thread_finds_the_same_bits(origin: torch.dtype, columns: int) -> None:
+    q = torch.randint(-40, 90, (100, columns), generator=torch.Generator().manual_seed(16), dtype=torch.int8)
+    on_grid = dequantise(q, noise(100, -(-columns // GROUP), dtype=torch.float16, seed=17) / 100)
+    weights = torch.cat([heavy_tails((200, columns)), on_grid, q4_1_blocks(100, columns)]).to(origin)
+    found = []
+    for isa in _C.isa_available():
+        for threads in (1, 3):
+            _C.set_isa(isa)
+            _C.set_num_threads(threads)
+            found.append((*quantise_int8(weights), *quantise_int4(weights)))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+@pytest.mark.parametrize("top", [127, 7, 4, 1])
+def test_a_grid_around_zero_of_many_or_few_values(origin: torch.dtype, top: int) -> None:
+    q = torch.randint(-top, top + 1, (60, 96), generator=torch.Generator().manual_seed(top), dtype=torch.int8)
+    q[:, ::32] = top
+    # Down to scales that are subnormal in fp16.
+    scales = (noise(60, 3, seed=18).abs() * 10 ** (1.5 * noise(60, 3, seed=19) - 3)).half()
+    weights = dequantise(q, scales).to(origin)
+    assert torch.equal(dequantise(*quantise_int8(weights)).to(origin), weights)
+
+
 def test_weights_that_are_all_one_number() -> None:
     for value in (0.0, -0.0, 0.25, -3.0):
         weights = torch.full((2, 40), value)
