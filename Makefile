@@ -20,11 +20,14 @@ $(VENV)/model: $(VENV)/installed
 demo: $(VENV)/model
 	$(BIN)/python benchmarks/demo.py --out $(OUT)
 
+# Files of tests side by side, a process for each; more than four would fill the memory of a laptop.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: $(VENV)/model
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -m 'slow or not slow' $(SIDE_BY_SIDE)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -26,6 +26,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Without a GPU, Triton's kernels run in its interpreter; Triton reads this when it is imported, by whomever.
 if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Workers of pytest-xdist share the processors: threads of each would mostly wait for those of the others. What needs
+# several threads sets their number itself.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LAYERCOOP_THREADS"):
+        os.environ.setdefault(name, "1")
 # The arrays are small: on a machine that is busy, NumPy's threads would mostly wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -31,6 +31,7 @@ def test_without_a_gpu_it_says_so(run: Callable[..., tuple[int, str, str]], tmp_
     assert out.read_text() == ""
 
 
+@pytest.mark.slow
 def test_its_code_runs_at_a_tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     from layercoop_fast.kernels.gpu.frame import interpreted
 
