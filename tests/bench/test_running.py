@@ -33,7 +33,8 @@ def test_fails(clock, full):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark measures nothing in such a worker
     made = tmp_path / "benchmarks"
     (made / "toy").mkdir(parents=True)
     for name in ("conftest.py", "pytest.ini", "machine.py"):
