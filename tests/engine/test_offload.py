@@ -79,7 +79,8 @@ def test_blocks_of_two_kinds(tmp_path: Path) -> None:
 
 def test_weights_saved_without_the_prefix_of_the_base_model(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "gpt2", L)
-    tensors = {name.removeprefix("transformer."): t for name, t in load_file(folder / "model.safetensors").items()}
+    stored = load_file(folder / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor.clone() for name, tensor in stored.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert_same(folder, MASKS)
 
@@ -179,7 +180,8 @@ def test_weights_that_are_translated_when_loaded_are_refused(tmp_path: Path, fam
 
 def test_checkpoints_that_are_not_whole(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "llama", L)
-    tensors = load_file(folder / "model.safetensors")
+    # Copies: what load_file returns lies in the file, which is written over below.
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
 
     def refusal(changed: dict[str, torch.Tensor]) -> str:
         save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
