@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ DTYPES: dict[str, str | torch.dtype] = {
 SPREAD = "auto"
 """The device that stands for all GPUs together."""
 
+# Held while a model is made: transformers (and offload.py) then replace methods of classes that all threads share, and
+# of two threads that do so at once the last to end puts back what it found, which is the other's replacement: from
+# there on no model of the process has its weights tied.
+_LOADING = threading.RLock()
 _NUMBERED = re.compile(r".*?\.\d+\.")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -239,16 +244,17 @@ def _blocks_beyond(unexpected: Collection[str], known: Collection[str]) -> str |
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and load reports from the terminal: what matters in them is said in one line, by us."""
-    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """One load at a time, without transformers' bars and reports: what matters in them is said in one line, by us."""
+    with _LOADING:
+        bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()
 
 
 def _check_spread() -> torch.device:
