@@ -126,6 +126,13 @@ def prune(
     finalists: Annotated[
         int, typer.Option(help="Of the best masks measured so many are repaired, and the best of these is taken.")
     ] = 1,
+    nested: Annotated[
+        bool,
+        typer.Option(
+            "--nested",
+            help="Masks of all sizes up to this one, each within the next, for --mask OUT@3.",
+        ),
+    ] = False,
     measure_cost: Annotated[
         bool,
         typer.Option(
@@ -184,6 +191,7 @@ def prune(
             repair_text=repair_text or None,
             repair_tokens=repair_tokens,
             finalists=finalists,
+            nested=nested,
             chat=chat,
             settle=settle,
             most_windows=most_windows,

@@ -54,7 +54,7 @@ def chat(
         typer.Option(
             help="A mask to change to with /mask NAME (fast without a name): blocks to leave out, or a folder that "
             "`prune` wrote; repeatable.",
-            metavar="[NAME=]BLOCKS|DIR",
+            metavar="[NAME=]BLOCKS|DIR[@N]",
         ),
     ] = None,
     draft: DraftOption = None,

@@ -49,7 +49,7 @@ def generate(
         str | None,
         typer.Option(
             help="Blocks to leave out, 3,7,13-18 or halves like 12.attn, or a folder that `prune` wrote.",
-            metavar="BLOCKS|DIR",
+            metavar="BLOCKS|DIR[@N]",
         ),
     ] = None,
     draft: DraftOption = None,

@@ -25,11 +25,11 @@ from layercoop_fast.game.mixture import Texts
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.utility import UTILITIES, get_utility
-from layercoop_fast.pruning import perplexity, same_model_on
+from layercoop_fast.pruning import same_model_on
 from layercoop_fast.repair.fit import fit_repair, repaired_windows
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, texts_to_fit
 from layercoop_fast.report.html.compared import comparison_fragment
-from layercoop_fast.search.base import check_n_remove, finite_or_none, get_method
+from layercoop_fast.search.base import check_n_remove, finite_or_none, get_method, perplexity
 from layercoop_fast.width.flap import flap
 
 # The methods compared where none are named: those that need no budget of their own to be fair.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from layercoop_fast.engine.quantised import is_quantised, parameters_of
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.players import zeroed_halves
+from layercoop_fast.family import check_counted, check_nested, family_record
 from layercoop_fast.files import check_target
 from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration, read_text
 from layercoop_fast.game.choice_utility import ChoiceUtility
@@ -37,7 +37,8 @@ from layercoop_fast.report.cost import Cost, measure_costs
 from layercoop_fast.report.generations import Prompts
 from layercoop_fast.report.html.page import report_fragment, report_page
 from layercoop_fast.report.rerun import rerun_command
-from layercoop_fast.search.base import DEFAULT_METHOD, Choice, finite_or_none, get_method
+from layercoop_fast.search import nested as nested_search
+from layercoop_fast.search.base import DEFAULT_METHOD, Choice, finite_or_none, get_method, perplexity
 from layercoop_fast.search.by_cost import search_by_cost
 from layercoop_fast.search.finalists import best_repaired, check_finalists
 from layercoop_fast.search.settle import MOST_WINDOWS, check_settling
@@ -108,6 +109,7 @@ def prune(
     repair_text: Sequence[str] | None = None,
     repair_tokens: int = DEFAULT_TOKENS,
     finalists: int = 1,
+    nested: bool = False,
     chat: bool = False,
     settle: float | None = None,
     most_windows: int = MOST_WINDOWS,
@@ -157,6 +159,9 @@ def prune(
         repair_tokens: how many tokens to fit it to.
         finalists: of how many of the best masks that were measured a repair is fitted, to take the one that is worth
             most repaired (`search/finalists.py`).
+        nested: choose masks of all sizes up to the wanted one, each within the next, for their quality together
+            (`search/nested.py`); the checkpoint is that of the last, and the record's `nested` lists them all, to be
+            run on the original model (`--mask OUT@3`).
         chat: put texts through the model's chat template (`game/chat.py`), the held-out one too.
         settle: add windows until the probability that the next-best mask is better is at most this
             (`search/settle.py`), or a text has
@@ -188,6 +193,8 @@ def prune(
     if repair is False and repair_text is not None:
         raise RequestError("a text to fit a repair to (--repair-text) contradicts --no-repair")
     check_finalists(finalists, repairs=repair is not False and not offload)
+    if nested:
+        check_nested(method, settles=settle is not None, finalists=finalists)
     if samples < 0:
         raise RequestError(f"the samples must be 0 or more, not {samples}")
     clock = _Clock()
@@ -224,13 +231,20 @@ def prune(
             check_settling(game, settle, most_windows)
         allowed = limits.on(game)
         spending = resolve(asked, game, allowed)
+        if nested:
+            check_counted(spending.target)
         tell("opening the model", 1, 1)
         heldout_game = None if heldout is None else same_model_on(game, heldout, windows, tokens, seed)
         prompts = None if offload or not samples else _prompts(game, heldout, samples)
     with clock("search"):
-        choice = search_by_cost(
-            method, game, spending.target, seed=seed, budget=budget, allowed=allowed, progress=on_progress
-        )
+        if nested:
+            choice = nested_search.search(
+                game, spending.target.size, seed=seed, budget=budget, allowed=allowed, progress=on_progress
+            )
+        else:
+            choice = search_by_cost(
+                method, game, spending.target, seed=seed, budget=budget, allowed=allowed, progress=on_progress
+            )
     searched = game
     if settle is not None:
 
@@ -276,6 +290,7 @@ def prune(
     with clock("evaluate"):
         quality = _quality(game, pair, repaired)
         unseen = None if heldout_game is None else _quality(heldout_game, pair, repaired)
+        family = family_record(game, heldout_game, choice)
     searched.close()
 
     def costs_and_record(folder: Path) -> dict[str, str]:
@@ -285,6 +300,7 @@ def prune(
         record.update(_record(game, choice, quality, unseen, measured, seed))
         record["budget"] = spending.record(choice.mask, game.players)
         record["constraints"] = limits.record()
+        record["nested"] = family
         record["repair"] = None if repaired is None else repaired.record
         record.update(excerpts=excerpts, generations=written, command=command, seconds=clock.seconds)
         page = {"report.html": report_page(record)} if report else {}
@@ -436,11 +452,6 @@ def _quality(game: ModelGame, pair: Masks, repaired: Repaired | None) -> dict[st
 
 def _by_window(names: Sequence[str], window_nll: Floats) -> dict[str, list[float | None]]:
     return {name: [finite_or_none(value) for value in windows] for name, windows in zip(names, window_nll, strict=True)}
-
-
-def perplexity(nll: float) -> float | None:
-    """exp(nll), or None where that is no finite number."""
-    return finite_or_none(math.exp(nll)) if nll < 700 else None
 
 
 def _record(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_models import save_tiny
+
+from layercoop_fast.runtime.mask_text import mask_of
 
 L = 6
 SMALL = ["--windows", "2", "--tokens", "16", "--no-cost", "--no-repair", "--force"]
@@ -66,9 +69,41 @@ def test_a_size_and_a_speed(record: Any, tmp_path: Path) -> None:
     assert measured["details"]["nested"][-1]["removed"] == measured["removed"]
 
 
+def test_a_nested_family(run: Any, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    asked = ["--remove", 3, "--nested", "--heldout", "builtin-heldout", "--samples", 0, "--keep-last", 1]
+    status, printed, error = run("prune", model, "--out", folder, *SMALL, *asked)
+    assert status == 0, error
+    found = json.loads((folder / "layercoop.json").read_text())
+    sizes = found["nested"]["sizes"]
+    assert [one["n_removed"] for one in sizes] == [1, 2, 3]
+    assert all(set(small["removed"]) < set(large["removed"]) for small, large in itertools.pairwise(sizes))
+    last = sizes[-1]
+    assert last["removed"] == found["removed"]
+    assert (last["ppl"], last["worth"]) == (found["ppl"]["pruned"], found["worth"]["pruned"])
+    assert last["heldout_ppl"] == found["heldout"]["ppl"]["pruned"]
+    assert all(one["price"] >= 0 and 5 not in one["removed"] for one in sizes)
+    assert all(one["price"] == one["loss"] - one["free_loss"] for one in sizes)
+    assert sum(part["masks"] for part in found["nested"]["cost"].values()) <= found["evaluations"]["unique"]
+    assert "nested family, on the original weights" in printed
+    assert f"generate MODEL --mask {folder}@1" in printed
+    assert "Perplexity of every size" in (folder / "report.html").read_text()
+    assert "--nested" in found["command"]
+    # The original model serves any of the sizes.
+    for one in sizes:
+        assert [block for block in range(L) if not mask_of(f"{folder}@{one['n_removed']}", L)[block]] == one["removed"]
+    status, out, error = run("generate", model, "-p", "Once", "-n", 1, "--json", "--mask", f"{folder}@1")
+    assert status == 0, error
+    assert json.loads(out)["removed"] == str(sizes[0]["removed"][0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--remove", 2, "--nested", "--method", "sleb"], "--nested is a search of coop's, and the method is sleb"),
+        (["--remove", 2, "--nested", "--settle", 0.1], "--settle chooses anew among masks of one size"),
+        (["--drop", 0.3, "--nested", "--players", "sublayers"], "say how many, --remove K"),
+        (["--remove", 3, "--nested", "--budget", 8], "a budget of 9 at least, not 8"),
         (["--remove", 1, "--speedup", 2], "in one way"),
         (["--speedup", 0.9], "--speedup 0.9 is no gain"),
         (["--speedup", 1000], "no allowed mask meets --speedup 1000: the nearest reaches"),

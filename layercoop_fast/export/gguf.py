@@ -56,20 +56,40 @@ def parse_removed(text: str, option: str = "--remove") -> Halves:
 
 
 def removed_of(folder: Path, option: str = "--from") -> tuple[Halves, int]:
-    """Read what a search removed from the `layercoop.json` of the folder it wrote, and of how many layers."""
+    """Read what a search removed from the `layercoop.json` of the folder it wrote, and of how many layers.
+
+    `FOLDER@3` is the mask without 3 players of a family that `prune --nested` found.
+    """
+    folder, size = family_size(folder)
     path = folder / "layercoop.json" if folder.is_dir() else folder
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         removed, kept = (_units(record[name]) for name in ("removed", "kept"))
+        sizes = {one["n_removed"]: _units(one["removed"]) for one in (record.get("nested") or {"sizes": []})["sizes"]}
     except OSError as error:
         raise RequestError(
             f"{path} cannot be read: {reason(error)}; {option} takes a folder that `prune` wrote"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
             f"{path} does not list what was removed and kept: {option} takes what `prune` wrote"
         ) from error
-    return removed, 1 + max((block for block, _ in removed | kept), default=-1)
+    layers = 1 + max((block for block, _ in removed | kept), default=-1)
+    if size is None:
+        return removed, layers
+    if not sizes:
+        raise RequestError(f"{path} holds no family of sizes, so there is no @{size}: `prune --nested` writes one")
+    if size not in sizes:
+        raise RequestError(f"{path} holds no mask without {size} players: {', '.join(f'@{one}' for one in sizes)}")
+    return sizes[size], layers
+
+
+def family_size(folder: Path) -> tuple[Path, int | None]:
+    """`FOLDER@3` as folder and size; a path that is there as it is has no size."""
+    base, at, size = str(folder).rpartition("@")
+    if not at or not base or not size.isdecimal() or len(size) > 6 or folder.exists():
+        return folder, None
+    return Path(base), int(size)
 
 
 def cut_gguf(model: Path, removed: Halves, out: Path, *, n_layers: int | None = None, force: bool = False) -> Cut:

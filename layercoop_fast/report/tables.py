@@ -53,6 +53,40 @@ def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> No
             )
             asked, reached = (f"{budget[name]:.4g}" for name in ("asked", "reached"))
             console.print(f"{budget['kind']}: {asked} asked, {reached} reached{zeros}", highlight=False, soft_wrap=True)
+        if result.record.get("nested"):
+            show_family(result.record, str(result.out), console)
+
+
+def show_family(record: dict[str, Any], out: str, console: Console | None = None) -> None:
+    """The sizes of a nested family: what goes, what is left, and the price against the best mask of each size."""
+    console = console or Console()
+    family = record["nested"]
+    unseen = any(one["heldout_ppl"] is not None for one in family["sizes"])
+    table = Table(title="nested family, on the original weights")
+    for name in ("removed", "goes in addition"):
+        table.add_column(name)
+    for name in ("ppl", *(["ppl held-out"] if unseen else []), "best of the size", "price, nats"):
+        table.add_column(name, justify="right")
+    before: set[str] = set()
+    for one in family["sizes"]:
+        own = list(map(str, one["removed"]))
+        shown = [one["ppl"], *([one["heldout_ppl"]] if unseen else []), one["free_ppl"]]
+        figures = ["not finite" if value is None else f"{value:.2f}" for value in shown]
+        added = " ".join(label for label in own if label not in before)
+        table.add_row(str(one["n_removed"]), added, *figures, f"{one['price']:.4f}")
+        before = set(own)
+    console.print(table)
+    parts = (("size", "the largest size"), ("free", "the others by themselves"), ("family", "the family"))
+    told = ", ".join(
+        f"{name} {cost['masks']} masks" + (f" ({cost['passes']:.1f} passes)" if "passes" in cost else "")
+        for key, name in parts
+        for cost in (family["cost"][key],)
+    )
+    size = family["sizes"][0]["n_removed"]
+    console.print(f"measured for it: {told}", highlight=False, soft_wrap=True)
+    console.print(
+        f"run a size of it on the original model: generate MODEL --mask {out}@{size}", highlight=False, soft_wrap=True
+    )
 
 
 def _repair_line(record: dict[str, Any]) -> str:

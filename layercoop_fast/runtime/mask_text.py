@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.export.gguf import parse_removed, removed_of
+from layercoop_fast.export.gguf import family_size, parse_removed, removed_of
 from layercoop_fast.runtime.masks import WHOLE, Halves
 
 _BITS = {"attn": 1, "mlp": 2}
@@ -18,7 +18,7 @@ def mask_of(text: str, n_layers: int, option: str = "--mask") -> Halves:
 
     Args:
         text: what goes, `3,7,13-18` or halves like `12.attn,13.mlp`; or a folder that `prune` wrote, whose
-            `layercoop.json` says what goes. `full` removes nothing.
+            `layercoop.json` says what goes, or `FOLDER@3` for one size of a nested family. `full` removes nothing.
         n_layers: number of blocks L.
         option: what the user calls this, for errors.
 
@@ -26,9 +26,9 @@ def mask_of(text: str, n_layers: int, option: str = "--mask") -> Halves:
     """
     if text.strip() == "full":
         return np.full(n_layers, WHOLE, dtype=np.uint8)
-    path = Path(text)
+    path, _ = family_size(Path(text))
     if path.is_dir() or path.suffix == ".json":
-        removed, counted = removed_of(path, option)
+        removed, counted = removed_of(Path(text), option)
         if counted != n_layers:
             raise RequestError(f"{option} {text} is about a model of {counted} blocks, and this one has {n_layers}")
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -144,3 +145,8 @@ def worst_last(costs: Floats) -> Floats:
 def finite_or_none(value: float) -> float | None:
     """Return `value` as JSON can write it: None stands for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
+
+
+def perplexity(nll: float) -> float | None:
+    """exp(nll), or None where that is no finite number."""
+    return finite_or_none(math.exp(nll)) if nll < 700 else None

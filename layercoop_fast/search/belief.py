@@ -29,7 +29,7 @@ class Belief:
     def __init__(self, ledger: Ledger, target: Target) -> None:
         self.ledger, self.target = ledger, target
         self._fit: Expansion | None = None
-        self._fitted = self._chosen = 0
+        self._fitted, self._chosen = -1, 0
         self._surprises: list[float] = []
         # Removed players, expected loss, its standard deviation and the measured loss of masks asked for.
         self.forecasts: list[tuple[int, float, float, float]] = []
@@ -38,13 +38,13 @@ class Belief:
     def fit(self) -> Expansion:
         """The surrogate of what is measured now."""
         entries = len(self.ledger.entries)
-        if self._fit is None or entries != self._fitted:
+        if self._fit is None or self.ledger.version != self._fitted:
             wanted = self.ledger.whole(self.target.wants)
             known = [entry.loss for entry in (*wanted[:1], *self.ledger.of_size(1)[:1])]
             trust = max([loss for loss in known if 0 < loss < math.inf], default=1.0)
             keep = self._fit is not None and entries < _REFIT * self._chosen
             strengths = self._fit.strengths if self._fit is not None and keep else None
-            self._fit, self._fitted = Expansion(*self.ledger.samples(trust), strengths=strengths), entries
+            self._fit, self._fitted = Expansion(*self.ledger.samples(trust), strengths=strengths), self.ledger.version
             self._chosen = self._chosen if keep else entries
         return self._fit
 

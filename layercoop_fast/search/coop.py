@@ -29,6 +29,7 @@ from layercoop_fast.game.bootstrap import probability_better
 from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, worst_last
 from layercoop_fast.search.belief import Belief
+from layercoop_fast.search.chains import best_chain
 from layercoop_fast.search.ledger import Entry, Ledger
 from layercoop_fast.search.proposals import (
     additions,
@@ -43,6 +44,7 @@ from layercoop_fast.search.target import Target
 
 # Expected improvement below which a mask is not worth measuring, in nats.
 TOLERANCE = 5e-4
+SPENT = "the budget is spent"
 # Masks measured at once, in a step of the chain and in a round of refinement.
 _CHAIN_BATCH, _ROUND = 3, 8
 # Masks that additions and swaps start from.
@@ -103,15 +105,15 @@ def search_for(
             f"coop measures every player alone first and then masks of the size: a budget of {n + 1} at least, "
             f"not {most}"
         )
-    run = _Run(Ledger(game, n, most), target, allowed, np.random.default_rng(seed), progress)
+    run = Run(Ledger(game, n, most), target, allowed, np.random.default_rng(seed), progress)
     run.seeds()
     run.chain()
     stopped = run.refine()
     return run.choice(stopped)
 
 
-class _Run:
-    """One search."""
+class Run:
+    """One search: what it measured, and how it goes on."""
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class _Run:
         """Rounds of expected improvement at the wanted size; returns why they ended."""
         quiet = 0  # rounds in a row that nothing was expected of, and that brought nothing
         while self.ledger.left > 0:
-            incumbents = self._finalists()
+            incumbents = self.finalists()
             candidates = self._candidates([entry.mask for entry in incumbents[:_INCUMBENTS]])
             if not len(candidates):
                 self.expected_gain = 0.0
@@ -197,19 +199,20 @@ class _Run:
             means, covariance = self.belief.predict(candidates)
             doubted = covariance * _DOUBT**quiet
             self.belief.ask(candidates, choose(means, doubted, to_beat, self.belief.fit.noise, _ROUND), rival)
-            quiet = quiet + 1 if _same(self._finalists(), incumbents) else 0
+            quiet = quiet + 1 if _same(self.finalists(), incumbents) else 0
             self._report()
-        return "the budget is spent"
+        return SPENT
 
-    def choice(self, stopped: str) -> Choice:
-        """The best mask of the wanted size, and what there is to say about it."""
-        finalists = self._finalists()
+    def choice(self, stopped: str, best: Entry | None = None) -> Choice:
+        """The best mask of the wanted size, or another of it, and what there is to say about it."""
+        finalists = self.finalists()
         if not finalists:
             raise RequestError(
                 f"of {len(self.ledger.entries)} measured masks none that removes {self._asked} of {self.n} players "
                 "is allowed and finite: give a larger budget"
             )
-        best = finalists[0]
+        best = finalists[0] if best is None else best
+        others = [entry for entry in finalists if entry is not best]
         values, stderr = self.belief.fit.values()
         details: dict[str, Any] = {
             "stopped": stopped,
@@ -220,14 +223,14 @@ class _Run:
             "path": self._path(best),
             "interactions": _triangle(self.belief.fit.pairs),
             "interactions_stderr": _triangle(self.belief.fit.pairs_stderr()),
-            "alternatives": self._alternatives(finalists),
+            "alternatives": self._alternatives(best, others),
             "forecasts": self._forecasts(),
             "nested": self._nested(best),
         }
-        if len(finalists) > 1:
-            details["runner_up"] = np.flatnonzero(~finalists[1].mask).tolist()
-            details["runner_up_loss"] = finite_or_none(finalists[1].loss)
-            details["runner_up_better"] = self._chance(best, finalists[1])
+        if others:
+            details["runner_up"] = np.flatnonzero(~others[0].mask).tolist()
+            details["runner_up_loss"] = finite_or_none(others[0].loss)
+            details["runner_up_better"] = self._chance(best, others[0])
         return Choice(best.mask, "coop", values, len(self.ledger.entries), details)
 
     def _path(self, best: Entry) -> list[dict[str, Any]]:
@@ -239,11 +242,11 @@ class _Run:
             path += [] if found is None else [self._step(found)]
         return [*path, self._step(best)]
 
-    def _alternatives(self, finalists: list[Entry]) -> list[dict[str, Any]]:
-        """For each removed player the best mask measured in full that keeps it, where there is one."""
-        best, found = finalists[0], []
+    def _alternatives(self, best: Entry, others: list[Entry]) -> list[dict[str, Any]]:
+        """For each player that the best removes, the best of the others that keeps it, where there is one."""
+        found = []
         for player in np.flatnonzero(~best.mask).tolist():
-            for entry in [entry for entry in finalists if entry.mask[player]][:1]:
+            for entry in [entry for entry in others if entry.mask[player]][:1]:
                 removed = np.flatnonzero(~entry.mask).tolist()
                 loss = {"loss": finite_or_none(entry.loss), "better": self._chance(best, entry)}
                 found.append({"keeps": player, "removed": removed, **loss})
@@ -262,20 +265,11 @@ class _Run:
         as few as possible.
         """
         within = self.ledger.whole(lambda mask: not (best.mask & ~mask).any())
-        inside = sorted((e for e in within if math.isfinite(e.loss)), key=lambda e: int((~e.mask).sum()))
-        # Longest chain first, then least loss: (−length, loss, place of the one before).
-        found: list[tuple[int, float, int]] = []
-        for place, entry in enumerate(inside):
-            options = [(-1, entry.loss, -1)]
-            for before, other in enumerate(inside[:place]):
-                if not (entry.mask & ~other.mask).any() and not np.array_equal(entry.mask, other.mask):
-                    options.append((found[before][0] - 1, found[before][1] + entry.loss, before))
-            found.append(min(options))
-        family, place = [], next(i for i, entry in enumerate(inside) if entry is best)
-        while place >= 0:
-            family.append(self._step(inside[place]))
-            place = found[place][2]
-        return family[::-1]
+        sizes: dict[int, list[Entry]] = {}
+        for entry in within:
+            if math.isfinite(entry.loss):
+                sizes.setdefault(int((~entry.mask).sum()), []).append(entry)
+        return [self._step(entry) for entry in best_chain([sizes[size] for size in sorted(sizes)])]
 
     def _step(self, entry: Entry) -> dict[str, Any]:
         removed = np.flatnonzero(~entry.mask).tolist()
@@ -360,11 +354,11 @@ class _Run:
         """What saving the rest will cost masks (bool [M, n]) at the price of the best that is known, float64 [M]."""
         if self.target.n_remove is not None:
             return np.zeros(len(masks))
-        known = self._finalists()[:1]
+        known = self.finalists()[:1]
         price = max(known[0].loss, 0.0) / self.target.saved(known[0].mask) if known else 0.0
         return price * np.maximum(self.target.least - ~masks @ self.target.costs, 0.0)
 
-    def _finalists(self) -> list[Entry]:
+    def finalists(self) -> list[Entry]:
         """Wanted masks that were measured in full and are finite, best first."""
         return [entry for entry in self.ledger.whole(self._is_wanted) if math.isfinite(entry.loss)]
 

@@ -61,6 +61,8 @@ class Ledger:
         self.n_players = n_players
         self.budget = budget
         self.entries: dict[bytes, Entry] = {}
+        # Goes up whenever something is measured.
+        self.version = 0
         self._full = np.ones((1, n_players), dtype=np.bool_)
         self._worths: dict[bytes, float] = {}
         self._staged: Any = None
@@ -95,6 +97,23 @@ class Ledger:
         if fresh:
             self._measure(np.stack(fresh), rival, race or rival is not None)
         return [self.entries[mask.tobytes()] for mask in masks if self.knows(mask)]
+
+    def complete(self, masks: Masks) -> list[Entry]:
+        """Measure masks, bool [M, n], on all windows, those known on some too, and return their entries.
+
+        What is known on some windows costs the others, and nothing of the budget.
+        """
+        due = {mask.tobytes(): mask for mask in masks if not self.knows_whole(mask)}
+        begun = [mask for mask in due.values() if self.knows(mask)]
+        fresh = [mask for mask in due.values() if not self.knows(mask)][: max(self.left, 0)]
+        if begun or fresh:
+            self._enter(np.stack([*begun, *fresh]), self._n_windows)
+        return [self.entries[mask.tobytes()] for mask in masks if self.knows(mask)]
+
+    def knows_whole(self, mask: Masks) -> bool:
+        """Whether a mask, bool [n], was measured on all windows."""
+        entry = self.entries.get(mask.tobytes())
+        return entry is not None and entry.whole
 
     def expected(self, entry: Entry) -> float:
         """The loss on all windows, as far as those say that an entry was measured on.
@@ -215,6 +234,7 @@ class Ledger:
 
     def _put(self, mask: Masks, windows: Floats, whole: bool) -> None:
         loss = self._loss(windows)
+        self.version += 1
         self.entries[mask.tobytes()] = Entry(mask, loss if np.isfinite(loss) else np.inf, windows, whole)
 
     def _loss(self, windows: Floats) -> float:

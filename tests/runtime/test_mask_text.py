@@ -45,3 +45,23 @@ def test_a_record_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "layercoop.json").write_text(json.dumps({"removed": [2], "kept": [0, 1, 3]}))
     with pytest.raises(RequestError, match="about a model of 4 blocks, and this one has 6"):
         mask_of(str(tmp_path), 6)
+
+
+def test_a_size_of_a_nested_family(tmp_path: Path) -> None:
+    folder = tmp_path / "out@home"
+    folder.mkdir()
+    sizes = [{"n_removed": 1, "removed": [2]}, {"n_removed": 3, "removed": [2, "0.mlp", "0.attn"]}]
+    record = {"removed": [2, 0], "kept": [1, 3], "nested": {"sizes": sizes}}
+    (folder / "layercoop.json").write_text(json.dumps(record))
+    assert mask_of(f"{folder}@1", 4).tolist() == [3, 3, 0, 3]
+    assert mask_of(f"{folder / 'layercoop.json'}@3", 4).tolist() == mask_of(str(folder), 4).tolist() == [0, 3, 0, 3]
+    with pytest.raises(RequestError, match="no mask without 2 players: @1, @3"):
+        mask_of(f"{folder}@2", 4)
+    (folder / "layercoop.json").write_text(json.dumps({**record, "nested": None}))
+    with pytest.raises(RequestError, match="no family of sizes, so there is no @1: `prune --nested` writes one"):
+        mask_of(f"{folder}@1", 4)
+    (folder / "layercoop.json").write_text(json.dumps({**record, "nested": {"sizes": [3]}}))
+    with pytest.raises(RequestError, match="does not list what was removed"):
+        mask_of(f"{folder}@1", 4)
+    with pytest.raises(RequestError, match="--mask takes blocks like"):
+        mask_of("nowhere@1", 4)

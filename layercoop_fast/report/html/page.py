@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.report.html import choice, costs, quality
+from layercoop_fast.report.html import choice, costs, family, quality
 from layercoop_fast.report.html.markup import Html, el
 from layercoop_fast.report.html.record import Record, model_name, removed_players
 
@@ -19,6 +19,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
     ("Values and interactions", "the method gives no values", (choice.values, choice.interactions)),
     ("Marginals and forecasts", "only `coop` fits such a surrogate", (choice.marginals, choice.forecasts)),
     ("Quality against players removed", "fewer than two sizes have finite figures", (quality.against_size,)),
+    ("Nested family", "`prune --nested` finds one", (family.nested,)),
     ("Quality, size and latency", "parameters by player or finite perplexities are missing", (quality.pareto,)),
     ("Which text suffers most", "no NLL by window is kept", (quality.texts,)),
     (
