@@ -13,13 +13,13 @@ from layercoop_fast.report.html.record import Record, model_name, removed_player
 
 Section = Callable[[Record], Html | None]
 
-# Title, what it is drawn from where that may be missing, and the pieces beside each other.
+# Title, why it is missing where it is, and the pieces beside each other. Without a reason it goes unsaid.
 _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
     ("Why each player went", "the method leaves no values, interactions or order", (choice.why,)),
     ("Values and interactions", "the method gives no values", (choice.values, choice.interactions)),
     ("Marginals and forecasts", "only `coop` fits such a surrogate", (choice.marginals, choice.forecasts)),
     ("Quality against players removed", "fewer than two sizes have finite figures", (quality.against_size,)),
-    ("Nested family", "`prune --nested` finds one", (family.nested,)),
+    ("Nested family", "", (family.nested,)),
     ("Quality, size and latency", "parameters by player or finite perplexities are missing", (quality.pareto,)),
     ("Which text suffers most", "no NLL by window is kept", (quality.texts,)),
     (
@@ -82,6 +82,8 @@ def _assembled(record: Record) -> Html:
     made.append(quality.summary(record))
     for title, missing, pieces in _SECTIONS:
         found = [piece for piece in (section(record) for section in pieces) if piece is not None]
+        if not found and not missing:
+            continue
         made.append(el("h2", title))
         made.append(_beside(found) if found else el("p", f"Left out: {missing}.", class_="soft"))
     return el("main", *made)
