@@ -1,11 +1,12 @@
-"""What coop spends and finds, by seed, beside evolution at the same cost: many searches answered from one store.
+"""What coop spends and finds, by seed, beside other methods and evolution at the same cost: answered from one store.
 
     python benchmarks/search/bench_coop.py --calibration novels.txt --store worths.store [--remove 3,6,10] [--seeds 10]
 
 Every search plays as if nothing were known (`replay.py`), so passes are those of a run by itself; what no search before
 has asked is measured and kept in the store. `reached` is what was spent until the answer was first known whole. With
---evopress the same number of seeds of evopress are given masks until they have spent as much as coop's seed did. Losses
-are nats a token above the full model's; the paired test is over windows, against seed 0. Ends in one JSON line.
+--evopress so many seeds of evopress play on the model itself until they have spent as much as coop's first seed; they
+answer with the best that they measured on all windows. Losses are nats a token above the full model's; the paired test
+is over windows, against coop's first seed. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,13 @@ from machine import machine
 from replay import Replay
 from small_model import small_model
 
+from layercoop_fast import ModelGame
 from layercoop_fast.comparison import paired_p
+from layercoop_fast.game.partial import StagedGame
 from layercoop_fast.game.protocol import Floats, Masks
 from layercoop_fast.progress import Bars
-from layercoop_fast.search import coop, evopress, sleb
-from layercoop_fast.search.base import Choice
+from layercoop_fast.search import evopress
+from layercoop_fast.search.base import get_method
 
 
 class Spent(Exception):
@@ -37,11 +42,10 @@ class Spent(Exception):
 
 
 class Watched(Replay):
-    """A replay that knows when each mask was first known whole, and stops where `most` passes are spent."""
+    """A replay that knows when each mask was first known whole."""
 
-    def __init__(self, game: Replay, most: float = math.inf) -> None:
-        super().__init__(game.source, game.utility.name)
-        self.most = most
+    def __init__(self, game: Replay) -> None:
+        super().__init__(game.source, game.utility.name, game._shared)
         self.whole_at: dict[bytes, float] = {}
 
     def note(self, masks: Masks, n_windows: int) -> None:
@@ -49,8 +53,54 @@ class Watched(Replay):
         if n_windows == self.windows.n_windows:
             for mask in masks:
                 self.whole_at.setdefault(mask.tobytes(), self.passes)
-        if self.passes > self.most:
+
+
+class Spending:
+    """A game on a model that ends a search once it has spent `most` passes, and keeps the best mask measured whole."""
+
+    has_windows = True
+
+    def __init__(self, game: ModelGame, most: float) -> None:
+        self.game, self.most = game.anew(), most
+        self.n_players, self.windows, self.domains = game.n_players, game.windows, game.domains
+        self.best: Masks | None = None
+        self.worth = -math.inf
+        self.reached = 0.0
+        self.seen: set[bytes] = set()
+        self._staged: StagedGame | None = None
+
+    @property
+    def passes(self) -> float:
+        """What was spent, in passes of the full model over all windows."""
+        return self.game.evaluations.token_evals / (self.game.skeleton.n_layers * self.windows.ids.numel())
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """Windows of each stage."""
+        assert self._staged is not None
+        return self._staged.ends
+
+    def with_utility(self, utility: str) -> Spending:
+        """This, with another worth."""
+        self.game = self.game.with_utility(utility)
+        return self
+
+    def staged(self, ends: Sequence[int]) -> Spending:
+        """This, on growing numbers of windows."""
+        self._staged = self.game.staged(ends)
+        return self
+
+    def worths(self, masks: Masks, n_windows: int) -> Floats:
+        """Worths on the first windows, float64 [M], of masks bool [M, n]. Raises `Spent`."""
+        if self.passes >= self.most:
             raise Spent
+        assert self._staged is not None
+        self.seen |= {mask.tobytes() for mask in masks}
+        worths = self._staged.worths(masks, n_windows)
+        if n_windows == self.windows.n_windows and np.nanmax(worths, initial=-math.inf) > self.worth:
+            row = int(np.nanargmax(worths))
+            self.best, self.worth, self.reached = masks[row], float(worths[row]), self.passes
+        return worths
 
 
 def main() -> None:
@@ -61,8 +111,8 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--remove", default="3,6,10")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--sleb", action="store_true", help="search with sleb too, and say coop's share of its passes")
-    parser.add_argument("--evopress", action="store_true", help="give evopress what coop spent")
+    parser.add_argument("--methods", default="", help="search with these too, once each")
+    parser.add_argument("--evopress", type=int, default=0, help="seeds of evopress that are given what coop spent")
     parser.add_argument("--players", default="layers")
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=128)
@@ -74,32 +124,18 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with Bars() as bars:
         game = Replay.open(name, arguments.calibration, store=arguments.store, on_progress=bars.update, **options)
-        rival = None
-        if arguments.evopress:
-            rival = Replay.open(
-                name,
-                arguments.calibration,
-                store=arguments.store.with_suffix(".kl.store"),
-                kl=True,
-                on_progress=bars.update,
-                **options,
-            )
         for size in map(int, arguments.remove.split(",")):
             first: Floats | None = None
-            if arguments.sleb:
-                row, _ = search(game, "sleb", size, 0)
-                rows.append(row)
-                show(row)
+            spent = 0.0
             for seed in range(arguments.seeds):
                 row, windows = search(game, "coop", size, seed)
-                first = windows if first is None else first
-                row["p_against_first"] = paired_p(windows - first)
-                rows.append(row)
-                show(row)
-                if rival is not None:
-                    row, _ = search(rival, "evopress", size, seed, most=row["passes"], judge=game)
-                    rows.append(row)
-                    show(row)
+                if first is None:
+                    first, spent = windows, row["passes"]
+                add(rows, row, windows, first)
+            for method in filter(None, arguments.methods.split(",")):
+                add(rows, *search(game, method, size, 0), first)
+            for seed in range(arguments.evopress):
+                add(rows, *evolve(game, size, seed, most=spent), first)
     result = {
         "benchmark": "search/coop",
         "machine": machine(),
@@ -112,49 +148,50 @@ def main() -> None:
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def search(
-    game: Replay, method: str, size: int, seed: int, most: float = math.inf, judge: Replay | None = None
-) -> tuple[dict[str, Any], Floats]:
+def search(game: Replay, method: str, size: int, seed: int) -> tuple[dict[str, Any], Floats]:
     """One search: a row, and the loss of each window (float64 [W]) of what it chose."""
-    began, played = time.perf_counter(), Watched(game, most)
-    choice = (
-        evolve(played, size, seed)
-        if method == "evopress"
-        else {"coop": coop, "sleb": sleb}[method].search(played, size, seed=seed)
-    )
-    scores = (judge or game).source.window_scores(np.stack([np.ones_like(choice.mask), choice.mask]))
-    windows = scores.nll[1] - scores.nll[0]
+    began, played = time.perf_counter(), Watched(game)
+    choice = get_method(method)(played, size, seed=seed)
+    windows = losses(game, choice.mask)
     reached = played.whole_at.get(choice.mask.tobytes(), played.passes)
-    row = {
-        "method": method,
-        "remove": size,
-        "seed": seed,
-        "removed": np.flatnonzero(~choice.mask).tolist(),
-        "loss": float(windows.mean()),
-        "passes": round(played.passes, 2),
-        "reached": round(reached, 2),
-        "masks": played.masks,
-        "runner_up_better": choice.details.get("runner_up_better"),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    return row, windows
+    row = about(method, size, seed, choice.mask, windows)
+    row |= {"passes": round(played.passes, 2), "reached": round(reached, 2), "masks": played.masks}
+    row |= {"runner_up_better": choice.details.get("runner_up_better")}
+    return {**row, "seconds": round(time.perf_counter() - began, 1)}, windows
 
 
-def evolve(game: Watched, size: int, seed: int) -> Choice:
-    """evopress on more and more masks until the passes are spent: a smaller budget is a larger one's beginning."""
-    best: Choice | None = None
-    for budget in range(evopress.INITIAL + 1, 100_000, evopress.OFFSPRING):
-        fresh = Watched(game, game.most)
-        try:
-            best = evopress.search(fresh, size, seed=seed, budget=budget)
-        except Spent:
-            break
-        game.token_evals, game.asked, game.whole_at = fresh.token_evals, fresh.asked, fresh.whole_at
-        if best.n_masks < budget:  # nothing new is left near its best
-            break
-    if best is None:
+def evolve(game: Replay, size: int, seed: int, most: float) -> tuple[dict[str, Any], Floats]:
+    """As `search`, evopress until it has spent `most` passes."""
+    began, played = time.perf_counter(), Spending(game.source, most)
+    with suppress(Spent):
+        evopress.search(played, size, seed=seed, budget=100_000)
+    if played.best is None:
         raise SystemExit("evopress cannot begin on so few passes")
-    return best
+    windows = losses(game, played.best)
+    row = about("evopress", size, seed, played.best, windows)
+    row |= {"passes": round(played.passes, 2), "reached": round(played.reached, 2)}
+    row |= {"masks": len(played.seen)}
+    return {**row, "seconds": round(time.perf_counter() - began, 1)}, windows
+
+
+def about(method: str, size: int, seed: int, mask: Masks, windows: Floats) -> dict[str, Any]:
+    """What was chosen, and the loss of that."""
+    removed = np.flatnonzero(~mask).tolist()
+    return {"method": method, "remove": size, "seed": seed, "removed": removed, "loss": float(windows.mean())}
+
+
+def losses(game: Replay, mask: Masks) -> Floats:
+    """Nats a token that each window is above the full model's, float64 [W]."""
+    scores = game.source.window_scores(np.stack([np.ones_like(mask), mask]))
+    return scores.nll[1] - scores.nll[0]
+
+
+def add(rows: list[dict[str, Any]], row: dict[str, Any], windows: Floats, first: Floats | None) -> None:
+    """Keep and print a row, with how it stands against coop's first seed where there is one."""
+    if first is not None:
+        row["p_against_first"] = paired_p(windows - first)
+    rows.append(row)
+    show(row)
 
 
 def show(row: dict[str, Any]) -> None:

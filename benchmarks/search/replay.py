@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from layercoop_fast import ModelGame
 from layercoop_fast.engine.plan import count_evaluations
 from layercoop_fast.game.domains import Domains
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.store import Scores
 from layercoop_fast.game.utility import Utility, get_utility
+
+
+@dataclass
+class Passes:
+    """What rules that mask nothing have measured."""
+
+    influence: Floats | None = None
+    taylor: Floats | None = None
+    angles: dict[int, Floats] = field(default_factory=dict)
 
 
 class Replay:
@@ -43,8 +52,9 @@ class Replay:
 
     has_windows = True
 
-    def __init__(self, source: ModelGame, utility: str = "ppl_ratio") -> None:
+    def __init__(self, source: ModelGame, utility: str = "ppl_ratio", shared: Passes | None = None) -> None:
         self.source = source
+        self._shared = Passes() if shared is None else shared
         self.utility: Utility = get_utility(utility)  # type: ignore[assignment]
         self.n_players = source.n_players
         self.windows = source.windows
@@ -55,17 +65,13 @@ class Replay:
         self._has_teacher = False
 
     @classmethod
-    def open(cls, model: str, calibration: str, *, store: Path, kl: bool = False, **options: Any) -> Replay:
+    def open(cls, model: str, calibration: str, *, store: Path, **options: Any) -> Replay:
         """A game on a checkpoint in fp32, which is measured where its store does not know."""
-        utility = "kl" if kl else "ppl_ratio"
-        source = ModelGame.from_pretrained(
-            model, calibration, utility=utility, store=store, **{"dtype": "float32", **options}
-        )
-        return cls(source, utility)
+        return cls(ModelGame.from_pretrained(model, calibration, store=store, **{"dtype": "float32", **options}))
 
     def anew(self) -> Replay:
         """The same game with nothing known and nothing counted."""
-        return Replay(self.source, self.utility.name)
+        return Replay(self.source, self.utility.name, self._shared)
 
     @property
     def passes(self) -> float:
@@ -89,19 +95,26 @@ class Replay:
         """The same game with another worth; its costs count here too."""
         return self if get_utility(utility) is self.utility else _Counted(self, utility)
 
-    @cached_property
-    def _influence(self) -> Floats:
-        return self.source.block_influence()
-
     def block_influence(self) -> Floats:
         """As of `ModelGame`, one pass."""
         self._charge(self.source.players.n_units, self.windows.n_windows)
-        return self._influence
+        if self._shared.influence is None:
+            self._shared.influence = self.source.block_influence()
+        return self._shared.influence
 
     def angular_distances(self, run_length: int) -> Floats:
         """As of `ModelGame`, one pass."""
         self._charge(self.source.players.n_units, self.windows.n_windows)
-        return self.source.angular_distances(run_length)
+        if run_length not in self._shared.angles:
+            self._shared.angles[run_length] = self.source.angular_distances(run_length)
+        return self._shared.angles[run_length]
+
+    def taylor_importance(self, progress: Progress | None = None) -> Floats:
+        """As of `ModelGame`, a forward pass and a backward one that counts twice."""
+        self._charge(3 * self.source.players.n_units, self.windows.n_windows)
+        if self._shared.taylor is None:
+            self._shared.taylor = self.source.taylor_importance(progress)
+        return self._shared.taylor
 
     def note(self, masks: Masks, n_windows: int) -> None:
         """Called for masks (bool [M, n]) that a search now knows on the first windows, after they were paid for."""
@@ -132,7 +145,7 @@ class _Counted(Replay):
     """A view with another worth, whose costs count in the game it is a view of."""
 
     def __init__(self, owner: Replay, utility: str) -> None:
-        super().__init__(owner.source, utility)
+        super().__init__(owner.source, utility, owner._shared)
         self._owner = owner
 
     def _charge(self, units: int, n_windows: int) -> None:

@@ -13,7 +13,8 @@ Every choice is judged by what the NLL of the pruned model rises by on text that
 half of the novels, of which the first alone is calibrated on, the held-out half of the docs, the model's own words from
 another seed, and files given with --judge. A row says what that is on each (`rise`), on the mean of all (`all`), on the
 worst, and on the mean of those of a kind that was not calibrated on (`foreign`; a mixture has only --judge there),
-in nats a token. A judge that defaults are chosen by is no longer one that nothing was tuned on.
+in nats a token. Methods of one row of the table share what they measure, so `full_tokens` (of the full model) is what
+each added to those before it. A judge that defaults are chosen by is no longer one that nothing was tuned on.
 
 Prints a table, row by row, and ends in one JSON line.
 """
@@ -164,14 +165,13 @@ def halves(path: Path, folder: Path) -> tuple[str, str]:
 
 
 def choose(game: ModelGame, method: str, size: int, seed: int) -> dict[str, Any]:
-    """What a method removes on a game that knows nothing yet, and what finding it cost."""
-    fresh, started = game.anew(), time.perf_counter()
-    choice = get_method(method)(fresh, size, seed=seed)
-    passes = fresh.evaluations.token_evals / fresh.skeleton.n_layers
+    """What a method removes, and what finding it cost beside what the game knows from those before."""
+    before, started = game.evaluations.token_evals, time.perf_counter()
+    choice = get_method(method)(game, size, seed=seed)
     return {
         "removed": np.flatnonzero(~choice.mask).tolist(),
         "runner_up_better": choice.details.get("runner_up_better"),
-        "full_tokens": round(passes),
+        "full_tokens": round((game.evaluations.token_evals - before) / game.skeleton.n_layers),
         "seconds": round(time.perf_counter() - started, 2),
     }
 
