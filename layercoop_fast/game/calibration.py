@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import json
 import re
 import sysconfig
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import Cache
 
 from layercoop_fast.engine.windows import Pictures
 from layercoop_fast.errors import RequestError
@@ -248,7 +250,8 @@ def sample_from_model(
 ) -> Tensor:
     """Windows that the full model writes itself (temperature 1) from its begin-of-text token: int64 [windows, tokens].
 
-    Ended texts go on: the end token is not drawn, so that all windows have the same length.
+    Ended texts go on: the end token is not drawn, so that all windows have the same length. Models that answer with a
+    cache of keys and values are asked for one token at a time; of others the whole text runs again for each token.
     """
     config = skeleton.model.config.get_text_config(decoder=True)
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -259,10 +262,17 @@ def sample_from_model(
         raise RequestError("'self' needs a begin-of-text or end-of-text token, and the model names neither")
     generator = torch.Generator().manual_seed(seed)
     ids = torch.full((windows, 1), int(start), dtype=torch.int64, device=skeleton.device)
+    takes = inspect.signature(skeleton.model.forward).parameters
+    last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    # The first is its name since transformers 5.
+    name = next((name for name in ("cache", "past_key_values") if name in takes), "")
+    cached: dict[str, Any] = {"use_cache": bool(name)}
     with torch.inference_mode():
         for _ in range(tokens - 1):
-            # The whole text runs again for each token: every family can do that, whatever its cache looks like.
-            logits = skeleton.model(input_ids=ids, use_cache=False).logits[:, -1].clone()
+            answer = skeleton.model(input_ids=ids[:, -1:] if name in cached else ids, **cached, **last)
+            if name and isinstance(cache := getattr(answer, name, None), Cache):
+                cached[name] = cache
+            logits = answer.logits[:, -1].clone()
             logits[:, [stop for stop in stops if stop is not None]] = -torch.inf
             drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
             ids = torch.cat([ids, drawn.to(ids.device)], dim=1)

@@ -120,6 +120,21 @@ def test_self_is_written_by_the_model(skeleton: Skeleton) -> None:
     assert made.fingerprint == again.fingerprint != other.fingerprint
 
 
+def test_self_is_drawn_as_from_the_whole_text() -> None:
+    skeleton = Skeleton(tiny_model("llama", 2))
+    with torch.no_grad():  # so that what comes next hangs on what is there
+        for weights in skeleton.model.parameters():
+            weights.mul_(6 if weights.dim() > 1 else 1)
+    made = load_calibration("self", None, skeleton, windows=3, tokens=40, seed=4).ids
+    generator = torch.Generator().manual_seed(4)
+    with torch.inference_mode():
+        for at in range(1, made.shape[1]):
+            logits = skeleton.model(input_ids=made[:, :at], use_cache=False).logits[:, -1].clone()
+            logits[:, EOS] = -torch.inf
+            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            assert torch.equal(drawn[:, 0], made[:, at])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
