@@ -10,6 +10,7 @@ OUT ?= demo
 $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	-$(BIN)/python -m pip install --quiet --only-binary :all: 'dionysus>=2.2'  # wheels are not there for every machine
 	touch $@
 
 $(VENV)/model: $(VENV)/installed

@@ -55,6 +55,9 @@ class Influential(Redundant):
     def cka_distances(self) -> Floats:
         return self.block_influence()
 
+    def zigzag_changes(self) -> Floats:
+        return self.damage
+
     def angular_distances(self, run_length: int) -> Floats:
         return np.array([self.damage[i : i + run_length].sum() for i in range(self.n_players - run_length + 1)])
 

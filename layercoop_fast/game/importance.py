@@ -67,8 +67,7 @@ def cka_distances(game: ModelGame) -> Floats:
 
     CKA compares the two clouds of tokens as wholes: it is 1 for clouds that are alike up to rotation and scale, where a
     mean of cosines asks every token to stay where it is. Summed over the units of a group; what pads windows of items
-    is left out. Source: Kornblith and others, arXiv 1905.00414; in place of zigzag persistence between the clouds of
-    neighbouring layers (arXiv 2604.16502).
+    is left out. Source: Kornblith and others, arXiv 1905.00414.
     """
     filled = game.calibration.packs.filled if isinstance(game.calibration, Choices) else None
 

@@ -351,6 +351,12 @@ class ModelGame:
         """1 − CKA of what each player receives and returns in the full model, float64 [n] (`game/importance.py`)."""
         return cka_distances(self)
 
+    def zigzag_changes(self) -> Floats:
+        """Share of components and loops that each player makes or ends, float64 [n] (`game/topology.py`)."""
+        from layercoop_fast.game.topology import zigzag_changes
+
+        return zigzag_changes(self)
+
     def angular_distances(self, run_length: int) -> Floats:
         """Angle that each run of players turns the stream by, float64 [n − run_length + 1] (`game/importance.py`)."""
         require_windows(self, "angular distances")

@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "official": "the published method: surrogate fitted to stratified masks, least mean marginals removed",
     "shortgpt": "least block influence (1 − cosine of a block's input and output) removed, in one shot",
     "cka": "least change of the stream's geometry (1 − CKA of a block's input and output) removed, in one shot",
+    "zigzag": "least change of components and loops (zigzag persistence across a block) removed, in one shot",
     "angular": "the contiguous run that turns the residual stream by the least angle, in one shot",
     "ppl": "the players removed without each of which, alone, the worth stays highest, in one shot",
     "taylor": "least first-order importance (weight times gradient) removed, in one shot",

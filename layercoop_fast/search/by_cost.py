@@ -17,7 +17,7 @@ from layercoop_fast.search import coop
 from layercoop_fast.search.base import Allowed, Choice, get_method, worst_last
 from layercoop_fast.search.target import Target
 
-RANKING = ("official", "shortgpt", "ppl", "taylor", "reverse")
+RANKING = ("official", "shortgpt", "cka", "zigzag", "ppl", "taylor", "reverse")
 GROWING = ("sleb", "finercut", "angular")
 
 

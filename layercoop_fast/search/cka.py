@@ -1,8 +1,7 @@
 """A block that hardly changes the geometry of its tokens can go. One pass of the full model, one shot.
 
 Like `shortgpt`, with centred kernel alignment (CKA) of a block's input and output for the mean cosine. It is a
-plain relative of topology-aware pruning (arXiv 2604.16502), which follows the persistent homology of the layers' point
-clouds by zigzags, and is not that: zigzags want complexes built simplex by simplex, where this is three products.
+plain relative of topology-aware pruning (arXiv 2604.16502), which is the method `zigzag`: this is three products.
 """
 
 from __future__ import annotations

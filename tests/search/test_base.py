@@ -66,7 +66,7 @@ def test_a_method_that_cannot_do_with_the_budget_says_what_it_asks(name: str, n_
     assert get_method(name)(Influential(10, [2, 3, 7]), 3, budget=n_masks).n_masks == n_masks
 
 
-@pytest.mark.parametrize("name", ["shortgpt", "cka", "angular", "taylor", "finercut"])
+@pytest.mark.parametrize("name", ["shortgpt", "cka", "zigzag", "angular", "taylor", "finercut"])
 def test_a_rule_that_needs_a_model_says_so(name: str) -> None:
     with pytest.raises(RequestError, match=f"{name} needs a game that offers .* a game on a model"):
         get_method(name)(Redundant(10, [2, 3, 7]), 3)
