@@ -29,14 +29,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine
+from recurrences import trainable_recurrences
 from small_model import cache_folder
 
 from layercoop_fast.files import written_whole
 from layercoop_fast.game.calibration import read_text
 
 BLOCKS, CONTEXT = 12, 256
-# Bytes of a window of training: recurrent blocks go token by token here, and keep what each did for the gradient.
-_WINDOW = {"gpt2": 128, "llama": 128, "mamba": 64, "rwkv": 64}
+_WINDOW = 128  # bytes of a window of training
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>")
 VOCABULARY = 260  # 256 bytes, the special tokens, and one that no text uses
 
@@ -90,10 +90,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(family: str, seed: int) -> Any:
+def new_model(family: str, seed: int, blocks: int = BLOCKS) -> Any:
     """A model of the family with random weights, fp32."""
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    arguments = {"vocab_size": VOCABULARY, "num_hidden_layers": BLOCKS, **ids, **FAMILIES[family]}
+    arguments = {"vocab_size": VOCABULARY, "num_hidden_layers": blocks, **ids, **FAMILIES[family]}
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **arguments), dtype=torch.float32)
 
@@ -108,6 +108,8 @@ class Training:
         shape: windows of a step, and bytes of each.
         rate: highest learning rate.
     """
+
+    prefix = 1  # tokens of a window that are not predicted
 
     def __init__(
         self,
@@ -129,15 +131,27 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * min((self.done + 1) / _WARM_UP, 0.55 + 0.45 * math.cos(self._share * math.pi))
         # Drawn by the step's number, so that a training that was taken up again sees what it would have seen.
-        draw = np.random.default_rng((self.seed, self.done))
-        windows, length = self.shape
-        loss = self._loss(_windows(self.stream, draw.integers(0, len(self.stream) - length, windows), length))
+        loss = self._loss(self.batch(np.random.default_rng((self.seed, self.done))))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.named.values(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
         return float(loss.detach())
+
+    def run(self, seconds: float) -> None:
+        """Steps until all are done or the time is over, with a line every fifty."""
+        began = time.perf_counter()
+        while self.done < self.steps and (passed := time.perf_counter() - began) < seconds:
+            loss = self.step()
+            if self.done % 50 == 0:
+                sys.stdout.write(f"step {self.done} of {self.steps}: {loss:.3f} nats, {passed:.0f} s\n")
+                sys.stdout.flush()
+
+    def batch(self, draw: np.random.Generator) -> dict[str, Tensor]:
+        """What the model is called with in one step."""
+        windows, length = self.shape
+        return _windows(self.stream, draw.integers(0, len(self.stream) - length, windows), length)
 
     @torch.no_grad()
     def held_out(self, stream: NDArray[np.int64], windows: int = 32) -> float:
@@ -151,29 +165,46 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write the optimiser's state and how far the training has come."""
+        # Parameters that the loss does not reach (a norm behind a layer that is not read) have no state.
         state = self.optimizer.state
-        tensors = {f"{name}.{kind}": state[one][kind] for name, one in self.named.items() for kind in _NAMES}
+        kept = [(name, state[one]) for name, one in self.named.items() if self.optimizer.state.get(one)]
+        tensors = {f"{name}.{kind}": of_one[kind] for name, of_one in kept for kind in _NAMES}
         save_file(tensors, path, metadata={"done": str(self.done)})
 
-    def take_up(self, path: Path, done: int) -> None:
+    def take_up(self, path: Path) -> None:
         """Go on from a state that was written; the model's weights are those written with it."""
+        done = json.loads((path.parent / "training.json").read_text(encoding="utf-8"))["done"]
         tensors = load_file(path)
         for name, one in self.named.items():
-            kept: dict[str, Tensor] = {kind: tensors[f"{name}.{kind}"] for kind in _NAMES}
-            self.optimizer.state[one] = {"step": torch.tensor(float(done)), **kept}
+            if f"{name}.{_NAMES[0]}" in tensors:
+                kept: dict[str, Tensor] = {kind: tensors[f"{name}.{kind}"] for kind in _NAMES}
+                self.optimizer.state[one] = {"step": torch.tensor(float(done)), **kept}
         self.done = done
 
     @property
     def _share(self) -> float:
         return self.done / self.steps
 
-    def _loss(self, ids: Tensor) -> Tensor:
-        logits = self.model(input_ids=ids, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with trainable_recurrences():
+            logits = self.model(**batch, use_cache=False).logits[:, self.prefix - 1 : -1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, self.prefix :].flatten())
 
 
-def _windows(stream: NDArray[np.int64], starts: NDArray[np.int64], length: int) -> Tensor:
-    return torch.from_numpy(stream[starts[:, None] + np.arange(length)])
+def write_snapshot(folder: Path, training: Training, tokenizer: Any, said: dict[str, Any]) -> None:
+    """Write the model, its tokenizer and what was said of it, and while steps are left the optimiser's state."""
+    with written_whole(folder, folder=True, force=True) as made:
+        training.model.eval().save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        (made / "training.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        if training.done < training.steps:
+            training.save(made / "training.safetensors")
+    unfinished = ": not finished, call again to go on" if training.done < training.steps else ""
+    sys.stdout.write(f"{folder}{unfinished}\n{json.dumps(said)}\n")
+
+
+def _windows(stream: NDArray[np.int64], starts: NDArray[np.int64], length: int) -> dict[str, Tensor]:
+    return {"input_ids": torch.from_numpy(stream[starts[:, None] + np.arange(length)])}
 
 
 def main() -> None:
@@ -193,6 +224,8 @@ def main() -> None:
     if (folder / "config.json").exists() and not state.exists():
         sys.stdout.write(f"{folder}\n")
         return
+    # What decays far is nothing, and multiplying by numbers just above nothing takes a hundred times as long.
+    torch.set_flush_denormal(True)
     tokenizer = byte_tokenizer()
     text = read_text(arguments.text).encode("utf-8")
     # Ids of the bytes by a table: the tokenizer itself takes minutes and gigabytes over millions of characters.
@@ -204,25 +237,17 @@ def main() -> None:
     else:
         model = new_model(arguments.family, arguments.seed)
     model.train()
-    length = _WINDOW[arguments.family]
     training = Training(
         model,
         stream[:border],
         steps=arguments.steps,
-        shape=(max(1, arguments.tokens // length), length),
+        shape=(max(1, arguments.tokens // _WINDOW), _WINDOW),
         rate=arguments.rate,
         seed=arguments.seed,
     )
     if state.exists():
-        training.take_up(state, json.loads((folder / "training.json").read_text(encoding="utf-8"))["done"])
-    loss = math.nan
-    while training.done < training.steps and time.perf_counter() - began < arguments.seconds:
-        loss = training.step()
-        if training.done % 50 == 0:
-            seconds = time.perf_counter() - began
-            sys.stdout.write(f"step {training.done} of {training.steps}: {loss:.3f} nats a byte, {seconds:.0f} s\n")
-            sys.stdout.flush()
-    finished = training.done >= training.steps
+        training.take_up(state)
+    training.run(arguments.seconds)
     said = {
         "benchmark": "train_small",
         "machine": machine(),
@@ -230,17 +255,11 @@ def main() -> None:
         "parameters": sum(one.numel() for one in model.parameters()),
         "done": training.done,
         "steps": training.steps,
-        "bytes": training.done * training.shape[0] * length,
+        "bytes": training.done * training.shape[0] * _WINDOW,
         "held_out": round(training.held_out(stream[border:]), 4),
         "seconds": round(time.perf_counter() - began, 1),
     }
-    with written_whole(folder, folder=True, force=True) as made:
-        model.eval().save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        (made / "training.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-        if not finished:
-            training.save(made / state.name)
-    sys.stdout.write(f"{folder}{'' if finished else ': not finished, call again to go on'}\n{json.dumps(said)}\n")
+    write_snapshot(folder, training, tokenizer, said)
 
 
 def _id_of(tokenizer: PreTrainedTokenizerFast, byte: int) -> int:
