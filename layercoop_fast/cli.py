@@ -417,6 +417,7 @@ def shapley(
     from layercoop_fast.game.model_game import ModelGame
     from layercoop_fast.game.samplers import get_sampler
     from layercoop_fast.game.worths import Worths
+    from layercoop_fast.kernels.memory import gpu_named, has_triton
     from layercoop_fast.progress import Bars
     from layercoop_fast.report.tables import show_contributions
     from layercoop_fast.report.values import save_values, show_valuation, valuation_json
@@ -434,6 +435,13 @@ def shapley(
     _check_distinct(out=out, store=store, worths=worths)
     if out is not None:
         check_target(out, force=force)
+    # A surrogate goes where the model goes, if Triton is there; on --worths the device is of the surrogate alone.
+    surrogate_device = "cpu"
+    if worths is not None and device != "cpu":
+        gpu_named(device, "a surrogate")
+        surrogate_device = device
+    elif device.startswith("cuda") and workers is None and has_triton():
+        surrogate_device = device
     clusters = None
     with _stopped_with(store), Bars() as bars:
         if worths is not None:
@@ -477,11 +485,18 @@ def shapley(
                 interactions=interactions,
                 best=int(best_per_size),
                 progress=bars.update,
+                device=surrogate_device,
             )
             record, show = valuation_json(valued), partial(show_valuation, valued)
         else:
             found = estimate(
-                measured.masks, measured.worths, estimator=estimator, samples=samples, seed=seed, progress=bars.update
+                measured.masks,
+                measured.worths,
+                estimator=estimator,
+                samples=samples,
+                seed=seed,
+                progress=bars.update,
+                device=surrogate_device,
             )
             record = {
                 "players": measured.player_names,

@@ -23,14 +23,16 @@ from layercoop_fast.surrogate.ridge import RidgeSurrogate
 from layercoop_fast.surrogate.surrogate import NetworkGame, Surrogate
 from layercoop_fast.surrogate.uncertainty import Intervals, intervals, text_bootstrap
 
-EXACT_UP_TO = 24
-"""Players up to which all masks of the surrogate are gone through unless told otherwise: a few seconds."""
+EXACT_UP_TO, EXACT_ON_GPU = 24, 36
+"""Players up to which all masks of the surrogate are gone through unless told otherwise: a few seconds (on a GPU as
+predicted, not measured)."""
 PERMUTATIONS = 2_000
 
 # Branch and bound of each size on the pairwise ridge: enough where it closes; where it does not, time does not help.
 _NODES, _SECONDS = 2_000, 1.0
 # Utilities whose worth, on the scale of the fit, is the mean over the windows of a negative NLL (and a constant).
 _MEANS_OF_WINDOWS = ("ppl_ratio", "nll")
+_MOST_ON_GPU = 44  # players whose masks a GPU goes through
 _MOST_PAIRED = 64  # players; beyond it the bootstrap of the text fits players alone: pairs would take minutes
 
 
@@ -65,6 +67,7 @@ def value_players(
     interactions: bool = False,
     best: int = 0,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Valuation:
     """Fit a `Surrogate` to measured worths, and take Shapley values on it with `Intervals`.
 
@@ -73,6 +76,8 @@ def value_players(
     Shapley interaction index of every pair and `best` for so many best masks of each size. Up to 36 players both go
     through all masks of the surrogate; beyond, they are those of a pairwise ridge fitted to the same worths, whose
     interactions are its coefficients, and whose best masks come from `best_masks` (proven where its bound closes).
+    With `device` "cuda" a GPU goes through all masks (the extra `triton`): unless told otherwise up to 36 players, and
+    for interactions and best masks up to 44.
 
     The spread over the networks is from the masks measured (`clusters` `int64[M]`: those drawn together, as a `Sample`
     says; without them each counts as drawn alone), that over drawings of the windows from the text
@@ -91,19 +96,20 @@ def value_players(
     if clusters is not None:
         clusters = clusters[np.isfinite(measured.worths)]
     surrogate = Surrogate.fit(masks, worths, clusters=clusters, seed=seed)
-    exact = permutations is None and n <= EXACT_UP_TO
+    on_gpu = device != "cpu"
+    exact = permutations is None and n <= (EXACT_ON_GPU if on_gpu else EXACT_UP_TO)
     sampled = partial(shapley_values, n_permutations=PERMUTATIONS if permutations is None else permutations, seed=seed)
     text = _text_draws(measured, seed)
-    found = intervals(surrogate, _exact if exact else sampled, text_draws=text)
+    found = intervals(surrogate, partial(_exact, device=device) if exact else sampled, text_draws=text)
     between: Floats | None = None
     best_by_size: list[TopMasks] = []
-    wide = n > _C.MAX_ENUMERATED
+    wide = n > (_MOST_ON_GPU if on_gpu else _C.MAX_ENUMERATED)
     if (interactions or best) and wide:
         pairwise = RidgeSurrogate.fit_link(surrogate.masks, surrogate.targets, surrogate.link, order=2)
         between = pairwise.link_game.coupling if interactions else None
         best_by_size = _best_of_pairwise(pairwise.link_game, best, seed, progress) if best else []
     elif interactions or best:
-        enumerated = enumerate_masks(surrogate, interactions=interactions, top=best, progress=progress)
+        enumerated = enumerate_masks(surrogate, interactions=interactions, top=best, progress=progress, device=device)
         between = enumerated.sii() if interactions else None
         best_by_size = enumerated.best
     return Valuation(
@@ -133,10 +139,11 @@ def _best_of_pairwise(game: PairwiseGame, top: int, seed: int, progress: Progres
     return [none, *between, everything]
 
 
-def _exact(game: Game) -> ShapleyValues:
+def _exact(game: Game, device: str) -> ShapleyValues:
     """Exact Shapley values of what `intervals` asks about: the ensemble and its members, which are networks."""
     assert isinstance(game, NetworkGame)
-    return ShapleyValues(enumerate_masks(game).shapley(), np.zeros(game.n_players), 2**game.n_players, "exact")
+    values = enumerate_masks(game, device=device).shapley()
+    return ShapleyValues(values, np.zeros(game.n_players), 2**game.n_players, "exact")
 
 
 def _text_draws(measured: Worths, seed: int) -> Floats | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from toy_games import Redundant
 
 from layercoop_fast import valuation
@@ -220,3 +221,11 @@ def test_wrong_requests_are_one_line(shapley: Any, worths: Path, tmp_path: Path)
         assert words in error
         assert error.count("\n") == 1
     assert taken.read_bytes() == b"mine"
+
+
+def test_a_device_that_is_not_there(shapley: Any, worths: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    status, printed, errors = shapley("--worths", worths, "--device", "cuda")
+    assert (status, printed) == (2, "")
+    assert errors == "layercoop-fast: device: there is no cuda here\n"

@@ -5,7 +5,7 @@
 kernels     every Triton kernel against its oracle, torch.compile, and liger-kernel or SDPA where they have the same
 engine      500 masks on 10 × 128 and on 8 × 2048 tokens, an 8B llama and a small one: ours, skipping, the published way
 decode      tokens a second of the same models: ours, transformers, its static cache under torch.compile
-surrogate   values of masks and what each player adds, by an ensemble of networks, beside the C++ kernels
+surrogate   values of masks, what each player adds, all 2^30, 2^32, 2^40 masks: ours, torch, torch.compile, C++
 
 Models are random: no network is needed. Writes a JSON file, and beside it a table (.md) ready for docs/performance.md.
 What fails is said in both and the rest goes on; the exit status is then 1. Without a GPU it is 2, but for --tiny, which
@@ -120,7 +120,7 @@ def run(parts: list[str], *, tiny: bool) -> tuple[dict[str, Any], bool]:
     if "surrogate" in parts:
         import gpu_networks
 
-        part("surrogate", lambda: gpu_networks.bench(device, tiny=tiny))
+        part("surrogate", lambda: gpu_networks.bench(device, tiny=tiny, peak=peak, compiler=compiler))
     return result, failed
 
 
@@ -145,8 +145,8 @@ def table(result: dict[str, Any]) -> str:
             every = found["tokens_a_second"] | ({"limit on paper": found["limit"]} if "limit" in found else {})
             lines += [f"| {way} | {_number(speed)} |" for way, speed in every.items()] + [""]
         elif where == "surrogate":
-            lines += ["| surrogate | seconds |", "|---|---|"]
-            lines += [f"| {way} | {_number(time)} |" for way, time in found["seconds"].items()] + [""]
+            lines += ["| surrogate | way | seconds | ÷ ours | share of fp32 peak |", "|---|---|---|---|---|"]
+            lines += [row for entry in found for row in _surrogate_rows(entry)] + [""]
     return "\n".join(lines)
 
 
@@ -160,6 +160,15 @@ def _kernel_rows(entry: dict[str, Any]) -> list[str]:
         share = f"{found['share_of_peak']:.0%}" if "share_of_peak" in found else ""
         flops = f"{found['tflop_s']:.3g}" if "tflop_s" in found else ""
         rows.append(f"{begin} {found['us']:.3g} | {found['gb_s']:.3g} | {flops} | {share} |")
+    return rows
+
+
+def _surrogate_rows(entry: dict[str, Any]) -> list[str]:
+    rows, ours = [], entry["seconds"]["ours"]
+    for way, time in entry["seconds"].items():
+        ratio = f"{time / ours:.2f}" if isinstance(time, float) and isinstance(ours, float) else ""
+        share = f"{entry['share_of_peak']:.0%}" if way == "ours" and "share_of_peak" in entry else ""
+        rows.append(f"| {entry['what']} | {way} | {_number(time)} | {ratio} | {share} |")
     return rows
 
 

@@ -11,25 +11,26 @@ import torch
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes a second from memory, and FLOP a second of dense 16-bit products; as the makers state them."""
+    """A second: bytes from memory, FLOP of dense 16-bit products, and of plain fp32; as the makers state them."""
 
     bandwidth: float
     flops: float
+    plain: float
 
 
 # The first name that the device's holds; the more particular stand first.
 PEAKS = {
-    "H100 PCIe": Peak(2.0e12, 756e12),
-    "H100 NVL": Peak(3.9e12, 835e12),
-    "H100": Peak(3.35e12, 989e12),
-    "H200": Peak(4.8e12, 989e12),
-    "B200": Peak(8.0e12, 2250e12),
-    "A100-PCIE-40GB": Peak(1.555e12, 312e12),
-    "A100-SXM4-40GB": Peak(1.555e12, 312e12),
-    "A100": Peak(2.0e12, 312e12),
-    "L40S": Peak(0.864e12, 362e12),
-    "RTX 4090": Peak(1.008e12, 165e12),
-    "MI300X": Peak(5.3e12, 1307e12),
+    "H100 PCIe": Peak(2.0e12, 756e12, 51e12),
+    "H100 NVL": Peak(3.9e12, 835e12, 60e12),
+    "H100": Peak(3.35e12, 989e12, 67e12),
+    "H200": Peak(4.8e12, 989e12, 67e12),
+    "B200": Peak(8.0e12, 2250e12, 75e12),
+    "A100-PCIE-40GB": Peak(1.555e12, 312e12, 19.5e12),
+    "A100-SXM4-40GB": Peak(1.555e12, 312e12, 19.5e12),
+    "A100": Peak(2.0e12, 312e12, 19.5e12),
+    "L40S": Peak(0.864e12, 362e12, 91.6e12),
+    "RTX 4090": Peak(1.008e12, 165e12, 82.6e12),
+    "MI300X": Peak(5.3e12, 1307e12, 163.4e12),
 }
 
 

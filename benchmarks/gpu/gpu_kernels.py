@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy, li
 from layercoop_fast.kernels.rotary import rotary_, rotary_reference
 
 Work = Callable[[], Any]
+_LARGE_PAGE = 256
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def bench(
 ) -> list[dict[str, Any]]:
     """Time every way of every operation; results of all ways are compared with the oracle's."""
     found = []
-    for make in (_swiglu, _norm, _add_norm, _scatter, _rotary, _attention, _paged, _decode, _head, _int8, _int4):
+    for make in _ROWS:
         row = make(sizes, device, dtype, compiler)
         entry: dict[str, Any] = {"operation": row.name, "shape": row.shape, "ways": {}}
         expected = _values(row.ways["oracle"]())
@@ -125,22 +127,43 @@ def _liger(module: str) -> Any:
         return None
 
 
+def _varlen() -> Any:
+    """torch's attention by block tables (from 2.13 on), None where there is none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if torch.cuda.is_available() and "block_table" in signature(varlen_attn).parameters else None
+
+
 def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.randn(shape, device=device, dtype=torch.float32).to(dtype)
 
 
 def _swiglu(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    return _gated("swiglu", s, device, dtype, compiler)
+
+
+def _geglu(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    return _gated("geglu", s, device, dtype, compiler)
+
+
+def _gated(name: str, s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
     x = _random(device, dtype, s.rows, 2 * s.inner)
-    compiled = _compiled(gate.swiglu_reference, compiler)
+    ours, oracle = getattr(gate, name), getattr(gate, f"{name}_reference")
+    compiled = _compiled(oracle, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: gate.swiglu(x),
-        "oracle": lambda: gate.swiglu_reference(x),
+        "ours": lambda: ours(x),
+        "oracle": lambda: oracle(x),
         "torch.compile": lambda: compiled(x),
     }
-    if (liger := _liger("swiglu")) is not None:
+    if (liger := _liger(name)) is not None:
         a, b = (half.contiguous() for half in x.chunk(2, dim=1))
-        ways["liger"] = lambda: liger.LigerSiLUMulFunction.apply(a, b)
-    return Row("swiglu", f"[{s.rows}, 2·{s.inner}]", ways, bytes=3 * s.rows * s.inner * dtype.itemsize)
+        apart = liger.LigerSiLUMulFunction if name == "swiglu" else liger.LigerGELUMulFunction
+        ways["liger, two tensors"] = lambda: apart.apply(a, b)
+        if (joint := getattr(liger, "LigerFusedGateUpSiLUMulFunction", None)) is not None:
+            ways["liger"] = lambda: joint.apply(x)
+    return Row(name, f"[{s.rows}, 2·{s.inner}]", ways, bytes=3 * s.rows * s.inner * dtype.itemsize)
 
 
 def _pool(s: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -182,6 +205,14 @@ def _add_norm(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str 
         "oracle": reference,
         "torch.compile": lambda: compiled(),
     }
+    if (liger := _liger("fused_add_rms_norm")) is not None:
+
+        def library() -> tuple[Tensor, Tensor]:
+            x = pool[slots.long()].flatten(0, 1)
+            normed, total = liger.LigerFusedAddRMSNormFunction.apply(x, delta, weight, 1e-5, 0.0, "llama", False)
+            return total, normed
+
+        ways["copy, liger"] = library
     return Row("gather_add_norm", f"[{s.rows}, {s.hidden}]", ways, bytes=4 * s.rows * s.hidden * dtype.itemsize)
 
 
@@ -204,7 +235,8 @@ def _scatter(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str |
 
 def _rotary(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
     columns = (s.heads + 2 * s.kv_heads) * s.width
-    qkv, angle = _random(device, dtype, s.rows, columns), torch.rand(s.tokens, s.width, device=device)
+    qkv = _random(device, dtype, s.rows, columns)
+    angle = torch.rand(s.tokens, s.width // 2, device=device).repeat(1, 2)  # as models' tables are: halves alike
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     scratch = qkv.clone()
 
@@ -218,6 +250,16 @@ def _rotary(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
     ways: dict[str, Work] = {"ours": ours, "oracle": reference, "torch.compile": lambda: compiled()}
     turned = (s.heads + s.kv_heads) * s.width
     once: dict[str, Work] = {"ours": lambda: rotary_(qkv.clone(), cos, sin, s.heads, s.kv_heads)}
+    if (liger := _liger("rope")) is not None:
+        by_head = qkv.view(s.windows, s.tokens, -1, s.width).transpose(1, 2)
+        q, k, v = torch.split(by_head, [s.heads, s.kv_heads, s.kv_heads], dim=1)
+
+        def library() -> tuple[Tensor, Tensor]:
+            turned: tuple[Tensor, Tensor] = liger.LigerRopeFunction.apply(q, k, cos[None], sin[None])
+            return turned
+
+        ways["copy, liger"] = library
+        once["copy, liger"] = lambda: torch.cat([*library(), v], dim=1).transpose(1, 2).reshape(s.rows, columns)
     return Row("rotary", f"[{s.rows}, {columns}]", ways, bytes=2 * s.rows * turned * dtype.itemsize, compared=once)
 
 
@@ -227,6 +269,7 @@ def _attention(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
     scale = s.width**-0.5
     by_head = qkv.view(s.windows, s.tokens, -1, s.width).transpose(1, 2)
     q, k, v = torch.split(by_head, [s.heads, s.kv_heads, s.kv_heads], dim=1)
+    compiled = _compiled(lambda: causal_attention_reference(qkv, s.tokens, s.heads, s.kv_heads, scale), compiler)
     starts = torch.arange(0, s.rows + 1, s.tokens, dtype=torch.int32, device=device)
     pages = torch.zeros(1, 2, s.kv_heads, s.page, s.width, dtype=dtype, device=device)
     table = torch.zeros(s.windows, 1, dtype=torch.int32, device=device)
@@ -234,6 +277,7 @@ def _attention(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
     ways: dict[str, Work] = {
         "ours": lambda: paged.paged_attention(qkv, starts, pages, table, lengths, s.tokens, scale),
         "oracle": lambda: causal_attention_reference(qkv, s.tokens, s.heads, s.kv_heads, scale),
+        "torch.compile": lambda: compiled(),
         "SDPA": lambda: F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=True
         ).transpose(1, 2).flatten(2),
@@ -271,10 +315,12 @@ def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | N
         mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, scale=scale, enable_gqa=True)
         return mixed.transpose(1, 2).flatten(2)
 
+    compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
         "ours": lambda: paged.paged_attention(qkv, starts, pages, tables, lengths, new, scale),
         "oracle": lambda: paged.paged_attention_reference(qkv, starts, pages, tables, lengths, s.heads, scale),
         "copy, SDPA": library,
+        "copy, SDPA, torch.compile": lambda: compiled(),
     }
     pairs = s.sequences * new * (s.context + (new + 1) // 2)
     size = s.sequences * (new * (2 * s.heads + 2 * s.kv_heads) + 2 * s.context * s.kv_heads) * s.width
@@ -289,11 +335,28 @@ def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
     queries, scale = _random(device, dtype, s.sequences, s.heads * s.width), s.width**-0.5
     keys, values = _dense(s, pages, tables)
     q = queries.view(s.sequences, s.heads, 1, s.width)
+
+    def library() -> Tensor:
+        known = _dense(s, pages, tables)
+        return F.scaled_dot_product_attention(q, *known, scale=scale, enable_gqa=True)
+
+    compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
         "ours": lambda: decode.decode_attention(queries, pages, tables, lengths, scale),
         "oracle": lambda: decode.decode_attention_reference(queries, pages, tables, lengths, scale),
         "SDPA without pages": lambda: F.scaled_dot_product_attention(q, keys, values, scale=scale, enable_gqa=True),
+        "copy, SDPA": library,
+        "copy, SDPA, torch.compile": lambda: compiled(),
     }
+    if (varlen := _varlen()) is not None and s.context % _LARGE_PAGE == 0:
+        # torch's pages: [P, PAGE, kv_heads, D], of which FlashAttention 2 wants 256 tokens
+        large = [x.transpose(1, 2).reshape(-1, _LARGE_PAGE, s.kv_heads, s.width).contiguous() for x in (keys, values)]
+        table = torch.arange(len(large[0]), dtype=torch.int32, device=device).view(s.sequences, -1)
+        starts = torch.arange(s.sequences + 1, dtype=torch.int32, device=device)
+        ways["torch's varlen_attn, pages of 256"] = lambda: varlen(
+            q[:, :, 0], *large, starts, None, 1, s.context, scale=scale, enable_gqa=True, seqused_k=lengths,
+            block_table=table,
+        )  # fmt: skip
     size = s.sequences * (2 * s.context * s.kv_heads + 2 * s.heads) * s.width * dtype.itemsize
     return Row(
         "decode_attention", f"{s.sequences} × {s.context}", ways, bytes=size,
@@ -302,28 +365,38 @@ def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
 
 
 def _int8(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    return _quantized(s, device, dtype, 8)
+    return _quantized(s, device, dtype, compiler, 8, 1)
 
 
 def _int4(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    return _quantized(s, device, dtype, 4)
+    return _quantized(s, device, dtype, compiler, 4, 1)
 
 
-def _quantized(s: Sizes, device: torch.device, dtype: torch.dtype, bits: int) -> Row:
-    """One token's gate and up, the norm before them; beside it the product with weights of 16 bits."""
+def _int4_rows(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    return _quantized(s, device, dtype, compiler, 4, 8)
+
+
+def _quantized(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None, bits: int, rows: int) -> Row:
+    """Gate and up of one token or of some, the norm before them; beside it the product with weights of 16 bits."""
     weight = _random(device, dtype, 2 * s.inner, s.hidden) * s.hidden**-0.5
     packed = gemv.quantize(weight.float(), bits)
-    x, scale = _random(device, dtype, 1, s.hidden), _random(device, dtype, s.hidden)
+    x, scale = _random(device, dtype, rows, s.hidden), _random(device, dtype, s.hidden)
+
+    def reference() -> Tensor:
+        return gemv.quantized_linear_reference(x, packed, scale, 1e-5)
+
+    compiled = _compiled(reference, compiler)
     ways: dict[str, Work] = {
         "ours": lambda: gemv.quantized_linear(x, packed.values, packed.scale, packed.minimum, scale, 1e-5),
-        "oracle": lambda: gemv.quantized_linear_reference(x, packed, scale, 1e-5),
+        "oracle": reference,
+        "torch.compile": lambda: compiled(),
     }
     size = sum(
         each.numel() * each.element_size() for each in (packed.values, packed.scale, packed.minimum) if each is not None
     )
     return Row(
-        f"quantized_linear, {bits} bits", f"[1, {s.hidden}] × {2 * s.inner}", ways, bytes=size,
-        flops=4 * s.inner * s.hidden, product=lambda: F.linear(x, weight),
+        f"quantized_linear, {bits} bits", f"[{rows}, {s.hidden}] × {2 * s.inner}", ways, bytes=size,
+        flops=4 * rows * s.inner * s.hidden, product=lambda: F.linear(x, weight),
     )  # fmt: skip
 
 
@@ -343,7 +416,7 @@ def _head(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | No
         "torch.compile": lambda: compiled(),
     }
     if (liger := _liger("fused_linear_cross_entropy")) is not None:
-        ways["liger (mean)"] = lambda: liger.LigerFusedLinearCrossEntropyFunction.apply(
+        ways["liger"] = lambda: liger.LigerFusedLinearCrossEntropyFunction.apply(
             hidden, weight, targets, None, None, -100, 0.0, 0.0, "none"
         )[0]
     size = (rows * s.hidden + s.words * s.hidden) * dtype.itemsize
@@ -351,3 +424,35 @@ def _head(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | No
         "linear_cross_entropy", f"[{rows}, {s.hidden}] × {s.words}", ways, bytes=size,
         flops=2 * rows * s.hidden * s.words, product=lambda: F.linear(hidden, weight),
     )  # fmt: skip
+
+
+def _divergence(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    """Losses and the divergence from a teacher, of which Liger has the sum alone, for probabilities in memory."""
+    rows = min(s.rows, 1280)
+    hidden, teacher = (_random(device, dtype, rows, s.hidden) * s.hidden**-0.5 for _ in range(2))
+    weight = _random(device, dtype, s.words, s.hidden)
+    targets = torch.randint(0, s.words, (rows,), device=device)
+
+    def reference() -> tuple[Tensor, Tensor]:
+        found = linear_cross_entropy_reference(hidden, weight, targets, teacher=teacher)
+        assert found.kl is not None
+        return found.nll, found.kl
+
+    def ours() -> tuple[Tensor, Tensor]:
+        found = linear_cross_entropy(hidden, weight, targets, teacher=teacher)
+        assert found.kl is not None
+        return found.nll, found.kl
+
+    compiled = _compiled(reference, compiler)
+    ways: dict[str, Work] = {"ours": ours, "oracle": reference, "torch.compile": lambda: compiled()}
+    size = (2 * rows * s.hidden + s.words * s.hidden) * dtype.itemsize
+    return Row(
+        "linear_cross_entropy, teacher", f"[{rows}, {s.hidden}] × {s.words}", ways, bytes=size,
+        flops=4 * rows * s.hidden * s.words, product=lambda: (F.linear(hidden, weight), F.linear(teacher, weight)),
+    )  # fmt: skip
+
+
+_ROWS = (
+    _swiglu, _geglu, _norm, _add_norm, _scatter, _rotary, _attention, _paged, _decode, _head, _divergence, _int8, _int4,
+    _int4_rows,
+)  # fmt: skip

@@ -55,6 +55,20 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+def gpu_named(device: str, what: str) -> torch.device:
+    """The GPU of that name ("cuda", "cuda:1") for `what` to run on by Triton; `RequestError` where it cannot."""
+    if device.split(":")[0] != "cuda":
+        raise RequestError(f"device: {device} is neither cpu nor cuda or cuda:N")
+    if not has_triton():
+        raise RequestError(f"{what} on a GPU needs Triton: pip install 'layercoop-fast[triton]'")
+    if _interpreted:
+        return torch.device("cpu")
+    found = torch.device(device)
+    if (found.index or 0) >= torch.cuda.device_count():
+        raise RequestError(f"device: there is no {device} here")
+    return found
+
+
 def array(tensor: Tensor) -> NDArray[Any]:
     """The memory of a native tensor, without a copy; bf16, which numpy lacks, as the uint16 of its bits."""
     tensor = tensor.detach()
@@ -63,9 +77,11 @@ def array(tensor: Tensor) -> NDArray[Any]:
 
 
 def require(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise `RequestError` unless a tensor has this shape and the dtype and device of `like`."""
+    """Raise `RequestError` unless a tensor is contiguous, has this shape, and the dtype and device of `like`."""
     if tuple(tensor.shape) != shape:
         raise RequestError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    if not tensor.is_contiguous():
+        raise RequestError(f"{name}: expected a contiguous tensor, got strides {list(tensor.stride())}")
     if tensor.dtype != like.dtype or tensor.device != like.device:
         raise RequestError(f"{name}: expected {like.dtype} on {like.device}, got {tensor.dtype} on {tensor.device}")
 

@@ -2,12 +2,14 @@
 
 With z_e(m) = v_e · act(W_e m + b_e) + c_e and f_e = out(z_e) (see `Networks`), the functions named `..._reference` are
 these formulas in float64, one line after another; the others are the same to the rounding of float32, on the kernels of
-csrc/surrogate. Those are chosen here, so that a version for another device has one place to come in.
+csrc/surrogate, or with `device` "cuda" on those of kernels/gpu (the extra `triton`; other `RequestError`s than there
+are below then say that there is no such device).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +18,11 @@ import torch.nn.functional as F
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.kernels.memory import gpu_named
 from layercoop_fast.surrogate.networks import Networks
+
+if TYPE_CHECKING:
+    from layercoop_fast.kernels.gpu.surrogate import DeviceNetworks
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "celu": F.celu,
@@ -26,20 +32,27 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def predict_logits(networks: Networks, masks: Masks) -> Floats:
+def predict_logits(networks: Networks, masks: Masks, device: str = "cpu") -> Floats:
     """Return z_e(m), `float64[M, E]`, of masks `bool[M, n]`: the values before the output function."""
+    if device != "cpu":
+        there, sent = _sent(networks, masks, device)
+        from layercoop_fast.kernels.gpu.surrogate import surrogate_logits
+
+        weights = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
+        logits: Floats = surrogate_logits(sent, *weights, there.activation).cpu().numpy().astype(np.float64)
+        return logits
     return _C.predict_logits(_checked(networks), _packed(networks, masks)).astype(np.float64)
 
 
-def predict(networks: Networks, masks: Masks) -> Floats:
+def predict(networks: Networks, masks: Masks, device: str = "cpu") -> Floats:
     """Return f_e(m), `float64[M, E]`, of masks `bool[M, n]`; the ensemble's value is the mean over the last axis.
 
     The sigmoid is taken in float64: near 1, float32 has too few digits left to tell two logits apart.
     """
-    return output(networks, predict_logits(networks, masks))
+    return output(networks, predict_logits(networks, masks, device))
 
 
-def marginals(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
+def marginals(networks: Networks, masks: Masks, device: str = "cpu") -> tuple[Floats, Floats]:
     """Return the mean over masks `bool[M, n]` of f(m with i) − f(m without i), `float64[n]`, and its standard error.
 
     f is the ensemble's mean value. One of the two masks is m itself; the other has one player flipped, which moves the
@@ -50,6 +63,12 @@ def marginals(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
     """
     if isinstance(masks, np.ndarray) and masks.ndim == 2 and len(masks) < 2:
         raise RequestError("marginals need at least 2 masks, or their mean has no standard error")
+    if device != "cpu":
+        there, sent = _sent(networks, masks, device)
+        from layercoop_fast.kernels.gpu.surrogate import marginals as on_gpu
+
+        mean, stderr = (each.cpu().numpy() for each in on_gpu(there, sent))
+        return mean, stderr
     return _C.marginals(_checked(networks), _packed(networks, masks))
 
 
@@ -125,6 +144,15 @@ def _checked(networks: Networks) -> Networks:
     if max(inner.max(), outer.max()) > _LARGEST:
         raise RequestError(f"the weights are so large that a value may exceed {_LARGEST:.0e}: rescale the network")
     return networks
+
+
+def _sent(networks: Networks, masks: Masks, device: str) -> tuple[DeviceNetworks, torch.Tensor]:
+    """Networks and masks on a GPU."""
+    there = gpu_named(device, "a surrogate")
+    from layercoop_fast.kernels.gpu.surrogate import DeviceNetworks
+
+    masks = np.ascontiguousarray(check_masks(masks, networks.n_players))
+    return DeviceNetworks.of(_checked(networks), there), torch.tensor(masks, device=there)
 
 
 def _packed(networks: Networks, masks: Masks) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:

@@ -93,6 +93,7 @@ def estimate(
     seed: int = 0,
     strata: Sequence[int] | None = None,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Contributions:
     """Fit the surrogate to measured masks `bool[M, n]` and worths `float64[M]`, and estimate contributions on it.
 
@@ -100,7 +101,8 @@ def estimate(
     same `strata`. "permutation" is the surrogate's Shapley value from `samples` (2,000) permutations, which are not
     confined to strata. The network's values lie in 0..1, as perplexity ratios do. Where worths are negative (−NLL, −KL)
     their range is mapped to 0..1 for the fit, and contributions are mapped back: `details["mapped"]` is the range.
-    Worths that are NaN or infinite are dropped with their masks and counted in `details["n_dropped"]`.
+    Worths that are NaN or infinite are dropped with their masks and counted in `details["n_dropped"]`. With `device`
+    "cuda" a GPU takes the stratified marginals (the extra `triton`).
 
     Raises `RequestError` for an unknown estimator and when no finite pair is left.
     """
@@ -126,7 +128,7 @@ def estimate(
     if estimator == "stratified":
         # A stream of its own: with the bare seed these masks would begin with the very ones of the fit.
         fresh = stratified_masks(n, samples, seed=[seed, 1], strata=strata)
-        values = stratified_marginals(surrogate, fresh, progress=progress)
+        values = stratified_marginals(surrogate, fresh, progress=progress, device=device)
     else:
         values = shapley_values(surrogate, n_permutations=samples, seed=seed, progress=progress)
     if mapped:

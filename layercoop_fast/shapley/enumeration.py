@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import combinations
 from math import comb
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Floats, Masks, Progress
-from layercoop_fast.kernels.memory import is_through_interpreter
+from layercoop_fast.kernels.memory import gpu_named
 from layercoop_fast.kernels.surrogate import output, predict_logits, predict_logits_reference, predict_reference
 from layercoop_fast.shapley.mean_marginals import MeanMarginals, interactions_by_size, marginals_by_size
 from layercoop_fast.surrogate.networks import Networks
@@ -169,13 +167,10 @@ def _on_device(
         raise RequestError("costs and budget are looked at on the CPU alone: leave them or the device out")
     if top > _MOST_TOP_ON_DEVICE + _SPARE:
         raise RequestError(f"top must be 0 to {_MOST_TOP_ON_DEVICE} masks of each size on a GPU, not {top - _SPARE}")
-    if find_spec("triton") is None:
-        raise RequestError("enumeration on a GPU needs Triton: pip install 'layercoop-fast[triton]'")
+    there = gpu_named(device, "enumeration")
     from layercoop_fast.kernels.gpu.all_masks import AllMasks
 
-    if not torch.cuda.is_available() and not is_through_interpreter():
-        raise RequestError(f"device: there is no {device} here")
-    return AllMasks(networks, shifts, device="cpu" if is_through_interpreter() else device, pairs=pairs, top=top)
+    return AllMasks(networks, shifts, device=there, pairs=pairs, top=top)
 
 
 # Steps of the core between two looks at signals and progress: 2^24 masks, some 0.05 s of a small network on two cores.

@@ -21,7 +21,7 @@ from layercoop_fast.shapley.values import Moments, ShapleyValues
 
 
 def stratified_marginals(
-    game: Game, masks: Masks, *, batch: int = 1 << 12, progress: Progress | None = None
+    game: Game, masks: Masks, *, batch: int = 1 << 12, progress: Progress | None = None, device: str = "cpu"
 ) -> ShapleyValues:
     """Return c_i = mean over the given masks m of v(m with i) − v(m without i). **Not the Shapley value.**
 
@@ -31,7 +31,8 @@ def stratified_marginals(
     One of "m with i" and "m without i" is m itself. So each of the M masks asks n + 1 worths, itself and n neighbours
     with one player flipped: M·(n + 1) in all where the published code asks 2·M·n. A game with a shortcut to them
     (`FlipGame`) or to their mean (`MarginalGame`) is asked through it, as the surrogates are; the values are the same
-    within rounding.
+    within rounding. With `device` "cuda" a GPU does it (the extra `triton`), for games that are networks: a
+    `PublishedSurrogate`, or `link_game` of a `Surrogate`.
 
     `masks` is `bool[M, n]`, M ≥ 2; `batch` of them are worked on at a time, or all through the shortcut to the mean.
     `stderr` takes the masks as independent draws: it is a little too large for stratified ones. Raises `RequestError`
@@ -45,8 +46,13 @@ def stratified_marginals(
     check_masks(masks, n)
 
     n_evaluations = len(masks) * (n + 1)
+    if device != "cpu" and not (isinstance(game, MarginalGame) and hasattr(game, "networks")):
+        raise RequestError(
+            "device: a GPU takes the marginals of networks alone, a PublishedSurrogate or link_game of a Surrogate"
+        )
     if isinstance(game, MarginalGame):
-        mean, stderr = game.mean_marginals(masks)
+        there = {} if device == "cpu" else {"device": device}
+        mean, stderr = game.mean_marginals(masks, **there)
         require_finite(mean)
         if progress is not None:
             progress("marginals", len(masks), len(masks))

@@ -16,7 +16,7 @@ from safetensors.torch import save as safetensors_bytes
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import written_whole
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
-from layercoop_fast.kernels.surrogate import flips, marginals
+from layercoop_fast.kernels.surrogate import flips, marginals, predict
 from layercoop_fast.surrogate.archive import reading
 from layercoop_fast.surrogate.networks import Networks
 from layercoop_fast.surrogate.pairs import check_pairs, fittable_pairs
@@ -109,9 +109,14 @@ class PublishedSurrogate:
         return cls(*weights, history=history)
 
     @one_thread()
-    def __call__(self, masks: Masks, /) -> Floats:
-        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`; exact to the rounding of float32."""
+    def __call__(self, masks: Masks, /, *, device: str = "cpu") -> Floats:
+        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`; exact to the rounding of float32.
+
+        `device` is as of `NetworkGame`.
+        """
         masks = check_masks(masks, self.n_players)
+        if device != "cpu":
+            return predict(self.networks, masks, device)[:, 0]
         worths = np.empty(len(masks))
         for low in range(0, len(masks), _BLOCK):
             logits = _logits(torch.from_numpy(masks[low : low + _BLOCK].astype(np.float32)), *self._weights)
@@ -128,9 +133,9 @@ class PublishedSurrogate:
         """Return the worths `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped."""
         return flips(self.networks, masks)
 
-    def mean_marginals(self, masks: Masks, /) -> tuple[Floats, Floats]:
+    def mean_marginals(self, masks: Masks, /, *, device: str = "cpu") -> tuple[Floats, Floats]:
         """Return the mean over the masks of f(m with i) − f(m without i), `float64[n]`, and its standard error."""
-        return marginals(self.networks, masks)
+        return marginals(self.networks, masks, device)
 
     def r2(self, masks: Masks, worths: Floats) -> float:
         """Return R² = 1 − Σ (worth − f)² / Σ (worth − mean worth)² on the given pairs; NaN if all worths are equal.

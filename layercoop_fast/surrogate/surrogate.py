@@ -25,24 +25,28 @@ _NETWORKS = ("hidden_weight", "hidden_bias", "output_weight", "output_bias")
 
 
 class NetworkGame:
-    """Networks as a game on the scale they were fitted on: `game(masks) -> float64[M]`, the mean over the networks."""
+    """Networks as a game on the scale they were fitted on: `game(masks) -> float64[M]`, the mean over the networks.
+
+    With `device` "cuda" (or "cuda:N") values and marginals are computed on a GPU, by float32 as on the CPU; the extra
+    `triton` is needed, `RequestError` where there is no such device.
+    """
 
     def __init__(self, networks: Networks) -> None:
         self.networks = networks
         self.n_players = networks.n_players
 
-    def __call__(self, masks: Masks, /) -> Floats:
+    def __call__(self, masks: Masks, /, *, device: str = "cpu") -> Floats:
         """Return the values, `float64[M]`, of masks `bool[M, n]`."""
-        values: Floats = predict(self.networks, masks).mean(axis=1)
+        values: Floats = predict(self.networks, masks, device).mean(axis=1)
         return values
 
     def flips(self, masks: Masks, /) -> tuple[Floats, Floats]:
         """Return the values `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped."""
         return flips(self.networks, masks)
 
-    def mean_marginals(self, masks: Masks, /) -> tuple[Floats, Floats]:
+    def mean_marginals(self, masks: Masks, /, *, device: str = "cpu") -> tuple[Floats, Floats]:
         """Return the mean over the masks of f(m with i) − f(m without i), `float64[n]`, and its standard error."""
-        return marginals(self.networks, masks)
+        return marginals(self.networks, masks, device)
 
 
 class Surrogate:
@@ -118,11 +122,11 @@ class Surrogate:
     def _of(cls, fitted: Fitted, link: Link, masks: Masks, targets: Floats, seed: int) -> Surrogate:
         return cls(fitted.networks, link, fitted.quality, masks, targets, fitted.counts, seed)
 
-    def __call__(self, masks: Masks, /) -> Floats:
-        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`."""
+    def __call__(self, masks: Masks, /, *, device: str = "cpu") -> Floats:
+        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`; `device` as of `NetworkGame`."""
         masks = check_masks(masks, self.n_players)
         self._warn_if_far(masks)
-        return self.link.back(self.link_game(masks))
+        return self.link.back(self.link_game(masks, device=device))
 
     def flips(self, masks: Masks, /) -> tuple[Floats, Floats]:
         """Return the worths `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped."""

@@ -49,6 +49,10 @@ def test_its_code_runs_at_a_tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (engine["blocks"], engine["head"]) == ("pool", "fused")
     assert engine["seconds"].keys() == {"ours", "skipping", "published", "floor"}
     assert all(isinstance(speed, float) for speed in found["decode, tiny"]["tokens_a_second"].values())
+    whats = {entry["what"]: entry["seconds"] for entry in found["surrogate"]}
+    assert {"ours", "C++", "torch", "torch.compile"} <= whats["all 2^6 masks, 12 units"].keys()
+    assert all(isinstance(time, float) for ways in whats.values() for time in ways.values())
     text = bench_gpu.table(json.loads(json.dumps(found)))
     assert "| gather_norm |" in text
     assert "| ours, eight masks |" in text
+    assert "| all 2^6 masks, 12 units, pairs and best | ours |" in text

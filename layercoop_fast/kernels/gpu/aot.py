@@ -4,7 +4,7 @@
 
 writes JSON: for each kernel of each case and target its registers, spilled registers, shared memory, and what is wrong
 with it (a list of lines, empty where nothing is). Exit status 1 where anything is wrong. `--quick` takes the first case
-of each operation and one target.
+of each operation, those with sizes of 1, and one target.
 
 Registers and stack come from the cubin (`cuobjdump` of Triton's wheel; Triton itself knows them only on a device), or
 on hip from the metadata in the assembly. A kernel of a main case is wrong if it spills, takes more shared memory than
@@ -90,7 +90,9 @@ class Compiled:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Compile the Triton kernels ahead of time and inspect them.")
-    parser.add_argument("--quick", action="store_true", help="the first case of each operation, for cuda:90")
+    parser.add_argument(
+        "--quick", action="store_true", help="the first case of each operation and sizes of 1, for cuda:90"
+    )
     parser.add_argument("--operations", default=",".join(OPERATIONS), help="files of kernels/gpu, by commas")
     parser.add_argument("--targets", default=",".join(TARGETS), help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--out", type=Path, help="write the JSON there instead of to standard output")
@@ -114,7 +116,9 @@ def main() -> None:
     sys.exit(1 if wrong else 0)
 
 
-def compile_all(operations: Sequence[str], targets: Sequence[str], *, quick: bool = False) -> Iterator[Compiled]:
+def compile_all(
+    operations: Sequence[str], targets: Sequence[str], *, quick: bool = False, main_only: bool = False
+) -> Iterator[Compiled]:
     """Compile the kernels of these operations; equal kernels of several cases are compiled once (Triton's cache)."""
     for name in targets:
         if name not in TARGETS:
@@ -123,13 +127,17 @@ def compile_all(operations: Sequence[str], targets: Sequence[str], *, quick: boo
         if operation not in OPERATIONS:
             raise RequestError(f"operation: {operation} is not one of {', '.join(OPERATIONS)}")
         found = importlib.import_module(f"layercoop_fast.kernels.gpu.{operation}").cases()
-        for case in _first_of_each(found) if quick else found:
+        for case in _few(found) if quick else found:
+            if main_only and not case.main:
+                continue
             for target in (each for each in targets if each.startswith(case.targets)):
                 yield from compile_case(case, target)
 
 
-def _first_of_each(cases: list[Case]) -> list[Case]:
-    return list({case.operation: case for case in reversed(cases)}.values())
+def _few(cases: list[Case]) -> list[Case]:
+    """The first case of each operation, and those of sizes that Triton makes constants of."""
+    first = {case.operation: case for case in reversed(cases)}
+    return [*first.values(), *(case for case in cases if not case.main)]
 
 
 def compile_case(case: Case, target: str) -> list[Compiled]:

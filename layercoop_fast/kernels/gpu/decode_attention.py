@@ -14,7 +14,8 @@ One token has little to compute and all keys and values to read, and few sequenc
 than a chip has processors. So a sequence is cut into `splits` parts, each read by one program for all query heads that
 share a key head; a part leaves its mixture and the logarithm of its sum, from which a second kernel makes the whole.
 
-Why not a library: torch's scaled_dot_product_attention takes no pages and cuts nothing.
+Why not a library: torch's scaled_dot_product_attention cuts a sequence in the same way, but takes no pages; about
+those that do see `paged_attention.py`. None leaves out a sequence whose table is empty.
 
 Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023); pages: Kwon et al. (arXiv 2309.06180).
 """
@@ -39,12 +40,13 @@ from layercoop_fast.kernels.gpu.frame import (
     power_of_two,
     require_dtype,
 )
-from layercoop_fast.kernels.gpu.paged_attention import NO_WINDOW, attend, exponents, require_pages
+from layercoop_fast.kernels.gpu.paged_attention import NO_WINDOW, attend, exponents, require_pages, tile
 from layercoop_fast.kernels.gpu.tuning import chosen
 
 CONFIGS = {
     "split": Config("split", {"BLOCK_N": 64}, warps=4, stages=3),
-    "wide": Config("wide", {"BLOCK_N": 32}, warps=4, stages=2),  # heads of more than 128, or fp32
+    "wide": Config("wide", {"BLOCK_N": 32}, warps=4, stages=2),  # heads of more than 128
+    "full": Config("full", {"BLOCK_N": 16}, warps=8, stages=2),  # fp32, which has no matrix units
     "tiny": Config("tiny", {"BLOCK_N": 16}, warps=1, stages=1),
 }
 _COMBINE = Config("combine", warps=2, stages=1)
@@ -111,11 +113,7 @@ def _split(
     mixed = tl.zeros((BLOCK_H, BLOCK_D), tl.float32)
     for n0 in range(begin, end, BLOCK_N):
         at = n0 + n
-        page = tl.load(tables + sequence * table_row + at // PAGE, mask=at < end, other=0).to(tl.int64)
-        place = pages + page * page_size + group * (PAGE * WIDTH) + at % PAGE * WIDTH
-        here = (at < end)[:, None] & (d < WIDTH)[None, :]
-        k = tl.load(place[:, None] + d[None, :], mask=here, other=0.0)
-        v = tl.load(place[:, None] + KV_HEADS * PAGE * WIDTH + d[None, :], mask=here, other=0.0)
+        k, v = tile(pages, tables + sequence * table_row, at, at < end, group, d, page_size, KV_HEADS, WIDTH, PAGE)
         top, total, mixed = attend(q, k, v, (at < end)[None, :], top, total, mixed, scale, cap, CAPPED, WIDEN)
     filled = total > 0
     divisor = tl.where(filled, total, 1.0)
@@ -186,7 +184,7 @@ def choose_config(width: int, dtype: torch.dtype) -> Config:
     """By what fits into a chip's shared memory."""
     if interpreted():
         return CONFIGS["tiny"]
-    default = "wide" if width > 128 or dtype == torch.float32 else "split"
+    default = "full" if dtype == torch.float32 else "wide" if width > 128 else "split"
     return chosen("decode_attention", (width, dtype.itemsize), CONFIGS, default)
 
 
@@ -237,18 +235,22 @@ def cases() -> list[Case]:
         ("split", 1, 8192, 32, 8, 128, 0.0),
         ("split", 64, 2048, 32, 8, 128, 0.0),
         ("wide", 8, 4096, 8, 4, 256, 50.0),
+        ("full", 1, 8192, 32, 8, 128, 0.0),
+        ("split", 1, 1, 1, 1, 1, 0.0),
     ):
+        full = name == "full"
+        dtype = torch.float32 if full else torch.bfloat16
 
         def run(
             name: str = name, sequences: int = sequences, length: int = length, heads: int = heads,
-            kv_heads: int = kv_heads, width: int = width, cap: float = cap,
+            kv_heads: int = kv_heads, width: int = width, cap: float = cap, dtype: torch.dtype = dtype,
         ) -> None:  # fmt: skip
             launch_decode(
-                meta(sequences, heads * width),
-                meta(sequences * length // 16, 2, kv_heads, 16, width),
-                meta(sequences, length // 16, dtype=torch.int32),
+                meta(sequences, heads * width, dtype=dtype),
+                meta(blocks(sequences * length, 16), 2, kv_heads, 16, width, dtype=dtype),
+                meta(sequences, blocks(length, 16), dtype=torch.int32),
                 meta(sequences, dtype=torch.int32),
-                meta(sequences, heads * width),
+                meta(sequences, heads * width, dtype=dtype),
                 1 / math.sqrt(width),
                 NO_WINDOW,
                 cap,
@@ -258,13 +260,14 @@ def cases() -> list[Case]:
         found.append(
             Case(
                 "decode_attention",
-                f"{sequences} × {length}, {heads}/{kv_heads} heads of {width}",
+                f"{sequences} × {length}, {heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
                 name,
                 run,
-                bytes=2 * sequences * (2 * length * kv_heads + 2 * heads) * width,
-                flops=4 * sequences * length * heads * width,
-                operations=sequences * length * heads,
-                dot=True,
+                bytes=dtype.itemsize * sequences * (2 * length * kv_heads + 2 * heads) * width,
+                flops=0 if full else 4 * sequences * length * heads * width,
+                operations=sequences * length * heads * (1 + 4 * width if full else 1),
+                dot=not full,
+                main=width > 1,
             )
         )
     return found

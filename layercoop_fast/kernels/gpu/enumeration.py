@@ -227,4 +227,10 @@ def cases() -> list[Case]:
             best = partial(launch_scores, tables, tiles, tiles, config=CONFIGS["large"])
             work = 2 * 7 * units * scored
             found.append(Case("best_tiles", shape, "large", best, bytes=4 * scored, operations=work, wide=False))
-    return found
+    low, high = fp32(1, 16), fp32(1, 16)
+    tables = Tables(
+        low, high, None, None, fp32(1), fp32(1), fp32(3), int32(16), int32(16), int32(1), int32(1), int32(1), int32(1),
+        "tanh", sigmoid=False,
+    )  # fmt: skip
+    run = partial(launch_enumerate, tables, high_players=1, top=True, pairs=True, config=CONFIGS["small"])
+    return [*found, Case("enumeration", "2^2 masks, 1 × 1 units", "small", run, bytes=4, wide=False, main=False)]

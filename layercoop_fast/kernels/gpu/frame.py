@@ -10,7 +10,7 @@ have been specialised and compiled (`layercoop_fast.kernels.gpu.aot`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,8 +64,9 @@ class Case:
     dot: bool = False
     wide: bool = True
     main: bool = True
-    """Whether it stands in the table of docs/kernels.md and must not spill registers."""
-    targets: str = ""
+    """Whether it stands in the table of docs/kernels.md and must not spill registers. The others show that sizes of 1
+    compile too: Triton makes constants of these."""
+    targets: str | tuple[str, ...] = ""
     """What the names of the targets begin with that it is for: "cuda", "hip", or all."""
 
 
@@ -83,7 +84,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, 
         return
     if 0 in grid:
         return
-    kernel[grid](*arguments, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
+    # Triton launches on the current device, which need not be the tensors' where there are several.
+    first = next(each for each in arguments if isinstance(each, Tensor))
+    with torch.cuda.device(first.device) if first.device.type == "cuda" else nullcontext():
+        kernel[grid](*arguments, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
 
 
 @contextmanager

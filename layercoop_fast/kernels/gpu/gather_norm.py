@@ -188,4 +188,9 @@ def cases() -> list[Case]:
         found.append(Case("gather_norm", shape, "row", run, bytes=2 * size + 2 * width))
         run = partial(run, delta=matrix, total=matrix)
         found.append(Case("gather_add_norm", shape, "row", run, bytes=4 * size + 2 * width))
-    return found
+    one = meta(1, 1)
+    run = partial(
+        launch_norm, one[None], one[0], 1e-5, one, slots=meta(1, dtype=torch.int32), delta=one, total=one, bias=one[0],
+        kind="layer", config=CONFIGS["short"],
+    )  # fmt: skip
+    return [*found, Case("gather_add_norm", "[1, 1]", "short", run, bytes=8, wide=False, main=False)]

@@ -11,8 +11,9 @@ its sum of squares is taken in the same pass. One row goes without matrix units,
 with norm · x and W rounded to x's dtype.
 
 Why not a library: decoding is bound by the bytes of the weights. cuBLAS has no product with groups of 4-bit columns;
-kernels that have (Marlin, ExLlama) want formats of their own, and none takes the norm before it. This grid is that of
-GGUF's Q8_0 and Q4_1, whose numbers it carries exactly.
+kernels that have (torch's _weight_int4pack_mm, Marlin, ExLlama) want formats of their own, shuffled for matrix units,
+with bf16 scales or integer zero points, and none takes the norm before it. This grid is that of GGUF's Q8_0 and Q4_1
+and of the native executor on the CPU, whose numbers it carries exactly.
 """
 
 from __future__ import annotations
@@ -260,4 +261,10 @@ def cases() -> list[Case]:
             shape = f"[{rows}, {columns}] · [{outs}, {columns}]ᵀ, {bits} bits"
             case = Case("gemv", shape, config, run, bytes=size, dot=dot, wide=not dot or targets != "hip")
             found.append(replace(case, targets=targets, flops=work if dot else 0, operations=0 if dot else work))
+    scale = meta(1, 1, dtype=torch.float16)
+    weight = Quantized(meta(1, GROUP // 2, dtype=torch.uint8), scale, scale)
+    for rows, config in ((1, "one"), (2, "few")):
+        run = partial(launch_quantized, meta(rows, GROUP), weight, meta(rows, 1), config=CONFIGS[config])
+        shape = f"[{rows}, {GROUP}] · [1, {GROUP}]ᵀ, 4 bits"
+        found.append(Case("gemv", shape, config, run, bytes=20 + 66 * rows, wide=False, main=False))
     return found

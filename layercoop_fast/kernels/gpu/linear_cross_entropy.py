@@ -13,8 +13,10 @@ row and tile, where the logits would be 2 bytes a row and word. A second kernel 
 Online normalizer calculation for softmax, arXiv 1805.02867). With a teacher both products take the same tile of the
 weight, and one more sum is left, Σ exp(z' − m')(z' − z) for the teacher's z' and its maximum m'.
 
-Why not a library: cuBLAS and cross_entropy hold all logits (8 GB for 16,384 rows of 128k words in fp32); Liger's fused
-linear cross-entropy runs through chunks of logits in memory and gives one mean, not a loss a row, nor a divergence.
+Why not a library: cuBLAS and cross_entropy hold all logits (8 GB for 16,384 rows of 128k words in fp32). Liger-Kernel
+(and torch's own linear_cross_entropy, by options) goes through chunks of rows whose logits are in memory, rounded, and
+its divergence is one sum, of a teacher's probabilities in memory. Apple's cut-cross-entropy holds no logits, as here,
+and knows no teacher.
 """
 
 from __future__ import annotations
@@ -68,6 +70,32 @@ def _finished(product, bias, word, words, scale, cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
+def _piece(place, inside, EVEN: tl.constexpr):
+    """Numbers at these places; 0 outside, where sizes are not even with the block's."""
+    return tl.load(place) if EVEN else tl.load(place, mask=inside, other=0.0)
+
+
+@triton.jit
+def _leave(place, apart, logits, here):
+    """Store each row's maximum and sum of exponentials; the exponentials."""
+    top = tl.max(logits, axis=1)
+    shares = tl.exp(logits - top[:, None])
+    tl.store(place, top, mask=here)
+    tl.store(place + apart, tl.sum(shares, axis=1), mask=here)
+    return shares
+
+
+@triton.jit
+def _log_sum(place, apart, inside):
+    """Of a row's tiles as `_leave` left them: the logarithm of their sum, each one's factor, their sum by these."""
+    tops = tl.load(place, mask=inside, other=float("-inf"))
+    top = tl.max(tops, axis=0)
+    factors = tl.exp(tops - top)
+    total = tl.sum(tl.load(place + apart, mask=inside, other=0.0) * factors, axis=0)
+    return top + tl.log(total), factors, total
+
+
+@triton.jit
 def _tiles(
     hidden, weight, bias, targets, teacher, left, rows, words, width, row_tiles, word_tiles, scale, cap,
     ROWS: tl.constexpr, WORDS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EVEN: tl.constexpr,
@@ -94,36 +122,24 @@ def _tiles(
     product = tl.zeros((ROWS, WORDS), dtype=tl.float32)
     teacher_product = product
     for start in range(0, width, DEPTH):
-        if EVEN:
-            w = tl.load(weight + word_start + start)
-            h = tl.load(hidden + row_start + start)
-        else:
-            w = tl.load(weight + word_start + start, mask=(start + depth < width)[:, None], other=0.0)
-            h = tl.load(hidden + row_start + start, mask=(start + depth < width)[None, :], other=0.0)
-        product = tl.dot(h, w, product, input_precision="ieee")
+        inside = start + depth < width
+        w = _piece(weight + word_start + start, inside[:, None], EVEN)
+        product = tl.dot(_piece(hidden + row_start + start, inside[None, :], EVEN), w, product, input_precision="ieee")
         if teacher is not None:
-            if EVEN:
-                h = tl.load(teacher + row_start + start)
-            else:
-                h = tl.load(teacher + row_start + start, mask=(start + depth < width)[None, :], other=0.0)
+            h = _piece(teacher + row_start + start, inside[None, :], EVEN)
             teacher_product = tl.dot(h, w, teacher_product, input_precision="ieee")
 
     logits = _finished(product, bias, word, words, scale, cap, CAPPED)
-    top = tl.max(logits, axis=1)
     target = tl.load(targets + row, mask=row < rows, other=-1)
     at_target = tl.sum(tl.where(word[None, :] == target[:, None], logits, 0.0), axis=1)
     place = left + row.to(tl.int64) * word_tiles + word_tile
-    apart = rows.to(tl.int64) * word_tiles
-    tl.store(place, top, mask=row < rows)
-    tl.store(place + apart, tl.sum(tl.exp(logits - top[:, None]), axis=1), mask=row < rows)
+    apart = tl.cast(rows, tl.int64) * word_tiles  # rows may be a constant, 1
+    _leave(place, apart, logits, row < rows)
     tl.store(place + 2 * apart, at_target, mask=row < rows)
     if teacher is not None:
         expected = _finished(teacher_product, bias, word, words, scale, cap, CAPPED)
-        top = tl.max(expected, axis=1)
-        share = tl.exp(expected - top[:, None])
         gap = tl.where((word < words)[None, :], expected - logits, 0.0)
-        tl.store(place + 3 * apart, top, mask=row < rows)
-        tl.store(place + 4 * apart, tl.sum(share, axis=1), mask=row < rows)
+        share = _leave(place + 3 * apart, apart, expected, row < rows)
         tl.store(place + 5 * apart, tl.sum(share * gap, axis=1), mask=row < rows)
 
 
@@ -133,20 +149,15 @@ def _merge(left, targets, nll, kl, rows, words, word_tiles, BLOCK: tl.constexpr)
     tile = tl.arange(0, BLOCK)
     inside = tile < word_tiles
     place = left + row * word_tiles + tile
-    apart = rows.to(tl.int64) * word_tiles
-    tops = tl.load(place, mask=inside, other=float("-inf"))
-    top = tl.max(tops, axis=0)
-    log_sum = top + tl.log(tl.sum(tl.load(place + apart, mask=inside, other=0.0) * tl.exp(tops - top), axis=0))
+    apart = tl.cast(rows, tl.int64) * word_tiles  # rows may be a constant, 1
+    log_sum, _factors, _total = _log_sum(place, apart, inside)
     at_target = tl.sum(tl.load(place + 2 * apart, mask=inside, other=0.0), axis=0)
     target = tl.load(targets + row)
     tl.store(nll + row, tl.where((target >= 0) & (target < words), log_sum - at_target, float("nan")))
     if kl is not None:
-        tops = tl.load(place + 3 * apart, mask=inside, other=float("-inf"))
-        top = tl.max(tops, axis=0)
-        factor = tl.exp(tops - top)
-        total = tl.sum(tl.load(place + 4 * apart, mask=inside, other=0.0) * factor, axis=0)
-        gap = tl.sum(tl.load(place + 5 * apart, mask=inside, other=0.0) * factor, axis=0)
-        tl.store(kl + row, gap / total - (top + tl.log(total)) + log_sum)
+        of_teacher, factors, total = _log_sum(place + 3 * apart, apart, inside)
+        gap = tl.sum(tl.load(place + 5 * apart, mask=inside, other=0.0) * factors, axis=0)
+        tl.store(kl + row, gap / total - of_teacher + log_sum)
 
 
 def launch_head_loss(
@@ -284,4 +295,10 @@ def cases() -> list[Case]:
         found.append(
             Case("linear_cross_entropy", shape, config, run, bytes=size, flops=flops, dot=True, targets=targets)
         )
-    return found
+    one, loss = meta(1, 1), meta(1, dtype=torch.float32)
+    run = partial(
+        launch_head_loss, one, one, meta(1, dtype=torch.int64), loss, bias=one[0], soft_cap=1.0, teacher=one, kl=loss,
+        config=CONFIGS["small"],
+    )  # fmt: skip
+    shape = "[1, 1] · [1, 1]ᵀ, teacher"
+    return [*found, Case("linear_cross_entropy", shape, "small", run, bytes=8, wide=False, main=False)]

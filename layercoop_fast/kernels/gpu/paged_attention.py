@@ -16,8 +16,10 @@ A context is what a mask's kept prefix and the first tokens of a text have compu
 mask and text that begin so, and only what differs is computed. So this is the prefill of a prompt whose beginning is
 known, of options behind one context, and of the tokens that a draft proposes.
 
-Why not a library: FlashAttention (through torch's scaled_dot_product_attention) takes no pages and no soft cap; torch's
-flex_attention does both but must be compiled for every table. Without context and cap the engine uses the former.
+Why not a library: torch's scaled_dot_product_attention takes no pages and no soft cap; without context and cap the
+engine uses it. FlashAttention 2, and with it torch's varlen_attn (which takes pages since 2.13, no soft cap), wants
+pages of 256 tokens, where a page here is what a mask and a text's beginning share, 16; flex_attention wants a mask of
+blocks made from the tables before each call. FlashInfer has all of this, in wheels of its own for NVIDIA's chips.
 
 Source: Dao, FlashAttention-2 (arXiv 2307.08691); pages: Kwon et al. (arXiv 2309.06180); soft caps: Gemma 2 (arXiv
 2408.00118).
@@ -50,12 +52,15 @@ from layercoop_fast.kernels.memory import require_matrix
 LOG2E = 1.4426950408889634
 # A window that no sequence fills: 32 bits hold it, and its sum with a position.
 NO_WINDOW = 1 << 30
+# Of programs side by side in the third direction CUDA has no more.
+MOST_SEQUENCES = 65535
 
 CONFIGS = {
     "long": Config("long", {"BLOCK_M": 128, "BLOCK_N": 32}, warps=8, stages=2),
-    "large": Config("large", {"BLOCK_M": 128, "BLOCK_N": 64}, warps=8, stages=2),  # where registers suffice: sm_90
+    "large": Config("large", {"BLOCK_M": 128, "BLOCK_N": 64}, warps=8, stages=2),  # spills on sm_80 and gfx942
     "short": Config("short", {"BLOCK_M": 16, "BLOCK_N": 64}, warps=4, stages=2),
-    "wide": Config("wide", {"BLOCK_M": 64, "BLOCK_N": 32}, warps=8, stages=2),  # heads of more than 128, or fp32
+    "wide": Config("wide", {"BLOCK_M": 64, "BLOCK_N": 32}, warps=8, stages=2),  # heads of more than 128
+    "full": Config("full", {"BLOCK_M": 32, "BLOCK_N": 16}, warps=8, stages=2),  # fp32, which has no matrix units
     "tiny": Config("tiny", {"BLOCK_M": 16, "BLOCK_N": 16}, warps=1, stages=1),
 }
 
@@ -106,6 +111,19 @@ def capped(scores, scale, cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
+def tile(
+    pages, table, at, known, group, d, page_size, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr
+):  # fmt: skip
+    """Keys and values of a sequence's tokens `at` out of the pages in its table; 0 for tokens that are not known."""
+    page = tl.load(table + at // PAGE, mask=known, other=0).to(tl.int64)
+    place = pages + page * page_size + group * (PAGE * WIDTH) + at % PAGE * WIDTH
+    here = known[:, None] & (d < WIDTH)[None, :]
+    k = tl.load(place[:, None] + d[None, :], mask=here, other=0.0)
+    v = tl.load(place[:, None] + KV_HEADS * PAGE * WIDTH + d[None, :], mask=here, other=0.0)
+    return k, v
+
+
+@triton.jit
 def attend(q, k, v, seen, top, total, mixed, scale, cap, CAPPED: tl.constexpr, WIDEN: tl.constexpr):
     """Take a tile of keys and values into the running maximum, sum of exponentials and mixture of each query."""
     if WIDEN:  # Triton's interpreter has no products of bf16
@@ -147,11 +165,7 @@ def _paged(
     mixed = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for n0 in range(tl.maximum(context + m0 - window + 1, 0) // BLOCK_N * BLOCK_N, context, BLOCK_N):
         at = n0 + n
-        page = tl.load(tables + sequence * table_row + at // PAGE, mask=at < context, other=0).to(tl.int64)
-        place = pages + page * page_size + group * (PAGE * WIDTH) + at % PAGE * WIDTH
-        here = (at < context)[:, None] & (d < WIDTH)[None, :]
-        k = tl.load(place[:, None] + d[None, :], mask=here, other=0.0)
-        v = tl.load(place[:, None] + KV_HEADS * PAGE * WIDTH + d[None, :], mask=here, other=0.0)
+        k, v = tile(pages, tables + sequence * table_row, at, at < context, group, d, page_size, KV_HEADS, WIDTH, PAGE)
         seen = (at < context)[None, :] & (at[None, :] > (context + m)[:, None] - window)
         top, total, mixed = attend(q, k, v, seen, top, total, mixed, scale, cap, CAPPED, WIDEN)
     for n0 in range(tl.maximum(m0 - window + 1, 0) // BLOCK_N * BLOCK_N, tl.minimum(m0 + BLOCK_M, new), BLOCK_N):
@@ -198,7 +212,7 @@ def choose_config(longest: int, width: int, dtype: torch.dtype) -> Config:
     if interpreted():
         return CONFIGS["tiny"]
     few = longest <= CONFIGS["short"].blocks["BLOCK_M"]
-    default = "wide" if width > 128 or dtype == torch.float32 else "short" if few else "long"
+    default = "full" if dtype == torch.float32 else "wide" if width > 128 else "short" if few else "long"
     return chosen("paged_attention", (width, dtype.itemsize, few), CONFIGS, default)
 
 
@@ -250,6 +264,8 @@ def _output(
         raise RequestError(f"qkv: {qkv.shape[1]} columns are not heads of {width} over {kv_heads} key and value heads")
     if longest < 0:
         raise RequestError(f"longest: {longest} is no number of tokens")
+    if len(lengths) > MOST_SEQUENCES:
+        raise RequestError(f"lengths: {len(lengths)} sequences are more than the {MOST_SEQUENCES} of one call")
     return qkv.new_empty(len(qkv), heads * width)
 
 
@@ -281,21 +297,29 @@ def cases() -> list[Case]:
         ("long", 16, 512, 1536, 32, 8, 128, 0.0),
         ("short", 32, 4, 2048, 32, 8, 128, 0.0),
         ("wide", 16, 512, 1536, 8, 4, 256, 50.0),
+        ("large", 16, 512, 1536, 32, 8, 128, 0.0),
+        ("full", 1, 512, 1536, 32, 8, 128, 0.0),
+        ("short", 1, 1, 1, 1, 1, 1, 0.0),
     ):
-        size = 2 * (sequences * new * (2 * heads + 2 * kv_heads) + 2 * sequences * context * kv_heads) * width
+        full = name == "full"
+        dtype = torch.float32 if full else torch.bfloat16
+        size = (
+            dtype.itemsize * (sequences * new * (2 * heads + 2 * kv_heads) + 2 * sequences * context * kv_heads) * width
+        )
         pairs = sequences * new * (context + (new + 1) // 2)
 
         def run(
             sequences: int = sequences, new: int = new, context: int = context, heads: int = heads,
             kv_heads: int = kv_heads, width: int = width, cap: float = cap, name: str = name,
+            dtype: torch.dtype = dtype,
         ) -> None:  # fmt: skip
             launch_paged(
-                meta(sequences * new, (heads + 2 * kv_heads) * width),
+                meta(sequences * new, (heads + 2 * kv_heads) * width, dtype=dtype),
                 meta(sequences + 1, dtype=torch.int32),
-                meta(sequences * context // 16, 2, kv_heads, 16, width),
-                meta(sequences, context // 16, dtype=torch.int32),
+                meta(blocks(sequences * context, 16), 2, kv_heads, 16, width, dtype=dtype),
+                meta(sequences, blocks(context, 16), dtype=torch.int32),
                 meta(sequences, dtype=torch.int32),
-                meta(sequences * new, heads * width),
+                meta(sequences * new, heads * width, dtype=dtype),
                 new,
                 width**-0.5,
                 NO_WINDOW,
@@ -306,13 +330,15 @@ def cases() -> list[Case]:
         found.append(
             Case(
                 "paged_attention",
-                f"{sequences} × {new} behind {context}, {heads}/{kv_heads} heads of {width}",
+                f"{sequences} × {new} behind {context}, {heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
                 name,
                 run,
                 bytes=size,
-                flops=4 * pairs * heads * width,
-                operations=pairs * heads,
-                dot=True,
+                flops=0 if full else 4 * pairs * heads * width,
+                operations=pairs * heads * (1 + 4 * width if full else 1),
+                dot=not full,
+                main=width > 1,
+                targets=("cuda:90", "cuda:100") if name == "large" else "",
             )
         )
     return found

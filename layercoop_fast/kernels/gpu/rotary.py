@@ -170,4 +170,6 @@ def cases() -> list[Case]:
         )  # fmt: skip
         shape = f"[{rows}, (32 + 8 + 8)·{width}]{', QK-norm' if norm else ''}"
         found.append(Case("rotary", shape, "many", run, bytes=2 * 2 * rows * 40 * width + 4 * min(rows, 128) * width))
-    return found
+    one = meta(1, 2)
+    run = partial(launch_rotary, one, one, one, 1, 0, query_norm=one[0], eps=1e-6, config=CONFIGS["few"])
+    return [*found, Case("rotary", "[1, (1 + 0 + 0)·2], QK-norm", "few", run, bytes=16, wide=False, main=False)]

@@ -113,4 +113,6 @@ def cases() -> list[Case]:
         run = partial(launch_scatter, pool, slots, matrix, sources=slots, config=CONFIGS[config])
         size = 2 * batch * tokens * width
         found.append(Case("scatter_residual", f"[{batch * tokens}, {width}]", config, run, bytes=3 * size))
-    return found
+    one, slots = meta(1, 1), meta(1, dtype=torch.int32)
+    run = partial(launch_scatter, one[None], slots, one, residual=one, config=CONFIGS["narrow"])
+    return [*found, Case("scatter_residual", "[1, 1]", "narrow", run, bytes=6, wide=False, main=False)]

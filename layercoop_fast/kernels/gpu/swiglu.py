@@ -6,9 +6,10 @@
 gate_up: [R, 2I], a row's I gates first, then its I ups; out: [R, I]; fp32, bf16 or fp16. The activation is computed in
 fp32 and rounded to the dtype before it is multiplied, as Hugging Face's MLPs do.
 
-Why not a library: torch's own would be two kernels and a third tensor of [R, I]; Liger's takes gate and up as two
-tensors, so that the joint projection would have to be copied apart. torch.compile makes the same loop; this one needs
-no compilation in the executor's process and is captured in its graphs as it is.
+Why not a library: torch's own would be two kernels and a third tensor of [R, I]. Liger-Kernel has the same operation
+for silu alone (`LigerFusedGateUpSiLUMulFunction`, one program a row); its others take gate and up as two tensors, so
+that the joint projection would have to be copied apart. torch.compile makes the same loop; this one needs no
+compilation in the executor's process and is captured in its graphs as it is.
 
 Source: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202).
 """
@@ -96,4 +97,5 @@ def cases() -> list[Case]:
         for rows, config in ((16384, "wide"), (1, "narrow")):
             run = partial(launch_gated, meta(rows, 2 * width), meta(rows, width), gelu=gelu, config=CONFIGS[config])
             found.append(Case(name, f"[{rows}, 2·{width}]", config, run, bytes=2 * 3 * rows * width))
-    return found
+    run = partial(launch_gated, meta(1, 2), meta(1, 1), gelu=True, config=CONFIGS["narrow"])
+    return [*found, Case("geglu", "[1, 2·1]", "narrow", run, bytes=6, wide=False, main=False)]

@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from random_networks import SPIKES, magnitude, random_networks, spiked
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.worths import Worths
+from layercoop_fast.kernels import surrogate as kernels
+from layercoop_fast.kernels.gpu.all_masks import AllMasks
+from layercoop_fast.kernels.gpu.enumeration import CONFIGS as ENUMERATION
 from layercoop_fast.kernels.gpu.surrogate import CONFIGS, DeviceNetworks, launch_marginals, marginals, surrogate_logits
-from layercoop_fast.kernels.surrogate import marginals_reference, predict_logits_reference
+from layercoop_fast.kernels.memory import through_interpreter
+from layercoop_fast.kernels.surrogate import marginals_reference, predict_logits, predict_logits_reference
+from layercoop_fast.shapley.enumeration import enumerate_masks
+from layercoop_fast.shapley.stratified import stratified_marginals
+from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.surrogate.published import PublishedSurrogate
+from layercoop_fast.surrogate.surrogate import NetworkGame
+from layercoop_fast.valuation import value_players
+
+SMALL = ENUMERATION["small"]
 
 # players, units, networks: one of each, one more than a block, several blocks
 SHAPES = [(1, 1, 1), (5, 7, 3), (33, 33, 1), (70, 9, 2)]
@@ -77,3 +92,47 @@ def test_bad_arguments(device: str) -> None:
         marginals(there, masks[:1])
     with pytest.raises(RequestError, match="activation: selu is not one of celu, relu, gelu, tanh"):
         surrogate_logits(masks, there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias, "selu")
+
+
+def test_games_of_networks_on_a_device(device: str) -> None:
+    networks, masks = random_networks(5, 10), random_masks(5)
+    game = NetworkGame(networks)
+    published = PublishedSurrogate(*(torch.tensor(part[0]) for part in parts_of(networks)))
+    with through_interpreter() if device == "cpu" else nullcontext():
+        np.testing.assert_allclose(game(masks, device="cuda"), game(masks), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(published(masks, device="cuda"), published(masks), rtol=0, atol=1e-6)
+        for each in (game, published):
+            found = stratified_marginals(each, masks, device="cuda")
+            expected = stratified_marginals(each, masks)
+            np.testing.assert_allclose(found.values, expected.values, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(found.stderr, expected.stderr, rtol=1e-3, atol=1e-6)
+    with pytest.raises(RequestError, match="device: a GPU takes the marginals of networks alone"):
+        stratified_marginals(lambda asked: asked.sum(1).astype(float), masks, device="cuda")
+
+
+def parts_of(networks: Networks) -> tuple[np.ndarray, ...]:
+    return networks.hidden_weight, networks.hidden_bias, networks.output_weight, networks.output_bias
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: that there is none is not to be said")
+def test_without_a_gpu_it_says_so() -> None:
+    networks, masks = random_networks(5, 7), random_masks(5)
+    for ask in (predict_logits, kernels.marginals):
+        with pytest.raises(RequestError, match="device: there is no cuda here"):
+            ask(networks, masks, "cuda")
+    with pytest.raises(RequestError, match="device: mps is neither cpu nor cuda or cuda:N"):
+        enumerate_masks(networks, device="mps")
+
+
+def test_valuing_players_on_a_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AllMasks.__init__.__kwdefaults__, "config", SMALL)
+    masks = random_masks(3, 24)
+    worths = np.exp(-(~masks).sum(1) * 0.3 - 0.4 * (~masks[:, 0] & ~masks[:, 1]))
+    window_nll = np.repeat(-np.log(worths)[:, None], 2, axis=1)
+    measured = Worths(masks, worths, window_nll[:, 0], window_nll, np.full(2, 9), {"utility": "accuracy"})
+    expected = value_players(measured, interactions=True, best=1)
+    with through_interpreter() if device == "cpu" else nullcontext():
+        found = value_players(measured, interactions=True, best=1, device="cuda")
+    np.testing.assert_allclose(found.intervals.values, expected.intervals.values, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.interactions, expected.interactions, rtol=0, atol=1e-5)
+    assert [best.masks.tolist() for best in found.best] == [best.masks.tolist() for best in expected.best]
