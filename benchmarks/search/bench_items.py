@@ -31,6 +31,7 @@ from layercoop_fast.game.protocol import Floats, Masks
 from layercoop_fast.game.utility import get_utility
 from layercoop_fast.progress import Bars
 from layercoop_fast.repair.fit import repaired_windows
+from layercoop_fast.repair.texts import DEFAULT_TOKENS
 from layercoop_fast.search.base import get_method
 
 UTILITY = "accuracy"
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--masks", type=Path, help="JSON of method -> removed layers, instead of searching")
     parser.add_argument("--remove", type=int, default=6)
     parser.add_argument("--repair", action="store_true", help="measure coop's mask repaired as well")
+    parser.add_argument("--repair-tokens", type=int, default=DEFAULT_TOKENS)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--store", type=Path, help="keep measured items in this file")
     parser.add_argument("--memory", type=int, default=2**30, help="bytes for stored states")
@@ -131,7 +133,7 @@ def main() -> None:
             removed = np.flatnonzero(~mask).tolist()
             add(method, removed, measured[mask.tobytes()], began)
             if arguments.repair and method == "coop":
-                repaired = fit_repair(game, mask, progress=bars.update)
+                repaired = fit_repair(game, mask, tokens=arguments.repair_tokens, progress=bars.update)
                 add("coop + repair", removed, right(repaired_windows(asked, repaired)[2]), began)
     result = {
         "benchmark": "search/items",
@@ -141,6 +143,7 @@ def main() -> None:
         "calibration": Path(arguments.calibration).name,
         "items": [Path(arguments.items).name, len(answers[0]), arguments.item_tokens],
         "utility": UTILITY,
+        "repair_tokens": arguments.repair_tokens if arguments.repair else None,
         "rows": rows,
     }
     sys.stdout.write(json.dumps(result) + "\n")
