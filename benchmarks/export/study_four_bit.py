@@ -1,11 +1,12 @@
 """Quantise then prune, or prune then quantise: perplexity, bytes and speed of both, and of each step alone.
 
-    python benchmarks/export/study_four_bit.py --calibration novels.txt --eval jargon.txt [--remove 2,4] [--scheme nf4]
+    python benchmarks/export/study_four_bit.py --model FOLDER [--remove 2,4] [--scheme nf4]       # your own model
+    python benchmarks/export/study_four_bit.py --calibration novels.txt --eval jargon.txt
 
-The models are the small ones that `benchmarks/train_small.py` trained in full precision, and with `--smollm2` the small
-real model, whose weights were in 4 bits once before we see them: what quantising costs it is too little, so its rows
-are biased. Only before quantising can a repair be fitted (it is new weights), so there is a row with one. Perplexities
-are measured by one game on each finished checkpoint. Prints a table and ends in one JSON line.
+Without `--model` it is the small one that `benchmarks/train_small.py` trained in full precision, and with `--smollm2`
+the small real model, whose weights were in 4 bits once before we see them: what quantising costs it is too little, so
+its rows are biased. Only before quantising can a repair be fitted (it is new weights), so there is a row with one.
+Perplexities are measured by one game on each finished checkpoint. Prints a table and ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,8 @@ from layercoop_fast.report.cost import measure_costs
 
 def checkpoints(folder: Path, place: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     """Every checkpoint of the table, by its name there."""
-    made = {"full": folder, arguments.scheme: place / "quantised"}
-    quantise_checkpoint(str(folder), made[arguments.scheme], arguments.scheme, dtype="float32")
+    made = {"full": folder, arguments.scheme: place / arguments.scheme}
+    _once(made[arguments.scheme], lambda out: quantise_checkpoint(str(folder), out, arguments.scheme, dtype="float32"))
     shared: dict[str, Any] = {"calibration": arguments.calibration, "dtype": "float32", "measure_cost": False}
     shared |= {"samples": 0, "budget": arguments.budget, "method": arguments.method}
     for size in (int(one) for one in arguments.remove.split(",")):
@@ -43,18 +46,26 @@ def checkpoints(folder: Path, place: Path, arguments: argparse.Namespace) -> dic
             (f"{arguments.scheme}, then prune {size}", made[arguments.scheme], False),
         ):
             made[name] = place / name.replace(" ", "-")
-            prune(str(source), made[name], remove=size, repair=repair, **shared)
+            pruning = partial(prune, str(source), remove=size, repair=repair, **shared)
+            _once(made[name], lambda out, pruning=pruning: pruning(out=out))
         for name in (f"prune {size}", f"prune {size}, repair"):
             then = f"{name}, then {arguments.scheme}"
             made[then] = place / then.replace(" ", "-")
-            quantise_checkpoint(str(made[name]), made[then], arguments.scheme, dtype="float32")
+            quantising = partial(quantise_checkpoint, str(made[name]), scheme=arguments.scheme, dtype="float32")
+            _once(made[then], lambda out, quantising=quantising: quantising(out=out))
     return made
+
+
+def _once(out: Path, make: Callable[[Path], Any]) -> None:
+    """Make a checkpoint where it is not kept from a run before."""
+    if not out.exists():
+        make(out)
 
 
 def measured(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Perplexities of a checkpoint on every text, and what was removed from it."""
     found: dict[str, Any] = {"ppl": {}}
-    for text, windows in ((arguments.calibration, 10), *((text, 40) for text in arguments.eval)):
+    for text, windows in ((arguments.calibration, 10), *((text, arguments.windows) for text in arguments.eval)):
         game = ModelGame.from_pretrained(str(folder), text, windows=windows, dtype="float32", block_path="hf")
         nll = game.evaluate(np.ones((1, game.n_players), bool)).nll[0]
         found["ppl"][Path(text).name] = round(float(np.exp(nll)), 3)
@@ -67,25 +78,33 @@ def measured(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", default="gpt2")
+    parser.add_argument("--model", action="append", default=[], help="checkpoint folder; again for more")
+    parser.add_argument("--families", default=None, help="of the small trained models; gpt2 where no model is named")
     parser.add_argument("--smollm2", action="store_true", help="the small real model too")
     parser.add_argument("--calibration", default="builtin")
     parser.add_argument("--eval", action="append", default=None, help="texts that no search sees; again for more")
+    parser.add_argument("--windows", type=int, default=40, help="windows of each of these texts")
     parser.add_argument("--remove", default="2,4")
     parser.add_argument("--scheme", default="nf4")
     parser.add_argument("--method", default="sleb")
     parser.add_argument("--budget", type=int, default=None)
+    parser.add_argument("--keep", type=Path, help="folder to leave the checkpoints in, and to take them from again")
     parser.add_argument("--no-speed", action="store_true", help="leave memory and speed out")
     arguments = parser.parse_args()
     arguments.eval = arguments.eval or ["builtin-heldout"]
-    folders = {family: folder_of(family) for family in arguments.families.split(",") if family}
+    families = (
+        ("" if arguments.model or arguments.smollm2 else "gpt2") if arguments.families is None else arguments.families
+    )
+    folders = {family: folder_of(family) for family in families.split(",") if family}
+    folders |= {Path(model).name: Path(model) for model in arguments.model}
     if arguments.smollm2:
         folders["SmolLM2-135M, 4-bit before (biased)"] = small_model()
     studied = {}
     for model, folder in folders.items():
         sys.stdout.write(f"{model}\n")
-        with tempfile.TemporaryDirectory() as place:
-            made = checkpoints(folder, Path(place), arguments)
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(temporary) if arguments.keep is None else arguments.keep / folder.name
+            made = checkpoints(folder, place, arguments)
             rows = []
             for name, path in made.items():
                 row = {"name": name, **measured(path, arguments)}

@@ -326,7 +326,8 @@ block holds goes to whichever block is first. Vicuna is a Llama with a chat temp
 `layercoop-fast doctor MODEL` says all of this for one model.
 
 Recurrent blocks run on their fast kernels (`mamba-ssm`, `causal-conv1d`, `flash-linear-attention`) where those are
-installed beside a GPU: transformers chooses them inside its modules, and says so where it falls back. GPTQ and AWQ
+installed beside a GPU: transformers puts them under its modules' names as it is imported, a masked pass calls those
+modules, and RWKV's kernel it takes from its hub (package `kernels`); else it loops over tokens. GPTQ and AWQ
 checkpoints go the way of nf4 (their modules are handed over whole) but were not tried: their libraries are not here.
 """
 

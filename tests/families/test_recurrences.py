@@ -1,4 +1,4 @@
-"""The recurrences that the benchmarks' small models are trained with are transformers' own, gradients included."""
+"""Recurrent blocks: whose functions they run on, and that those small models are trained with are transformers' own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import tiny_model
+from transformers.models.mamba import modeling_mamba
 
 
 @pytest.fixture
@@ -30,6 +31,19 @@ def test_loss_and_gradients(family: str, blocks: int, windows: int, length: int,
         ours = _loss_and_gradients(model, ids)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_masked_pass_runs_what_transformers_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `mamba_ssm` is installed transformers puts its kernel under this name; whoever stands there is called."""
+    from layercoop_fast.engine.skeleton import Skeleton
+
+    skeleton, calls = Skeleton(tiny_model("mamba", 3)), []
+    chosen = modeling_mamba.mamba_selective_scan
+    monkeypatch.setattr(modeling_mamba, "mamba_selective_scan", lambda *a, **k: calls.append(1) or chosen(*a, **k))
+    context = skeleton.context(torch.arange(3, 9)[None])
+    calls.clear()
+    context.run(2, context.run(0, context.embedding))
+    assert len(calls) == 2
 
 
 def _loss_and_gradients(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
