@@ -172,6 +172,11 @@ class ExportableMasks:
         """Return None where `mask` (`bool[L]`) is exportable, else one line that says why not."""
         return exportable(self._config, mask)
 
+    def explain(self, mask: Masks, /) -> str | None:
+        """`check`, with the nearest mask that is exportable at the end of the line."""
+        why = exportable(self._config, mask)
+        return None if why is None else why + _advice(self._config, mask)
+
     def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
         """Return the exportable mask that keeps `n_kept` layers at the least cost (see `best_exportable`)."""
         return best_exportable(self._config, costs, n_kept)

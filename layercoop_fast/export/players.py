@@ -39,6 +39,10 @@ class ExportablePlayers:
         """Return None where the layers that `mask` (`bool[n]`) keeps anything of have a config, else why not."""
         return self._layers.check(self._players.layer_mask(mask))
 
+    def explain(self, mask: Masks) -> str | None:
+        """`check`, with the nearest layers that have a config at its end."""
+        return self._layers.explain(self._players.layer_mask(mask))
+
     def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
         """Return the mask that keeps `n_kept` players at the least cost; for finer players only if it is the cheapest.
 

@@ -123,6 +123,10 @@ class Constraints:
         if needs.max() > most:
             stage = int(needs.argmax())
             return f"stage {stage} must keep {needs[stage]} players, and every stage keeps {most} at most"
+        # A family of masks that have a config may name the nearest that has.
+        explain = getattr(self.family, "explain", lambda mask: None)
+        if must_go and (reason := explain(~self.must_go)):
+            return f"{_names(np.flatnonzero(self.must_go))} must go, but {reason}"
         first = np.arange(self.n_players) < n_kept
         reason = self.check(first) if self.family is None else self.family.check(first)
         return reason or "what must stay, what must go and the stages leave no such mask"
