@@ -46,6 +46,21 @@ def test_doctor_names_the_lists_where_no_blocks_are_found(
     assert (status, json.loads(said)["blocks"]["path"]) == (0, "model.layers")
 
 
+@pytest.mark.parametrize(("method", "install"), [("gptq", "gptqmodel optimum"), ("awq", "gptqmodel")])
+def test_a_checkpoint_whose_library_is_not_there_is_told_what_to_install(
+    method: str, install: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny(tmp_path / "model", n_layers=2)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("layercoop_fast.engine.quantised._installed", lambda module: module != "gptqmodel")
+    status, _, said = run("prune", folder, "--remove", "1", "--out", tmp_path / "out")
+    assert status == 2
+    assert said.endswith(f"is quantised with {method}, whose library is not installed: pip install {install}\n")
+    assert said.count("\n") == 1
+
+
 def test_vicuna_windows_are_turns_of_its_template() -> None:
     import numpy as np
 
