@@ -7,7 +7,8 @@ domain, `builtin-heldout` that of another, and each --eval SPEC is a text of whi
 sleb, or of --method; with --masks FILE, JSON of name -> removed layers, they are taken from there, or kept there. With
 --finalists N the N best masks of each size that the method measured, and with --trade also the best of those that keep
 one layer of a run of --trade or more of the method's own mask: what one cheap block in a long run is worth. `worth` is
-that on the text searched on, before and after. Ends in one JSON line.
+that on the text searched on, before and after. With --players sublayers a size is what as many mean layers have in
+parameters, and coop solves the knapsack. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ from layercoop_fast.repair.fit import repaired_worth
 from layercoop_fast.repair.runs import find_gaps
 from layercoop_fast.repair.streams import HeldOut
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, default_texts, texts_to_fit
-from layercoop_fast.search.base import get_method
+from layercoop_fast.report.player_costs import count_parameters
+from layercoop_fast.search.by_cost import search_by_cost
 from layercoop_fast.search.finalists import best_measured
+from layercoop_fast.search.target import Target
 
 
 def main() -> None:
@@ -56,6 +59,8 @@ def main() -> None:
     parser.add_argument("--masks", type=Path, help="JSON of name -> removed layers")
     parser.add_argument("--finalists", type=int, default=1)
     parser.add_argument("--trade", type=int, help="length of a run that may keep a layer")
+    parser.add_argument("--players", default="layers")
+    parser.add_argument("--memory", type=int, help="bytes for stored states")
     parser.add_argument("--store", type=Path, help="keep measured masks in this file")
     parser.add_argument("--dtype", default="bfloat16")
     arguments = parser.parse_args()
@@ -69,7 +74,13 @@ def main() -> None:
         unseen.write_text(text[border:], encoding="utf-8")
         name = arguments.model or str(small_model())
         game = ModelGame.from_pretrained(
-            name, str(seen), dtype=arguments.dtype, store=arguments.store, on_progress=bars.update
+            name,
+            str(seen),
+            players=arguments.players,
+            dtype=arguments.dtype,
+            memory=arguments.memory,
+            store=arguments.store,
+            on_progress=bars.update,
         )
         texts = {f"{seen.stem}, unseen part": str(unseen), "builtin-heldout": "builtin-heldout"}
         texts |= {Path(spec).name: spec for spec in arguments.eval}
@@ -78,7 +89,7 @@ def main() -> None:
         fitted = texts_to_fit(game, specs, arguments.repair_tokens, progress=bars.update)
         rows = []
         for label, mask in masks_of(game, sizes, arguments).items():
-            kept = [int(layer) for layer in np.flatnonzero(mask)]
+            kept = [int(unit) for unit in np.flatnonzero(game.players.unit_masks(mask[None])[0])]
             before = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
             started, processor = time.perf_counter(), time.process_time()
             repaired = fit_repair(game, mask, fitted, progress=bars.update)
@@ -89,7 +100,7 @@ def main() -> None:
             rows.append(
                 {
                     "remove": label,
-                    "removed": [int(layer) for layer in np.flatnonzero(~mask)],
+                    "removed": [game.players.label(int(player)) for player in np.flatnonzero(~mask)],
                     "strengths": [gap["strength"] for gap in repaired.record["gaps"]],
                     "tokens": repaired.record["tokens"],
                     "seconds": round(seconds, 1),
@@ -104,6 +115,7 @@ def main() -> None:
         "machine": machine(),
         "model": name.rstrip("/").rsplit("/", 1)[-1],
         "dtype": arguments.dtype,
+        "players": arguments.players,
         "fitted_to": [Path(spec).name for spec in specs],
         "rows": rows,
     }
@@ -124,20 +136,22 @@ def masks_of(game: ModelGame, sizes: list[int], arguments: argparse.Namespace) -
         removed = json.loads(file.read_text(encoding="utf-8"))
         return {name: ~np.isin(np.arange(game.n_players), layers) for name, layers in removed.items()}
     found: dict[str, Masks] = {}
+    params = count_parameters(game)
     for size in sizes:
-        mask = get_method(arguments.method)(game, size).mask
+        if params.equal:
+            target = Target.of_count(game.n_players, size)
+        else:
+            target = Target(params.players, size * float(params.players.sum()) / game.skeleton.n_layers)
+        mask = search_by_cost(arguments.method, game, target).mask
 
-        def of_size(other: Masks, size: int = size) -> bool:
-            return int((~other).sum()) == size
-
-        best = best_measured(game, mask, of_size, arguments.finalists)
+        best = best_measured(game, mask, target.wants, arguments.finalists)
         found |= {str(size) if place == 0 else f"{size}, no. {place + 1}": one for place, one in enumerate(best)}
         if arguments.trade is not None:
             runs = [gap.removed for gap in find_gaps(mask) if len(gap.removed) >= arguments.trade]
             inner = {layer for run in runs for layer in run[1:-1]}
 
-            def trades(other: Masks, inner: set[int] = inner, size: int = size) -> bool:
-                return of_size(other, size) and any(other[layer] for layer in inner)
+            def trades(other: Masks, inner: set[int] = inner, target: Target = target) -> bool:
+                return target.wants(other) and any(other[layer] for layer in inner)
 
             traded = best_measured(game, mask, trades, 2)[1:]
             found |= {f"{size}, one of the run kept": one for one in traded}
