@@ -210,14 +210,16 @@ class _Fit:
             total = total + other
         best: tuple[float, float, Patch, list[float], list[float]] | None = None
         for strength in STRENGTHS:
-            unseen = self._unseen(total, sums, strength, site, patches)
             found = patch(site, total.change(strength))
             with applied([*patches, found]):
                 seen = self._means(self.choice)
+            if not _no_worse(seen, before):
+                continue
+            unseen = self._unseen(total, sums, strength, site, patches)
             # Text to come is partly of kinds that the fit knows, partly of others: each domain counts half as either.
             between = [(own + other) / 2 for own, other in zip(seen, unseen, strict=True)]
             score = float(np.mean(between))
-            if _no_worse(seen, before) and _no_worse(between, before) and (best is None or score < best[0]):
+            if _no_worse(between, before) and (best is None or score < best[0]):
                 best = score, strength, found, seen, unseen
         row: dict[str, Any] = {"map": site.name, "strength": None}
         if best is None:
