@@ -5,7 +5,7 @@
 
 Without `--model` it is the small one that `benchmarks/train_small.py` trained in full precision, and with `--smollm2`
 the small real model, whose weights were in 4 bits once before we see them: what quantising costs it is too little, so
-its rows are biased. Only before quantising can a repair be fitted (it is new weights), so there is a row with one.
+its rows are biased. Only before quantising can a repair be fitted (it is new weights): `--repair` adds rows with one.
 Perplexities are measured by one game on each finished checkpoint. Prints a table and ends in one JSON line.
 """
 
@@ -36,30 +36,27 @@ from layercoop_fast.report.cost import measure_costs
 def checkpoints(folder: Path, place: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     """Every checkpoint of the table, by its name there."""
     made = {"full": folder, arguments.scheme: place / arguments.scheme}
-    _once(made[arguments.scheme], lambda out: quantise_checkpoint(str(folder), out, arguments.scheme, dtype="float32"))
+    _once(made[arguments.scheme], partial(quantise_checkpoint, str(folder), scheme=arguments.scheme, dtype="float32"))
     shared: dict[str, Any] = {"calibration": arguments.calibration, "dtype": "float32", "measure_cost": False}
-    shared |= {"samples": 0, "budget": arguments.budget, "method": arguments.method}
+    shared |= {"samples": 0, "report": False, "budget": arguments.budget, "method": arguments.method}
+    kinds = {"": False, ", repair": True} if arguments.repair else {"": False}
     for size in (int(one) for one in arguments.remove.split(",")):
-        for name, source, repair in (
-            (f"prune {size}", folder, False),
-            (f"prune {size}, repair", folder, None),
-            (f"{arguments.scheme}, then prune {size}", made[arguments.scheme], False),
-        ):
-            made[name] = place / name.replace(" ", "-")
-            pruning = partial(prune, str(source), remove=size, repair=repair, **shared)
-            _once(made[name], lambda out, pruning=pruning: pruning(out=out))
-        for name in (f"prune {size}", f"prune {size}, repair"):
+        for kind, repair in kinds.items():
+            name = f"prune {size}{kind}"
             then = f"{name}, then {arguments.scheme}"
-            made[then] = place / then.replace(" ", "-")
-            quantising = partial(quantise_checkpoint, str(made[name]), scheme=arguments.scheme, dtype="float32")
-            _once(made[then], lambda out, quantising=quantising: quantising(out=out))
+            made[name], made[then] = (place / one.replace(" ", "-") for one in (name, then))
+            _once(made[name], partial(prune, str(folder), remove=size, repair=repair, **shared))
+            _once(made[then], partial(quantise_checkpoint, str(made[name]), scheme=arguments.scheme, dtype="float32"))
+        name = f"{arguments.scheme}, then prune {size}"
+        made[name] = place / name.replace(" ", "-")
+        _once(made[name], partial(prune, str(made[arguments.scheme]), remove=size, repair=False, **shared))
     return made
 
 
-def _once(out: Path, make: Callable[[Path], Any]) -> None:
+def _once(out: Path, make: Callable[..., Any]) -> None:
     """Make a checkpoint where it is not kept from a run before."""
     if not out.exists():
-        make(out)
+        make(out=out)
 
 
 def measured(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -88,6 +85,9 @@ def main() -> None:
     parser.add_argument("--scheme", default="nf4")
     parser.add_argument("--method", default="sleb")
     parser.add_argument("--budget", type=int, default=None)
+    parser.add_argument(
+        "--repair", action="store_true", help="rows with a repair, which can only come before quantising"
+    )
     parser.add_argument("--keep", type=Path, help="folder to leave the checkpoints in, and to take them from again")
     parser.add_argument("--no-speed", action="store_true", help="leave memory and speed out")
     arguments = parser.parse_args()

@@ -3,9 +3,12 @@
     python benchmarks/search/study_recurrent.py --calibration novels.txt --eval jargon.txt [--remove 2,4]
 
 The models are those of `benchmarks/train_small.py` (train them first), so worths mean something. Each method starts
-with nothing known; perplexities are a byte, on the calibration text and on texts that no search saw. What `coop` chose
-is then pruned and opened by plain transformers, its logits compared with the masked model's, and it writes 48 bytes,
-greedily, with its recurrent state and without. Prints a table and ends in one JSON line.
+with nothing known; perplexities are a byte, on the calibration text and on texts that no search saw. Searches run on
+the recurrences of `benchmarks/recurrences.py`, all else on transformers' own. What `coop` chose is then pruned and
+opened by plain transformers, its logits compared with the masked model's, and it writes 48 bytes, greedily, with its
+recurrent state and without. Prints a table and ends in one JSON line.
+
+Byte-level tokenizers read a text of megabytes in minutes: give excerpts.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
+from recurrences import trainable_recurrences
 from train_small import folder_of
 
 from layercoop_fast import prune
@@ -36,15 +40,16 @@ NEW = 48
 
 def rows_of(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Both methods at every size, and the full model first."""
-    compared = compare(
-        str(folder),
-        calibration=arguments.calibration,
-        texts=arguments.eval,
-        remove=[int(size) for size in arguments.remove.split(",")],
-        methods=arguments.methods.split(","),
-        budget=arguments.budget,
-        windows=arguments.windows,
-    )
+    with trainable_recurrences():
+        compared = compare(
+            str(folder),
+            calibration=arguments.calibration,
+            texts=arguments.eval,
+            remove=[int(size) for size in arguments.remove.split(",")],
+            methods=arguments.methods.split(","),
+            budget=arguments.budget,
+            windows=arguments.windows,
+        )
     rows = []
     for row in (compared.full, *compared.rows):
         rows.append(
@@ -73,9 +78,18 @@ def end_to_end(folder: Path, remove: int, arguments: argparse.Namespace) -> dict
     """Prune, open with plain transformers, compare logits with the masked model's, and generate both ways."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "pruned"
-        pruned = prune(
-            str(folder), out, remove=remove, calibration=arguments.calibration, budget=arguments.budget, repair=False
-        )
+        with trainable_recurrences():
+            pruned = prune(
+                str(folder),
+                out,
+                remove=remove,
+                calibration=arguments.calibration,
+                budget=arguments.budget,
+                windows=arguments.windows,
+                repair=False,
+                measure_cost=False,
+                samples=0,
+            )
         tokenizer = AutoTokenizer.from_pretrained(out)
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(out).eval()
