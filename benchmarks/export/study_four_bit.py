@@ -68,7 +68,7 @@ def measured(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         found["ppl"][Path(text).name] = round(float(np.exp(nll)), 3)
     record = folder / "layercoop.json"
     found["removed"] = json.loads(record.read_text())["removed"] if record.exists() else []
-    found["file_bytes"] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    found["file_bytes"] = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
     return found
 
 

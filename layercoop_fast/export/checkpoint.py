@@ -22,7 +22,7 @@ from layercoop_fast.engine.loading import quiet_transformers
 from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.config import INVERSE_LAYER_SCALE, layer_count, prune_config
-from layercoop_fast.export.quantised import graft_quantised
+from layercoop_fast.export.quantised import graft_quantised, is_repacked, stored_tensors
 from layercoop_fast.export.streaming import save_weights
 from layercoop_fast.files import reason, written_whole
 
@@ -77,9 +77,13 @@ def export_checkpoint(
             streamed.release()
         pruned = pruned_model(model, kept, blocks_path, zeroed, replaced)
         if streamed is None:
-            _save(pruned, model, tokenizer, folder, max_shard_size)
+            state = None
+            if is_repacked(model):
+                pruned.hf_quantizer = None  # it would put the tensors in memory in the place of these
+                state = _renumbered(stored_tensors(model), kept, f"{blocks_path}.", _entry(_blocks(model, blocks_path)))
+            _save(pruned, model, tokenizer, folder, max_shard_size, state)
         else:
-            _save(pruned, model, tokenizer, folder, max_shard_size, weights=False)
+            _save(pruned, model, tokenizer, folder, max_shard_size, {})
             value = _streamed_values(pruned, model, kept, blocks_path, zeroed or {}, streamed)
             save_weights(folder, pruned.state_dict(), value, max_shard_size, pruned.num_parameters())
         for name, content in (finish(folder) if finish else {}).items():
@@ -92,13 +96,12 @@ def _save(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     max_shard_size: int | str,
-    *,
-    weights: bool = True,
+    state: Mapping[str, Tensor] | None,
 ) -> None:
-    """Write everything that `from_pretrained` looks for; without `weights` in a file that holds none."""
+    """Write everything that `from_pretrained` looks for, with the model's own weights or, where given, these."""
     try:
         with quiet_transformers():
-            pruned.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=None if weights else {})
+            pruned.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state)
         if model.can_generate():
             # As it came, even where today's transformers would call it invalid and refuse to save it.
             model.generation_config.to_json_file(folder / "generation_config.json")

@@ -2,20 +2,25 @@
 
 A quantisation library replaces linear layers by modules of its own when a checkpoint is loaded. The pruned model, built
 from its config, has plain ones; so each quantised module of a kept block is handed over as it is, scales and codes
-untouched, and the config says as before by which library the weights are read.
+untouched, and the config says as before by which library the weights are read. Some libraries lay codes out anew for
+the machine's kernel once they are read (GPTQ, AWQ): of such models the tensors are copied from the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from layercoop_fast.engine.quantised import is_quantised, method_of
 from layercoop_fast.errors import RequestError
+
+_REPACKED = ("gptq", "awq")
 
 
 def graft_quantised(
@@ -55,6 +60,28 @@ def graft_quantised(
             pruned.set_submodule(name, original)
             grafted.append(f"{name}.")
     return tuple(grafted)
+
+
+def is_repacked(model: PreTrainedModel) -> bool:
+    """Whether the model's codes in memory are laid out otherwise than in its files, which nobody can write back."""
+    return is_quantised(model) and method_of(model.config) in _REPACKED
+
+
+def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """All tensors of the folder that the model was opened from, as they lie there.
+
+    Raises `RequestError` where it was no folder, or one without safetensors files.
+    """
+    files = sorted(Path(model.name_or_path).glob("*.safetensors"))
+    if not files:
+        raise RequestError(
+            f"codes of {method_of(model.config)} are copied from its files, and {model.name_or_path!r} is no "
+            "folder with safetensors files: give one"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= load_file(file)
+    return tensors
 
 
 def _features(module: nn.Module) -> tuple[Any, Any]:

@@ -67,6 +67,26 @@ def test_prune_of_a_quantised_model_stays_quantised(nf4: Path, tmp_path: Path, r
         assert torch.equal(pruned(ids, use_cache=False).logits, context.logits(hidden))
 
 
+def test_codes_that_memory_lays_out_anew_are_copied_from_the_files(
+    nf4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GPTQ's and AWQ's are, whose kernels repack them: what memory holds is not what goes into the files."""
+    monkeypatch.setattr("layercoop_fast.export.quantised._REPACKED", ("bitsandbytes",))
+    model = open_checkpoint(str(nf4)).model
+    skeleton, ids = Skeleton(model), torch.arange(3, 27)[None]
+    context = skeleton.context(ids)
+    with torch.inference_mode():
+        wanted = context.logits(context.run(2, context.run(0, context.embedding)))
+    model.model.layers[2].mlp.up_proj.weight.data.zero_()
+    export_checkpoint(model, [0, 2], tmp_path / "pruned", blocks_path=skeleton.blocks_path)
+    pruned = open_checkpoint(str(tmp_path / "pruned")).model
+    with torch.inference_mode():
+        assert torch.equal(pruned(ids, use_cache=False).logits, wanted)
+    model.name_or_path = ""
+    with pytest.raises(RequestError, match="bitsandbytes are copied from its files, and '' is no folder"):
+        export_checkpoint(model, [0], tmp_path / "again", blocks_path=skeleton.blocks_path)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -328,7 +328,10 @@ block holds goes to whichever block is first. Vicuna is a Llama with a chat temp
 Recurrent blocks run on their fast kernels (`mamba-ssm`, `causal-conv1d`, `flash-linear-attention`) where those are
 installed beside a GPU: transformers puts them under its modules' names as it is imported, a masked pass calls those
 modules, and RWKV's kernel it takes from its hub (package `kernels`); else it loops over tokens. GPTQ and AWQ
-checkpoints go the way of nf4 (their modules are handed over whole) but were not tried: their libraries are not here.
+checkpoints are played on the modules of `gptqmodel`, which lays the codes out anew for the machine, so a pruned one is
+copied from the files. Seen once with gptqmodel 7.6 on a CPU of two cores, with a tiny GPTQ Llama: the exported model's
+logits are the masked ones bit for bit, and it generates (`pip install gptqmodel optimum` builds from source;
+`GPTQMODEL_CPU_WORKERS=2` where there are fewer than four cores). AWQ goes the same way and was not tried.
 """
 
 
