@@ -330,8 +330,8 @@ installed beside a GPU: transformers puts them under its modules' names as it is
 modules, and RWKV's kernel it takes from its hub (package `kernels`); else it loops over tokens. GPTQ and AWQ
 checkpoints are played on the modules of `gptqmodel`, which lays the codes out anew for the machine, so a pruned one is
 copied from the files. Seen once with gptqmodel 7.6 on a CPU of two cores, with a tiny GPTQ Llama: the exported model's
-logits are the masked ones bit for bit, and it generates (`pip install gptqmodel optimum` builds from source;
-`GPTQMODEL_CPU_WORKERS=2` where there are fewer than four cores). AWQ goes the same way and was not tried.
+logits are the masked ones bit for bit, and it generates (`pip install gptqmodel optimum` builds from source; to
+quantise with it on two cores set `GPTQMODEL_CPU_WORKERS=2`). AWQ goes the same way and was not tried.
 """
 
 
