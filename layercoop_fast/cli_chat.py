@@ -21,6 +21,7 @@ from layercoop_fast.cli_options import (
     MinP,
     Model,
     RepetitionPenalty,
+    RuntimeDevice,
     RuntimeDtype,
     Stop,
     Temperature,
@@ -68,6 +69,7 @@ def chat(
     stop: Stop = None,
     dtype: RuntimeDtype = "auto",
     executor: ExecutorOption = "auto",
+    device: RuntimeDevice = "cpu",
     kv_memory: KvMemory = None,
 ) -> None:
     """Talk with a model. /mask fast changes to a mask given with --mask; /help says the rest."""
@@ -81,7 +83,7 @@ def chat(
     from layercoop_fast.runtime.stops import check_stops
     from layercoop_fast.runtime.talk import Talk
 
-    opened = LayerSkipModel.from_pretrained(model, dtype, kv_memory=budget, executor=executor)
+    opened = LayerSkipModel.from_pretrained(model, dtype, kv_memory=budget, executor=executor, device=device)
     talk = Talk(opened, sampling, max_new_tokens, check_stops(stop or ()), system)
     for given in mask or []:
         name, named, text = given.partition("=")

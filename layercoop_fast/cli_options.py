@@ -110,6 +110,7 @@ DraftOption = Annotated[
 RuntimeDtype = Annotated[
     str, typer.Option("--dtype", help="Of the weights: auto (the checkpoint's own), float32, bfloat16, int8 or int4.")
 ]
+RuntimeDevice = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 ExecutorOption = Annotated[
     str, typer.Option("--executor", help="What computes: auto, native (C++, llama-shaped models) or transformers.")
 ]

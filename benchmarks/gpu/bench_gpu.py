@@ -4,7 +4,7 @@
 
 kernels     every Triton kernel against its oracle, torch.compile, and liger-kernel or SDPA where they have the same
 engine      500 masks on 10 × 128 and on 8 × 2048 tokens, an 8B llama and a small one: ours, skipping, the published way
-decode      tokens a second of the same models: ours, transformers, its static cache under torch.compile
+decode      tokens a second of the same models: ours (16, 8, 4 bits), transformers, its static cache, torch.compile
 surrogate   values of masks, what each player adds, all 2^30, 2^32, 2^40 masks: ours, torch, torch.compile, C++
 
 Models are random: no network is needed. Writes a JSON file, and beside it a table (.md) ready for docs/performance.md.
@@ -141,9 +141,13 @@ def table(result: dict[str, Any]) -> str:
             lines += [f"| {way} | {time:.3g} | {time / ours:.2f} |" for way, time in found["seconds"].items()] + [""]
         elif where.startswith("decode"):
             lines += [f"**{where}**: {found['new']} tokens behind {found['prompt']}", ""]
-            lines += ["| way | tokens/s |", "|---|---|"]
-            every = found["tokens_a_second"] | ({"limit on paper": found["limit"]} if "limit" in found else {})
-            lines += [f"| {way} | {_number(speed)} |" for way, speed in every.items()] + [""]
+            lines += ["| way | tokens/s | limit on paper | share |", "|---|---|---|---|"]
+            for way, speed in found["tokens_a_second"].items():
+                limit = found.get("limit", {}).get(way)
+                share = found.get("share_of_limit", {}).get(way)
+                beside = f"{'' if limit is None else _number(limit)} | {'' if share is None else f'{share:.0%}'}"
+                lines.append(f"| {way} | {_number(speed)} | {beside} |")
+            lines.append("")
         elif where == "surrogate":
             lines += ["| surrogate | way | seconds | ÷ ours | share of fp32 peak |", "|---|---|---|---|---|"]
             lines += [row for entry in found for row in _surrogate_rows(entry)] + [""]

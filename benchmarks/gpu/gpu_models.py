@@ -15,7 +15,7 @@ SIZES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 4, "vocab_size": 32000,
     },
     "tiny": {
-        "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 2,
+        "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
         "num_key_value_heads": 1, "vocab_size": 65,
     },
 }  # fmt: skip

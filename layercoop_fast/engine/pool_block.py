@@ -16,14 +16,17 @@ graph and repeated with another table. Intermediate results are torch's own allo
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from layercoop_fast.engine.fast_block import Half
-from layercoop_fast.engine.llama_shape import Parts, Rope
+from layercoop_fast.engine.llama_shape import Norm, Parts, Rope
 from layercoop_fast.engine.projections import Projection
 from layercoop_fast.kernels.pool import gather_add_norm, gather_norm, scatter_residual_
+from layercoop_fast.kernels.rms_norm import rms_norm
 from layercoop_fast.kernels.rotary import rotary_
 from layercoop_fast.kernels.swiglu import swiglu
 
@@ -97,19 +100,46 @@ class PoolBlock:
 
         cos, sin: [T, D].
         """
-        qkv = F.linear(normed, self.qkv.weight, self.qkv.bias)
-        return rotary_(
-            qkv,
-            cos,
-            sin,
-            self.heads,
-            self.kv_heads,
-            query_norm=None if self.query_norm is None else self.query_norm.weight,
-            key_norm=None if self.key_norm is None else self.key_norm.weight,
-            eps=0.0 if self.query_norm is None else self.query_norm.eps,
-        )
+        return turn_heads(self, F.linear(normed, self.qkv.weight, self.qkv.bias), cos, sin)
 
     def feed(self, normed: Tensor) -> Tensor:
         """What the MLP adds: [R, H] → [R, H]."""
         inner = swiglu(F.linear(normed, self.gate_up.weight, self.gate_up.bias))
         return F.linear(inner, self.down.weight, self.down.bias)
+
+    # Generation's steps (`runtime/gpu.py`) hold their states themselves, and take a block in these three.
+
+    def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """As `project`, of states before the norm."""
+        return self.project(rms_norm(hidden, self.input_norm.weight, self.input_norm.eps), cos, sin)
+
+    def behind_attention(self, mixed: Tensor) -> Tensor:
+        """What attention adds, of what it mixed: [R, heads·D] → [R, H]."""
+        return F.linear(mixed, self.output.weight, self.output.bias)
+
+    def normed_mlp(self, hidden: Tensor) -> Tensor:
+        """As `feed`, of states before the norm."""
+        return self.feed(rms_norm(hidden, self.mlp_norm.weight, self.mlp_norm.eps))
+
+
+class Heads(Protocol):
+    """What a block says of its queries and keys."""
+
+    heads: int
+    kv_heads: int
+    query_norm: Norm | None
+    key_norm: Norm | None
+
+
+def turn_heads(block: Heads, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate queries and keys in place, behind their norms where a block has those; row r by row r mod T of cos."""
+    return rotary_(
+        qkv,
+        cos,
+        sin,
+        block.heads,
+        block.kv_heads,
+        query_norm=None if block.query_norm is None else block.query_norm.weight,
+        key_norm=None if block.key_norm is None else block.key_norm.weight,
+        eps=0.0 if block.query_norm is None else block.query_norm.eps,
+    )

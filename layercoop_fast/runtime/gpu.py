@@ -7,7 +7,8 @@ in one vector. Where all sequences have one mask, nothing else is read or comput
 sequence passes a block by as one that adds 0, which costs no memory traffic, and that is what a token waits for.
 
 Several tokens of a sequence (prompts, proposals of a draft) go through the blocks as they are, each block for the rows
-that keep it. Products are the libraries'; attention over pages, norms, rotary and SwiGLU are `kernels/gpu`.
+that keep it. Products are the libraries', or of int8 and int4 weights `gpu_quantised.py`'s; attention over pages,
+norms, rotary and SwiGLU are `kernels/gpu`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
@@ -34,8 +34,9 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.decode_attention import decode_attention, decode_attention_reference
 from layercoop_fast.kernels.gpu.paged_attention import paged_attention, paged_attention_reference
 from layercoop_fast.kernels.memory import on_gpu
-from layercoop_fast.kernels.rms_norm import rms_norm
 from layercoop_fast.runtime.executor import Executor, Rows
+from layercoop_fast.runtime.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds, let_go
+from layercoop_fast.runtime.gpu_quantised import BITS, QuantisedBlock
 from layercoop_fast.runtime.masks import WHOLE, Halves
 from layercoop_fast.runtime.pages import PAGE, PagePool
 
@@ -79,6 +80,9 @@ class GpuExecutor(Executor):
         kv_budget: bytes for keys and values.
         held: uint8 [L], the halves of blocks whose weights are there; by default all. Blocks are there or not.
         queue: of the device.
+        dtype: "int8" or "int4" of the weights (with int4 embedding and head are int8); None: the model's own. The
+            model is then on the CPU, and its matrices are taken away: it cannot be run again.
+        device: where quantised weights go.
 
     Raises `UnfitError` for a model that is not made of such blocks and a plain head, and `RequestError` for a budget
     that does not hold one token.
@@ -87,39 +91,60 @@ class GpuExecutor(Executor):
     name = "gpu"
 
     def __init__(
-        self, skeleton: Skeleton, kv_budget: int, held: Halves | None = None, queue: Queue | None = None
+        self,
+        skeleton: Skeleton,
+        kv_budget: int,
+        held: Halves | None = None,
+        queue: Queue | None = None,
+        *,
+        dtype: str | None = None,
+        device: torch.device | None = None,
     ) -> None:
         held = np.full(skeleton.n_layers, WHOLE, dtype=np.uint8) if held is None else held
         if not set(held.tolist()) <= {0, WHOLE}:
             raise UnfitError("halves of its blocks are left out")
         self.skeleton = skeleton
-        self.queue = queue or queue_of(skeleton.device)
-        self.blocks = _blocks(skeleton, held)
+        self.device = skeleton.device if device is None else device
+        self.queue = queue or queue_of(self.device)
+        blocks = _blocks(skeleton, held)
         self.head = _head(skeleton)
-        self.embedding = skeleton.model.get_input_embeddings()
-        some = next(block for block in self.blocks if block is not None)
-        self.rope = some.rope
+        some = next(block for block in blocks if block is not None)
+        self.rope = Rope(some.rope.cos.to(self.device), some.rope.sin.to(self.device), some.rope.tokens)
+        self.blocks: list[DecodeBlock | None] = list(blocks)
+        self._ends: Ends = PlainEnds(skeleton, self.head)
+        words, kept_as = skeleton.vocab_size, skeleton.dtype  # of weights that are about to go
+        if dtype is not None:
+            self._quantise(blocks, dtype)
         self.heads, self.kv_heads, self.width = some.heads, some.kv_heads, some.head_dim
-        page = 2 * self.kv_heads * PAGE * self.width * skeleton.dtype.itemsize
+        page = 2 * self.kv_heads * PAGE * self.width * kept_as.itemsize
         kept = int((held > 0).sum())
         if kv_budget < kept * page:
             raise RequestError(
                 f"a budget of {kv_budget} bytes for keys and values holds no token: the smallest that works is "
                 f"{kept * page} bytes ({PAGE} tokens)"
             )
-        super().__init__(
-            PagePool([page] * skeleton.n_layers, kv_budget), skeleton.vocab_size, self.rope.tokens, held=held
-        )
+        super().__init__(PagePool([page] * skeleton.n_layers, kv_budget), words, self.rope.tokens, held=held)
         pages = kv_budget // page
         # One page more than are ever handed out: what is computed for nobody is written there.
-        self.pages = torch.zeros(
-            pages + 1, 2, self.kv_heads, PAGE, self.width, dtype=skeleton.dtype, device=skeleton.device
-        )
+        self.pages = torch.zeros(pages + 1, 2, self.kv_heads, PAGE, self.width, dtype=kept_as, device=self.device)
         self._nobody = pages
         self._vectors: dict[tuple[int, int], Tensor] = {}
         self._logits: dict[int, Tensor] = {}
-        own = {parameter.data_ptr(): parameter for parameter in skeleton.model.parameters() if not parameter.is_meta}
-        self.weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in own.values())
+        if dtype is None:
+            own = {each.data_ptr(): each for each in skeleton.model.parameters() if not each.is_meta}
+            self.weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in own.values())
+
+    def _quantise(self, blocks: list[PoolBlock | None], dtype: str) -> None:
+        """Pack the blocks one after the other, then embedding and head; `UnfitError` where a width forbids it."""
+        self.name = f"gpu {dtype}"
+        self.weight_bytes = 0
+        self.blocks = []
+        for block in blocks:
+            packed = None if block is None else QuantisedBlock(block, BITS[dtype], self.device, let_go)
+            self.weight_bytes += 0 if packed is None else packed.nbytes
+            self.blocks.append(packed)
+        self._ends = ends = QuantisedEnds(self.skeleton, self.head, self.device)
+        self.weight_bytes += ends.nbytes
 
     def copy_page(self, layer: int, source: int, target: int) -> None:
         """Copy a page of a block, whole."""
@@ -127,10 +152,10 @@ class GpuExecutor(Executor):
 
     def logits(self, rows: Rows) -> Tensor:
         """Compute the rows: float32 [K, V]."""
-        wanted = torch.from_numpy(rows.wanted).to(self.skeleton.device, torch.int64)
+        wanted = torch.from_numpy(rows.wanted).to(self.device, torch.int64)
         if len(rows.tokens) == len(rows.sequences) and (rows.parent < 0).all():
             return self._next(rows)[wanted]
-        return self._score(self._extend(rows)[wanted])
+        return self._ends.score(self._extend(rows)[wanted])
 
     def _next(self, rows: Rows) -> Tensor:
         """One token of each sequence, by a step that comes back: float32 [S, V], valid until the next one."""
@@ -151,9 +176,9 @@ class GpuExecutor(Executor):
         step.keeps[0, :, :count] = torch.from_numpy((rows.masks & 1).T.astype(np.int32))
         step.keeps[1, :, :count] = torch.from_numpy((rows.masks >> 1).T.astype(np.int32))
         if (size, room) not in self._vectors:
-            self._vectors[size, room] = torch.empty_like(host, device=self.skeleton.device)
+            self._vectors[size, room] = torch.empty_like(host, device=self.device)
         if size not in self._logits:
-            self._logits[size] = torch.empty(size, self.vocab_size, device=self.skeleton.device)
+            self._logits[size] = torch.empty(size, self.vocab_size, device=self.device)
         there = _Step.of(self._vectors[size, room].copy_(self.queue.send(host)), size, layers, room)
         alike = bool((rows.masks == rows.masks[0]).all())
         ran = np.bitwise_or.reduce(rows.masks, axis=0)
@@ -163,7 +188,7 @@ class GpuExecutor(Executor):
 
     def _step(self, step: _Step, ran: Halves, out: Tensor, *, alike: bool) -> None:
         """The step itself; `ran` says which halves any sequence keeps, `alike` that all keep them."""
-        hidden = self.embedding(step.tokens.long())
+        hidden = self._ends.embed(step.tokens.long())
         positions = step.positions.long()
         cos, sin = self.rope.cos[positions], self.rope.sin[positions]
         for layer, halves in enumerate(ran.tolist()):
@@ -175,15 +200,15 @@ class GpuExecutor(Executor):
                 delta = self._attend(block, hidden, cos, sin, (step.pages[layer].long(), step.slots.long()), mix)
                 hidden = hidden + (delta if alike else delta * step.keeps[0, layer, :, None].to(delta.dtype))
             if halves & 2:
-                delta = block.feed(rms_norm(hidden, block.mlp_norm.weight, block.mlp_norm.eps))
+                delta = block.normed_mlp(hidden)
                 hidden = hidden + (delta if alike else delta * step.keeps[1, layer, :, None].to(delta.dtype))
-        out.copy_(self._score(hidden))
+        out.copy_(self._ends.score(hidden))
 
     def _extend(self, rows: Rows) -> Tensor:
         """Any rows, block by block: the states [R, H] behind the last one."""
-        device = self.skeleton.device
+        device = self.device
         ids = torch.from_numpy(rows.tokens).to(device, torch.int64)
-        hidden: Tensor = self.embedding(ids)
+        hidden = self._ends.embed(ids)
         cos, sin = (
             each[torch.from_numpy(rows.positions).to(device, torch.int64)] for each in (self.rope.cos, self.rope.sin)
         )
@@ -201,12 +226,12 @@ class GpuExecutor(Executor):
                 hidden[at] += self._attend(block, hidden[at], cos[at], sin[at], where, mix)
             if len(some := np.flatnonzero(running & 2)):
                 at = _index(some, device)
-                hidden[at] += block.feed(rms_norm(hidden[at], block.mlp_norm.weight, block.mlp_norm.eps))
+                hidden[at] += block.normed_mlp(hidden[at])
         return hidden
 
     def _attend(
         self,
-        block: PoolBlock,
+        block: DecodeBlock,
         hidden: Tensor,
         cos: Tensor,
         sin: Tensor,
@@ -214,14 +239,13 @@ class GpuExecutor(Executor):
         mix: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """What attention adds to rows [N, H], whose keys and values go to slots int64 [N] of pages int64 [N]."""
-        normed = rms_norm(hidden, block.input_norm.weight, block.input_norm.eps)
-        qkv = block.project(normed, cos, sin)
+        qkv = block.normed_heads(hidden, cos, sin)
         pages, slots = where
         queries = self.heads * self.width
         self.pages[pages, :, :, slots] = qkv[:, queries:].view(-1, 2, self.kv_heads, self.width)
-        return F.linear(mix(qkv), block.output.weight, block.output.bias)
+        return block.behind_attention(mix(qkv))
 
-    def _decoding(self, block: PoolBlock, tables: Tensor, lengths: Tensor) -> Callable[[Tensor], Tensor]:
+    def _decoding(self, block: DecodeBlock, tables: Tensor, lengths: Tensor) -> Callable[[Tensor], Tensor]:
         def mix(qkv: Tensor) -> Tensor:
             queries = qkv[:, : self.heads * self.width]
             if on_gpu(qkv):
@@ -232,10 +256,10 @@ class GpuExecutor(Executor):
         return mix
 
     def _extending(
-        self, block: PoolBlock, rows: Rows, layer: int, some: npt.NDArray[np.int64]
+        self, block: DecodeBlock, rows: Rows, layer: int, some: npt.NDArray[np.int64]
     ) -> tuple[Callable[[Tensor], Tensor], tuple[Tensor, Tensor]]:
         """How the rows `some` of a block attend, and where their keys and values go."""
-        device = self.skeleton.device
+        device = self.device
         members, sizes = np.unique(rows.sequence[some], return_counts=True)
         starts = torch.from_numpy(np.append(0, np.cumsum(sizes)).astype(np.int32)).to(device)
         tables = torch.from_numpy(np.ascontiguousarray(rows.tables[members, layer])).to(device)
@@ -250,15 +274,6 @@ class GpuExecutor(Executor):
             return paged_attention_reference(qkv, starts, self.pages, tables, lengths, self.heads, block.scale)
 
         return mix, (_index(into, device), _index(positions % PAGE, device))
-
-    def _score(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [N, V] of states [N, H]."""
-        norm, head = self.head.norm, self.head
-        assert norm is not None
-        projection = head.projection
-        logits = F.linear(rms_norm(hidden, norm.weight, norm.eps), projection.weight, projection.bias).float()
-        logits = logits * head.scale if head.scale != 1 else logits
-        return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)
 
 
 def _blocks(skeleton: Skeleton, held: Halves) -> list[PoolBlock | None]:

@@ -73,15 +73,16 @@ class LayerSkipModel:
 
         Args:
             path: the folder.
-            dtype: of the weights: "fp32", "bf16", "int8", "int4" (the last two native only); "auto" keeps the
-                checkpoint's own.
+            dtype: of the weights: "fp32", "bf16", "int8", "int4" (the last two for llama-shaped models); "auto" keeps
+                the checkpoint's own.
             mask: what is kept in memory: bool [L], bool [2L] for attention and MLP of each block, or a folder that
                 `prune` wrote (its `layercoop.json` says what to remove). Later masks remove more, never less. None
                 keeps all.
             kv_memory: bytes for keys and values; by default a quarter of what is free, 4 GiB at most.
             executor: "native" (C++ on the CPU, llama-shaped models), "transformers" (its blocks, any family), or
                 "auto", which takes the first where it can and says once where it cannot.
-            device: any torch device.
+            device: "cpu", "cuda", "cuda:N". Llama-shaped models run on GPUs by kernels of our own (the extra
+                `triton`), which int8 and int4 need.
             prefill_tokens: how many tokens of prompts are computed between two tokens of the answers under way.
 
         Raises `RequestError` in one line.

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.llama_shape import UnfitError
-from layercoop_fast.engine.loading import open_checkpoint
+from layercoop_fast.engine.loading import check_device, open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import PARTS, Sublayers
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.gguf import removed_of
-from layercoop_fast.kernels.memory import has_triton
+from layercoop_fast.kernels.memory import gpu_named, has_triton
 from layercoop_fast.runtime.executor import Executor
 from layercoop_fast.runtime.general import GeneralExecutor
 from layercoop_fast.runtime.masks import WHOLE, Halves, MaskLike, read_mask
@@ -70,13 +70,28 @@ def open_runtime(
     if dtype not in DTYPES:
         raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     if dtype in _QUANTISED and executor == "transformers":
-        raise RequestError(f"{dtype} weights are for the native executor: use fp32 or bf16 with transformers' blocks")
-    # Quantising begins at the numbers that are stored.
-    skeleton, tokenizer, held, sublayers = _open(str(path), "auto" if dtype in _QUANTISED else dtype, mask, device)
-    budget = min(free_memory(skeleton.device) // 4, _MOST_KV_BYTES) if kv_memory is None else kv_memory
+        raise RequestError(f"{dtype} weights are not for transformers' blocks: use fp32 or bf16 with those")
+    # Quantising begins at the numbers that are stored, on the CPU: a GPU holds the packed weights alone.
+    packed_on = check_device(device) if dtype in _QUANTISED and device != "cpu" else None
+    if packed_on is not None:
+        if executor == "native":
+            raise RequestError(
+                f"the native executor is for the CPU, not for {device}: leave --executor or the device out"
+            )
+        gpu_named(device, f"{dtype} weights")
+    opened_on = "cpu" if packed_on is not None else device
+    skeleton, tokenizer, held, sublayers = _open(str(path), "auto" if dtype in _QUANTISED else dtype, mask, opened_on)
+    runs_on = packed_on or skeleton.device
+    budget = min(free_memory(runs_on) // 4, _MOST_KV_BYTES) if kv_memory is None else kv_memory
     eos = _ends(skeleton.model)
     why = None
-    if skeleton.device.type == "cuda" and executor == "auto" and dtype not in _QUANTISED:
+    if packed_on is not None:
+        found = _on_gpu(skeleton, budget, held, dtype, packed_on)
+        if not isinstance(found, Executor):
+            raise RequestError(f"{path} cannot run in {dtype} on {device}: {found}")
+        _give_back()
+        return Opened(found, tokenizer, eos, held, None)
+    if skeleton.device.type == "cuda" and executor == "auto":
         found = _on_gpu(skeleton, budget, held)
         if isinstance(found, Executor):
             return Opened(found, tokenizer, eos, held, None)
@@ -95,14 +110,16 @@ def open_runtime(
     return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, held, why)
 
 
-def _on_gpu(skeleton: Skeleton, budget: int, held: Halves) -> Executor | str:
-    """The executor for GPUs, or why it cannot run a model."""
+def _on_gpu(
+    skeleton: Skeleton, budget: int, held: Halves, dtype: str | None = None, device: torch.device | None = None
+) -> Executor | str:
+    """The executor for GPUs, perhaps of quantised weights, or why it cannot run a model."""
     if not has_triton():
         return "Triton is not installed"
     from layercoop_fast.runtime.gpu import GpuExecutor  # here, since it loads Triton
 
     try:
-        return GpuExecutor(skeleton, budget, held)
+        return GpuExecutor(skeleton, budget, held, dtype=dtype, device=device)
     except UnfitError as reason:
         return str(reason)
 

@@ -126,6 +126,20 @@ def test_generation_under_masks(family: str) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_generation_with_quantised_weights(dtype: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    path = save_tiny(tmp_path / "model", "llama")
+    tiny_model("llama", 5, **sizes, head_dim=16).save_pretrained(path)
+    found = []
+    for device in (DEVICE, "cpu"):
+        model = LayerSkipModel.from_pretrained(path, dtype, device=device)
+        found.append(model.generate([[5, 9, 200], [31, 7]], max_new_tokens=6, ignore_eos=True))
+    assert model.executor.name == f"native {dtype}"
+    # The native executor rounds its inputs to 8 bits as well, so later tokens may part ways.
+    assert [answer.tokens[0] for answer in found[0]] == [answer.tokens[0] for answer in found[1]]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_models_opened_on_the_device(family: str, tmp_path: Path) -> None:
     path = save_tiny(tmp_path / "model", family)

@@ -201,5 +201,5 @@ def test_a_wrong_executor_or_dtype_is_said(folder: Path) -> None:
         LayerSkipModel.from_pretrained(folder, executor="fast")
     with pytest.raises(RequestError, match="unknown dtype 'fp3'"):
         LayerSkipModel.from_pretrained(folder, dtype="fp3")
-    with pytest.raises(RequestError, match="int8 weights are for the native executor"):
+    with pytest.raises(RequestError, match="int8 weights are not for transformers' blocks"):
         LayerSkipModel.from_pretrained(folder, dtype="int8", executor="transformers")

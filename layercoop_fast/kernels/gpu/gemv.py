@@ -30,9 +30,9 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, require_dtype
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.memory import require, require_matrix
+from layercoop_fast.kernels.quantise import GROUP, quantise_int4, quantise_int8
 from layercoop_fast.kernels.rms_norm import rms_norm_reference
 
-GROUP = 32
 MOST_ROWS = 16
 CONFIGS = {
     "one": Config("one", {"OUTS": 8, "GROUPS": 16}, warps=4),
@@ -51,20 +51,15 @@ class Quantized:
 
 
 def quantize(weight: Tensor, bits: int) -> Quantized:
-    """Round a matrix [O, K] to the nearest of a grid: 8 bits from −max to max of a group, 4 bits from min to max."""
+    """Quantise a matrix [O, K] of fp32, bf16 or fp16 on the CPU, as `kernels/quantise.py` does, and pack it."""
     if bits not in (4, 8) or weight.dim() != 2 or weight.shape[1] % GROUP:
         raise RequestError(
             f"weight: expected 4 or 8 bits of [O, a multiple of {GROUP}], got {bits} of {list(weight.shape)}"
         )
-    groups = weight.float().view(weight.shape[0], -1, GROUP)
     if bits == 8:
-        scale = (groups.abs().amax(-1) / 127).half()
-        values = groups / scale.float().clamp_min(1e-12)[..., None]
-        return Quantized(values.round().clamp(-127, 127).to(torch.int8).view_as(weight), scale, None)
-    minimum = groups.amin(-1).half()
-    scale = ((groups.amax(-1) - minimum.float()) / 15).clamp_min(0).half()
-    values = (groups - minimum.float()[..., None]) / scale.float().clamp_min(1e-12)[..., None]
-    nibbles = values.round().clamp(0, 15).to(torch.uint8)
+        return Quantized(*quantise_int8(weight), None)
+    values, scale, minimum = quantise_int4(weight)
+    nibbles = values.view(*scale.shape, GROUP)
     packed = nibbles[..., : GROUP // 2] | (nibbles[..., GROUP // 2 :] << 4)
     return Quantized(packed.reshape(weight.shape[0], -1), scale, minimum)
 
