@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layercoop_fast.errors import RequestError
+from layercoop_fast.errors import RequestError, RunError
 
 if TYPE_CHECKING:
     from layercoop_fast.runtime.sampling import Sampling
@@ -153,3 +157,32 @@ def with_objective(utility: str, objective: str) -> str:
     if objective not in ("mean", "worst"):
         raise RequestError(f"unknown objective {objective!r}: choose mean or worst")
     return utility if objective == "mean" else f"{utility}:{objective}"
+
+
+def check_distinct(**paths: Path | None) -> None:
+    """Refuse one file for two things: the later would take the place of the earlier."""
+    seen: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is None:
+            continue
+        other = seen.setdefault(path.resolve(), name)
+        if other != name:
+            raise RequestError(f"--{other} and --{name} are the same file, {path}: name two")
+
+
+@contextmanager
+def stopped_with(store: Path | None) -> Iterator[None]:
+    """Say on Ctrl-C that what was measured is kept, where there is a store."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if store is None or not store.exists():
+            raise
+        raise RunError(
+            f"stopped. The masks measured so far are kept in {store}: the same command goes on from there"
+        ) from stop
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on a line of standard output."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,12 +21,12 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.players import ExportablePlayers
+from layercoop_fast.game.beside import same_model_on
 from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.mixture import Texts
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.utility import UTILITIES, get_utility
-from layercoop_fast.pruning import same_model_on
 from layercoop_fast.repair.fit import fit_repair, repaired_windows
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, texts_to_fit
 from layercoop_fast.report.html.compared import comparison_fragment
@@ -159,63 +160,93 @@ def compare(
     Raises `RequestError` before anything is searched for an unknown method, a utility of items with options, a size
     out of range or one with no exportable mask.
     """
+    _check(remove, methods, options.get("utility", "ppl_ratio"))
+    tell: Progress = on_progress or (lambda stage, done, total: None)
+    opened = ModelGame.from_pretrained(model, calibration, seed=seed, on_progress=on_progress, **options)
+    with closing(opened) as game:
+        allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
+        for size in remove:
+            check_n_remove(game.n_players, size)
+            allowed.check_size(game.n_players - size)
+        fitted = None
+        if repair:
+            fitted = texts_to_fit(
+                game, repair_text, repair_tokens, required=True, heldout=texts, seed=seed, progress=on_progress
+            )
+        tokens = int(game.calibration.ids.shape[1])
+        games = [game, *(same_model_on(game, text, text_windows, tokens, seed) for text in texts)]
+        everything = np.ones(game.n_players, dtype=np.bool_)
+        full = Row("full", 0, [], 0, 0, 0.0, 0.0, _on_texts(games, everything))
+        rows: list[Row] = []
+        sizes = sorted(set(remove))
+        for done, size in enumerate(sizes):
+
+            def report(methods_done: int, before: int = done * len(methods)) -> None:
+                tell("methods and sizes", before + methods_done, len(sizes) * len(methods))
+
+            rows += _of_size(size, methods, games, fitted, seed, budget, allowed, report)
+        tell("methods and sizes", len(sizes) * len(methods), len(sizes) * len(methods))
+        return Comparison(full, rows, _about(games, fitted, seed))
+
+
+def _check(remove: Sequence[int], methods: Sequence[str], utility: Any) -> None:
+    """Raise `RequestError` for what can be seen before anything is opened."""
     if not remove or not methods:
         raise RequestError("a comparison needs at least one size to remove and one method")
     for name in methods:
         if name not in WIDTH_METHODS:
             get_method(name)
-    utility = get_utility(options.get("utility", "ppl_ratio"))
-    if isinstance(utility, ChoiceUtility):
+    found = get_utility(utility)
+    if isinstance(found, ChoiceUtility):
         raise RequestError(
-            f"a comparison judges methods by the perplexity of texts, and the utility {utility.name} is one of items "
+            f"a comparison judges methods by the perplexity of texts, and the utility {found.name} is one of items "
             f"with options: choose from {', '.join(UTILITIES)}"
         )
-    tell: Progress = on_progress or (lambda stage, done, total: None)
-    game = ModelGame.from_pretrained(model, calibration, seed=seed, on_progress=on_progress, **options)
-    allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
-    for size in remove:
-        check_n_remove(game.n_players, size)
-        allowed.check_size(game.n_players - size)
-    tokens = int(game.calibration.ids.shape[1])
-    fitted = None
-    if repair:
-        fitted = texts_to_fit(
-            game, repair_text, repair_tokens, required=True, heldout=texts, seed=seed, progress=on_progress
-        )
-    games = [game, *(same_model_on(game, text, text_windows, tokens, seed) for text in texts)]
-    everything = np.ones(game.n_players, dtype=np.bool_)
-    full = Row("full", 0, [], 0, 0, 0.0, 0.0, _on_texts(games, everything))
+
+
+def _of_size(
+    size: int,
+    methods: Sequence[str],
+    games: Sequence[ModelGame],
+    fitted: Domains | None,
+    seed: int,
+    budget: int | None,
+    allowed: ExportablePlayers,
+    report: Callable[[int], None],
+) -> list[Row]:
+    """All methods at one size, each with its repaired row behind it where repairs are fitted."""
     rows: list[Row] = []
-    total = len(set(remove)) * len(methods)
-    for done, size in enumerate(sorted(set(remove))):
-        of_size: list[Row] = []
-        repaired_rows: list[Row] = []
-        for method in methods:
-            tell("methods and sizes", done * len(methods) + len(of_size), total)
-            row, mask = _run(method, games, size, seed, budget, allowed)
-            of_size.append(row)
-            if fitted is not None and mask is not None:
-                repaired_rows.append(_repaired(row, games, mask, fitted))
-        rows += _beside(_judged(of_size), _judged(repaired_rows))
-    tell("methods and sizes", total, total)
-    about = {
+    repaired: list[Row] = []
+    for method in methods:
+        report(len(rows))
+        row, mask = _run(method, games, size, seed, budget, allowed)
+        rows.append(row)
+        if fitted is not None and mask is not None:
+            repaired.append(_repaired(row, games, mask, fitted))
+    return _beside(_judged(rows), _judged(repaired))
+
+
+def _about(games: Sequence[ModelGame], fitted: Domains | None, seed: int) -> dict[str, Any]:
+    """What was compared on, as JSON can hold it."""
+    game = games[0]
+    repair = None
+    if fitted is not None:
+        repair = {
+            "texts": [domain.spec for domain in fitted.domains],
+            "left_out": list(fitted.left_out.values()),
+            "tokens": fitted.tokens,
+        }
+    return {
         "model": game.checkpoint.name,
         "players": game.players.kind,
         "n_players": game.n_players,
         "texts": [one.calibration.spec for one in games],
         "windows": [one.windows.n_windows for one in games],
-        "tokens": tokens,
+        "tokens": int(game.calibration.ids.shape[1]),
         "seed": seed,
         "fingerprints": game.fingerprints,
-        "repair": None
-        if fitted is None
-        else {
-            "texts": [domain.spec for domain in fitted.domains],
-            "left_out": list(fitted.left_out.values()),
-            "tokens": fitted.tokens,
-        },
+        "repair": repair,
     }
-    return Comparison(full, rows, about)
 
 
 def _run(

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def costs_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare tests of other things the process that measures speed."""
     cost = Cost(1, 1, 1, 1, 1.0, 1.0)
-    monkeypatch.setattr("layercoop_fast.pruning.measure_costs", lambda paths, **_: [cost] * len(paths))
+    monkeypatch.setattr("layercoop_fast.prune_export.measure_costs", lambda paths, **_: [cost] * len(paths))
 
 
 def process(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -134,7 +134,7 @@ def test_shapley_and_prune_take_what_evaluate_measured(
     from layercoop_fast.report.cost import Cost
 
     costs = [Cost(**cost, prefill_tok_s=1.0, decode_tok_s=1.0)] * 2
-    monkeypatch.setattr("layercoop_fast.pruning.measure_costs", lambda *_, **__: costs)
+    monkeypatch.setattr("layercoop_fast.prune_export.measure_costs", lambda *_, **__: costs)
     arguments = ["--remove", "2", "--no-repair", "--out", tmp_path / "pruned", "--store", store, "--json", *SMALL]
     status, printed, error = run("prune", model, *arguments)
     assert (status, error) == (0, "")

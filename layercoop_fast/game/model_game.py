@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -198,45 +199,51 @@ class ModelGame:
             raise RequestError("the worst of several texts is asked for and there is one: give --calibration again")
         if store is not None:
             check_store(Path(store))
-        hired = None
-        if workers is not None:
-            if offload:
-                raise RequestError("--offload reads blocks for one process: leave it out, or --workers")
-            opening = opening_of(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, blocks=blocks)
-            hired = hire(workers, opening, device=device, tolerant=tolerant)
-            device = "cpu"
-        elif tolerant:
-            raise RequestError("--tolerant is about workers on unlike machines: it belongs to --workers")
-        checkpoint = open_checkpoint(
-            path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, offload=offload, blocks=blocks
-        )
-        skeleton = Skeleton(checkpoint.model, blocks, checkpoint.streamed)
-        text = load_for(
-            get_utility(utility),
-            calibration,
-            checkpoint.tokenizer,
-            skeleton,
-            windows=windows,
-            tokens=tokens,
-            shots=shots,
-            share=share_context,
-            seed=seed,
-            chat=chat,
-            progress=on_progress,
-        )
-        return cls(
-            checkpoint,
-            text,
-            skeleton=skeleton,
-            utility=utility,
-            players=players,
-            memory=memory,
-            block_path=block_path,
-            score_every=score_every,
-            store=store,
-            workers=hired,
-            on_progress=on_progress,
-        )
+        with ExitStack() as undo:
+            hired = None
+            if workers is not None:
+                if offload:
+                    raise RequestError("--offload reads blocks for one process: leave it out, or --workers")
+                opening = opening_of(
+                    path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, blocks=blocks
+                )
+                hired = hire(workers, opening, device=device, tolerant=tolerant)
+                undo.callback(hired.close)
+                device = "cpu"
+            elif tolerant:
+                raise RequestError("--tolerant is about workers on unlike machines: it belongs to --workers")
+            checkpoint = open_checkpoint(
+                path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, offload=offload, blocks=blocks
+            )
+            skeleton = Skeleton(checkpoint.model, blocks, checkpoint.streamed)
+            text = load_for(
+                get_utility(utility),
+                calibration,
+                checkpoint.tokenizer,
+                skeleton,
+                windows=windows,
+                tokens=tokens,
+                shots=shots,
+                share=share_context,
+                seed=seed,
+                chat=chat,
+                progress=on_progress,
+            )
+            game = cls(
+                checkpoint,
+                text,
+                skeleton=skeleton,
+                utility=utility,
+                players=players,
+                memory=memory,
+                block_path=block_path,
+                score_every=score_every,
+                store=store,
+                workers=hired,
+                on_progress=on_progress,
+            )
+            undo.pop_all()
+            return game
 
     @property
     def n_players(self) -> int:

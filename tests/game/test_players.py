@@ -111,7 +111,7 @@ def test_a_sublayer_mask_is_exported_exactly(family: str, tmp_path: Path) -> Non
 
 def test_prune_by_sublayers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cost = Cost(1, 1, 1, 1, 1.0, 1.0)
-    monkeypatch.setattr("layercoop_fast.pruning.measure_costs", lambda paths, **_: [cost] * len(paths))
+    monkeypatch.setattr("layercoop_fast.prune_export.measure_costs", lambda paths, **_: [cost] * len(paths))
     save_tiny(tmp_path / "model", n_layers=L)
     options = {"players": "sublayers", "windows": 2, "tokens": 24, "heldout": "builtin-heldout", "repair": False}
     done = prune(str(tmp_path / "model"), tmp_path / "out", remove=3, **options)

@@ -15,7 +15,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.search import coop
+from layercoop_fast.search import coop, ppl
 from layercoop_fast.search.base import METHODS, get_method
 from layercoop_fast.search.constraints import Constraints
 from layercoop_fast.surrogate.expansion import Expansion
@@ -87,6 +87,23 @@ def test_the_sizes_on_the_way_and_how_sure_the_choice_is() -> None:
     assert 0 <= details["runner_up_better"] <= 0.6
     assert details["expected_gain"] >= 0
     assert details["stopped"]
+
+
+@pytest.mark.parametrize("n_windows", [0, 5, 10])
+def test_no_mask_measured_in_full_is_better_and_without_a_race_ppls_is_among_them(n_windows: int) -> None:
+    if n_windows:
+        ids = model_game().calibration.ids[:n_windows]
+        game = ModelGame(model_game().checkpoint, Calibration(ids, "t"), skeleton=model_game().skeleton)
+        choice = coop.search(game, REMOVE)
+        measured = game.known_masks()
+    else:
+        game = Counting(layers(3))
+        choice = coop.search(game, REMOVE)
+        measured = np.concatenate(game.calls)
+    wanted = measured[(~measured).sum(axis=1) == REMOVE]
+    assert game(choice.mask[None])[0] >= game(wanted).max()
+    if n_windows != 10:  # ten windows are raced on: a player alone may have been measured on two of them
+        assert (wanted == ppl.search(game, REMOVE).mask).all(axis=1).any()
 
 
 def test_a_nested_family_ends_in_the_answer() -> None:

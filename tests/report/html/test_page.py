@@ -31,7 +31,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Pruned:
         Cost(750_001, 3_000_004, 960, 42_620_000, 7402.5, 139.7),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layercoop_fast.pruning.measure_costs", lambda paths, **_: costs)
+        patch.setattr("layercoop_fast.prune_export.measure_costs", lambda paths, **_: costs)
         return prune(str(model), folder / "out", remove=3, method="coop", **SMALL)
 
 
