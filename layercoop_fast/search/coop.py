@@ -99,7 +99,7 @@ def search_for(
     goes by as many players as it takes of mean cost.
     """
     n, n_remove = n_players_of(game), target.size
-    most = n + 8 * n_remove + 120 if budget is None else budget
+    most = default_budget(n, n_remove) if budget is None else budget
     if most < n + 1:
         raise RequestError(
             f"coop measures every player alone first and then masks of the size: a budget of {n + 1} at least, "
@@ -110,6 +110,11 @@ def search_for(
     run.chain()
     stopped = run.refine()
     return run.choice(stopped)
+
+
+def default_budget(n_players: int, n_remove: int) -> int:
+    """Masks that a search may measure unless it is told: rarely spent."""
+    return n_players + 8 * n_remove + 120
 
 
 class Run:

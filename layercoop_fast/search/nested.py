@@ -19,6 +19,7 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of
+from layercoop_fast.search import coop
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none
 from layercoop_fast.search.chains import best_chain, climbed, neighbours
 from layercoop_fast.search.coop import SPENT, TOLERANCE, Run
@@ -28,6 +29,8 @@ from layercoop_fast.search.target import Target
 
 # Chains near the best that are looked at in a round, and masks measured in one.
 _NEAR, _ROUND = 64, 8
+# Masks that the search for each smaller size may measure beyond what is known by then.
+_EACH = 24
 # Rounds that a surrogate which expects no gain is doubted for, and the factor of each on its variances.
 _DOUBTS, _DOUBT = 2, 4.0
 
@@ -44,7 +47,7 @@ def search(
     """Choose a family of which the last mask removes `n_remove` players; that mask is the answer.
 
     Sizes of which no mask is `allowed` (which holds for every mask of the family) are left out. `budget` is how many
-    distinct masks may be measured; n + 120 + 40·n_remove unless given.
+    distinct masks may be measured; n + 120 + 40·n_remove unless given, of which no single size gets all.
 
     The choice's `details["nested"]` has a step for each size, `n_removed`, `removed`, `loss`, and of the best mask of
     the size by itself `free` (what it removes) and `free_loss`; `details["nested_cost"]` what `size` (a search for the
@@ -83,15 +86,18 @@ class _Family:
 
     def choice(self) -> Choice:
         """Search, and say what was found."""
-        last, costs = self.runs[-1], {}
+        last, costs, ledger, most = self.runs[-1], {}, self.ledger, self.ledger.budget
+        ledger.budget = min(most, coop.default_budget(self.n, self.sizes[-1]))
         last.seeds()
         last.chain()
         last.refine()
         costs["size"] = self._cost()
         # From small to large, so that additions to the best of a size are looked at in the next.
         for run in self.runs[:-1]:
+            ledger.budget = min(most, len(ledger.entries) + _EACH)
             run.refine()
         costs["free"] = self._cost()
+        ledger.budget = most
         stopped = self._improve()
         costs["family"] = self._cost()
         family = self._best()
