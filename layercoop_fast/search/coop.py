@@ -133,6 +133,8 @@ class Run:
         self._progress = progress
         self.belief = Belief(ledger, target)
         self.expected_gain = math.inf
+        self._seeds: list[tuple[str, Masks]] = []
+        self._chances: dict[tuple[bytes, bytes], float | None] = {}
 
     def seeds(self) -> None:
         """Measure every player alone, and what the one-pass rules choose."""
@@ -142,19 +144,22 @@ class Run:
         alone = np.array([self.ledger.expected(self.ledger.entries[mask.tobytes()]) for mask in singles])
         ranks = np.empty(self.n)
         ranks[np.argsort(alone, kind="stable")] = np.arange(self.n)
-        found = [target.least_valuable(ranks, self.allowed)]
+        found = [("ppl", target.least_valuable(ranks, self.allowed))]
         if target.n_remove is None:
-            found.append(target.least_valuable(worst_last(alone) / np.maximum(target.costs, 1e-300), self.allowed))
+            by_cost = worst_last(alone) / np.maximum(target.costs, 1e-300)
+            found.append(("ppl by cost", target.least_valuable(by_cost, self.allowed)))
         game = self.ledger.game
         if hasattr(game, "block_influence"):
-            found.append(target.least_valuable(worst_last(np.asarray(game.block_influence())), self.allowed))
+            influence = worst_last(np.asarray(game.block_influence()))
+            found.append(("shortgpt", target.least_valuable(influence, self.allowed)))
         if target.n_remove is not None and getattr(game, "has_windows", False):
             with suppress(RequestError):  # groups of players that do not follow each other have no runs
                 first = int(np.argmin(game.angular_distances(target.n_remove)))
                 run = np.ones(self.n, dtype=np.bool_)
                 run[first : first + target.n_remove] = False
-                found.append(run)
-        self.ledger.measure(np.stack([mask for mask in found if self._is_allowed(mask)]))
+                found.append(("angular", run))
+        self._seeds = [(name, mask) for name, mask in found if self._is_allowed(mask)]
+        self.ledger.measure(np.stack([mask for _, mask in self._seeds]))
         self._report()
 
     def chain(self) -> None:
@@ -226,6 +231,11 @@ class Run:
             "measured_in_full": sum(entry.whole for entry in self.ledger.entries.values()),
             "values_stderr": stderr.tolist(),
             "path": self._path(best),
+            "seeds": [
+                {"method": name, **self._step(entry)}
+                for name, mask in self._seeds
+                if (entry := self.ledger.entries.get(mask.tobytes())) is not None and entry.whole
+            ],
             "interactions": _triangle(self.belief.fit.pairs),
             "interactions_stderr": _triangle(self.belief.fit.pairs_stderr()),
             "alternatives": self._alternatives(best, others),
@@ -287,7 +297,12 @@ class Run:
         # Without windows an entry has its loss alone.
         if len(best.windows) < 2:
             return None
-        return probability_better(best.windows, other.windows, rng=self.rng, domains=domains, objective=objective)
+        pair = (best.mask.tobytes(), other.mask.tobytes())
+        if pair not in self._chances:  # drawn once: a mask is not said to be better by two shares
+            self._chances[pair] = probability_better(
+                best.windows, other.windows, rng=self.rng, domains=domains, objective=objective
+            )
+        return self._chances[pair]
 
     def _worthwhile(self, incumbents: list[Entry]) -> float:
         """The gain below which masks are not told apart."""

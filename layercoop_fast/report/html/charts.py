@@ -69,7 +69,7 @@ class Bar:
 
 def xy(series: Sequence[Series], x: Axis, y: Axis, title: str, *, diagonal: bool = False) -> Html:
     """Points and lines on two axes."""
-    left, right, top, bottom = 52, 8, 8, 40
+    left, right, top, bottom = 64, 8, 8, 40
     height = 250
     points = [point for one in series for point in one.points]
     xs = [x.place(point.x) for point in points]
@@ -92,7 +92,7 @@ def xy(series: Sequence[Series], x: Axis, y: Axis, title: str, *, diagonal: bool
         drawn += [el("line", x1=at_x(value), x2=at_x(value), y1=top, y2=height - bottom, class_="grid")]
         drawn += [el("text", _tick(value), x=at_x(value), y=height - bottom + 15, class_="middle")]
     drawn += [el("text", x.label, x=(left + WIDTH) / 2, y=height - 6, class_="middle axis")]
-    drawn += [el("text", y.label, transform=f"translate(11 {(height - bottom) / 2}) rotate(-90)", class_="middle axis")]
+    drawn += [el("text", y.label, transform=f"translate(10 {(height - bottom) / 2}) rotate(-90)", class_="middle axis")]
     if diagonal:
         ends = max(x_low, y_low), min(x_high, y_high)
         drawn += [el("line", x1=at_x(ends[0]), y1=at_y(ends[0]), x2=at_x(ends[1]), y2=at_y(ends[1]), class_="diagonal")]

@@ -106,6 +106,31 @@ def _finalists(details: Record, names: list[str]) -> Html | None:
     return join([el("p", said), el("div", table(["goes", "worth", "worth repaired"], rows), class_="stack")])
 
 
+def settled(record: Record) -> Html | None:
+    """Which mask led on how many windows, and how sure that was."""
+    found = (record.get("details") or {}).get("settled")
+    if not found or not found["steps"]:
+        return None
+    names = player_names(record)
+    rows = [
+        [
+            one["windows"],
+            " ".join(names[player] for player in one["removed"]),
+            number(one["loss"]),
+            " ".join(names[player] for player in one["runner_up"]),
+            number(one["runner_up_loss"]),
+            "not known" if one["runner_up_better"] is None else f"{one['runner_up_better']:.0%}",
+        ]
+        for one in found["steps"]
+    ]
+    head = ["windows", "best", "loss", "runner-up", "its loss", "chance that it is better"]
+    said = (
+        f"Of the {found['finalists']} best masks that the search measured; asked: a chance of {found['level']:.0%} at "
+        f"most. It ended because: {found['stopped']}."
+    )
+    return join([el("div", table(head, rows), class_="stack"), el("p", said, class_="soft")])
+
+
 def values(record: Record) -> Html | None:
     """A bar for each player."""
     scores, names, gone = record.get("scores"), player_names(record), set(removed_players(record))

@@ -16,6 +16,7 @@ _COSTS = {
     "prefill_tok_s": ("prefill, tokens a second", 1),
     "decode_tok_s": ("decode, tokens a second", 1),
 }
+_RACING = ("coop", "evopress")
 
 
 def running(record: Record) -> Html | None:
@@ -38,15 +39,29 @@ def searching(record: Record) -> Html | None:
         return None
     naive = counts["layer_evals_naive"]
     share = f" ({counts['layer_evals'] / naive:.0%})" if naive else ""
+    how = f"by {counts['layer_evals']:,} layer evaluations instead of {naive:,}{share}"
+    if record["method"] in _RACING:  # these measure windows part by part, which counts elsewhere
+        how = f"{counts['layer_evals']:,} layer evaluations of them on all windows at once, the others part by part"
+    spent, passes = counts.get("token_evals", 0), _passes(record)
+    told = "" if passes is None else f"{number(passes, 3)} passes of the full model over the calibration text, "
     said = (
-        f"{counts['masks']:,} masks asked, {counts['unique']:,} distinct ones measured in full, by "
-        f"{counts['layer_evals']:,} layer evaluations instead of {naive:,}{share}; everything spent comes to "
-        f"{counts.get('token_evals', 0):,} layers × tokens."
+        f"{counts['masks']:,} masks asked, {counts['unique']:,} distinct ones measured in full, {how}. Everything "
+        f"spent comes to {told}{spent:,} layers × tokens."
     )
     drawn = [Bar(stage, taken, f"{stage}: {number(taken)} s") for stage, taken in seconds.items()]
     rows = [[stage, number(taken)] for stage, taken in seconds.items()]
     chart = bars(drawn, f"Seconds by stage, {number(float(sum(seconds.values())))} in all", "seconds")
     return join([el("p", said), chart, folded("As a table", table(["stage", "seconds"], rows))])
+
+
+def _passes(record: Record) -> float | None:
+    """What was spent, in passes of the full model over the calibration text; None where that text grew on the way."""
+    text = record.get("calibration") or {}
+    if not text.get("windows") or not text.get("tokens") or (record.get("details") or {}).get("settled"):
+        return None
+    layers = {str(label).partition(".")[0] for label in (*record["removed"], *record["kept"])}
+    one = float(len(layers) * text["windows"] * text["tokens"])
+    return float(record["evaluations"].get("token_evals", 0)) / one
 
 
 def origin(record: Record) -> Html | None:
@@ -55,12 +70,32 @@ def origin(record: Record) -> Html | None:
     facts |= {name: value for name, value in (record.get("calibration") or {}).items() if not isinstance(value, dict)}
     facts |= record.get("versions") or {}
     prints = record.get("fingerprints") or {}
-    rows = [[name, str(value)] for name, value in facts.items() if value is not None]
+    rows = [[name, _told(value)] for name, value in facts.items() if value is not None]
     deeper = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in prints.items()]
     command = record.get("command")
-    again: list[object] = [el("p", "To do it again:"), el("pre", el("code", command))] if command else []
+    again: list[object] = [el("p", "To do it again:"), el("pre", el("code", _words(command)))] if command else []
     if not command:
         again = [el("p", "This record holds no command to do it again.", class_="soft")]
     return join(
-        [*again, table(["", ""], rows), folded("Fingerprints: what the numbers belong to", table(["", ""], deeper))]
+        [
+            *again,
+            el("div", table(["", ""], rows), class_="facts"),
+            folded("Fingerprints: what the numbers belong to", el("div", table(["", ""], deeper), class_="facts")),
+        ]
     )
+
+
+def _words(command: str) -> Html:
+    """A command whose lines break between words only, where they can."""
+    pieces: list[object] = []
+    for word in command.split(" "):
+        pieces += [el("span", word, class_="word"), " "]
+    return join(pieces[:-1])
+
+
+def _told(value: object) -> str:
+    """A fact of the calibration, or of several texts, as it is read."""
+    if not isinstance(value, list):
+        return str(value)
+    texts = (f"{one['spec']} (weight {number(one['weight'])}, {one['windows']} windows)" for one in value)
+    return "; ".join(texts)

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.report.html import choice, costs, family, quality
+from layercoop_fast.report.html import choice, costs, family, quality, repair
 from layercoop_fast.report.html.markup import Html, el
 from layercoop_fast.report.html.record import Record, model_name, removed_players
 
@@ -16,11 +16,13 @@ Section = Callable[[Record], Html | None]
 # Title, why it is missing where it is, and the pieces beside each other. Without a reason it goes unsaid.
 _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
     ("Why each player went", "the method leaves no values, interactions or order", (choice.why,)),
+    ("How sure it is", "", (choice.settled,)),
     ("Values and interactions", "the method gives no values", (choice.values, choice.interactions)),
     ("Marginals and forecasts", "only `coop` fits such a surrogate", (choice.marginals, choice.forecasts)),
     ("Quality against players removed", "fewer than two sizes have finite figures", (quality.against_size,)),
     ("Nested family", "", (family.nested,)),
     ("Quality, size and latency", "parameters by player or finite perplexities are missing", (quality.pareto,)),
+    ("Repair", "", (repair.repair,)),
     ("Which text suffers most", "no NLL by window is kept", (quality.texts,)),
     (
         "Before and after",

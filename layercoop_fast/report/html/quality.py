@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
+from typing import Any
 
 from layercoop_fast.report.html.charts import Axis, Bar, Point, Series, bars, xy
 from layercoop_fast.report.html.markup import Html, el, folded, join, number, signed, table
-from layercoop_fast.report.html.record import Record, Step, path, player_names, removed_players
+from layercoop_fast.report.html.record import Record, Step, of_loss, path, player_names, removed_players, spec_name
 
 # From this ratio of largest to least on, perplexities are drawn by their logarithm.
 _LOG_FROM = 5.0
@@ -21,6 +23,9 @@ def summary(record: Record) -> Html:
     for name, source in _texts(record):
         facts[f"perplexity, {name}"] = f"{number(source['ppl']['full'])} → {number(source['ppl']['pruned'])}"
     facts["worth"] = f"{number(record['worth']['full'])} → {number(record['worth']['pruned'])}"
+    budget = record.get("budget") or {"kind": "remove"}
+    if budget["kind"] != "remove":
+        facts[f"{budget['kind']}, asked → reached"] = f"{number(budget['asked'])} → {number(budget['reached'])}"
     cost = record.get("cost")
     if cost:
         full, pruned = cost["full"], cost["pruned"]
@@ -39,6 +44,7 @@ def against_size(record: Record) -> Html | None:
     """Perplexity and worth against players removed."""
     steps = path(record)
     charts = []
+    seeds = _seeds(record)
     for what, values in (("perplexity", [step.ppl for step in steps]), ("worth", [step.worth for step in steps])):
         known = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
         if len(known) < 2:
@@ -46,9 +52,15 @@ def against_size(record: Record) -> Html | None:
         points = [
             Point(step.n_removed, value, f"{step.n_removed} removed: {what} {number(value)}") for step, value in known
         ]
-        axis = axis_of(what, [value for _, value in known])
+        beside = [
+            Series(name, [Point(size, value, f"{size} removed by {name}: {what} {number(value)}")], colour, line=False)
+            for colour, (name, size, worth, ppl) in enumerate(seeds, 1)
+            if (value := ppl if what == "perplexity" else worth) is not None
+        ]
+        axis = axis_of(what, [value for _, value in known] + [point.y for one in beside for point in one.points])
         title = f"{what} on the calibration text against players removed, {record['method']}"
-        charts.append(xy([Series("", points)], Axis("players removed", whole=True), axis, title.capitalize()))
+        series = [*beside, Series(record["method"] if beside else "", points)]
+        charts.append(xy(series, Axis("players removed", whole=True), axis, title.capitalize()))
     if not charts:
         return None
     names = player_names(record)
@@ -56,11 +68,22 @@ def against_size(record: Record) -> Html | None:
         [step.n_removed, number(step.ppl), number(step.worth), " ".join(names[player] for player in step.removed)]
         for step in steps
     ]
+    rows += [[size, number(ppl), number(worth), f"by {name}"] for name, size, worth, ppl in seeds]
     note = "Other methods stand beside this one in the report of `layercoop-fast compare --html`."
+    if seeds:
+        note = f"Points beside the line: what the one-pass rules choose, which the search measured too. {note}"
     head = ["removed", "perplexity", "worth", "which"]
     return join(
         [el("div", *charts, class_="figures"), folded("As a table", table(head, rows)), el("p", note, class_="soft")]
     )
+
+
+def _seeds(record: Record) -> list[tuple[str, int, float | None, float | None]]:
+    """What the search measured of other rules' choices: name, players removed, worth, perplexity."""
+    found = (record.get("details") or {}).get("seeds") or []
+    return [
+        (one["method"], one["n_removed"], *of_loss(record, one["loss"])) for one in found if one["loss"] is not None
+    ]
 
 
 def pareto(record: Record) -> Html | None:
@@ -115,7 +138,8 @@ def pareto(record: Record) -> Html | None:
 
 def texts(record: Record) -> Html | None:
     """Which text, and which of its windows, lose most."""
-    rows, charts, tables = [], [], []
+    rows: list[list[Any]] = []
+    charts, tables = [], []
     for name, source in _texts(record):
         windows = source.get("window_nll")
         if not windows:
@@ -124,13 +148,18 @@ def texts(record: Record) -> Html | None:
             None if None in (full, pruned) else pruned - full
             for full, pruned in zip(windows["full"], windows["pruned"], strict=True)
         ]
-        known = [value for value in rise if value is not None]
-        if not known:
+        if all(value is None for value in rise):
             continue
-        error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
-        worst = max((value, i) for i, value in enumerate(rise) if value is not None)
-        spread = "" if error is None else f" ± {number(error, 2)}"
-        rows.append([name, number(statistics.fmean(known), 3) + spread, f"window {worst[1]}: {signed(worst[0])}"])
+        for part, members in _parts(record, len(rise)) if source is record else [(name, range(len(rise)))]:
+            known = [(value, i) for i in members if (value := rise[i]) is not None]
+            if not known:
+                continue
+            values = [value for value, _ in known]
+            error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+            spread = "" if error is None else f" ± {number(error, 2)}"
+            worst = max(known)
+            mean = statistics.fmean(values)
+            rows.append([part, number(mean, 3) + spread, f"window {worst[1]}: {signed(worst[0])}", mean])
         begins = record.get("excerpts") if source is record else None
         order = sorted((i for i, value in enumerate(rise) if value is not None), key=lambda i: -(rise[i] or 0.0))
         drawn = [
@@ -159,8 +188,23 @@ def texts(record: Record) -> Html | None:
         )
     if not rows:
         return None
+    rows = [row[:-1] for row in sorted(rows, key=lambda row: -row[-1])]
     head = ["text", "mean rise of NLL, nats a token (± s.e. over windows)", "suffers most"]
     return join([el("div", table(head, rows), class_="stack"), el("div", *charts, class_="figures"), *tables])
+
+
+def _parts(record: Record, n_windows: int) -> list[tuple[str, Sequence[int]]]:
+    """The calibration texts by name, and the windows of each."""
+    whole = _texts(record)[0][0]
+    domains = record["calibration"].get("domains") or []
+    print_ = record.get("fingerprints", {}).get("calibration")
+    of_window = print_.get("domains") if isinstance(print_, dict) else None
+    if len(domains) < 2 or not of_window or len(of_window) != n_windows:
+        return [(whole, range(n_windows))]
+    return [
+        (f"calibration ({spec_name(one['spec'])})", [i for i, text in enumerate(of_window) if text == number_])
+        for number_, one in enumerate(domains)
+    ]
 
 
 def generations(record: Record) -> Html | None:
@@ -192,7 +236,7 @@ def axis_of(label: str, values: list[float]) -> Axis:
 
 def _texts(record: Record) -> list[tuple[str, Record]]:
     """The calibration text and the held-out one, by name."""
-    named = [(f"calibration ({record.get('calibration', {}).get('spec', 'unnamed')})", record)]
+    named = [(f"calibration ({spec_name(record.get('calibration', {}).get('spec', 'unnamed'))})", record)]
     return named + ([("held-out text", record["heldout"])] if record.get("heldout") else [])
 
 

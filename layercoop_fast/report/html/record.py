@@ -44,6 +44,13 @@ def model_name(record: Record) -> str:
     return str(record["model"]).rstrip("/").rsplit("/", 1)[-1]
 
 
+def spec_name(spec: str) -> str:
+    """A SPEC, or several with " + " between, with files by their names alone."""
+    return " + ".join(
+        part.rstrip("/").rsplit("/", 1)[-1] if part.startswith(("/", ".")) else part for part in spec.split(" + ")
+    )
+
+
 def player_names(record: Record) -> list[str]:
     """A name for each player: "7" for a layer, "7.attn" for half of one, "7+8" for a group."""
     n, kind = int(record["n_players"]), record["players"]
@@ -146,7 +153,7 @@ def path(record: Record) -> list[Step]:
     details = record.get("details") or {}
     for step in details.get("path", []):
         if 0 < step["n_removed"] < len(chosen) and step["loss"] is not None:
-            steps.append(Step(step["n_removed"], step["removed"], *_of_loss(record, step["loss"])))
+            steps.append(Step(step["n_removed"], step["removed"], *of_loss(record, step["loss"])))
     greedy = list(zip(details.get("greedy_order", []), details.get("greedy_worths", []), strict=True))
     for i, (_, worth) in enumerate(greedy[: len(chosen) - 1]):
         steps.append(Step(i + 1, [player for player, _ in greedy[: i + 1]], *_of_worth(record, worth)))
@@ -154,7 +161,7 @@ def path(record: Record) -> list[Step]:
     return steps
 
 
-def _of_loss(record: Record, loss: float) -> tuple[float | None, float | None]:
+def of_loss(record: Record, loss: float) -> tuple[float | None, float | None]:
     """Worth and perplexity of a mask that lies so far below the full model."""
     kind, full, ppl = utility(record), record["worth"]["full"], record["ppl"]["full"]
     if kind in ("ppl_ratio", "nll") and ppl is not None and loss < 700:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from layercoop_fast.report.html.page import report_page
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = {"windows": 4, "tokens": 24, "heldout": "builtin-heldout"}
-NEWER = ("params", "window_nll", "excerpts", "generations", "command")
+NEWER = ("params", "window_nll", "excerpts", "generations", "command", "repair", "budget", "nested")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,35 @@ def test_the_record_says_how_to_do_it_again(done: Pruned) -> None:
     full, players = record["params"]["full"], record["params"]["players"]
     assert full > sum(players) > 0
     assert len(players) == 8
+
+
+def test_each_text_the_repair_the_rivals_and_how_sure_it_is(done: Pruned) -> None:
+    record = copy.deepcopy(done.record)
+    assert {one["method"] for one in record["details"]["seeds"]} == {"ppl", "shortgpt", "angular"}
+    assert "Nothing was refitted: " in Page(report_page(record)).text or record["repair"]["kept"]
+    texts = [{"spec": name, "weight": 1.0, "windows": 2} for name in ("/my/novels.txt", "builtin")]
+    record["calibration"] |= {"spec": "/my/novels.txt + builtin", "domains": texts}
+    record["fingerprints"]["calibration"] = {"text": "0", "domains": [0, 1, 0, 1], "weights": [1.0, 1.0]}
+    record["window_nll"] = {"full": [1.0] * 4, "pruned": [1.5, 3.0, 1.75, 3.5]}
+    record["details"]["seeds"][0]["loss"] = 0.25
+    gaps = [
+        {"into": 1, "removed": [2, 3], "map": "mlp.down_proj", "strength": 0.125, "nll": {}},
+        {"into": 5, "removed": [6], "strength": None, "reason": "experts share it"},
+    ]
+    record["repair"] |= {"kept": True, "gaps": gaps, "nll": {"code": {"before": 2.125, "after": 2.0625}}}
+    step = {"windows": 7, "removed": [1, 2, 3], "loss": 0.5, "runner_up": [1, 2, 4], "runner_up_loss": 0.75}
+    settled = {"level": 0.05, "finalists": 8, "stopped": "settled", "steps": [{**step, "runner_up_better": 0.03125}]}
+    record["details"]["settled"] = settled
+    record["budget"] |= {"kind": "drop", "asked": 0.3, "reached": 0.375}
+    text = Page(report_page(record)).text
+    worse = text.index("calibration (builtin) 2.250")
+    assert worse < text.index("calibration (novels.txt) 0.625")  # the text that suffers most comes first
+    assert "2 3 1 mlp.down_proj 0.125" in text
+    assert "6 5 none experts share it" in text
+    assert "code 2.125 2.062" in text
+    assert "7 1 2 3 0.5000 1 2 4 0.7500 3%" in text
+    assert "drop, asked → reached 0.3000 → 0.3750" in text
+    assert f"3 removed by ppl: perplexity {number(record['ppl']['full'] * math.exp(0.25))}" in text
 
 
 def test_a_hostile_record_is_text_and_nothing_else(done: Pruned) -> None:
