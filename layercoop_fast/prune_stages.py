@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from layercoop_fast.engine.quantised import is_quantised
-from layercoop_fast.errors import RequestError
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.family import check_counted, family_record
 from layercoop_fast.files import check_target
 from layercoop_fast.game.beside import same_model_on
@@ -102,6 +102,11 @@ class Opening:
 
     def check(self) -> None:
         """Raise `RequestError` for what can be seen before anything is opened."""
+        if self.budget.is_empty and self.options["memory"] is not None:
+            raise RequestError(
+                "say how much to remove: --memory is what stored states may take while masks are measured, and a size "
+                "for the weights is --fit 2GiB"
+            )
         self.budget.check()
         if self.samples < 0:
             raise RequestError(f"the samples must be 0 or more, not {self.samples}")
@@ -186,8 +191,22 @@ class Search:
         asked: dict[str, Any] = {"seed": self.seed, "budget": self.budget, "progress": watch.progress}
         with watch("search"):
             if self.nested:
-                return nested.search(game, target.size, allowed=allowed, **asked)
-            return search_by_cost(self.method, game, target, allowed=allowed, **asked)
+                choice = nested.search(game, target.size, allowed=allowed, **asked)
+            else:
+                choice = search_by_cost(self.method, game, target, allowed=allowed, **asked)
+        _check_finite(game, choice)
+        return choice
+
+
+def _check_finite(game: ModelGame, choice: Choice) -> None:
+    """Raise `RunError` where no worth says anything: a choice among such is none."""
+    full = np.ones_like(choice.mask)
+    worths = game(np.concatenate([np.stack([full, choice.mask]), game.known_masks()]))
+    if not np.isfinite(worths).any():
+        raise RunError(
+            f"the worths of the full model and of all masks measured ({game.n_known}) are not finite: its weights are "
+            "broken, or the dtype is too small for them (try --dtype float32)"
+        )
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ class Budget:
     fit: int | None = None
     costs: str = "prefill"
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked for."""
+        return self.remove is None and self.drop is None and self.speedup is None and self.fit is None
+
     def check(self) -> None:
         """Raise `RequestError` where this asks for nothing, for two things, or for what cannot be."""
         given = {
@@ -168,7 +173,14 @@ def resolve(budget: Budget, game: ModelGame, limits: Constraints) -> Spending:
         if not costs.players.any():
             raise RequestError("these players have no parameters: give --remove K")
         if costs.equal:
-            return _counted("drop", budget.drop, n, round(budget.drop * n), costs, limits)
+            n_remove = round(budget.drop * n)
+            if not 0 < n_remove < n:
+                nearest = 1 if n_remove == 0 else n - 1
+                raise RequestError(
+                    f"no mask meets --drop {budget.drop:g}: of {n} equal players it is nearest to {n_remove}; what can "
+                    f"go is {nearest}, --drop {nearest / n:.4g}"
+                )
+            return _counted("drop", budget.drop, n, n_remove, costs, limits)
         return _covered("drop", budget.drop, costs, budget.drop * float(costs.players.sum()), limits)
     if budget.fit is not None:
         costs = count_bytes(game)

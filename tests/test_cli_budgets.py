@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny
 
 from layercoop_fast.runtime.mask_text import mask_of
@@ -69,6 +70,19 @@ def test_a_size_and_a_speed(record: Any, tmp_path: Path) -> None:
     assert measured["details"]["nested"][-1]["removed"] == measured["removed"]
 
 
+def test_weights_that_are_no_numbers(run: Any, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "broken", n_layers=3)
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if "norm" in name)
+    save_file({**weights, name: weights[name] * float("nan")}, model / "model.safetensors", {"format": "pt"})
+    for method in ("coop", "sleb", "reverse"):
+        status, _, error = run("prune", model, "--out", tmp_path / "out", *SMALL, "--remove", 1, "--method", method)
+        assert status == 1
+        assert "not finite" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_nested_family(run: Any, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     asked = ["--remove", 3, "--nested", "--heldout", "builtin-heldout", "--samples", 0, "--keep-last", 1]
@@ -109,6 +123,9 @@ def test_a_nested_family(run: Any, model: Path, tmp_path: Path) -> None:
         (["--speedup", 1000], "no allowed mask meets --speedup 1000: the nearest reaches"),
         (["--speedup", 2, "--costs", "guess"], "neither prefill nor decode nor a .json file"),
         (["--remove", 2, "--costs", "decode"], "--costs belongs to --speedup"),
+        (["--drop", 0.01], "no mask meets --drop 0.01: of 6 equal players it is nearest to 0; what can go is 1"),
+        (["--drop", 0.99], "what can go is 5, --drop 0.8333"),
+        (["--memory", "1GiB"], "a size for the weights is --fit 2GiB"),
         (["--fit", "1GB"], "already: nothing has to go"),
         (["--fit", "1KB"], "no allowed mask meets --fit 1000: the nearest reaches"),
         (["--fit", "small"], "--fit 'small' is not a size"),

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from layercoop_fast.errors import RequestError
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.bootstrap import probability_better
 from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, worst_last
@@ -216,6 +216,11 @@ class Run:
     def choice(self, stopped: str, best: Entry | None = None) -> Choice:
         """The best mask of the wanted size, or another of it, and what there is to say about it."""
         finalists = self.finalists()
+        if not finalists and not any(math.isfinite(entry.loss) for entry in self.ledger.entries.values()):
+            raise RunError(
+                f"the worths of all {len(self.ledger.entries)} masks that were measured are not finite: there is "
+                "nothing to choose by"
+            )
         if not finalists:
             raise RequestError(
                 f"of {len(self.ledger.entries)} measured masks none that removes {self._asked} of {self.n} players "

@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, tiny_tokenizer
 from toy_games import Additive, Counting, Family, Redundant, Spoilt, Table
 
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.errors import RequestError
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.model_game import ModelGame
@@ -224,7 +224,7 @@ def test_worths_that_are_no_numbers_are_never_chosen_and_do_not_stop_it() -> Non
     worths = game(masks[(~masks).sum(axis=1) == REMOVE])
     assert np.isnan(worths).any()
     assert game(choice.mask[None])[0] == pytest.approx(np.nanmax(worths))  # of a dozen that tie but for rounding
-    with pytest.raises(RequestError, match="none that removes 2 of 6 players is allowed and finite"):
+    with pytest.raises(RunError, match="masks that were measured are not finite"):
         coop.search(Table(np.full(1 << 6, np.nan)), 2)
 
 
