@@ -16,7 +16,7 @@ from layercoop_fast.game.protocol import Masks
 from layercoop_fast.search import nested
 from layercoop_fast.search.chains import best_chain, climbed, exchanged, gains
 from layercoop_fast.search.constraints import Constraints
-from layercoop_fast.search.ledger import Entry
+from layercoop_fast.search.ledger import Entry, Ledger
 from layercoop_fast.surrogate.expansion import Expansion
 
 N, REMOVE = 10, 4
@@ -75,6 +75,18 @@ def test_the_family_is_the_best_there_is(seed: int) -> None:
     assert len(asked) == choice.n_masks == sum(part["masks"] for part in choice.details["nested_cost"].values())
     assert choice.n_masks < 250  # of 385
     json.dumps(choice.details, allow_nan=False)
+
+
+def test_a_bad_family_is_exchanged_player_by_player() -> None:
+    """Without the searches for single sizes: of what is known by the players alone and the worst chain."""
+    game = layers(1)
+    family = nested._Family(game, Ledger(game, N, 200), REMOVE, None, 0, None)
+    family.ledger.measure(~np.eye(N, dtype=np.bool_))
+    worst = sorted(range(N), key=lambda player: losses(game)[frozenset([player])])[-REMOVE:]
+    family.ledger.complete(np.array([~np.isin(np.arange(N), worst[:size]) for size in range(1, REMOVE + 1)]))
+    assert family._improve() == "no family is expected to gain more than the surrogate can tell"
+    assert sum(entry.loss for entry in family._best()) == pytest.approx(best_total(game, [1, 2, 3, 4]))
+    assert len(family.ledger.entries) < 100  # of 385
 
 
 def test_a_family_gives_up_a_size_for_the_others() -> None:
