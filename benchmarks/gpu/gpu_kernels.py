@@ -79,7 +79,7 @@ def bench(
         row = make(sizes, device, dtype, compiler)
         entry: dict[str, Any] = {"operation": row.name, "shape": row.shape, "ways": {}}
         expected = _values(row.ways["oracle"]())
-        if device.type == "cuda":
+        if device.type == "cuda" and "ours" in row.ways:
             entry["tuned"] = tune(row.ways["ours"])
         for way, work in row.ways.items():
             try:
@@ -452,7 +452,42 @@ def _divergence(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: st
     )  # fmt: skip
 
 
+def _delta_rule(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
+    """The recurrence of Qwen3-Next: the engine runs the model's own module, no kernel of ours stands in for it."""
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+    shape = (s.windows, s.tokens, s.heads, s.width)
+    q, k = (F.normalize(_random(device, torch.float32, *shape), dim=-1).to(dtype) for _ in range(2))
+    v, beta = _random(device, dtype, *shape), torch.rand(shape[:3], device=device).to(dtype)
+    decay = -torch.rand(shape[:3], device=device)
+
+    def reference() -> Tensor:
+        state = torch.zeros(s.windows, s.heads, s.width, s.width, device=device)
+        mixed = []
+        for t in range(s.tokens):
+            key, query = k[:, t].float(), q[:, t].float() * s.width**-0.5
+            state = state * decay[:, t].exp()[..., None, None]
+            gap = (v[:, t].float() - (state * key[..., None]).sum(-2)) * beta[:, t, :, None].float()
+            state = state + key[..., None] * gap[..., None, :]
+            mixed.append((state * query[..., None]).sum(-2))
+        return torch.stack(mixed, dim=1)
+
+    ways: dict[str, Work] = {
+        "oracle": reference,
+        "transformers' module": lambda: torch_chunk_gated_delta_rule(q, k, v, decay, beta)[0],
+    }
+    if importlib.util.find_spec("fla") is not None and torch.cuda.is_available():
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+        ways["flash-linear-attention"] = lambda: chunk_gated_delta_rule(q, k, v, decay, beta)[0]
+    size, steps = 4 * s.rows * s.heads * s.width * dtype.itemsize, s.rows * s.heads
+    return Row(
+        "gated delta rule", f"{s.windows} × {s.tokens}, {s.heads} heads of {s.width}", ways, bytes=size,
+        flops=6 * steps * s.width**2,
+    )  # fmt: skip
+
+
 _ROWS = (
     _swiglu, _geglu, _norm, _add_norm, _scatter, _rotary, _attention, _paged, _decode, _head, _divergence, _int8, _int4,
-    _int4_rows,
+    _int4_rows, _delta_rule,
 )  # fmt: skip

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.llama_shape import UnfitError
-from layercoop_fast.engine.loading import check_device, open_checkpoint
+from layercoop_fast.engine.loading import SPREAD, check_device, open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import PARTS, Sublayers
 from layercoop_fast.errors import RequestError
@@ -72,6 +72,8 @@ def open_runtime(
     if dtype in _QUANTISED and executor == "transformers":
         raise RequestError(f"{dtype} weights are not for transformers' blocks: use fp32 or bf16 with those")
     # Quantising begins at the numbers that are stored, on the CPU: a GPU holds the packed weights alone.
+    if dtype in _QUANTISED and device == SPREAD:
+        raise RequestError(f"{dtype} weights lie on one device: name cuda or cuda:N instead of {SPREAD}")
     packed_on = check_device(device) if dtype in _QUANTISED and device != "cpu" else None
     if packed_on is not None:
         if executor == "native":

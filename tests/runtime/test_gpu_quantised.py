@@ -121,6 +121,8 @@ def test_models_opened_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     if not torch.cuda.is_available():
         with pytest.raises(RequestError, match="device 'cuda' is not there: torch sees 0 CUDA devices"):
             LayerSkipModel.from_pretrained(path, "int4", device="cuda")
+    with pytest.raises(RequestError, match="int4 weights lie on one device: name cuda or cuda:N instead of auto"):
+        LayerSkipModel.from_pretrained(path, "int4", device="auto")
     # From here on the CPU stands for a GPU: what opens and packs is the same.
     monkeypatch.setattr(opening, "check_device", lambda device: CPU)
     monkeypatch.setattr(opening, "gpu_named", lambda device, what: CPU)
