@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/bench_gpu.py [--out bench-gpu.json] [--only kernels,engine,decode,surrogate] [--tiny]
 
-kernels     every Triton kernel against its oracle, torch.compile, and liger-kernel or SDPA where they have the same; and
+kernels     every Triton kernel against its oracle, torch.compile, and liger-kernel or SDPA where they have the same;
             the recurrence of Qwen3-Next by transformers and by flash-linear-attention
 engine      500 masks on 10 × 128 and on 8 × 2048 tokens, an 8B llama and a small one: ours, skipping, the published way
 decode      tokens a second of the same models: ours (16, 8, 4 bits), transformers, its static cache, torch.compile
