@@ -113,7 +113,7 @@ def compare(
     for _ in range(repeats):
         for name, draft in (("alone", None), ("draft", mask), ("never", never)):
             model.forget()
-            model.batcher.speculators.clear()
+            model.batcher.speculators.latest.clear()
             answer = model.generate(ids, max_new_tokens=tokens, ignore_eos=True, draft=draft)
             assert isinstance(answer, Generation)
             answers[name] = answer.tokens
@@ -138,7 +138,7 @@ def compare(
 
 def speculator(model: LayerSkipModel) -> Speculator:
     """The one that wrote."""
-    (found,) = model.batcher.speculators.values()
+    (found,) = model.batcher.speculators.latest.values()
     return found
 
 

@@ -2,15 +2,17 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <mutex>
 #include <new>
+#include <vector>
 
 namespace layercoop::decode {
 namespace {
 
 constexpr std::size_t kLine = 64;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-constexpr std::size_t kPiece = std::size_t{32} << 20;
+constexpr std::size_t kPiece = std::size_t{128} << 20;
 
 constexpr std::size_t round_up(std::size_t n, std::size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -28,11 +30,15 @@ std::shared_ptr<std::uint8_t> map(std::size_t bytes) {
   return {first, [begin, size](std::uint8_t*) { munmap(begin, size); }};
 }
 
-// The piece that small matrices are being put into. It lives as long as a matrix in it does.
+// A piece that small matrices are being put into. It lives as long as a matrix in it does.
+struct Open {
+  std::weak_ptr<std::uint8_t> piece;
+  std::size_t used;
+};
+
 struct Shared {
   std::mutex mutex;
-  std::weak_ptr<std::uint8_t> piece;
-  std::size_t used = 0;
+  std::vector<Open> pieces;
 };
 
 Shared& shared() {
@@ -51,14 +57,23 @@ Memory::Memory(std::size_t bytes) {
   }
   Shared& current = shared();
   const std::lock_guard<std::mutex> lock(current.mutex);
-  piece_ = current.piece.lock();
-  if (piece_ == nullptr || current.used + size > kPiece) {
-    piece_ = map(kPiece);
-    current.piece = piece_;
-    current.used = 0;
+  auto& pieces = current.pieces;
+  pieces.erase(
+      std::remove_if(pieces.begin(), pieces.end(), [](const Open& open) { return open.piece.expired(); }), pieces.end());
+  // The first with room: what one matrix leaves at the end of a piece, a smaller one takes.
+  Open* place = nullptr;
+  for (Open& open : pieces) {
+    if (open.used + size <= kPiece && (piece_ = open.piece.lock()) != nullptr) {
+      place = &open;
+      break;
+    }
   }
-  data_ = piece_.get() + current.used;
-  current.used += size;
+  if (place == nullptr) {
+    piece_ = map(kPiece);
+    place = &pieces.emplace_back(Open{piece_, 0});
+  }
+  data_ = piece_.get() + place->used;
+  place->used += size;
 }
 
 }  // namespace layercoop::decode

@@ -19,7 +19,7 @@ from layercoop_fast.runtime.pages import PAGE, PoolFullError
 from layercoop_fast.runtime.prefix_tree import PrefixTree
 from layercoop_fast.runtime.requests import Request, Running
 from layercoop_fast.runtime.sequences import pages_for
-from layercoop_fast.runtime.speculative import Speculator, Writer
+from layercoop_fast.runtime.speculative import Speculator, Speculators, Writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ class Batcher:
         self.tree = PrefixTree(executor.pool) if executor.rewindable else None
         self.running: list[Running] = []
         self.waiting: deque[Running] = deque()
-        self.speculators: dict[tuple[bytes, bytes, int], Speculator] = {}  # by mask, draft, and requests at a time
+        self.speculators = Speculators(executor)
 
     def add(self, request: Request) -> Running:
         """Take a request in; it begins with one of the next steps.
@@ -186,14 +186,11 @@ class Batcher:
         draft, mask = first.request.draft, first.request.mask
         if draft is None or self.waiting or any(one.pending != 1 for one in self.running):
             return None
-        key = mask.tobytes(), draft.tobytes(), len(self.running)
         for one in self.running[1:]:
             other = one.request.draft
-            if other is None or (one.request.mask.tobytes(), other.tobytes()) != key[:2]:
+            if other is None or (one.request.mask != mask).any() or (other != draft).any():
                 return None
-        if key not in self.speculators:
-            self.speculators[key] = Speculator(self.executor, draft, mask)
-        return self.speculators[key]
+        return self.speculators.get(mask, draft, len(self.running))
 
     def _advance(self, speculator: Speculator) -> list[Running]:
         """A step or a round of drafts for all at hand."""

@@ -208,14 +208,9 @@ class LayerSkipModel:
 
     def drafting(self) -> dict[str, float | int | None]:
         """What drafts came to so far: `rounds`, tokens `drafted` and `accepted`, the `acceptance` of those judged."""
-        paces = [speculator.pace for speculator in self.batcher.speculators.values()]
-        judged, accepted = sum(pace.judged for pace in paces), sum(pace.accepted for pace in paces)
-        return {
-            "rounds": sum(pace.rounds for pace in paces),
-            "drafted": sum(pace.drafted for pace in paces),
-            "accepted": accepted,
-            "acceptance": accepted / judged if judged else None,
-        }
+        counts = self.batcher.speculators.counts()
+        judged = counts.pop("judged")
+        return {**counts, "acceptance": counts["accepted"] / judged if judged else None}
 
     def forget(self) -> None:
         """Let go of the keys and values that are kept for later requests."""

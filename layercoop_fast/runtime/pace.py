@@ -6,6 +6,10 @@ what plain steps take for as many tokens, that is the speed-up, and the k of the
 
 Trying costs time where it does not pay. What rounds took beyond plain steps for the same tokens is counted, and no
 round is begun while that is more than a small allowance, which grows with the tokens written.
+
+A machine's speed changes. So a plain step is timed again after two rounds, and after twice as many each time that it
+took what it took before. Where it did not, all times so far are let go of, and rounds that were counted by the old ones
+are counted once more, by what a step took before and after them.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ from statistics import median
 MOST = 8
 """Tokens drafted at once, at most."""
 
-# Plain steps that are timed before the first round, and again so often between rounds.
-_STEPS, _AGAIN = 3, 48
+# Plain steps that are timed before the first round; rounds between two of them, at first and at most.
+_STEPS, _SOON, _LATE = 3, 2, 32
+# By what share a step's time may differ from that of those before it.
+_STEADY = 0.2
 # What an accepted or rejected draft still counts after the next one: some 30 decide.
 _MEMORY = 0.97
 # What a first guess of the acceptance counts, in drafts.
@@ -65,8 +71,10 @@ class Pace:
         self._drafts: deque[float] = deque(maxlen=15)
         self._verified: dict[int, deque[float]] = {}  # seconds by rows
         self._accepted = self._tried = 0.0  # drafts, fading
-        self._cost = 0.0  # seconds that rounds took beyond plain steps
+        self._cost = 0.0  # seconds that rounds took beyond plain steps, but for those since the last step:
+        self._round_seconds = self._round_tokens = 0.0
         self._since_step = self._since_round = 0
+        self._again = _SOON
         self.tokens = self.expected_tokens = self.expected_seconds = 0.0
         self.rounds = self.drafted = self.judged = self.accepted = 0
 
@@ -114,9 +122,11 @@ class Pace:
     def length(self, room: int) -> int:
         """How many tokens to draft now; 0: take a plain step. `room` is how many tokens may still be written."""
         most = min(self._most, room - 1)
-        if most < 1 or len(self._steps) < _STEPS or self._since_step >= _AGAIN:
+        if most < 1 or len(self._steps) < _STEPS or self._since_step >= self._again:
             return 0
-        if self._cost > (_ALLOWED + _ALLOWED_SHARE * self.tokens) * self.step_seconds:
+        step = self.step_seconds
+        cost = self._cost + self._round_seconds - self._round_tokens * step
+        if cost > (_ALLOWED + _ALLOWED_SHARE * self.tokens) * step:
             return 0
         best = max(range(1, most + 1), key=self.predict)
         if self.predict(best) > 1:
@@ -125,6 +135,8 @@ class Pace:
 
     def stepped(self, seconds: float) -> None:
         """Note a plain step: one token of each sequence."""
+        if self._since_step:
+            self._settle(seconds)
         self._steps.append(seconds)
         self.expected_tokens += 1
         self.expected_seconds += self.step_seconds
@@ -144,10 +156,24 @@ class Pace:
                 self._accepted = _MEMORY * self._accepted + good
                 self.judged += 1
         written = sum(accepted) / len(accepted) + 1
-        self._cost = max(0.0, self._cost + draft_seconds + verify_seconds - written * self.step_seconds)
+        self._round_seconds += draft_seconds + verify_seconds
+        self._round_tokens += written
         self.rounds += 1
         self.drafted += drafted * len(accepted)
         self.accepted += sum(accepted)
         self.tokens += written
         self._since_step += 1
         self._since_round = 0
+
+    def _settle(self, seconds: float) -> None:
+        """What the rounds before this step cost, and whether the times seen so far still hold."""
+        before = self.step_seconds
+        steady = abs(seconds - before) <= _STEADY * before
+        step = before if steady else (before + seconds) / 2
+        self._cost = max(0.0, self._cost + self._round_seconds - self._round_tokens * step)
+        self._round_seconds = self._round_tokens = 0.0
+        self._again = min(2 * self._again, _LATE) if steady else _SOON
+        if not steady:
+            self._steps.clear()
+            self._drafts.clear()
+            self._verified.clear()

@@ -11,6 +11,7 @@ min(1, p(x) / q(x)), and otherwise a token is drawn from max(0, p − q) (Leviat
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from time import perf_counter
@@ -184,3 +185,38 @@ def _sampled(sampler: Sampler, drafts: list[int], drafted: list[Tensor], wanted:
         # Where both are equal up to rounding, nothing is left, and the rejection was rounding too.
         return [*drafts[:at], sampler.draw(rest if float(rest.sum()) > 0 else wanted[at])]
     return [*drafts, sampler.draw(wanted[-1])]
+
+
+class Speculators:
+    """Those of late, each for a mask, a draft and a number of requests at a time, and what all so far came to.
+
+    Attributes:
+        latest: at most `most` of them; that used last stands last.
+    """
+
+    def __init__(self, executor: Executor, most: int = 16) -> None:
+        self._executor, self._most = executor, most
+        self.latest: OrderedDict[tuple[bytes, bytes, int], Speculator] = OrderedDict()
+        self._gone: Counter[str] = Counter()
+
+    def get(self, mask: Halves, draft: Halves, requests: int) -> Speculator:
+        """The one for these, new where there is none; beyond `most` the one not used for longest is let go of."""
+        key = mask.tobytes(), draft.tobytes(), requests
+        found = self.latest.pop(key, None) or Speculator(self._executor, draft, mask)
+        self.latest[key] = found
+        if len(self.latest) > self._most:
+            _, oldest = self.latest.popitem(last=False)
+            self._gone += Counter(_counts(oldest))
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """Of all: `rounds`, tokens `drafted`, `judged` and `accepted`."""
+        total = Counter(rounds=0, drafted=0, judged=0, accepted=0)
+        for counts in (self._gone, *map(_counts, self.latest.values())):
+            total.update(counts)
+        return dict(total)
+
+
+def _counts(speculator: Speculator) -> dict[str, int]:
+    pace = speculator.pace
+    return {"rounds": pace.rounds, "drafted": pace.drafted, "judged": pace.judged, "accepted": pace.accepted}

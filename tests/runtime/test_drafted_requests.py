@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fake_executor import FakeExecutor, next_word
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from tiny_models import save_tiny
 from torch import Tensor
 
 from layercoop_fast import LayerSkipModel, RequestError
+from layercoop_fast.runtime import speculative
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.draft import Draft
 from layercoop_fast.runtime.executor import Rows
@@ -21,6 +23,7 @@ from layercoop_fast.runtime.masks import read_mask
 from layercoop_fast.runtime.pace import Pace
 from layercoop_fast.runtime.pages import PoolFullError
 from layercoop_fast.runtime.requests import Request
+from layercoop_fast.runtime.speculative import Speculators
 
 
 class Drafting(FakeExecutor):
@@ -95,7 +98,7 @@ def test_answers_are_those_without_drafts_under_any_memory() -> None:
             for layer, page in zip(entry.layers.tolist(), entry.pages.tolist(), strict=True)
         }
         assert batcher.executor.pool.used == len(held)
-        rounds += sum(each.pace.rounds for each in batcher.speculators.values())
+        rounds += batcher.speculators.counts()["rounds"]
 
     check()
     assert rounds > 100
@@ -145,6 +148,43 @@ def test_an_end_within_a_round_ends_the_answer_there() -> None:
         assert again.result().tokens[0] == words[19]
 
 
+def test_what_drafts_came_to_is_counted_beyond_the_speculators_that_are_kept() -> None:
+    speculators = Speculators(FakeExecutor(), most=2)
+    for requests in (1, 2, 3, 1, 1, 2):
+        speculators.get(halves("111"), halves("100"), requests).pace.went(2, [1], 1.0, 1.0)
+        assert len(speculators.latest) <= 2
+    assert speculators.counts() == {"rounds": 6, "drafted": 12, "judged": 12, "accepted": 6}
+    kept = speculators.get(halves("111"), halves("100"), 1)
+    assert kept.pace.rounds == 2
+    assert speculators.get(halves("111"), halves("110"), 1) is not kept
+
+
+def test_drafts_that_are_never_right_cost_three_percent_on_a_clock_that_counts_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A block for a row takes 1, a further row 0.05 of that, a call 0.1; at first all takes twice as long."""
+    clock = [0.0]
+    monkeypatch.setattr(speculative, "perf_counter", lambda: clock[0])
+
+    class Clocked(FakeExecutor):
+        def logits(self, rows: Rows) -> Tensor:
+            work = 0.1 + (rows.masks > 0).sum() * (1 + 0.05 * (len(rows.tokens) - 1))
+            clock[0] += work * (2 if clock[0] < 30 else 1)
+            out = torch.zeros(len(rows.wanted), self.vocab_size)
+            words = rows.tokens[rows.wanted] + 1 + (rows.masks.min() == 0)
+            return out.scatter_(1, torch.from_numpy(words % 50).long()[:, None], 1)
+
+    seconds = {}
+    for draft in (None, "110", "100"):
+        batcher, clock[0] = Batcher(Clocked()), 0.0
+        running = batcher.add(request([1], "111", draft, 256))
+        batcher.run()
+        assert running.result().tokens == [(2 + at) % 50 for at in range(256)]
+        seconds[draft] = clock[0]
+        assert (batcher.speculators.counts()["rounds"] > 2) == (draft is not None)
+    assert max(seconds.values()) <= 1.03 * seconds[None]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LayerSkipModel:
     folder: Path = save_tiny(tmp_path_factory.mktemp("drafted") / "llama", "llama", 4)
@@ -164,9 +204,7 @@ def test_a_model_takes_a_draft_as_a_mask_or_as_found(model: LayerSkipModel) -> N
         assert "".join(step.text for step in steps) == alone.text
     figures = model.drafting()
     assert figures["rounds"] > 4
-    assert figures["acceptance"] == figures["accepted"] / sum(
-        each.pace.judged for each in model.batcher.speculators.values()
-    )
+    assert figures["acceptance"] == figures["accepted"] / model.batcher.speculators.counts()["judged"]
     stop = alone.text[5:7]
     cut = model.generate("Once upon", max_new_tokens=16, ignore_eos=True, draft=mask, stop=stop)
     assert cut.finish == "stop"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,22 @@ from layercoop_fast.runtime.pace import MOST, Pace, speed_up, tokens_a_round
 
 
 class Machine:
-    """Writes with a pace on a clock of its own: what a step, a draft and a row of a verification take is given."""
+    """Writes with a pace on a clock of its own: what a step, a draft and a row of a verification take is given.
 
-    def __init__(self, acceptance: float, draft: float, row: float = 0.05, step: float = 1.0, seed: int = 0) -> None:
+    `slowness` says how many times as long everything takes at a time.
+    """
+
+    def __init__(
+        self,
+        acceptance: float,
+        draft: float,
+        row: float = 0.05,
+        step: float = 1.0,
+        seed: int = 0,
+        slowness: Callable[[float], float] = lambda _: 1.0,
+    ) -> None:
         self.acceptance, self.draft, self.row, self.step = acceptance, draft, row, step
+        self.slowness = slowness
         self.random = np.random.default_rng(seed)
         self.clock = 0.0
         self.lengths: list[int] = []
@@ -22,18 +36,21 @@ class Machine:
             drafted = pace.length(tokens - written)
             self.lengths.append(drafted)
             if not drafted:
-                self.clock += self.step
-                pace.stepped(self.step)
+                pace.stepped(self._take(self.step))
                 written += 1
                 continue
             accepted = 0
             while accepted < drafted and self.random.random() < self.acceptance:
                 accepted += 1
-            verify = self.step * (1 + self.row * drafted)
-            self.clock += drafted * self.draft + verify
-            pace.went(drafted, [accepted], drafted * self.draft, verify)
+            drafting = sum(self._take(self.draft) for _ in range(drafted))
+            pace.went(drafted, [accepted], drafting, self._take(self.step * (1 + self.row * drafted)))
             written += accepted + 1
         return self.clock - began
+
+    def _take(self, seconds: float) -> float:
+        seconds *= self.slowness(self.clock)
+        self.clock += seconds
+        return seconds
 
 
 def best_speed_up(machine: Machine) -> float:
@@ -68,6 +85,22 @@ def test_where_it_does_not_pay_trying_costs_next_to_nothing(acceptance: float, d
         machine, pace = Machine(acceptance, draft, seed=seed), Pace(share)
         assert machine.write(pace, 256) <= 256 * 1.03
         assert machine.lengths.count(0) > 230
+
+
+@pytest.mark.parametrize("changes_at", [3.5, 8, 20])
+@pytest.mark.parametrize(("before", "after"), [(2.0, 1.0), (1.0, 2.0)])
+def test_a_machine_that_changes_its_speed_does_not_make_drafts_look_good(
+    changes_at: float, before: float, after: float
+) -> None:
+    def slowness(time: float) -> float:
+        return before if time < changes_at else after
+
+    for acceptance, draft in ((0.0, 0.6), (0.3, 0.6), (0.9, 0.97)):
+        machine = Machine(acceptance, draft, slowness=slowness)
+        seconds = machine.write(Pace(share=0.6), 256)
+        alone = Machine(acceptance, draft, slowness=slowness)
+        never = Pace(share=0.6, most=0)
+        assert seconds <= 1.03 * alone.write(never, 256)
 
 
 def test_it_tries_again_when_the_text_becomes_easier() -> None:
