@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bind_arrays.h"
+#include "cpu/fork_mutex.h"
 #include "decode/step.h"
 
 namespace py = pybind11;
@@ -31,7 +32,7 @@ using NormArgument = std::optional<std::pair<py::object, float>>;  // weight, ep
 struct DecodeModel {
   Model model;
   Workspace workspace;
-  std::mutex one_call;
+  cpu::ForkMutex one_call;
 };
 
 std::string of_rows(std::int64_t row) { return "row " + std::to_string(row) + ": "; }
@@ -103,7 +104,7 @@ void set_rotaries(DecodeModel& self, const std::vector<std::pair<py::object, py:
   for (const Block& block : model.blocks) {
     if (block.rotary >= static_cast<int>(rotaries.size())) throw py::value_error("tables: fewer than blocks use");
   }
-  const std::lock_guard<std::mutex> lock(self.one_call);
+  const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
   model.rotaries = std::move(rotaries);
   model.positions = positions;
 }
@@ -136,7 +137,7 @@ void add_block(DecodeModel& self, const NormArgument& attention_norm, const Pack
   }
   block.rotary = rotary;
   block.window = at_least(window, 0, "window");
-  const std::lock_guard<std::mutex> lock(self.one_call);
+  const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
   model.blocks.push_back(std::move(block));
 }
 
@@ -148,7 +149,7 @@ void set_ends(DecodeModel& self, const Packed& embedding, const std::pair<py::ob
   Linear found = linear(head, head_bias, "head", head->rows(), model.hidden);
   Linear table = linear(embedding, py::none(), "embedding", embedding == nullptr ? 0 : embedding->rows(), model.hidden);
   Norm last = norm(final_norm, "final_norm", model.hidden);
-  const std::lock_guard<std::mutex> lock(self.one_call);
+  const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
   model.head = std::move(found);
   model.embedding = std::move(table.matrix);
   model.final_norm = std::move(last);
@@ -217,7 +218,7 @@ void check(const Model& model, const Rows& rows, std::int64_t pages) {
 void run(DecodeModel& self, const py::object& memory, const std::string& kv_format, const py::object& tokens,
          const py::object& positions, const py::object& sequence, const py::object& parent, const py::object& fork,
          const py::object& masks, const py::object& tables, const py::object& wanted, const py::object& logits,
-         const py::object& best) {
+         const py::object& best, const std::optional<std::pair<py::object, py::object>>& top) {
   const Model& model = self.model;
   if (model.head.matrix == nullptr) throw py::value_error("the model has no head yet");
   const auto layers = static_cast<std::int64_t>(model.blocks.size());
@@ -249,12 +250,18 @@ void run(DecodeModel& self, const py::object& memory, const std::string& kv_form
   if (reinterpret_cast<std::uintptr_t>(kv.data) % alignof(float) != 0) {
     throw py::value_error("memory: expected to begin at a multiple of 4 bytes");
   }
-  float* const to = logits.is_none() ? nullptr : out<float>(logits, "logits", {n_wanted, model.words()});
-  std::int64_t* const words = best.is_none() ? nullptr : out<std::int64_t>(best, "best", {n_wanted});
+  Results results;
+  if (!logits.is_none()) results.logits = out<float>(logits, "logits", {n_wanted, model.words()});
+  if (!best.is_none()) results.best = out<std::int64_t>(best, "best", {n_wanted});
+  if (top) {
+    results.top_logits = out<float>(top->first, "top", {n_wanted, kAny});
+    results.top = py::reinterpret_borrow<py::array>(top->first).shape(1);
+    results.top_words = out<std::int64_t>(top->second, "top", {n_wanted, results.top});
+  }
   const py::gil_scoped_release release;
-  const std::lock_guard<std::mutex> lock(self.one_call);
+  const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
   check(model, rows, n_pages);
-  step(model, kv, self.workspace, rows, to, words);
+  step(model, kv, self.workspace, rows, results);
 }
 
 }  // namespace
@@ -279,5 +286,6 @@ void bind_decode(py::module_& module) {
       .def("kv_page_bytes", &kv_page_bytes, py::arg("kv_format"))
       .def("run", &run, py::arg("memory"), py::arg("kv_format"), py::kw_only(), py::arg("tokens"),
            py::arg("positions"), py::arg("sequence"), py::arg("parent"), py::arg("fork"), py::arg("masks"),
-           py::arg("tables"), py::arg("wanted"), py::arg("logits") = none, py::arg("best") = none);
+           py::arg("tables"), py::arg("wanted"), py::arg("logits") = none, py::arg("best") = none,
+           py::arg("top") = none);
 }

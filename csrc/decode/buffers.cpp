@@ -34,9 +34,14 @@ Private::Private(const Model& model, std::int64_t padded_width) : inputs(kTileRo
 }
 
 void Workspace::Buffers::grow(const Model& model, const Pages& pages, const Rows& call, std::int64_t chunks,
-                              int threads, bool needs_logits) {
+                              int threads, const Results& results) {
   while (own.size() < static_cast<std::size_t>(threads)) {
     own.push_back(std::make_unique<Private>(model, pages.padded_width()));
+  }
+  at_least(next, threads);
+  for (const std::unique_ptr<Private>& each : own) {
+    at_least(each->top_logits, kTileRows * results.top);
+    at_least(each->top_words, kTileRows * results.top);
   }
   const std::int64_t count = call.rows;
   at_least(qkv, count * model.qkv_rows());
@@ -51,20 +56,40 @@ void Workspace::Buffers::grow(const Model& model, const Pages& pages, const Rows
     at_least(tiles, count, std::max(model.hidden, model.heads * model.width));
     at_least(inner_tiles, count, model.padded_inner());
   }
-  if (needs_logits) at_least(logits, std::min(call.n_wanted, kTileRows) * model.words());
+  if (results.logits == nullptr) at_least(logits, std::min(call.n_wanted, kTileRows) * model.words());
 
-  const auto layers = static_cast<std::int64_t>(model.blocks.size());
+  list_rows(static_cast<std::int64_t>(model.blocks.size()), call);
+}
+
+void Workspace::Buffers::list_rows(std::int64_t layers, const Rows& call) {
+  const std::int64_t count = call.rows;
+  const auto keeps = [&](std::int64_t row, std::int64_t layer, std::uint8_t half) {
+    return (call.masks[call.sequence[row] * layers + layer] & half) != 0;
+  };
+  needed.assign(static_cast<std::size_t>(count), 0);
+  for (std::int64_t row = 0; row < count; ++row) {
+    std::int64_t& own = needed[static_cast<std::size_t>(row)];
+    for (std::int64_t layer = layers - 1; layer > own; --layer) {
+      if (keeps(row, layer, kAttention)) own = layer;
+    }
+    if (call.parent[row] < 0) continue;
+    std::int64_t& parents = needed[static_cast<std::size_t>(call.parent[row])];
+    parents = std::max<std::int64_t>(parents, call.fork[row]);
+  }
+  for (std::int64_t i = 0; i < call.n_wanted; ++i) needed[static_cast<std::size_t>(call.wanted[i])] = layers;
+
   rows.clear();
   starts.assign(1, 0);
+  const auto does = [&](std::int32_t row, std::int64_t layer, std::size_t part) {
+    const bool forked = call.parent[row] >= 0;
+    if (part == kForks) return forked && call.fork[row] == layer;
+    if (!keeps(row, layer, part == kMlps ? kMlp : kAttention) || (forked && call.fork[row] > layer)) return false;
+    return part == kKeys || layer < needed[static_cast<std::size_t>(row)];
+  };
   for (std::int64_t layer = 0; layer < layers; ++layer) {
-    for (std::int32_t row = 0; row < count; ++row) {
-      if (call.parent[row] >= 0 && call.fork[row] == layer) rows.push_back(row);
-    }
-    starts.push_back(rows.size());
-    for (const std::uint8_t half : {kAttention, kMlp}) {
+    for (std::size_t part = 0; part < kParts; ++part) {
       for (std::int32_t row = 0; row < count; ++row) {
-        const std::uint8_t mask = call.masks[call.sequence[row] * layers + layer];
-        if ((mask & half) != 0 && (call.parent[row] < 0 || call.fork[row] <= layer)) rows.push_back(row);
+        if (does(row, layer, part)) rows.push_back(row);
       }
       starts.push_back(rows.size());
     }

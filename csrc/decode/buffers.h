@@ -37,9 +37,17 @@ struct Private {
   cpu::Aligned<float> found_out, total_out;  // [kTileRows * group, padded_width]
   float best[kTileRows];
   std::int64_t best_word[kTileRows];
+  // The likeliest words of its share: [kTileRows, top], and how many there are.
+  std::vector<float> top_logits;
+  std::vector<std::int64_t> top_words;
+  std::int64_t top_count[kTileRows];
 
   Private(const Model& model, std::int64_t padded_width);
 };
+
+// What rows do in a block. Those that nobody asks for any more, as most of a prompt, only leave their keys and values in
+// the last block with attention.
+enum Part : std::size_t { kForks, kKeys, kAttends, kMlps, kParts };
 
 struct Workspace::Buffers {
   std::vector<std::unique_ptr<Private>> own;  // one a thread
@@ -57,13 +65,19 @@ struct Workspace::Buffers {
 
   cpu::Aligned<float> logits;  // [kTileRows, words], where the caller wants none
 
-  // The rows that run each half of each block, and those that fork before it: of block l, rows[starts[3 l + part]] to
-  // rows[starts[3 l + part + 1]], the parts being forks, attention, MLP.
+  std::vector<std::int64_t> next;  // one a thread: of its likeliest words, the first that was not taken
+
+  // Which rows do what: of block l, rows[starts[kParts l + part]] to rows[starts[kParts l + part + 1]].
   std::vector<std::int32_t> rows;
   std::vector<std::size_t> starts;
+  std::vector<std::int64_t> needed;  // the block before which a row's state is last asked for; L: that of the head
 
   // Room for a call; `chunks` is the most of a row's attention.
-  void grow(const Model& model, const Pages& pages, const Rows& call, std::int64_t chunks, int threads, bool logits);
+  void grow(const Model& model, const Pages& pages, const Rows& call, std::int64_t chunks, int threads,
+            const Results& results);
+
+ private:
+  void list_rows(std::int64_t layers, const Rows& call);
 };
 
 }  // namespace layercoop::decode

@@ -40,7 +40,7 @@ QUANTISE_INLINE float sum(const Values& x) {
 }  // namespace
 }  // namespace layercoop::decode
 
-#include "decode/quantise_impl.h"
+#include "decode/grids_impl.h"
 
 namespace layercoop::decode {
 const GroupKernels kGroupPortable = group_kernels_here();

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <vector>
 
 #include "cpu/pool.h"
 #include "cpu/team.h"
 #include "decode/buffers.h"
+#include "decode/top.h"
 
 namespace layercoop::decode {
 namespace {
@@ -23,15 +26,14 @@ struct List {
 class Pass {
  public:
   Pass(const Model& model, const KvMemory& memory, Workspace::Buffers& buffers, const Rows& call, std::int64_t chunks,
-       float* logits, std::int64_t* best)
+       const Results& results)
       : model_(model),
         memory_(memory),
         kernels_(row_kernels()),
         buffers_(buffers),
         call_(call),
         chunks_(chunks),
-        logits_(logits),
-        best_(best),
+        results_(results),
         small_(call.rows <= kTileRows),
         group_(model.heads / model.kv_heads),
         padded_width_(memory.pages.padded_width()) {}
@@ -48,8 +50,9 @@ class Pass {
   };
 
   List list(std::size_t layer, std::size_t part) const {
-    const std::size_t begin = buffers_.starts[3 * layer + part];
-    return {buffers_.rows.data() + begin, static_cast<std::int64_t>(buffers_.starts[3 * layer + part + 1] - begin)};
+    const std::size_t at = kParts * layer + part;
+    const std::size_t begin = buffers_.starts[at];
+    return {buffers_.rows.data() + begin, static_cast<std::int64_t>(buffers_.starts[at + 1] - begin)};
   }
   float* state(Hand& hand, std::int64_t row) const {
     return (small_ ? hand.own.x.data() : buffers_.x.data()) + row * model_.hidden;
@@ -68,7 +71,8 @@ class Pass {
   void norm_inputs(Hand& hand, const List& rows, const Norm& norm, Format format) const;
   void prepare(Hand& hand, Tiles& tiles, std::int64_t rows, std::int64_t columns, Format format) const;
   void product(Hand& hand, const Tiles* tiles, std::int64_t rows, const Linear& linear, float* out) const;
-  void attention(Hand& hand, std::size_t layer, const List& rows) const;
+  void attention(Hand& hand, std::size_t layer, const List& all, const List& rows) const;
+  void gather_queries(Hand& hand, const List& all, const List& rows) const;
   void place_heads(Hand& hand, std::size_t layer, const List& rows) const;
   void attend_split(Hand& hand, std::size_t layer, const List& rows) const;
   void gather_split(Hand& hand, const Block& block, const List& rows) const;
@@ -76,6 +80,7 @@ class Pass {
   void mlp(Hand& hand, const Block& block, const List& rows) const;
   void head(Hand& hand) const;
   void choose(std::int64_t first, std::int64_t count, int members) const;
+  void choose_top(std::int64_t first, std::int64_t count, int members) const;
 
   std::uint8_t* page(std::int64_t row, std::size_t layer, std::int64_t position) const {
     const std::int64_t at = (call_.sequence[row] * static_cast<std::int64_t>(model_.blocks.size()) +
@@ -98,8 +103,7 @@ class Pass {
   Workspace::Buffers& buffers_;
   const Rows& call_;
   const std::int64_t chunks_;
-  float* const logits_;
-  std::int64_t* const best_;
+  const Results& results_;
   const bool small_;
   const std::int64_t group_;
   const std::int64_t padded_width_;
@@ -109,9 +113,9 @@ void Pass::work(cpu::Member& member) noexcept {
   Hand hand{member, *buffers_.own[static_cast<std::size_t>(member.index())]};
   embed(hand);
   for (std::size_t layer = 0; layer < model_.blocks.size(); ++layer) {
-    if (const List rows = list(layer, 0); rows.count > 0) fork(hand, rows);
-    if (const List rows = list(layer, 1); rows.count > 0) attention(hand, layer, rows);
-    if (const List rows = list(layer, 2); rows.count > 0) mlp(hand, model_.blocks[layer], rows);
+    if (const List rows = list(layer, kForks); rows.count > 0) fork(hand, rows);
+    if (const List rows = list(layer, kKeys); rows.count > 0) attention(hand, layer, rows, list(layer, kAttends));
+    if (const List rows = list(layer, kMlps); rows.count > 0) mlp(hand, model_.blocks[layer], rows);
   }
   add_pending(hand);
   if (!small_) member.barrier();
@@ -196,13 +200,16 @@ void Pass::product(Hand& hand, const Tiles* tiles, std::int64_t rows, const Line
   for (std::int64_t a = 0; a < rows; ++a) kernels_.add(linear.bias.data() + begin, end - begin, out + a * stride + begin);
 }
 
-void Pass::attention(Hand& hand, std::size_t layer, const List& rows) const {
+// All leave keys and values; `rows` of them, in their order, attend.
+void Pass::attention(Hand& hand, std::size_t layer, const List& all, const List& rows) const {
   const Block& block = model_.blocks[layer];
-  norm_inputs(hand, rows, block.attention_norm, block.qkv.matrix->format());
-  product(hand, &buffers_.tiles, rows.count, block.qkv, buffers_.qkv.data());
+  norm_inputs(hand, all, block.attention_norm, block.qkv.matrix->format());
+  product(hand, &buffers_.tiles, all.count, block.qkv, buffers_.qkv.data());
   hand.member.barrier();
-  place_heads(hand, layer, rows);
+  place_heads(hand, layer, all);
   hand.member.barrier();
+  if (rows.count == 0) return;
+  if (rows.count < all.count) gather_queries(hand, all, rows);
   if (small_) {
     attend_split(hand, layer, rows);
     hand.member.barrier();
@@ -216,6 +223,21 @@ void Pass::attention(Hand& hand, std::size_t layer, const List& rows) const {
   hand.member.barrier();
   hand.pending = rows;
   hand.pending_norm = &block.after_attention;
+}
+
+// The queries of `rows` to the places that they have among themselves.
+void Pass::gather_queries(Hand& hand, const List& all, const List& rows) const {
+  if (hand.member.index() == 0) {
+    for (std::int64_t from = 0, to = 0; to < rows.count; ++from) {
+      if (all.rows[from] != rows.rows[to]) continue;
+      float* const qkv = buffers_.qkv.data();
+      if (from != to) {
+        std::memcpy(qkv + to * model_.qkv_rows(), qkv + from * model_.qkv_rows(), 4 * model_.heads * model_.width);
+      }
+      ++to;
+    }
+  }
+  hand.member.barrier();
 }
 
 // Norms and turns queries and keys, and writes keys and values to their pages.
@@ -423,7 +445,7 @@ void Pass::head(Hand& hand) const {
   const auto [begin, end] = share(words, hand.member.index(), hand.member.count());
   for (std::int64_t first = 0; first < call_.n_wanted; first += kTileRows) {
     const std::int64_t count = std::min(kTileRows, call_.n_wanted - first);
-    float* const out = logits_ == nullptr ? buffers_.logits.data() : logits_ + first * words;
+    float* const out = results_.logits == nullptr ? buffers_.logits.data() : results_.logits + first * words;
     for (std::int64_t a = 0; a < count; ++a) {
       kernels_.rms_norm(state(hand, call_.wanted[first + a]), model_.final_norm.weight.data(), model_.final_norm.eps,
                         model_.hidden, hand.own.inputs.row(a));
@@ -435,14 +457,25 @@ void Pass::head(Hand& hand) const {
       if (model_.logit_scale != 1.0f || model_.logit_cap != 0.0f) {
         kernels_.scale_and_cap(model_.logit_scale, model_.logit_cap, end - begin, row);
       }
-      if (best_ == nullptr || begin == end) continue;
-      const std::int64_t word = kernels_.largest(row, end - begin);
-      hand.own.best[a] = row[word];
-      hand.own.best_word[a] = begin + word;
+      if (results_.best != nullptr && begin < end) {
+        const std::int64_t word = kernels_.largest(row, end - begin);
+        hand.own.best[a] = row[word];
+        hand.own.best_word[a] = begin + word;
+      }
+      if (results_.top > 0) {
+        std::int64_t* const top_words = hand.own.top_words.data() + a * results_.top;
+        const std::int64_t found = top(kernels_, row, end - begin, results_.top,
+                                       hand.own.top_logits.data() + a * results_.top, top_words);
+        for (std::int64_t i = 0; i < found; ++i) top_words[i] += begin;
+        hand.own.top_count[a] = found;
+      }
     }
-    if (best_ == nullptr) continue;
+    if (results_.best == nullptr && results_.top == 0) continue;
     hand.member.barrier();
-    if (hand.member.index() == 0) choose(first, count, hand.member.count());
+    if (hand.member.index() == 0) {
+      if (results_.best != nullptr) choose(first, count, hand.member.count());
+      choose_top(first, count, hand.member.count());
+    }
     hand.member.barrier();
   }
 }
@@ -456,21 +489,48 @@ void Pass::choose(std::int64_t first, std::int64_t count, int members) const {
       const Private& other = *buffers_.own[static_cast<std::size_t>(i)];
       if (begin < end && (most == nullptr || other.best[a] > most->best[a])) most = &other;
     }
-    best_[first + a] = most->best_word[a];
+    results_.best[first + a] = most->best_word[a];
+  }
+}
+
+// The same of the likeliest words, in the order in which each member has its own.
+void Pass::choose_top(std::int64_t first, std::int64_t count, int members) const {
+  const std::int64_t n = results_.top;
+  std::vector<std::int64_t>& next = buffers_.next;
+  for (std::int64_t a = 0; a < count; ++a) {
+    std::fill(next.begin(), next.end(), a * n);
+    for (std::int64_t i = (first + a) * n; i < (first + a + 1) * n; ++i) {
+      int from = -1;
+      float most = std::numeric_limits<float>::quiet_NaN();
+      for (int member = 0; member < members; ++member) {
+        const Private& own = *buffers_.own[static_cast<std::size_t>(member)];
+        const std::int64_t at = next[static_cast<std::size_t>(member)];
+        if (at - a * n == own.top_count[a]) continue;
+        const float value = own.top_logits[static_cast<std::size_t>(at)];
+        if (from < 0 || value > most) {
+          most = value;
+          from = member;
+        }
+      }
+      results_.top_logits[i] = most;
+      results_.top_words[i] = 0;
+      if (from < 0) continue;
+      const std::int64_t at = next[static_cast<std::size_t>(from)]++;
+      results_.top_words[i] = buffers_.own[static_cast<std::size_t>(from)]->top_words[static_cast<std::size_t>(at)];
+    }
   }
 }
 
 }  // namespace
 
-void step(const Model& model, const KvMemory& memory, Workspace& workspace, const Rows& rows, float* logits,
-          std::int64_t* best) {
+void step(const Model& model, const KvMemory& memory, Workspace& workspace, const Rows& rows, const Results& results) {
   if (rows.rows == 0) return;
   const std::int64_t last = *std::max_element(rows.positions, rows.positions + rows.rows);
   const std::int64_t chunks = last / kChunk + 1;
   const int threads = cpu::num_threads();
   Workspace::Buffers& buffers = workspace.buffers();
-  buffers.grow(model, memory.pages, rows, chunks, threads, logits == nullptr);
-  Pass pass(model, memory, buffers, rows, chunks, logits, best);
+  buffers.grow(model, memory.pages, rows, chunks, threads, results);
+  Pass pass(model, memory, buffers, rows, chunks, results);
   cpu::run_team(threads, [&pass](cpu::Member& member) { pass.work(member); });
 }
 

@@ -54,9 +54,19 @@ class Workspace {
   std::unique_ptr<Buffers> buffers_;
 };
 
-// Computes the rows. Writes `logits` [K, words] where it is not null, and `best` [K], the first of the likeliest words,
-// where that is not. A workspace serves one call at a time. Throws std::bad_alloc before anything is written.
-void step(const Model& model, const KvMemory& memory, Workspace& workspace, const Rows& rows, float* logits,
-          std::int64_t* best);
+// What is wanted of the rows, where it is not null.
+struct Results {
+  float* logits = nullptr;       // [K, words]
+  std::int64_t* best = nullptr;  // [K]: the first of the likeliest words
+  // [K, top]: of the likeliest words their logits, descending, and their numbers, the lowest first of equals. Where a row
+  // has fewer logits that are numbers, NaN and word 0 follow.
+  std::int64_t top = 0;
+  float* top_logits = nullptr;
+  std::int64_t* top_words = nullptr;
+};
+
+// Computes the rows, and writes what is wanted. A workspace serves one call at a time. Throws std::bad_alloc before
+// anything is written.
+void step(const Model& model, const KvMemory& memory, Workspace& workspace, const Rows& rows, const Results& results);
 
 }  // namespace layercoop::decode

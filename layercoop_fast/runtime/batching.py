@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 PREFILL_TOKENS = 256
 """Rows of prompts that a call computes beside the answers."""
 
+# As many likely words are found while logits are computed; for more, all logits are handed out.
+_MOST_LIKELY = 512
+
 _SMALLEST_PART = 32
 # Many prompts read together still go by parts of so many tokens, or they would never end.
 
@@ -163,6 +166,9 @@ class Batcher:
             words = self.executor.best(chunks).tolist()
             for one, word in zip(answering, words, strict=True):
                 one.sampler.accept([word])
+        elif answering and (reach := self._reach(answering)):
+            likeliest, tokens = (each.cpu() for each in self.executor.top(chunks, reach))
+            words = [one.sampler.next_among(*row) for one, *row in zip(answering, likeliest, tokens, strict=True)]
         else:
             logits = self.executor.run(chunks)
             words = [one.sampler.next(row) for one, row in zip(answering, logits, strict=True)]
@@ -172,6 +178,11 @@ class Batcher:
             if one.accept(word):
                 self._end(one)
         return answering
+
+    def _reach(self, runnings: list[Running]) -> int:
+        """How many of the likeliest words decide for all of them; 0 where so many do not."""
+        reaches = [one.request.sampling.reach for one in runnings]
+        return max(reaches) if min(reaches) > 0 and max(reaches) <= min(_MOST_LIKELY, self.executor.vocab_size) else 0
 
     def _end(self, one: Running) -> None:
         """Keep what an ended request computed for later ones."""

@@ -13,6 +13,7 @@ rows that keep it. Sequences that begin alike in one call share the work of the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
@@ -91,7 +92,8 @@ class Executor(ABC):
         held: uint8 [L], the halves of blocks whose weights are there; None for all.
         rewindable: whether sequences can be truncated.
 
-    A subclass computes rows (`logits`, perhaps `best_words`), copies pages, and says what its weights take.
+    A subclass computes rows (`logits`, perhaps `best_words` and `top_words`), copies pages, and says what its weights
+    take.
     """
 
     name: str
@@ -131,6 +133,11 @@ class Executor(ABC):
         """Compute the rows: int64 [K], the likeliest word after each of `rows.wanted` (the lowest number of equals)."""
         return self.logits(rows).argmax(-1)
 
+    def top_words(self, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+        """Compute the rows: the `count` largest logits float32 [K, count], descending, and their words int64."""
+        found = self.logits(rows).topk(count, dim=-1)
+        return found.values, found.indices
+
     @abstractmethod
     def copy_page(self, layer: int, source: int, target: int) -> None:
         """Copy a page of a block, whole."""
@@ -145,17 +152,25 @@ class Executor(ABC):
         Raises `RequestError` for an empty chunk, a token that is no word, or more tokens than the model has positions
         for, and `PoolFullError` where the pages do not fit. Nothing has changed then.
         """
-        return self._run(chunks, best=False)
+        return self._run(chunks, lambda rows: (self.logits(rows),))[0]
 
     def best(self, chunks: Several[Chunk]) -> Tensor:
         """Compute the chunks; int64 [sum of wanted], the likeliest next word each. Raises as `run`."""
-        return self._run(chunks, best=True)
+        return self._run(chunks, lambda rows: (self.best_words(rows),))[0]
+
+    def top(self, chunks: Several[Chunk], count: int) -> tuple[Tensor, Tensor]:
+        """Compute the chunks; of each wanted row the `count` largest logits, descending, and their words.
+
+        Returns float32 and int64 [sum of wanted, count]; `count` is at most V. Raises as `run`.
+        """
+        values, words = self._run(chunks, lambda rows: self.top_words(rows, count))
+        return values, words
 
     def bytes_needed(self, chunks: Several[Chunk]) -> int:
         """Bytes of pages that `run` would take at most."""
         return self._needed(self._plan(chunks))
 
-    def _run(self, chunks: Several[Chunk], *, best: bool) -> Tensor:
+    def _run(self, chunks: Several[Chunk], compute: Callable[[Rows], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         self._check(chunks)
         plan = self._plan(chunks)
         self.pool.reserve(self._needed(plan))
@@ -163,7 +178,7 @@ class Executor(ABC):
             self._make_room(plan)
             rows, which = _rows(plan)
             with torch.no_grad():
-                out = self.best_words(rows) if best else self.logits(rows)
+                out = compute(rows)
         except BaseException:
             for chunk in chunks:
                 chunk.sequence.trim()
@@ -174,7 +189,7 @@ class Executor(ABC):
             if item.chunk.mask is not None and sequence.drafted is None:
                 sequence.drafted = sequence.length
             sequence.tokens.extend(map(int, item.chunk.tokens))
-        return out if which is None else out[which]
+        return out if which is None else tuple(each[which] for each in out)
 
     def _plan(self, chunks: Several[Chunk]) -> list[_Planned]:
         """What each chunk takes from another one, and which pages it needs."""

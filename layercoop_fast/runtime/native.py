@@ -118,6 +118,13 @@ class NativeExecutor(Executor):
         self._compute(rows, best=found)
         return torch.from_numpy(found)
 
+    def top_words(self, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+        """Compute the rows: float32 and int64 [K, count]; no other logits leave the C++ call."""
+        values = np.empty((len(rows.wanted), count), dtype=np.float32)
+        found = np.empty((len(rows.wanted), count), dtype=np.int64)
+        self._compute(rows, top=(values, found))
+        return torch.from_numpy(values), torch.from_numpy(found)
+
     def copy_page(self, layer: int, source: int, target: int) -> None:
         """Copy a page; all blocks' pages are alike."""
         size = self._page_bytes
@@ -128,6 +135,7 @@ class NativeExecutor(Executor):
         rows: Rows,
         logits: npt.NDArray[np.float32] | None = None,
         best: npt.NDArray[np.int64] | None = None,
+        top: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None = None,
     ) -> None:
         self._packed.reach(int(rows.positions.max()) + 1)
         self._packed.model.run(
@@ -143,6 +151,7 @@ class NativeExecutor(Executor):
             wanted=rows.wanted,
             logits=logits,
             best=best,
+            top=top,
         )
 
 

@@ -17,6 +17,7 @@ from layercoop_fast.runtime.llama_weights import ATTENTION, MLP, BlockWeights, L
 Floats = npt.NDArray[np.float32]
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
+_INTEGERS = ("int8", "int4")
 TILE = 16
 """Rows of gate, then as many of up: what the C++ step joins without a barrier."""
 
@@ -25,14 +26,25 @@ _PIECE = 1 << 22
 _ORIGINS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
+def _origin(format: str, *parts: Tensor) -> str:
+    """What weights were last rounded to, which tells the grid they lie on: also where fp32 holds what bf16 could."""
+    if format in _INTEGERS and all(part.dtype == torch.float32 for part in parts):
+        for dtype in (torch.bfloat16, torch.float16):
+            # Most that are of another kind show it in a few rows.
+            if all(torch.equal(rows.to(dtype).float(), rows) for part in parts for rows in (part[:TILE], part)):
+                return _ORIGINS[dtype]
+    return _ORIGINS[parts[0].dtype]
+
+
 def pack_rows(format: str, parts: Sequence[Tensor]) -> _C.PackedMatrix:
     """Matrices [rows, columns] one under the other, packed."""
     columns = parts[0].shape[1]
     packed = _C.PackedMatrix(format, sum(len(part) for part in parts), columns)
     first = 0
     for part in parts:
+        origin = _origin(format, part.detach())
         for piece in torch.split(part, max(TILE, _PIECE // columns // TILE * TILE)):
-            packed.fill(first, np.ascontiguousarray(piece.detach().float().numpy()), _ORIGINS[part.dtype])
+            packed.fill(first, np.ascontiguousarray(piece.detach().float().numpy()), origin)
             first += len(piece)
     return packed
 
@@ -43,10 +55,11 @@ def pack_gate_up(format: str, gate: Tensor, up: Tensor) -> _C.PackedMatrix:
     padded = -(-inner // TILE) * TILE
     packed = _C.PackedMatrix(format, 2 * padded, columns)
     rows = max(TILE, _PIECE // (2 * columns) // TILE * TILE)
+    origin = _origin(format, gate.detach(), up.detach())
     for first in range(0, inner, rows):
         pair = [_padded(part[first : first + rows].detach().float()) for part in (gate, up)]
         turns = torch.stack([part.view(-1, TILE, columns) for part in pair], dim=1)
-        packed.fill(2 * first, np.ascontiguousarray(turns.view(-1, columns).numpy()), _ORIGINS[gate.dtype])
+        packed.fill(2 * first, np.ascontiguousarray(turns.view(-1, columns).numpy()), origin)
     return packed
 
 

@@ -20,6 +20,8 @@ from layercoop_fast.errors import RequestError, RunError
 
 # As many of the likeliest tokens hold any usual top-p; where they do not, everything is sorted.
 _LIKELIEST = 512
+# Beyond the k-th, for tokens that are as likely as it is: the cut keeps them.
+_EQUALS = 8
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ class Sampling:
         """Whether the next token is the argmax of the logits as they come."""
         return self.greedy and self.repetition_penalty == 1
 
+    @property
+    def reach(self) -> int:
+        """How many of the likeliest tokens decide, if all choices are among so few; else 0."""
+        if self.repetition_penalty != 1 or not (self.greedy or self.top_k):
+            return 0
+        return 1 if self.greedy else self.top_k + _EQUALS
+
 
 class Sampler:
     """The choices of one request.
@@ -95,6 +104,22 @@ class Sampler:
     def next(self, logits: Tensor) -> int:
         """Choose the next token from logits [V], and note it."""
         token = self.choose(logits[None])[0] if self.sampling.greedy else self.draw(self.probabilities(logits[None])[0])
+        self.accept([token])
+        return token
+
+    def next_among(self, logits: Tensor, tokens: Tensor) -> int:
+        """Choose the next token among the likeliest, `sampling.reach` or more of them, and note it.
+
+        Logits [N] descend, `tokens` int64 [N] are theirs. The choice is that of `next` for all logits, but that of
+        equals beyond what is given none is chosen.
+        """
+        _check_finite(logits[:1])
+        if self.sampling.greedy:
+            token = int(tokens[0])
+        else:
+            # In the order of the tokens, so that a random number falls where it would among all of them.
+            order = tokens.argsort()
+            token = int(tokens[order[self.draw(self.probabilities(logits[order][None])[0])]])
         self.accept([token])
         return token
 

@@ -82,16 +82,18 @@ check_in_child()
 stop = threading.Event()
 other = make()
 
-def work():
+def work(played):
     while not stop.is_set():
-        play(other)
+        play(played)
 
-worker = threading.Thread(target=work)
-worker.start()
+workers = [threading.Thread(target=work, args=[played]) for played in (model, other)]
+for worker in workers:
+    worker.start()
 for _ in range(10):
     check_in_child()
 stop.set()
-worker.join()
+for worker in workers:
+    worker.join()
 assert (play(model) == expected).all()
 """
     done = run_python(CHECK_IN_CHILD + code, 3)

@@ -16,11 +16,15 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.runtime import batching
+from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.llama_weights import LlamaWeights, find_weights
 from layercoop_fast.runtime.native import NativeExecutor
 from layercoop_fast.runtime.native_oracle import OracleExecutor
 from layercoop_fast.runtime.native_packing import FORMATS, pack_rows
+from layercoop_fast.runtime.requests import Request
+from layercoop_fast.runtime.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("restore_core")
 
@@ -70,13 +74,13 @@ def conversation(executor: Executor) -> list[Tensor]:
     late, early = everything.copy(), everything.copy()
     late[2] = False
     early[0] = False
-    halves = np.array([3, 1, 2, 3], dtype=np.uint8)
+    halves = np.array([3, 1, 2, 2], dtype=np.uint8)
     a, b, c, d = (executor.sequence(mask) for mask in (everything, late, early, halves))
     prompt = words(37)
     found = [
-        executor.run([Chunk(a, prompt, wanted=37), Chunk(b, prompt), Chunk(c, prompt[:3], wanted=2)]),
+        executor.run([Chunk(a, prompt, wanted=21), Chunk(b, prompt), Chunk(c, prompt[:3], wanted=2)]),
         executor.run([Chunk(a, [5]), Chunk(b, [7]), Chunk(c, [7]), Chunk(d, words(4), wanted=4)]),
-        executor.run([Chunk(b, words(9, 1), wanted=9), Chunk(d, [9])]),
+        executor.run([Chunk(b, words(9, 1), wanted=9), Chunk(d, words(3, 9))]),
         executor.run([Chunk(a, words(130, 2), wanted=3)]),
     ]
     a.truncate(100)
@@ -256,6 +260,40 @@ def test_best_words_are_the_largest_logits(level: str) -> None:
         logits = executor.run([Chunk(executor.sequence(full), words(40), wanted=40)])
         best = executor.best([Chunk(executor.sequence(full), words(40), wanted=40)])
         assert best.tolist() == logits.argmax(-1).tolist()
+        for count in (1, 7, 200, executor.vocab_size):
+            values, found = executor.top([Chunk(executor.sequence(full), words(40), wanted=40)], count)
+            expected = logits.sort(dim=-1, descending=True, stable=True)
+            assert torch.equal(values, expected.values[:, :count])
+            assert torch.equal(found, expected.indices[:, :count])
+
+
+def test_requests_draw_the_same_from_the_likeliest_words_as_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = executor_of(tiny_model("llama", LAYERS))
+    ways = (Sampling(), Sampling(temperature=1.5, top_k=5), Sampling(temperature=2.0, top_k=60, top_p=0.9))
+    answers = []
+    for most in (0, 512):
+        monkeypatch.setattr(batching, "_MOST_LIKELY", most)
+        batcher = Batcher(executor)
+        runnings = [
+            batcher.add(Request(tuple(words(9, at)), np.full(LAYERS, 3, dtype=np.uint8), 12, way, ignore_eos=True))
+            for at, way in enumerate(ways)
+        ]
+        batcher.run()
+        answers.append([running.result().tokens for running in runnings])
+        monkeypatch.setattr(executor, "logits", None)  # from here on they are not handed out
+    assert answers[0] == answers[1]
+    assert all(len(answer) == 12 for answer in answers[0])
+
+
+def test_a_grid_is_found_in_fp32_that_holds_what_bf16_could() -> None:
+    numbers = torch.randint(0, 16, (32, 64), generator=torch.Generator().manual_seed(3))
+    scale, low = torch.tensor([0.0123, -0.07]).half().float()
+    weight = (numbers * scale + low).bfloat16()
+    for format in ("int8", "int4"):
+        assert torch.equal(unpacked(format, weight.float()), unpacked(format, weight))
+    other = weight.float()
+    other[-1, -1] += 1e-6  # no longer: it is on no grid, and neither is its matrix
+    assert not torch.equal(unpacked("int4", other)[:16], unpacked("int4", weight)[:16])
 
 
 def test_the_models_own_weights_are_let_go_of() -> None:

@@ -49,6 +49,23 @@ def reference(logits: torch.Tensor, tokens: list[int], asked: dict[str, Any]) ->
     return steps(torch.tensor([tokens]), logits[None].double())[0].softmax(dim=-1)
 
 
+@pytest.mark.parametrize("top_k", [1, 5, 40])
+def test_choices_among_the_likeliest_are_those_among_all(top_k: int) -> None:
+    logits = torch.randn(100, 1201, generator=torch.Generator().manual_seed(top_k)).mul(2)
+    for top_p, rows in ((0.9, logits), (1.0, logits.round(decimals=1))):  # those have equals
+        asked = Sampling(temperature=1.3, top_k=top_k, top_p=top_p, min_p=0.01, seed=4)
+        among, all_ = Sampler(asked), Sampler(asked)
+        for row in rows:
+            likeliest = row.sort(descending=True, stable=True)
+            beyond = likeliest.values[top_k - 1] == likeliest.values[asked.reach]
+            near = len(row) if beyond else asked.reach
+            assert among.next_among(likeliest.values[:near], likeliest.indices[:near]) == all_.next(row)
+    assert Sampler(Sampling()).next_among(*row.topk(1)) == int(row.argmax())
+    assert [Sampling(**each).reach > 0 for each in CASES].count(True) == 2
+    with pytest.raises(RunError, match="not finite"):
+        among.next_among(torch.full((50,), math.nan), torch.zeros(50, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("asked", CASES, ids=str)
 @pytest.mark.parametrize("vocabulary", [1, 7, 1201])
 def test_distributions_are_those_of_transformers(asked: dict[str, Any], vocabulary: int) -> None:
