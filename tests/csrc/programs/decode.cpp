@@ -89,7 +89,6 @@ std::vector<float> logits(const Model& model, KvFormat kv, std::int32_t tokens, 
   const std::uint8_t masks[] = {3, 3, 3, 3, 3, 1};
   Workspace workspace;
   std::vector<float> found;
-  std::vector<std::int64_t> best;
   for (std::int32_t first = 0; first < tokens; first += piece) {
     const std::int32_t count = std::min(piece, tokens - first);
     std::vector<std::int32_t> token, position, sequence, parent, fork, wanted;
@@ -110,12 +109,24 @@ std::vector<float> logits(const Model& model, KvFormat kv, std::int32_t tokens, 
                     masks,           tables.data(),
                     2 * count,       wanted.data()};
     std::vector<float> out(static_cast<std::size_t>(2 * count * model.words()));
-    best.resize(static_cast<std::size_t>(2 * count));
-    step(model, {pages, memory.data()}, workspace, rows, out.data(), nullptr);
-    step(model, {pages, memory.data()}, workspace, rows, nullptr, best.data());
-    for (std::int32_t i = 0; i < 2 * count; ++i) {
-      const float* row = out.data() + i * model.words();
-      if (std::max_element(row, row + model.words()) - row != best[static_cast<std::size_t>(i)]) {
+    Results results;
+    results.logits = out.data();
+    step(model, {pages, memory.data()}, workspace, rows, results);
+    // Again, and only the last row of each sequence is wanted.
+    const std::int32_t last[] = {count - 1, 2 * count - 1};
+    Rows few = rows;
+    few.n_wanted = 2;
+    few.wanted = last;
+    const auto top = std::min<std::int64_t>(3, model.words());
+    std::vector<std::int64_t> best(2), words(static_cast<std::size_t>(2 * top));
+    std::vector<float> likeliest(words.size());
+    step(model, {pages, memory.data()}, workspace, few,
+         {nullptr, best.data(), top, likeliest.data(), words.data()});
+    for (std::size_t i = 0; i < 2; ++i) {
+      const float* row = out.data() + last[i] * model.words();
+      const auto first_place = i * static_cast<std::size_t>(top);
+      if (std::max_element(row, row + model.words()) - row != best[i] || words[first_place] != best[i] ||
+          likeliest[first_place] != row[best[i]]) {
         std::fprintf(stderr, "decode: the best word is not that of the largest logit\n");
         std::exit(1);
       }
