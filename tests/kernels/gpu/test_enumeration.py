@@ -33,9 +33,11 @@ def assert_sums(core: AllMasks, networks, shifts: np.ndarray) -> None:
 
 
 # players, and those of the low and of the high half: the others are a launch for each of their subsets; 6 players have
-# a size of two blocks
-@pytest.mark.parametrize(("n", "halves"), [(1, (4, 4)), (2, (1, 1)), (5, (2, 1)), (7, (6, 1)), (7, (1, 6))])
-@pytest.mark.parametrize("chunk", [1, 8])
+# a size of two blocks, which are of one chunk or of two
+@pytest.mark.parametrize(
+    ("n", "halves", "chunk"),
+    [(1, (4, 4), 8), (2, (1, 1), 8), (5, (2, 1), 8), (7, (6, 1), 8), (7, (1, 6), 8), (7, (1, 6), 1)],
+)
 def test_sums_of_all_masks(n: int, halves: tuple[int, int], chunk: int, device: str, monkeypatch) -> None:
     monkeypatch.setattr("layercoop_fast.kernels.gpu.all_masks.CHUNK", chunk)
     networks = random_networks(n, 2, 2)

@@ -126,7 +126,7 @@ def test_without_a_gpu_it_says_so() -> None:
 
 def test_valuing_players_on_a_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AllMasks.__init__.__kwdefaults__, "config", SMALL)
-    masks = random_masks(3, 24)
+    masks = random_masks(2, 24)
     worths = np.exp(-(~masks).sum(1) * 0.3 - 0.4 * (~masks[:, 0] & ~masks[:, 1]))
     window_nll = np.repeat(-np.log(worths)[:, None], 2, axis=1)
     measured = Worths(masks, worths, window_nll[:, 0], window_nll, np.full(2, 9), {"utility": "accuracy"})
