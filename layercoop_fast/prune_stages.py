@@ -23,7 +23,7 @@ from layercoop_fast.game.calibration import Calibration, read_text
 from layercoop_fast.game.choices import Choices
 from layercoop_fast.game.mixture import Texts, load_texts
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.protocol import Progress
+from layercoop_fast.game.protocol import Floats, Progress
 from layercoop_fast.prune_record import quality_of
 from layercoop_fast.repair.fit import Repaired
 from layercoop_fast.report.generations import Prompts
@@ -194,18 +194,16 @@ class Search:
                 choice = nested.search(game, target.size, allowed=allowed, **asked)
             else:
                 choice = search_by_cost(self.method, game, target, allowed=allowed, **asked)
-        _check_finite(game, choice)
+        _check_finite(game.known_worths())
         return choice
 
 
-def _check_finite(game: ModelGame, choice: Choice) -> None:
-    """Raise `RunError` where no worth says anything: a choice among such is none."""
-    full = np.ones_like(choice.mask)
-    worths = game(np.concatenate([np.stack([full, choice.mask]), game.known_masks()]))
-    if not np.isfinite(worths).any():
+def _check_finite(worths: Floats) -> None:
+    """Raise `RunError` where there are worths and none says anything: a choice among such is none."""
+    if len(worths) and not np.isfinite(worths).any():
         raise RunError(
-            f"the worths of the full model and of all masks measured ({game.n_known}) are not finite: its weights are "
-            "broken, or the dtype is too small for them (try --dtype float32)"
+            f"the worths of the full model and of the masks measured, {len(worths)} in all, are not finite: weights "
+            "are broken, or the dtype is too small for them (try --dtype float32)"
         )
 
 
@@ -304,8 +302,10 @@ def judged(game: ModelGame, opened: Opened, choice: Choice, repaired: Repaired |
     """Stage 5: measure the full and the pruned model."""
     pair = np.stack([np.ones_like(choice.mask), choice.mask])
     with watch("evaluate"):
+        quality = quality_of(game, pair, repaired)
+        _check_finite(game.known_worths())  # of methods that measure nothing these are the first
         return Judged(
-            quality_of(game, pair, repaired),
+            quality,
             None if opened.heldout is None else quality_of(opened.heldout, pair, repaired),
             family_record(game, opened.heldout, choice),
         )

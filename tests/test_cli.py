@@ -284,7 +284,7 @@ def test_models_that_cannot_be_opened(
         (["--remove", "0"], "of 6 players, 1 to 5 can be removed, not 0"),
         (["--remove", "-1"], "of 6 players, 1 to 5 can be removed, not -1"),
         (["--remove", "6"], "of 6 players, 1 to 5 can be removed, not 6"),
-        (["--drop", "0.01"], "of 6 players, 1 to 5 can be removed, not 0"),
+        (["--drop", "0.01"], "no mask meets --drop 0.01: of 6 equal players it is nearest to 0"),
         (["--drop", "1.5"], "--drop 1.5 is not a share between 0 and 1"),
         ([], "say how much to remove"),
         (["--remove", "1", "--drop", "0.2"], "say how much to remove"),

@@ -123,7 +123,6 @@ def test_a_nested_family(run: Any, model: Path, tmp_path: Path) -> None:
         (["--speedup", 1000], "no allowed mask meets --speedup 1000: the nearest reaches"),
         (["--speedup", 2, "--costs", "guess"], "neither prefill nor decode nor a .json file"),
         (["--remove", 2, "--costs", "decode"], "--costs belongs to --speedup"),
-        (["--drop", 0.01], "no mask meets --drop 0.01: of 6 equal players it is nearest to 0; what can go is 1"),
         (["--drop", 0.99], "what can go is 5, --drop 0.8333"),
         (["--memory", "1GiB"], "a size for the weights is --fit 2GiB"),
         (["--fit", "1GB"], "already: nothing has to go"),

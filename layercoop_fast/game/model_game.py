@@ -260,6 +260,18 @@ class ModelGame:
         packed = np.frombuffer(b"".join(self._known.keys), np.uint8).reshape(self.n_known, -(-self.n_players // 8))
         return np.unpackbits(packed, axis=1, count=self.n_players).astype(np.bool_)
 
+    def known_worths(self) -> Floats:
+        """The worths of `known_masks`, float64 [K]; none where the full model is not known. Nothing counts as asked."""
+        full = np.ones(self.n_players, dtype=np.bool_)
+        if not self.holds(full):
+            return np.empty(0)
+        scores = [self._known[mask_key(mask)] for mask in self.known_masks()]
+        nll, kl = (np.array([getattr(one, name) for one in scores]) for name in ("nll", "kl"))
+        with np.errstate(all="ignore"):
+            text = self.fingerprints["calibration"]
+            worths, _ = self.utility.judge(nll, kl, self._known[mask_key(full)].nll, text)
+        return worths
+
     @property
     def weights_read(self) -> int:
         """Bytes of weights read from files so far because the blocks are streamed; 0 where they are in memory."""
