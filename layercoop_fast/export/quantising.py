@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from layercoop_fast.engine.loading import open_checkpoint, quiet_transformers
-from layercoop_fast.engine.quantised import is_quantised
+from layercoop_fast.engine.quantised import bytes_of, is_quantised
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import reason, written_whole
@@ -66,6 +66,10 @@ def quantise_checkpoint(
                 model.save_pretrained(folder)
         except (ImportError, RuntimeError, ValueError) as error:
             raise RunError(f"{name} was not quantised: {reason(error)}") from error
+        if bytes_of(model.parameters()) >= bytes_of(checkpoint.model.parameters()):
+            raise RequestError(
+                f"{scheme} would change nothing: no layer of {type(model).__name__} is one that {library} quantises"
+            )
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(folder)
         record = Path(name) / "layercoop.json"

@@ -119,6 +119,17 @@ def test_torchao_tensors_are_told_apart_and_pruned(plain: Path, tmp_path: Path) 
         assert torch.equal(pruned(ids, use_cache=False).logits, wanted)
 
 
+def test_a_scheme_that_finds_nothing_to_quantise_says_so(tmp_path: Path) -> None:
+    """Falcon's linear layers are a class of its own; GPT-2's are too for torchao."""
+    pytest.importorskip("bitsandbytes", reason="nf4 is bitsandbytes': pip install -e '.[bitsandbytes]'")
+    model = tiny_model("falcon", 2)
+    with quiet_transformers():
+        model.save_pretrained(tmp_path / "plain")
+    with pytest.raises(RequestError, match="nf4 would change nothing: no layer of FalconForCausalLM is one that bits"):
+        quantise_checkpoint(str(tmp_path / "plain"), tmp_path / "nf4")
+    assert not (tmp_path / "nf4").exists()
+
+
 def test_layers_that_no_block_calls_are_left_as_they_are() -> None:
     """Mamba multiplies by the weight of `dt_proj` itself; what no token reached (experts) is another matter."""
     assert uncalled(tiny_model("mamba", 2)) == ["mixer.dt_proj"]
