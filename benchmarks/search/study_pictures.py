@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
 from small_model import cache_folder
-from train_pictures import FOLDER, KINDS, PATCHES, drawn, windows
+from train_pictures import FOLDER, IMAGE, KINDS, PATCHES, VOCABULARY, drawn, windows
 
 from layercoop_fast.engine.loading import open_checkpoint, quiet_transformers
 from layercoop_fast.engine.skeleton import Skeleton
@@ -55,6 +55,7 @@ def judged(model: Any, ids: Tensor, pixels: Tensor) -> dict[str, Any]:
             min_new_tokens=said.shape[1],
             max_new_tokens=said.shape[1],
             do_sample=False,
+            suppress_tokens=[VOCABULARY.index(IMAGE)],  # a model cut too far may write what stands for a picture
             use_cache=use_cache,
         )
         written.append(tokens[:, PATCHES:])
