@@ -78,7 +78,7 @@ def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--remove", default="2,4")
-    parser.add_argument("--methods", default="official,shortgpt,cka,ppl,sleb,coop")
+    parser.add_argument("--methods", default="official,shortgpt,cka,zigzag,ppl,sleb,coop")
     parser.add_argument("--budget", type=int, default=300, help="masks that official and coop may measure")
     parser.add_argument("--windows", type=int, default=32, help="pictures that are searched on")
     parser.add_argument("--unseen", type=int, default=200, help="pictures that are judged on")
