@@ -359,8 +359,10 @@ class DecodeModel:
         wanted: npt.NDArray[np.int32],
         logits: npt.NDArray[np.float32] | None = None,
         best: npt.NDArray[np.int64] | None = None,
+        top: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None = None,
     ) -> None:
         """Compute rows (`layercoop_fast.runtime.executor.Rows`) whose keys and values lie in pages of `memory`.
 
-        Writes logits [K, words], and best [K], the first of the likeliest words. One call at a time; others wait.
+        Writes logits [K, words]; best [K], the first of the likeliest words; top, the greatest logits and their words,
+        both [K, n]. One call at a time; others wait.
         """
