@@ -111,7 +111,8 @@ class Server:
 
     def _likeliest(self, tokens: list[int]) -> int:
         """Read tokens, and return the likeliest one after them."""
-        batch = llama_cpp.llama_batch_get_one((ctypes.c_int32 * len(tokens))(*tokens), len(tokens))
+        held = (ctypes.c_int32 * len(tokens))(*tokens)  # the batch has its address, and nothing else holds it
+        batch = llama_cpp.llama_batch_get_one(held, len(tokens))
         if llama_cpp.llama_decode(self.llama.ctx, batch) != 0:
             raise SystemExit("llama.cpp could not read tokens")
         logits = llama_cpp.llama_get_logits_ith(self.llama.ctx, -1)
