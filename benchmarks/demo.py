@@ -64,7 +64,7 @@ def main() -> None:
             )
     show_pruned(results, console)
     for name, folder in [("full", model), *((result.choice.method, result.out) for result in results)]:
-        console.print(f"[bold]{name}[/bold]: {sentence(folder)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{name}[/bold]: {sentence(folder, dtype)}", highlight=False, soft_wrap=True)
     console.print(f"The pruned checkpoints are in {arguments.out.resolve()}", highlight=False, soft_wrap=True)
     if arguments.svg is not None:
         console.save_svg(str(arguments.svg), title="make demo")
@@ -84,13 +84,13 @@ def takes_bf16() -> bool:
     return seconds[torch.bfloat16] <= 3 * seconds[torch.float32]
 
 
-def sentence(folder: Path) -> str:
+def sentence(folder: Path, dtype: str) -> str:
     """What a model makes of the prompt, greedily, up to the first full stop."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     inputs = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=30, do_sample=False)
     text: str = tokenizer.decode(tokens[0], skip_special_tokens=True)
