@@ -265,7 +265,7 @@ class ModelGame:
         full = np.ones(self.n_players, dtype=np.bool_)
         if not self.holds(full):
             return np.empty(0)
-        scores = [self._known[mask_key(mask)] for mask in self.known_masks()]
+        scores = [self._known[key] for key in self._known.keys]
         nll, kl = (np.array([getattr(one, name) for one in scores]) for name in ("nll", "kl"))
         with np.errstate(all="ignore"):
             text = self.fingerprints["calibration"]

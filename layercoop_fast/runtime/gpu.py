@@ -35,7 +35,7 @@ from layercoop_fast.kernels.gpu.decode_attention import decode_attention, decode
 from layercoop_fast.kernels.gpu.paged_attention import paged_attention, paged_attention_reference
 from layercoop_fast.kernels.memory import on_gpu
 from layercoop_fast.runtime.executor import Executor, Rows
-from layercoop_fast.runtime.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds, let_go
+from layercoop_fast.runtime.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds
 from layercoop_fast.runtime.gpu_quantised import BITS, QuantisedBlock
 from layercoop_fast.runtime.masks import WHOLE, Halves
 from layercoop_fast.runtime.pages import PAGE, PagePool
@@ -140,7 +140,7 @@ class GpuExecutor(Executor):
         self.weight_bytes = 0
         self.blocks = []
         for block in blocks:
-            packed = None if block is None else QuantisedBlock(block, BITS[dtype], self.device, let_go)
+            packed = None if block is None else QuantisedBlock(block, BITS[dtype], self.device)
             self.weight_bytes += 0 if packed is None else packed.nbytes
             self.blocks.append(packed)
         self._ends = ends = QuantisedEnds(self.skeleton, self.head, self.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -13,6 +12,7 @@ from layercoop_fast.engine.fused_head import FusedHead
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.kernels.rms_norm import rms_norm
 from layercoop_fast.runtime.gpu_quantised import QuantisedMap, norm_on
+from layercoop_fast.runtime.llama_weights import let_go
 
 
 class DecodeBlock(Protocol):
@@ -98,9 +98,3 @@ def _finished(logits: Tensor, head: FusedHead) -> Tensor:
     logits = logits.float()
     logits = logits * head.scale if head.scale != 1 else logits
     return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)
-
-
-def let_go(linears: Sequence[nn.Linear]) -> None:
-    """Give back the memory of matrices that are packed."""
-    for linear in linears:
-        linear.weight.data = torch.empty(0)

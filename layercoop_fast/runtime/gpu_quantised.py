@@ -10,7 +10,7 @@ kernel; more (prompts) through the library's product, of weights widened a piece
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from layercoop_fast.kernels.memory import on_gpu
 from layercoop_fast.kernels.quantise import GROUP
 from layercoop_fast.kernels.rms_norm import rms_norm
 from layercoop_fast.kernels.swiglu import swiglu
+from layercoop_fast.runtime.llama_weights import let_go
 
 BITS = {"int8": 8, "int4": 4}
 # Rows up to which reading the packed weights anew for every sixteen is less than widening them once.
@@ -108,15 +109,12 @@ class QuantisedBlock:
     """A llama-shaped block of quantised weights: what `PoolBlock` does in generation, on a device.
 
     Args:
-        block: on the CPU, checked.
+        block: on the CPU, checked; the memory of its matrices is given back.
         bits: of the weights, 8 or 4.
         device: where it goes.
-        drop: called with the block's linear maps once they are packed.
     """
 
-    def __init__(
-        self, block: PoolBlock, bits: int, device: torch.device, drop: Callable[[Sequence[nn.Linear]], None]
-    ) -> None:
+    def __init__(self, block: PoolBlock, bits: int, device: torch.device) -> None:
         parts = block.parts
         self.rope = block.rope
         self.head_dim, self.scale, self.heads, self.kv_heads = block.head_dim, block.scale, block.heads, block.kv_heads
@@ -127,7 +125,7 @@ class QuantisedBlock:
         self._output = QuantisedMap([parts.output], bits, device)
         self._gate_up = QuantisedMap([parts.gate, parts.up], bits, device)
         self._down = QuantisedMap([parts.down], bits, device)
-        drop([parts.query, parts.key, parts.value, parts.output, parts.gate, parts.up, parts.down])
+        let_go([parts.query, parts.key, parts.value, parts.output, parts.gate, parts.up, parts.down])
 
     @property
     def nbytes(self) -> int:

@@ -8,6 +8,7 @@ rotate, and GELU by tanh.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -344,3 +345,10 @@ def _final_norm(skeleton: Skeleton, head: FusedHead) -> Norm:
                 if found is not None:
                     return found
     raise UnfitError("there is no root-mean-square norm between its last block and its head")
+
+
+def let_go(linears: Sequence[nn.Linear]) -> None:
+    """Give back the memory of matrices that are packed."""
+    for linear in linears:
+        if not linear.weight.is_meta:
+            linear.weight.data = torch.empty(0)

@@ -10,7 +10,6 @@ and values fp32, bf16 or int8, all other numbers fp32.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +25,7 @@ from layercoop_fast.engine.llama_shape import Norm, UnfitError
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.runtime.executor import Executor, Rows
-from layercoop_fast.runtime.llama_weights import ATTENTION, BlockWeights, LlamaWeights, find_weights
+from layercoop_fast.runtime.llama_weights import ATTENTION, BlockWeights, LlamaWeights, find_weights, let_go
 from layercoop_fast.runtime.masks import WHOLE, Halves
 from layercoop_fast.runtime.native_packing import FORMATS, Packed
 from layercoop_fast.runtime.pages import PagePool
@@ -86,13 +85,13 @@ class NativeExecutor(Executor):
             raise RequestError(f"the native executor cannot run this model: {reason}") from None
         del context
         words = weights.head.projection.out_features
-        packed = Packed(weights, dtype, _let_go)
+        packed = Packed(weights, dtype, let_go)
         for block, half in zip(weights.blocks, held.tolist(), strict=True):
             packed.add_block(block, half)
         packed.set_ends()
         skeleton.model.get_input_embeddings().weight.data = torch.empty(0)
         for left in skeleton.blocks:
-            _let_go([module for module in left.modules() if isinstance(module, nn.Linear)])
+            let_go([module for module in left.modules() if isinstance(module, nn.Linear)])
         # The sizes and the rotary modules are still needed, the tensors are not.
         packed.weights = replace(weights, embedding=weights.embedding.new_empty(0, weights.hidden))
         self._packed = packed
@@ -153,12 +152,6 @@ class NativeExecutor(Executor):
             best=best,
             top=top,
         )
-
-
-def _let_go(linears: Sequence[nn.Linear]) -> None:
-    for linear in linears:
-        if not linear.weight.is_meta:
-            linear.weight.data = torch.empty(0)
 
 
 def _check_blocks(skeleton: Skeleton, weights: LlamaWeights, context: Context) -> None:

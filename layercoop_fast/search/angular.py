@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Game, Progress, n_players_of
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable
+from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable, offered
 
 
 def search(
@@ -31,12 +30,7 @@ def search(
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)
-    angular_distances = getattr(game, "angular_distances", None)
-    if angular_distances is None:
-        raise RequestError("angular needs a game that offers angular_distances(), a game on a model: try sleb here")
-    distances = np.asarray(angular_distances(n_remove), dtype=np.float64)
-    if distances.shape != (n - n_remove + 1,) or not np.isfinite(distances).all():
-        raise RequestError(f"angular_distances() must give {n - n_remove + 1} finite numbers, not {distances}")
+    distances = offered(game, "angular", "angular_distances", n - n_remove + 1, n_remove)
     scores = np.array([distances[max(0, i - n_remove + 1) : i + 1].min() for i in range(n)])
     details = {"distances": distances.tolist(), "start": None}
     for start in np.argsort(distances, kind="stable").tolist():

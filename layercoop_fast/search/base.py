@@ -116,6 +116,20 @@ def check_budget(method: str, n_masks: int, budget: int | None, n_players: int, 
         )
 
 
+def offered(game: Game, method: str, name: str, count: int, *arguments: Any) -> Floats:
+    """What a game on a model says of itself, float64 [count]: its `name(*arguments)`, for a method that lives by it.
+
+    Raises `RequestError` for a game that does not offer that, and for anything but `count` finite numbers.
+    """
+    ask = getattr(game, name, None)
+    if ask is None:
+        raise RequestError(f"{method} needs a game that offers {name}(), a game on a model: try sleb here")
+    found = np.asarray(ask(*arguments), dtype=np.float64)
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise RequestError(f"{name}() must give {count} finite numbers, not {found}")
+    return found
+
+
 def least_valuable(scores: Floats, n_remove: int, allowed: Allowed | None) -> Masks:
     """Return the mask (`bool[n]`) without the `n_remove` players of least score; of equal scores the first index goes.
 

@@ -6,11 +6,8 @@ plain relative of topology-aware pruning (arXiv 2604.16502), which is the method
 
 from __future__ import annotations
 
-import numpy as np
-
-from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Game, Progress, n_players_of
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable
+from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable, offered
 
 
 def search(
@@ -29,10 +26,5 @@ def search(
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)
-    cka_distances = getattr(game, "cka_distances", None)
-    if cka_distances is None:
-        raise RequestError("cka needs a game that offers cka_distances(), a game on a model: try sleb here")
-    distances = np.asarray(cka_distances(), dtype=np.float64)
-    if distances.shape != (n,) or not np.isfinite(distances).all():
-        raise RequestError(f"cka_distances() must give {n} finite numbers, not {distances}")
+    distances = offered(game, "cka", "cka_distances", n)
     return Choice(least_valuable(distances, n_remove, allowed), "cka", distances, 0)

@@ -5,11 +5,8 @@ Source: ShortGPT, arXiv 2403.03853.
 
 from __future__ import annotations
 
-import numpy as np
-
-from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Game, Progress, n_players_of
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable
+from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable, offered
 
 
 def search(
@@ -28,10 +25,5 @@ def search(
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)
-    block_influence = getattr(game, "block_influence", None)
-    if block_influence is None:
-        raise RequestError("shortgpt needs a game that offers block_influence(), a game on a model: try sleb here")
-    influence = np.asarray(block_influence(), dtype=np.float64)
-    if influence.shape != (n,) or not np.isfinite(influence).all():
-        raise RequestError(f"block_influence() must give {n} finite numbers, not {influence}")
+    influence = offered(game, "shortgpt", "block_influence", n)
     return Choice(least_valuable(influence, n_remove, allowed), "shortgpt", influence, 0)

@@ -6,11 +6,8 @@ arXiv 2410.11042 and, on vision-language models, 2604.16502). `cka` is its plain
 
 from __future__ import annotations
 
-import numpy as np
-
-from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Game, Progress, n_players_of
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable
+from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable, offered
 
 
 def search(
@@ -29,10 +26,5 @@ def search(
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)
-    zigzag_changes = getattr(game, "zigzag_changes", None)
-    if zigzag_changes is None:
-        raise RequestError("zigzag needs a game that offers zigzag_changes(), a game on a model: try sleb here")
-    changes = np.asarray(zigzag_changes(), dtype=np.float64)
-    if changes.shape != (n,) or not np.isfinite(changes).all():
-        raise RequestError(f"zigzag_changes() must give {n} finite numbers, not {changes}")
+    changes = offered(game, "zigzag", "zigzag_changes", n)
     return Choice(least_valuable(changes, n_remove, allowed), "zigzag", changes, 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -20,6 +18,8 @@ from layercoop_fast.kernels.memory import through_interpreter
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.general import GeneralExecutor
 from layercoop_fast.runtime.gpu import GpuExecutor
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BUDGET = 2**21
 PROMPTS = [[5, 9, 200, 31, 7] * 4, [5, 9, 200, 31, 7] * 4, [80, 3, 3], [11]]
@@ -123,11 +123,3 @@ def test_what_does_not_fit_says_why(family: str, why: str) -> None:
         GpuExecutor(Skeleton(tiny_model(family, 3)), BUDGET)
     with pytest.raises(UnfitError, match="halves of its blocks are left out"):
         GpuExecutor(Skeleton(tiny_model("llama", 2)), BUDGET, np.array([3, 1], dtype=np.uint8))
-
-
-@pytest.fixture(autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
