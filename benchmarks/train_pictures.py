@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedToke
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine
 from small_model import cache_folder
-from train_small import SPECIAL_TOKENS, Training, write_snapshot
+from train_small import SPECIAL_TOKENS, Training, model_to_train, write_snapshot
 
 FOLDER = "small-llava"
 SIZE, PATCH, BLOCKS = 32, 8, 10
@@ -153,24 +153,18 @@ def main() -> None:
     arguments = parser.parse_args()
 
     folder, began = cache_folder() / FOLDER, time.perf_counter()
-    state = folder / "training.safetensors"
-    if (folder / "config.json").exists() and not state.exists():
-        sys.stdout.write(f"{folder}\n")
+    model = model_to_train(folder, AutoModelForImageTextToText, lambda: new_model(arguments.seed))
+    if model is None:
         return
-    if state.exists():
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    else:
-        model = new_model(arguments.seed)
     training = PictureTraining(
-        model.train(),
+        model,
         word_tokenizer(),
         steps=arguments.steps,
         shape=(arguments.pictures, PATCHES + 12),
         rate=arguments.rate,
         seed=arguments.seed,
     )
-    if state.exists():
-        training.take_up(state)
+    training.take_up(folder)
     training.run(arguments.seconds)
     said = {
         "benchmark": "train_pictures",

@@ -16,6 +16,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "rwkv": {"hidden_size": 128, "attention_hidden_size": 128, "context_length": CONTEXT, "rescale_every": 0},
 }
 _HELD_OUT = 1 / 20
+# The optimiser's state: there while steps are left.
+_STATE = "training.safetensors"
 _WARM_UP = 50
 _NAMES = ("exp_avg", "exp_avg_sq")
 
@@ -63,7 +66,7 @@ _NAMES = ("exp_avg", "exp_avg_sq")
 def small_trained_model(family: str) -> Path:
     """Return the folder of a finished checkpoint of this family; `SystemExit` with one line where there is none."""
     folder = folder_of(family)
-    if not (folder / "config.json").exists() or (folder / "training.safetensors").exists():
+    if not (folder / "config.json").exists() or (folder / _STATE).exists():
         raise SystemExit(f"no trained model in {folder}: run benchmarks/train_small.py --family {family} --text FILE")
     return folder
 
@@ -171,10 +174,12 @@ class Training:
         tensors = {f"{name}.{kind}": of_one[kind] for name, of_one in kept for kind in _NAMES}
         save_file(tensors, path, metadata={"done": str(self.done)})
 
-    def take_up(self, path: Path) -> None:
-        """Go on from a state that was written; the model's weights are those written with it."""
-        done = json.loads((path.parent / "training.json").read_text(encoding="utf-8"))["done"]
-        tensors = load_file(path)
+    def take_up(self, folder: Path) -> None:
+        """Go on from the state that a call left there, if one did; the model's weights are those written with it."""
+        if not (folder / _STATE).exists():
+            return
+        done = json.loads((folder / "training.json").read_text(encoding="utf-8"))["done"]
+        tensors = load_file(folder / _STATE)
         for name, one in self.named.items():
             if f"{name}.{_NAMES[0]}" in tensors:
                 kept: dict[str, Tensor] = {kind: tensors[f"{name}.{kind}"] for kind in _NAMES}
@@ -191,6 +196,15 @@ class Training:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, self.prefix :].flatten())
 
 
+def model_to_train(folder: Path, opener: Any, new: Callable[[], Any]) -> Any | None:
+    """The model that an earlier call began, in fp32, or a new one; None where it is finished, whose folder is told."""
+    begun = (folder / _STATE).exists()
+    if (folder / "config.json").exists() and not begun:
+        sys.stdout.write(f"{folder}\n")
+        return None
+    return (opener.from_pretrained(folder, dtype=torch.float32) if begun else new()).train()
+
+
 def write_snapshot(folder: Path, training: Training, tokenizer: Any, said: dict[str, Any]) -> None:
     """Write the model, its tokenizer and what was said of it, and while steps are left the optimiser's state."""
     with written_whole(folder, folder=True, force=True) as made:
@@ -198,7 +212,7 @@ def write_snapshot(folder: Path, training: Training, tokenizer: Any, said: dict[
         tokenizer.save_pretrained(made)
         (made / "training.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         if training.done < training.steps:
-            training.save(made / "training.safetensors")
+            training.save(made / _STATE)
     unfinished = ": not finished, call again to go on" if training.done < training.steps else ""
     sys.stdout.write(f"{folder}{unfinished}\n{json.dumps(said)}\n")
 
@@ -220,9 +234,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     folder, began = folder_of(arguments.family), time.perf_counter()
-    state = folder / "training.safetensors"
-    if (folder / "config.json").exists() and not state.exists():
-        sys.stdout.write(f"{folder}\n")
+    model = model_to_train(folder, AutoModelForCausalLM, lambda: new_model(arguments.family, arguments.seed))
+    if model is None:
         return
     # What decays far is nothing, and multiplying by numbers just above nothing takes a hundred times as long.
     torch.set_flush_denormal(True)
@@ -232,11 +245,6 @@ def main() -> None:
     table = np.array([_id_of(tokenizer, byte) for byte in range(256)], dtype=np.int64)
     stream = table[np.frombuffer(text, dtype=np.uint8)]
     border = round(len(stream) * (1 - _HELD_OUT))
-    if state.exists():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    else:
-        model = new_model(arguments.family, arguments.seed)
-    model.train()
     training = Training(
         model,
         stream[:border],
@@ -245,8 +253,7 @@ def main() -> None:
         rate=arguments.rate,
         seed=arguments.seed,
     )
-    if state.exists():
-        training.take_up(state)
+    training.take_up(folder)
     training.run(arguments.seconds)
     said = {
         "benchmark": "train_small",
