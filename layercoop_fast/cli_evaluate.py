@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Model,
-    masks: Annotated[Path, typer.Option(help="A .npy of bool [masks, players], True = kept.")],
+    masks: Annotated[Path, typer.Option(help="A .npy of bool, masks x players, True = kept.")],
     out: Annotated[Path, typer.Option(help="The worths.npz to write.")],
     calibration: CalibrationOption = None,
     objective: Objective = "mean",

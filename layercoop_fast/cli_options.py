@@ -21,8 +21,10 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder (
 CalibrationOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="FILE.txt, FILE.jsonl, hf:NAME[/CONFIG][/SPLIT], builtin (the default), builtin-heldout, "
-        "builtin-docstrings, builtin-code or self; several times for several texts, each with :WEIGHT if wanted.",
+        # No square brackets in any help: typer takes them for markup.
+        help="FILE.txt, FILE.jsonl, hf:NAME/CONFIG/SPLIT (both may be left out), builtin (the default), "
+        "builtin-heldout, builtin-docstrings, builtin-code or self; several times for several texts, each with "
+        ":WEIGHT if wanted.",
         metavar="SPEC[:WEIGHT]",
     ),
 ]

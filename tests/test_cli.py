@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,29 @@ def test_help_and_import_leave_torch_unloaded() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "prune" in done.stdout
+
+
+def test_every_command_shows_all_of_its_help(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What looks like markup to the printer of helps is dropped by it, or ends the command in a traceback."""
+    import typer
+
+    from layercoop_fast.cli import app
+
+    def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+        yield path, command
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from commands(inner, (*path, name))
+
+    monkeypatch.setenv("COLUMNS", "500")  # no line breaks within a word
+    found = list(commands(typer.main.get_command(app)))
+    assert {"prune", "compare", "generate", "cut"} <= {path[0] for path, _ in found if path}
+    for path, command in found:
+        status, out, _ = run(*path, "--help")
+        assert status == 0
+        texts = [command.help, *(option.help for option in command.params)]
+        assert not {word for text in texts for word in (text or "").split()} - set(out.split()), path
 
 
 def test_every_public_name_can_be_had() -> None:
