@@ -47,9 +47,9 @@ bench-gpu: $(VENV)/installed
 # The team, the pool and the decoding step by themselves, with memory, undefined behaviour and races watched (minutes).
 SANITIZED := $(wildcard csrc/cpu/*.cpp csrc/decode/*.cpp)
 SANITIZE := -std=c++17 -g1 -pthread -Icsrc -fno-omit-frame-pointer
-build/address/%.o: %.cpp $(wildcard csrc/*/*.h)
+build/address/%.o: %.cpp $(wildcard csrc/*.h csrc/*/*.h)
 	mkdir -p $(@D) && $(CXX) $(SANITIZE) -O0 -fsanitize=address,undefined -fno-sanitize-recover=all -c $< -o $@
-build/thread/%.o: %.cpp $(wildcard csrc/*/*.h)
+build/thread/%.o: %.cpp $(wildcard csrc/*.h csrc/*/*.h)
 	mkdir -p $(@D) && $(CXX) $(SANITIZE) -O1 -fsanitize=thread -c $< -o $@
 # Objects stay: some take a minute.
 .SECONDARY:

@@ -61,8 +61,9 @@ Linear linear(const Packed& matrix, const py::object& bias, const std::string& n
 KvFormat parse_kv(const std::string& name) {
   if (name == "fp32") return KvFormat::fp32;
   if (name == "bf16") return KvFormat::bf16;
+  if (name == "fp16") return KvFormat::fp16;
   if (name == "int8") return KvFormat::int8;
-  throw py::value_error("kv_format: unknown '" + name + "'; use one of fp32, bf16, int8");
+  throw py::value_error("kv_format: unknown '" + name + "'; use one of fp32, bf16, fp16, int8");
 }
 
 std::unique_ptr<DecodeModel> make_model(std::int64_t hidden, std::int64_t heads, std::int64_t kv_heads,

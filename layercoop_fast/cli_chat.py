@@ -16,6 +16,7 @@ from layercoop_fast.cli_options import (
     DraftOption,
     ExecutorOption,
     FreshSeed,
+    KvDtype,
     KvMemory,
     MaxNewTokens,
     MinP,
@@ -71,6 +72,7 @@ def chat(
     executor: ExecutorOption = "auto",
     device: RuntimeDevice = "cpu",
     kv_memory: KvMemory = None,
+    kv_dtype: KvDtype = "auto",
 ) -> None:
     """Talk with a model. /mask fast changes to a mask given with --mask; /help says the rest."""
     if temperature == 0:
@@ -83,7 +85,9 @@ def chat(
     from layercoop_fast.runtime.stops import check_stops
     from layercoop_fast.runtime.talk import Talk
 
-    opened = LayerSkipModel.from_pretrained(model, dtype, kv_memory=budget, executor=executor, device=device)
+    opened = LayerSkipModel.from_pretrained(
+        model, dtype, kv_memory=budget, kv_dtype=kv_dtype, executor=executor, device=device
+    )
     talk = Talk(opened, sampling, max_new_tokens, check_stops(stop or ()), system)
     for given in mask or []:
         name, named, text = given.partition("=")

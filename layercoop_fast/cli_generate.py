@@ -15,6 +15,7 @@ from layercoop_fast.cli_options import (
     DraftOption,
     ExecutorOption,
     IgnoreEos,
+    KvDtype,
     KvMemory,
     MaxNewTokens,
     MinP,
@@ -66,6 +67,7 @@ def generate(
     executor: ExecutorOption = "auto",
     device: RuntimeDevice = "cpu",
     kv_memory: KvMemory = None,
+    kv_dtype: KvDtype = "auto",
     stats: Annotated[bool, typer.Option("--stats", help="Say at the end what it took, on standard error.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -77,7 +79,9 @@ def generate(
     from layercoop_fast.runtime.mask_text import mask_of, text_of
     from layercoop_fast.runtime.model import LayerSkipModel
 
-    opened = LayerSkipModel.from_pretrained(model, dtype, kv_memory=budget, executor=executor, device=device)
+    opened = LayerSkipModel.from_pretrained(
+        model, dtype, kv_memory=budget, kv_dtype=kv_dtype, executor=executor, device=device
+    )
     halves = opened.mask(None if mask is None else mask_of(mask, opened.n_layers))
     texts = [opened.tokens(_as_chat(opened, text) if chat else text) for text in prompts]
     if draft is not None and len(texts) > 1:

@@ -124,6 +124,14 @@ KvMemory = Annotated[
     str | None,
     typer.Option("--kv-memory", help="Memory for keys and values, 1GiB for example; default a quarter free."),
 ]
+KvDtype = Annotated[
+    str,
+    typer.Option(
+        "--kv-dtype",
+        help="Of keys and values in the native executor: float32, bfloat16, float16 or int8; auto is the weights' own, "
+        "and float16 beside quantised ones.",
+    ),
+]
 
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}b": size for unit, size in list(_UNITS.items()) if unit in "kmgt" and unit}

@@ -120,6 +120,7 @@ def test_a_question_goes_through_the_chat_template(answered: Any) -> None:
         (["-p", "x", "--draft", "full"], "--draft full: a draft leaves out some of the blocks"),
         (["-p", "x", "-p", "y", "--draft", "1"], "--draft speeds up one text at a time"),
         (["-p", "x", "--dtype", "float3"], "unknown dtype 'float3'"),
+        (["-p", "x", "--kv-dtype", "int3"], "unknown dtype of keys and values 'int3'"),
         (["-p", "x", "--executor", "magic"], "unknown executor 'magic'"),
         (["-p", "x", "--kv-memory", "lots"], "--kv-memory 'lots' is not a size"),
         (["-p", "x", "-n", "400"], "positions for 256"),

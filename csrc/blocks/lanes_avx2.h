@@ -8,6 +8,7 @@
 
 #include "blocks/blocks.h"
 #include "cpu/dispatch.h"
+#include "half.h"
 
 #define LANES_TARGET LAYERCOOP_AVX2
 #define LANES_FN LANES_TARGET __attribute__((always_inline)) inline
@@ -85,6 +86,10 @@ LANES_FN Lanes load(const Bf16* p) {
   const __m128i* halves = reinterpret_cast<const __m128i*>(p);
   return {widen_8(_mm_loadu_si128(halves)), widen_8(_mm_loadu_si128(halves + 1))};
 }
+LANES_FN Lanes load(const Fp16* p) {
+  const __m128i* halves = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+}
 LANES_FN __m256 widen_8(const std::int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
@@ -97,6 +102,11 @@ LANES_FN void store(Bf16* p, Lanes x) {
   // packus works within 128-bit halves: the permutation puts the four quarters back in order.
   const __m256i packed = _mm256_packus_epi32(bf16_bits_8(x.low), bf16_bits_8(x.high));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+LANES_FN void store(Fp16* p, Lanes x) {
+  __m128i* halves = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(halves, _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
 }
 template <typename T>
 LANES_FN Lanes load_first(const T* p, int n) {

@@ -7,6 +7,7 @@
 
 #include "blocks/blocks.h"
 #include "cpu/dispatch.h"
+#include "half.h"
 
 #define LANES_TARGET LAYERCOOP_AVX512
 #define LANES_FN LANES_TARGET __attribute__((always_inline)) inline
@@ -53,6 +54,9 @@ LANES_FN Lanes widen(__m256i halves) {
 
 LANES_FN Lanes load(const float* p) { return _mm512_loadu_ps(p); }
 LANES_FN Lanes load(const Bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+LANES_FN Lanes load(const Fp16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 LANES_FN Lanes load(const std::int8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
@@ -61,6 +65,9 @@ LANES_FN Lanes load_first(const Bf16* p, int n) { return widen(_mm256_maskz_load
 LANES_FN void store(float* p, Lanes x) { _mm512_storeu_ps(p, x); }
 LANES_FN void store(Bf16* p, Lanes x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(x)));
+}
+LANES_FN void store(Fp16* p, Lanes x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 LANES_FN void store_first(float* p, int n, Lanes x) { _mm512_mask_storeu_ps(p, first(n), x); }
 LANES_FN void store_first(Bf16* p, int n, Lanes x) {

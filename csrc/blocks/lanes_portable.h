@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "blocks/blocks.h"
+#include "half.h"
 
 #define LANES_TARGET
 #define LANES_FN inline
@@ -112,6 +113,11 @@ LANES_FN Lanes load_first(const Bf16* p, int n) {
   for (int i = 0; i < n; ++i) x.at[i] = widen(p[i]);
   return x;
 }
+LANES_FN Lanes load_first(const Fp16* p, int n) {
+  Lanes x = splat(0.0f);
+  for (int i = 0; i < n; ++i) x.at[i] = from_half(p[i].bits);
+  return x;
+}
 LANES_FN Lanes load_first(const std::int8_t* p, int n) {
   Lanes x = splat(0.0f);
   for (int i = 0; i < n; ++i) x.at[i] = p[i];
@@ -122,6 +128,9 @@ LANES_FN void store_first(float* p, int n, Lanes x) {
 }
 LANES_FN void store_first(Bf16* p, int n, Lanes x) {
   for (int i = 0; i < n; ++i) p[i] = narrow(x.at[i]);
+}
+LANES_FN void store_first(Fp16* p, int n, Lanes x) {
+  for (int i = 0; i < n; ++i) p[i] = {to_half(x.at[i])};
 }
 template <typename T>
 LANES_FN Lanes load(const T* p) {

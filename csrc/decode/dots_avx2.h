@@ -19,11 +19,6 @@ constexpr int float_tiles(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; 
 
 LANES_FN __m256i bytes_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
-LANES_FN Lanes load_halves(const std::uint8_t* p) {
-  const auto* halves = reinterpret_cast<const __m128i*>(p);
-  return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
-}
-
 LANES_FN __m256 first_of_pairs_8(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
 LANES_FN __m256 second_of_pairs_8(__m256i pairs) {
   return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));

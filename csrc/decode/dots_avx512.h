@@ -29,9 +29,6 @@ constexpr int float_tiles(int rows) { return rows <= 2 ? 4 : 2; }
 
 LANES_FN __m512i bytes_at(const void* p) { return _mm512_loadu_si512(p); }
 
-LANES_FN Lanes load_halves(const std::uint8_t* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
 LANES_FN Lanes load_first_of_pairs(const std::uint8_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(bytes_at(p), 16));
 }

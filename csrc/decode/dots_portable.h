@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "blocks/lanes_portable.h"
-#include "decode/half.h"
+#include "half.h"
 
 namespace layercoop::decode {
 namespace {
@@ -16,17 +16,6 @@ using blocks::Lanes;
 constexpr int kFloatRows = 4;  // input rows whose sums fit the registers
 constexpr int kIntRows = 4;
 constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run side by side
-
-// Sixteen fp16 numbers.
-LANES_FN Lanes load_halves(const std::uint8_t* p) {
-  Lanes x;
-  for (int i = 0; i < 16; ++i) {
-    std::uint16_t half;
-    std::memcpy(&half, p + 2 * i, sizeof half);
-    x.at[i] = from_half(half);
-  }
-  return x;
-}
 
 // The first, and the second, of sixteen pairs of bf16 numbers.
 LANES_FN Lanes load_first_of_pairs(const std::uint8_t* p) {

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <limits>
 
-#include "decode/half.h"
+#include "half.h"
 
 namespace layercoop::decode {
 namespace {

@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <limits>
 
-#include "decode/half.h"
 #include "decode/layout.h"
 #include "decode/levels.h"
 
@@ -87,7 +86,7 @@ struct Int8 {
     for (std::int64_t g = 0; g < used; ++g) {
       Lanes dots[rows];
       dots_int8<rows>(weights + int8_quants(g), q + g * kGroup, stride, q_sums + g, groups, dots);
-      const Lanes scale = load_halves(weights + int8_scales(g));
+      const Lanes scale = load(reinterpret_cast<const Fp16*>(weights + int8_scales(g)));
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         sums[0][r] = fma(dots[r], mul(scale, splat(scales[r * groups + g])), sums[0][r]);
@@ -113,8 +112,8 @@ struct Int4 {
     for (std::int64_t g = 0; g < used; ++g) {
       Lanes dots[rows];
       dots_int4<rows>(weights + int4_quants(g), q + g * kGroup, stride, dots);
-      const Lanes scale = load_halves(weights + int4_scales(g));
-      const Lanes low = load_halves(weights + int4_mins(g));
+      const Lanes scale = load(reinterpret_cast<const Fp16*>(weights + int4_scales(g)));
+      const Lanes low = load(reinterpret_cast<const Fp16*>(weights + int4_mins(g)));
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const float x_scale = scales[r * groups + g];

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu/pool.h"
-#include "decode/half.h"
+#include "half.h"
 #include "decode/layout.h"
 
 namespace layercoop::decode {

@@ -19,11 +19,13 @@ void Pages::store(const RowKernels& kernels, std::uint8_t* page, std::int64_t he
     case KvFormat::fp32:
       scatter(key, width_, slot, keys_at);
       return kernels.store_fp32(value, width_, reinterpret_cast<float*>(value_at));
-    case KvFormat::bf16: {
+    case KvFormat::bf16:
+    case KvFormat::fp16: {
+      const auto store_halves = format_ == KvFormat::bf16 ? kernels.store_bf16 : kernels.store_fp16;
       auto* const row = reinterpret_cast<std::uint16_t*>(space);
-      kernels.store_bf16(key, width_, row);
+      store_halves(key, width_, row);
       scatter(row, width_, slot, keys_at);
-      return kernels.store_bf16(value, width_, reinterpret_cast<std::uint16_t*>(value_at));
+      return store_halves(value, width_, reinterpret_cast<std::uint16_t*>(value_at));
     }
     case KvFormat::int8: {
       auto* const row = reinterpret_cast<std::int8_t*>(space);

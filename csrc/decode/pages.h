@@ -10,7 +10,7 @@
 
 namespace layercoop::decode {
 
-enum class KvFormat { fp32, bf16, int8 };
+enum class KvFormat { fp32, bf16, fp16, int8 };
 
 class Pages {
  public:
@@ -19,7 +19,7 @@ class Pages {
         kv_heads_(kv_heads),
         width_(width),
         padded_width_((width + kPage - 1) / kPage * kPage),
-        element_(format == KvFormat::fp32 ? 4 : format == KvFormat::bf16 ? 2 : 1) {}
+        element_(format == KvFormat::fp32 ? 4 : format == KvFormat::int8 ? 1 : 2) {}
 
   KvFormat format() const noexcept { return format_; }
   std::int64_t padded_width() const noexcept { return padded_width_; }

@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include "decode/grids.h"
-#include "decode/half.h"
+#include "half.h"
 #include "decode/quantise_kernels.h"
 
 namespace layercoop::decode {

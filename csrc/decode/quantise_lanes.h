@@ -8,7 +8,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "decode/half.h"
+#include "half.h"
 #include "decode/quantise_kernels.h"
 
 #define QUANTISE_INLINE QUANTISE_TARGET __attribute__((always_inline)) inline

@@ -1,6 +1,6 @@
 // What a token needs besides matrix products, a row or a head at a time, once an instruction set.
 //
-// All numbers are fp32 but keys and values, which lie in pages (pages.h) as fp32, bf16 or int8 with a scale a token. No
+// All numbers are fp32 but keys and values, which lie in pages (pages.h) as fp32, bf16, fp16 or int8 with a scale a token. No
 // threads, no allocation. A row's or a query's results do not depend on those handled beside it, bit for bit.
 #pragma once
 
@@ -64,10 +64,12 @@ struct RowKernels {
   // A token's value to its row of a page, [padded_width]; the padding is written too. The last returns the scale.
   void (*store_fp32)(const float* x, std::int64_t width, float* out);
   void (*store_bf16)(const float* x, std::int64_t width, std::uint16_t* out);
+  void (*store_fp16)(const float* x, std::int64_t width, std::uint16_t* out);  // beyond fp16: its largest number
   float (*store_int8)(const float* x, std::int64_t width, std::int8_t* out);
 
   void (*attend_fp32)(const Chunk& chunk);
   void (*attend_bf16)(const Chunk& chunk);
+  void (*attend_fp16)(const Chunk& chunk);
   void (*attend_int8)(const Chunk& chunk);
 
   // Takes a chunk's partial result into a query's so far; from {any, 0, any} on, in the order of the chunks.

@@ -97,6 +97,14 @@ LANES_TARGET void store_bf16(const float* x, std::int64_t width, std::uint16_t* 
   }
 }
 
+LANES_TARGET void store_fp16(const float* x, std::int64_t width, std::uint16_t* out) {
+  constexpr float most = 65504.0f;
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    const Lanes kept = at_most(at_least(read(x + j, lanes_left(j, width)), -most), most);
+    store(reinterpret_cast<Fp16*>(out) + j, kept);
+  }
+}
+
 LANES_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* out) {
   float most = 0.0f;
   for (std::int64_t j = 0; j < width; ++j) most = std::max(most, std::fabs(x[j]));
@@ -106,16 +114,6 @@ LANES_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* o
   for (; j % kLanes != 0; ++j) out[j] = 0;
   return most / 127.0f;
 }
-
-// What a page holds, to what the lanes read.
-template <typename T>
-struct Element {
-  using Type = T;
-};
-template <>
-struct Element<std::uint16_t> {
-  using Type = Bf16;
-};
 
 // scores[i][kPage] of one page: the queries' products with its keys.
 template <typename T, int queries>
@@ -166,7 +164,6 @@ LANES_FN void weigh(const Chunk& chunk, int query, std::int64_t begin, std::int6
 
 template <typename T, int queries>
 LANES_TARGET void attend_some(const Chunk& chunk) {
-  using Read = typename Element<T>::Type;
   alignas(64) float scores[queries][kChunk];
   std::int64_t first = kChunk;
   std::int64_t last = 0;
@@ -180,7 +177,7 @@ LANES_TARGET void attend_some(const Chunk& chunk) {
   const std::int64_t first_page = first / kPage;
   const std::int64_t last_page = (last + kPage - 1) / kPage;
   for (std::int64_t page = first_page; page < last_page; ++page) {
-    score_page<Read, queries>(chunk, reinterpret_cast<const Read*>(chunk.keys[page]), chunk.key_scales[page], scores,
+    score_page<T, queries>(chunk, reinterpret_cast<const T*>(chunk.keys[page]), chunk.key_scales[page], scores,
                               page * kPage);
   }
   for (int i = 0; i < queries; ++i) {
@@ -195,7 +192,7 @@ LANES_TARGET void attend_some(const Chunk& chunk) {
 #pragma GCC unroll 6
     for (int i = 0; i < queries; ++i) sums[i] = splat(0.0f);
     for (std::int64_t page = first_page; page < last_page; ++page) {
-      const Read* values = reinterpret_cast<const Read*>(chunk.values[page]) + d;
+      const T* values = reinterpret_cast<const T*>(chunk.values[page]) + d;
       const float* scales = chunk.value_scales[page];
       const std::int64_t at = page * kPage;
       // What stands behind the last token is not this sequence's: no number at all, perhaps.
@@ -244,10 +241,9 @@ LANES_TARGET void merge(float largest, float sum, const float* out, std::int64_t
 }
 
 constexpr RowKernels row_kernels_here() {
-  return {rms_norm,   add_row,    scale_and_cap, gated,
-          rotate_head, largest_of, store_fp32,    store_bf16,
-          store_int8, attend<float>, attend<std::uint16_t>, attend<std::int8_t>,
-          merge};
+  return {rms_norm,      add_row,      scale_and_cap, gated,      rotate_head,
+          largest_of,    store_fp32,   store_bf16,    store_fp16, store_int8,
+          attend<float>, attend<Bf16>, attend<Fp16>,  attend<std::int8_t>, merge};
 }
 
 }  // namespace

@@ -291,6 +291,7 @@ void Pass::attend(const Chunk& chunk) const {
   switch (memory_.pages.format()) {
     case KvFormat::fp32: return kernels_.attend_fp32(chunk);
     case KvFormat::bf16: return kernels_.attend_bf16(chunk);
+    case KvFormat::fp16: return kernels_.attend_fp16(chunk);
     case KvFormat::int8: return kernels_.attend_int8(chunk);
   }
 }

@@ -65,6 +65,7 @@ class LayerSkipModel:
         mask: MaskLike | str | Path | None = None,
         *,
         kv_memory: int | None = None,
+        kv_dtype: str = "auto",
         executor: str = "auto",
         device: str = "cpu",
         prefill_tokens: int = PREFILL_TOKENS,
@@ -79,6 +80,8 @@ class LayerSkipModel:
                 `prune` wrote (its `layercoop.json` says what to remove). Later masks remove more, never less. None
                 keeps all.
             kv_memory: bytes for keys and values; by default a quarter of what is free, 4 GiB at most.
+            kv_dtype: what the native executor keeps keys and values as: "fp32", "bf16", "fp16", "int8" (a scale a token
+                and head), or "auto", the weights' own and fp16 beside quantised ones.
             executor: "native" (C++ on the CPU, llama-shaped models), "transformers" (its blocks, any family), or
                 "auto", which takes the first where it can and says once where it cannot.
             device: "cpu", "cuda", "cuda:N". Llama-shaped models run on GPUs by kernels of our own (the extra
@@ -87,7 +90,15 @@ class LayerSkipModel:
 
         Raises `RequestError` in one line.
         """
-        opened = open_runtime(path, dtype=dtype, mask=mask, kv_memory=kv_memory, executor=executor, device=device)
+        opened = open_runtime(
+            path,
+            dtype=dtype,
+            mask=mask,
+            kv_memory=kv_memory,
+            kv_dtype=kv_dtype,
+            executor=executor,
+            device=device,
+        )
         return cls(opened, prefill_tokens=prefill_tokens)
 
     @property

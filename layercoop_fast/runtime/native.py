@@ -30,7 +30,7 @@ from layercoop_fast.runtime.masks import WHOLE, Halves
 from layercoop_fast.runtime.native_packing import FORMATS, Packed
 from layercoop_fast.runtime.pages import PagePool
 
-KV_FORMATS = ("fp32", "bf16", "int8")
+KV_FORMATS = ("fp32", "bf16", "fp16", "int8")
 
 # How far a block's result may be from that of the model's own block, both in fp32, as a share of it.
 _TOLERANCE = 1e-3
@@ -58,7 +58,8 @@ class NativeExecutor(Executor):
         dtype: of the packed weights, "fp32", "bf16", "int8" or "int4".
         held: uint8 [L], the halves of blocks whose weights are held (`Halves`); of others the model may have none.
         kv_bytes: what keys and values may take together.
-        kv_dtype: what they are kept as, "fp32", "bf16" or "int8"; by default bf16, and fp32 beside fp32 weights.
+        kv_dtype: what they are kept as, one of `KV_FORMATS`, or "auto": as fp32 and bf16 weights are, and fp16 beside
+            int8 and int4. What is beyond fp16 becomes its largest number.
 
     Raises `RequestError` for another dtype and for a model that does not fit.
     """
@@ -69,9 +70,10 @@ class NativeExecutor(Executor):
         dtype: str,
         held: Halves,
         kv_bytes: int,
-        kv_dtype: str | None = None,
+        kv_dtype: str = "auto",
     ) -> None:
-        kv_dtype = kv_dtype or ("fp32" if dtype == "fp32" else "bf16")
+        if kv_dtype == "auto":
+            kv_dtype = dtype if dtype in KV_FORMATS and dtype != "int8" else "fp16"
         if dtype not in FORMATS or kv_dtype not in KV_FORMATS:
             raise RequestError(
                 f"weights of {dtype} beside keys and values of {kv_dtype}: expected one of {', '.join(FORMATS)} "

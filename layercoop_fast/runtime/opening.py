@@ -26,13 +26,14 @@ from layercoop_fast.kernels.memory import gpu_named, has_triton
 from layercoop_fast.runtime.executor import Executor
 from layercoop_fast.runtime.general import GeneralExecutor
 from layercoop_fast.runtime.masks import WHOLE, Halves, MaskLike, read_mask
-from layercoop_fast.runtime.native import NativeExecutor, fits
+from layercoop_fast.runtime.native import KV_FORMATS, NativeExecutor, fits
 
 EXECUTORS = ("auto", "native", "transformers")
 DTYPES = ("auto", "fp32", "bf16", "int8", "int4")
 
 _MOST_KV_BYTES = 4 * 2**30  # unless asked for more
 _NAMES = {"float32": "fp32", "bfloat16": "bf16"}
+_KV_NAMES = _NAMES | {"float16": "fp16"}
 _QUANTISED = ("int8", "int4")
 _said: set[str] = set()
 
@@ -57,6 +58,7 @@ def open_runtime(
     dtype: str = "auto",
     mask: MaskLike | str | Path | None = None,
     kv_memory: int | None = None,
+    kv_dtype: str = "auto",
     executor: str = "auto",
     device: str = "cpu",
 ) -> Opened:
@@ -69,6 +71,13 @@ def open_runtime(
     dtype = _NAMES.get(dtype, dtype)
     if dtype not in DTYPES:
         raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    kv_dtype = _KV_NAMES.get(kv_dtype, kv_dtype)
+    if kv_dtype not in ("auto", *KV_FORMATS):
+        raise RequestError(f"unknown dtype of keys and values {kv_dtype!r}: choose from auto, {', '.join(KV_FORMATS)}")
+    if kv_dtype != "auto" and (executor == "transformers" or device != "cpu"):
+        raise RequestError(
+            f"keys and values of {kv_dtype} are for the native executor on the CPU: leave kv_dtype at auto"
+        )
     if dtype in _QUANTISED and executor == "transformers":
         raise RequestError(f"{dtype} weights are not for transformers' blocks: use fp32 or bf16 with those")
     # Quantising begins at the numbers that are stored, on the CPU: a GPU holds the packed weights alone.
@@ -103,11 +112,12 @@ def open_runtime(
         why = _why_not_native(skeleton, held)
         if why is None:
             packed = str(skeleton.dtype).removeprefix("torch.") if dtype == "auto" else dtype
-            native = NativeExecutor(skeleton, _NAMES.get(packed, packed), held, budget)
+            native = NativeExecutor(skeleton, _NAMES.get(packed, packed), held, budget, kv_dtype)
             _give_back()
             return Opened(native, tokenizer, eos, held, None)
-        if executor == "native" or dtype in _QUANTISED:
-            raise RequestError(f"{path} cannot run on the native executor, which {dtype} and speed need: {why}")
+        if executor == "native" or dtype in _QUANTISED or kv_dtype != "auto":
+            need = f"keys and values of {kv_dtype} need" if kv_dtype != "auto" else f"{dtype} and speed need"
+            raise RequestError(f"{path} cannot run on the native executor, which {need}: {why}")
         say_once(f"{path} runs on the blocks of transformers, since the native executor cannot run it: {why}")
     return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, held, why)
 

@@ -175,6 +175,8 @@ def test_a_model_that_is_not_llama_shaped_is_said_once(tmp_path: Path) -> None:
         LayerSkipModel.from_pretrained(path, executor="native")
     with pytest.raises(RequestError, match="cannot run on the native executor, which int8"):
         LayerSkipModel.from_pretrained(path, "int8")
+    with pytest.raises(RequestError, match="which keys and values of fp16 need"):
+        LayerSkipModel.from_pretrained(path, kv_dtype="float16")
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
@@ -196,7 +198,20 @@ def test_quantised_weights_take_less_and_share_as_well(folder: Path, model: Laye
         assert small.generate(PROMPT, mask, max_new_tokens=8).tokens == answer.tokens
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8"])
+def test_smaller_keys_and_values_take_less(folder: Path, model: LayerSkipModel, kv_dtype: str) -> None:
+    small = LayerSkipModel.from_pretrained(folder, kv_dtype=kv_dtype)
+    for opened in (small, model):
+        opened.forget()
+        opened.generate(PROMPT, max_new_tokens=8)
+    assert small.memory()["kv"] < 0.6 * model.memory()["kv"]
+
+
 def test_a_wrong_executor_or_dtype_is_said(folder: Path) -> None:
+    with pytest.raises(RequestError, match="unknown dtype of keys and values 'int2': choose from auto, fp32"):
+        LayerSkipModel.from_pretrained(folder, kv_dtype="int2")
+    with pytest.raises(RequestError, match="keys and values of int8 are for the native executor on the CPU"):
+        LayerSkipModel.from_pretrained(folder, kv_dtype="int8", executor="transformers")
     with pytest.raises(RequestError, match="unknown executor 'fast'"):
         LayerSkipModel.from_pretrained(folder, executor="fast")
     with pytest.raises(RequestError, match="unknown dtype 'fp3'"):

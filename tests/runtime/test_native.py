@@ -58,7 +58,7 @@ def whole(model: Any) -> LlamaWeights:
     return find_weights(Skeleton(model))[0]
 
 
-def executor_of(model: Any, dtype: str = "fp32", kv_dtype: str | None = None) -> NativeExecutor:
+def executor_of(model: Any, dtype: str = "fp32", kv_dtype: str = "auto") -> NativeExecutor:
     return NativeExecutor(
         copy.deepcopy(model), dtype, np.full(model.config.num_hidden_layers, 3, dtype=np.uint8), 1 << 22, kv_dtype
     )
@@ -135,6 +135,7 @@ def rounded_int8(x: Tensor) -> Tensor:
 
 STORED: dict[str, Callable[[Tensor], Tensor]] = {
     "bf16": lambda x: x.bfloat16().to(x.dtype),
+    "fp16": lambda x: x.clamp(-65504, 65504).half().to(x.dtype),
     "int8": rounded_int8,
 }
 
@@ -158,6 +159,23 @@ def test_keys_and_values_of_every_dtype(
     assert_close(found, stored_expected[kv_dtype], 5e-3)
     with pytest.raises(AssertionError):
         assert_close(found, odd_expected["wider than a vector"], 2e-5)
+
+
+def test_values_beyond_fp16_become_its_largest(level: str) -> None:
+    model = odd_model(*SIZES["wider than a vector"])
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.v_proj.weight *= 1e6
+            block.self_attn.o_proj.weight *= 1e-6
+    expected = oracle_of(whole(model), stored=STORED["fp16"])
+    assert_close(conversation(executor_of(model, "fp32", "fp16")), expected, 5e-3)
+    with pytest.raises(AssertionError):
+        assert_close(oracle_of(whole(model)), expected, 5e-3)
+
+
+def test_quantised_weights_keep_keys_and_values_in_fp16() -> None:
+    kept = {dtype: executor_of(FAMILIES["llama"](2), dtype).kv_dtype for dtype in FORMATS}
+    assert kept == {"fp32": "fp32", "bf16": "bf16", "int8": "fp16", "int4": "fp16"}
 
 
 def unpacked(format: str, weight: Tensor) -> Tensor:
@@ -309,9 +327,9 @@ def test_the_models_own_weights_are_let_go_of() -> None:
     assert held.isfinite().all()
 
 
-@pytest.mark.parametrize(("dtype", "kv_dtype"), [("fp16", None), ("int8", "int4"), ("", None)])
-def test_unknown_dtypes_are_refused(dtype: str, kv_dtype: str | None) -> None:
-    with pytest.raises(RequestError, match="expected one of fp32, bf16, int8, int4 and one of fp32, bf16, int8"):
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("fp16", "auto"), ("int8", "int4"), ("", "auto")])
+def test_unknown_dtypes_are_refused(dtype: str, kv_dtype: str) -> None:
+    with pytest.raises(RequestError, match="expected one of fp32, bf16, int8, int4 and one of fp32, bf16, fp16, int8"):
         executor_of(FAMILIES["llama"](2), dtype, kv_dtype)
 
 

@@ -4,7 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
-namespace layercoop::decode {
+namespace layercoop {
+
+// An IEEE half.
+struct Fp16 {
+  std::uint16_t bits;
+};
 
 inline std::uint32_t bits_of(float x) {
   std::uint32_t bits;
@@ -49,4 +54,4 @@ inline std::uint16_t to_bf16(float x) {
   return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-}  // namespace layercoop::decode
+}  // namespace layercoop
