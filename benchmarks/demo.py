@@ -13,7 +13,6 @@ in fp32 (hundreds of times, on some), so there the demo runs in fp32, and says s
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from rich.console import Console
 from small_model import small_model
 
 from layercoop_fast.engine.loading import quiet_transformers
+from layercoop_fast.engine.precision import is_slow
 from layercoop_fast.progress import Bars
 from layercoop_fast.pruning import prune
 from layercoop_fast.report.tables import show_pruned
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(record=arguments.svg is not None, width=132 if arguments.svg else None)
     model = small_model()
-    dtype = "auto" if takes_bf16() else "float32"
+    dtype = "float32" if is_slow(torch.bfloat16) else "auto"
     if dtype != "auto":
         console.print("This processor is slow in bf16: running in fp32.", highlight=False)
     results = []
@@ -68,20 +68,6 @@ def main() -> None:
     console.print(f"The pruned checkpoints are in {arguments.out.resolve()}", highlight=False, soft_wrap=True)
     if arguments.svg is not None:
         console.save_svg(str(arguments.svg), title="make demo")
-
-
-def takes_bf16() -> bool:
-    """Whether a product in bf16 takes no more than three times what it takes in fp32."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        rows, weights = torch.ones(128, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
-        times = []
-        for _ in range(3):
-            started = time.perf_counter()
-            torch.mm(rows, weights)
-            times.append(time.perf_counter() - started)
-        seconds[dtype] = min(times)
-    return seconds[torch.bfloat16] <= 3 * seconds[torch.float32]
 
 
 def sentence(folder: Path, dtype: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import NoReturn
 
 import typer
@@ -19,6 +20,7 @@ _STOPPED = "stopped. What was written before is whole and kept; what was being w
 
 def main() -> None:
     """Run the command line. Exit status: 0 done, 2 the request was wrong, 1 a failure; errors are one line."""
+    warnings.formatwarning = _one_line
     try:
         status = app(standalone_mode=False)
     except LayercoopError as error:
@@ -34,6 +36,11 @@ def main() -> None:
     if status == _INTERRUPTED:  # newer typers turn Ctrl-C into this status instead of raising
         _leave(_STOPPED, 1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as errors are: where in the code it was raised says nothing to a user."""
+    return f"layercoop-fast: {' '.join(str(message).split())}\n"
 
 
 def _leave(message: str, status: int) -> NoReturn:

@@ -79,6 +79,16 @@ def test_every_command_shows_all_of_its_help(
         assert not {word for text in texts for word in (text or "").split()} - set(out.split()), path
 
 
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    opt = save_tiny(tmp_path / "opt", "opt", 2)
+    command = [sys.executable, "-m", "layercoop_fast", "generate", str(opt), "-p", "x", "-n", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0
+    assert [line.split(" since ")[0] for line in done.stderr.splitlines()] == [
+        f"layercoop-fast: {opt} runs on the blocks of transformers,"
+    ]
+
+
 def test_every_public_name_can_be_had() -> None:
     import layercoop_fast
 

@@ -21,6 +21,7 @@ from layercoop_fast.engine.flops import count_flops
 from layercoop_fast.engine.forward import free_memory, play, split_memory, states_within
 from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoint
 from layercoop_fast.engine.plan import build_plan
+from layercoop_fast.engine.precision import warn_if_slow
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.token_tree import check_trees
 from layercoop_fast.engine.units import make_units
@@ -216,6 +217,8 @@ class ModelGame:
                 path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, offload=offload, blocks=blocks
             )
             skeleton = Skeleton(checkpoint.model, blocks, checkpoint.streamed)
+            if dtype == "auto" and hired is None and skeleton.device.type == "cpu":
+                warn_if_slow(skeleton.dtype)
             text = load_for(
                 get_utility(utility),
                 calibration,

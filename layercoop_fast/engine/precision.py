@@ -1,0 +1,43 @@
+"""Whether this processor multiplies as fast in a dtype as in fp32: many have no instructions for bf16 or fp16."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from functools import cache
+
+import torch
+
+# Half the bytes may make up for a product that takes somewhat longer.
+_SLOW = 3.0
+
+
+@cache
+def slowness(dtype: torch.dtype) -> float:
+    """How many times as long as in fp32 a product takes in a dtype on this processor; tried once."""
+    seconds = {}
+    for tried in (torch.float32, dtype):
+        rows, weights = torch.ones(128, 256, dtype=tried), torch.ones(256, 256, dtype=tried)
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            torch.mm(rows, weights)
+            times.append(time.perf_counter() - started)
+        seconds[tried] = min(times)
+    return seconds[dtype] / seconds[torch.float32]
+
+
+def is_slow(dtype: torch.dtype) -> bool:
+    """Whether products in a dtype take so much longer here that fp32 is the better choice."""
+    return dtype in (torch.bfloat16, torch.float16) and slowness(dtype) > _SLOW
+
+
+def warn_if_slow(dtype: torch.dtype) -> None:
+    """Warn where a checkpoint's own dtype, kept since no other was asked for, is slow on this processor."""
+    if is_slow(dtype):
+        name = str(dtype).removeprefix("torch.")
+        warnings.warn(
+            f"this processor multiplies {slowness(dtype):.0f} times slower in {name}, the checkpoint's dtype, than in "
+            "float32: ask for float32 (--dtype float32)",
+            stacklevel=3,
+        )
