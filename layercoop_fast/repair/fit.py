@@ -23,8 +23,9 @@ from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
+from layercoop_fast.repair.gains import GainSite
 from layercoop_fast.repair.patches import Patch, applied, patch
-from layercoop_fast.repair.ridge import NormalEquations
+from layercoop_fast.repair.ridge import Equations
 from layercoop_fast.repair.runs import Gap, find_gaps
 from layercoop_fast.repair.sites import Site, find_site
 from layercoop_fast.repair.streams import HeldOut, Streams
@@ -230,20 +231,18 @@ class _Fit:
             nll["nll_unseen_domain"] = self._before_after(before, unseen)
         return {**row, "strength": strength, **nll}, found
 
-    def _sums(self, streams: Streams, gap: Gap, site: Site, patches: Sequence[Patch]) -> NormalEquations:
-        outputs, inputs = site.weight.shape
-        device = self.game.skeleton.device
-        sums = NormalEquations.empty(inputs, outputs, intercept=site.bias is not None, device=device)
+    def _sums(self, streams: Streams, gap: Gap, site: Site | GainSite, patches: Sequence[Patch]) -> Equations:
+        sums = site.equations(self.game.skeleton.device)
         for chunk in streams.tokens(gap, self.kept, site, patches):
             sums.add(*chunk)
         return sums
 
     def _unseen(
         self,
-        total: NormalEquations,
-        sums: Sequence[NormalEquations],
+        total: Equations,
+        sums: Sequence[Equations],
         strength: float,
-        site: Site,
+        site: Site | GainSite,
         patches: Sequence[Patch],
     ) -> list[float]:
         """Each domain's held-out NLL where the fit has seen the others only; where there is no other, its own."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
+from layercoop_fast.repair.gains import GainSite
 from layercoop_fast.repair.sites import Site
 
 
@@ -17,7 +17,7 @@ from layercoop_fast.repair.sites import Site
 class Patch:
     """New parameters of a site: `weight` as its module stores it, and `bias` [H] where it has one, in its dtype."""
 
-    site: Site
+    site: Site | GainSite
     weight: Tensor
     bias: Tensor | None
 
@@ -27,15 +27,9 @@ class Patch:
         return named if self.bias is None else {**named, f"{self.site.name}.bias": self.bias}
 
 
-def patch(site: Site, change: Tensor) -> Patch:
-    """The site's parameters with a change added: float64 [H, n], with a last column for the bias where it has one."""
-    bias = site.bias
-    width = site.weight.shape[1]
-    weight = (site.weight.double() + change[:, :width]).to(site.weight.dtype)
-    if isinstance(site.module, Conv1D):
-        weight = weight.t()
-    shifted = None if bias is None else (bias.double() + change[:, width]).to(bias.dtype)
-    return Patch(site, weight.contiguous(), shifted)
+def patch(site: Site | GainSite, change: Tensor) -> Patch:
+    """The site's parameters with a change that its equations came to."""
+    return Patch(site, *site.changed(change))
 
 
 @contextmanager
@@ -44,7 +38,7 @@ def applied(patches: Sequence[Patch]) -> Iterator[None]:
 
     Their values are exchanged in place, since fast blocks see the same memory.
     """
-    kept = [(one, one.site.module.weight.detach().clone(), one.site.bias) for one in patches]
+    kept = [(one, one.site.module.get_parameter("weight").detach().clone(), one.site.bias) for one in patches]
     kept = [(one, weight, None if bias is None else bias.clone()) for one, weight, bias in kept]
     try:
         for one in patches:
@@ -55,8 +49,8 @@ def applied(patches: Sequence[Patch]) -> Iterator[None]:
             _write(one.site, weight, bias)
 
 
-def _write(site: Site, weight: Tensor, bias: Tensor | None) -> None:
+def _write(site: Site | GainSite, weight: Tensor, bias: Tensor | None) -> None:
     with torch.no_grad():
-        site.module.weight.data.copy_(weight)
+        site.module.get_parameter("weight").data.copy_(weight)
         if bias is not None:
-            site.module.bias.data.copy_(bias)
+            site.module.get_parameter("bias").data.copy_(bias)

@@ -12,11 +12,26 @@ float64; both add up, so a part of the text is left out by subtracting its share
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
+
+
+class Equations(Protocol):
+    """Sums over tokens that a part of a unit is refitted by: of a linear map below, of a norm's gains in `gains.py`."""
+
+    def add(self, inputs: Tensor, missing: Tensor, weights: Tensor) -> None:
+        """Add some tokens."""
+
+    def __add__(self, other: Any) -> Any: ...
+
+    def __sub__(self, other: Any) -> Any: ...
+
+    def change(self, strength: float) -> Tensor:
+        """How the part changes at a strength of the ridge."""
 
 
 @dataclass

@@ -1,16 +1,16 @@
-"""The linear map of a unit whose output goes into the stream as it is: what a repair is folded into.
+"""The part of a unit whose output goes into the stream as it is: what a repair is folded into.
 
-It is found by trying, not by name: whatever is added to the map's output must come out of the unit, unchanged. That is
+It is found by trying, not by name: whatever is added to the part's output must come out of the unit, unchanged. That is
 `down_proj` of a llama-shaped block, `c_proj` of GPT-2's MLP, `fc2` of OPT, `out_proj` of Mamba; of an attention half
-alone it is `o_proj`. Where a norm or a factor stands between the map and the stream (Gemma 2), or the last word belongs
-to many experts, there is none.
+alone it is `o_proj`. Where no linear map reaches the stream but a norm behind it does (Gemma 2 and 3, OLMo 2), it is
+that norm's gains (`gains.py`), which can do less. Where a factor or many experts have the last word, there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.players import Players
+from layercoop_fast.repair.gains import GainSite, gains_of
+from layercoop_fast.repair.ridge import NormalEquations
+
+AnySite = TypeVar("AnySite", bound="Site | GainSite")
 
 _PROBE_TOKENS = 8
 # A number that comes out of a unit counts as unchanged within so many roundings, and so many of them must be.
@@ -51,8 +55,26 @@ class Site:
         bias = self.module.bias
         return None if bias is None else bias.detach()
 
+    def equations(self, device: torch.device) -> NormalEquations:
+        """Nothing summed yet."""
+        outputs, inputs = self.weight.shape
+        return NormalEquations.empty(inputs, outputs, intercept=self.bias is not None, device=device)
 
-def find_site(players: Players, unit: int) -> Site:
+    def reads(self, handed: Tensor, returned: Tensor) -> Tensor:
+        """What the regression works with, of what the module is handed and returns."""
+        return handed
+
+    def changed(self, change: Tensor) -> tuple[Tensor, Tensor | None]:
+        """New weight as the module stores it, and bias, for a change [H, n] with a last column for a bias."""
+        bias = self.bias
+        width = self.weight.shape[1]
+        weight = (self.weight.double() + change[:, :width]).to(self.weight.dtype)
+        if isinstance(self.module, Conv1D):
+            weight = weight.t()
+        return weight.contiguous(), None if bias is None else (bias.double() + change[:, width]).to(bias.dtype)
+
+
+def find_site(players: Players, unit: int) -> Site | GainSite:
     """The site of a unit; raises `RequestError` where it has none, with the reason."""
     skeleton = players.skeleton
     layer = unit if players.sublayers is None else unit // 2
@@ -67,27 +89,38 @@ def find_site(players: Players, unit: int) -> Site:
         context = skeleton.context(ids)
         stream = context.embedding
         plain = players.run(context, unit, stream).double()
+        norms = []
         for name, module in reversed(list(block.named_modules())):
-            # Exactly these classes: a subclass (quantised, with an adapter) computes something else from its weight.
-            if type(module) not in (nn.Linear, Conv1D) or f"{name}.".startswith(silenced):
+            if f"{name}.".startswith(silenced):
                 continue
-            if _reaches_stream(module, lambda: players.run(context, unit, stream), plain):
-                return _unshared(Site(unit, f"{prefix}.{name}", module), skeleton.model)
+            # Exactly these classes: a subclass (quantised, with an adapter) computes something else from its weight.
+            if type(module) in (nn.Linear, Conv1D):
+                if _reaches_stream(module, lambda: players.run(context, unit, stream), plain):
+                    return _unshared(Site(unit, f"{prefix}.{name}", module), skeleton.model)
+            elif (offset := gains_of(module, plain.shape[-1])) is not None:
+                norms.append(GainSite(unit, f"{prefix}.{name}", module, offset))
+        for norm in norms:
+            if _reaches_stream(norm.module, lambda: players.run(context, unit, stream), plain, scaled=True):
+                return _unshared(norm, skeleton.model)
     raise RequestError(
-        f"{players.label(unit)} ({type(block).__name__}) has no plain linear map whose output goes into the stream as "
-        "it is: a repair cannot be folded into its weights"
+        f"{players.label(unit)} ({type(block).__name__}) has neither a plain linear map nor a norm whose output goes "
+        "into the stream as it is: a repair cannot be folded into its weights"
     )
 
 
-def _reaches_stream(module: nn.Module, run: Callable[[], Tensor], plain: Tensor) -> bool:
-    """Whether what is added to the module's output is what is added to the unit's."""
+def _reaches_stream(module: nn.Module, run: Callable[[], Tensor], plain: Tensor, *, scaled: bool = False) -> bool:
+    """Whether what is added to the module's output is what is added to the unit's.
+
+    Added are random numbers, or the output itself times such (`scaled`): behind a silenced half a norm returns zeros,
+    which no gain changes.
+    """
     added: list[Tensor] = []
 
     def disturb(_: nn.Module, __: Any, out: Tensor) -> Tensor:
         random = torch.randn(plain.shape[-1], generator=torch.Generator().manual_seed(0)).to(out)
         if out.shape[-1] != len(random):
             return out
-        added.append(random * plain.abs().mean().to(out.dtype))  # of the stream's own size
+        added.append(out * random if scaled else random * plain.abs().mean().to(out.dtype))  # of the stream's own size
         return out + added[-1]
 
     handle = module.register_forward_hook(disturb)
@@ -95,7 +128,7 @@ def _reaches_stream(module: nn.Module, run: Callable[[], Tensor], plain: Tensor)
         changed = run()
     finally:
         handle.remove()
-    if len(added) != 1:
+    if len(added) != 1 or not added[0].any():
         return False
     expected = added[0].double()
     rounding = torch.finfo(changed.dtype).eps * (plain.abs() + changed.double().abs() + expected.abs())
@@ -103,7 +136,7 @@ def _reaches_stream(module: nn.Module, run: Callable[[], Tensor], plain: Tensor)
     return bool(unchanged.double().mean() >= _UNCHANGED)
 
 
-def _unshared(site: Site, model: nn.Module) -> Site:
+def _unshared(site: AnySite, model: nn.Module) -> AnySite:
     """The site, unless another module uses its weight too."""
     weight = site.module.weight
     users = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight]

@@ -25,6 +25,7 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.players import Players
 from layercoop_fast.game.scoring import FusedScorer, GeneralScorer, Scorer
 from layercoop_fast.game.store import Scores
+from layercoop_fast.repair.gains import GainSite
 from layercoop_fast.repair.patches import Patch, applied
 from layercoop_fast.repair.runs import Gap
 from layercoop_fast.repair.sites import Site
@@ -63,7 +64,7 @@ class Streams:
 
     @torch.inference_mode()
     def tokens(
-        self, gap: Gap, kept: Sequence[int], site: Site, patches: Sequence[Patch]
+        self, gap: Gap, kept: Sequence[int], site: Site | GainSite, patches: Sequence[Patch]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each chunk what the site is handed [N, n], what is missing behind it [N, H], and the tokens' weights [N].
 
@@ -86,7 +87,7 @@ class Streams:
                         units.run(unit, [pruned], [pruned])
             if self.keep:
                 chunk.full, chunk.full_at, chunk.pruned, chunk.pruned_at = full, gap.behind, pruned, gap.unit
-            inputs, after = _watched(self.game.players, windows, gap.unit, site.module, pruned)
+            inputs, after = _watched(self.game.players, windows, gap.unit, site, pruned)
             missing = (full.float() - after.float()).flatten(0, 1)
             weights = full.float().square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
             yield inputs.flatten(0, 1), missing, weights.flatten()
@@ -156,17 +157,19 @@ class HeldOut:
                 self.units.run(unit, [state], [state])
 
 
-def _watched(players: Players, windows: Windows, unit: int, module: nn.Module, state: Tensor) -> tuple[Tensor, Tensor]:
-    """What the module is handed while the unit runs on a state [w, T, H], and the state behind the unit."""
+def _watched(
+    players: Players, windows: Windows, unit: int, site: Site | GainSite, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the site's regression reads while the unit runs on a state [w, T, H], and the state behind the unit."""
     context = windows.context(1)
     missing = len(context.ids) - len(state)
     batch = torch.cat([state, state[:1].expand(missing, -1, -1)]) if missing else state.clone()
     seen: list[Tensor] = []
 
-    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0])
+    def note(_: nn.Module, args: tuple[Any, ...], returned: Tensor) -> None:
+        seen.append(site.reads(args[0], returned))
 
-    handle = module.register_forward_pre_hook(note)
+    handle = site.module.register_forward_hook(note)
     try:
         after = players.run(context, unit, batch)
     finally:

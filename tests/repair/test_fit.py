@@ -93,6 +93,35 @@ def test_a_removed_block_that_is_linear_is_recovered(specs: list[str], monkeypat
     assert worth == pytest.approx(1.0, abs=1e-3)
 
 
+class AddsGains(nn.Module):
+    """A block that adds what the norm before it returned, each number by a factor of its own."""
+
+    def __init__(self, before: nn.Module, width: int) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.randn(width, generator=torch.Generator().manual_seed(1)))
+        self.seen: list[Tensor] = []
+        before.register_forward_hook(lambda _, __, returned: self.seen.__setitem__(slice(None), [returned]))
+
+    def forward(self, hidden: Tensor, **_: Any) -> Tensor:
+        return hidden + self.seen[0] * self.factors
+
+
+@pytest.mark.usefixtures("everything_counts")
+def test_a_removed_block_that_is_gains_is_recovered(specs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "STRENGTHS", (1e-9,))
+    model = FAMILIES["gemma2"](n_layers=4)
+    before = model.model.layers[1].post_feedforward_layernorm
+    stand_in = AddsGains(before, model.config.hidden_size)
+    model.model.layers[2] = stand_in
+    game = game_on(model, specs[0], block_path="hf")
+    repaired = fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS)
+    gain = 1 + before.weight.detach()  # Gemma's own way to store it
+    wanted = gain * (1 + stand_in.factors.detach()) - 1
+    name = "model.layers.1.post_feedforward_layernorm.weight"
+    torch.testing.assert_close(repaired.tensors(), {name: wanted}, rtol=1e-3, atol=1e-3)
+    assert repaired_worth(game, repaired)[0] == pytest.approx(1.0, abs=1e-3)
+
+
 @pytest.mark.usefixtures("everything_counts")
 @pytest.mark.parametrize(
     ("family", "players", "removed", "maps"),
@@ -297,7 +326,9 @@ def test_worths_of_a_game_do_not_change_by_a_repair(
 
 
 @pytest.mark.usefixtures("everything_counts")
-@pytest.mark.parametrize(("family", "players"), [("llama", "layers"), ("gpt2", "layers"), ("llama", "sublayers")])
+@pytest.mark.parametrize(
+    ("family", "players"), [("llama", "layers"), ("gpt2", "layers"), ("gemma2", "layers"), ("llama", "sublayers")]
+)
 def test_the_repaired_checkpoint_is_the_repaired_model(
     specs: list[str], family: str, players: str, tmp_path: Path
 ) -> None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, tiny_model
+from torch import nn
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.players import make_players
+from layercoop_fast.repair.gains import GainSite, gains_of
+from layercoop_fast.repair.patches import applied, patch
 from layercoop_fast.repair.sites import find_site
 
 
@@ -33,11 +36,45 @@ def test_the_map_is_found_whose_output_is_added_to_the_stream(family: str, playe
     torch.testing.assert_close(site.module(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "qwen2_moe"])
-def test_where_a_norm_or_experts_have_the_last_word_there_is_none(family: str) -> None:
-    players = make_players("layers", Skeleton(FAMILIES[family](n_layers=2)))
-    with pytest.raises(RequestError, match="no plain linear map"):
+@pytest.mark.parametrize(
+    ("family", "players", "unit", "name", "offset"),
+    [
+        ("gemma2", "layers", 1, "model.layers.1.post_feedforward_layernorm", 1),
+        ("gemma2", "sublayers", 2, "model.layers.1.post_attention_layernorm", 1),
+        ("gemma3", "sublayers", 3, "model.layers.1.post_feedforward_layernorm", 1),
+        ("olmo2", "layers", 0, "model.layers.0.post_feedforward_layernorm", 0),
+    ],
+)
+def test_where_a_norm_has_the_last_word_it_is_that(
+    family: str, players: str, unit: int, name: str, offset: int
+) -> None:
+    model = tiny_model(family, 2)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    site = find_site(make_players(players, Skeleton(model)), unit)
+    assert isinstance(site, GainSite)
+    assert (site.name, site.offset) == (name, offset)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    width = model.config.hidden_size
+    x, change = torch.randn(5, width), torch.randn(width).double()
+    returned = site.module(x)
+    with applied([patch(site, change)]):
+        torch.testing.assert_close(site.module(x), returned * (1 + change.float()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["granite", "qwen2_moe"])
+def test_where_a_factor_or_experts_have_the_last_word_there_is_none(family: str) -> None:
+    players = make_players("layers", Skeleton(tiny_model(family, 2)))
+    with pytest.raises(RequestError, match="neither a plain linear map nor a norm"):
         find_site(players, 1)
+
+
+def test_gains_are_those_of_norms_alone() -> None:
+    norm = nn.LayerNorm(6)
+    nn.init.normal_(norm.bias)
+    assert gains_of(norm, 6) == 0
+    assert gains_of(norm, 5) is None
+    for other in (nn.Linear(6, 1), nn.PReLU(6), nn.Identity(), nn.Sequential(norm)):
+        assert gains_of(other, 6) is None
 
 
 def test_a_map_is_found_in_bfloat16_too() -> None:
