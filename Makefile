@@ -44,7 +44,7 @@ bench: $(VENV)/model
 bench-gpu: $(VENV)/installed
 	$(BIN)/layercoop-fast bench gpu --force
 
-# The team, the pool and the decoding step by themselves, with memory, undefined behaviour and races watched (minutes).
+# The team, the pool, forks and the decoding step by themselves, with memory, undefined behaviour and races watched (minutes).
 SANITIZED := $(wildcard csrc/cpu/*.cpp csrc/decode/*.cpp)
 SANITIZE := -std=c++17 -g1 -pthread -Icsrc -fno-omit-frame-pointer
 build/address/%.o: %.cpp $(wildcard csrc/*.h csrc/*/*.h)
@@ -58,7 +58,7 @@ build/address/run-%: build/address/tests/csrc/programs/%.o $(SANITIZED:%.cpp=bui
 build/thread/run-%: build/thread/tests/csrc/programs/%.o $(SANITIZED:%.cpp=build/thread/%.o)
 	$(CXX) -fsanitize=thread -pthread $^ -o $@
 
-sanitize: build/address/run-team build/address/run-decode build/thread/run-team build/thread/run-decode
+sanitize: $(foreach kind,address thread,$(foreach program,team fork decode,build/$(kind)/run-$(program)))
 	for program in $^; do $$program || exit 1; done
 
 clean:
