@@ -3,8 +3,8 @@
     python benchmarks/train_small.py --family gpt2 --text novels.txt            # prints the checkpoint's folder
     python benchmarks/train_small.py --family mamba --text novels.txt --seconds 240   # goes on at the next call
 
-Random weights say nothing about which blocks matter, and public checkpoints are not at hand everywhere. Families: gpt2,
-llama, mamba, rwkv, of 2 to 3 million parameters each. A checkpoint and its byte tokenizer lie in
+Random weights say nothing about which blocks matter, and public checkpoints are not at hand everywhere. Families:
+gemma2, gpt2, llama, mamba, rwkv, of 2 to 3 million parameters each. A checkpoint and its byte tokenizer lie in
 `$XDG_CACHE_HOME/layercoop_fast/small-FAMILY`, where a second call finds them. The last twentieth of the text is not
 trained on; the JSON line at the end says the loss there, in nats a byte.
 """
@@ -51,6 +51,7 @@ _ATTENTION = {
 }
 # Arguments of each family's config.
 FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma2": {**_ATTENTION, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": CONTEXT},
     "gpt2": {"n_embd": 128, "n_head": 4, "n_positions": CONTEXT, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
     "llama": _ATTENTION,
     "mamba": {"hidden_size": 160, "state_size": 4},
