@@ -44,7 +44,8 @@ bench: $(VENV)/model
 bench-gpu: $(VENV)/installed
 	$(BIN)/layercoop-fast bench gpu --force
 
-# The team, the pool, forks and the decoding step by themselves, with memory, undefined behaviour and races watched (minutes).
+# The team, the pool, forks and the decoding step by themselves, with memory, undefined behaviour and races watched
+# (minutes).
 SANITIZED := $(wildcard csrc/cpu/*.cpp csrc/decode/*.cpp)
 SANITIZE := -std=c++17 -g1 -pthread -Icsrc -fno-omit-frame-pointer
 build/address/%.o: %.cpp $(wildcard csrc/*.h csrc/*/*.h)

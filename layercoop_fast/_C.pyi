@@ -342,7 +342,7 @@ class DecodeModel:
         """Set the embedding [V, hidden], and the head [words, hidden] with what follows it."""
 
     def kv_page_bytes(self, kv_format: str) -> int:
-        """Bytes of a page of keys and values kept as "fp32", "bf16" or "int8"."""
+        """Bytes of a page of keys and values kept as "fp32", "bf16", "fp16" or "int8"."""
 
     def run(
         self,

@@ -20,7 +20,7 @@ _STOPPED = "stopped. What was written before is whole and kept; what was being w
 
 def main() -> None:
     """Run the command line. Exit status: 0 done, 2 the request was wrong, 1 a failure; errors are one line."""
-    warnings.formatwarning = _one_line
+    plain, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         status = app(standalone_mode=False)
     except LayercoopError as error:
@@ -33,6 +33,8 @@ def main() -> None:
         _leave("out of memory: pass a smaller --memory, fewer --windows, or a narrower --dtype", 1)
     except OSError as error:
         _leave(f"{error.filename or 'the system'}: {reason(error)}", 1)
+    finally:
+        warnings.formatwarning = plain
     if status == _INTERRUPTED:  # newer typers turn Ctrl-C into this status instead of raising
         _leave(_STOPPED, 1)
     sys.exit(status if isinstance(status, int) else 0)

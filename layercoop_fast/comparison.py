@@ -27,7 +27,7 @@ from layercoop_fast.game.mixture import Texts
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.utility import UTILITIES, get_utility
-from layercoop_fast.repair.fit import fit_repair, repaired_windows
+from layercoop_fast.repair.fit import check_repairable, fit_repair, repaired_windows
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, texts_to_fit
 from layercoop_fast.report.html.compared import comparison_fragment
 from layercoop_fast.search.base import check_n_remove, finite_or_none, get_method, perplexity
@@ -170,6 +170,7 @@ def compare(
             allowed.check_size(game.n_players - size)
         fitted = None
         if repair:
+            check_repairable(game)
             fitted = texts_to_fit(
                 game, repair_text, repair_tokens, required=True, heldout=texts, seed=seed, progress=on_progress
             )

@@ -25,7 +25,7 @@ from layercoop_fast.game.mixture import Texts, load_texts
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Progress
 from layercoop_fast.prune_record import quality_of
-from layercoop_fast.repair.fit import Repaired
+from layercoop_fast.repair.fit import Repaired, check_repairable
 from layercoop_fast.report.generations import Prompts
 from layercoop_fast.search import nested
 from layercoop_fast.search.base import Choice, get_method
@@ -262,10 +262,7 @@ class Mending:
                 "players, or prune the model first and quantise what comes out (layercoop-fast quantise)"
             )
         if self.wanted:
-            raise RequestError(
-                "a repair is written as new weights, which this model's quantisation does not take: leave --repair "
-                "out, or prune the model first and quantise what comes out (layercoop-fast quantise)"
-            )
+            check_repairable(game)
 
     def __call__(
         self, game: ModelGame, opened: Opened, choice: Choice, opening: Opening, watch: Watch

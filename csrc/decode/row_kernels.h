@@ -1,7 +1,7 @@
 // What a token needs besides matrix products, a row or a head at a time, once an instruction set.
 //
-// All numbers are fp32 but keys and values, which lie in pages (pages.h) as fp32, bf16, fp16 or int8 with a scale a token. No
-// threads, no allocation. A row's or a query's results do not depend on those handled beside it, bit for bit.
+// All numbers are fp32 but keys and values, which lie in pages (pages.h) as fp32, bf16, fp16 or int8 with a scale a
+// token. No threads, no allocation. A row's or a query's results do not depend on those handled beside it, bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -61,7 +61,8 @@ struct RowKernels {
   // The first of the largest numbers. NaN is larger than none. `width` is at least 1.
   std::int64_t (*largest)(const float* x, std::int64_t width);
 
-  // A token's value to its row of a page, [padded_width]; the padding is written too. The last returns the scale.
+  // A token's value to its row of a page, [padded_width]; the padding is written too. The last returns the scale, NaN
+  // where a number is not finite.
   void (*store_fp32)(const float* x, std::int64_t width, float* out);
   void (*store_bf16)(const float* x, std::int64_t width, std::uint16_t* out);
   void (*store_fp16)(const float* x, std::int64_t width, std::uint16_t* out);  // beyond fp16: its largest number

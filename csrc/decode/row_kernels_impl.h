@@ -107,7 +107,15 @@ LANES_TARGET void store_fp16(const float* x, std::int64_t width, std::uint16_t* 
 
 LANES_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* out) {
   float most = 0.0f;
-  for (std::int64_t j = 0; j < width; ++j) most = std::max(most, std::fabs(x[j]));
+  float finite = 0.0f;  // what is not makes it NaN, and so the scale
+  for (std::int64_t j = 0; j < width; ++j) {
+    most = std::max(most, std::fabs(x[j]));
+    finite += x[j] * 0.0f;
+  }
+  if (finite != 0.0f) {
+    std::fill(out, out + (width + kLanes - 1) / kLanes * kLanes, std::int8_t{0});
+    return finite;
+  }
   const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
   std::int64_t j = 0;
   for (; j < width; ++j) out[j] = static_cast<std::int8_t>(std::nearbyint(x[j] * inverse));
@@ -178,7 +186,7 @@ LANES_TARGET void attend_some(const Chunk& chunk) {
   const std::int64_t last_page = (last + kPage - 1) / kPage;
   for (std::int64_t page = first_page; page < last_page; ++page) {
     score_page<T, queries>(chunk, reinterpret_cast<const T*>(chunk.keys[page]), chunk.key_scales[page], scores,
-                              page * kPage);
+                           page * kPage);
   }
   for (int i = 0; i < queries; ++i) {
     if (chunk.first[i] < chunk.last[i]) {

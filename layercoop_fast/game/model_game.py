@@ -201,7 +201,7 @@ class ModelGame:
         if store is not None:
             check_store(Path(store))
         with ExitStack() as undo:
-            hired = None
+            hired, measured_on = None, device
             if workers is not None:
                 if offload:
                     raise RequestError("--offload reads blocks for one process: leave it out, or --workers")
@@ -217,7 +217,7 @@ class ModelGame:
                 path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, offload=offload, blocks=blocks
             )
             skeleton = Skeleton(checkpoint.model, blocks, checkpoint.streamed)
-            if dtype == "auto" and hired is None and skeleton.device.type == "cpu":
+            if dtype == "auto" and measured_on == "cpu" and not str(workers).startswith("ray"):
                 warn_if_slow(skeleton.dtype)
             text = load_for(
                 get_utility(utility),

@@ -1,10 +1,11 @@
 """Repairing a mask: from shallow to deep, each gap on the stream that the repairs before it leave.
 
-For each gap (`repair/runs.py`) the last linear map of the kept unit before it gets the ridge regression from its inputs
-to what is missing behind it. The strength of the ridge is chosen by the NLL of each domain's held-out windows, half
-under the fit to all domains and half under a fit to the other domains alone, since text to come is partly of kinds that
-the fit has seen and partly not; every domain counts alike. A fit stays only where no domain has lost, neither under the
-fit to all nor by that mean; and all repairs together only where none has on windows that no choice has looked at.
+For each gap (`repair/runs.py`) the last linear map of the kept unit before it, or the gains of the norm that it ends
+in, gets the ridge regression to what is missing behind it. The strength of the ridge is chosen by the NLL of each
+domain's held-out windows, half under the fit to all domains and half under a fit to the other domains alone, since text
+to come is partly of kinds that the fit has seen and partly not; every domain counts alike. A fit stays only where no
+domain has lost, neither under the fit to all nor by that mean; and all repairs together only where none has on windows
+that no choice has looked at.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from layercoop_fast.engine.forward import free_memory
+from layercoop_fast.engine.quantised import is_quantised
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
@@ -67,6 +69,15 @@ class Repaired:
             yield
 
 
+def check_repairable(game: ModelGame) -> None:
+    """Raise `RequestError` for a quantised model."""
+    if is_quantised(game.checkpoint.model):
+        raise RequestError(
+            "a repair is written as new weights, which this model's quantisation does not take: leave --repair out, or "
+            "prune the model first and quantise what comes out (layercoop-fast quantise)"
+        )
+
+
 def fit_repair(
     game: ModelGame,
     mask: Masks,
@@ -91,10 +102,11 @@ def fit_repair(
         seed: of the text `self`.
         progress: called with ("gaps repaired", done, total).
 
-    Raises `RequestError` for a wrong mask or text. Where nothing can be repaired, or nothing helps, the answer holds no
-    patches and its record says why.
+    Raises `RequestError` for a wrong mask or text, and for a quantised model. Where nothing can be repaired, or nothing
+    helps, the answer holds no patches and its record says why.
     """
     started = time.perf_counter()
+    check_repairable(game)
     mask = check_masks(mask, game.n_players)[0]
     units = game.players.unit_masks(mask[None])[0]
     if not units.any():

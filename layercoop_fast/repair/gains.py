@@ -67,7 +67,7 @@ class GainEquations:
 
 @dataclass(frozen=True)
 class GainSite:
-    """A norm whose output is added to the stream.
+    """A norm whose output is added to the stream, or is the stream (the last norm of GPT-1's blocks).
 
     Attributes:
         unit: the unit it belongs to.
@@ -80,7 +80,7 @@ class GainSite:
     name: str
     module: nn.Module
     offset: float
-    bias: None = None  # that of the norm, if it has one, stays as it is
+    bias: None = None  # nothing to refit: that of the norm, if it has one, stays as it is
 
     def equations(self, device: torch.device) -> GainEquations:
         """Nothing summed yet."""
@@ -89,7 +89,7 @@ class GainSite:
     def reads(self, handed: Tensor, returned: Tensor) -> Tensor:
         """What the regression works with, of what the module is handed and returns."""
         bias = getattr(self.module, "bias", None)
-        return returned if bias is None else returned - bias
+        return returned.clone() if bias is None else returned - bias  # a clone, lest the block goes on in place
 
     def changed(self, change: Tensor) -> tuple[Tensor, None]:
         """The new weight, in its dtype, for a change β."""
@@ -99,19 +99,20 @@ class GainSite:
 
 def gains_of(module: nn.Module, width: int) -> float | None:
     """The offset of a module's gains (see `GainSite`), by trying; None where it is no norm of `width` numbers."""
-    weight = getattr(module, "weight", None)
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, nn.Parameter) or weight.shape != (width,) or list(module.children()):
         return None
+    if weight.is_meta or not (bias is None or (isinstance(bias, nn.Parameter) and bias.shape == (width,))):
+        return None
     kept = weight.detach().clone()
-    handed = torch.linspace(-1, 2, width, dtype=weight.dtype, device=weight.device)[None, None]
-    silent = getattr(module, "bias", None)
+    handed = torch.linspace(-1, 2, width, device=weight.device).to(weight.dtype)[None, None]
     try:
         for offset in (0.0, 1.0):
             weight.data.fill_(-offset)
             left = module(handed)
-            if torch.equal(left, torch.zeros_like(left) if silent is None else silent.expand_as(left)):
+            if torch.equal(left, torch.zeros_like(left) if bias is None else bias.expand_as(left)):
                 return offset
-    except (RuntimeError, TypeError, ValueError):  # it takes something else
+    except Exception:  # it takes something else: any module may stand here, and say so in any way
         return None
     finally:
         weight.data.copy_(kept)

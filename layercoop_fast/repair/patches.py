@@ -15,7 +15,7 @@ from layercoop_fast.repair.sites import Site
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """New parameters of a site: `weight` as its module stores it, and `bias` [H] where it has one, in its dtype."""
+    """New parameters of a site, in its dtype: `weight` as its module stores it, `bias` [H] where that is refitted."""
 
     site: Site | GainSite
     weight: Tensor

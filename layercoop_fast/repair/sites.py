@@ -89,19 +89,23 @@ def find_site(players: Players, unit: int) -> Site | GainSite:
         context = skeleton.context(ids)
         stream = context.embedding
         plain = players.run(context, unit, stream).double()
-        norms = []
-        for name, module in reversed(list(block.named_modules())):
-            if f"{name}.".startswith(silenced):
-                continue
+        modules = [
+            (f"{prefix}.{name}", module)
+            for name, module in reversed(list(block.named_modules()))
+            if not f"{name}.".startswith(silenced)
+        ]
+        for name, module in modules:
             # Exactly these classes: a subclass (quantised, with an adapter) computes something else from its weight.
-            if type(module) in (nn.Linear, Conv1D):
-                if _reaches_stream(module, lambda: players.run(context, unit, stream), plain):
-                    return _unshared(Site(unit, f"{prefix}.{name}", module), skeleton.model)
-            elif (offset := gains_of(module, plain.shape[-1])) is not None:
-                norms.append(GainSite(unit, f"{prefix}.{name}", module, offset))
-        for norm in norms:
-            if _reaches_stream(norm.module, lambda: players.run(context, unit, stream), plain, scaled=True):
-                return _unshared(norm, skeleton.model)
+            if type(module) in (nn.Linear, Conv1D) and _reaches_stream(
+                module, lambda: players.run(context, unit, stream), plain
+            ):
+                return _unshared(Site(unit, name, module), skeleton.model)
+        for name, module in modules:
+            offset = gains_of(module, plain.shape[-1])
+            if offset is not None and _reaches_stream(
+                module, lambda: players.run(context, unit, stream), plain, scaled=True
+            ):
+                return _unshared(GainSite(unit, name, module, offset), skeleton.model)
     raise RequestError(
         f"{players.label(unit)} ({type(block).__name__}) has neither a plain linear map nor a norm whose output goes "
         "into the stream as it is: a repair cannot be folded into its weights"
@@ -112,7 +116,7 @@ def _reaches_stream(module: nn.Module, run: Callable[[], Tensor], plain: Tensor,
     """Whether what is added to the module's output is what is added to the unit's.
 
     Added are random numbers, or the output itself times such (`scaled`): behind a silenced half a norm returns zeros,
-    which no gain changes.
+    which no gain changes. Either are of the stream's own size, so that they cannot pass for roundings.
     """
     added: list[Tensor] = []
 
@@ -120,7 +124,10 @@ def _reaches_stream(module: nn.Module, run: Callable[[], Tensor], plain: Tensor,
         random = torch.randn(plain.shape[-1], generator=torch.Generator().manual_seed(0)).to(out)
         if out.shape[-1] != len(random):
             return out
-        added.append(out * random if scaled else random * plain.abs().mean().to(out.dtype))  # of the stream's own size
+        size = plain.abs().mean().to(out.dtype)
+        if scaled:
+            random = random * out / out.abs().mean().clamp_min(torch.finfo(out.dtype).tiny)
+        added.append(random * size)
         return out + added[-1]
 
     handle = module.register_forward_hook(disturb)

@@ -66,7 +66,7 @@ class Streams:
     def tokens(
         self, gap: Gap, kept: Sequence[int], site: Site | GainSite, patches: Sequence[Patch]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each chunk what the site is handed [N, n], what is missing behind it [N, H], and the tokens' weights [N].
+        """For each chunk what the site reads [N, n], what is missing behind it [N, H], and the tokens' weights [N].
 
         Missing is the full model's stream before unit `gap.behind` less the pruned one's behind `gap.unit`, in which
         the units of `kept` ran, with the patches in place. A token weighs the inverse of the mean square of its full

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.llama_shape import UnfitError
 from layercoop_fast.engine.loading import SPREAD, check_device, open_checkpoint
+from layercoop_fast.engine.precision import warn_if_slow
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import PARTS, Sublayers
 from layercoop_fast.errors import RequestError
@@ -116,9 +117,12 @@ def open_runtime(
             _give_back()
             return Opened(native, tokenizer, eos, held, None)
         if executor == "native" or dtype in _QUANTISED or kv_dtype != "auto":
-            need = f"keys and values of {kv_dtype} need" if kv_dtype != "auto" else f"{dtype} and speed need"
+            other = kv_dtype != "auto" and dtype not in _QUANTISED and executor != "native"
+            need = f"keys and values of {kv_dtype} need" if other else f"{dtype} and speed need"
             raise RequestError(f"{path} cannot run on the native executor, which {need}: {why}")
         say_once(f"{path} runs on the blocks of transformers, since the native executor cannot run it: {why}")
+    if dtype == "auto" and skeleton.device.type == "cpu":
+        warn_if_slow(skeleton.dtype)
     return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, held, why)
 
 

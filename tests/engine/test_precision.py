@@ -11,7 +11,7 @@ from tiny_models import save_tiny, tiny_model
 
 from layercoop_fast import ModelGame
 from layercoop_fast.engine import precision
-from layercoop_fast.engine.precision import slowness, warn_if_slow
+from layercoop_fast.engine.precision import is_slow, slowness, warn_if_slow
 
 SMALL = {"windows": 2, "tokens": 16}
 
@@ -40,6 +40,20 @@ def test_a_quick_dtype_is_not_mentioned(half: Path, monkeypatch: pytest.MonkeyPa
         ModelGame.from_pretrained(half, **SMALL)
 
 
-def test_slowness_is_a_ratio_to_fp32() -> None:
-    assert 0.2 < slowness(torch.float32) < 5
-    assert slowness(torch.bfloat16) > 0
+@pytest.mark.parametrize(("times", "slow"), [(2.9, False), (3.1, True)])
+def test_slowness_is_the_time_over_that_in_fp32(monkeypatch: pytest.MonkeyPatch, times: float, slow: bool) -> None:
+    now = 0.0
+
+    def product(rows: torch.Tensor, weights: torch.Tensor) -> None:
+        nonlocal now
+        now += times if rows.dtype == weights.dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: now)
+    slowness.cache_clear()
+    try:
+        assert slowness(torch.bfloat16) == pytest.approx(times)
+        assert is_slow(torch.bfloat16) == slow
+        assert not is_slow(torch.float64)  # asked for, not met with in a checkpoint
+    finally:
+        slowness.cache_clear()

@@ -68,6 +68,40 @@ def test_where_a_factor_or_experts_have_the_last_word_there_is_none(family: str)
         find_site(players, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_gains_do_not_pass_for_roundings(dtype: torch.dtype) -> None:
+    """A norm that hands its output to a map must not be taken for one whose output is the stream's."""
+    found = {}
+    for family, players, unit in (("granite", "layers", 1), ("gemma2", "sublayers", 0)):
+        model = tiny_model(family, 2).to(dtype)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(20)
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter.fill_(0.05 - (family == "gemma2"))
+        try:
+            found[family] = find_site(make_players(players, Skeleton(model)), unit).name
+        except RequestError:
+            found[family] = "none"
+    assert found == {"granite": "none", "gemma2": "model.layers.0.post_attention_layernorm"}
+
+
+def test_a_module_that_takes_something_else_is_no_norm() -> None:
+    class Odd(nn.Module):
+        def __init__(self, bias: object = None) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6))
+            self.bias = bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("this takes a pair")
+
+    odd = Odd()
+    assert gains_of(odd, 6) is None
+    assert gains_of(Odd(bias=False), 6) is None
+    assert odd.weight.eq(1).all()
+
+
 def test_gains_are_those_of_norms_alone() -> None:
     norm = nn.LayerNorm(6)
     nn.init.normal_(norm.bias)

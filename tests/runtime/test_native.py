@@ -173,6 +173,16 @@ def test_values_beyond_fp16_become_its_largest(level: str) -> None:
         assert_close(oracle_of(whole(model)), expected, 5e-3)
 
 
+@pytest.mark.parametrize("kv_dtype", ["fp32", "bf16", "int8"])
+def test_a_value_that_is_no_number_does_not_become_one(kv_dtype: str, level: str) -> None:
+    model = odd_model(*SIZES["odd"])
+    with torch.no_grad():
+        model.model.layers[2].input_layernorm.weight.fill_(100)
+        model.model.layers[2].self_attn.v_proj.weight[1] = 3e38  # its products are infinite, or none of both signs
+    executor = executor_of(model, "fp32", kv_dtype)
+    assert executor.run([Chunk(executor.sequence(np.ones(LAYERS, dtype=bool)), words(5))]).isnan().all()
+
+
 def test_quantised_weights_keep_keys_and_values_in_fp16() -> None:
     kept = {dtype: executor_of(FAMILIES["llama"](2), dtype).kv_dtype for dtype in FORMATS}
     assert kept == {"fp32": "fp32", "bf16": "bf16", "int8": "fp16", "int4": "fp16"}

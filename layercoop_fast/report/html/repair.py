@@ -29,7 +29,7 @@ def repair(record: Record) -> Html | None:
             ]
             for gap in found["gaps"]
         ]
-        head = ["removed run", "made up for by", "its map", "ridge strength, or why not"]
+        head = ["removed run", "made up for by", "refitted", "ridge strength, or why not"]
         pieces.append(el("div", table(head, rows), class_="stack"))
     nll = found.get("nll") or {}
     if nll:

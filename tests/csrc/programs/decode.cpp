@@ -146,7 +146,7 @@ int main() {
     for (const Sizes& sizes : all) {
       for (const Format format : {Format::fp32, Format::bf16, Format::int8, Format::int4}) {
         const Model model = make(sizes, format);
-        for (const KvFormat kv : {KvFormat::fp32, KvFormat::bf16, KvFormat::int8}) {
+        for (const KvFormat kv : {KvFormat::fp32, KvFormat::bf16, KvFormat::fp16, KvFormat::int8}) {
           cpu::set_num_threads(1);
           const std::vector<float> expected = logits(model, kv, 37, 37);
           cpu::set_num_threads(3);
