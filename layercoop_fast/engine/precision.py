@@ -11,19 +11,29 @@ import torch
 # Half the bytes may make up for a product that takes somewhat longer.
 _SLOW = 3.0
 
+_SECONDS = 0.1  # of trying, in each dtype
+_FEWEST_TRIES, _MOST_TRIES = 3, 100
+
 
 @cache
 def slowness(dtype: torch.dtype) -> float:
-    """How many times as long as in fp32 a product takes in a dtype on this processor; tried once."""
-    seconds = {}
-    for tried in (torch.float32, dtype):
-        rows, weights = torch.ones(128, 256, dtype=tried), torch.ones(256, 256, dtype=tried)
-        times = []
-        for _ in range(3):
-            started = time.perf_counter()
-            torch.mm(rows, weights)
-            times.append(time.perf_counter() - started)
-        seconds[tried] = min(times)
+    """How many times as long as in fp32 a product takes in a dtype on this processor; tried once, on one thread.
+
+    Several would wait for each other wherever another program has a processor, many times as long as they compute.
+    """
+    threads, seconds = torch.get_num_threads(), {}
+    torch.set_num_threads(1)
+    try:
+        for tried in (torch.float32, dtype):
+            rows, weight = torch.ones(128, 256, dtype=tried), torch.ones(256, 256, dtype=tried)
+            times: list[float] = []
+            while len(times) < _FEWEST_TRIES or (sum(times) < _SECONDS and len(times) < _MOST_TRIES):
+                started = time.perf_counter()
+                torch.nn.functional.linear(rows, weight)
+                times.append(time.perf_counter() - started)
+            seconds[tried] = min(times)
+    finally:
+        torch.set_num_threads(threads)
     return seconds[dtype] / seconds[torch.float32]
 
 

@@ -42,17 +42,18 @@ def test_a_quick_dtype_is_not_mentioned(half: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("times", "slow"), [(2.9, False), (3.1, True)])
 def test_slowness_is_the_time_over_that_in_fp32(monkeypatch: pytest.MonkeyPatch, times: float, slow: bool) -> None:
-    now = 0.0
+    now, threads = 0.0, torch.get_num_threads()
 
     def product(rows: torch.Tensor, weights: torch.Tensor) -> None:
         nonlocal now
         now += times if rows.dtype == weights.dtype == torch.bfloat16 else 1.0
 
-    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(torch.nn.functional, "linear", product)
     monkeypatch.setattr(precision.time, "perf_counter", lambda: now)
     slowness.cache_clear()
     try:
         assert slowness(torch.bfloat16) == pytest.approx(times)
+        assert torch.get_num_threads() == threads
         assert is_slow(torch.bfloat16) == slow
         assert not is_slow(torch.float64)  # asked for, not met with in a checkpoint
     finally:
