@@ -7,7 +7,7 @@ it is; ours is followed by a repair. Prints a table (blocks removed, perplexity 
 one sentence by each model, and the folder that was written, with a report in it.
 
 The model comes in bf16. On processors without instructions for it torch's products in bf16 take many times as long as
-in fp32 (hundreds of times, on some), so there the demo runs in fp32, and says so.
+in fp32, so there the demo runs in fp32, and says so.
 """
 
 from __future__ import annotations

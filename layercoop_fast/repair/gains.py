@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.repair.ridge import check_finite, check_strength
 
 
 @dataclass
@@ -44,8 +45,7 @@ class GainEquations:
             )
         y, e = inputs.double(), missing.double()
         weighted = y * weights.double()[:, None]
-        if not (torch.isfinite(weighted).all() and torch.isfinite(e).all()):
-            raise RequestError("the stream of the model is not finite on the text that a repair is fitted to")
+        check_finite(weighted, e)
         self.squares += (weighted * y).sum(0)
         self.cross += (weighted * e).sum(0)
         self.tokens += len(y)
@@ -59,8 +59,7 @@ class GainEquations:
 
     def change(self, strength: float) -> Tensor:
         """β at a strength > 0: float64 [H]; 0 for a gain that lets nothing through."""
-        if not strength > 0:
-            raise RequestError(f"the strength of a ridge must be above 0, not {strength}")
+        check_strength(strength)
         passes = self.squares > 0
         return torch.where(passes, self.cross / ((1 + strength) * self.squares.where(passes, torch.ones(()))), 0.0)
 

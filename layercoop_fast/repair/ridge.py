@@ -34,6 +34,18 @@ class Equations(Protocol):
         """How the part changes at a strength of the ridge."""
 
 
+def check_finite(*streams: Tensor) -> None:
+    """Raise `RequestError` where a number of what a repair is fitted to is none."""
+    if not all(torch.isfinite(stream).all() for stream in streams):
+        raise RequestError("the stream of the model is not finite on the text that a repair is fitted to")
+
+
+def check_strength(strength: float) -> None:
+    """Raise `RequestError` for a strength that is not positive."""
+    if not strength > 0:
+        raise RequestError(f"the strength of a ridge must be above 0, not {strength}")
+
+
 @dataclass
 class NormalEquations:
     """Sums over tokens that a ridge regression needs.
@@ -74,8 +86,7 @@ class NormalEquations:
         if self.intercept:
             u = torch.cat([u, u.new_ones(len(u), 1)], dim=1)
         weighted = u if weights is None else u * weights.double()[:, None]
-        if not (torch.isfinite(weighted).all() and torch.isfinite(e).all()):
-            raise RequestError("the stream of the model is not finite on the text that a repair is fitted to")
+        check_finite(weighted, e)
         self.gram.addmm_(weighted.t(), u)
         self.cross.addmm_(weighted.t(), e)
         self.tokens += len(u)
@@ -96,8 +107,7 @@ class NormalEquations:
 
         Raises `RequestError` for a strength that is not positive, or where no token says anything.
         """
-        if not strength > 0:
-            raise RequestError(f"the strength of a ridge must be above 0, not {strength}")
+        check_strength(strength)
         width = len(self.gram) - self.intercept
         scale = float(self.gram.diagonal()[:width].mean())
         if not scale > 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -87,8 +88,8 @@ def find_site(players: Players, unit: int) -> Site | GainSite:
     ids = torch.arange(2 * tokens, device=skeleton.device).view(2, tokens) % skeleton.vocab_size
     with torch.inference_mode():
         context = skeleton.context(ids)
-        stream = context.embedding
-        plain = players.run(context, unit, stream).double()
+        run = partial(players.run, context, unit, context.embedding)
+        plain = run().double()
         modules = [
             (f"{prefix}.{name}", module)
             for name, module in reversed(list(block.named_modules()))
@@ -96,15 +97,11 @@ def find_site(players: Players, unit: int) -> Site | GainSite:
         ]
         for name, module in modules:
             # Exactly these classes: a subclass (quantised, with an adapter) computes something else from its weight.
-            if type(module) in (nn.Linear, Conv1D) and _reaches_stream(
-                module, lambda: players.run(context, unit, stream), plain
-            ):
+            if type(module) in (nn.Linear, Conv1D) and _reaches_stream(module, run, plain):
                 return _unshared(Site(unit, name, module), skeleton.model)
         for name, module in modules:
             offset = gains_of(module, plain.shape[-1])
-            if offset is not None and _reaches_stream(
-                module, lambda: players.run(context, unit, stream), plain, scaled=True
-            ):
+            if offset is not None and _reaches_stream(module, run, plain, scaled=True):
                 return _unshared(GainSite(unit, name, module, offset), skeleton.model)
     raise RequestError(
         f"{players.label(unit)} ({type(block).__name__}) has neither a plain linear map nor a norm whose output goes "

@@ -116,9 +116,9 @@ def open_runtime(
             native = NativeExecutor(skeleton, _NAMES.get(packed, packed), held, budget, kv_dtype)
             _give_back()
             return Opened(native, tokenizer, eos, held, None)
-        if executor == "native" or dtype in _QUANTISED or kv_dtype != "auto":
-            other = kv_dtype != "auto" and dtype not in _QUANTISED and executor != "native"
-            need = f"keys and values of {kv_dtype} need" if other else f"{dtype} and speed need"
+        required = executor == "native" or dtype in _QUANTISED
+        if required or kv_dtype != "auto":
+            need = f"{dtype} and speed need" if required else f"keys and values of {kv_dtype} need"
             raise RequestError(f"{path} cannot run on the native executor, which {need}: {why}")
         say_once(f"{path} runs on the blocks of transformers, since the native executor cannot run it: {why}")
     if dtype == "auto" and skeleton.device.type == "cpu":
