@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from layercoop_fast.game.calibration import (
     read_file,
     read_text,
     require_tokenizer,
+    window_starts,
 )
 from layercoop_fast.game.choice_utility import ChoiceUtility, Layout
 from layercoop_fast.game.mixture import Texts, load_texts, texts_of
@@ -72,6 +73,7 @@ class Choices:
         shots: examples before each.
         share: whether contexts are computed once for all that follows them; otherwise every sequence runs whole.
         device: of the tokens.
+        stretch: tokens of text that each item and example was cut as; 0 for items that were given.
     """
 
     groups: tuple[tuple[Scored, ...], ...]
@@ -80,6 +82,7 @@ class Choices:
     shots: int = 0
     share: bool = True
     device: str | torch.device = "cpu"
+    stretch: int = 0
 
     @cached_property
     def packs(self) -> Packs:
@@ -166,7 +169,7 @@ def fitting(choices: Choices, skeleton: Skeleton, *, share: bool = True) -> Choi
                 f"the tokenizer gives token {most}, the model's vocabulary has {skeleton.vocab_size}: "
                 "they do not belong together"
             )
-    return Choices(choices.groups, choices.layout, choices.spec, choices.shots, share, skeleton.device)
+    return replace(choices, share=share, device=skeleton.device)
 
 
 def read_items(spec: str) -> list[Item]:
@@ -286,7 +289,7 @@ def cut_items(
             "text, or ask for fewer or shorter items"
         )
     generator = np.random.default_rng(seed)
-    firsts = np.linspace(0, len(stream) - tokens, count).astype(np.int64)
+    firsts = window_starts(len(stream), tokens, count)
     labels = generator.integers(0, _OPTIONS, count)
     separator = tokenizer(_SEPARATOR, add_special_tokens=False, verbose=False)["input_ids"]
     prefix = list(begin_tokens(tokenizer))
@@ -307,7 +310,7 @@ def cut_items(
         groups.append(tuple(Scored((*context, *option), len(context)) for option in options))
         characters += [max(1, len(tokenizer.decode(option).strip())) for option in options]
     scored = [label for number, label in enumerate(labels.tolist()) if number not in examples]
-    return Choices(tuple(groups), _layout(groups, scored, characters), spec, shots)
+    return Choices(tuple(groups), _layout(groups, scored, characters), spec, shots, stretch=tokens)
 
 
 def _layout(groups: Sequence[Sequence[Scored]], labels: Sequence[int], characters: Sequence[int]) -> Layout:

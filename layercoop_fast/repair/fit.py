@@ -31,10 +31,9 @@ from layercoop_fast.repair.ridge import Equations
 from layercoop_fast.repair.runs import Gap, find_gaps
 from layercoop_fast.repair.sites import Site, find_site
 from layercoop_fast.repair.streams import HeldOut, Streams
+from layercoop_fast.repair.strengths import USUAL, best_trial
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, texts_to_fit
 
-# Of the mean square of an input. Below the first nothing changes any more, above the last little is left of a repair.
-STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # Share of the free memory that the streams of the fitted text may take before they are computed anew for each gap.
 _STREAM_SHARE = 0.25
 
@@ -73,8 +72,8 @@ def check_repairable(game: ModelGame) -> None:
     """Raise `RequestError` for a quantised model."""
     if is_quantised(game.checkpoint.model):
         raise RequestError(
-            "a repair is written as new weights, which this model's quantisation does not take: leave --repair out, or "
-            "prune the model first and quantise what comes out (layercoop-fast quantise)"
+            "a repair is written as new weights, which this model's quantisation does not take: leave out --repair and "
+            "what belongs to it, or prune the model first and quantise what comes out (layercoop-fast quantise)"
         )
 
 
@@ -117,9 +116,8 @@ def fit_repair(
     record: dict[str, Any] = {"gaps": [], "reason": "; ".join(texts.left_out.values())}
     if texts.domains:
         patches, record = _Fit(game, units, texts).run(progress)
-    refused = [gap["reason"] for gap in record["gaps"] if "map" not in gap]
-    if required and not patches and len(refused) == len(record["gaps"]):
-        raise RequestError(f"a repair cannot be fitted: {'; '.join(refused) or record['reason']}")
+    if required and not patches and not any("map" in gap for gap in record["gaps"]):
+        raise RequestError(f"a repair cannot be fitted: {record['reason']}")
     record = {
         "kept": bool(patches),
         **record,
@@ -157,6 +155,17 @@ def _kept_units(units: Masks) -> list[int]:
     return [int(unit) for unit in np.flatnonzero(units)]
 
 
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A gap's repair at one strength, and the held-out NLL by domain under the fit to all and under that to others."""
+
+    strength: float
+    patch: Patch
+    seen: list[float]
+    unseen: list[float]
+    score: float
+
+
 class _Fit:
     """The fit for one mask over units on some domains."""
 
@@ -171,6 +180,8 @@ class _Fit:
         fits = 2 * texts.tokens * width <= free_memory(game.skeleton.device) * _STREAM_SHARE
         self.streams = [Streams(game, domain.fit, keep=fits) for domain in self.domains]
         self.choice = [self._heldout(domain.choice) for domain in self.domains]
+        # Gaps of one mask are much alike in the strength that suits them.
+        self.start = USUAL
 
     def _heldout(self, ids: Tensor) -> HeldOut:
         return HeldOut(self.game, Windows(self.game.skeleton, ids))
@@ -188,7 +199,12 @@ class _Fit:
                 progress("gaps repaired", number + 1, len(self.gaps))
         record: dict[str, Any] = {"gaps": rows}
         if not patches:
-            record["reason"] = "no repair of any gap helps on every domain's held-out windows"
+            refused = [row["reason"] for row in rows if "map" not in row]
+            record["reason"] = (
+                "; ".join(dict.fromkeys(refused))
+                if len(refused) == len(rows)
+                else "no repair of any gap helps on every domain's held-out windows"
+            )
             return (), record
         check = [self._heldout(domain.check) for domain in self.domains]
         before = self._means(check)
@@ -216,35 +232,45 @@ class _Fit:
             before = self._means(self.choice)
         try:
             sums = [self._sums(streams, gap, site, patches) for streams in self.streams]
-        except RequestError as broken:  # a stream that is not finite
+            total = sums[0]
+            for other in sums[1:]:
+                total = total + other
+            best = best_trial(lambda strength: self._trial(strength, total, sums, site, patches, before), self.start)
+        except RequestError as broken:  # streams that are not finite, or say nothing
             return {"strength": None, "reason": str(broken)}, None
-        total = sums[0]
-        for other in sums[1:]:
-            total = total + other
-        best: tuple[float, float, Patch, list[float], list[float]] | None = None
-        for strength in STRENGTHS:
-            found = patch(site, total.change(strength))
-            with applied([*patches, found]):
-                seen = self._means(self.choice)
-            if not _no_worse(seen, before):
-                continue
-            unseen = self._unseen(total, sums, strength, site, patches)
-            # Text to come is partly of kinds that the fit knows, partly of others: each domain counts half as either.
-            between = [(own + other) / 2 for own, other in zip(seen, unseen, strict=True)]
-            score = float(np.mean(between))
-            if _no_worse(between, before) and (best is None or score < best[0]):
-                best = score, strength, found, seen, unseen
         row: dict[str, Any] = {"map": site.name, "strength": None}
         if best is None:
             return {**row, "reason": "a domain's held-out windows lose by it at every strength"}, None
-        _, strength, found, after, unseen = best
-        nll = {"nll": self._before_after(before, after)}
+        self.start = best.strength
+        nll = {"nll": self._before_after(before, best.seen)}
         if len(self.domains) > 1:
-            nll["nll_unseen_domain"] = self._before_after(before, unseen)
-        return {**row, "strength": strength, **nll}, found
+            nll["nll_unseen_domain"] = self._before_after(before, best.unseen)
+        return {**row, "strength": best.strength, **nll}, best.patch
+
+    def _trial(
+        self,
+        strength: float,
+        total: Equations,
+        sums: Sequence[Equations],
+        site: Site | GainSite,
+        patches: Sequence[Patch],
+        before: Sequence[float],
+    ) -> _Trial | None:
+        """A gap's repair at a strength; None where a domain loses by it."""
+        found = patch(site, total.change(strength))
+        with applied([*patches, found]):
+            seen = self._means(self.choice)
+        if not _no_worse(seen, before):
+            return None
+        unseen = self._unseen(total, sums, strength, site, patches)
+        # Text to come is partly of kinds that the fit knows, partly of others: each domain counts half as either.
+        between = [(own + other) / 2 for own, other in zip(seen, unseen, strict=True)]
+        if not _no_worse(between, before):
+            return None
+        return _Trial(strength, found, seen, unseen, float(np.mean(between)))
 
     def _sums(self, streams: Streams, gap: Gap, site: Site | GainSite, patches: Sequence[Patch]) -> Equations:
-        sums = site.equations(self.game.skeleton.device)
+        sums = site.equations()
         for chunk in streams.tokens(gap, self.kept, site, patches):
             sums.add(*chunk)
         return sums

@@ -81,9 +81,10 @@ class GainSite:
     offset: float
     bias: None = None  # nothing to refit: that of the norm, if it has one, stays as it is
 
-    def equations(self, device: torch.device) -> GainEquations:
-        """Nothing summed yet."""
-        return GainEquations.empty(len(self.module.get_parameter("weight")), device=device)
+    def equations(self) -> GainEquations:
+        """Nothing summed yet, where the norm is."""
+        weight = self.module.get_parameter("weight")
+        return GainEquations.empty(len(weight), device=weight.device)
 
     def reads(self, handed: Tensor, returned: Tensor) -> Tensor:
         """What the regression works with, of what the module is handed and returns."""

@@ -105,7 +105,8 @@ class NormalEquations:
     def change(self, strength: float) -> Tensor:
         """The change B of the map at a strength > 0: float64 [H, n], the bias's in a last column of its own.
 
-        Raises `RequestError` for a strength that is not positive, or where no token says anything.
+        Raises `RequestError` for a strength that is not positive, where no token says anything, or where float64 does
+        not carry the sums.
         """
         check_strength(strength)
         width = len(self.gram) - self.intercept
@@ -116,5 +117,7 @@ class NormalEquations:
         ridged.diagonal()[:width] += strength * scale
         # A hair on the intercept too: it makes the matrix positive definite whatever the inputs are.
         ridged.diagonal()[width:] += 1e-12 * scale
-        factor = torch.linalg.cholesky(ridged)
+        factor, failed = torch.linalg.cholesky_ex(ridged)
+        if failed:
+            raise RequestError("a repair needs inputs of the repaired map whose sums of products float64 can carry")
         return torch.cholesky_solve(self.cross, factor).t()

@@ -56,10 +56,10 @@ class Site:
         bias = self.module.bias
         return None if bias is None else bias.detach()
 
-    def equations(self, device: torch.device) -> NormalEquations:
-        """Nothing summed yet."""
+    def equations(self) -> NormalEquations:
+        """Nothing summed yet, where the map is."""
         outputs, inputs = self.weight.shape
-        return NormalEquations.empty(inputs, outputs, intercept=self.bias is not None, device=device)
+        return NormalEquations.empty(inputs, outputs, intercept=self.bias is not None, device=self.weight.device)
 
     def reads(self, handed: Tensor, returned: Tensor) -> Tensor:
         """What the regression works with, of what the module is handed and returns."""

@@ -88,8 +88,10 @@ class Streams:
             if self.keep:
                 chunk.full, chunk.full_at, chunk.pruned, chunk.pruned_at = full, gap.behind, pruned, gap.unit
             inputs, after = _watched(self.game.players, windows, gap.unit, site, pruned)
-            missing = (full.float() - after.float()).flatten(0, 1)
-            weights = full.float().square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
+            # Blocks of a model that is spread over devices leave their streams where they are.
+            there, after = full.to(inputs.device).float(), after.to(inputs.device).float()
+            missing = (there - after).flatten(0, 1)
+            weights = there.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
             yield inputs.flatten(0, 1), missing, weights.flatten()
 
     def _run_by(self, chunk: _Chunk) -> tuple[Windows, Units]:

@@ -1,6 +1,7 @@
 """The text that a repair is fitted to: several domains, each with windows to fit to, to choose by and to check with.
 
-The windows of one text do not overlap each other, nor those that a game is played on where both are cut from one SPEC.
+The windows of one text do not overlap each other, nor the text that a game is played on where both are cut from one
+SPEC (but for wrong options of items, which are stretches of anywhere).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from layercoop_fast.game.calibration import (
     sample_from_model,
     window_starts,
 )
+from layercoop_fast.game.chat import stretch_of
+from layercoop_fast.game.choices import Choices
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Progress
 
@@ -64,6 +67,14 @@ def default_texts(game: ModelGame, heldout: Sequence[str] = ()) -> list[str]:
     """
     kinds = dict.fromkeys([*own_texts(game), "builtin", "builtin-docstrings", "builtin-code"])
     return [kind for kind in kinds if kind not in ("self", *heldout)]
+
+
+def check_texts(specs: Sequence[str] | None, tokens: int) -> None:
+    """Raise `RequestError` for no texts, one that is given twice, or no tokens."""
+    if specs is not None and (not specs or len(set(specs)) < len(specs)):
+        raise RequestError(f"a repair needs texts to be fitted to, each given once, not {list(specs)}")
+    if tokens < 1:
+        raise RequestError(f"a repair is fitted to at least 1 token, not {tokens}")
 
 
 def own_texts(game: ModelGame) -> dict[str, int]:
@@ -120,11 +131,8 @@ def load_domains(
     `_LEAST_WINDOWS` windows is left out. Raises `RequestError` for a SPEC that cannot be read, none at all, one given
     twice, or no tokens.
     """
-    if not specs or len(set(specs)) < len(specs):
-        raise RequestError(f"a repair needs texts to be fitted to, each given once, not {list(specs)}")
+    check_texts(specs, tokens)
     length = _length(game)
-    if tokens < 1:
-        raise RequestError(f"a repair is fitted to at least 1 token, not {tokens}")
     wanted = max(HELDOUT_WINDOWS, tokens // (len(specs) * length))
     found, left_out = [], {}
     for spec in specs:
@@ -154,18 +162,27 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
     stream = np.asarray(tokenizer(read_text(spec), add_special_tokens=False, verbose=False)["input_ids"], np.int64)
     begin = np.asarray(begin_tokens(tokenizer), dtype=np.int64)
     body = length - len(begin)
-    used = np.empty(0, dtype=np.int64)
-    if played := own_texts(game).get(spec):
-        used = window_starts(len(stream), body, played)
-    starts = _free_starts(len(stream), body, used)
+    starts = _free_starts(len(stream), body, *_played(game, spec, len(stream), body))
     if len(starts) > wanted:
         starts = starts[np.linspace(0, len(starts) - 1, wanted).round().astype(np.int64)]
     bodies = stream[starts[:, None] + np.arange(body)]
     return torch.from_numpy(np.hstack([np.tile(begin, (len(starts), 1)), bodies]))
 
 
-def _free_starts(tokens: int, body: int, used: NDArray[np.int64]) -> NDArray[np.int64]:
-    """First tokens of windows of `body` tokens, side by side, that share no token with those that start at `used`."""
-    borders = np.concatenate([[-body], np.sort(used), [tokens]])
-    runs = [np.arange(first + body, last - body + 1, body) for first, last in pairwise(borders)]
+def _played(game: ModelGame, spec: str, tokens: int, body: int) -> tuple[NDArray[np.int64], int]:
+    """First tokens of the stretches of a text of so many tokens that the game is played on, and their length."""
+    text = game.calibration
+    if isinstance(text, Choices):
+        count = len(text.groups) + text.shots if text.spec == spec and text.stretch else 0
+        length = text.stretch
+    else:
+        count = own_texts(game).get(spec, 0)
+        length = stretch_of(int(text.ids.shape[1])) if text.chat else body
+    return window_starts(tokens, length, count) if count else np.empty(0, np.int64), length
+
+
+def _free_starts(tokens: int, body: int, used: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """First tokens of windows of `body` tokens, side by side, that share none with `used` ones of `length`."""
+    borders = np.concatenate([[-length], np.sort(used), [tokens]])
+    runs = [np.arange(first + length, last - body + 1, body) for first, last in pairwise(borders)]
     return np.concatenate(runs).astype(np.int64)

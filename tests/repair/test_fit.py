@@ -19,12 +19,12 @@ from layercoop_fast import ModelGame, fit_repair, prune, repaired_worth
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import Calibration, load_calibration, read_text
-from layercoop_fast.game.choices import Item, fitting, tokenise
+from layercoop_fast.game.calibration import Calibration, begin_tokens, load_calibration, read_text, window_starts
+from layercoop_fast.game.choices import Item, fitting, load_choices, tokenise
 from layercoop_fast.game.domains import Domains
-from layercoop_fast.repair import fit, streams
+from layercoop_fast.repair import fit, streams, strengths
 from layercoop_fast.repair.ridge import NormalEquations
-from layercoop_fast.repair.texts import default_texts, load_domains, own_texts
+from layercoop_fast.repair.texts import _free_starts, default_texts, load_domains, own_texts
 
 T = 16
 TOKENS = 2 * 32 * T
@@ -75,7 +75,7 @@ def everything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("everything_counts")
 def test_a_removed_block_that_is_linear_is_recovered(specs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "STRENGTHS", (1e-9,))
+    monkeypatch.setattr(strengths, "STRENGTHS", (1e-9,))
     model = FAMILIES["llama"](n_layers=4)
     before = model.model.layers[1].mlp.down_proj
     stand_in = AddsLinearly(before)
@@ -108,7 +108,7 @@ class AddsGains(nn.Module):
 
 @pytest.mark.usefixtures("everything_counts")
 def test_a_removed_block_that_is_gains_is_recovered(specs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "STRENGTHS", (1e-9,))
+    monkeypatch.setattr(strengths, "STRENGTHS", (1e-9,))
     model = FAMILIES["gemma2"](n_layers=4)
     before = model.model.layers[1].post_feedforward_layernorm
     stand_in = AddsGains(before, model.config.hidden_size)
@@ -239,8 +239,9 @@ def test_strength_is_chosen_between_seen_and_unseen_kinds_of_text(
     seen = {1.0: [3.0, 3.0], 2.0: [3.5, 3.5], 3.0: [3.2, 4.1], 4.0: [3.8, 3.8]}
     unseen = {1.0: [5.2, 3.0], 2.0: [4.4, 3.2], 3.0: [3.0, 3.0], 4.0: [3.9, 3.9]}
     check = [[5.0, 5.0], [4.9, 5.0]]
-    means = iter([before, *seen.values(), *check])
-    monkeypatch.setattr(fit, "STRENGTHS", tuple(seen))
+    # Trials begin at the least strength, and stop behind the third, which must not be taken.
+    means = iter([before, *list(seen.values())[:3], *check])
+    monkeypatch.setattr(strengths, "STRENGTHS", tuple(seen))
     monkeypatch.setattr(fit._Fit, "_means", lambda self, texts: next(means))
     monkeypatch.setattr(fit._Fit, "_unseen", lambda self, total, sums, strength, site, patches: unseen[strength])
     game = game_on(FAMILIES["llama"](n_layers=3), specs[0])
@@ -256,7 +257,8 @@ def test_a_repair_that_misleads_on_unseen_windows_is_left_out_as_a_whole(
     specs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     game = game_on(FAMILIES["llama"](n_layers=4), specs[0])
-    verdicts = iter([True] * (2 * len(fit.STRENGTHS)) + [False])
+    monkeypatch.setattr(strengths, "STRENGTHS", (1.0,))
+    verdicts = iter([True, True, False])
     monkeypatch.setattr(fit, "_no_worse", lambda after, before: next(verdicts))
     repaired = fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS)
     assert not repaired.kept
@@ -271,14 +273,12 @@ def test_windows_to_fit_to_share_no_token_with_those_of_the_search(specs: list[s
     groups = [{tuple(w.tolist()) for w in part} for part in (domain.fit, domain.choice, domain.check)]
     assert not own & set.union(*groups)
     assert sum(map(len, groups)) == len(set.union(*groups))
-    starts = fit_starts(100, 10, [20, 45, 90])
+    starts = fit_starts(100, 10, [20, 45, 90], 10)
     assert starts == [0, 10, 30, 55, 65, 75]
 
 
-def fit_starts(tokens: int, body: int, used: list[int]) -> list[int]:
-    from layercoop_fast.repair.texts import _free_starts
-
-    return [int(start) for start in _free_starts(tokens, body, np.array(used))]
+def fit_starts(tokens: int, body: int, used: list[int], length: int) -> list[int]:
+    return [int(start) for start in _free_starts(tokens, body, np.array(used), length)]
 
 
 def test_a_text_too_short_is_left_out_and_said_so(specs: list[str], tmp_path: Path) -> None:
@@ -405,3 +405,52 @@ def test_a_mask_searched_on_items_is_repaired_on_text(
     # Nothing else is told of the items than that: without patches a repaired mask is worth what it was.
     plain = replace(found, patches=())
     assert repaired_worth(fast, plain)[0] == pytest.approx(float(fast(mask[None])[0]), rel=1e-5)
+
+
+def test_what_says_nothing_is_left_as_it_is(specs: list[str]) -> None:
+    """A block of zeros, as who removes a layer by zeroing it has: its map sees nothing that a fit could go by."""
+    model = FAMILIES["llama"](n_layers=4)
+    with torch.no_grad():
+        for parameter in model.model.layers[1].parameters():
+            parameter.zero_()
+    game = game_on(model, specs[0])
+    repaired = fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS)
+    assert not repaired.kept
+    assert "are not all zero" in repaired.record["reason"]
+    with pytest.raises(RequestError, match="cannot be fitted: a repair needs text"):
+        fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS, required=True)
+
+
+def test_why_nothing_was_tried_is_said(specs: list[str]) -> None:
+    """Experts have the last word in a block: there is no map to refit, which is another thing than one that harms."""
+    game = game_on(FAMILIES["qwen2_moe"](n_layers=4), specs[0])
+    record = fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS).record
+    assert "neither a plain linear map nor a norm" in record["reason"]
+
+
+@pytest.mark.parametrize(("utility", "length", "count"), [("accuracy", 40, 7), ("nll", 50, 6)])
+def test_text_that_items_or_conversations_are_cut_from_is_not_fitted_to(utility: str, length: int, count: int) -> None:
+    """Windows of a repair are looked up in the text again: none of them lies where the game is played."""
+    model, tokenizer = FAMILIES["llama"](n_layers=2), tiny_tokenizer()
+    checkpoint, skeleton = Checkpoint(model, tokenizer, "tiny"), Skeleton(model)
+    text: Any
+    if utility == "accuracy":
+        text = load_choices("builtin", tokenizer, skeleton, items=5, tokens=length, shots=2)
+    else:
+        text = load_calibration("builtin", tokenizer, skeleton, windows=count, tokens=40, chat=True)
+    game = ModelGame(checkpoint, text, skeleton=skeleton, utility=utility)
+    (domain,) = load_domains(game, ["builtin"], 400_000).domains  # all that is free
+    stream = "".join(map(chr, tokenizer(read_text("builtin"), add_special_tokens=False)["input_ids"]))
+    played = np.zeros(len(stream), dtype=bool)
+    for at in window_starts(len(stream), length, count):
+        played[at : at + length] = True
+    start = len(begin_tokens(tokenizer))
+    fitted = np.zeros(len(stream), dtype=bool)
+    for row in torch.cat([domain.fit, domain.choice, domain.check])[:, start:]:
+        body = "".join(map(chr, row.tolist()))
+        at = stream.find(body)
+        while stream.find(body, at + 1) >= 0 and played[at : at + len(body)].any():
+            at = stream.find(body, at + 1)  # a passage that the text has twice
+        fitted[at : at + len(body)] = True
+    assert not (played & fitted).any()
+    assert fitted.mean() > 0.5

@@ -13,7 +13,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.calibration import read_text
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.pruning import prune
-from layercoop_fast.repair import fit
+from layercoop_fast.repair import fit, strengths
 from layercoop_fast.repair.fit import fit_repair, repaired_worth
 from layercoop_fast.report.html.page import report_page
 from layercoop_fast.search import coop, sleb
@@ -37,7 +37,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def everything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a repair helps a model of random weights is chance: take it as it comes."""
     monkeypatch.setattr(fit, "_no_worse", lambda after, before: True)
-    monkeypatch.setattr(fit, "STRENGTHS", (0.3, 30.0))
+    monkeypatch.setattr(strengths, "STRENGTHS", (0.3, 30.0))
 
 
 @pytest.fixture(scope="module")
