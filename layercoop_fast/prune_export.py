@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 
 from layercoop_fast.engine.loading import open_checkpoint
+from layercoop_fast.engine.quantised import drop_weights
+from layercoop_fast.errors import RunError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.players import zeroed_halves
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.prune_record import record_of
+from layercoop_fast.prune_record import parameters_by_player, record_of
 from layercoop_fast.prune_stages import Judged, Opened, Watch
 from layercoop_fast.repair.fit import Repaired
 from layercoop_fast.report.cost import Cost, measure_costs
@@ -45,9 +48,11 @@ class Export:
     def __call__(self, model: str, out: Path, *, measure_cost: bool, force: bool) -> dict[str, Any]:
         """Write the folder whole and return its record."""
 
+        params = parameters_by_player(self.game)
+
         def finish(folder: Path) -> dict[str, str]:
             written, excerpts = self._samples(folder)
-            self._fill(written, excerpts, self._costs(model, folder) if measure_cost else None)
+            self._fill(written, excerpts, self._costs(model, folder) if measure_cost else None, params)
             page = {"report.html": report_page(self.record)} if self.report else {}
             return {"layercoop.json": json.dumps(self.record, indent=1, allow_nan=False) + "\n", **page}
 
@@ -79,7 +84,7 @@ class Export:
         try:
             with self.watch("samples", "writing samples"):
                 full = prompts.continued(game.checkpoint.model)
-                game.checkpoint.model.to("meta")
+                drop_weights(game.checkpoint.model)
                 pruned = prompts.continued(open_checkpoint(str(folder), **self.how_opened).model)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
             # Some models cannot generate here, or not in this memory: no reason to lose what was searched for.
@@ -87,23 +92,33 @@ class Export:
         columns = zip(prompts.texts(), full, pruned, strict=True)
         return [dict(zip(("prompt", "full", "pruned"), column, strict=True)) for column in columns], excerpts
 
-    def _costs(self, model: str, folder: Path) -> dict[str, Cost]:
-        """Memory and speed of both models, each loaded anew by a process of its own."""
+    def _costs(self, model: str, folder: Path) -> dict[str, Cost] | None:
+        """Memory and speed of both models, each loaded anew by a process of its own; None where that fails."""
         # Two copies of a large model would not fit.
-        self.game.checkpoint.model.to("meta")
+        drop_weights(self.game.checkpoint.model)
         for played in (self.opened.game, self.game, self.opened.heldout):
             if played is not None:
                 played.windows.free()
         torch.cuda.empty_cache()  # does nothing where no GPU was used
         with self.watch("measure", "measuring memory and speed"):
-            full, pruned = measure_costs([model, folder], **self.how_opened)
+            try:
+                full, pruned = measure_costs([model, folder], **self.how_opened)
+            except RunError as failed:  # no reason to lose what was searched for
+                warnings.warn(f"{failed}; the record says nothing of it", stacklevel=2)
+                return None
         return {"full": full, "pruned": pruned}
 
-    def _fill(self, written: list[dict[str, str]] | None, excerpts: list[str], costs: dict[str, Cost] | None) -> None:
+    def _fill(
+        self,
+        written: list[dict[str, str]] | None,
+        excerpts: list[str],
+        costs: dict[str, Cost] | None,
+        params: dict[str, Any],
+    ) -> None:
         """Put everything into the record."""
         game, opened, found = self.game, self.opened, self.judged
         self.record.update(
-            record_of(game, self.choice, found.quality, found.unseen, costs, self.seed),
+            record_of(game, self.choice, found.quality, found.unseen, costs, params, self.seed),
             budget=opened.spending.record(self.choice.mask, game.players),
             constraints=opened.limits.record(),
             nested=found.family,

@@ -51,9 +51,10 @@ def record_of(
     quality: dict[str, Any],
     unseen: dict[str, Any] | None,
     costs: dict[str, Cost] | None,
+    params: dict[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """`layercoop.json`, all but the seconds."""
+    """`layercoop.json`, all but the seconds; `params` are `parameters_by_player`."""
     units = game.players.unit_masks(choice.mask[None])[0]
     label = game.players.label
     scores = None if choice.scores is None else [finite_or_none(score) for score in choice.scores]
@@ -72,7 +73,7 @@ def record_of(
         "nll": quality["nll"],
         "ppl": quality["ppl"],
         "window_nll": quality.get("window_nll"),
-        "params": _parameters(game),
+        "params": params,
         "calibration": game.calibration.description,
         "evaluations": asdict(game.evaluations),
         "cost": None if costs is None else {name: asdict(cost) for name, cost in costs.items()},
@@ -90,8 +91,8 @@ def record_of(
     return record
 
 
-def _parameters(game: ModelGame) -> dict[str, Any]:
-    """Parameters of the full model, tied ones once, and of each player."""
+def parameters_by_player(game: ModelGame) -> dict[str, Any]:
+    """Parameters of the full model, tied ones once, and of each player; its weights must be there."""
     alone = game.players.unit_masks(~np.eye(game.n_players, dtype=np.bool_))
     players = [sum(game.players.n_parameters(int(unit)) for unit in np.flatnonzero(~row)) for row in alone]
     return {"full": parameters_of(game.checkpoint.model.parameters()), "players": players}

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from layercoop_fast.errors import RequestError
@@ -63,6 +64,24 @@ def parameters_of(parameters: Iterable[Tensor]) -> int:
 def bytes_of(parameters: Iterable[Tensor]) -> int:
     """Bytes of these parameters in memory, scales of quantised ones included."""
     return sum(sum(part.numel() * part.element_size() for part in _parts(parameter)) for parameter in parameters)
+
+
+def drop_weights(model: nn.Module) -> None:
+    """Let go of all weights and buffers of a model that is not used any more; its modules stay.
+
+    `model.to("meta")` does that too, but not for weights that a quantisation library holds.
+    """
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(_empty(weight), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = _empty(buffer)
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 def _stands_for(parameter: Tensor) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from layercoop_fast.engine.quantised import parameters_of
+from layercoop_fast.engine.quantised import bytes_of, parameters_of
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.engine.sublayers import PARTS, Sublayers
 from layercoop_fast.errors import RequestError
@@ -78,6 +78,10 @@ class Players:
         if self.sublayers is not None:
             return self.sublayers.n_parameters(unit)
         return parameters_of(self.skeleton.blocks[unit].parameters())
+
+    def n_bytes(self, layer: int) -> int:
+        """Bytes of a whole layer's weights in memory, as they are held now."""
+        return bytes_of(self.skeleton.blocks[layer].parameters())
 
     def run(self, context: Context, unit: int, hidden: Tensor) -> Tensor:
         """One unit on the stream: [B, T, H] → [B, T, H]."""

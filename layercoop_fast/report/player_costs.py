@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layercoop_fast.engine.quantised import parameters_of
+from layercoop_fast.engine.quantised import bytes_of, parameters_of
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.game.protocol import Floats
@@ -77,9 +77,8 @@ def count_bytes(game: ModelGame) -> PlayerCosts:
         raise RequestError(
             "--fit needs whole layers as players: a half of a block that goes is written as zeros and saves no memory"
         )
-    costs = count_parameters(game)
-    size = next(game.skeleton.model.parameters()).element_size()
-    return PlayerCosts("bytes", costs.players * size, costs.rest * size, costs.source)
+    total = bytes_of(game.skeleton.model.parameters())
+    return _of_units(game, lambda layer: float(game.players.n_bytes(layer)), "bytes", model_total=float(total))
 
 
 def measure_seconds(game: ModelGame, phase: str = "prefill") -> PlayerCosts:

@@ -19,6 +19,7 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.quantising import quantise_checkpoint, uncalled
+from layercoop_fast.report.cost import Cost
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -153,3 +154,25 @@ def test_wrong_requests_are_one_line(plain: Path, nf4: Path, tmp_path: Path, run
     status, _, said = run("quantise", nf4, "--out", tmp_path / "q")
     assert (status, "is quantised already" in said) == (2, True)
     assert not (tmp_path / "q").exists()
+
+
+def test_prune_of_a_quantised_model_measures_and_writes_samples(
+    nf4: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both let go of the searched model's weights first, which no call of bitsandbytes' own does."""
+    cost = Cost(1, 2, 3, 4, 5.0, 6.0)
+    monkeypatch.setattr("layercoop_fast.prune_export.measure_costs", lambda paths, **_: [cost, cost])
+    out = tmp_path / "pruned"
+    request = ["--remove", 1, "--method", "ppl", "--windows", 2, "--tokens", 32, "--samples", 1]
+    status, _, said = run("prune", nf4, *request, "--out", out)
+    assert (status, said) == (0, said)
+    record = json.loads((out / "layercoop.json").read_text())
+    assert record["cost"]["pruned"]["decode_tok_s"] == 6.0
+    assert record["generations"][0]["pruned"]
+    assert record["params"]["full"] == parameters_of(open_checkpoint(str(nf4)).model.parameters())
+
+
+def test_what_a_repair_would_write_is_refused(nf4: Path, tmp_path: Path, run: Run) -> None:
+    for asked in (["--repair"], ["--repair-text", "builtin"], ["--finalists", 2]):
+        status, _, said = run("prune", nf4, "--remove", 1, "--out", tmp_path / "x", *asked)
+        assert (status, "new weights, which this model's quantisation does not take" in said) == (2, True)

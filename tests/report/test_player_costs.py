@@ -36,6 +36,16 @@ def test_parameters_and_bytes_add_up_to_the_model() -> None:
         count_bytes(game("sublayers"))
 
 
+def test_bytes_are_of_each_weight_in_its_own_dtype() -> None:
+    played = game()
+    model, before = played.skeleton.model, count_bytes(played)
+    model.model.layers[1].mlp.to(torch.bfloat16)
+    after = count_bytes(played)
+    halved = sum(p.numel() for p in model.model.layers[1].mlp.parameters()) * 2
+    np.testing.assert_array_equal(before.players - after.players, [0, halved, 0, 0])
+    assert (after.rest, after.total) == (before.rest, before.total - halved)
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_layers_alike_cost_alike(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = measure_seconds(game(), phase)
