@@ -37,6 +37,16 @@ class Halves:
     mlp: str
 
 
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """A block by what it makes of a few tokens: the stream [B, T, H] before it and behind it."""
+
+    context: Context
+    layer: int
+    before: Tensor
+    behind: Tensor
+
+
 class Sublayers:
     """The 2L units of a skeleton: unit 2l is the attention half of block l, unit 2l + 1 its MLP half.
 
@@ -49,17 +59,21 @@ class Sublayers:
         ids = torch.arange(2 * tokens, device=skeleton.device).view(2, tokens) % skeleton.vocab_size
         context = skeleton.context(ids)
         skeleton.expect(range(skeleton.n_layers))
-        self.halves: list[Halves] = []
         # How many entries the tuple has that a child returns; children that return the bare tensor are not in here.
         self._tuples: dict[nn.Module, int] = {}
         # The children that add what they compute to the stream themselves, which they are handed besides (BLOOM).
         self._adding: set[nn.Module] = set()
+        found: list[Halves | None] = []
         with torch.inference_mode():
+            probes: list[_Probe] = []
             hidden = context.embedding
             for layer in range(skeleton.n_layers):
-                after = self._watched(context, layer, hidden)
-                self.halves.append(self._find(context, layer, hidden, after))
-                hidden = after
+                probes.append(_Probe(context, layer, hidden, self._watched(context, layer, hidden)))
+                found.append(self._find(probes[-1], found))
+                hidden = probes[-1].behind
+            self.halves: list[Halves] = [
+                halves or self._as_of_another(probe, found) for probe, halves in zip(probes, found, strict=True)
+            ]
 
     @property
     def n_units(self) -> int:
@@ -140,38 +154,59 @@ class Sublayers:
             for handle in handles:
                 handle.remove()
 
-    def _find(self, context: Context, layer: int, hidden: Tensor, whole: Tensor) -> Halves:
-        block = self.skeleton.blocks[layer]
+    def _find(self, probe: _Probe, before: list[Halves | None]) -> Halves | None:
+        """The halves of a block, found by trying; None where no pair of children is that."""
+        block = self.skeleton.blocks[probe.layer]
         # A norm before a half without biases silences it too, but is not the half: that multiplies by a matrix.
         names = [name for name, child in block.named_children() if any(p.dim() > 1 for p in child.parameters())]
         pairs = [Halves(attn, mlp) for attn in names for mlp in names if attn != mlp]
-        if self.halves and self.halves[-1] in pairs:  # blocks are mostly alike, so the last answer is tried first
-            pairs.insert(0, self.halves[-1])
+        if before and before[-1] in pairs:  # blocks are mostly alike, so the last answer is tried first
+            pairs.insert(0, before[-1])
         for adding in (False, True):
             for halves in pairs:
-                children = {block.get_submodule(halves.attn), block.get_submodule(halves.mlp)}
-                self._adding |= children if adding else set()
-                if self._splits(context, layer, hidden, whole, halves):
+                if self._splits(probe, halves, adding=adding):
                     return halves
-                self._adding -= children
+        return None
+
+    def _as_of_another(self, probe: _Probe, found: list[Halves | None]) -> Halves:
+        """The halves of another block of the class, where a block has an attention of zeros, which mixes no tokens."""
+        blocks = self.skeleton.blocks
+        block = blocks[probe.layer]
+        for other, halves in zip(blocks, found, strict=True):
+            if halves is not None and type(other) is type(block):
+                adding = other.get_submodule(halves.attn) in self._adding
+                if self._splits(probe, halves, adding=adding, mixing=False):
+                    return halves
         raise RequestError(
-            f"block {layer} ({type(block).__name__}) does not fall into an attention and an MLP that run one after the "
-            "other: sublayers cannot be players of this model; use layers"
+            f"block {probe.layer} ({type(block).__name__}) does not fall into an attention and an MLP that run one "
+            "after the other: sublayers cannot be players of this model; use layers"
         )
 
-    def _splits(self, context: Context, layer: int, hidden: Tensor, whole: Tensor, halves: Halves) -> bool:
-        """Whether the halves make the block, one after the other, and only the first mixes tokens."""
+    def _splits(self, probe: _Probe, halves: Halves, *, adding: bool, mixing: bool = True) -> bool:
+        """Whether the halves make the block, one after the other, and only the first mixes tokens, if `mixing`.
+
+        Where they are `adding` what they compute to the stream themselves, that is kept in mind if they do.
+        """
+        children = {self.skeleton.blocks[probe.layer].get_submodule(name) for name in (halves.attn, halves.mlp)}
+        self._adding |= children if adding else set()
+        if self._makes(probe, halves, mixing=mixing):
+            return True
+        self._adding -= children
+        return False
+
+    def _makes(self, probe: _Probe, halves: Halves, *, mixing: bool) -> bool:
+        """Whether the halves make the block, as the children are known."""
 
         def without(*names: str) -> Callable[[Tensor], Tensor]:
-            return lambda value: self._without(names, context, layer, value)
+            return lambda value: self._without(names, probe.context, probe.layer, value)
 
         first, second, neither = without(halves.mlp), without(halves.attn), without(halves.attn, halves.mlp)
         try:
             return (
-                torch.equal(neither(hidden), hidden)
-                and torch.equal(second(first(hidden)), whole)
-                and not _reads(second, hidden, 1)
-                and _reads(first, hidden, hidden.shape[1] - 1)
+                torch.equal(neither(probe.before), probe.before)
+                and torch.equal(second(first(probe.before)), probe.behind)
+                and not _reads(second, probe.before, 1)
+                and (not mixing or _reads(first, probe.before, probe.before.shape[1] - 1))
             )
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, StopIteration):
             return False  # zeros of the stream's width are not what this child returns: it is not a half

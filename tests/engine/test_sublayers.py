@@ -93,3 +93,22 @@ def test_halves_are_found_where_no_bias_tells_a_norm_from_a_half(family: str) ->
     sublayers = Sublayers(Skeleton(model))
     assert all("norm" not in half and "ln" not in half for h in sublayers.halves for half in (h.attn, h.mlp))
     assert sublayers.silencing_parameters(1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_an_attention_of_zeros_is_one_still(family: str, layer: int) -> None:
+    """As an export of sublayers writes it: it mixes no tokens, and only what other blocks are like tells it apart."""
+    model = FAMILIES[family](n_layers=3)
+    plain = Sublayers(Skeleton(model))
+    names = plain.silencing_parameters(2 * layer)
+    with torch.no_grad():
+        for name in names:
+            plain.skeleton.blocks[layer].get_parameter(name).zero_()
+    skeleton = Skeleton(model)
+    sublayers = Sublayers(skeleton)
+    assert sublayers.halves == plain.halves
+    context = skeleton.context(ids_of(1, 16))
+    with torch.inference_mode():
+        assert torch.equal(sublayers.run(context, 2 * layer, context.embedding), context.embedding)
+    assert sublayers.silencing_parameters(2 * layer) == names
