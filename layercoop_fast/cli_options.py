@@ -145,7 +145,10 @@ def size_in_bytes(text: str | None, option: str = "--memory") -> int | None:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:
         raise RequestError(f"{option} {text!r} is not a size: write 4GiB, 500MB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    size = float(match[1]) * _UNITS[match[2].lower()]
+    if size >= 2**63:
+        raise RequestError(f"{option} {text!r} is more than any machine holds: write 4GiB, 500MB or a number of bytes")
+    return int(size)
 
 
 def sampling_of(

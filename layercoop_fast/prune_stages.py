@@ -23,9 +23,10 @@ from layercoop_fast.game.calibration import Calibration, read_text
 from layercoop_fast.game.choices import Choices
 from layercoop_fast.game.mixture import Texts, load_texts
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.protocol import Floats, Progress
+from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.prune_record import quality_of
 from layercoop_fast.repair.fit import Repaired, check_repairable
+from layercoop_fast.repair.texts import check_texts
 from layercoop_fast.report.generations import Prompts
 from layercoop_fast.search import nested
 from layercoop_fast.search.base import Choice, get_method
@@ -36,11 +37,18 @@ from layercoop_fast.search.settle import check_settling, settle
 from layercoop_fast.spending import Budget, Limits, Spending, resolve
 
 
-def check_places(out: Path, store: str | Path | None, *, force: bool) -> None:
-    """Raise `RequestError` where `out` cannot be written, or would take the store with it."""
+def check_places(out: Path, model: str, store: str | Path | None, *, force: bool) -> None:
+    """Raise `RequestError` where `out` cannot be written, or would take the model or the store with it."""
     check_target(out, folder=True, force=force)
-    if store is not None and out.resolve() in (Path(store).resolve(), *Path(store).resolve().parents):
+    if Path(model).exists() and _holds(out, Path(model)):
+        raise RequestError(f"the model {model} is in {out}, which is replaced as a whole: write to another folder")
+    if store is not None and _holds(out, Path(store)):
         raise RequestError(f"the store {store} is in {out}, which is replaced as a whole: keep the store elsewhere")
+
+
+def _holds(folder: Path, place: Path) -> bool:
+    """Whether the place is the folder, or within it."""
+    return folder.resolve() in (place.resolve(), *place.resolve().parents)
 
 
 class Watch:
@@ -86,6 +94,10 @@ class Opened:
     spending: Spending
     prompts: Prompts | None
     limits: Limits
+
+    def may_win(self, mask: Masks) -> bool:
+        """Whether a mask (bool [n]) is one that may be chosen."""
+        return self.spending.target.wants(mask) and self.allowed.check(mask) is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +240,7 @@ class Settling:
                 self.level,
                 most_windows=self.most_windows,
                 cut=lambda count: opening.cut(game, count),
-                allowed=opened.allowed,
+                wanted=opened.may_win,
                 seed=opening.options["seed"],
                 progress=watch.progress,
             )
@@ -250,6 +262,12 @@ class Mending:
             raise RequestError("--repair needs all weights in memory: leave it out, or --offload")
         if self.wanted is False and self.texts is not None:
             raise RequestError("a text to fit a repair to (--repair-text) contradicts --no-repair")
+        if self.offload and self.texts is not None:
+            raise RequestError("nothing is repaired with --offload: leave --repair-text out")
+        check_texts(self.texts, self.tokens)
+        for spec in self.texts or ():
+            if spec != "self":
+                read_text(spec)  # or it would be after the search that it cannot be read
         check_finalists(self.finalists, repairs=self.wanted is not False and not self.offload)
 
     def check_on(self, game: ModelGame) -> None:
@@ -261,7 +279,7 @@ class Mending:
                 "halves of blocks are written as zeros, which this model's quantisation does not take: use layers as "
                 "players, or prune the model first and quantise what comes out (layercoop-fast quantise)"
             )
-        if self.wanted:
+        if self.wanted or self.texts is not None or self.finalists > 1:
             check_repairable(game)
 
     def __call__(
@@ -270,13 +288,12 @@ class Mending:
         """The choice, or the finalist that is worth more repaired, and its repair; None where there is none to be."""
         if self.wanted is False or self.offload or is_quantised(game.checkpoint.model):
             return choice, None
-        target, allowed = opened.spending.target, opened.allowed
         with watch("repair"):
             return best_repaired(
                 game,
                 choice,
                 self.finalists,
-                lambda mask: target.wants(mask) and allowed.check(mask) is None,
+                opened.may_win,
                 self.texts,
                 tokens=self.tokens,
                 required=self.wanted is True,
@@ -301,6 +318,11 @@ def judged(game: ModelGame, opened: Opened, choice: Choice, repaired: Repaired |
     with watch("evaluate"):
         quality = quality_of(game, pair, repaired)
         _check_finite(game.known_worths())  # of methods that measure nothing these are the first
+        if quality["nll"]["pruned"] is None:
+            raise RunError(
+                f"what {choice.method} chose leaves a model whose NLL is not finite: weights are broken, or the dtype "
+                "is too small for them (try --dtype float32, or another method)"
+            )
         return Judged(
             quality,
             None if opened.heldout is None else quality_of(opened.heldout, pair, repaired),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layercoop_fast.errors import RequestError
 from layercoop_fast.family import check_nested
 from layercoop_fast.game.calibration import TOKENS, WINDOWS
 from layercoop_fast.game.choice_utility import ChoiceUtility
@@ -156,7 +157,7 @@ def prune(
     """
     command = rerun_command(prune, locals())
     out = Path(out)
-    check_places(out, store, force=force)
+    check_places(out, model, store, force=force)
     how_opened = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     opening = Opening(
         model,
@@ -190,6 +191,8 @@ def prune(
     settling = None if settle is None else Settling(settle, most_windows)
     for part in (search, opening, mending):
         part.check()
+    if settling is None and most_windows != MOST_WINDOWS:
+        raise RequestError("--most-windows belongs to --settle: leave it out")
     if nested:
         check_nested(method, settles=settle is not None, finalists=finalists)
     watch = Watch(on_progress)

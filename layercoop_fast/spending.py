@@ -20,13 +20,12 @@ from layercoop_fast.report.player_costs import (
     read_seconds,
 )
 from layercoop_fast.search.base import check_n_remove
-from layercoop_fast.search.by_cost import most_saved
 from layercoop_fast.search.constraints import Constraints
 from layercoop_fast.search.target import Target
 
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
-    from layercoop_fast.game.protocol import Masks
+    from layercoop_fast.game.protocol import Floats, Masks
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Limits:
         return Constraints(
             exportable,
             players.n_players,
-            keep=sorted({player for label in (*ends, *self.keep) for player in _players_of(game, label)}),
+            keep=sorted({player for label in (*ends, *self.keep) for player in _players_of(game, label, stays=True)}),
             must_go=sorted({player for label in self.must_go for player in _players_of(game, label)}),
             stages=self.stages,
         )
@@ -133,12 +132,11 @@ class Spending:
     def record(self, mask: Masks, players: Players) -> dict[str, Any]:
         """The `budget` of `layercoop.json`.
 
-        `in_checkpoint` is what is reached without the halves of layers that are there still, as zeros.
+        `in_checkpoint` is what is reached without the halves of layers that are there still, as zeros; of a group of
+        which some are, the share of its parameters that is gone counts.
         """
-        found: dict[str, Any] = {"kind": self.kind, "asked": self.asked, "reached": self._reached(mask)}
-        there = players.layer_mask(mask)
-        zeros = [any(there[players.layer(unit)] for unit in group) for group in players.groups]
-        found["in_checkpoint"] = self._reached(mask | np.array(zeros, dtype=np.bool_))
+        found: dict[str, Any] = {"kind": self.kind, "asked": self.asked, "reached": self._reached(~mask)}
+        found["in_checkpoint"] = self._reached(~mask * _gone(players, mask))
         if self.costs is not None:
             costs = self.costs
             found["costs"] = {
@@ -149,14 +147,24 @@ class Spending:
             }
         return found
 
-    def _reached(self, mask: Masks) -> float:
+    def _reached(self, gone: Any) -> float:
+        """What comes of players of which such a share is gone, 0 to 1 each."""
         if self.costs is None:
-            return int((~mask).sum())
-        saved = float(self.costs.players[~mask].sum())
+            return int((gone == 1).sum())
+        saved = float((self.costs.players * gone).sum())
         if self.kind == "drop":
             return saved / float(self.costs.players.sum())
         left = self.costs.total - saved
         return left if self.kind == "fit" else self.costs.total / left
+
+
+def _gone(players: Players, mask: Masks) -> Floats:
+    """Of each player the share of its parameters that is in layers of which nothing is kept, float64 [n]."""
+    there, shares = players.layer_mask(mask), np.empty(players.n_players)
+    for player, group in enumerate(players.groups):
+        sizes = np.array([max(players.n_parameters(unit), 1) for unit in group], dtype=np.float64)
+        shares[player] = sizes[[not there[players.layer(unit)] for unit in group]].sum() / sizes.sum()
+    return shares
 
 
 def resolve(budget: Budget, game: ModelGame, limits: Constraints) -> Spending:
@@ -210,14 +218,14 @@ def _covered(kind: str, asked: float, costs: PlayerCosts, least: float, limits: 
     if limits.stages > 1 and not costs.equal:
         raise RequestError("--stages goes with layers of equal cost, and these are unequal: give --remove K instead")
     try:
-        most_saved(target, limits)
+        target.dearest(limits)
     except RequestError as error:
         best = max(
             (mask for size in range(1, n) if (mask := limits.best(-costs.players, size)) is not None),
             key=target.saved,
             default=None,
         )
-        nearest = "" if best is None else f": the nearest reaches {spending._reached(best):.4g}"
+        nearest = "" if best is None else f": the nearest reaches {spending._reached(~best):.4g}"
         raise RequestError(f"no allowed mask meets --{kind} {asked:g}{nearest}") from error
     if not costs.equal:
         return spending
@@ -228,8 +236,11 @@ def _covered(kind: str, asked: float, costs: PlayerCosts, least: float, limits: 
     return Spending(kind, asked, Target.of_count(n, size), costs)
 
 
-def _players_of(game: ModelGame, label: Label) -> list[int]:
-    """The players that hold a unit of this label: of a whole layer, both its halves."""
+def _players_of(game: ModelGame, label: Label, *, stays: bool = False) -> list[int]:
+    """The players that hold a unit of this label: of a whole layer, both its halves.
+
+    None of a layer that is in no player, and so stays, where that is what is wished.
+    """
     players = game.players
     number, _, part = str(label).partition(".")
     found = [
@@ -240,7 +251,8 @@ def _players_of(game: ModelGame, label: Label) -> list[int]:
             for unit in group
         )
     ]
-    if not found:
-        last = game.skeleton.n_layers - 1
-        raise RequestError(f"{label!r} is in no player: layers are 0 to {last}, halves 0.attn to {last}.mlp")
+    units = [players.label(unit) for unit in range(players.n_units)]
+    there = {*map(str, units), *(str(players.layer(unit)) for unit in range(players.n_units))}
+    if not found and not (stays and str(label) in there):
+        raise RequestError(f"{label!r} is in no player: they are made of {units[0]} to {units[-1]}")
     return found

@@ -128,7 +128,7 @@ def test_a_nested_family(run: Any, model: Path, tmp_path: Path) -> None:
         (["--fit", "1GB"], "already: nothing has to go"),
         (["--fit", "1KB"], "no allowed mask meets --fit 1000: the nearest reaches"),
         (["--fit", "small"], "--fit 'small' is not a size"),
-        (["--remove", 1, "--keep", "7"], "'7' is in no player: layers are 0 to 5"),
+        (["--remove", 1, "--keep", "7"], "'7' is in no player: they are made of 0 to 5"),
         (["--remove", 1, "--keep", "1", "--must-go", "1"], "player 1 must stay and must go"),
         (["--remove", 1, "--keep-first", 4, "--keep-last", 3], "do not fit 6 layers"),
         (["--remove", 2, "--stages", 3], "3 stages cannot keep 4 in equal parts. 3 can"),
@@ -142,3 +142,29 @@ def test_wrong_requests(run: Any, model: Path, tmp_path: Path, arguments: list[o
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_settled_choice_saves_what_was_asked(record: Any) -> None:
+    """Masks on the way to the target are measured too, and are no finalists: they save less."""
+    options = ["--drop", 0.3, "--players", "sublayers", "--utility", "nll", "--settle", 0.01, "--most-windows", 9]
+    budget = record(*options)["budget"]
+    assert budget["reached"] >= budget["asked"] == 0.3
+
+
+def test_groups_across_layers(record: Any, tmp_path: Path) -> None:
+    """A group of which one layer is gone and of another a half is zeros counts by the parameters that are gone."""
+    groups = tmp_path / "groups.json"
+    groups.write_text(json.dumps([["3.attn", "3.mlp", "4.attn"], [0, 1], [2]]))
+    budget = record("--drop", 0.2, "--players", groups, "--must-go", 3, "--method", "reverse")["budget"]
+    assert 0 < budget["in_checkpoint"] < budget["reached"]
+
+
+def test_layers_of_no_player_may_be_asked_to_stay(record: Any, run: Any, model: Path, tmp_path: Path) -> None:
+    groups = tmp_path / "groups.json"
+    groups.write_text(json.dumps([[2], [3], [4]]))
+    found = record("--remove", 1, "--players", groups, "--keep-first", 1, "--keep", 5, "--method", "reverse")
+    assert found["removed"] == [4]
+    status, _, error = run(
+        "prune", model, "--out", tmp_path / "x", *SMALL, "--remove", 1, "--players", groups, "--must-go", 5
+    )
+    assert (status, "'5' is in no player" in error) == (2, True)

@@ -68,6 +68,21 @@ def test_prune_on_the_worst_of_two_texts_until_settled(
     assert record["worth"]["pruned"] == pytest.approx(np.exp(-last["loss"]), rel=1e-5)
 
 
+def test_finalists_of_grown_text_are_repaired_and_compared(run: Run, model: Path, tmp_path: Path) -> None:
+    arguments = ["--remove", 2, "--settle", 0.001, "--most-windows", 9, "--finalists", 3, "--repair-tokens", 600]
+    texts = ["--repair-text", "builtin", "--repair-text", "builtin-code"]
+    quick = ["--no-cost", "--samples", 0, "--json"]
+    status, printed, error = run("prune", model, "--out", tmp_path / "out", *arguments, *texts, *quick, *SMALL)
+    assert status == 0, error
+    details = json.loads(printed)["details"]
+    assert len(details["settled"]["steps"]) > 1
+    assert len(details["finalists"]) == 3
+    game = ModelGame.from_pretrained(str(model), windows=details["settled"]["steps"][-1]["windows"], tokens=24)
+    for row in details["finalists"]:
+        # The windows of both are the same, in another order.
+        assert row["worth"] == pytest.approx(game(~np.isin(np.arange(L), row["removed"]))[0], rel=1e-6)
+
+
 def test_growing_ends_with_the_text(run: Run, model: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("so it goes on and on, " * 5)
@@ -85,7 +100,7 @@ def test_a_method_that_measures_nothing_has_nothing_to_settle(run: Run, model: P
     assert status == 0, error
     settled = json.loads(printed)["details"]["settled"]
     assert settled["steps"] == []
-    assert "no other mask of this size" in settled["stopped"]
+    assert "no other mask that may be chosen" in settled["stopped"]
 
 
 def test_evaluate_and_shapley_take_texts_and_chat(
@@ -145,6 +160,8 @@ def test_a_search_takes_what_the_game_calls_best(model: Path, texts: tuple[Path,
         (["--calibration", "builtin", "--calibration", "builtin:2"], "builtin is given twice"),
         (["--settle", 0.7], "no probability between 0 and 0.5"),
         (["--settle", 0.1, "--most-windows", 2], "is less than the 3 windows of each text"),
+        (["--most-windows", 5], "--most-windows belongs to --settle"),
+        (["--memory", "9" * 400], "is more than any machine holds"),
         (["--settle", 0.1, "--utility", "accuracy"], "accuracy is no mean over such"),
         (["--utility", "accuracy", "--objective", "worst"], "accuracy is of items with options"),
         (

@@ -64,6 +64,33 @@ def test_a_store_in_the_folder_that_is_replaced(refused: Any, model: Path, tmp_p
     assert not out.exists()
 
 
+def test_a_model_in_the_folder_that_is_replaced(refused: Any, model: Path, tmp_path: Path) -> None:
+    own = copy_of(model, tmp_path)
+    for out in (tmp_path, own):
+        line = refused("prune", own, "--remove", 1, "--out", out, "--force", *SMALL)
+        assert "which is replaced as a whole: write to another folder" in line
+    assert (own / "model.safetensors").exists()
+
+
+def test_what_a_repair_cannot_be_fitted_to_is_said_before_the_search(
+    refused: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layercoop_fast.prune_stages.Search.__call__", None)  # whoever comes so far breaks
+    for asked, message in (
+        (["--repair-text", tmp_path / "absent.txt"], "absent.txt cannot be read"),
+        (["--repair-text", "builtin", "--repair-text", "builtin"], "each given once"),
+        (["--repair-tokens", 0], "at least 1 token, not 0"),
+        (["--repair-text", "builtin", "--offload"], "leave --repair-text out"),
+    ):
+        assert message in refused("prune", model, "--remove", 1, "--out", tmp_path / "out", *asked, *SMALL)
+
+
+def test_text_that_is_searched_on_is_no_held_out_text(refused: Any, model: Path, tmp_path: Path) -> None:
+    asked = ["--calibration", "builtin-code", "--calibration", "builtin:2"]
+    line = refused("prune", model, "--remove", 1, "--out", tmp_path / "out", "--heldout", "builtin", *asked, *SMALL)
+    assert "builtin is what masks are searched on" in line
+
+
 def test_numbers_that_mean_nothing(refused: Any, model: Path, tmp_path: Path) -> None:
     assert "--seed" in refused("plan", "--layers", 4, "--seed", -1)
     assert "kv-ratio must be above 0" in refused("plan", "--layers", 4, "--kv-ratio", "nan")

@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.config import ExportableMasks
+from layercoop_fast.game.in_order import in_order_of_cost
 from layercoop_fast.game.players import Players
 from layercoop_fast.game.protocol import Floats, Masks
 
@@ -44,15 +45,16 @@ class ExportablePlayers:
         return self._layers.explain(self._players.layer_mask(mask))
 
     def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
-        """Return the mask that keeps `n_kept` players at the least cost; for finer players only if it is the cheapest.
+        """Return the mask that keeps `n_kept` players at the least cost; None where there is none.
 
-        Which halves go decides whether a layer goes at all, which no family with a periodic config needs so far.
+        Of groups and halves the cheapest masks are tried in turn, and the search for one ends after
+        `in_order.MOST_LOOKED_AT`: which of them go decides whether a layer goes at all, and few configs mind.
         """
         if self._players.kind == "layers":
             return self._layers.best(costs, n_kept)
-        mask = np.ones(len(costs), dtype=np.bool_)
-        mask[np.argsort(costs, kind="stable")[: len(costs) - n_kept]] = False
-        return mask if self.check(mask) is None else None
+        one = np.zeros(len(costs), dtype=np.int64)
+        masks = in_order_of_cost(costs, [len(costs) - n_kept], one)
+        return next((mask for mask in masks if self.check(mask) is None), None)
 
 
 def zeroed_halves(players: Players, mask: Masks) -> dict[int, list[str]]:

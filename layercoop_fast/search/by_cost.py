@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of
+from layercoop_fast.game.protocol import Floats, Game, Progress, n_players_of
 from layercoop_fast.search import coop
 from layercoop_fast.search.base import Allowed, Choice, get_method, worst_last
 from layercoop_fast.search.target import Target
@@ -41,7 +41,7 @@ def search_by_cost(
     if target.n_remove is not None:
         by_count = get_method(method)
         return by_count(game, target.n_remove, seed=seed, budget=budget, allowed=allowed, progress=progress)
-    most_saved(target, allowed)
+    target.dearest(allowed)  # or nothing allowed saves enough
     if method == "coop":
         return coop.search_for(game, target, seed=seed, budget=budget, allowed=allowed, progress=progress)
     if method in RANKING:
@@ -57,31 +57,6 @@ def search_by_cost(
     return _grown(method, game, target, seed, budget, allowed, progress)
 
 
-def most_saved(target: Target, allowed: Allowed | None) -> float:
-    """The most that an allowed mask saves. Raises `RequestError` naming it where the target is beyond it."""
-    n = len(target.costs)
-    most = 0.0
-    for n_kept in range(1, n):
-        mask = _dearest(target.costs, n_kept, allowed)
-        if mask is not None:
-            most = max(most, target.saved(mask))
-            if target.met(mask):
-                return most
-    share = most / float(target.costs.sum()) if target.costs.any() else 0.0
-    raise RequestError(
-        f"no allowed mask saves {target.least:.6g} of the players' {target.costs.sum():.6g}: the nearest saves "
-        f"{most:.6g}, {share:.1%} of it"
-    )
-
-
-def _dearest(costs: Floats, n_kept: int, allowed: Allowed | None) -> Masks | None:
-    if allowed is not None:
-        return allowed.best(-costs, n_kept)
-    mask = np.zeros(len(costs), dtype=np.bool_)
-    mask[np.argsort(costs, kind="stable")[:n_kept]] = True
-    return mask
-
-
 def _grown(
     method: str,
     game: Game,
@@ -91,24 +66,27 @@ def _grown(
     allowed: Allowed | None,
     progress: Progress | None,
 ) -> Choice:
-    """The first size at which the method's own choice saves enough."""
+    """The first size at which the method's own choice saves enough; where none does, the dearest mask, trimmed."""
     n = n_players_of(game)
-    reason = RequestError("no allowed mask saves as much as is asked")
+    choice = None
     for size in range(1, n):
         try:
             choice = get_method(method)(game, size, seed=seed, budget=budget, allowed=allowed, progress=progress)
-        except RequestError as error:
+        except RequestError:
             if allowed is None or allowed.best(np.zeros(n), n - size) is not None:
                 raise
-            reason = error  # this size has no member
-            continue
+            continue  # this size has no member
         if target.met(choice.mask):
-            order = choice.details.get("greedy_order", [])
-            values = np.full(n, float(n))
-            values[order] = np.arange(len(order))
-            if choice.scores is not None:
-                values = worst_last(choice.scores)
-            trimmed = target.trimmed(choice.mask, values)
-            fine = allowed is None or allowed.check(trimmed) is None
-            return replace(choice, mask=trimmed if fine else choice.mask)
-    raise reason
+            return replace(choice, mask=target.trimmed_within(choice.mask, _values(choice), allowed))
+    assert choice is not None  # some allowed mask saves enough, so its size has a member
+    return replace(choice, mask=target.trimmed_within(target.dearest(allowed), _values(choice), allowed))
+
+
+def _values(choice: Choice) -> Floats:
+    """Which players a method would keep, float64 [n]: the higher the sooner."""
+    if choice.scores is not None:
+        return worst_last(choice.scores)
+    order = choice.details.get("greedy_order", [])
+    values = np.full(len(choice.mask), float(len(choice.mask)))
+    values[order] = np.arange(len(order))
+    return values

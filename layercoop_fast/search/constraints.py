@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.in_order import in_order_of_cost
 from layercoop_fast.game.protocol import Floats, Masks
 from layercoop_fast.search.base import Allowed
 
@@ -67,7 +68,8 @@ class Constraints:
     def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
         """Return the member (`bool[n]`) that keeps `n_kept` at the least cost of the removed ones; None without any.
 
-        With stages the cheapest of each stage go, and None is returned where the inner family refuses just that mask.
+        With stages the cheapest masks that keep equally many are tried in turn until the inner family takes one, and
+        that search ends after `in_order.MOST_LOOKED_AT`.
         """
         if not max(1, int(self.keep.sum())) <= n_kept <= self.n_players - int(self.must_go.sum()):
             return None
@@ -101,13 +103,11 @@ class Constraints:
 
     def _best_of_stages(self, costs: Floats, n_kept: int) -> Masks | None:
         each, left = divmod(n_kept, self.stages)
-        if left:
+        sizes = np.bincount(self.stage_of, minlength=self.stages)
+        if left or each > sizes.min():
             return None
-        mask = np.ones(self.n_players, dtype=np.bool_)
-        for stage in range(self.stages):
-            players = np.flatnonzero(self.stage_of == stage)
-            mask[players[np.argsort(costs[players], kind="stable")[: max(len(players) - each, 0)]]] = False
-        return mask
+        masks = in_order_of_cost(costs, sizes - each, self.stage_of)
+        return next((mask for mask in masks if self.check(mask) is None), None)
 
     def _why(self, n_kept: int) -> str:
         n_remove = self.n_players - n_kept

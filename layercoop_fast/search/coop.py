@@ -218,8 +218,8 @@ class Run:
         finalists = self.finalists()
         if not finalists and not any(math.isfinite(entry.loss) for entry in self.ledger.entries.values()):
             raise RunError(
-                f"the worths of all {len(self.ledger.entries)} masks that were measured are not finite: there is "
-                "nothing to choose by"
+                f"the losses, against the full model, of all {len(self.ledger.entries)} masks that were measured are "
+                "not finite: there is nothing to choose by"
             )
         if not finalists:
             raise RequestError(

@@ -1,7 +1,7 @@
 """More text until it is settled which mask is the best: the finalists of a search, on a growing number of windows.
 
 A search ends with a best mask and others that are nearly as good, and on few windows the order of these is partly luck.
-Here the best masks of the wanted size that the search has measured go on, and as long as the probability that the
+Here the best wanted masks that the search has measured go on, and as long as the probability that the
 second is better than the first (`game/bootstrap.py`) is above a level, windows are added and both are asked again. A
 step takes W windows of a text to 2W − 1: the new ones lie half-way between the old, so that nothing is measured twice.
 The search is not repeated: a mask that it never measured does not come in.
@@ -23,8 +23,9 @@ from layercoop_fast.game.mixture import grown_from
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.partial import on_windows
 from layercoop_fast.game.protocol import Floats, Masks, Progress
+from layercoop_fast.game.store import Scores
 from layercoop_fast.game.utility import Utility
-from layercoop_fast.search.base import Allowed, Choice, finite_or_none
+from layercoop_fast.search.base import Choice, finite_or_none
 from layercoop_fast.search.finalists import best_measured
 
 MOST_WINDOWS = 160
@@ -59,7 +60,7 @@ def settle(
     *,
     most_windows: int,
     cut: Callable[[int], Calibration],
-    allowed: Allowed | None = None,
+    wanted: Callable[[Masks], bool],
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[ModelGame, Choice]:
@@ -71,27 +72,22 @@ def settle(
         level: the probability that the second is better which is low enough, 0 to 0.5.
         most_windows: windows of each text that are not exceeded.
         cut: from a number of windows of each text to them, cut from the texts of the game.
-        allowed: which masks may win.
+        wanted: which masks (bool [n]) may win.
 
     The choice's `details["settled"]` says for each number of windows which mask led and how sure that was, and why
     growing ended.
     """
     calibration = game.calibration
     assert isinstance(calibration, Calibration)
-    size = choice.mask.sum()
-    masks = best_measured(
-        game,
-        choice.mask,
-        lambda mask: bool(mask.sum() == size) and (allowed is None or allowed.check(mask) is None),
-        _FINALISTS,
-    )
-    rises = _rises(game, masks)
+    masks = best_measured(game, choice.mask, wanted, _FINALISTS)
+    scores = _scores(game, masks)
     rng = np.random.default_rng(seed)
     steps: list[dict[str, Any]] = []
     leader = choice.mask
-    stopped = "the search measured no other mask of this size that may be chosen"
+    stopped = "the search measured no other mask that may be chosen"
     while len(masks) > 1:
         domains = calibration.domains or one_domain(len(calibration.ids))
+        rises = _rises(game, scores)
         losses = domains.loss(rises, game.utility.objective if isinstance(game.utility, Utility) else "mean")
         first, second = np.argsort(np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:2]
         leader = masks[first]
@@ -114,17 +110,18 @@ def settle(
         if chance is not None and chance <= level:
             stopped = "settled"
             break
-        wanted = max(2, 2 * each - 1)
-        if wanted > most_windows:
-            stopped = f"{wanted} windows of each text would be more than {most_windows}"
+        wished = max(2, 2 * each - 1)
+        if wished > most_windows:
+            stopped = f"{wished} windows of each text would be more than {most_windows}"
             break
         try:
-            calibration, new = grown_from(calibration, cut(wanted))
+            calibration, added = grown_from(calibration, cut(wished))
         except RequestError as error:  # the text is too short
             stopped = str(error)
             break
-        more = on_windows(game, new)
-        rises = np.concatenate([rises, _rises(more, masks)], axis=1)
+        more = on_windows(game, added)
+        new = _scores(more, masks)
+        scores = Scores(np.hstack([scores.nll, new.nll]), np.hstack([scores.kl, new.kl]))
         more.windows.free()
     searched = np.flatnonzero(~choice.mask).tolist()
     found = {"level": level, "stopped": stopped, "finalists": len(masks), "searched": searched, "steps": steps}
@@ -132,11 +129,30 @@ def settle(
         return game, replace(choice, mask=leader, details={**choice.details, "settled": found})
     grown = on_windows(game, calibration)
     grown.evaluations, grown.charged = game.evaluations, game.charged  # it goes on in that game's place
+    _tell(grown, masks, scores)
     return grown, replace(choice, mask=leader, details={**choice.details, "settled": found})
 
 
-def _rises(game: ModelGame, masks: Masks) -> Floats:
+def _scores(game: ModelGame, masks: Masks) -> Scores:
+    """Of the full model and the masks, float64 [1 + M, W]."""
+    return game.window_scores(np.concatenate([np.ones_like(masks[:1]), masks]))
+
+
+def _rises(game: ModelGame, scores: Scores) -> Floats:
     """What the losses of masks rose by on each window, float64 [M, W]."""
     assert isinstance(game.utility, Utility)
-    scores = game.window_scores(np.concatenate([np.ones_like(masks[:1]), masks]))
     return game.utility.window_losses(scores.nll[1:], scores.kl[1:], scores.nll[:1], scores.kl[:1])
+
+
+def _tell(grown: ModelGame, masks: Masks, scores: Scores) -> None:
+    """Let the game on all windows know the finalists, which a repair may be tried on.
+
+    Where windows have other bits among many than among few (see `StagedGame`) it measures them itself.
+    """
+    full = grown.window_scores(np.ones_like(masks[:1]))
+    pairs = (full.nll, scores.nll[:1]), (full.kl, scores.kl[:1])
+    if all(np.array_equal(one, other, equal_nan=True) for one, other in pairs):
+        for mask, nll, kl in zip(masks, scores.nll[1:], scores.kl[1:], strict=True):
+            grown.learn(mask, Scores(nll, kl))
+    else:
+        grown.window_scores(masks)

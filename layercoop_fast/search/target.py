@@ -73,7 +73,8 @@ class Target:
     def least_valuable(self, scores: Floats, allowed: Allowed | None) -> Masks:
         """The players of least score go (bool [n]): of the number wanted, or one more at a time until enough is saved.
 
-        Then those that can stay are put back, the highest score first. `RequestError` where nothing allowed does.
+        Then those that can stay are put back, the highest score first. Where no such number is enough, since a dear
+        player of high score has to go, that is done to the dearest mask. `RequestError` where nothing allowed does.
         """
         if self.n_remove is not None:
             return least_valuable(scores, self.n_remove, allowed)
@@ -84,9 +85,33 @@ class Target:
             except RequestError:
                 continue  # the family may have members of other sizes
             if self.met(mask):
-                trimmed = self.trimmed(mask, scores)
-                return trimmed if allowed is None or allowed.check(trimmed) is None else mask
-        raise RequestError("no allowed mask saves as much as is asked")
+                return self.trimmed_within(mask, scores, allowed)
+        return self.trimmed_within(self.dearest(allowed), scores, allowed)
+
+    def dearest(self, allowed: Allowed | None) -> Masks:
+        """The allowed mask (bool [n]) that keeps the fewest players and saves enough.
+
+        Raises `RequestError` where none does, naming the most that one saves.
+        """
+        n, most = len(self.costs), 0.0
+        for n_kept in range(1, n):
+            mask = (
+                least_valuable(-self.costs, n - n_kept, None) if allowed is None else allowed.best(-self.costs, n_kept)
+            )
+            if mask is not None:
+                most = max(most, self.saved(mask))
+                if self.met(mask):
+                    return mask
+        share = most / float(self.costs.sum()) if self.costs.any() else 0.0
+        raise RequestError(
+            f"no allowed mask saves {self.least:.6g} of the players' {self.costs.sum():.6g}: the nearest saves "
+            f"{most:.6g}, {share:.1%} of it"
+        )
+
+    def trimmed_within(self, mask: Masks, values: Floats, allowed: Allowed | None) -> Masks:
+        """`trimmed`, or the mask itself where that is not allowed."""
+        trimmed = self.trimmed(mask, values)
+        return trimmed if allowed is None or allowed.check(trimmed) is None else mask
 
     def leads_on(self, mask: Masks, allowed: Allowed | None) -> bool:
         """Whether an allowed mask can be had that removes what `mask` (bool [n]) removes, and more if need be."""

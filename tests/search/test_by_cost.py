@@ -89,3 +89,16 @@ def test_what_is_not_needed_is_put_back() -> None:
     assert target.trimmed(np.zeros(4, dtype=np.bool_), np.array([4.0, 3, 2, 1])).tolist() == [True, True, True, False]
     pinned = Target(target.costs, 5.0, np.array([True, False, False, False]))
     assert pinned.trimmed(np.array([False, False, True, False]), np.arange(4.0)).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("name", ["coop", "sleb", "ppl", "reverse"])
+def test_a_dear_player_of_high_value_goes_where_nothing_else_saves_enough(name: str) -> None:
+    """Five players save 5 together and one alone 6: of a target of 5.5 only masks without that one are left."""
+    rng = np.random.default_rng(0)
+    alone = np.array([0.1, 0.2, 0.3, 0.1, 0.2, 2.0])
+    removed = ~all_masks(6)
+    game = Table(np.exp(-(removed @ alone) - 1e-3 * rng.random(len(removed))))
+    target = Target(np.array([1.0, 1, 1, 1, 1, 6]), 5.5)
+    mask = search_by_cost(name, game, target).mask
+    assert target.wants(mask)
+    assert np.flatnonzero(~mask).tolist() == [5]

@@ -21,7 +21,7 @@ def limits(draw: st.DrawFn) -> Constraints:
     keep = draw(st.sets(st.integers(0, N - 1), max_size=3))
     must_go = draw(st.sets(st.integers(0, N - 1), max_size=3)) - keep
     inner = draw(st.sampled_from([None, Family(lambda mask: mask[2] or mask[5])]))
-    stages = draw(st.sampled_from([1, 2, 3, 4])) if inner is None else 1
+    stages = draw(st.sampled_from([1, 2, 3, 4]))
     return Constraints(inner, N, keep=sorted(keep), must_go=sorted(must_go), stages=stages)
 
 
