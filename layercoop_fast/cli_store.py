@@ -86,10 +86,11 @@ def drop(file: File, key: Annotated[int, typer.Option(help="Which game (`store i
 
 def _show(found: dict[str, Any]) -> None:
     """The games of a store, a table of two columns each."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from layercoop_fast.report.console import plain_console
+
+    console = plain_console()
     console.print(f"{found['file']}: {found['bytes']:,} bytes, schema {found['schema']}", highlight=False)
     for game in found["games"]:
         prints = game["fingerprints"]

@@ -157,8 +157,11 @@ def compare(
         repair_tokens: how many tokens to fit each to.
         options: further arguments of `ModelGame.from_pretrained`.
 
+    A method that refuses a size (an exhaustive search of too many masks, a run of groups that do not follow each other)
+    has no row there, and `about["refused"]` says why.
+
     Raises `RequestError` before anything is searched for an unknown method, a utility of items with options, a size
-    out of range or one with no exportable mask.
+    out of range or one with no exportable mask; and where every method refuses every size.
     """
     _check(remove, methods, options.get("utility", "ppl_ratio"))
     tell: Progress = on_progress or (lambda stage, done, total: None)
@@ -179,15 +182,18 @@ def compare(
         everything = np.ones(game.n_players, dtype=np.bool_)
         full = Row("full", 0, [], 0, 0, 0.0, 0.0, _on_texts(games, everything))
         rows: list[Row] = []
+        refused: list[dict[str, Any]] = []
         sizes = sorted(set(remove))
         for done, size in enumerate(sizes):
 
             def report(methods_done: int, before: int = done * len(methods)) -> None:
                 tell("methods and sizes", before + methods_done, len(sizes) * len(methods))
 
-            rows += _of_size(size, methods, games, fitted, seed, budget, allowed, report)
+            rows += _of_size(size, methods, games, fitted, seed, budget, allowed, report, refused)
         tell("methods and sizes", len(sizes) * len(methods), len(sizes) * len(methods))
-        return Comparison(full, rows, _about(games, fitted, seed))
+        if not rows:
+            raise RequestError(refused[0]["reason"])
+        return Comparison(full, rows, {**_about(games, fitted, seed), "refused": refused})
 
 
 def _check(remove: Sequence[int], methods: Sequence[str], utility: Any) -> None:
@@ -214,13 +220,18 @@ def _of_size(
     budget: int | None,
     allowed: ExportablePlayers,
     report: Callable[[int], None],
+    refused: list[dict[str, Any]],
 ) -> list[Row]:
-    """All methods at one size, each with its repaired row behind it where repairs are fitted."""
+    """All methods at one size, each with its repaired row behind it where repairs are fitted; adds to `refused`."""
     rows: list[Row] = []
     repaired: list[Row] = []
-    for method in methods:
-        report(len(rows))
-        row, mask = _run(method, games, size, seed, budget, allowed)
+    for done, method in enumerate(methods):
+        report(done)
+        try:
+            row, mask = _run(method, games, size, seed, budget, allowed)
+        except RequestError as error:  # what others found is not thrown away for it
+            refused.append({"method": method, "remove": size, "reason": str(error)})
+            continue
         rows.append(row)
         if fitted is not None and mask is not None:
             repaired.append(_repaired(row, games, mask, fitted))

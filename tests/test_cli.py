@@ -19,6 +19,7 @@ import torch
 from tiny_models import save_tiny
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
+from layercoop_fast.errors import RunError
 from layercoop_fast.game.worths import Worths
 from layercoop_fast.report.cost import Cost
 
@@ -436,3 +437,45 @@ def test_the_same_seed_gives_the_same_worths(run: Any, model: str, tmp_path: Pat
         run("shapley", model, "--budget", "20", "--samples", "50", "--seed", "3", "--out", tmp_path / name, *SMALL)
     assert np.array_equal(Worths.load(tmp_path / "a").worths, Worths.load(tmp_path / "b").worths)
     assert torch.initial_seed() != 3  # nothing was drawn from torch's global state
+
+
+def test_brackets_in_names_are_no_markup(run: Any, model: str, tmp_path: Path) -> None:
+    for name in ("o[v2]", "o[bold]"):
+        out = tmp_path / name
+        command = ["prune", model, "--remove", 1, "--method", "reverse", "--no-repair", "--no-cost", "--samples", 0]
+        status, printed, _ = run(*command, "--out", out, *SMALL)
+        assert (status, f"written: {out}" in printed) == (0, True)
+
+
+def test_a_cost_that_cannot_be_measured_costs_nothing_else(
+    run: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> Any:
+        raise RunError("no memory for it")
+
+    monkeypatch.setattr("layercoop_fast.prune_export.measure_costs", killed)
+    command = ["prune", model, "--remove", 1, "--method", "reverse", "--no-repair", "--samples", 0, "--json", *SMALL]
+    with pytest.warns(UserWarning, match="no memory for it; the record says nothing of it"):
+        status, printed, _ = run(*command, "--out", tmp_path / "out")
+    assert status == 0
+    assert json.loads(printed)["cost"] is None
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_parameters_that_are_tied_count_once_whatever_else_is_written(tmp_path: Path, run: Any) -> None:
+    tied = save_tiny(tmp_path / "tied", n_layers=3, tie_word_embeddings=True)
+    whole = AutoModelForCausalLM.from_pretrained(tied).num_parameters()
+    command = ["prune", tied, "--remove", 1, "--method", "reverse", "--no-repair", "--no-cost", "--json", *SMALL]
+    for samples in (0, 1):
+        status, printed, error = run(*command, "--samples", samples, "--out", tmp_path / f"out{samples}")
+        assert status == 0, error
+        assert json.loads(printed)["params"]["full"] == whole
+
+
+def test_what_the_model_writes_is_held_out_from_what_it_wrote(run: Any, model: str, tmp_path: Path) -> None:
+    command = ["prune", model, "--remove", 1, "--method", "reverse", "--no-repair", "--no-cost", "--json", *SMALL]
+    texts = ["--calibration", "self", "--heldout", "self"]
+    status, printed, error = run(*command, *texts, "--out", tmp_path / "out")
+    assert status == 0, error
+    record = json.loads(printed)
+    assert record["window_nll"]["full"] != record["heldout"]["window_nll"]["full"]

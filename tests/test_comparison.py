@@ -198,6 +198,25 @@ def test_command_line(model: str, run: Run, tmp_path: Path) -> None:
     assert json.loads(printed)["rows"][0]["removed"] == rows[0]["removed"]
 
 
+def test_a_method_that_refuses_does_not_cost_the_others_their_rows(
+    model: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layercoop_fast.search.exhaustive.DEFAULT_BUDGET", 10)
+    out, html = tmp_path / "compared.json", tmp_path / "compared.html"
+    arguments = ["compare", model, "--remove", "1,2", "--windows", 2, "--tokens", 16]
+    status, printed, _ = run(*arguments, "--methods", "exhaustive,reverse", "--out", out, "--html", html)
+    reason = "exhaustive has no row at 2: exhaustive asks 15 masks"
+    assert (status, reason in printed) == (0, True)
+    record = json.loads(out.read_text())
+    assert [(row["method"], row["remove"]) for row in record["rows"]] == [
+        ("exhaustive", 1), ("reverse", 1), ("reverse", 2),
+    ]  # fmt: skip
+    assert [(one["method"], one["remove"]) for one in record["refused"]] == [("exhaustive", 2)]
+    assert "exhaustive has no row at 2 removed" in Page(html.read_text()).text
+    status, _, error = run(*arguments, "--remove", "2", "--methods", "exhaustive")
+    assert (status, "exhaustive asks 15 masks" in error) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,11 +9,12 @@ from rich.table import Table
 
 from layercoop_fast.bench.comparing import Change
 from layercoop_fast.bench.results import OURS, Results
+from layercoop_fast.report.console import plain_console
 
 
 def show_results(results: Results, console: Console | None = None) -> None:
     """A row a way: median time, spread, rounds, and how many times longer than ours it takes."""
-    console = console or Console()
+    console = console or plain_console()
     table = Table(title=f"{results.machine.get('processor')}, {results.machine.get('cores')} cores")
     table.add_column("figure")
     table.add_column("way")
@@ -35,7 +36,7 @@ def show_results(results: Results, console: Console | None = None) -> None:
 
 def show_changes(changes: Sequence[Change], differing: Sequence[str], console: Console | None = None) -> None:
     """A row a way that both runs timed, and a line when the two machines are not the same."""
-    console = console or Console()
+    console = console or plain_console()
     table = Table(title="second run ÷ first run")
     for name in ("figure", "way"):
         table.add_column(name)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from layercoop_fast.comparison import Comparison, Measured, Row
+from layercoop_fast.report.console import plain_console
 
 _OF_REPAIRS = (
     " Repaired models are compared with the best repaired one; - no better than without the repair on that text, or "
@@ -17,7 +18,7 @@ _OF_REPAIRS = (
 
 def show_comparison(compared: Comparison, console: Console | None = None) -> None:
     """One row a method and size; a perplexity as good as the best of its size and text, by a paired test, is marked."""
-    console = console or Console()
+    console = console or plain_console()
     title = f"{compared.about['model'].rstrip('/').rsplit('/', 1)[-1]}, {compared.about['n_players']} players"
     table = Table(title=title)
     table.add_column("removed", justify="right")
@@ -44,6 +45,10 @@ def show_comparison(compared: Comparison, console: Console | None = None) -> Non
         + (_OF_REPAIRS if repaired else ""),
         highlight=False,
     )
+    for one in compared.about["refused"]:
+        console.print(
+            f"{one['method']} has no row at {one['remove']}: {one['reason']}", highlight=False, soft_wrap=True
+        )
 
 
 def _ppl(row: Row, one: Measured) -> str:

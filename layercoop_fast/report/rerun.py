@@ -13,6 +13,8 @@ _SWITCHES = {
     "measure_cost": ("--cost", "--no-cost"),
     "report": ("--report", "--no-report"),
 }
+# Options that take all their labels at once.
+_JOINED = ("keep", "must_go")
 _UNSAID = ("model", "out", "on_progress")
 
 
@@ -29,6 +31,8 @@ def rerun_command(prune: Callable[..., Any], arguments: Mapping[str, Any]) -> st
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(_SWITCHES.get(name, (option, f"--no-{name}"))[0 if value else 1])
+        elif name in _JOINED:
+            words += [option, ",".join(map(str, value))]
         elif isinstance(value, (str, int, float)) or hasattr(value, "__fspath__"):
             words += [option, str(value)]
         elif isinstance(value, Sequence) and all(isinstance(item, str) for item in value):

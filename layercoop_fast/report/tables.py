@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from layercoop_fast.report.console import plain_console
 from layercoop_fast.spans import BLOCK_PRODUCTS, HEAD_PRODUCTS, NAMES
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> None:
     """One row for the full model and one for each pruned one: blocks, perplexities, seconds, size, speed."""
-    console = console or Console()
+    console = console or plain_console()
     heldout = all("heldout" in result.record for result in results)
     table = Table(title=str(results[0].record["model"]).rstrip("/").rsplit("/", 1)[-1])
     table.add_column("method")
@@ -59,7 +60,7 @@ def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> No
 
 def show_family(record: dict[str, Any], out: str, console: Console | None = None) -> None:
     """The sizes of a nested family: what goes, what is left, and the price against the best mask of each size."""
-    console = console or Console()
+    console = console or plain_console()
     family = record["nested"]
     unseen = any(one["heldout_ppl"] is not None for one in family["sizes"])
     table = Table(title="nested family, on the original weights")
@@ -111,7 +112,7 @@ def show_contributions(
     width: int = 40,
 ) -> None:
     """Players from least to most valuable, with standard errors and bars."""
-    console = console or Console()
+    console = console or plain_console()
     table = Table(title=f"{values.method}: least valuable first")
     for name in ("player", "value", "± s.e."):
         table.add_column(name, justify="right")
@@ -136,7 +137,7 @@ def bar(value: float, largest: float, width: int) -> str:
 
 def show_findings(found: dict[str, Any], console: Console | None = None) -> None:
     """What `doctor` found."""
-    console = console or Console()
+    console = console or plain_console()
     table = Table(title=found["model"], show_header=False)
     blocks, fast = found["blocks"], found["fast"]
     rows = {
@@ -172,7 +173,7 @@ def _exports(found: dict[str, Any]) -> str:
 
 def show_outlook(ahead: Outlook, console: Console | None = None) -> None:
     """What an evaluation will take, in a few lines before it begins."""
-    console = console or Console()
+    console = console or plain_console()
     known = f", {ahead.known:,} of them known already" if ahead.known else ""
     lines: tuple[str, ...] = (
         f"{ahead.unique + ahead.known:,} distinct masks{known}: {ahead.layer_evals:,} layer evaluations instead of "
@@ -191,7 +192,7 @@ def show_outlook(ahead: Outlook, console: Console | None = None) -> None:
 
 def show_breakdown(spans: Spans, console: Console | None = None) -> None:
     """Where the time of an evaluation went, and how near that is to its matrix products alone."""
-    console = console or Console()
+    console = console or plain_console()
     table = Table(title="where the time went")
     table.add_column("work")
     for name in ("seconds", "share"):
@@ -208,7 +209,7 @@ def show_breakdown(spans: Spans, console: Console | None = None) -> None:
 
 def show_forecast(found: dict[str, Any], console: Console | None = None) -> None:
     """What `plan` foretells."""
-    console = console or Console()
+    console = console or plain_console()
     title = f"{found['masks']:,} masks ({found['unique']:,} distinct) of {found['shape']['layers']} layers"
     table = Table(title=title)
     table.add_column("way")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from layercoop_fast.files import written_whole
+from layercoop_fast.report.console import plain_console
 from layercoop_fast.report.tables import bar
 from layercoop_fast.search.base import finite_or_none
 
@@ -27,7 +28,7 @@ _FLOATS = {"values", "stderr", "low", "high", "interactions"}
 
 def show_valuation(found: Valuation, console: Console | None = None) -> None:
     """Players from least to most valuable with their intervals and bars; then what is open, and how good the fit is."""
-    console = console or Console()
+    console = console or plain_console()
     values, (low, high) = found.intervals.values, found.intervals.interval(LEVEL)
     unsettled = found.intervals.unsettled(LEVEL)
     order = np.argsort(values, kind="stable")

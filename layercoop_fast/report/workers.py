@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from layercoop_fast.report.console import plain_console
 from layercoop_fast.workers.cut import Sharing
 
 
@@ -19,4 +20,4 @@ def show_sharing(cuts: Sequence[Sharing], console: Console | None = None) -> Non
         table.add_row(
             f"{cut.workers:,}", f"{cut.tasks:,}", f"{cut.evaluations:,}", f"{cut.over_one:.4f}", f"{cut.busy:.1%}"
         )
-    (console or Console()).print(table)
+    (console or plain_console()).print(table)

@@ -33,6 +33,14 @@ def test_every_option_it_can_say_is_one_of_the_command(run) -> None:  # type: ig
     assert "No such option" not in error
 
 
+def test_labels_are_said_at_once_and_texts_one_by_one() -> None:
+    """An option of labels is one string to the command, of which the last would win; one of texts is a list."""
+    asked = {"model": "m", "out": "o", "keep": ["0", "3.attn"], "must_go": [1, 4], "calibration": ["a.txt:2", "b.txt"]}
+    command = rerun_command(prune, asked)
+    expected = "--calibration a.txt:2 --calibration b.txt --keep 0,3.attn --must-go 1,4"
+    assert command == f"layercoop-fast prune m --out o {expected}"
+
+
 def test_what_no_command_can_say() -> None:
     own = Utility("mine", False, lambda nll, kl, full: -nll)
     assert rerun_command(prune, {"model": "m", "out": "o", "remove": 1, "utility": own}) is None

@@ -11,6 +11,7 @@ from layercoop_fast.report.html.record import (
     NORMAL_95,
     Fit,
     Record,
+    is_searchs_own,
     loss_unit,
     player_names,
     removed_players,
@@ -43,7 +44,7 @@ def why(record: Record) -> Html | None:
         columns += ["putting it back would win (fit)", "strongest interactions (± s.e.)"]
         for row, player in zip(rows, gone, strict=True):
             row += [number(fit.marginal_beside(player, gone), 3), _strongest(fit, player, names)]
-    if "alternatives" in details:
+    if "alternatives" in details and is_searchs_own(record):
         columns.append("best measured mask that keeps it")
         found = {one["keeps"]: one for one in details["alternatives"]}
         for row, player in zip(rows, gone, strict=True):
@@ -73,7 +74,7 @@ def _instead(found: Record | None, loss: float | None, gone: list[int], names: l
 
 def _runner_up(record: Record, names: list[str], gone: list[int]) -> Html | None:
     details = record.get("details") or {}
-    if details.get("runner_up_loss") is None or details.get("loss") is None:
+    if details.get("runner_up_loss") is None or details.get("loss") is None or not is_searchs_own(record):
         return None
     second = {
         "removed": details["runner_up"],
@@ -134,7 +135,7 @@ def settled(record: Record) -> Html | None:
 def values(record: Record) -> Html | None:
     """A bar for each player."""
     scores, names, gone = record.get("scores"), player_names(record), set(removed_players(record))
-    if not scores:
+    if not scores or all(score is None for score in scores):
         return None
     rows, cells = [], []
     for player, score in enumerate(scores):

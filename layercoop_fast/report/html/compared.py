@@ -38,6 +38,10 @@ def _body(record: Record) -> Html:
         made += [el("h2", f"On {text}, {record['windows'][place]} windows of {record['tokens']} tokens")]
         made += [_charts(record, methods, place), _table(record, place)]
     made += [el("h2", "What goes, and what finding it cost"), _choices(record)]
+    made += [
+        el("p", f"{one['method']} has no row at {one['remove']} removed: {one['reason']}", class_="soft")
+        for one in record.get("refused", [])
+    ]
     return el("main", *made)
 
 

@@ -47,15 +47,27 @@ def against_size(record: Record) -> Html | None:
     seeds = _seeds(record)
     for what, values in (("perplexity", [step.ppl for step in steps]), ("worth", [step.worth for step in steps])):
         known = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-        if len(known) < 2:
-            continue
         points = [
-            Point(step.n_removed, value, f"{step.n_removed} removed: {what} {number(value)}") for step, value in known
+            Point(step.n_removed, value, f"{step.n_removed} removed: {what} {number(value)}")
+            for step, value in known
+            if not step.repaired
         ]
+        if len(points) < 2:
+            continue
         beside = [
             Series(name, [Point(size, value, f"{size} removed by {name}: {what} {number(value)}")], colour, line=False)
             for colour, (name, size, worth, ppl) in enumerate(seeds, 1)
             if (value := ppl if what == "perplexity" else worth) is not None
+        ]
+        beside += [
+            Series(
+                "repaired",
+                [Point(step.n_removed, value, f"{step.n_removed} removed, repaired: {what} {number(value)}")],
+                len(beside) + 1,
+                line=False,
+            )
+            for step, value in known
+            if step.repaired
         ]
         axis = axis_of(what, [value for _, value in known] + [point.y for one in beside for point in one.points])
         title = f"{what} on the calibration text against players removed, {record['method']}"
@@ -65,7 +77,12 @@ def against_size(record: Record) -> Html | None:
         return None
     names = player_names(record)
     rows = [
-        [step.n_removed, number(step.ppl), number(step.worth), " ".join(names[player] for player in step.removed)]
+        [
+            step.n_removed,
+            number(step.ppl),
+            number(step.worth),
+            " ".join(names[player] for player in step.removed) + (", repaired" if step.repaired else ""),
+        ]
         for step in steps
     ]
     rows += [[size, number(ppl), number(worth), f"by {name}"] for name, size, worth, ppl in seeds]
@@ -103,7 +120,7 @@ def pareto(record: Record) -> Html | None:
         if latency is not None:
             text = f"{step.n_removed} removed: {number(latency)} ms a token{how}, perplexity {number(step.ppl)}"
             by_latency.append(Point(latency, float(step.ppl or 0), text, hollow=not measured))
-        chosen = "chosen" if step.chosen else ""
+        chosen = ("chosen, repaired" if step.repaired else "chosen") if step.chosen else ""
         speed = "not measured" if latency is None else f"{number(latency)}{how}"
         rows.append([step.n_removed, number(params), speed, number(step.ppl), "yes" if i in front else "no", chosen])
     scale = axis_of("perplexity", [point.y for point in by_size])
@@ -122,6 +139,8 @@ def pareto(record: Record) -> Html | None:
         notes.append(
             "Latency was measured for the full and the chosen model; in between it is interpolated by parameters."
         )
+    if steps[-1].repaired:
+        notes.append("The chosen model is repaired; the others on the way are as they were cut.")
     if record["players"] != "layers":
         notes.append(
             "A checkpoint keeps a half that went as zeros, so its file may hold more parameters than are used."

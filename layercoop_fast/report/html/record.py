@@ -132,13 +132,17 @@ def _square(triangle: list[list[float | None]]) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Step:
-    """The best mask that the method found on its way with so many players removed; None stands for not known."""
+    """The best mask that the method found on its way with so many players removed; None stands for not known.
+
+    `chosen` is the model that was written; where that is `repaired`, it stands behind the step of its mask alone.
+    """
 
     n_removed: int
     removed: list[int]
     worth: float | None
     ppl: float | None
     chosen: bool = False
+    repaired: bool = False
 
     def params(self, record: Record) -> int | None:
         """Parameters that are used."""
@@ -147,18 +151,29 @@ class Step:
 
 
 def path(record: Record) -> list[Step]:
-    """The full model, the masks on the way where the method names them, and the chosen one."""
+    """The full model, the masks on the way where the method names them, the chosen one, and that repaired."""
     chosen = removed_players(record)
     steps = [Step(0, [], record["worth"]["full"], record["ppl"]["full"])]
     details = record.get("details") or {}
-    for step in details.get("path", []):
+    # What was settled on more windows stands beside losses on the first of them nowhere.
+    grown = len((details.get("settled") or {}).get("steps", [])) > 1
+    for step in [] if grown else details.get("path", []):
         if 0 < step["n_removed"] < len(chosen) and step["loss"] is not None:
             steps.append(Step(step["n_removed"], step["removed"], *of_loss(record, step["loss"])))
     greedy = list(zip(details.get("greedy_order", []), details.get("greedy_worths", []), strict=True))
     for i, (_, worth) in enumerate(greedy[: len(chosen) - 1]):
         steps.append(Step(i + 1, [player for player, _ in greedy[: i + 1]], *_of_worth(record, worth)))
-    steps.append(Step(len(chosen), chosen, record["worth"]["pruned"], record["ppl"]["pruned"], chosen=True))
-    return steps
+    repaired = "unrepaired" in record["ppl"]
+    if repaired:
+        steps.append(Step(len(chosen), chosen, record["worth"]["unrepaired"], record["ppl"]["unrepaired"]))
+    written = Step(len(chosen), chosen, record["worth"]["pruned"], record["ppl"]["pruned"], True, repaired)
+    return [*steps, written]
+
+
+def is_searchs_own(record: Record) -> bool:
+    """Whether what went is what the search chose; more windows, or a repair, may have led to another finalist."""
+    searched = (record.get("details") or {}).get("path") or []
+    return not searched or sorted(searched[-1]["removed"]) == removed_players(record)
 
 
 def of_loss(record: Record, loss: float) -> tuple[float | None, float | None]:

@@ -204,6 +204,46 @@ def test_figures_that_are_not_finite(done: Pruned) -> None:
     assert "not finite" in Page(report_page(record)).text
 
 
+def test_the_repaired_model_is_no_point_of_the_line_of_those_that_are_not(done: Pruned) -> None:
+    record = copy.deepcopy(done.record)
+    record["ppl"] = {"full": 10.0, "unrepaired": 20.0, "pruned": 12.0}
+    record["worth"] = {"full": 1.0, "unrepaired": 0.5, "pruned": 0.75}
+    record["details"]["path"] = record["details"]["path"][-1:]
+    record["details"]["seeds"] = []
+    html = report_page(record)
+    chart = html.split("Perplexity on the calibration text against players removed, coop</figcaption>")[1]
+    said = re.findall(r"<title>(\d removed[^<]*)</title>", chart.split("</svg>")[0])
+    assert sorted(said) == [
+        "0 removed: perplexity 10.00",
+        "3 removed, repaired: perplexity 12.00",
+        "3 removed: perplexity 20.00",
+    ]
+    text = Page(html).text
+    assert ", repaired" in text
+    assert "chosen, repaired" in text
+    assert "The chosen model is repaired; the others on the way are as they were cut." in text
+
+
+def test_what_the_search_said_of_its_own_mask_is_not_said_of_another(done: Pruned) -> None:
+    record = copy.deepcopy(done.record)
+    assert "Runner-up of all masks" in Page(report_page(record)).text
+    step = {"windows": 4, "removed": [0, 1, 2], "loss": 0.5, "runner_up": [0, 1, 3], "runner_up_loss": 0.75}
+    steps = [{**step, "runner_up_better": 0.2}, {**step, "windows": 7, "runner_up_better": 0.01}]
+    settled = {"level": 0.05, "finalists": 8, "stopped": "settled", "steps": steps}
+    record["details"] |= {"settled": settled}
+    record["removed"] = next(list(other) for other in ([0, 1, 2], [0, 1, 3]) if other != sorted(done.record["removed"]))
+    text = Page(report_page(record)).text
+    assert "Runner-up of all masks" not in text
+    assert "best measured mask that keeps it" not in text
+    assert "1 removed: perplexity" not in text  # losses on the first windows are no perplexities on all
+
+
+def test_scores_that_are_all_unknown(done: Pruned) -> None:
+    record = copy.deepcopy(done.record)
+    record["scores"] = [None] * len(record["scores"])
+    assert "Shapley value of every player" not in Page(report_page(record)).text
+
+
 def test_many_players_stay_small(done: Pruned) -> None:
     """160 layers' halves: 51,040 pairs."""
     record, n = copy.deepcopy(done.record), 320
