@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layercoop_fast.comparison import compare as compare
     from layercoop_fast.engine.skeleton import Skeleton as Skeleton
     from layercoop_fast.errors import LayercoopError as LayercoopError
     from layercoop_fast.errors import RequestError as RequestError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame as ModelGame
     from layercoop_fast.game.pairwise import PairwiseGame as PairwiseGame
     from layercoop_fast.game.samplers import get_sampler as get_sampler
+    from layercoop_fast.game.worths import Worths as Worths
     from layercoop_fast.pruning import prune as prune
     from layercoop_fast.repair.fit import fit_repair as fit_repair
     from layercoop_fast.repair.fit import repaired_worth as repaired_worth
@@ -61,8 +63,10 @@ _HOME = {
     "Sampling": "runtime.sampling",
     "Skeleton": "engine.skeleton",
     "Surrogate": "surrogate.surrogate",
+    "Worths": "game.worths",
     "best_masks": "search.best_masks",
     "choice_utility": "game.choice_utility",
+    "compare": "comparison",
     "enumerate_masks": "shapley.enumeration",
     "exact_shapley": "shapley.exact",
     "export_checkpoint": "export.checkpoint",

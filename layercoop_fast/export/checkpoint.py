@@ -36,7 +36,7 @@ _PLACES = frozenset({"layer_idx", "layer_id", "layer_number", "attention_layers"
 def export_checkpoint(
     model: PreTrainedModel,
     kept: Sequence[int],
-    out: Path,
+    out: str | Path,
     *,
     blocks_path: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -72,7 +72,7 @@ def export_checkpoint(
     `RunError` when the pruned model would not be the same computation or cannot be written. What `finish` raises passes
     through. Whatever the failure, nothing is left behind.
     """
-    with written_whole(out, folder=True, force=force) as folder:
+    with written_whole(Path(out), folder=True, force=force) as folder:
         if streamed is not None:
             streamed.release()
         pruned = pruned_model(model, kept, blocks_path, zeroed, replaced)

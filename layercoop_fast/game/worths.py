@@ -64,10 +64,10 @@ class Worths:
         values = item_values(str(utility), self.window_nll, calibration)
         return None if values is None else _standard_error(values)
 
-    def save(self, path: Path, *, force: bool = False) -> None:
+    def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write `worths.npz`: the arrays by name, and `fingerprints` as JSON text. Whole or not at all."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        with written_whole(path, force=force) as made, made.open("wb") as file:
+        with written_whole(Path(path), force=force) as made, made.open("wb") as file:
             np.savez_compressed(file, **arrays, fingerprints=np.array(json.dumps(self.fingerprints)))
 
     @property
@@ -81,11 +81,11 @@ class Worths:
         return [str(player) for player in range(n)]
 
     @classmethod
-    def load(cls, path: Path) -> Worths:
+    def load(cls, path: str | Path) -> Worths:
         """Read what `save` wrote. `RequestError` when the file is something else."""
         try:
             # Opened here, so that it is closed too where numpy gives up on it.
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in _ARRAYS}
                 fingerprints = json.loads(str(file["fingerprints"]))
         except OSError as error:

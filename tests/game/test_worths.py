@@ -25,8 +25,8 @@ def some_worths(**changes) -> Worths:
 
 def test_round_trip_with_nan_and_infinity(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "worths.npz"
-    some_worths().save(path)
-    read = Worths.load(path)
+    some_worths().save(str(path))  # a string is as good as a path
+    read = Worths.load(str(path))
     for name in ("masks", "worths", "nll", "window_nll", "window_tokens"):
         assert np.array_equal(getattr(read, name), getattr(some_worths(), name), equal_nan=name != "masks")
     assert read.fingerprints == some_worths().fingerprints
