@@ -89,6 +89,8 @@ def against_size(record: Record) -> Html | None:
     note = "Other methods stand beside this one in the report of `layercoop-fast compare --html`."
     if seeds:
         note = f"Points beside the line: what the one-pass rules choose, which the search measured too. {note}"
+    if steps[-1].repaired:
+        note = f"What was written is the repaired model; nothing else here is repaired. {note}"
     head = ["removed", "perplexity", "worth", "which"]
     return join(
         [el("div", *charts, class_="figures"), folded("As a table", table(head, rows)), el("p", note, class_="soft")]
