@@ -12,7 +12,7 @@ import numpy as np
 from layercoop_fast.game.protocol import Floats, Masks
 
 MOST_LOOKED_AT = 5_000
-"""Masks that are looked at before a family is said to have none: all there are of 15 players or so."""
+"""Masks that are looked at before a family is said to have none: all there are of 14 players."""
 
 
 def in_order_of_cost(costs: Floats, removes: Any, part_of: Any, most: int = MOST_LOOKED_AT) -> Iterator[Masks]:

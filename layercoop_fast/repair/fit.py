@@ -199,12 +199,7 @@ class _Fit:
                 progress("gaps repaired", number + 1, len(self.gaps))
         record: dict[str, Any] = {"gaps": rows}
         if not patches:
-            refused = [row["reason"] for row in rows if "map" not in row]
-            record["reason"] = (
-                "; ".join(dict.fromkeys(refused))
-                if len(refused) == len(rows)
-                else "no repair of any gap helps on every domain's held-out windows"
-            )
+            record["reason"] = _why_none(rows)
             return (), record
         check = [self._heldout(domain.check) for domain in self.domains]
         before = self._means(check)
@@ -300,6 +295,15 @@ class _Fit:
         return {
             domain.spec: {"before": old, "after": new} for domain, (old, new) in zip(self.domains, pairs, strict=True)
         }
+
+
+def _why_none(rows: Sequence[dict[str, Any]]) -> str:
+    """Why no gap has a repair: what each is refused for, if none could be fitted at all."""
+    if not rows:
+        return "nothing is removed"
+    if any("map" in row for row in rows):
+        return "no repair of any gap helps on every domain's held-out windows"
+    return "; ".join(dict.fromkeys(str(row["reason"]) for row in rows))
 
 
 def _no_worse(after: Sequence[float], before: Sequence[float]) -> bool:

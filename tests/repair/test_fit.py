@@ -426,6 +426,7 @@ def test_why_nothing_was_tried_is_said(specs: list[str]) -> None:
     game = game_on(FAMILIES["qwen2_moe"](n_layers=4), specs[0])
     record = fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS).record
     assert "neither a plain linear map nor a norm" in record["reason"]
+    assert fit_repair(game, mask_without(4), specs, tokens=TOKENS).record["reason"] == "nothing is removed"
 
 
 @pytest.mark.parametrize(("utility", "length", "count"), [("accuracy", 40, 7), ("nll", 50, 6)])
