@@ -38,6 +38,16 @@ def check_target(target: Path, *, folder: bool = False, force: bool = False) -> 
         raise RequestError(f"{target} cannot be written: no permission to write in {ancestor}")
 
 
+def check_spared(target: Path, what: str, place: str | Path, instead: str) -> None:
+    """Refuse a target folder, replaced as a whole, that is the folder or file `place` or holds it.
+
+    Raises `RequestError` with one line that ends in what to do `instead`.
+    """
+    place = Path(place)
+    if target.resolve() in (place.resolve(), *place.resolve().parents):
+        raise RequestError(f"the {what} {place} is in {target}, which is replaced as a whole: {instead}")
+
+
 @contextmanager
 def written_whole(target: Path, *, folder: bool = False, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it to `target` when the block ends without an exception.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from layercoop_fast.errors import RunError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.players import zeroed_halves
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.prune_record import parameters_by_player, record_of
+from layercoop_fast.prune_record import record_of
 from layercoop_fast.prune_stages import Judged, Opened, Watch
 from layercoop_fast.repair.fit import Repaired
-from layercoop_fast.report.cost import Cost, measure_costs
+from layercoop_fast.report.cost import measure_costs
 from layercoop_fast.report.generations import Prompts
 from layercoop_fast.report.html.page import report_page
 from layercoop_fast.search.base import Choice
@@ -48,11 +48,12 @@ class Export:
     def __call__(self, model: str, out: Path, *, measure_cost: bool, force: bool) -> dict[str, Any]:
         """Write the folder whole and return its record."""
 
-        params = parameters_by_player(self.game)
+        self._fill()  # while the weights are there to be counted
 
         def finish(folder: Path) -> dict[str, str]:
             written, excerpts = self._samples(folder)
-            self._fill(written, excerpts, self._costs(model, folder) if measure_cost else None, params)
+            costs = self._costs(model, folder) if measure_cost else None
+            self.record.update(cost=costs, excerpts=excerpts, generations=written, seconds=self.watch.seconds)
             page = {"report.html": report_page(self.record)} if self.report else {}
             return {"layercoop.json": json.dumps(self.record, indent=1, allow_nan=False) + "\n", **page}
 
@@ -92,7 +93,7 @@ class Export:
         columns = zip(prompts.texts(), full, pruned, strict=True)
         return [dict(zip(("prompt", "full", "pruned"), column, strict=True)) for column in columns], excerpts
 
-    def _costs(self, model: str, folder: Path) -> dict[str, Cost] | None:
+    def _costs(self, model: str, folder: Path) -> dict[str, Any] | None:
         """Memory and speed of both models, each loaded anew by a process of its own; None where that fails."""
         # Two copies of a large model would not fit.
         drop_weights(self.game.checkpoint.model)
@@ -106,25 +107,18 @@ class Export:
             except RunError as failed:  # no reason to lose what was searched for
                 warnings.warn(f"{failed}; the record says nothing of it", stacklevel=2)
                 return None
-        return {"full": full, "pruned": pruned}
+        return {"full": asdict(full), "pruned": asdict(pruned)}
 
-    def _fill(
-        self,
-        written: list[dict[str, str]] | None,
-        excerpts: list[str],
-        costs: dict[str, Cost] | None,
-        params: dict[str, Any],
-    ) -> None:
-        """Put everything into the record."""
+    def _fill(self) -> None:
+        """Put into the record what is known before anything is written; what is measured then takes its place there."""
         game, opened, found = self.game, self.opened, self.judged
         self.record.update(
-            record_of(game, self.choice, found.quality, found.unseen, costs, params, self.seed),
+            record_of(game, self.choice, found.quality, found.unseen, self.seed),
             budget=opened.spending.record(self.choice.mask, game.players),
             constraints=opened.limits.record(),
             nested=found.family,
             repair=None if self.repaired is None else self.repaired.record,
-            excerpts=excerpts,
-            generations=written,
+            excerpts=[],
+            generations=None,
             command=self.command,
-            seconds=self.watch.seconds,
         )

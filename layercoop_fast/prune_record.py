@@ -15,7 +15,6 @@ from layercoop_fast.engine.quantised import parameters_of
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats, Masks
 from layercoop_fast.repair.fit import Repaired, repaired_windows
-from layercoop_fast.report.cost import Cost
 from layercoop_fast.search.base import Choice, finite_or_none, perplexity
 
 SCHEMA = 1
@@ -50,11 +49,9 @@ def record_of(
     choice: Choice,
     quality: dict[str, Any],
     unseen: dict[str, Any] | None,
-    costs: dict[str, Cost] | None,
-    params: dict[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """`layercoop.json`, all but the seconds; `params` are `parameters_by_player`."""
+    """`layercoop.json`, all but the seconds, with a `cost` to be measured; the model's weights must be there."""
     units = game.players.unit_masks(choice.mask[None])[0]
     label = game.players.label
     scores = None if choice.scores is None else [finite_or_none(score) for score in choice.scores]
@@ -73,10 +70,10 @@ def record_of(
         "nll": quality["nll"],
         "ppl": quality["ppl"],
         "window_nll": quality.get("window_nll"),
-        "params": params,
+        "params": _parameters(game),
         "calibration": game.calibration.description,
         "evaluations": asdict(game.evaluations),
-        "cost": None if costs is None else {name: asdict(cost) for name, cost in costs.items()},
+        "cost": None,
         "details": choice.details,
         "fingerprints": game.fingerprints,
         "seed": seed,
@@ -91,8 +88,8 @@ def record_of(
     return record
 
 
-def parameters_by_player(game: ModelGame) -> dict[str, Any]:
-    """Parameters of the full model, tied ones once, and of each player; its weights must be there."""
+def _parameters(game: ModelGame) -> dict[str, Any]:
+    """Parameters of the full model, tied ones once, and of each player."""
     alone = game.players.unit_masks(~np.eye(game.n_players, dtype=np.bool_))
     players = [sum(game.players.n_parameters(int(unit)) for unit in np.flatnonzero(~row)) for row in alone]
     return {"full": parameters_of(game.checkpoint.model.parameters()), "players": players}

@@ -17,7 +17,7 @@ import numpy as np
 from layercoop_fast.engine.quantised import is_quantised
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.family import check_counted, family_record
-from layercoop_fast.files import check_target
+from layercoop_fast.files import check_spared, check_target
 from layercoop_fast.game.beside import same_model_on
 from layercoop_fast.game.calibration import Calibration, read_text
 from layercoop_fast.game.choices import Choices
@@ -40,15 +40,10 @@ from layercoop_fast.spending import Budget, Limits, Spending, resolve
 def check_places(out: Path, model: str, store: str | Path | None, *, force: bool) -> None:
     """Raise `RequestError` where `out` cannot be written, or would take the model or the store with it."""
     check_target(out, folder=True, force=force)
-    if Path(model).exists() and _holds(out, Path(model)):
-        raise RequestError(f"the model {model} is in {out}, which is replaced as a whole: write to another folder")
-    if store is not None and _holds(out, Path(store)):
-        raise RequestError(f"the store {store} is in {out}, which is replaced as a whole: keep the store elsewhere")
-
-
-def _holds(folder: Path, place: Path) -> bool:
-    """Whether the place is the folder, or within it."""
-    return folder.resolve() in (place.resolve(), *place.resolve().parents)
+    if Path(model).exists():
+        check_spared(out, "model", model, "write to another folder")
+    if store is not None:
+        check_spared(out, "store", store, "keep the store elsewhere")
 
 
 class Watch:

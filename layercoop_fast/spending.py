@@ -251,8 +251,9 @@ def _players_of(game: ModelGame, label: Label, *, stays: bool = False) -> list[i
             for unit in group
         )
     ]
-    units = [players.label(unit) for unit in range(players.n_units)]
-    there = {*map(str, units), *(str(players.layer(unit)) for unit in range(players.n_units))}
-    if not found and not (stays and str(label) in there):
-        raise RequestError(f"{label!r} is in no player: they are made of {units[0]} to {units[-1]}")
-    return found
+    if found:
+        return found
+    units = range(players.n_units)
+    if stays and str(label) in {str(name) for unit in units for name in (players.label(unit), players.layer(unit))}:
+        return []
+    raise RequestError(f"{label!r} is in no player: they are made of {players.label(0)} to {players.label(units[-1])}")

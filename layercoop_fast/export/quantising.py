@@ -16,7 +16,7 @@ from layercoop_fast.engine.loading import open_checkpoint, quiet_transformers
 from layercoop_fast.engine.quantised import bytes_of, is_quantised
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.files import reason, written_whole
+from layercoop_fast.files import check_spared, reason, written_whole
 
 _GROUP = 32
 
@@ -45,6 +45,8 @@ def quantise_checkpoint(
     library, make = _SCHEMES[scheme]
     if find_spec(library) is None or find_spec("accelerate") is None:
         raise RequestError(f"{scheme} needs {library}: pip install 'layercoop-fast[{library}]'")
+    if Path(name).exists():
+        check_spared(Path(out), "model", name, "write to another folder")
     checkpoint = open_checkpoint(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if is_quantised(checkpoint.model):
         raise RequestError(f"{name} is quantised already")

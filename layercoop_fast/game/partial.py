@@ -118,6 +118,23 @@ def anew(game: ModelGame) -> ModelGame:
     return view
 
 
+def beside(parts: Sequence[Scores]) -> Scores:
+    """Scores (float64 [M, w] each) of the same masks on windows that follow each other, put together: [M, W]."""
+    return Scores(*(np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("nll", "kl")))
+
+
+def same_bits(one: Scores, other: Scores) -> bool:
+    """Whether scores are equal bit for bit, those that are no numbers included."""
+    return all(np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in ("nll", "kl"))
+
+
+def hand_over(game: ModelGame, masks: Masks, scores: Scores) -> None:
+    """Let a game know masks (bool [M, n]) by their scores on all its windows, float64 [M, W], measured in parts."""
+    for mask, nll, kl in zip(masks, scores.nll, scores.kl, strict=True):
+        game.learn(mask, Scores(nll, kl))
+    game._known.commit()
+
+
 class StagedGame:
     """A game whose masks are measured on growing numbers of windows; made by `ModelGame.staged`.
 
@@ -155,8 +172,7 @@ class StagedGame:
     def promotes(self) -> bool:
         """Whether the full model's scores by parts are those of the game, bit for bit: then so are those of masks."""
         whole, parts = self.game.window_scores(self._full), [part.window_scores(self._full) for part in self._parts]
-        nll, kl = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("nll", "kl"))
-        return np.array_equal(nll, whole.nll, equal_nan=True) and np.array_equal(kl, whole.kl, equal_nan=True)
+        return same_bits(beside(parts), whole)
 
     def window_scores(self, masks: Masks, n_windows: int) -> Scores:
         """Mean NLL, and KL where the game's utility needs it, on each of the first windows: float64 [M, n_windows].
@@ -197,12 +213,9 @@ class StagedGame:
         for part in parts:
             found.append(part.window_scores(masks))
             part.windows.free()
-        return Scores(*(np.concatenate([getattr(one, name) for one in found], axis=1) for name in ("nll", "kl")))
+        return beside(found)
 
     def _promote(self, masks: Masks) -> None:
         """Measure the missing windows of masks and hand what is then known in full to the game."""
         masks = np.unique(masks, axis=0)
-        scores = self._few(masks, self.ends[-1])
-        for mask, nll, kl in zip(masks, scores.nll, scores.kl, strict=True):
-            self.game.learn(mask, Scores(nll, kl))
-        self.game._known.commit()
+        hand_over(self.game, masks, self._few(masks, self.ends[-1]))

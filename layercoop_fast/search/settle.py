@@ -21,7 +21,7 @@ from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.domains import one_domain
 from layercoop_fast.game.mixture import grown_from
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.partial import on_windows
+from layercoop_fast.game.partial import beside, hand_over, on_windows, same_bits
 from layercoop_fast.game.protocol import Floats, Masks, Progress
 from layercoop_fast.game.store import Scores
 from layercoop_fast.game.utility import Utility
@@ -120,8 +120,7 @@ def settle(
             stopped = str(error)
             break
         more = on_windows(game, added)
-        new = _scores(more, masks)
-        scores = Scores(np.hstack([scores.nll, new.nll]), np.hstack([scores.kl, new.kl]))
+        scores = beside([scores, _scores(more, masks)])
         more.windows.free()
     searched = np.flatnonzero(~choice.mask).tolist()
     found = {"level": level, "stopped": stopped, "finalists": len(masks), "searched": searched, "steps": steps}
@@ -149,10 +148,7 @@ def _tell(grown: ModelGame, masks: Masks, scores: Scores) -> None:
 
     Where windows have other bits among many than among few (see `StagedGame`) it measures them itself.
     """
-    full = grown.window_scores(np.ones_like(masks[:1]))
-    pairs = (full.nll, scores.nll[:1]), (full.kl, scores.kl[:1])
-    if all(np.array_equal(one, other, equal_nan=True) for one, other in pairs):
-        for mask, nll, kl in zip(masks, scores.nll[1:], scores.kl[1:], strict=True):
-            grown.learn(mask, Scores(nll, kl))
+    if same_bits(grown.window_scores(np.ones_like(masks[:1])), Scores(scores.nll[:1], scores.kl[:1])):
+        hand_over(grown, masks, Scores(scores.nll[1:], scores.kl[1:]))
     else:
         grown.window_scores(masks)

@@ -176,3 +176,10 @@ def test_what_a_repair_would_write_is_refused(nf4: Path, tmp_path: Path, run: Ru
     for asked in (["--repair"], ["--repair-text", "builtin"], ["--finalists", 2]):
         status, _, said = run("prune", nf4, "--remove", 1, "--out", tmp_path / "x", *asked)
         assert (status, "new weights, which this model's quantisation does not take" in said) == (2, True)
+
+
+def test_force_does_not_replace_a_folder_that_holds_the_model(plain: Path, nf4: Path, run: Run) -> None:
+    for out in (plain, plain.parent):
+        status, _, said = run("quantise", plain, "--out", out, "--force")
+        assert (status, "which is replaced as a whole: write to another folder" in said) == (2, True)
+    assert (plain / "model.safetensors").exists()

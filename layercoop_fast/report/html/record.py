@@ -166,7 +166,9 @@ def path(record: Record) -> list[Step]:
     repaired = "unrepaired" in record["ppl"]
     if repaired:
         steps.append(Step(len(chosen), chosen, record["worth"]["unrepaired"], record["ppl"]["unrepaired"]))
-    written = Step(len(chosen), chosen, record["worth"]["pruned"], record["ppl"]["pruned"], True, repaired)
+    written = Step(
+        len(chosen), chosen, record["worth"]["pruned"], record["ppl"]["pruned"], chosen=True, repaired=repaired
+    )
     return [*steps, written]
 
 
