@@ -28,6 +28,8 @@ from machine import machine
 from layercoop_fast import ModelGame, stratified_masks
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.report.html.charts import Axis, Point, Series, xy
+from layercoop_fast.report.html.page import page
 
 HIDDEN, LAYERS, TOKENS, WINDOWS = 256, 16, 64, 4
 AXES: dict[str, list[int]] = {
@@ -42,7 +44,7 @@ MEMORY_HIDDEN, MEMORY_STATES = 1024, 64
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", help="HTML file to write (needs plotly)")
+    parser.add_argument("--plot", help="HTML file to write")
     parser.add_argument("--memory-child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_child:
@@ -158,12 +160,14 @@ def anonymous_bytes(name: str) -> int:
 
 def plot(seconds: dict[str, list[float]], path: str) -> None:
     """Seconds over size, both axes logarithmic."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure([go.Scatter(x=AXES[axis], y=times, name=axis) for axis, times in seconds.items()])
-    figure.update_xaxes(type="log", title="size")
-    figure.update_yaxes(type="log", title="seconds")
-    figure.write_html(path)
+    series = []
+    for colour, (axis, times) in enumerate(seconds.items()):
+        sizes = AXES[axis]
+        points = [Point(size, took, f"{size} {axis}: {took:.2f} s") for size, took in zip(sizes, times, strict=True)]
+        series.append(Series(axis, points, colour))
+    title = "Seconds of one evaluation"
+    chart = xy(series, Axis("size", log=True), Axis("seconds", log=True), title)
+    Path(path).write_text(page(title, chart), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Products of a few rows with packed weights, beside a plain read of the same bytes and torch's products; one run.
 
     python benchmarks/runtime/bench_products.py [--megabytes 128] [--threads 2] [--clock cpu]
+    python benchmarks/runtime/bench_products.py --rows 256,480 --matrices 3072x576,576x1536,960x576   # as prompts have
 
 read     torch sums as many bytes as the packed weights have: what memory gives
-ours     every format at 1, 4 and 16 rows, 576 and 1,536 inputs (the small real model's), weights larger than the caches
+ours     every format at 1, 4 and 16 rows, 576 and 1,536 inputs (the small real model's), weights larger than the
+         caches; with `--matrices` (outputs x inputs) matrices of just these sizes
 torch    torch.mm of the same rows with the same weights in fp32
 
 Ends in one JSON line: gigabytes a second (of packed weights), the share of the read, 1e9 operations a second (two for
@@ -30,7 +32,7 @@ from layercoop_fast.kernels.linear import FORMATS
 from layercoop_fast.kernels.quantise import quantise_int4, quantise_int8
 
 BITS = {"fp32": 32, "bf16": 16, "int8": 8.5, "int4": 5}
-ROWS = (1, 4, 16)
+COLUMNS = (576, 1536)
 FEW = 1024
 
 
@@ -38,6 +40,8 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=128, help="of packed weights in each matrix")
+    parser.add_argument("--rows", default="1,4,16")
+    parser.add_argument("--matrices", help="OUTPUTSxINPUTS, separated by commas, instead of so many megabytes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
@@ -46,6 +50,7 @@ def main() -> None:
     if arguments.clock == "wall":
         torch.set_num_threads(arguments.threads)
         _C.set_num_threads(arguments.threads)
+    rows = [int(count) for count in arguments.rows.split(",")]
     with torch.inference_mode():
         result = {
             "benchmark": "runtime/products",
@@ -56,25 +61,32 @@ def main() -> None:
             "clock": arguments.clock,
             "megabytes": arguments.megabytes,
             "products": {
-                f"{format} {columns}": measure(format, columns, arguments.megabytes, now, arguments.repeats)
+                f"{format} {outputs}x{columns}": measure(format, outputs, columns, rows, now, arguments.repeats)
                 for format in FORMATS
-                for columns in (576, 1536)
+                for outputs, columns in sizes(arguments.matrices, arguments.megabytes, format)
             },
         }
     sys.stdout.write(json.dumps(result) + "\n")
 
 
+def sizes(matrices: str | None, megabytes: int, format: str) -> list[tuple[int, int]]:
+    """Outputs and inputs of the matrices: as asked, or so many megabytes each."""
+    if matrices is not None:
+        pairs = (size.split("x") for size in matrices.split(","))
+        return [(int(outputs), int(columns)) for outputs, columns in pairs]
+    return [(int(megabytes * 1e6 * 8 / (BITS[format] * columns)) // 64 * 64, columns) for columns in COLUMNS]
+
+
 def measure(
-    format: str, columns: int, megabytes: int, now: Callable[[], float], repeats: int
+    format: str, outputs: int, columns: int, row_counts: list[int], now: Callable[[], float], repeats: int
 ) -> dict[str, float | dict[str, float]]:
     """One matrix: its read, and its products."""
-    outputs = int(megabytes * 1e6 * 8 / (BITS[format] * columns)) // 64 * 64
     packed = packed_weights(format, outputs, columns)
     as_many = torch.zeros(packed.nbytes // 4)
     read = packed.nbytes / best(now, lambda: as_many.sum(), repeats)
     found: dict[str, float | dict[str, float]] = {"read_gb_s": round(read / 1e9, 1)}
-    few = some_weights(int(megabytes * 1e6 / (4 * columns)), columns)
-    for rows in ROWS:
+    few = some_weights(max(outputs, FEW), columns)[:outputs]
+    for rows in row_counts:
         x = torch.randn(rows, columns)
         out, few_out = torch.empty(rows, outputs), torch.empty(rows, len(few))
         seconds = best(now, lambda x=x, out=out: packed.multiply(x.numpy(), out.numpy()), repeats)

@@ -5,8 +5,9 @@
 Every search plays as if nothing were known (`replay.py`), so passes are those of a run by itself; what no search before
 has asked is measured and kept in the store. `reached` is what was spent until the answer was first known whole. With
 --evopress so many seeds of evopress play on the model itself until they have spent as much as coop's first seed; they
-answer with the best that they measured on all windows. Losses are nats a token above the full model's; the paired test
-is over windows, against coop's first seed. Ends in one JSON line.
+answer with the best that they measured on all windows. With --nested each size is searched as a family too, and its row
+says what the smaller sizes and the family took beyond the size alone. Losses are nats a token above the full model's;
+the paired test is over windows, against coop's first seed. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from layercoop_fast.comparison import paired_p
 from layercoop_fast.game.partial import StagedGame
 from layercoop_fast.game.protocol import Floats, Masks
 from layercoop_fast.progress import Bars
-from layercoop_fast.search import evopress
+from layercoop_fast.search import evopress, nested
 from layercoop_fast.search.base import get_method
+
+NESTED = "nested"
 
 
 class Spent(Exception):
@@ -113,6 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--methods", default="", help="search with these too, once each")
     parser.add_argument("--evopress", type=int, default=0, help="seeds of evopress that are given what coop spent")
+    parser.add_argument("--nested", action="store_true", help="search families of sizes, each within the next, too")
     parser.add_argument("--players", default="layers")
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=128)
@@ -134,6 +138,8 @@ def main() -> None:
                 add(rows, row, windows, first)
             for method in filter(None, arguments.methods.split(",")):
                 add(rows, *search(game, method, size, 0), first)
+            if arguments.nested:
+                add(rows, *search(game, NESTED, size, 0), first)
             for seed in range(arguments.evopress):
                 add(rows, *evolve(game, size, seed, most=spent), first)
     result = {
@@ -151,12 +157,14 @@ def main() -> None:
 def search(game: Replay, method: str, size: int, seed: int) -> tuple[dict[str, Any], Floats]:
     """One search: a row, and the loss of each window (float64 [W]) of what it chose."""
     began, played = time.perf_counter(), Watched(game)
-    choice = get_method(method)(played, size, seed=seed)
+    choice = (nested.search if method == NESTED else get_method(method))(played, size, seed=seed)
     windows = losses(game, choice.mask)
     reached = played.whole_at.get(choice.mask.tobytes(), played.passes)
     row = about(method, size, seed, choice.mask, windows)
     row |= {"passes": round(played.passes, 2), "reached": round(reached, 2), "masks": played.masks}
     row |= {"runner_up_better": choice.details.get("runner_up_better")}
+    if method == NESTED:
+        row |= {"nested": choice.details["nested"], "nested_cost": choice.details["nested_cost"]}
     return {**row, "seconds": round(time.perf_counter() - began, 1)}, windows
 
 

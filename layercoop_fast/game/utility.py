@@ -144,8 +144,7 @@ def _named(name: str) -> Utility | ChoiceUtility:
 def token_nll(logits: Tensor, ids: Tensor) -> Tensor:
     """−log q(next token): logits [B, T, V] (any float dtype), ids int64 [B, T] → fp32 [B, T−1].
 
-    Window by window: the fp32 copy of one window's logits still fits a processor's cache, that of many does not
-    (docs/performance.md).
+    Window by window: the fp32 copy of one window's logits still fits a processor's cache, that of many does not.
     """
     rows = [
         torch.nn.functional.cross_entropy(window[:-1].float(), tokens[1:], reduction="none")
