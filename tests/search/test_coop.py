@@ -18,6 +18,8 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.search import coop, ppl
 from layercoop_fast.search.base import METHODS, get_method
 from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.ledger import Ledger
+from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion
 
 N, REMOVE = 12, 4
@@ -52,6 +54,21 @@ def test_finds_the_optimum_at_a_fraction_of_the_masks(seed: int) -> None:
 def model_game() -> ModelGame:
     ids = torch.randint(3, 256, (10, 12), generator=torch.Generator().manual_seed(1))
     return ModelGame(Checkpoint(FAMILIES["llama"](n_layers=N), tiny_tokenizer(), "llama"), Calibration(ids, "t"))
+
+
+def test_it_begins_with_what_the_one_pass_methods_choose() -> None:
+    game = model_game().anew()
+    run = coop.Run(Ledger(game, N, 100), Target.of_count(N, REMOVE), None, np.random.default_rng(0), None)
+    run.seeds()
+    chosen = {name: np.flatnonzero(~mask).tolist() for name, mask in run._seeds}
+    assert list(chosen) == ["ppl", "shortgpt", "angular"]
+    # Not ppl: where players race each other on few windows, it goes by what those say.
+    expected = {name: get_method(name)(game, REMOVE).mask for name in ("shortgpt", "angular")}
+    for name, mask in expected.items():
+        assert chosen[name] == np.flatnonzero(~mask).tolist()
+    assert chosen["shortgpt"] != chosen["angular"]
+    for mask in [*~np.eye(N, dtype=np.bool_), *expected.values()]:
+        assert run.ledger.knows(mask)
 
 
 def test_no_method_leaves_a_better_model() -> None:
