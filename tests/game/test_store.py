@@ -383,6 +383,19 @@ def test_merging_says_how_far_apart_repeats_are(tmp_path: Path) -> None:
         assert np.array_equal(found.nll, rows[0][1].nll)  # the first source counts
 
 
+def test_merging_adds_up_what_was_ever_measured(tmp_path: Path) -> None:
+    """Also what was measured twice within one store; counted once a source, on top of what the target holds."""
+    rows = some_rows(11, 12)
+    for name, parts in (("a", [rows[:8], rows[:5]]), ("b", [rows[6:]])):
+        with Store(tmp_path / name, write=True) as store:
+            for part in parts:
+                store.add(store.claim(prints(), 11, TOKENS), part)
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    with Store(tmp_path / "c") as store:
+        (game,) = store.games()
+    assert (game.masks, game.measured) == (12, 8 + 5 + 6)
+
+
 def test_the_largest_difference_of_repeats_counts_wherever_it_stands(tmp_path: Path) -> None:
     """Of masks in any order within a file, of files in any order, upwards or downwards."""
     rows = some_rows(11, 5)
