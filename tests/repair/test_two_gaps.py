@@ -152,7 +152,7 @@ def test_three_gaps_are_those_of_the_method_written_out(
     specs: list[str], kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strengths, "STRENGTHS", GRID)
-    monkeypatch.setattr(streams, "_CHUNK_TOKENS", 5 * T)
+    monkeypatch.setattr(streams, "_CHUNK_TOKENS", 3 * T)  # of 8 windows: 3, 3 and 2
     if not kept:
         monkeypatch.setattr(fit, "_STREAM_SHARE", 0.0)
     model = foretelling(specs)
@@ -160,6 +160,7 @@ def test_three_gaps_are_those_of_the_method_written_out(
         Checkpoint(copy.deepcopy(model), tiny_tokenizer(), "tiny"),
         Calibration(torch.arange(3, 3 + 2 * T).reshape(2, T), "elsewhere"),
     )
+    assert game.units.path == "fast"
     texts = load_domains(game, specs, len(specs) * 8 * T)
     assert [len(domain.fit) for domain in texts.domains] == [8, 8, 8]
     patched, expected = repaired_plainly(model, texts)

@@ -123,3 +123,18 @@ def test_partial_covers_are_ranked_by_what_they_will_have_lost() -> None:
     np.testing.assert_allclose(run._still_due(asked), [0, 2 * price, 5 * price, 1 * price], atol=1e-9)
     # 0 will have lost 0.2 + 2 · 0.6 / 7 = 0.37 and 1, which loses less alone, 0.05 + 5 · 0.6 / 7 = 0.48.
     assert [int(np.flatnonzero(~entry.mask)[0]) for entry in run._by_price(1)] == [0, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("costs", "least", "size"),
+    [
+        ([2.0, 2.0, 2.0, 2.0], 4.0, 2),
+        ([2.0, 2.0, 2.0, 2.0], 4.1, 3),
+        ([1.0, 3.0, 2.0, 2.0], 0.5, 1),
+        ([1.0, 3.0, 2.0, 2.0], 100.0, 3),  # one stays
+        ([0.1] * 10, 0.1 + 0.2, 3),  # which is 0.30000000000000004
+        ([0.0, 0.0, 0.0], 1.0, 1),
+    ],
+)
+def test_a_target_takes_so_many_players_of_mean_cost(costs: list[float], least: float, size: int) -> None:
+    assert Target(np.array(costs), least).size == size
