@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from process_table import command_of, descendants, left_after, parents
 
-from layercoop_fast.processes import parent_mark, tied
+from layercoop_fast.processes import tied
 
 SECONDS = 5.0
 # A child that tells its number and then sleeps; `PyDLL` keeps every other thread of Python's from running meanwhile.
@@ -28,7 +28,8 @@ PARENT = """
 import subprocess, sys, threading, time
 from layercoop_fast.processes import parent_mark
 def start():
-    subprocess.Popen([sys.executable, "-c", sys.argv[1], parent_mark()])
+    child = subprocess.Popen([sys.executable, "-c", sys.argv[1], parent_mark()], stdout=subprocess.PIPE, text=True)
+    print(child.stdout.readline(), end="", flush=True)
 {start}
 time.sleep(120)
 """
@@ -43,20 +44,22 @@ def started(*command: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(("start", "sleep"), [(BY_MAIN, DEAF), (BY_MAIN, LISTENING), (BY_THREAD, LISTENING)])
 def test_a_child_ends_when_its_parent_is_killed(start: str, sleep: str) -> None:
     with started("-c", PARENT.format(start=start), CHILD.format(sleep=sleep)) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        time.sleep(0.2)  # the thread that started it has ended by now
-        assert parents()[child] == parent.pid
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            child = int(parent.stdout.readline())
+            time.sleep(0.2)  # the thread that started it has ended by now
+            assert parents().get(child) == parent.pid
+        finally:
+            parent.kill()
         assert not left_after([child], SECONDS)
 
 
 def test_a_parent_that_is_gone_before_the_child_asks() -> None:
     """Its number is then that of somebody else, or of nobody."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD.format(sleep=LISTENING), f"{os.getppid()}"], capture_output=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, b"")
+    code = "import sys; from layercoop_fast.processes import *; end_with_parent(sys.argv[1], watch=False); print('on')"
+    for mark, said in ((str(os.getppid()), b""), (str(os.getpid()), b"on\n")):
+        done = subprocess.run([sys.executable, "-c", code, mark], capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (0, said)
 
 
 def test_a_program_that_knows_nothing_of_it(tmp_path: Path) -> None:
@@ -86,9 +89,3 @@ def test_a_child_that_is_importing_ends_with_its_driver(driver: str) -> None:
         time.sleep(0.5)
         os.kill(process.pid, signal.SIGKILL)
         assert not left_after(ours, SECONDS)
-
-
-def test_marks() -> None:
-    assert parent_mark() == str(os.getpid())
-    code = "import os, layercoop_fast.processes as p; p.end_with_parent(str(os.getppid()), watch=False); print('on')"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stdout == b"on\n"

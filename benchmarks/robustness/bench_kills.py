@@ -15,7 +15,10 @@ that is busy with other things:
              half-written; with room again the same command ends as if nothing had been.
     writers  two runs into one store, and two into one folder, without --force and with it.
 
-A part that finds something else ends the benchmark with an assertion. (About 15 minutes on two free cores.)
+Most runs are forks of this process, which has imported what they need, so that kills fall into their work; every fifth
+begins as a fresh interpreter, so that some fall into its start and its imports. Workers and the processes that measure
+costs are fresh interpreters in any case. A part that finds something else ends the benchmark with an assertion. (About
+five minutes of processor time.)
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch; also of what is started here
 
 import numpy as np
 
@@ -43,6 +48,8 @@ from machine import machine
 from process_table import descendants, left_after
 from tiny_models import save_tiny
 
+import layercoop_fast.pruning  # noqa: F401  (what runs import is imported here, once)
+from layercoop_fast.__main__ import main as main_of_the_command_line
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.store import Store, check_store
 from layercoop_fast.game.worths import Worths
@@ -50,7 +57,6 @@ from layercoop_fast.game.worths import Worths
 LAYERS, MASKS = 14, 3000
 TEXT = ["--windows", "4", "--tokens", "64"]
 SECONDS = 5.0
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 LEFTOVERS = ".*.layercoop-*"
 
 
@@ -65,6 +71,7 @@ class Place:
         np.save(folder / "masks.npy", self.masks)
         self.seconds: dict[str, float] = {}
         self.timed("evaluate", self.evaluate(folder / "plain.npz", folder / "plain.store"))
+        self.timed("start", ["doctor", str(self.model)], fresh=True)
         self.worths = Worths.load(folder / "plain.npz")
 
     def evaluate(self, out: Path, store: Path, *more: str, masks: Path | None = None) -> list[str]:
@@ -77,45 +84,79 @@ class Place:
         asked = ["--remove", str(remove), "--method", "reverse", "--no-repair", "--samples", "0", "--out", str(out)]
         return ["prune", str(self.model), *asked, *TEXT, *more]
 
-    def timed(self, name: str, command: Sequence[str]) -> None:
+    def timed(self, name: str, command: Sequence[str], *, fresh: bool = False) -> None:
         """Run a command to its end, and note how much processor time that took."""
         before = os.times()
-        done = run(command)
+        status, said = Run(command, fresh=fresh).end()
         after = os.times()
-        assert done.returncode == 0, done.stderr
+        assert status == 0, said
         self.seconds[name] = sum(after[2:4]) - sum(before[2:4])
 
-    def moment(self, name: str, first: float = 0.0) -> float:
-        """A moment of a run, in seconds of processor time; `first`: the share of the run that is left out."""
-        return float(self.rng.uniform(first, 1.0) * self.seconds[name])
+    def moment(self, name: str, *, fresh: bool, late: bool = False) -> float:
+        """A moment of a run, in seconds of processor time: from `start` on where it is fresh, or in its latter half."""
+        seconds = self.seconds[name] + (self.seconds["start"] if fresh else 0.0)
+        return float(self.rng.uniform(0.5 if late else 0.0, 1.0) * seconds)
 
 
-def start(command: Sequence[str]) -> subprocess.Popen[str]:
-    """Start the command line."""
-    whole = [sys.executable, "-m", "layercoop_fast", *command]
-    return subprocess.Popen(whole, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+class Run:
+    """A run of the command line on its way; `fresh`: as an interpreter of its own, else as a fork of this process."""
+
+    def __init__(self, command: Sequence[str], *, fresh: bool = False) -> None:
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the run)
+        self.status: int | None = None
+        sys.stderr.flush()
+        self.process = os.fork()
+        if self.process == 0:
+            self._be(command, fresh)
+
+    def poll(self) -> int | None:
+        """Its exit status, or minus the signal that ended it; None while it runs."""
+        if self.status is None and (found := os.waitpid(self.process, os.WNOHANG))[0]:
+            self.status = os.waitstatus_to_exitcode(found[1])
+        return self.status
+
+    def end(self) -> tuple[int, str]:
+        """Wait for it: its exit status, and what it said on standard error."""
+        while self.poll() is None:
+            time.sleep(0.02)
+        self.said.seek(0)
+        assert self.status is not None
+        return self.status, self.said.read().decode()
+
+    def _be(self, command: Sequence[str], fresh: bool) -> NoReturn:
+        """Be the run: this is a child now."""
+        status = 70
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(self.said.fileno(), 2)
+            if fresh:
+                os.execv(sys.executable, [sys.executable, "-m", "layercoop_fast", *command])
+            sys.argv = ["layercoop-fast", *command]
+            main_of_the_command_line()
+        except SystemExit as left:
+            status = int(left.code or 0)
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
 
 
-def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    with start(command) as process:
-        _, error = process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode, None, error)
+def run(command: Sequence[str]) -> tuple[int, str]:
+    """Run the command line to its end: exit status, standard error."""
+    return Run(command).end()
 
 
-def killed(command: Sequence[str], seconds: float) -> tuple[int, set[int], set[int]]:
+def killed(command: Sequence[str], seconds: float, *, fresh: bool) -> tuple[int, set[int], set[int]]:
     """Kill a run after so much processor time: its status, the processes it had started, and those left 5 s later."""
-    with start(command) as process:
-        while process.poll() is None:
-            if sum(map(processor_seconds, {process.pid} | descendants(process.pid))) < seconds:
-                time.sleep(0.05)
-                continue
-            process.send_signal(signal.SIGSTOP)  # it starts nothing more while its children are listed
-            children = descendants(process.pid)
-            process.kill()
-            process.wait()
-            return process.returncode, children, left_after(children, SECONDS)
-    return process.returncode, set(), set()
+    one = Run(command, fresh=fresh)
+    while one.poll() is None:
+        if sum(map(processor_seconds, {one.process} | descendants(one.process))) < seconds:
+            time.sleep(0.02)
+            continue
+        os.kill(one.process, signal.SIGSTOP)  # it starts nothing more while its children are listed
+        children = descendants(one.process)
+        os.kill(one.process, signal.SIGKILL)
+        return one.end()[0], children, left_after(children, SECONDS)
+    return one.end()[0], set(), set()
 
 
 def processor_seconds(process: int) -> float:
@@ -168,7 +209,8 @@ def kills(place: Place, count: int) -> dict[str, Any]:
     folder = place.folder
     while done < count:
         store, out = folder / f"{finished}.store", folder / f"{finished}.npz"
-        status, _, left = killed(place.evaluate(out, store), place.moment("evaluate"))
+        fresh = done % 5 == 4
+        status, _, left = killed(place.evaluate(out, store), place.moment("evaluate", fresh=fresh), fresh=fresh)
         assert not left
         if status == 0:
             assert same_bits(place, out)
@@ -182,8 +224,8 @@ def kills(place: Place, count: int) -> dict[str, Any]:
         in_the_middle += held > kept
         kept = held
     store, out = folder / f"{finished}.store", folder / f"{finished}.npz"
-    last = run(place.evaluate(out, store))
-    assert last.returncode == 0, last.stderr
+    status, said = run(place.evaluate(out, store))
+    assert status == 0, said
     assert same_bits(place, out)
     assert not list(folder.glob(LEFTOVERS))
     return {"kills": done, "that_had_measured": in_the_middle, "runs_that_finished": finished + 1, "same_bits": True}
@@ -194,13 +236,13 @@ def prunes(place: Place, count: int) -> dict[str, Any]:
     out = place.folder / "pruned"
     place.timed("prune", place.prune(out))
     new = digest(out)
-    assert run(place.prune(out, "--force", "--no-cost", remove=2)).returncode == 0
+    assert run(place.prune(out, "--force", "--no-cost", remove=2)) == (0, "")
     old = digest(out)
     done, left_folders, children_seen, replaced = 0, 0, 0, 0
     while done < count:
-        # Every other one late, where the folder is written and costs are measured.
-        at = place.moment("prune", 0.4 if done % 2 else 0.0)
-        status, children, left = killed(place.prune(out, "--force"), at)
+        fresh = done % 5 == 4
+        at = place.moment("prune", fresh=fresh, late=done % 2 == 0)  # later the folder is written, and costs measured
+        status, children, left = killed(place.prune(out, "--force"), at, fresh=fresh)
         assert not left, left
         if out.exists():
             assert digest(out) in (old, new)
@@ -218,8 +260,7 @@ def prunes(place: Place, count: int) -> dict[str, Any]:
         after = len(list(place.folder.glob(LEFTOVERS)))
         left_folders += after > 0
         assert after <= 1  # the last one's: those before are cleared
-    last = run(place.prune(out, "--force", "--no-cost"))
-    assert last.returncode == 0, last.stderr
+    assert run(place.prune(out, "--force", "--no-cost")) == (0, "")
     assert digest(out) == new
     assert not list(place.folder.glob(LEFTOVERS))
     return {
@@ -235,7 +276,9 @@ def drivers(place: Place, count: int) -> dict[str, Any]:
     place.timed("drivers", place.evaluate(out, store, "--workers", "2"))
     store.unlink()
     while done < count:
-        status, children, left = killed(place.evaluate(out, store, "--workers", "2"), place.moment("drivers"))
+        fresh = done % 5 == 4
+        command = place.evaluate(out, store, "--workers", "2")
+        status, children, left = killed(command, place.moment("drivers", fresh=fresh), fresh=fresh)
         assert not left, left
         if status == 0:
             store.unlink()
@@ -270,28 +313,26 @@ def full(place: Place) -> dict[str, Any]:
         ballast, store, out = disk / "ballast", disk / "all.store", disk / "worths.npz"
         room = shutil.disk_usage(disk).free
         ballast.write_bytes(bytes(room - 96 * 1024))
-        said = run(place.evaluate(out, store))
-        assert (said.returncode, said.stderr.count("\n"), out.exists()) == (1, 1, False), said
+        status, said = run(place.evaluate(out, store))
+        assert (status, said.count("\n"), out.exists()) == (1, 1, False), said
         ballast.unlink()
         kept = held_by(store)
-        again = run(place.evaluate(out, store))
-        assert again.returncode == 0, again.stderr
+        assert run(place.evaluate(out, store)) == (0, "")
         assert same_bits(place, out)
         store.unlink()
-        pruned = disk / "pruned"
-        assert run(place.prune(pruned, "--no-cost", remove=10)).returncode == 0
+        pruned, lines = disk / "pruned", []
+        assert run(place.prune(pruned, "--no-cost", remove=10)) == (0, "")
         before = digest(pruned)
         ballast.write_bytes(bytes(shutil.disk_usage(disk).free - weights // 3))
-        lines = []
         for command in (place.prune(disk / "new", "--no-cost"), place.prune(pruned, "--no-cost", "--force")):
-            refused = run(command)
-            assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused
-            lines.append(refused.stderr.strip())
+            status, refused = run(command)
+            assert (status, refused.count("\n")) == (1, 1), refused
+            lines.append(refused.strip())
             assert digest(pruned) == before
             assert sorted(path.name for path in disk.iterdir()) == ["ballast", "pruned", "worths.npz"]
         ballast.unlink()
-        assert run(place.prune(pruned, "--no-cost", "--force")).returncode == 0
-    return {"store": said.stderr.strip(), "kept_in_it": kept, "prune": lines, "same_bits_with_room_again": True}
+        assert run(place.prune(pruned, "--no-cost", "--force")) == (0, "")
+    return {"store": said.strip(), "kept_in_it": kept, "prune": lines, "same_bits_with_room_again": True}
 
 
 def writers(place: Place) -> dict[str, Any]:
@@ -332,9 +373,7 @@ def writers(place: Place) -> dict[str, Any]:
 
 def ended(commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
     """Exit statuses and what was said of commands that run at the same time."""
-    processes = [start(command) for command in commands]
-    said = [process.communicate()[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+    return [one.end() for one in [Run(command) for command in commands]]
 
 
 def main() -> None:
