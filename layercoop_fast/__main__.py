@@ -2,42 +2,95 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 import warnings
+from contextlib import suppress
 from typing import NoReturn
 
-import typer
-
-from layercoop_fast.cli import app
-from layercoop_fast.errors import LayercoopError
+from layercoop_fast.errors import LayercoopError, RequestError
 from layercoop_fast.files import reason
+from layercoop_fast.stopping import Terminated, status_of, stopped_by_signals
 
-# typer raises click's exceptions, from click itself or from a copy of its own, by version; both descend from this one.
-_UsageError: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+TRACEBACK = "LAYERCOOP_TRACEBACK"
+"""Variable of the environment: set, an error is told with its traceback."""
 _INTERRUPTED = 130
 _STOPPED = "stopped. What was written before is whole and kept; what was being written is not there"
+# Numbers of the environment that the extension reads when it is loaded; it refuses wrong ones as an `ImportError`.
+_OF_THE_EXTENSION = ("LAYERCOOP_THREADS: ", "LAYERCOOP_ISA: ", "LAYERCOOP_DOTS: ")
 
 
 def main() -> None:
     """Run the command line. Exit status: 0 done, 2 the request was wrong, 1 a failure; errors are one line."""
     plain, warnings.formatwarning = warnings.formatwarning, _one_line
+    came: list[int] = []
     try:
-        status = app(standalone_mode=False)
+        with stopped_by_signals() as came:
+            status = _run()
+            sys.stdout.flush()  # what cannot be written is found out here, not while the interpreter ends
     except LayercoopError as error:
         _leave(str(error), error.status)
-    except _UsageError as error:
-        _leave(getattr(error, "format_message", error.__str__)(), 2)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         _leave(_STOPPED, 1)
+    except Terminated as stop:
+        _leave(_STOPPED, stop.status)
     except MemoryError:
         _leave("out of memory: pass a smaller --memory, fewer --windows, or a narrower --dtype", 1)
+    except BrokenPipeError as error:
+        if _nobody_reads():
+            sys.exit(1)
+        _leave(f"{error.filename or 'the system'}: {reason(error)}", 1)
     except OSError as error:
         _leave(f"{error.filename or 'the system'}: {reason(error)}", 1)
+    except Exception as error:
+        if came:
+            _leave(_STOPPED, status_of(came[0]))
+        if isinstance(error, ImportError) and str(error).startswith(_OF_THE_EXTENSION):
+            _leave(str(error), RequestError.status)
+        _leave(
+            f"an error that was not foreseen, {type(error).__name__}: {reason(error)[:500]} ({TRACEBACK}=1 in the "
+            "environment shows where)",
+            1,
+        )
     finally:
         warnings.formatwarning = plain
+    sys.exit(status)
+
+
+def _run() -> int:
+    """Run the command and return its exit status."""
+    import typer  # here, like the commands: loading them can be stopped, or fail, too
+
+    from layercoop_fast.cli import app
+
+    # typer raises click's exceptions, from click itself or from a copy of its own, by version; both descend from this.
+    usage_error: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+    try:
+        status = app(standalone_mode=False)
+    except usage_error as error:
+        raise RequestError(getattr(error, "format_message", error.__str__)()) from error
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except SystemExit:
+        _nobody_reads()  # of a closed pipe typer knows, and ends with a status of its own
+        raise
     if status == _INTERRUPTED:  # newer typers turn Ctrl-C into this status instead of raising
-        _leave(_STOPPED, 1)
-    sys.exit(status if isinstance(status, int) else 0)
+        raise KeyboardInterrupt
+    return status if isinstance(status, int) else 0
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that nobody reads any more (`| head`); then nothing more is written to it."""
+    try:
+        for stream in (sys.stdout, sys.__stdout__):  # typer puts one that keeps silent before the real one
+            if stream is not None:
+                stream.flush()
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        return True
+    return False
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
@@ -46,8 +99,12 @@ def _one_line(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def _leave(message: str, status: int) -> NoReturn:
-    if line := " ".join(message.split()):  # without arguments there is only the help, printed already
-        sys.stderr.write(f"layercoop-fast: {line}\n")
+    with suppress(OSError):  # nobody may be reading
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        if line := " ".join(message.split()):  # without arguments there is only the help, printed already
+            sys.stderr.write(f"layercoop-fast: {line}\n")
+            sys.stderr.flush()
     sys.exit(status)
 
 

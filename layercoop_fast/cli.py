@@ -140,6 +140,7 @@ def plan(
 
 
 _MOST_BITS = 10**10
+_MOST_WORKERS = 100_000
 
 
 def _counts(text: str | None) -> list[int]:
@@ -147,6 +148,8 @@ def _counts(text: str | None) -> list[int]:
     if text is None:
         return []
     counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if min(counts) < 1:
-        raise RequestError(f"--workers {text!r} is no list of numbers of workers: write 2,8,128")
+    if not 1 <= min(counts) <= max(counts) <= _MOST_WORKERS:
+        raise RequestError(
+            f"--workers {text!r} is no list of numbers of workers from 1 to {_MOST_WORKERS:,}: write 2,8,128"
+        )
     return counts

@@ -41,7 +41,8 @@ from layercoop_fast.cli_options import (
     size_in_bytes,
     with_objective,
 )
-from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.errors import RequestError
+from layercoop_fast.stopping import STOPS, Stopped
 
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
@@ -156,15 +157,15 @@ def evaluate(
 
 @contextmanager
 def _kept_in(place: Path, again: str, game: ModelGame) -> Iterator[None]:
-    """Say on Ctrl-C that what was measured is kept."""
+    """Say on Ctrl-C, or a signal, that what was measured is kept."""
     try:
         yield
-    except KeyboardInterrupt as stop:
+    except STOPS as stop:
         if game.n_known == 0:
             raise
-        raise RunError(
-            f"stopped. The {game.n_known} masks measured so far are kept in {place}: the same command{again} goes on "
-            "from there"
+        raise Stopped(
+            f"The {game.n_known} masks measured so far are kept in {place}: the same command{again} goes on from there",
+            stop,
         ) from stop
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.errors import RequestError
+from layercoop_fast.stopping import STOPS, Stopped
 
 if TYPE_CHECKING:
     from layercoop_fast.runtime.sampling import Sampling
@@ -185,14 +186,14 @@ def check_distinct(**paths: Path | None) -> None:
 
 @contextmanager
 def stopped_with(store: Path | None) -> Iterator[None]:
-    """Say on Ctrl-C that what was measured is kept, where there is a store."""
+    """Say on Ctrl-C, or a signal, that what was measured is kept, where there is a store."""
     try:
         yield
-    except KeyboardInterrupt as stop:
+    except STOPS as stop:
         if store is None or not store.exists():
             raise
-        raise RunError(
-            f"stopped. The masks measured so far are kept in {store}: the same command goes on from there"
+        raise Stopped(
+            f"The masks measured so far are kept in {store}: the same command goes on from there", stop
         ) from stop
 
 

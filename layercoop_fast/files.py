@@ -3,27 +3,41 @@
 Everything the package writes goes through `written_whole`: the content is made under a temporary name beside the
 target, flushed to the disk, and put in place by one rename. A run that is killed or meets a full disk leaves what was
 there before, untouched.
+
+A run that is killed cannot remove its temporary folder, `.NAME.layercoop-*`. The next that writes to the same place
+does: each such folder holds a file that its process keeps locked, and the system releases the lock when the process
+ends, however it ends. What another process holds, and what this package did not make, is left alone.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from layercoop_fast.errors import RequestError, RunError
+
+# Names within a temporary folder. What is made is NEW, and libraries make files beside it that begin so.
+_NEW, _OLD, _LOCK = "new", "old", "lock"
+# What systems say where a file system has no hard links.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def check_target(target: Path, *, folder: bool = False, force: bool = False) -> None:
     """Refuse a target that exists (unless `force`) or whose parent cannot be a folder, before any work is done.
 
-    `force` replaces like by like only: a file never takes the place of a folder, nor a folder that of a file.
+    `force` replaces like by like only: a file never takes the place of a folder, nor a folder that of a file. What runs
+    that were killed have left is cleared away first, which may bring an old folder back.
 
     Raises `RequestError` with one line.
     """
+    _clear_leftovers(target)
     if target.exists() and target.is_dir() != folder:
         is_it, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
         raise RequestError(f"{target} is {is_it}, and {wanted} is to be written: name another place")
@@ -60,22 +74,24 @@ def written_whole(target: Path, *, folder: bool = False, force: bool = False) ->
     check_target(target, folder=folder, force=force)
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
+        workplace, lock = _make_workplace(target)
     except OSError as error:
         raise RunError(f"{target} cannot be written: {reason(error)}") from error
     try:
-        made = workplace / "new"
+        made = workplace / _NEW
         if folder:
             made.mkdir()
         yield made
         _flush(made)
-        _put_in_place(made, target, workplace / "old")
+        _put_in_place(made, target, workplace / _OLD, force=force)
     except OSError as error:
         raise RunError(f"{target} was not written: {reason(error)}; nothing was left behind") from error
     finally:
         # Never remove the only copy: where the old folder could not be put back, it stays aside.
-        if target.exists() or not (workplace / "old").exists():
-            shutil.rmtree(workplace, ignore_errors=True)
+        if target.exists() or not (workplace / _OLD).exists():
+            with suppress(OSError):
+                _remove_workplace(workplace)
+        os.close(lock)
 
 
 def reason(error: BaseException) -> str:
@@ -84,7 +100,108 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _put_in_place(made: Path, target: Path, aside: Path) -> None:
+def _prefix(target: Path) -> str:
+    return f".{target.name}.layercoop-"
+
+
+def _make_workplace(target: Path) -> tuple[Path, int]:
+    """A temporary folder beside the target, and the open descriptor of its lock, held until that is closed."""
+    while True:
+        workplace = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=_prefix(target)))
+        # Until it is locked another process takes it for a leftover: then it is made again.
+        with suppress(FileNotFoundError):
+            lock = os.open(workplace / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            if _held(workplace, lock, wait=True):
+                return workplace, lock
+            os.close(lock)
+
+
+def _held(workplace: Path, lock: int, *, wait: bool = False) -> bool:
+    """Whether this process holds the lock of a temporary folder now, and the folder is still there."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        # Another process holds it. Or the file system has no locks: then nothing is ever taken for a leftover there.
+        return wait
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(workplace / _LOCK))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_workplace(workplace: Path) -> None:
+    """Remove a temporary folder, its lock last: killed in between, the rest is still known for a leftover."""
+    for path in list(workplace.iterdir()):
+        if path.name != _LOCK:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    (workplace / _LOCK).unlink(missing_ok=True)
+    workplace.rmdir()
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove the temporary folders that processes which no longer live have left beside a target.
+
+    One that was killed between the two renames of an exchange left the old folder aside, and nothing in its place: that
+    is put back. Where its place is taken it stays aside. A warning says either.
+    """
+    with suppress(OSError):  # no such folder, or one that cannot be read or written: `check_target` says so
+        for entry in list(os.scandir(target.absolute().parent)):
+            if entry.name.startswith(_prefix(target)) and entry.is_dir(follow_symlinks=False):
+                with suppress(OSError):
+                    _clear(Path(entry.path), target)
+
+
+def _clear(workplace: Path, target: Path) -> None:
+    names = {path.name for path in workplace.iterdir()}
+    if not names:
+        workplace.rmdir()  # killed before it made its lock
+        return
+    if _LOCK not in names or not all(name in (_LOCK, _OLD) or name.startswith(_NEW) for name in names):
+        return
+    lock = os.open(workplace / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        if not _held(workplace, lock):
+            return
+        if {_OLD, _NEW} <= names:
+            if os.path.lexists(target):
+                warnings.warn(
+                    f"{target}: a run that was killed while it replaced an older one had moved that aside, to "
+                    f"{workplace / _OLD}: bring it away, and remove {workplace}",
+                    stacklevel=2,
+                )
+                return
+            os.rename(workplace / _OLD, target)
+            warnings.warn(
+                f"{target}: a run that was killed while it replaced this had moved it aside; it is back as it was",
+                stacklevel=2,
+            )
+        _remove_workplace(workplace)
+    finally:
+        os.close(lock)
+
+
+def _put_in_place(made: Path, target: Path, aside: Path, *, force: bool) -> None:
+    """Rename what was made. Without `force` nothing is replaced, also if it came to be there in the meantime."""
+    try:
+        if force:
+            _exchange(made, target, aside)
+        elif made.is_dir():
+            os.rename(made, target)  # refused where there is a file, or a folder with something in it
+        else:
+            _link(made, target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise RunError(
+            f"{target} was not written: another run has written it in the meantime, and that is left as it is; name "
+            "another place"
+        ) from error
+
+
+def _exchange(made: Path, target: Path, aside: Path) -> None:
     if not (target.is_dir() and not target.is_symlink()):
         os.replace(made, target)  # a file, or nothing: the rename itself is the whole exchange
         return
@@ -95,6 +212,18 @@ def _put_in_place(made: Path, target: Path, aside: Path) -> None:
         if aside.exists() and not target.exists():
             os.rename(aside, target)
         raise
+
+
+def _link(made: Path, target: Path) -> None:
+    """Give a file its name where there is none of that name; a rename would replace it."""
+    try:
+        os.link(made, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        os.replace(made, target)
 
 
 def _flush(made: Path) -> None:

@@ -1,19 +1,14 @@
 """A worker: opens a game as it is told, measures the masks of a task, and sends numbers as they come.
 
-`python -m layercoop_fast.worker SOCKET` is one of the local processes (`workers/local.py`); a Ray actor runs `serve` in
-a thread of its own. Nothing else imports this module.
+One of the local processes (`workers/process.py`) runs `serve`, or a Ray actor does in a thread of its own. Nothing else
+imports this module.
 """
 
 from __future__ import annotations
 
-import os
 import platform
-import queue
-import sys
-import threading
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -254,23 +249,3 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def main() -> None:
-    """Serve the driver at the other end of the socket whose number is the last argument, until that closes."""
-    connection = Connection(int(sys.argv[-1]))
-    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-    def read() -> None:
-        try:
-            while True:
-                inbox.put(connection.recv_bytes())
-        except (EOFError, OSError):
-            os._exit(0)  # nobody wants what is being computed
-
-    threading.Thread(target=read, daemon=True).start()
-    serve(inbox.get, connection.send_bytes)
-
-
-if __name__ == "__main__":
-    main()

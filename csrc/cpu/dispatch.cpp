@@ -90,8 +90,12 @@ std::vector<Isa> available_isas() {
 void set_isa(const std::string& name) { current.store(parse(name, "set_isa"), std::memory_order_relaxed); }
 
 void set_isa_from_environment() {
-  const char* dots = std::getenv("LAYERCOOP_DOTS");
-  allow_dots(dots == nullptr || std::string(dots) != "0");
+  const char* text = std::getenv("LAYERCOOP_DOTS");
+  const std::string dots = text != nullptr ? text : "1";
+  if (dots != "0" && dots != "1") {
+    throw std::invalid_argument("LAYERCOOP_DOTS: '" + dots + "' is neither 0 nor 1");
+  }
+  allow_dots(dots == "1");
   const char* name = std::getenv("LAYERCOOP_ISA");
   current.store(name != nullptr ? parse(name, "LAYERCOOP_ISA") : available_isas().back(), std::memory_order_relaxed);
 }

@@ -45,7 +45,7 @@ std::vector<Isa> available_isas();
 void set_isa(const std::string& name);
 
 // Puts LAYERCOOP_ISA in force, or the machine's best level where the variable is unset. Throws as set_isa does.
-// LAYERCOOP_DOTS=0 turns the dot products below off.
+// LAYERCOOP_DOTS=0 turns the dot products below off; 1 leaves them on, and anything else throws.
 void set_isa_from_environment();
 
 // Dot products of 8-bit integers (AVX512-VNNI) and of bf16 numbers (AVX512-BF16): not levels of their own, since what

@@ -14,6 +14,7 @@ from typing import Any
 import layercoop_fast
 from layercoop_fast.bench.results import Figure, Results
 from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.processes import tied
 
 SIZES = ("quick", "full")
 
@@ -63,7 +64,7 @@ def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str 
         raise RequestError("the benchmarks need pytest-benchmark: pip install 'layercoop-fast[dev]'")
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "raw.json"
-        command = [sys.executable, "-m", "pytest", "-c", str(folder / "pytest.ini"), "--size", size]
+        command = tied("pytest", "-c", str(folder / "pytest.ini"), "--size", size)
         command += ["--benchmark-json", str(out), *(["--model", model] if model else [])]
         command += [str(folder / name) for name in (names or known)]
         done = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False)
@@ -90,7 +91,7 @@ def run_on_gpu(folder: Path, names: Sequence[str], out: Path, *, tiny: bool) -> 
     script = folder / "gpu" / "bench_gpu.py"
     if not script.is_file():
         raise RequestError(f"{folder} holds no gpu/bench_gpu.py: name the benchmarks folder of a whole clone")
-    command = [sys.executable, str(script), "--out", str(out.resolve()), *(["--tiny"] if tiny else [])]
+    command = tied(str(script), "--out", str(out.resolve()), *(["--tiny"] if tiny else []))
     done = subprocess.run(command, check=False)
     if done.returncode != 0:
         raise RunError(f"bench gpu ended with status {done.returncode}; what failed stands above, and in {out}")

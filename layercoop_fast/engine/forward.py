@@ -9,13 +9,13 @@ shows it (`engine/width.py`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from layercoop_fast import machine
 from layercoop_fast.engine.plan import Plan, last_states, layer_visits
 from layercoop_fast.engine.pool_units import PoolUnits
 from layercoop_fast.engine.units import GeneralUnits, Units
@@ -136,8 +136,4 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free for stored states on a device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except OSError:  # not Linux: half of what is built in is a guess that does no harm
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return machine.free_bytes()

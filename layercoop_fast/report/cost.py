@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layercoop_fast.errors import RunError
+from layercoop_fast.processes import end_with_parent, parent_mark
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,7 @@ DECODE_TOKENS = 32
 REPEATS = 3
 # A model too slow for its repeats within this time is measured once: its figure is steady enough.
 PATIENCE_SECONDS = 10.0
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def measure_costs(
         sys.executable,
         "-m",
         "layercoop_fast.report.cost",
+        parent_mark(),
         dtype,
         device,
         str(int(trust_remote_code)),
@@ -188,26 +191,35 @@ def _forget_peak(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _measure_each(dtype: str, device: str, trust_remote_code: bool, paths: Sequence[str]) -> None:
+def _measure_each(mark: str, dtype: str, device: str, trust_remote_code: bool, paths: Sequence[str]) -> None:
     """Fork a child for each checkpoint, which prints its cost as a JSON line.
 
     The libraries take longer to import than a small model takes to measure, so they are imported once. Nothing has run
-    on them before the fork: no threads, no device.
+    on them before the fork: no threads, no device. So no thread watches for the end of the process that asked; where
+    the kernel does not, this one looks for it while it waits.
     """
+    end_with_parent(mark, watch=False)
+    asker = os.getppid()
+
     import transformers  # noqa: F401
 
     import layercoop_fast.engine.loading  # noqa: F401
 
+    here = parent_mark()
     for path in paths:
         child = os.fork()
         if child == 0:
+            end_with_parent(here)
             sys.stdout.write(json.dumps(asdict(measure_here(path, dtype, device, trust_remote_code))) + "\n")
             sys.stdout.flush()
             os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if status != 0:
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if os.getppid() != asker:
+                sys.exit(1)  # and the child ends with this process
+            time.sleep(_POLL_SECONDS)
+        if ended[1] != 0:
             sys.exit(1)
 
 
 if __name__ == "__main__":
-    _measure_each(sys.argv[1], sys.argv[2], bool(int(sys.argv[3])), sys.argv[4:])
+    _measure_each(sys.argv[1], sys.argv[2], sys.argv[3], bool(int(sys.argv[4])), sys.argv[5:])

@@ -2,8 +2,8 @@
 
 A worker is a fresh interpreter (no fork: threads and locks of this process stay here) that talks over a socket pair. It
 opens the checkpoint itself. Weights that stay as they lie in the files are shared by all processes through the page
-cache, copies are not (docs/clusters.md says what that comes to). It ends when the driver's end of the socket closes,
-however the driver ended, and takes no part in Ctrl-C.
+cache, copies are not (docs/clusters.md says what that comes to). It ends with the driver, however that ended
+(`workers/process.py`), and when the driver closes its end of the socket; it takes no part in Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import torch
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import reason
+from layercoop_fast.processes import parent_mark
 
-PROGRAM = ("-m", "layercoop_fast.worker")
-"""What the interpreter of a worker runs; the number of its socket is the last argument."""
+PROGRAM = ("-m", "layercoop_fast.workers.process")
+"""What the interpreter of a worker runs; `parent_mark()` and the number of its socket are the last two arguments."""
 _END_SECONDS = 10.0
 
 
@@ -65,7 +66,7 @@ class LocalProcesses:
         complaints = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
         try:
             self._processes[place] = subprocess.Popen(
-                [sys.executable, *self._program, str(theirs.fileno())],
+                [sys.executable, *self._program, parent_mark(), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=self._environment(place),
                 stdin=subprocess.DEVNULL,

@@ -1,9 +1,9 @@
 """Workers as actors of a Ray cluster: one a GPU, or on the CPU one a share of a node (extra `[ray]`).
 
 On the CPU a share is all processors that Ray counts on the smallest node, so that every worker has the same number of
-threads and their worths the same bits; a node twice as large gets two. Every node must hold the checkpoint under the
-same path, and this package. The weights are not sent: each worker opens the files where it is, and workers of one node
-read them through one page cache.
+threads and their worths the same bits; a node twice as large gets two, if it has the memory for them. Every node must
+hold the checkpoint under the same path, and this package. The weights are not sent: each worker opens the files where
+it is, and workers of one node read them through one page cache.
 
 An actor computes in a thread of its own and answers two calls: `send` takes a message for it, `take` waits for those
 from it. The driver has one `take` under way for each actor, which also tells when the actor is gone.
@@ -69,11 +69,12 @@ class RayActors:
     Args:
         address: of the cluster; None for the one that this process or machine belongs to.
         device: "cpu", or "cuda" for a GPU each.
+        worker_bytes: about how much memory an actor takes; 0: as little as not to matter.
 
     Raises `RequestError` where ray is not installed, no cluster answers, or none of its processors or GPUs is free.
     """
 
-    def __init__(self, address: str | None, *, device: str = "cpu") -> None:
+    def __init__(self, address: str | None, *, device: str = "cpu", worker_bytes: int = 0) -> None:
         try:
             import ray
         except ImportError as error:
@@ -83,7 +84,9 @@ class RayActors:
         self._joined_here = not ray.is_initialized()
         self._join()
         try:
-            self._options, self.threads, self.shares = _lay_out(ray.nodes(), gpus=device == "cuda")
+            self._options, self.threads, self.shares = _lay_out(
+                ray.nodes(), gpus=device == "cuda", worker_bytes=worker_bytes
+            )
             free = ray.available_resources()
         except BaseException:
             self._leave()
@@ -180,8 +183,10 @@ def _join(ray: Any, address: str | None) -> None:
         ) from error
 
 
-def _lay_out(nodes: list[dict[str, Any]], *, gpus: bool) -> tuple[dict[str, Any], int, dict[str, int]]:
-    """Options of an actor, threads of each, and how many go on each node (by its id)."""
+def _lay_out(
+    nodes: list[dict[str, Any]], *, gpus: bool, worker_bytes: int
+) -> tuple[dict[str, Any], int, dict[str, int]]:
+    """Options of an actor, threads of each, and how many go on each node (by its id): one at least where it has any."""
     alive = {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
     processors = {node: int(has.get("CPU", 0)) for node, has in alive.items()}
     if gpus:
@@ -190,4 +195,7 @@ def _lay_out(nodes: list[dict[str, Any]], *, gpus: bool) -> tuple[dict[str, Any]
         return {"num_gpus": 1, "num_cpus": 1, "max_concurrency": 2}, threads, counts
     threads = min((count for count in processors.values() if count), default=1)
     counts = {node: count // threads for node, count in processors.items() if count}
+    for node, count in counts.items():
+        if worker_bytes and "memory" in alive[node]:
+            counts[node] = min(count, max(1, int(alive[node]["memory"] // worker_bytes)))
     return {"num_cpus": threads, "max_concurrency": 2}, threads, counts
