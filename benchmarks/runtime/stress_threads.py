@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ LONGEST = 24  # tokens of an answer
 PREFIXES = (0, 7, 20, 33, 48)  # tokens that prompts share
 ENDS = ("read", "close", "let go", "throw", "never begun")
 DISTINCT = 96  # different answers at most; each is asked for some ten times or more
-ALONE = {"max_new_tokens": LONGEST, "draft": None}  # of which all others are beginnings
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def tighten(model: LayerSkipModel) -> None:
     pool.budget = min(pool.budget, 5 * pages * int(pool.page_bytes.sum()))
 
 
-def different(model: LayerSkipModel, count: int, random: np.random.Generator) -> list[Asked]:
+def different(model: LayerSkipModel, count: int, longest: int, random: np.random.Generator) -> list[Asked]:
     """Requests whose answers are to be told apart."""
     words = model.executor.vocab_size
     n = model.n_layers
@@ -133,20 +133,21 @@ def different(model: LayerSkipModel, count: int, random: np.random.Generator) ->
         drafts = model.executor.rewindable and sampling.greedy and number % 8 < 4
         mask = masks[0] if drafts else masks[int(random.integers(len(masks)))]
         draft = np.arange(n) != 1 if drafts else None
-        found.append(Asked(prompt, mask, int(random.integers(1, LONGEST + 1)), sampling, draft))
+        found.append(Asked(prompt, mask, int(random.integers(1, longest + 1)), sampling, draft))
     return found
 
 
-def stress(model: LayerSkipModel, threads: int, requests: int, seed: int = 0) -> dict[str, Any]:
-    """Ask for `requests` answers from each of `threads` threads.
+def stress(model: LayerSkipModel, threads: int, requests: int, seed: int = 0, longest: int = LONGEST) -> dict[str, Any]:
+    """Ask for `requests` answers of at most `longest` tokens from each of `threads` threads.
 
     Returns how many were `asked` and `right`, `wrong` and `errors` by kind, how they `ended`, and what is `left` in the
     model: requests, and bytes of keys and values once those kept for later are let go of.
     """
     count = min(DISTINCT, max(4, threads * requests // 10))
-    asked = different(model, count, np.random.default_rng(seed))
+    asked = different(model, count, longest, np.random.default_rng(seed))
+    alone = {"max_new_tokens": longest, "draft": None}  # of these all others are beginnings
     greedy = [one for one in asked if one.sampling.greedy]
-    right = {one: model.generate(one.prompt, **{**one.arguments, **ALONE}).tokens for one in asked}
+    right = {one: model.generate(one.prompt, **{**one.arguments, **alone}).tokens for one in asked}
     model.forget()
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
@@ -184,7 +185,7 @@ def stress(model: LayerSkipModel, threads: int, requests: int, seed: int = 0) ->
     def say(how: str, some: list[Asked]) -> list[list[int]]:
         if how == "list":
             answers = model.generate(
-                [one.prompt for one in some], [one.mask for one in some], max_new_tokens=LONGEST,
+                [one.prompt for one in some], [one.mask for one in some], max_new_tokens=longest,
                 sampling=[one.sampling for one in some], ignore_eos=True,
             )  # fmt: skip
             return [answer.tokens for answer in answers]
@@ -205,14 +206,12 @@ def stress(model: LayerSkipModel, threads: int, requests: int, seed: int = 0) ->
         if how == "close":
             steps.close()
         if how == "throw":
-            try:
+            with suppress(KeyError):
                 steps.throw(KeyError("on purpose"))
-            except KeyError:
-                pass
         return found
 
     def good(how: str, one: Asked, found: list[int]) -> bool:
-        tokens = {"list": LONGEST, "generate": one.tokens, "read": one.tokens}.get(how, len(found))
+        tokens = {"list": longest, "generate": one.tokens, "read": one.tokens}.get(how, len(found))
         return found == right[one][:tokens]
 
     runs = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(threads)]

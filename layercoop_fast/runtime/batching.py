@@ -116,7 +116,12 @@ class Batcher:
 
     def cancel(self, *runnings: Running) -> None:
         """Take requests out, ended or not; where another thread computes, once its step is done. Never waits."""
-        self._turns.post(lambda: [self._drop(one) for one in runnings])
+
+        def drop() -> None:
+            for one in runnings:
+                self._drop(one)
+
+        self._turns.post(drop)
 
     def step(self) -> list[Running]:
         """Compute one call; returns the requests that got a token by it, or ended (`finish`, `error`)."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.runtime.batching import PREFILL_TOKENS, Batcher
+from layercoop_fast.runtime.damage import check_mask
 from layercoop_fast.runtime.masks import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.opening import Opened, open_runtime
 from layercoop_fast.runtime.requests import Generation, Request, Running, Step, read_stops
@@ -57,6 +58,7 @@ class LayerSkipModel:
         self.eos = opened.eos
         self.held = opened.held
         self.why_general = opened.why_general
+        self._damage = opened.damage
         self.batcher = Batcher(self.executor, self.eos, self.tokenizer, prefill_tokens=prefill_tokens)
 
     @classmethod
@@ -110,7 +112,9 @@ class LayerSkipModel:
 
     def mask(self, mask: MaskLike | None = None) -> Halves:
         """A mask as executors take it (uint8 [L]), checked; raises `RequestError` for one that cannot run here."""
-        return read_mask(mask, self.n_layers, self.held)
+        halves = read_mask(mask, self.n_layers, self.held)
+        check_mask(halves, self._damage)
+        return halves
 
     def generate(
         self,
