@@ -1,7 +1,7 @@
 """The C++ core. Arrays must have the exact dtype and be C-contiguous; nothing is converted or copied silently.
 
-Every function raises TypeError for a wrong type or dtype and ValueError for a wrong shape, layout or value. Sizes, counts
-and places are 2^31 at most, and so are the extents of matrices and the products of sizes that a model is made of.
+Every function raises TypeError for a wrong type or dtype and ValueError for a wrong shape, layout or value. Sizes,
+counts and places are 2^31 at most, and so are the extents of matrices and the products of sizes of a model.
 
 All let go of the GIL while they work. Any number of threads may call, with the same objects too: `DecodeModel` and
 `Enumeration` work for one thread at a time. Not while another thread is in a call: changing the arrays it was given,
