@@ -59,6 +59,8 @@ class LayerSkipModel:
         self.held = opened.held
         self.why_general = opened.why_general
         self._damage = opened.damage
+        if self.tokenizer is not None:
+            self.tokenizer("")  # at its first call it drops a truncation that its file asks for: not among threads
         self.batcher = Batcher(self.executor, self.eos, self.tokenizer, prefill_tokens=prefill_tokens)
 
     @classmethod

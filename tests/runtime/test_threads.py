@@ -18,6 +18,7 @@ import torch
 from fake_executor import FakeExecutor, next_word
 from tiny_models import save_tiny, tiny_model
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from layercoop_fast import LayerSkipModel, Sampling
 from layercoop_fast.engine.skeleton import Skeleton
@@ -103,6 +104,31 @@ def test_answers_in_threads_are_those_of_one(executor: str, stress: ModuleType, 
     found = stress.stress(model, threads, requests, longest=24 if executor == "native" else 6)
     assert found["right"] == found["asked"] == threads * requests, found
     assert not found["left"]
+
+
+def test_texts_and_stop_strings_in_threads(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "llama", "llama", 3)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.backend_tokenizer.enable_truncation(max_length=5)
+    tokenizer.save_pretrained(path)
+    model = LayerSkipModel.from_pretrained(path, "fp32", kv_memory=1 << 20)
+    texts = ["It was the best of times", "It was the worst of times, ", "Call me"]
+    right = [model.generate(text, max_new_tokens=12, ignore_eos=True) for text in texts]
+    assert right[0].prompt_tokens > 5
+    stops = [answer.text[4:6] for answer in right]
+    stopped = [
+        model.generate(text, max_new_tokens=12, stop=stop, ignore_eos=True).text
+        for text, stop in zip(texts, stops, strict=True)
+    ]
+
+    def ask(number: int) -> None:
+        for turn in range(6):
+            at = (number + turn) % 3
+            assert model.generate(texts[at], max_new_tokens=12, ignore_eos=True).text == right[at].text
+            steps = model.stream(texts[at], max_new_tokens=12, stop=stops[at], ignore_eos=True)
+            assert "".join(step.text for step in steps) == stopped[at]
+
+    in_threads(*(lambda number=number: ask(number) for number in range(6)))
 
 
 @pytest.mark.slow
