@@ -47,13 +47,14 @@ bench: $(VENV)/model
 bench-gpu: $(VENV)/installed
 	$(BIN)/layercoop-fast bench gpu --force
 
-# The team, the pool, forks and the decoding step by themselves, with memory, undefined behaviour and races watched
-# (minutes).
+# The team, the pool, forks, the decoding step and threads that share a model by themselves, with memory, undefined
+# behaviour and races watched (minutes).
 SANITIZED := $(wildcard csrc/cpu/*.cpp csrc/decode/*.cpp)
+WATCHED := $(wildcard csrc/*.h csrc/*/*.h tests/csrc/programs/*.h)
 SANITIZE := -std=c++17 -g1 -pthread -Icsrc -fno-omit-frame-pointer
-build/address/%.o: %.cpp $(wildcard csrc/*.h csrc/*/*.h)
+build/address/%.o: %.cpp $(WATCHED)
 	mkdir -p $(@D) && $(CXX) $(SANITIZE) -O0 -fsanitize=address,undefined -fno-sanitize-recover=all -c $< -o $@
-build/thread/%.o: %.cpp $(wildcard csrc/*.h csrc/*/*.h)
+build/thread/%.o: %.cpp $(WATCHED)
 	mkdir -p $(@D) && $(CXX) $(SANITIZE) -O1 -fsanitize=thread -c $< -o $@
 # Objects stay: some take a minute.
 .SECONDARY:
@@ -62,7 +63,7 @@ build/address/run-%: build/address/tests/csrc/programs/%.o $(SANITIZED:%.cpp=bui
 build/thread/run-%: build/thread/tests/csrc/programs/%.o $(SANITIZED:%.cpp=build/thread/%.o)
 	$(CXX) -fsanitize=thread -pthread $^ -o $@
 
-sanitize: $(foreach kind,address thread,$(foreach program,team fork decode,build/$(kind)/run-$(program)))
+sanitize: $(foreach kind,address thread,$(foreach program,team fork decode threads,build/$(kind)/run-$(program)))
 	for program in $^; do $$program || exit 1; done
 
 clean:

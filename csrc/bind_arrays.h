@@ -70,12 +70,28 @@ T* out(const py::object& object, const std::string& name, const std::initializer
   return static_cast<T*>(found.mutable_data());
 }
 
-inline std::int64_t at_least(std::int64_t value, std::int64_t low, const std::string& name) {
+// The largest size, count or place: the product of two of them is a 64-bit number.
+constexpr std::int64_t kMost = std::int64_t{1} << 31;
+
+// A size from `low` to kMost, or a ValueError.
+inline std::int64_t within(std::int64_t value, std::int64_t low, const std::string& name) {
   if (value < low) throw py::value_error(name + ": " + std::to_string(value) + " is below " + std::to_string(low));
+  if (value > kMost) throw py::value_error(name + ": " + std::to_string(value) + " is above " + std::to_string(kMost));
   return value;
 }
 
-// Rows and columns of the argument that the others are checked against.
+// The product of two sizes, which is a size too, or a ValueError.
+inline std::int64_t product(std::int64_t a, std::int64_t b, const std::string& name) {
+  std::int64_t found;
+  if (__builtin_mul_overflow(a, b, &found)) {
+    throw py::value_error(name + ": " + std::to_string(a) + " x " + std::to_string(b) + " is above " +
+                          std::to_string(kMost));
+  }
+  return within(found, 0, name);
+}
+
+// Rows and columns of the argument that the others are checked against. An array without elements may claim any extent,
+// so these are checked like numbers that the caller gives.
 struct Extent {
   std::int64_t rows;
   std::int64_t columns;
@@ -89,8 +105,8 @@ struct Extent {
     if (found.ndim() != 2) {
       throw py::value_error(name + ": expected 2 dimensions, got " + std::to_string(found.ndim()));
     }
-    rows = found.shape(0);
-    columns = found.shape(1);
+    rows = within(found.shape(0), 0, name + ": rows");
+    columns = within(found.shape(1), 0, name + ": columns");
   }
 };
 

@@ -41,7 +41,7 @@ void py_rms_norm(const py::object& x, const py::object& weight, float eps, const
     using T = decltype(type);
     const Extent extent(x, "x");
     const std::int64_t n = extent.rows;
-    const std::int64_t width = at_least(extent.columns, 1, "columns of x");
+    const std::int64_t width = within(extent.columns, 1, "columns of x");
     if (delta.is_none() != sum.is_none()) throw py::value_error("delta and sum: expected both or none");
     run_without_gil(RmsNorm<T>{in<T>(x, "x", {n, width}), in_or_null<T>(delta, "delta", {n, width}),
                                in<T>(weight, "weight", {width}), eps, n, width,
@@ -56,11 +56,11 @@ void py_rotary(const py::object& x, const py::object& cos, const py::object& sin
     using T = decltype(type);
     const Extent extent(x, "x");
     const Extent angles(cos, "cos");
-    const std::int64_t tokens = at_least(angles.rows, 1, "rows of cos");
-    const std::int64_t width = at_least(angles.columns, 2, "columns of cos");
+    const std::int64_t tokens = within(angles.rows, 1, "rows of cos");
+    const std::int64_t width = within(angles.columns, 2, "columns of cos");
     if (width % 2 != 0) throw py::value_error("cos: " + std::to_string(width) + " columns are an odd number");
-    at_least(query_heads, 0, "query_heads");
-    at_least(key_heads, 0, "key_heads");
+    within(query_heads, 0, "query_heads");
+    within(key_heads, 0, "key_heads");
     const std::int64_t room = extent.columns / width;
     if (query_heads > room || key_heads > room - query_heads) {
       throw py::value_error("x: " + std::to_string(extent.columns) + " columns do not hold " +
@@ -118,9 +118,9 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
   by_type(qkv, "qkv", [&](auto type) {
     using T = decltype(type);
     const Extent extent(qkv, "qkv");
-    at_least(tokens, 1, "tokens");
-    at_least(heads, 1, "heads");
-    at_least(kv_heads, 1, "kv_heads");
+    within(tokens, 1, "tokens");
+    within(heads, 1, "heads");
+    within(kv_heads, 1, "kv_heads");
     if (heads % kv_heads != 0) {
       throw py::value_error("heads: " + std::to_string(heads) + " is no multiple of " + std::to_string(kv_heads) +
                             " key heads");
@@ -161,7 +161,7 @@ void py_running_loss(const py::object& logits, const py::object& targets, std::i
     using T = decltype(type);
     const Extent extent(logits, "logits");
     const std::int64_t n = extent.rows;
-    at_least(first_word, 0, "first_word");
+    within(first_word, 0, "first_word");
     if (teacher.is_none() != teacher_running.is_none()) {
       throw py::value_error("teacher and teacher_running: expected both or none");
     }

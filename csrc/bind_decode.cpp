@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,7 +29,9 @@ namespace {
 using Packed = std::shared_ptr<Matrix>;
 using NormArgument = std::optional<std::pair<py::object, float>>;  // weight, epsilon
 
-// A model, and the memory that its calls use one at a time.
+// A model, and the memory that its calls use one at a time. What the model holds changes under the GIL and the lock
+// together, so either is enough to read it: `run` reads it under the GIL to check its arguments, and under the lock
+// while it computes.
 struct DecodeModel {
   Model model;
   Workspace workspace;
@@ -71,16 +74,18 @@ std::unique_ptr<DecodeModel> make_model(std::int64_t hidden, std::int64_t heads,
                                         const std::string& activation) {
   auto made = std::make_unique<DecodeModel>();
   Model& model = made->model;
-  model.hidden = at_least(hidden, 1, "hidden");
-  model.heads = at_least(heads, 1, "heads");
-  model.kv_heads = at_least(kv_heads, 1, "kv_heads");
-  model.width = at_least(width, 2, "width");
-  model.inner = at_least(inner, 1, "inner");
+  model.hidden = within(hidden, 1, "hidden");
+  model.heads = within(heads, 1, "heads");
+  model.kv_heads = within(kv_heads, 1, "kv_heads");
+  model.width = within(width, 2, "width");
+  model.inner = within(inner, 1, "inner");
   if (heads % kv_heads != 0) {
     throw py::value_error("heads: " + std::to_string(heads) + " is no multiple of " + std::to_string(kv_heads) +
                           " key heads");
   }
   if (width % 2 != 0) throw py::value_error("width: " + std::to_string(width) + " is odd");
+  product(heads + 2 * kv_heads, width, "heads of queries, keys and values times width");
+  product(2, model.padded_inner(), "twice inner, padded to tiles");
   model.scale = scale;
   model.score_cap = score_cap;
   if (activation != "silu" && activation != "gelu_tanh") {
@@ -137,7 +142,7 @@ void add_block(DecodeModel& self, const NormArgument& attention_norm, const Pack
     throw py::value_error("rotary: there is no table " + std::to_string(rotary));
   }
   block.rotary = rotary;
-  block.window = at_least(window, 0, "window");
+  block.window = within(window, 0, "window");
   const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
   model.blocks.push_back(std::move(block));
 }
@@ -227,7 +232,7 @@ void run(DecodeModel& self, const py::object& memory, const std::string& kv_form
     in<std::int32_t>(object, name, {kAny});
     return static_cast<std::int64_t>(py::reinterpret_borrow<py::array>(object).size());
   };
-  const std::int64_t count = at_least(size(tokens, "tokens"), 1, "number of tokens");
+  const std::int64_t count = within(size(tokens, "tokens"), 1, "number of tokens");
   const std::int64_t n_wanted = size(wanted, "wanted");
   const std::int64_t sequences = Extent(masks, "masks").rows;
   in<std::int32_t>(tables, "tables", {sequences, layers, kAny});
@@ -257,10 +262,18 @@ void run(DecodeModel& self, const py::object& memory, const std::string& kv_form
   if (top) {
     results.top_logits = out<float>(top->first, "top", {n_wanted, kAny});
     results.top = py::reinterpret_borrow<py::array>(top->first).shape(1);
+    if (results.top < 1 || results.top > model.words()) {
+      throw py::value_error("top: " + std::to_string(results.top) + " is not in 1.." + std::to_string(model.words()));
+    }
     results.top_words = out<std::int64_t>(top->second, "top", {n_wanted, results.top});
   }
+  const std::int64_t words = model.words();
   const py::gil_scoped_release release;
   const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
+  // Another thread may have had the GIL since the shapes were checked.
+  if (static_cast<std::int64_t>(model.blocks.size()) != layers || model.words() != words) {
+    throw std::runtime_error("the model was changed by another thread while a call began");
+  }
   check(model, rows, n_pages);
   step(model, kv, self.workspace, rows, results);
 }

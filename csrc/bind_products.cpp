@@ -33,7 +33,8 @@ std::int64_t groups_of(std::int64_t columns) { return (columns + kGroup - 1) / k
 // How many rows an array has that is to fill a matrix from row `first` on.
 std::int64_t rows_to_fill(const Matrix& matrix, std::int64_t first, const py::object& array, const std::string& name) {
   const std::int64_t count = Extent(array, name).rows;
-  if (first < 0 || first > matrix.rows() || count > matrix.rows() - first) {
+  within(first, 0, "first");
+  if (first > matrix.rows() || count > matrix.rows() - first) {
     throw py::value_error(name + ": rows " + std::to_string(first) + " to " + std::to_string(first + count) +
                           " are not within " + std::to_string(matrix.rows()));
   }
@@ -147,7 +148,7 @@ void py_quantise_int4(const py::object& weights, const std::string& origin, cons
 void bind_products(py::module_& module) {
   py::class_<Matrix, std::shared_ptr<Matrix>>(module, "PackedMatrix")
       .def(py::init([](const std::string& format, std::int64_t rows, std::int64_t columns) {
-             return std::make_shared<Matrix>(parse_format(format), rows, columns);
+             return std::make_shared<Matrix>(parse_format(format), within(rows, 0, "rows"), within(columns, 0, "columns"));
            }),
            py::arg("format"), py::arg("rows"), py::arg("columns"))
       .def_property_readonly("format", [](const Matrix& matrix) { return format_name(matrix.format()); })

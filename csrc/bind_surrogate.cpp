@@ -5,9 +5,12 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
+#include "bind_arrays.h"
+#include "cpu/fork_mutex.h"
 #include "masks.h"
 #include "surrogate/enumeration.h"
 #include "surrogate/flips.h"
@@ -141,7 +144,22 @@ py::tuple py_marginals(const py::object& object, const py::object& masks) {
   return py::make_tuple(mean, error);
 }
 
-std::unique_ptr<Enumeration> make_enumeration(const py::object& object, const py::object& shifts, bool pairs, int top,
+// An enumeration, which one thread at a time works on or reads. Whoever holds the lock never waits for the GIL: a fork
+// waits for the lock and has the GIL.
+struct SharedEnumeration {
+  Enumeration enumeration;
+  mutable cpu::ForkMutex one_call;
+
+  SharedEnumeration(const Networks& networks, const EnumerationRequest& request) : enumeration(networks, request) {}
+
+  void run(std::int64_t count) {
+    const py::gil_scoped_release release;
+    const std::lock_guard<cpu::ForkMutex> lock(one_call);
+    enumeration.run(count);
+  }
+};
+
+std::unique_ptr<SharedEnumeration> make_enumeration(const py::object& object, const py::object& shifts, bool pairs, int top,
                                               const py::object& costs, double budget) {
   const NetworksArg arg(object);
   const int n = arg.networks.n_players;
@@ -164,7 +182,7 @@ std::unique_ptr<Enumeration> make_enumeration(const py::object& object, const py
     request.budget = budget;
   }
   const py::gil_scoped_release release;
-  return std::make_unique<Enumeration>(arg.networks, request);
+  return std::make_unique<SharedEnumeration>(arg.networks, request);
 }
 
 py::array_t<double> copy(const std::vector<double>& values, const std::vector<py::ssize_t>& shape) {
@@ -172,6 +190,7 @@ py::array_t<double> copy(const std::vector<double>& values, const std::vector<py
 }
 
 py::tuple best_of(const Enumeration& enumeration, int size) {
+  if (size < 0 || size >= static_cast<int>(enumeration.sums().sizes.size())) throw py::value_error("size: out of range");
   const std::vector<Candidate> best = enumeration.best(size);
   py::array_t<std::uint64_t> masks(static_cast<py::ssize_t>(best.size()));
   py::array_t<float> scores(static_cast<py::ssize_t>(best.size()));
@@ -191,37 +210,47 @@ void bind_surrogate(py::module_& module) {
   module.def("flip_logits", &py_flip_logits, py::arg("networks"), py::arg("packed"));
   module.def("marginals", &py_marginals, py::arg("networks"), py::arg("packed"));
 
-  py::class_<Enumeration> enumeration(module, "Enumeration");
+  py::class_<SharedEnumeration> enumeration(module, "Enumeration");
   enumeration.def(py::init(&make_enumeration), py::arg("networks"), py::arg("shifts"), py::kw_only(),
                   py::arg("pairs") = false, py::arg("top") = 0, py::arg("costs") = py::none(),
                   py::arg("budget") = 0.0);
-  enumeration.def_property_readonly("n_tasks", &Enumeration::n_tasks);
-  enumeration.def_property_readonly("n_done", &Enumeration::n_done);
-  enumeration.def("run", &Enumeration::run, py::arg("count"), py::call_guard<py::gil_scoped_release>());
-  enumeration.def_property_readonly("counts", [](const Enumeration& self) {
+  enumeration.def("run", [](SharedEnumeration& self, std::int64_t count) {
+    self.run(arrays::within(count, 0, "count"));
+  }, py::arg("count"));
+  // What `read` makes of the enumeration while no other thread works on it.
+  const auto reading = [](auto read) {
+    return [read](const SharedEnumeration& self) {
+      const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
+      return read(self.enumeration);
+    };
+  };
+  const auto def_read = [&](const char* name, auto read) {
+    enumeration.def_property_readonly(name, reading(read));
+  };
+  const auto n_of = [](const Enumeration& self) { return static_cast<py::ssize_t>(self.sums().sizes.size()) - 1; };
+  def_read("n_tasks", [](const Enumeration& self) { return self.n_tasks(); });
+  def_read("n_done", [](const Enumeration& self) { return self.n_done(); });
+  def_read("counts", [](const Enumeration& self) {
     const std::vector<std::int64_t> counts = self.counts();
     return py::array_t<std::int64_t>(static_cast<py::ssize_t>(counts.size()), counts.data());
   });
-  const auto n_of = [](const Enumeration& self) { return static_cast<py::ssize_t>(self.sums().sizes.size()) - 1; };
-  enumeration.def_property_readonly(
-      "sizes", [n_of](const Enumeration& self) { return copy(self.sums().sizes, {n_of(self) + 1}); });
-  enumeration.def_property_readonly(
-      "squares", [n_of](const Enumeration& self) { return copy(self.sums().squares, {n_of(self) + 1}); });
-  enumeration.def_property_readonly("players", [n_of](const Enumeration& self) {
+  def_read("sizes", [n_of](const Enumeration& self) { return copy(self.sums().sizes, {n_of(self) + 1}); });
+  def_read("squares", [n_of](const Enumeration& self) { return copy(self.sums().squares, {n_of(self) + 1}); });
+  def_read("players", [n_of](const Enumeration& self) {
     return copy(self.sums().players, {n_of(self), n_of(self) + 1});
   });
-  enumeration.def_property_readonly("pairs", [n_of](const Enumeration& self) -> py::object {
+  def_read("pairs", [n_of](const Enumeration& self) -> py::object {
     if (self.sums().pairs.empty()) return py::none();
     return copy(self.sums().pairs, {n_of(self), n_of(self), n_of(self) + 1});
   });
-  enumeration.def("best", [n_of](const Enumeration& self, int size) {
-    if (size < 0 || size > n_of(self)) throw py::value_error("size: out of range");
-    return best_of(self, size);
-  }, py::arg("size"));
-  enumeration.def_property_readonly("affordable", [](const Enumeration& self) -> py::object {
+  def_read("affordable", [](const Enumeration& self) -> py::object {
     if (!self.affordable()) return py::none();
     return py::make_tuple(self.affordable()->mask, self.affordable()->score);
   });
+  enumeration.def("best", [](const SharedEnumeration& self, int size) {
+    const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
+    return best_of(self.enumeration, size);
+  }, py::arg("size"));
 }
 
 }  // namespace layercoop

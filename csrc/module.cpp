@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bind_arrays.h"
 #include "bind_blocks.h"
 #include "bind_decode.h"
 #include "bind_products.h"
@@ -123,6 +124,7 @@ py::tuple py_trie_counts(const py::object& object, std::int64_t n_players) {
 
 std::unique_ptr<Plan> make_plan(const py::object& object, std::int64_t n_players, std::int64_t max_states) {
   const PackedArg packed(object, n_players);
+  if (max_states > 0) arrays::within(max_states, 1, "max_states");  // of others the plan says what is wrong
   const py::gil_scoped_release release;
   return std::make_unique<Plan>(packed.data, packed.count, packed.n_players, max_states);
 }

@@ -1,7 +1,11 @@
 """The C++ core. Arrays must have the exact dtype and be C-contiguous; nothing is converted or copied silently.
 
-Every function raises TypeError for a wrong type or dtype and ValueError for a wrong shape, layout or value. All let go
-of the GIL while they work.
+Every function raises TypeError for a wrong type or dtype and ValueError for a wrong shape, layout or value. Sizes,
+counts and places are 2^31 at most, and so are the extents of matrices and the products of sizes of a model.
+
+All let go of the GIL while they work. Any number of threads may call, with the same objects too: `DecodeModel` and
+`Enumeration` work for one thread at a time. Not while another thread is in a call: changing the arrays it was given,
+filling rows of a `PackedMatrix` that it reads or fills, `set_isa` and `allow_dots`.
 """
 
 import numpy as np
@@ -237,7 +241,8 @@ class PackedMatrix:
     are of 32 columns, the last one perhaps of fewer; G is their number. Scales and mins are the bits of fp16 numbers.
     """
 
-    def __init__(self, format: str, rows: int, columns: int) -> None: ...
+    def __init__(self, format: str, rows: int, columns: int) -> None:
+        """Of 0 to 2^31 rows and columns; raises MemoryError where they do not fit."""
     @property
     def format(self) -> str: ...
     @property
@@ -364,5 +369,5 @@ class DecodeModel:
         """Compute rows (`layercoop_fast.runtime.executor.Rows`) whose keys and values lie in pages of `memory`.
 
         Writes logits [K, words]; best [K], the first of the likeliest words; top, the greatest logits and their words,
-        both [K, n]. One call at a time; others wait.
+        both [K, n], n from 1 to the number of words. One call at a time; others wait.
         """

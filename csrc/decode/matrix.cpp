@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 #include <vector>
 
@@ -27,9 +28,22 @@ T get(const std::uint8_t* at) {
   return value;
 }
 
+// Rows or columns: what 32 bits hold, so that sizes in bytes do not leave 64.
 std::int64_t checked_size(std::int64_t size, const char* name) {
-  if (size < 0) throw std::invalid_argument(std::string(name) + ": " + std::to_string(size) + " is negative");
+  constexpr std::int64_t most = std::int64_t{1} << 31;
+  if (size < 0 || size > most) {
+    throw std::invalid_argument(std::string(name) + ": " + std::to_string(size) + " is not in 0.." +
+                                std::to_string(most));
+  }
   return size;
+}
+
+// What all tiles take. No processor addresses more than the limit, and no machine has it.
+std::size_t checked_bytes(std::int64_t tiles, std::int64_t tile_bytes) {
+  constexpr std::int64_t most = std::int64_t{1} << 47;
+  std::int64_t bytes;
+  if (__builtin_mul_overflow(tiles, tile_bytes, &bytes) || bytes > most) throw std::bad_alloc();
+  return static_cast<std::size_t>(bytes);
 }
 
 std::int64_t rows_per_range(std::int64_t columns) {
@@ -65,9 +79,9 @@ Matrix::Matrix(Format format, std::int64_t rows, std::int64_t columns)
     : format_(format),
       rows_(checked_size(rows, "rows")),
       columns_(checked_size(columns, "columns")),
-      padded_columns_((columns + kGroup - 1) / kGroup * kGroup),
+      padded_columns_((columns_ + kGroup - 1) / kGroup * kGroup),
       tile_bytes_(bytes_of_tile(format, padded_columns_ / kGroup)),
-      memory_(static_cast<std::size_t>(bytes())) {}
+      memory_(checked_bytes(tiles(), tile_bytes_)) {}
 
 void Matrix::fill(std::int64_t first, std::int64_t count, const float* weights, Origin origin) {
   cpu::parallel_for(count, rows_per_range(columns_), [&](std::int64_t begin, std::int64_t end) {

@@ -27,7 +27,7 @@ Format parse_format(const std::string& name);
 
 class Matrix {
  public:
-  // Zeros. Throws std::invalid_argument for a negative size.
+  // Zeros. Throws std::invalid_argument for a size outside 0..2^31, std::bad_alloc where memory does not do.
   Matrix(Format format, std::int64_t rows, std::int64_t columns);
 
   Format format() const noexcept { return format_; }

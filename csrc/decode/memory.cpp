@@ -7,6 +7,8 @@
 #include <new>
 #include <vector>
 
+#include "cpu/fork_mutex.h"
+
 namespace layercoop::decode {
 namespace {
 
@@ -37,7 +39,7 @@ struct Open {
 };
 
 struct Shared {
-  std::mutex mutex;
+  cpu::ForkMutex mutex;
   std::vector<Open> pieces;
 };
 
@@ -56,7 +58,7 @@ Memory::Memory(std::size_t bytes) {
     return;
   }
   Shared& current = shared();
-  const std::lock_guard<std::mutex> lock(current.mutex);
+  const std::lock_guard<cpu::ForkMutex> lock(current.mutex);
   auto& pieces = current.pieces;
   pieces.erase(
       std::remove_if(pieces.begin(), pieces.end(), [](const Open& open) { return open.piece.expired(); }), pieces.end());

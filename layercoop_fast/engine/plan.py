@@ -173,7 +173,7 @@ def build_plan(masks: npt.NDArray[np.bool_], max_states: int | None = None) -> P
         max_states = max(n_masks, 1)  # no more states are ever of use
     if max_states < 1:
         raise RequestError(f"max_states: {max_states} is too few; a plan needs room for at least 1 state")
-    core = _C.Plan(_C.pack_masks(np.ascontiguousarray(masks)), n_players, max_states)
+    core = _C.Plan(_C.pack_masks(np.ascontiguousarray(masks)), n_players, min(max_states, 2**31))
     return Plan(**{name: getattr(core, name) for name in _FIELDS})
 
 

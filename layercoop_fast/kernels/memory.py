@@ -44,11 +44,6 @@ def through_interpreter() -> Iterator[None]:
         _interpreted = before
 
 
-def is_through_interpreter() -> bool:
-    """Whether the CPU stands in for a GPU just now."""
-    return _interpreted
-
-
 @cache
 def has_triton() -> bool:
     """Whether Triton is installed."""

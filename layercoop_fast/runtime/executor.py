@@ -166,10 +166,6 @@ class Executor(ABC):
         values, words = self._run(chunks, lambda rows: self.top_words(rows, count))
         return values, words
 
-    def bytes_needed(self, chunks: Several[Chunk]) -> int:
-        """Bytes of pages that `run` would take at most."""
-        return self._needed(self._plan(chunks))
-
     def _run(self, chunks: Several[Chunk], compute: Callable[[Rows], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         self._check(chunks)
         plan = self._plan(chunks)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.runtime.batching import PREFILL_TOKENS, Batcher
+from layercoop_fast.runtime.damage import check_mask
 from layercoop_fast.runtime.masks import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.opening import Opened, open_runtime
 from layercoop_fast.runtime.requests import Generation, Request, Running, Step, read_stops
@@ -40,6 +41,8 @@ Prompt: TypeAlias = str | Several[int] | Tensor
 class LayerSkipModel:
     """See the module. Made by `from_pretrained`.
 
+    Any number of threads may call it. What they ask for is computed together, and answers are those of one thread.
+
     Attributes:
         executor: what computes; `executor.name` says how.
         tokenizer: None where the checkpoint has none.
@@ -55,6 +58,9 @@ class LayerSkipModel:
         self.eos = opened.eos
         self.held = opened.held
         self.why_general = opened.why_general
+        self._damage = opened.damage
+        if self.tokenizer is not None:
+            self.tokenizer("")  # at its first call it drops a truncation that its file asks for: not among threads
         self.batcher = Batcher(self.executor, self.eos, self.tokenizer, prefill_tokens=prefill_tokens)
 
     @classmethod
@@ -108,7 +114,9 @@ class LayerSkipModel:
 
     def mask(self, mask: MaskLike | None = None) -> Halves:
         """A mask as executors take it (uint8 [L]), checked; raises `RequestError` for one that cannot run here."""
-        return read_mask(mask, self.n_layers, self.held)
+        halves = read_mask(mask, self.n_layers, self.held)
+        check_mask(halves, self._damage)
+        return halves
 
     def generate(
         self,
@@ -144,17 +152,17 @@ class LayerSkipModel:
         if len(ways) != len(prompts):
             raise RequestError(f"{len(ways)} samplings for {len(prompts)} requests: give one, or one for each")
         stops = read_stops(stop, self.tokenizer)
+        call = object()
         requests = [
-            Request(prompt, halves, max_new_tokens, way, stops, ignore_eos, index, self._draft(draft, halves))
+            Request(prompt, halves, max_new_tokens, way, stops, ignore_eos, index, self._draft(draft, halves), call)
             for index, (prompt, halves, way) in enumerate(zip(prompts, masks, ways, strict=True))
         ]
-        runnings = self._added(requests)
+        runnings = [self.batcher.prepare(request) for request in requests]
         try:
-            while any(running.finish is None for running in runnings):
-                self.batcher.step()
+            self.batcher.start(runnings)
+            self.batcher.wait(runnings)
         except BaseException:
-            for running in runnings:
-                self.batcher.cancel(running)
+            self.batcher.cancel(*runnings)
             raise
         answers = [running.result() for running in runnings]
         return answers if many else answers[0]
@@ -172,7 +180,8 @@ class LayerSkipModel:
     ) -> Generator[Step, None, None]:
         """Go on with a prompt and hand out each token as it comes; arguments and errors as of `generate`.
 
-        The request is checked when this is called. Closing the iterator ends the request.
+        The request is checked when this is called, and begins with the first token that is asked for. Closing the
+        iterator or letting go of it ends the request.
         """
         halves = self.mask(mask)
         request = Request(
@@ -184,8 +193,7 @@ class LayerSkipModel:
             ignore_eos,
             draft=self._draft(draft, halves),
         )
-        (running,) = self._added([request])
-        return self._steps(running)
+        return self._steps(self.batcher.prepare(request))
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """A prompt as numbers of tokens.
@@ -219,14 +227,13 @@ class LayerSkipModel:
 
     def drafting(self) -> dict[str, float | int | None]:
         """What drafts came to so far: `rounds`, tokens `drafted` and `accepted`, the `acceptance` of those judged."""
-        counts = self.batcher.speculators.counts()
+        counts = self.batcher.drafting()
         judged = counts.pop("judged")
         return {**counts, "acceptance": counts["accepted"] / judged if judged else None}
 
     def forget(self) -> None:
         """Let go of the keys and values that are kept for later requests."""
-        if self.batcher.tree is not None:
-            self.batcher.tree.clear()
+        self.batcher.forget()
 
     def _draft(self, draft: Draft | MaskLike | None, mask: Halves) -> Halves | None:
         """What drafts of a request run: blocks that its own mask keeps too; None where that is all of them, or none."""
@@ -256,28 +263,19 @@ class LayerSkipModel:
             raise RequestError(f"{len(masks)} masks for {len(prompts)} prompts: give one, or one for each")
         return prompts, masks, many
 
-    def _added(self, requests: list[Request]) -> list[Running]:
-        runnings: list[Running] = []
-        try:
-            for request in requests:
-                runnings.append(self.batcher.add(request))
-        except BaseException:
-            for running in runnings:
-                self.batcher.cancel(running)
-            raise
-        return runnings
-
     def _steps(self, running: Running) -> Generator[Step, None, None]:
         at = 0
         try:
-            while at < len(running.steps) or running.finish is None:
+            self.batcher.start([running])
+            while not running.ended or at < len(running.steps):  # in this order: see `Running`
                 if at == len(running.steps):
-                    self.batcher.step()
-                    continue
+                    self.batcher.wait([running], at)
                 yield running.steps[at]
                 at += 1
+            if running.error is not None:
+                raise running.error
         finally:
-            if running.finish is None:
+            if not running.ended:
                 self.batcher.cancel(running)
 
 

@@ -3,8 +3,8 @@
     reason = fits(model)                                   # None, or why the general executor has to do
     executor = NativeExecutor(model, "int8", held, kv_bytes=1 << 30)   # the model's own weights are let go of
 
-What is computed is what `native_oracle.py` says; matrices are fp32, bf16, int8 or int4 (`csrc/decode/matrix.h`), keys
-and values fp32, bf16, fp16 or int8, all other numbers fp32.
+What is computed is what `tests/native_oracle.py` says; matrices are fp32, bf16, int8 or int4
+(`csrc/decode/matrix.h`), keys and values fp32, bf16, fp16 or int8, all other numbers fp32.
 """
 
 from __future__ import annotations

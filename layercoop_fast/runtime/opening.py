@@ -7,7 +7,7 @@ import gc
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from layercoop_fast.engine.sublayers import PARTS, Sublayers
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.gguf import removed_of
 from layercoop_fast.kernels.memory import gpu_named, has_triton
+from layercoop_fast.runtime.damage import find_damage
 from layercoop_fast.runtime.executor import Executor
 from layercoop_fast.runtime.general import GeneralExecutor
 from layercoop_fast.runtime.masks import WHOLE, Halves, MaskLike, read_mask
@@ -43,7 +44,8 @@ _said: set[str] = set()
 class Opened:
     """An executor and what belongs to its model.
 
-    `why_general` says why blocks run through transformers; None where they do not, or that was asked for.
+    `why_general` says why blocks run through transformers; None where they do not, or that was asked for. `damage` says
+    what is wrong with blocks that are held and cannot run, by their number (`damage.py`); the executor has them not.
     """
 
     executor: Executor
@@ -51,6 +53,7 @@ class Opened:
     eos: frozenset[int]
     held: Halves
     why_general: str | None
+    damage: dict[int, str] = field(default_factory=dict)
 
 
 def open_runtime(
@@ -92,7 +95,10 @@ def open_runtime(
             )
         gpu_named(device, f"{dtype} weights")
     opened_on = "cpu" if packed_on is not None else device
-    skeleton, tokenizer, held, sublayers = _open(str(path), "auto" if dtype in _QUANTISED else dtype, mask, opened_on)
+    skeleton, tokenizer, there, sublayers = _open(str(path), "auto" if dtype in _QUANTISED else dtype, mask, opened_on)
+    damage = find_damage(skeleton, there, dtype)
+    held = there.copy()
+    held[list(damage)] = 0
     runs_on = packed_on or skeleton.device
     budget = min(free_memory(runs_on) // 4, _MOST_KV_BYTES) if kv_memory is None else kv_memory
     eos = _ends(skeleton.model)
@@ -102,11 +108,11 @@ def open_runtime(
         if not isinstance(found, Executor):
             raise RequestError(f"{path} cannot run in {dtype} on {device}: {found}")
         _give_back()
-        return Opened(found, tokenizer, eos, held, None)
+        return Opened(found, tokenizer, eos, there, None, damage)
     if skeleton.device.type == "cuda" and executor == "auto":
         found = _on_gpu(skeleton, budget, held)
         if isinstance(found, Executor):
-            return Opened(found, tokenizer, eos, held, None)
+            return Opened(found, tokenizer, eos, there, None, damage)
         why = found
         say_once(f"{path} runs on the blocks of transformers, since our own for GPUs cannot run it: {why}")
     elif executor != "transformers":
@@ -115,7 +121,7 @@ def open_runtime(
             packed = str(skeleton.dtype).removeprefix("torch.") if dtype == "auto" else dtype
             native = NativeExecutor(skeleton, _NAMES.get(packed, packed), held, budget, kv_dtype)
             _give_back()
-            return Opened(native, tokenizer, eos, held, None)
+            return Opened(native, tokenizer, eos, there, None, damage)
         required = executor == "native" or dtype in _QUANTISED
         if required or kv_dtype != "auto":
             need = f"{dtype} and speed need" if required else f"keys and values of {kv_dtype} need"
@@ -123,7 +129,7 @@ def open_runtime(
         say_once(f"{path} runs on the blocks of transformers, since the native executor cannot run it: {why}")
     if dtype == "auto" and skeleton.device.type == "cpu":
         warn_if_slow(skeleton.dtype)
-    return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, held, why)
+    return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, there, why, damage)
 
 
 def _on_gpu(

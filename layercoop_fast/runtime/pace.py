@@ -84,11 +84,6 @@ class Pace:
         return (self._accepted + _GUESS_WEIGHT * self._guess) / (self._tried + _GUESS_WEIGHT)
 
     @property
-    def accepted_share(self) -> float | None:
-        """Of all drafts that were judged, those accepted; None without any."""
-        return self.accepted / self.judged if self.judged else None
-
-    @property
     def step_seconds(self) -> float:
         """Seconds of a plain step; 0 before the first."""
         return median(self._steps) if self._steps else 0.0

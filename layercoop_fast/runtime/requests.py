@@ -33,6 +33,7 @@ class Request:
         ignore_eos: go on behind a token that ends texts.
         index: number among the requests of one call, so that equal ones draw differently.
         draft: uint8 [L] within `mask`, what drafts run (`speculative.py`); None for none.
+        call: the same object for requests that were asked together: where room is short, every call gets some.
     """
 
     prompt: tuple[int, ...]
@@ -43,6 +44,7 @@ class Request:
     ignore_eos: bool = False
     index: int = 0
     draft: Halves | None = None
+    call: object = field(default_factory=object)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,11 @@ class Running:
     Attributes:
         known: prompt and answer so far; what `sequence` has not computed of it is to be computed.
         steps: what has come so far.
-        finish: None while it runs.
+        finish: None while it runs, and where it failed.
+        error: what ended it otherwise.
+        waiter: the thread that waits for it just now.
+
+    One thread writes these at a time; any may read `steps`, and first whether it has `ended`: then all steps are there.
     """
 
     request: Request
@@ -93,16 +99,23 @@ class Running:
     known: list[int] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     finish: Finish | None = None
+    error: Exception | None = None
+    waiter: int | None = None
     reused_tokens: int = 0
     started: float = 0.0
     first: float = 0.0
-    ended: float = 0.0
+    last: float = 0.0
 
     def __post_init__(self) -> None:
         request = self.request
         self.known = list(request.prompt)
         self.sampler = Sampler(request.sampling, request.prompt, index=request.index)
         self.stream = None if self.tokenizer is None else TextStream(self.tokenizer, request.prompt, request.stops)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish is not None or self.error is not None
 
     @property
     def room(self) -> int:
@@ -121,17 +134,19 @@ class Running:
         self.known.append(token)
         text = "" if self.stream is None else self.stream.push(token)
         produced = len(self.known) - len(self.request.prompt)
+        finish: Finish | None = None
         if self.stream is not None and self.stream.stopped is not None:
-            self.finish = "stop"
+            finish = "stop"
         elif token in self.eos and not self.request.ignore_eos:
-            self.finish = "eos"
+            finish = "eos"
         elif produced == self.request.max_new_tokens:
-            self.finish = "length"
-        if self.finish is not None:
-            self.ended = now
+            finish = "length"
+        if finish is not None:
+            self.last = now
             text += "" if self.stream is None else self.stream.close()
-        self.steps.append(Step(token, text, self.finish))
-        return self.finish is not None
+        self.steps.append(Step(token, text, finish))
+        self.finish = finish
+        return finish is not None
 
     def result(self) -> Generation:
         """The answer, once it has ended."""
@@ -143,7 +158,7 @@ class Running:
             prompt_tokens=len(self.request.prompt),
             reused_tokens=self.reused_tokens,
             first_token_seconds=self.first - self.started,
-            seconds=self.ended - self.started,
+            seconds=self.last - self.started,
         )
 
 

@@ -103,9 +103,18 @@ class Sampler:
 
     def next(self, logits: Tensor) -> int:
         """Choose the next token from logits [V], and note it."""
-        token = self.choose(logits[None])[0] if self.sampling.greedy else self.draw(self.probabilities(logits[None])[0])
+        token = self.pick(logits)
         self.accept([token])
         return token
+
+    def noted(self, token: int) -> int:
+        """Note a token that was chosen elsewhere."""
+        self.accept([token])
+        return token
+
+    def pick(self, logits: Tensor) -> int:
+        """Choose the next token from logits [V]."""
+        return self.choose(logits[None])[0] if self.sampling.greedy else self.draw(self.probabilities(logits[None])[0])
 
     def next_among(self, logits: Tensor, tokens: Tensor) -> int:
         """Choose the next token among the likeliest, `sampling.reach` or more of them, and note it.

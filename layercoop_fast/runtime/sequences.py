@@ -67,19 +67,6 @@ class Sequence:
         """Give back the pages beyond those of the tokens computed."""
         self.unlink(len(self.mask), self.n_pages)
 
-    def adopt(self, other: Sequence) -> None:
-        """Hold the other's pages where both are the same: of blocks before the masks differ, of tokens in common.
-
-        The numbers in them are the same function of the same tokens, so this saves memory and changes nothing.
-        """
-        same = min(self.length, other.length)
-        ours, theirs = self.tokens[:same], other.tokens[:same]
-        if ours != theirs:
-            same = next(at for at in range(same) if ours[at] != theirs[at])
-        # The last page is shared too where it ends alike in both: whoever writes into it next copies it.
-        whole = same // PAGE if same < max(self.length, other.length) else pages_for(same)
-        self.link(other, common_blocks(self.mask, other.mask), 0, whole)
-
     def link(self, other: Sequence, fork: int, first: int, end: int) -> None:
         """Replace the pages `first` to `end` of the blocks below `fork` by the other's."""
         self.widen(end)

@@ -120,10 +120,10 @@ class Speculator:
         if all(writer.sampler.sampling.plain for writer in writers):
             found = [int(token) for token in self.executor.best(chunks)]
         else:
-            found = [
-                writer.sampler.next(row) for writer, row in zip(writers, self.executor.run(chunks).cpu(), strict=True)
-            ]
+            logits = self.executor.run(chunks).cpu()
+            found = [writer.sampler.pick(row) for writer, row in zip(writers, logits, strict=True)]
         for writer, token in zip(writers, found, strict=True):
+            writer.sampler.accept([token])
             writer.last = token
             writer.room -= 1
         return found

@@ -198,7 +198,7 @@ def test_bad_arguments_to_the_core() -> None:
     packed = _C.PackedMatrix("int8", 4, 8)
     with pytest.raises(ValueError, match="format: unknown 'fp64'; use one of fp32, bf16, int8, int4"):
         _C.PackedMatrix("fp64", 4, 8)
-    with pytest.raises(ValueError, match="rows: -1 is negative"):
+    with pytest.raises(ValueError, match="rows: -1 is below 0"):
         _C.PackedMatrix("int8", -1, 8)
     with pytest.raises(ValueError, match="weights: rows 3 to 5 are not within 4"):
         packed.fill(3, np.zeros((2, 8), dtype=np.float32), "fp32")

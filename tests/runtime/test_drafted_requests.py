@@ -23,7 +23,7 @@ from layercoop_fast.runtime.masks import read_mask
 from layercoop_fast.runtime.pace import Pace
 from layercoop_fast.runtime.pages import PoolFullError
 from layercoop_fast.runtime.requests import Request
-from layercoop_fast.runtime.speculative import Speculators
+from layercoop_fast.runtime.speculative import Speculators, Writer
 
 
 class Drafting(FakeExecutor):
@@ -123,8 +123,9 @@ def test_a_round_that_fails_leaves_its_sequences_as_they_were() -> None:
 
         executor.logits = failing  # type: ignore[method-assign]
         length = running.sequence.length
+        speculator = batcher.speculators.get(running.request.mask, running.request.draft, 1)
         with pytest.raises(PoolFullError):
-            batcher.step()
+            speculator.advance([Writer(running.sequence, running.known[-1], running.sampler, running.room)])
         assert running.sequence.length == length
         assert running.sequence.drafted is None
     executor.logits = calls  # type: ignore[method-assign]

@@ -49,22 +49,6 @@ def test_equal_sequences_go_on_together_without_copies() -> None:
     check_references(executor, [a, b])
 
 
-def test_a_draft_adopts_the_pages_of_the_blocks_in_common() -> None:
-    executor = FakeExecutor(n_layers=4)
-    full, draft = executor.sequence(), executor.sequence(bits("1101"))
-    executor.run([Chunk(full, list(range(30)))])
-    executor.run([Chunk(draft, [*range(29), 7])])
-    draft.adopt(full)  # tokens 0 to 28 are the same, of which 16 fill a page
-    assert executor.pool.used == 4 * 2 + 3 * 2 - 2
-    draft.truncate(29)
-    full.truncate(29)
-    draft.adopt(full)
-    assert executor.pool.used == 4 * 2 + 2
-    executor.run([Chunk(draft, [1, 2]), Chunk(full, [3])])
-    executor.run([Chunk(full, [3])])
-    check_references(executor, [full, draft])
-
-
 def test_a_call_that_does_not_fit_changes_nothing() -> None:
     executor = FakeExecutor(n_layers=2, pages=4)
     a, b = executor.sequence(), executor.sequence()
@@ -161,12 +145,6 @@ class Sequences(RuleBasedStateMachine):
     def cut(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(self.sequences))
         sequence.truncate(data.draw(st.integers(0, sequence.length)))
-
-    @precondition(lambda self: len(self.sequences) > 1)
-    @rule(data=st.data())
-    def adopt(self, data: st.DataObject) -> None:
-        a, b = data.draw(st.lists(st.sampled_from(self.sequences), min_size=2, max_size=2, unique_by=id))
-        a.adopt(b)
 
     @precondition(lambda self: self.sequences)
     @rule()

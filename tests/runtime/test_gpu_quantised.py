@@ -16,6 +16,8 @@ from torch import nn
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with the extra [test] on Linux x86-64")
 
+from native_oracle import OracleExecutor
+
 from layercoop_fast.engine.llama_shape import UnfitError
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
@@ -28,7 +30,6 @@ from layercoop_fast.runtime.gpu_quantised import QuantisedMap
 from layercoop_fast.runtime.llama_weights import find_weights
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.runtime.native import NativeExecutor
-from layercoop_fast.runtime.native_oracle import OracleExecutor
 from layercoop_fast.runtime.native_packing import pack_rows
 
 BUDGET = 2**21

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from native_oracle import OracleExecutor
 from tiny_models import FAMILIES, tiny_model
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.llama_weights import LlamaWeights, find_weights
 from layercoop_fast.runtime.native import NativeExecutor
-from layercoop_fast.runtime.native_oracle import OracleExecutor
 from layercoop_fast.runtime.native_packing import FORMATS, pack_rows
 from layercoop_fast.runtime.requests import Request
 from layercoop_fast.runtime.sampling import Sampling
