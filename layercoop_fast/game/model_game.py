@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch import Tensor
 
 import layercoop_fast
 from layercoop_fast import _C
@@ -50,6 +49,7 @@ from layercoop_fast.workers.hire import hire
 STATES_WITH_STORE = 64
 # Share of the free memory that stored states may take where no budget is stated.
 DEFAULT_MEMORY_SHARE = 0.25
+_OPENING = "opening the model"
 
 
 @dataclass
@@ -200,6 +200,8 @@ class ModelGame:
             raise RequestError("the worst of several texts is asked for and there is one: give --calibration again")
         if store is not None:
             check_store(Path(store))
+        tell: Progress = on_progress or (lambda stage, done, total: None)
+        tell(_OPENING, 0, 1)
         with ExitStack() as undo:
             hired, measured_on = None, device
             if workers is not None:
@@ -246,6 +248,7 @@ class ModelGame:
                 on_progress=on_progress,
             )
             undo.pop_all()
+            tell(_OPENING, 1, 1)
             return game
 
     @property
@@ -357,13 +360,6 @@ class ModelGame:
         layer_tokens = units * self.windows.ids.numel() // (1 if self.players.sublayers is None else 2)
         for counts in self.charged:
             counts.token_evals += layer_tokens
-
-    def score_state(self, state: Tensor) -> Floats:
-        """Mean NLL of each window, float64 [W], of the state [W, T, H] that the last kept block returned.
-
-        Of items with options: the NLL of every scored token, float64 [N].
-        """
-        return self.scorer.score(state).nll
 
     def block_influence(self) -> Floats:
         """How much each player turns the stream, float64 [n] (`game/importance.py`)."""
