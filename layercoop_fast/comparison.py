@@ -265,7 +265,7 @@ def _run(
     method: str, games: Sequence[ModelGame], size: int, seed: int, budget: int | None, allowed: ExportablePlayers
 ) -> tuple[Row, Masks | None]:
     """One method at one size, on a game that knows nothing yet, and the mask that it chose; of width there is none."""
-    game = games[0].anew()
+    game = games[0].run()
     began = time.perf_counter()
     blocks = list(game.skeleton.blocks)
     if method in WIDTH_METHODS:
