@@ -42,18 +42,25 @@ class Bars:
     and its end is shown too.
 
     Args:
+        first: the stage that the work begins with, until another is heard of.
         patience: seconds; default `PATIENCE_SECONDS`.
         period: seconds; default `PERIOD_SECONDS`.
         clock: seconds since any moment, which times left and elapsed are taken from.
     """
 
     def __init__(
-        self, *, patience: float | None = None, period: float | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        first: str = "starting",
+        *,
+        patience: float | None = None,
+        period: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = Console(file=sys.stderr)
         self._tasks: dict[str, TaskID] = {}
+        self._opening: TaskID | None = None
         self._progress: Progress | None = None
-        self._stages = _Stages(clock)
+        self._stages = _Stages(first, clock)
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._patience = PATIENCE_SECONDS if patience is None else patience
@@ -75,6 +82,9 @@ class Bars:
         with self._lock:
             self._stages.update(stage, done, total)
             if self._progress is not None:
+                if self._opening is not None:
+                    self._progress.remove_task(self._opening)
+                    self._opening = None
                 self._set(self._progress, stage, done, total)
 
     def say(self, text: str) -> None:
@@ -93,9 +103,11 @@ class Bars:
         with self._lock:
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._progress.start()
-            if self._stages.latest is not None:
-                latest = self._stages.latest
+            latest = self._stages.latest
+            if latest.total:  # the first one has no count
                 self._set(self._progress, latest.name, latest.done, latest.total)
+            else:
+                self._opening = self._progress.add_task(latest.name, total=None)
 
     def _tell(self) -> None:
         """Elsewhere: a line every period."""
@@ -106,7 +118,7 @@ class Bars:
     def _set(self, progress: Progress, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks:
             self._tasks[stage] = progress.add_task(stage, total=total)
-        task = progress.tasks[self._tasks[stage]]
+        task = next(task for task in progress.tasks if task.id == self._tasks[stage])
         if done < task.completed:
             progress.reset(task.id, total=total)
         progress.update(task.id, completed=done, total=total)
@@ -137,12 +149,12 @@ class _Stage:
 class _Stages:
     """What was heard of each stage, and what a line says of it."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, first: str, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began = clock()
         self._stages: dict[str, _Stage] = {}
         self._heard: set[str] = set()
-        self.latest: _Stage | None = None
+        self.latest = _Stage(first, 0, 0, 0, self._began)
 
     def update(self, name: str, done: int, total: int) -> None:
         """Take in a report; what follows an end, or counts less than before, is a new beginning."""
@@ -161,10 +173,8 @@ class _Stages:
         """
         now = self._clock()
         stages = [stage for stage in self._stages.values() if stage.name in self._heard and stage.done < stage.total]
-        if not stages and self.latest is not None:
-            stages = [self.latest]
         self._heard.clear()
-        what = ", ".join(stage.describe(now) for stage in stages) or "starting"
+        what = ", ".join(stage.describe(now) for stage in stages or [self.latest])
         return f"{duration(now - self._began)}: {what}"
 
 

@@ -123,7 +123,7 @@ class Opening:
         """Open all; store and workers are closed when the block ends, whichever way."""
         game = None
         try:
-            with watch("load"):
+            with watch("load", "opening the model"):
                 game = ModelGame.from_pretrained(
                     self.model, self.calibration, **self.options, on_progress=watch.progress
                 )

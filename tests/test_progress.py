@@ -126,8 +126,8 @@ def test_a_stage_within_another_and_one_that_ended_early() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min"), (90, "1 min 30 s"), (1230, "20 min"), (3600, "1 h"), (7500, "2 h 5 min")],
-)  # fmt: skip
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min"), (90, "1 min 30 s"), (1230, "20 min"), (7500, "2 h 5 min")],
+)
 def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 

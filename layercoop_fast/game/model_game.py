@@ -50,7 +50,6 @@ from layercoop_fast.workers.hire import hire
 STATES_WITH_STORE = 64
 # Share of the free memory that stored states may take where no budget is stated.
 DEFAULT_MEMORY_SHARE = 0.25
-_OPENING = "opening the model"
 
 
 @dataclass
@@ -204,8 +203,6 @@ class ModelGame:
             raise RequestError("the worst of several texts is asked for and there is one: give --calibration again")
         if store is not None:
             check_store(Path(store))
-        tell: Progress = on_progress or (lambda stage, done, total: None)
-        tell(_OPENING, 0, 1)
         with ExitStack() as undo:
             hired, measured_on = None, device
             if workers is not None:
@@ -252,7 +249,6 @@ class ModelGame:
                 on_progress=on_progress,
             )
             undo.pop_all()
-            tell(_OPENING, 1, 1)
             return game
 
     @property

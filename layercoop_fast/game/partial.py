@@ -88,10 +88,12 @@ def with_utility(game: ModelGame, utility: str | Utility | ChoiceUtility) -> Mod
     return view_of(game, game.calibration, utility)
 
 
-def view_of(game: ModelGame, calibration: Calibration | Choices, utility: Utility | ChoiceUtility) -> ModelGame:
+def view_of(
+    game: ModelGame, calibration: Calibration | Choices, utility: Utility | ChoiceUtility, *, stored: bool = True
+) -> ModelGame:
     """The same game on other windows of the same length, with another worth, or both; nothing is checked again.
 
-    It shares everything but the numbers measured. In a store file it is a further game.
+    It shares everything but the numbers measured. In a store file it is a further game, if it is to be `stored`.
     """
     if game.source is not None:
         view = run_on(kept_view(game.source, calibration, utility))
@@ -109,7 +111,8 @@ def view_of(game: ModelGame, calibration: Calibration | Choices, utility: Utilit
     view._has_teacher = False
     # From the other's, so that the weights are not read once more.
     view._fingerprints = {**game.fingerprints, "calibration": calibration.fingerprint, "utility": utility.name}
-    view._known = Shelf() if game._known.store is None else view._claim(game._known.store, beside=True)
+    store = game._known.store if stored else None
+    view._known = Shelf() if store is None else view._claim(store, beside=True)
     view.kept = Kept()
     return view
 

@@ -8,7 +8,8 @@
 
 A run knows what it asked, and nothing else: so a search goes the same way as on a game of its own, and its counts are
 those of that game with memory for every state. It measures nothing itself. Its source does, remembers everything (in
-its store, where it has one), and so do the source's views, one for each run of windows or other worth that any run asks.
+its store, where it has one), and so do the source's views, one for each other worth or part of the windows that any run
+asks for.
 """
 
 from __future__ import annotations
