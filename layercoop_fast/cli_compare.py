@@ -73,6 +73,7 @@ def compare(
     Rows are shown on standard error as they are found, and together at the end.
     """
     from layercoop_fast.comparison import compare as run
+    from layercoop_fast.comparison_rows import rows_beside
     from layercoop_fast.files import check_target, written_whole
     from layercoop_fast.progress import Bars
     from layercoop_fast.report.compared import ahead_line, row_line, show_comparison
@@ -84,6 +85,8 @@ def compare(
     if not all(size.isdecimal() and len(size) < 10 and int(size) for size in sizes):
         raise RequestError(f"--remove takes sizes like 3,6,10, not {remove!r}")
     check_distinct(out=out, html=html, store=store)
+    if store is not None and rows_beside(store).resolve() in {one.resolve() for one in (out, html) if one is not None}:
+        raise RequestError(f"{rows_beside(store)} keeps the finished rows of --store {store}: write to another file")
     for target in (out, html):
         if target is not None:
             check_target(target, force=force)

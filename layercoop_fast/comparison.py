@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layercoop_fast.comparison_ahead import Ahead, ahead_of
-from layercoop_fast.comparison_rows import KeptRows, Measured, Row, content_of, row_of
+from layercoop_fast.comparison_rows import KeptRows, Measured, Row, content_of, row_of, rows_beside
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.players import ExportablePlayers
 from layercoop_fast.game.beside import check_unseen, same_model_on
@@ -47,6 +47,8 @@ WIDTH_METHODS = ("flap",)
 _BUDGETED = ("coop", "official", "evopress", "random")
 # Windows of a text that is only measured on.
 TEXT_WINDOWS = 40
+# A budget beyond this would not fit into memory before it was ever measured.
+_MOST_MASKS = 10_000_000
 # Sign flips of a paired test.
 _FLIPS = 9_999
 
@@ -123,7 +125,7 @@ def compare(
     if repair:
         check_texts(repair_text, repair_tokens)
         _check_readable(repair_text or ())
-    kept = KeptRows(None if store is None else Path(f"{store}.rows"))
+    kept = KeptRows(None if store is None else rows_beside(store))
     steps = _Steps(on_progress, len(set(remove)) * len(methods))
     for text in texts:
         check_unseen(text, searched)
@@ -159,6 +161,8 @@ def compare(
                     rows.append(row)
                     tell(row)
             except (RequestError, RunError) as error:  # what others found is not thrown away for it
+                if isinstance(error, RunError) and error.__cause__ is not None:
+                    raise  # a full disk, say, which the next row would meet as well
                 refused.append({"method": method, "remove": size, "reason": str(error)})
         steps.at(len(wanted))
         if not rows:
@@ -184,8 +188,8 @@ def _check(
     for name in methods:
         if name not in WIDTH_METHODS:
             get_method(name)
-    if budget is not None and budget < 1:
-        raise RequestError(f"the budget must be at least 1 mask, not {budget}")
+    if budget is not None and not 1 <= budget <= _MOST_MASKS:
+        raise RequestError(f"the budget must be 1 to {_MOST_MASKS:,} masks, not {budget}")
     found = get_utility(utility)
     if isinstance(found, ChoiceUtility):
         raise RequestError(

@@ -78,9 +78,9 @@ def ahead_of(
                 spent, count = float(_OF_RULES[method]), 0.0
             else:
                 drawn, count = _like(method, n, size, budget, seed)
-                shares = count_evaluations(game.players.unit_masks(drawn)).plan / len(drawn)
-                share = _EVOLVED if method == "evopress" else 1.0
-                spent, count = share * count * shares / units, share * count
+                each = count_evaluations(game.players.unit_masks(drawn)).plan / len(drawn)
+                count *= _EVOLVED if method == "evopress" else 1.0
+                spent = count * each / units
             passes[method] = passes.get(method, 0.0) + spent
             masks += count
     own = game.windows.ids.numel()
@@ -98,10 +98,13 @@ def ahead_of(
 
 
 def _like(method: str, n: int, size: int, budget: int | None, seed: int) -> tuple[Masks, float]:
-    """Masks like those that a method asks for to remove `size` of `n` players, and how many it asks for at most."""
+    """Masks like those that a method asks for to remove `size` of `n` players, and how many it asks for at most.
+
+    The masks may be fewer, but one at least.
+    """
     if method == "official":
         count = official.DEFAULT_BUDGET if budget is None else budget
-        return stratified_masks(n, count, seed=seed), count
+        return stratified_masks(n, min(count, official.DEFAULT_BUDGET), seed=seed), count
     if method in ("sleb", "finercut"):
         rounds = _rounds(n, size, seed)
         return rounds, len(rounds)
@@ -111,11 +114,11 @@ def _like(method: str, n: int, size: int, budget: int | None, seed: int) -> tupl
         "coop": coop.default_budget(n, size) if budget is None else budget,
         "evopress": evopress.DEFAULT_BUDGET if budget is None else budget,
         "random": random.DEFAULT_BUDGET if budget is None else budget,
-        "exhaustive": min(comb(n, size), exhaustive.DEFAULT_BUDGET),
+        "exhaustive": comb(n, size) if comb(n, size) <= exhaustive.DEFAULT_BUDGET else 0,  # or it refuses
     }[method]
     count = min(count, comb(n, size) + n)
     rng = np.random.default_rng(seed)
-    drawn = np.argsort(rng.random((min(count, _DRAWN), n)), axis=1) >= size
+    drawn = np.argsort(rng.random((min(max(count, 1), _DRAWN), n)), axis=1) >= size
     return drawn, count
 
 

@@ -138,6 +138,11 @@ def row_of(method: str, n_remove: int, content: dict[str, Any], texts: list[str]
     return Row(method, n_remove, texts=measured, **kept)
 
 
+def rows_beside(store: str | Path) -> Path:
+    """The file of the rows that are found with a store."""
+    return Path(f"{store}.rows")
+
+
 class KeptRows:
     """A file of finished rows by what they were asked for; without a path nothing is found and nothing kept.
 
@@ -150,12 +155,11 @@ class KeptRows:
         if path is None or not path.exists():
             return
         try:
+            if not path.is_file():
+                raise _no_rows(path)
             with path.open("rb") as file:
-                if file.readline(len(_HEADER)) not in (_HEADER, b""):
-                    raise RequestError(
-                        f"{path} is no file of a comparison's rows, which is kept under that name beside the store: "
-                        "name another store, or move it away"
-                    )
+                if not _HEADER.startswith(file.readline(len(_HEADER))):
+                    raise _no_rows(path)
                 for line in iter(lambda: file.readline(_LONGEST), b""):
                     self._take(line)
         except OSError as error:
@@ -176,12 +180,12 @@ class KeptRows:
         try:
             # By one call, since another comparison may write here too. After a torn line this one begins its own.
             with open(self.path, "a+b", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                if size:
+                if file.seek(0, os.SEEK_END) < len(_HEADER):
+                    file.truncate(0)
+                    line = _HEADER + line
+                else:
                     file.seek(-1, os.SEEK_END)
                     line = line if file.read(1) == b"\n" else b"\n" + line
-                else:
-                    line = _HEADER + line
                 if file.write(line) != len(line):
                     raise OSError("the disk is full")
         except OSError as error:
@@ -201,6 +205,13 @@ class KeptRows:
                 self._rows[str(found["request"])] = row
         except (ValueError, TypeError, KeyError, RecursionError):
             return
+
+
+def _no_rows(path: Path) -> RequestError:
+    return RequestError(
+        f"{path} is no file of a comparison's rows, which is kept under that name beside the store: name another "
+        "store, or move it away"
+    )
 
 
 def _key(request: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from tiny_models import save_tiny
 from layercoop_fast import comparison
 from layercoop_fast.comparison import Comparison, compare, paired_p
 from layercoop_fast.comparison_rows import KeptRows
-from layercoop_fast.errors import RequestError
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.calibration import read_text
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.repair import fit
@@ -221,6 +222,25 @@ def test_a_method_that_refuses_does_not_cost_the_others_their_rows(
     assert (status, "exhaustive asks 15 masks" in error) == (2, True)
 
 
+def test_a_method_that_fails_loses_its_row_and_a_full_disk_ends_it_all(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RunError("all losses are not finite")
+
+    def cannot_write(*_: Any, **__: Any) -> None:
+        raise RunError("the store cannot be written") from OSError(28, "No space left on device")
+
+    request = {"remove": [1], "methods": ["ppl", "reverse"], **SMALL}
+    monkeypatch.setattr("layercoop_fast.search.ppl.search", fails)
+    compared = compare(model, **request)
+    assert [row.method for row in compared.rows] == ["reverse"]
+    assert [one["reason"] for one in compared.about["refused"]] == ["all losses are not finite"]
+    monkeypatch.setattr("layercoop_fast.search.ppl.search", cannot_write)
+    with pytest.raises(RunError, match="the store cannot be written"):
+        compare(model, **request)
+
+
 def test_rows_are_shown_as_they_come(model: str, run: Run) -> None:
     """On standard error, the full model first, after a line that says what is ahead; standard output is the result."""
     arguments = ["compare", model, "--remove", "1,2", "--methods", "sleb,flap", "--windows", 2, "--tokens", 16]
@@ -322,48 +342,36 @@ def test_damaged_rows_are_found_again(model: str, tmp_path: Path) -> None:
             lost
         ]
         assert len(KeptRows(kept)._rows) == 3
+    kept.write_bytes(whole[:5])  # killed at the very first row
+    KeptRows(kept).keep({"a": 1}, {})
+    assert kept.read_bytes().startswith(whole[: whole.index(b"\n")])
     kept.write_bytes(b"a diary")
     with pytest.raises(RequestError, match="is no file of a comparison's rows"):
         compare("no such model", store=store, **request)
     assert kept.read_bytes() == b"a diary"
 
 
-def test_killed_and_begun_again(model: str, tmp_path: Path) -> None:
+def test_killed_and_begun_again(model: str, run: Run, tmp_path: Path) -> None:
     """kill -9 in the middle of a search, of a process of its own: the same table, and less to measure."""
     store, out = tmp_path / "compare.store", tmp_path / "compared.json"
-    arguments = [sys.executable, "-m", "layercoop_fast", "compare", model, "--remove", "1,2", "--budget", "40"]
-    arguments += [
-        "--methods",
-        "sleb,flap,coop,evopress",
-        "--windows",
-        "6",
-        "--tokens",
-        "24",
-        "--eval",
-        "builtin-heldout",
-    ]
-    arguments += ["--eval-windows", "3", "--store", str(store), "--out", str(out)]
-    killed = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert killed.stderr is not None
-    rows = 0
-    for line in killed.stderr:
-        rows += "removed: ppl" in line
-        if rows == 4:  # at the second size, somewhere in what follows
-            killed.kill()
-            break
-    killed.wait()
-    killed.stderr.close()
+    arguments = ["compare", model, "--remove", "1,2", "--methods", "sleb,flap,coop,evopress", "--budget", 40]
+    arguments += ["--windows", 6, "--tokens", 24, "--eval", "builtin-heldout", "--eval-windows", 3]
+    command = [sys.executable, "-m", "layercoop_fast", *map(str, arguments), "--store", str(store), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as killed:
+        assert killed.stderr is not None
+        rows = 0
+        for line in killed.stderr:
+            rows += "removed: ppl" in line
+            if rows == 4:  # at the second size, somewhere in what follows
+                killed.kill()
+                break
+    assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
     assert len(KeptRows(Path(f"{store}.rows"))._rows) >= 4
-    subprocess.run(arguments, check=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    alone = tmp_path / "alone.json"
-    subprocess.run(
-        [*arguments[:-3], str(tmp_path / "other.store"), "--out", str(alone)],
-        check=True,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-    )
-    resumed, uninterrupted = json.loads(out.read_text()), json.loads(alone.read_text())
+    status, printed, _ = run(*arguments, "--json", "--store", store)
+    resumed = json.loads(printed)
+    assert status == 0
+    uninterrupted = json.loads(run(*arguments, "--json")[1])
     assert without_times(resumed) == without_times(uninterrupted)
     assert resumed["passes_spent"] < 0.7 * uninterrupted["passes_spent"]
 
@@ -401,7 +409,9 @@ def test_bad_requests(model: str, run: Run, arguments: list[str], message: str) 
         (["--store", "{folder}"], "is a folder: a store is a file"),
         (["--store", "{folder}/notes"], "not a store"),
         (["--store", "{folder}/out.json", "--out", "{folder}/out.json"], "are the same file"),
-        (["--budget", "0"], "the budget must be at least 1 mask"),
+        (["--store", "{folder}/s", "--out", "{folder}/s.rows"], "keeps the finished rows of --store"),
+        (["--budget", "0"], "the budget must be 1 to 10,000,000 masks, not 0"),
+        (["--budget", "9" * 18], "the budget must be 1 to 10,000,000 masks"),
         (["--utility", "speed"], "speed"),
     ],
 )

@@ -66,4 +66,5 @@ def asked_once(game: ModelGame, rule: Callable[..., Floats], *arguments: int, **
     found, cost = source.kept.rules[key]
     for counts in game.charged:
         counts.token_evals += cost
-    return found.copy()
+    copied: Floats = found.copy()
+    return copied
