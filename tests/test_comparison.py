@@ -270,9 +270,7 @@ def test_nothing_is_measured_twice(model: str) -> None:
     assert both.rows[1].passes > both.rows[0].passes
 
 
-REQUEST = {
-    "texts": ["builtin-heldout"], "remove": [1, 2], "methods": ["coop", "evopress", "taylor", "flap"], "budget": 12,
-}  # fmt: skip
+REQUEST = {"texts": ["builtin-heldout"], "remove": [1], "methods": ["coop", "taylor", "flap"], "budget": 12}
 
 
 def without_times(record: dict) -> dict:
@@ -291,7 +289,7 @@ def test_finished_rows_are_kept(model: str, specs: list[str], tmp_path: Path, mo
     store = tmp_path / "compare.store"
     request = {**REQUEST, "calibration": specs[0], "repair": True, "repair_text": specs, "repair_tokens": 1024, **SMALL}
     first = compare(model, store=store, **request)
-    assert len(first.rows) == 4 * 3 + 2  # width has no repair
+    assert [row.label for row in first.rows] == ["coop", "coop + repair", "taylor", "taylor + repair", "flap"]
     searched = []
     found = comparison._Table._found
     monkeypatch.setattr(
@@ -302,21 +300,20 @@ def test_finished_rows_are_kept(model: str, specs: list[str], tmp_path: Path, mo
     assert again.about["passes_spent"] == 0
     assert {**again.record, "passes_spent": None} == {**first.record, "passes_spent": None}
     # Another text to measure on, budget, seed or method: found again, with masks taken from the store.
+    plain = {**request, "repair": False, "repair_text": None, "methods": ["coop"]}
     for change in ({"texts": ["builtin-code"]}, {"seed": 1}, {"budget": 11}):
         searched.clear()
-        other = compare(
-            model, store=store, **{**request, "repair": False, "remove": [1], "methods": ["coop"], **change}
-        )
+        other = compare(model, store=store, **{**plain, **change})
         assert searched == [("coop", 1)]
         assert other.rows[0].texts[1].text == other.about["texts"][1]
     searched.clear()
-    compare(model, store=store, **{**request, "repair": False, "remove": [2, 1], "methods": ["coop", "reverse"]})
-    assert searched == [("reverse", 1), ("reverse", 2)]
+    compare(model, store=store, **{**plain, "remove": [2, 1], "methods": ["coop", "reverse"]})
+    assert searched == [("reverse", 1), ("coop", 2), ("reverse", 2)]
     # Repairs by another text are others, of the same choices.
     with monkeypatch.context() as patch:
         patch.setattr(comparison, "fit_repair", lambda *_, **__: pytest.fail("a repair is fitted"))
         with pytest.raises(pytest.fail.Exception):
-            compare(model, store=store, **{**request, "remove": [1], "methods": ["coop"], "repair_text": specs[:1]})
+            compare(model, store=store, **{**request, "methods": ["coop"], "repair_text": specs[:1]})
     with pytest.raises(RequestError, match="belongs to another game; it differs in calibration"):
         compare(model, store=store, **{**request, "calibration": "builtin-docstrings"})
 
@@ -407,7 +404,7 @@ def test_bad_requests(model: str, run: Run, arguments: list[str], message: str) 
         (["--calibration", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--repair", "--repair-text", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--store", "{folder}"], "is a folder: a store is a file"),
-        (["--store", "{folder}/notes"], "not a store"),
+        (["--store", "{folder}/notes"], "notes is damaged (file is not a database)"),
         (["--store", "{folder}/out.json", "--out", "{folder}/out.json"], "are the same file"),
         (["--store", "{folder}/s", "--out", "{folder}/s.rows"], "keeps the finished rows of --store"),
         (["--budget", "0"], "the budget must be 1 to 10,000,000 masks, not 0"),

@@ -145,8 +145,8 @@ main()
 def test_a_command_without_a_terminal(tmp_path: Path) -> None:
     """Lines on standard error of a real process, from before its model is open, and nothing but them."""
     model = save_tiny(tmp_path / "model", n_layers=6)
-    np.save(tmp_path / "masks.npy", np.random.default_rng(0).random((900, 6)) < 0.5)
-    arguments = ["evaluate", model, "--masks", tmp_path / "masks.npy", "--out", tmp_path / "w.npz", "--tokens", 64]
+    np.save(tmp_path / "masks.npy", np.random.default_rng(0).random((50, 6)) < 0.5)
+    arguments = ["evaluate", model, "--masks", tmp_path / "masks.npy", "--out", tmp_path / "w.npz", "--tokens", 32]
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
     done = subprocess.run(
         [sys.executable, "-c", _OFTEN, *map(str, arguments), "--json"],
