@@ -22,6 +22,8 @@ from layercoop_fast.cli_options import (
     RepairTokens,
     Seed,
     TrustRemoteCode,
+    check_distinct,
+    stopped_with,
     with_objective,
 )
 from layercoop_fast.errors import RequestError
@@ -53,30 +55,42 @@ def compare(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep measured masks in this file, and finished rows in FILE.rows beside it: the same command goes on "
+            "from there."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the comparison to this .json as well.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the comparison to this .html as a page with charts.")] = None,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Compare search methods: what each removes, what is left on every text, and what finding it cost."""
+    """Compare search methods: what each removes, what is left on every text, and what finding it cost.
+
+    Rows are shown on standard error as they are found, and together at the end.
+    """
     from layercoop_fast.comparison import compare as run
+    from layercoop_fast.comparison_rows import rows_beside
     from layercoop_fast.files import check_target, written_whole
     from layercoop_fast.progress import Bars
-    from layercoop_fast.report.compared import show_comparison
+    from layercoop_fast.report.compared import ahead_line, row_line, show_comparison
     from layercoop_fast.report.html.compared import comparison_page
 
     if repair_text and not repair:
         raise RequestError("a text to fit repairs to (--repair-text) needs --repair")
     sizes = [size.strip() for size in remove.split(",")]
-    if not all(size.isdecimal() and int(size) for size in sizes):
+    if not all(size.isdecimal() and len(size) < 10 and int(size) for size in sizes):
         raise RequestError(f"--remove takes sizes like 3,6,10, not {remove!r}")
-    if out is not None and html is not None and out.resolve() == html.resolve():
-        raise RequestError(f"--out and --html are the same file, {out}: name two")
+    check_distinct(out=out, html=html, store=store)
+    if store is not None and rows_beside(store).resolve() in {one.resolve() for one in (out, html) if one is not None}:
+        raise RequestError(f"{rows_beside(store)} keeps the finished rows of --store {store}: write to another file")
     for target in (out, html):
         if target is not None:
             check_target(target, force=force)
-    with Bars() as bars:
+    with stopped_with(store), Bars("opening the model") as bars:
         compared = run(
             model,
             calibration=calibration or "builtin",
@@ -97,7 +111,10 @@ def compare(
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
+            store=store,
             on_progress=bars.update,
+            on_ahead=lambda ahead: bars.say(ahead_line(ahead)),
+            on_row=lambda row: bars.say(row_line(row)),
         )
     written = json.dumps(compared.record, indent=1, allow_nan=False)
     if out is not None:

@@ -110,7 +110,7 @@ def evaluate(
     if store is not None and resume:
         raise RequestError("--resume goes on from OUT.store; with --store FILE every run goes on from FILE by itself")
     kept = nullcontext(store) if store is not None else store_beside(out, resume=resume)
-    with kept as place, Bars() as bars:
+    with kept as place, Bars("opening the model") as bars:
         opened = ModelGame.from_pretrained(
             model,
             calibration or "builtin",

@@ -123,7 +123,7 @@ def prune(
     from layercoop_fast.pruning import prune as run
     from layercoop_fast.report.tables import show_pruned
 
-    with stopped_with(store), Bars() as bars:
+    with stopped_with(store), Bars("opening the model") as bars:
         done = run(
             model,
             out,

@@ -24,10 +24,12 @@ def quantise(
 ) -> None:
     """Write a checkpoint in 4 bits, which `prune` and plain transformers open."""
     from layercoop_fast.export.quantising import quantise_checkpoint
+    from layercoop_fast.progress import Bars
 
-    done = quantise_checkpoint(
-        model, out, scheme, dtype=dtype, device=device, force=force, trust_remote_code=trust_remote_code
-    )
+    with Bars("quantising"):
+        done = quantise_checkpoint(
+            model, out, scheme, dtype=dtype, device=device, force=force, trust_remote_code=trust_remote_code
+        )
     if as_json:
         sys.stdout.write(json.dumps({**done, "out": str(out)}) + "\n")
         return

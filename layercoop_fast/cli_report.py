@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from layercoop_fast.cli_options import AsJson, Force, print_json
+
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `prune` wrote.")],
     out: Annotated[Path | None, typer.Option(help="File to write; default DIR/report.html, which is replaced.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the report of a pruned checkpoint, one HTML file, from its layercoop.json."""
     from layercoop_fast.files import check_target, written_whole
@@ -24,4 +27,7 @@ def report(
     made = report_page(record)
     with written_whole(target, force=force or out is None) as place:
         place.write_text(made, encoding="utf-8")
-    typer.echo(f"written: {target}")
+    if as_json:
+        print_json({"out": str(target), "bytes": target.stat().st_size})
+    else:
+        typer.echo(f"written: {target}")

@@ -128,7 +128,7 @@ def shapley(
     elif device.startswith("cuda") and workers is None and has_triton():
         surrogate_device = device
     clusters = None
-    with stopped_with(store), Bars() as bars:
+    with stopped_with(store), Bars("opening the model" if worths is None else "reading worths") as bars:
         if worths is not None:
             measured = Worths.load(worths)
         else:

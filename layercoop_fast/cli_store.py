@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from layercoop_fast.cli_options import AsJson, Force, print_json
 from layercoop_fast.errors import RequestError
 
 app = typer.Typer(help="Look into stores of measured masks, join them, take worths out.", no_args_is_help=True)
@@ -20,18 +19,16 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A store, as `evaluat
 @app.command()
 def info(
     file: File,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say which games a store holds, of how many masks each, and in how many bytes."""
     from layercoop_fast.game.store import SCHEMA, Store
 
     with Store(file) as store:
         games = [asdict(game) for game in store.games()]
-    # Counted after closing; what a log holds is part of it.
-    size = sum(path.stat().st_size for path in (file, file.with_name(f"{file.name}-wal")) if path.exists())
-    found = {"file": str(file), "schema": SCHEMA, "bytes": size, "games": games}
+    found = {"file": str(file), "schema": SCHEMA, "bytes": _bytes_of(file), "games": games}
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        print_json(found)
     else:
         _show(found)
 
@@ -41,7 +38,8 @@ def export(
     file: File,
     out: Annotated[Path, typer.Option(help="The worths.npz to write.")],
     key: Annotated[int | None, typer.Option(help="Which game, where there are several (`store info`).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the masks and worths of one game to a worths.npz."""
     from layercoop_fast.files import check_target
@@ -51,6 +49,10 @@ def export(
     with Store(file) as store:
         measured = store.worths(key)
     measured.save(out, force=force)
+    if as_json:
+        about = {"masks": len(measured.masks), "not_finite": measured.n_not_finite}
+        print_json({"out": str(out), "bytes": _bytes_of(out), **about})
+        return
     typer.echo(f"{len(measured.masks)} masks, {measured.n_not_finite} worths are not finite. Written to {out}")
 
 
@@ -58,7 +60,8 @@ def export(
 def merge(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The stores to join, two or more.")],
     out: Annotated[Path, typer.Option(help="The store to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Join stores into a new one; masks that several hold are kept once."""
     from layercoop_fast.game.store import merge as join
@@ -66,6 +69,9 @@ def merge(
     if len(files) < 2:
         raise RequestError("name two stores or more to join")
     joined = join(files, out, force=force)
+    if as_json:
+        print_json({"out": str(out), "bytes": _bytes_of(out), **joined})
+        return
     typer.echo(
         f"{joined['masks']} masks of {joined['games']} games; {joined['repeats']} were held more than once "
         f"(their NLLs differ by at most {joined['largest_difference']:.3g}). Written to {out}"
@@ -73,7 +79,9 @@ def merge(
 
 
 @app.command()
-def drop(file: File, key: Annotated[int, typer.Option(help="Which game (`store info`).")]) -> None:
+def drop(
+    file: File, key: Annotated[int, typer.Option(help="Which game (`store info`).")], as_json: AsJson = False
+) -> None:
     """Forget one game."""
     from layercoop_fast.game.store import Store
 
@@ -81,7 +89,15 @@ def drop(file: File, key: Annotated[int, typer.Option(help="Which game (`store i
         raise RequestError(f"{file} does not exist")
     with Store(file, write=True) as store:
         dropped = store.drop(key)
+    if as_json:
+        print_json({"file": str(file), "bytes": _bytes_of(file), "key": key, "masks": dropped.masks})
+        return
     typer.echo(f"game {key} with its {dropped.masks} masks is gone from {file}")
+
+
+def _bytes_of(file: Path) -> int:
+    """Bytes of a closed file; what a store's log holds is part of it."""
+    return sum(path.stat().st_size for path in (file, file.with_name(f"{file.name}-wal")) if path.exists())
 
 
 def _show(found: dict[str, Any]) -> None:

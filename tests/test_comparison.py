@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,8 @@ from tiny_models import save_tiny
 
 from layercoop_fast import comparison
 from layercoop_fast.comparison import Comparison, compare, paired_p
-from layercoop_fast.errors import RequestError
+from layercoop_fast.comparison_rows import KeptRows
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.calibration import read_text
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.repair import fit
@@ -217,12 +222,164 @@ def test_a_method_that_refuses_does_not_cost_the_others_their_rows(
     assert (status, "exhaustive asks 15 masks" in error) == (2, True)
 
 
+def test_a_method_that_fails_loses_its_row_and_a_full_disk_ends_it_all(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RunError("all losses are not finite")
+
+    def cannot_write(*_: Any, **__: Any) -> None:
+        raise RunError("the store cannot be written") from OSError(28, "No space left on device")
+
+    request = {"remove": [1], "methods": ["ppl", "reverse"], **SMALL}
+    monkeypatch.setattr("layercoop_fast.search.ppl.search", fails)
+    compared = compare(model, **request)
+    assert [row.method for row in compared.rows] == ["reverse"]
+    assert [one["reason"] for one in compared.about["refused"]] == ["all losses are not finite"]
+    monkeypatch.setattr("layercoop_fast.search.ppl.search", cannot_write)
+    with pytest.raises(RunError, match="the store cannot be written"):
+        compare(model, **request)
+
+
+def test_rows_are_shown_as_they_come(model: str, run: Run) -> None:
+    """On standard error, the full model first, after a line that says what is ahead; standard output is the result."""
+    arguments = ["compare", model, "--remove", "1,2", "--methods", "sleb,flap", "--windows", 2, "--tokens", 16]
+    status, printed, said = run(*arguments, "--eval", "builtin-heldout", "--eval-windows", 2, "--json")
+    record = json.loads(printed)
+    assert status == 0
+    lines = said.splitlines()
+    # 6 + 5 masks with one and two of six layers gone, one pass of flap a size, and on the text 2 windows of 2.
+    assert re.fullmatch(
+        r"4 rows: at most about \d+ forward passes .* \(sleb 4, flap 2, the other texts 3\), .+", lines[0]
+    )
+    heads = [line.partition(":")[0] for line in lines[1:]]
+    assert heads == [
+        "full model", "sleb, 1 removed", "flap, 1 removed", "sleb, 2 removed", "flap, 2 removed",
+    ]  # fmt: skip
+    for line, row in zip(lines[2:], record["rows"], strict=True):
+        for text, name in zip(row["texts"], ("builtin", "builtin-heldout"), strict=True):
+            assert f"{name} {text['ppl']:.1f} ± {text['ppl_stderr']:.1f}" in line
+
+
+def test_nothing_is_measured_twice(model: str) -> None:
+    """Greed at two is greed at one and more; the method that has measured all of that before costs what it would."""
+    both = compare(model, remove=[1, 2], methods=["sleb"], **SMALL)
+    alone = compare(model, remove=[2], methods=["sleb"], **SMALL)
+    assert both.about["passes_spent"] == alone.about["passes_spent"]
+    assert both.rows[1].passes == alone.rows[0].passes
+    assert both.rows[1].passes > both.rows[0].passes
+
+
+REQUEST = {"texts": ["builtin-heldout"], "remove": [1], "methods": ["coop", "taylor", "flap"], "budget": 12}
+
+
+def without_times(record: dict) -> dict:
+    """A comparison without what a clock says, or how much was known before."""
+    record = json.loads(json.dumps(record))
+    for row in (record["full"], *record["rows"]):
+        row["seconds"] = None
+        if row["repair"] is not None:
+            row["repair"]["seconds"] = None
+    record["passes_spent"] = None
+    return record
+
+
+def test_finished_rows_are_kept(model: str, specs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second comparison has them without a search, times included; of another request none is taken."""
+    store = tmp_path / "compare.store"
+    request = {**REQUEST, "calibration": specs[0], "repair": True, "repair_text": specs, "repair_tokens": 1024, **SMALL}
+    first = compare(model, store=store, **request)
+    assert [row.label for row in first.rows] == ["coop", "coop + repair", "taylor", "taylor + repair", "flap"]
+    searched = []
+    found = comparison._Table._found
+    monkeypatch.setattr(
+        comparison._Table, "_found", lambda table, *asked: searched.append(asked) or found(table, *asked)
+    )
+    again = compare(model, store=store, **request)
+    assert searched == []
+    assert again.about["passes_spent"] == 0
+    assert {**again.record, "passes_spent": None} == {**first.record, "passes_spent": None}
+    # Another text to measure on, budget, seed or method: found again, with masks taken from the store.
+    plain = {**request, "repair": False, "repair_text": None, "methods": ["coop"]}
+    for change in ({"texts": ["builtin-code"]}, {"seed": 1}, {"budget": 11}):
+        searched.clear()
+        other = compare(model, store=store, **{**plain, **change})
+        assert searched == [("coop", 1)]
+        assert other.rows[0].texts[1].text == other.about["texts"][1]
+    searched.clear()
+    compare(model, store=store, **{**plain, "remove": [2, 1], "methods": ["coop", "reverse"]})
+    assert searched == [("reverse", 1), ("coop", 2), ("reverse", 2)]
+    # Repairs by another text are others, of the same choices.
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "fit_repair", lambda *_, **__: pytest.fail("a repair is fitted"))
+        with pytest.raises(pytest.fail.Exception):
+            compare(model, store=store, **{**request, "methods": ["coop"], "repair_text": specs[:1]})
+    with pytest.raises(RequestError, match="belongs to another game; it differs in calibration"):
+        compare(model, store=store, **{**request, "calibration": "builtin-docstrings"})
+
+
+def test_damaged_rows_are_found_again(model: str, tmp_path: Path) -> None:
+    """A torn line costs its row, a changed digit too; a file of something else is refused and left as it is."""
+    store, kept = tmp_path / "compare.store", tmp_path / "compare.store.rows"
+    request = {"remove": [1], "methods": ["sleb", "ppl", "reverse"], **SMALL}
+    first = compare(model, store=store, **request)
+    whole = kept.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 4
+    for damaged, lost in (
+        (whole[:-9], "reverse"),
+        (whole.replace(lines[1], lines[1].replace(b'"masks": 6', b'"masks": 7')), "sleb"),
+    ):
+        kept.write_bytes(damaged)
+        found = KeptRows(kept)
+        assert len(found._rows) == 2
+        again = compare(model, store=store, **request)
+        assert without_times(again.record) == without_times(first.record)
+        assert [row.method for row, old in zip(again.rows, first.rows, strict=True) if row.seconds != old.seconds] == [
+            lost
+        ]
+        assert len(KeptRows(kept)._rows) == 3
+    kept.write_bytes(whole[:5])  # killed at the very first row
+    KeptRows(kept).keep({"a": 1}, {})
+    assert kept.read_bytes().startswith(whole[: whole.index(b"\n")])
+    kept.write_bytes(b"a diary")
+    with pytest.raises(RequestError, match="is no file of a comparison's rows"):
+        compare("no such model", store=store, **request)
+    assert kept.read_bytes() == b"a diary"
+
+
+def test_killed_and_begun_again(model: str, run: Run, tmp_path: Path) -> None:
+    """kill -9 in the middle of a search, of a process of its own: the same table, and less to measure."""
+    store, out = tmp_path / "compare.store", tmp_path / "compared.json"
+    arguments = ["compare", model, "--remove", "1,2", "--methods", "sleb,flap,coop,evopress", "--budget", 40]
+    arguments += ["--windows", 6, "--tokens", 24, "--eval", "builtin-heldout", "--eval-windows", 3]
+    command = [sys.executable, "-m", "layercoop_fast", *map(str, arguments), "--store", str(store), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as killed:
+        assert killed.stderr is not None
+        rows = 0
+        for line in killed.stderr:
+            rows += "removed: ppl" in line
+            if rows == 4:  # at the second size, somewhere in what follows
+                killed.kill()
+                break
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert len(KeptRows(Path(f"{store}.rows"))._rows) >= 4
+    status, printed, _ = run(*arguments, "--json", "--store", store)
+    resumed = json.loads(printed)
+    assert status == 0
+    uninterrupted = json.loads(run(*arguments, "--json")[1])
+    assert without_times(resumed) == without_times(uninterrupted)
+    assert resumed["passes_spent"] < 0.7 * uninterrupted["passes_spent"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--remove", "1,x"], "sizes like 3,6,10, not '1,x'"),
         (["--remove", "0"], "sizes like 3,6,10"),
         (["--remove", "1", "--repair-text", "builtin"], "(--repair-text) needs --repair"),
+        (["--remove", "9" * 5000], "sizes like 3,6,10"),
         (["--remove", "7"], "1 to 5 can be removed, not 7"),
         (["--remove", "1", "--methods", "slab"], "did you mean 'sleb'"),
         (
@@ -235,6 +392,34 @@ def test_bad_requests(model: str, run: Run, arguments: list[str], message: str) 
     status, _, error = run("compare", model, "--windows", 2, "--tokens", 16, *arguments)
     assert status == 2
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "slab"], "did you mean 'sleb'"),
+        (["--eval", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--eval", "nonsense"], "'nonsense' is not understood"),
+        (["--eval", "builtin"], "builtin is what masks are searched on"),
+        (["--calibration", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--repair", "--repair-text", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--store", "{folder}"], "is a folder: a store is a file"),
+        (["--store", "{folder}/notes"], "notes is damaged (file is not a database)"),
+        (["--store", "{folder}/out.json", "--out", "{folder}/out.json"], "are the same file"),
+        (["--store", "{folder}/s", "--out", "{folder}/s.rows"], "keeps the finished rows of --store"),
+        (["--budget", "0"], "the budget must be 1 to 10,000,000 masks, not 0"),
+        (["--budget", "9" * 18], "the budget must be 1 to 10,000,000 masks"),
+        (["--utility", "speed"], "speed"),
+    ],
+)
+def test_refused_before_a_model_is_opened(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    """There is no such model, and that is not what is said."""
+    (tmp_path / "notes").write_text("not a store, but more than a hundred bytes long: " + "so it goes on " * 9)
+    arguments = [argument.replace("{folder}", str(tmp_path)) for argument in arguments]
+    status, _, error = run("compare", "no-such-model", "--remove", "1", *arguments)
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error
+    assert "no-such-model" not in error
 
 
 def test_nothing_to_compare(model: str) -> None:

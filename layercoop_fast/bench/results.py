@@ -56,9 +56,12 @@ class Results:
 
     def save(self, path: Path, *, force: bool = False) -> None:
         """Write JSON, whole or not at all."""
-        content = {"schema": SCHEMA, **asdict(self)}
         with written_whole(path, force=force) as made:
-            made.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            made.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def as_json(self) -> dict[str, Any]:
+        """What `save` writes."""
+        return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
     def load(cls, path: Path) -> Results:

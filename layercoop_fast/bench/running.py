@@ -74,8 +74,10 @@ def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str 
     return Results(_machine(raw), {"size": size, "model": model or "default"}, _figures(raw))
 
 
-def run_on_gpu(folder: Path, names: Sequence[str], out: Path, *, tiny: bool) -> None:
+def run_on_gpu(folder: Path, names: Sequence[str], out: Path, *, tiny: bool, quiet: bool = False) -> dict[str, Any]:
     """Measure the GPU that is here by `gpu/bench_gpu.py` of the folder, which writes `out` and a table beside it.
+
+    Returns what `out` holds. If `quiet`, what the script prints goes to standard error.
 
     Raises `RequestError` where there is none (but for `tiny`, which needs none) or `names` ask for more than "gpu", and
     `RunError` when a part of it fails.
@@ -92,9 +94,11 @@ def run_on_gpu(folder: Path, names: Sequence[str], out: Path, *, tiny: bool) -> 
     if not script.is_file():
         raise RequestError(f"{folder} holds no gpu/bench_gpu.py: name the benchmarks folder of a whole clone")
     command = tied(str(script), "--out", str(out.resolve()), *(["--tiny"] if tiny else []))
-    done = subprocess.run(command, check=False)
+    done = subprocess.run(command, stdout=sys.stderr if quiet else None, check=False)
     if done.returncode != 0:
         raise RunError(f"bench gpu ended with status {done.returncode}; what failed stands above, and in {out}")
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return found
 
 
 def _machine(raw: dict[str, Any]) -> dict[str, Any]:

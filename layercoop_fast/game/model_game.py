@@ -13,14 +13,13 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch import Tensor
 
 import layercoop_fast
 from layercoop_fast import _C
 from layercoop_fast.engine.flops import count_flops
 from layercoop_fast.engine.forward import free_memory, play, split_memory, states_within
 from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoint
-from layercoop_fast.engine.plan import build_plan
+from layercoop_fast.engine.plan import build_plan, count_evaluations
 from layercoop_fast.engine.precision import warn_if_slow
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.token_tree import check_trees
@@ -38,6 +37,7 @@ from layercoop_fast.game.partial import StagedGame, anew, part_of, require_windo
 from layercoop_fast.game.players import Label, Players, make_players
 from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
 from layercoop_fast.game.remote import measure_by_workers, numerics_of_workers, opening_of
+from layercoop_fast.game.runs import Kept, asked_once, run_on
 from layercoop_fast.game.scoring import InOrder, Scorer, make_scorer, scores_behind
 from layercoop_fast.game.shelf import Shelf
 from layercoop_fast.game.store import Scores, Store, check_store, mask_key
@@ -154,6 +154,9 @@ class ModelGame:
         self._fingerprints: dict[str, Any] | None = None
         self._known = Shelf() if store is None else self._claim(Store(store, write=True))
         self._has_teacher = False
+        # Of a run: the game that measures for it, and what rules said of the full model. See `game/runs.py`.
+        self.source: ModelGame | None = None
+        self.kept = Kept()
 
     @classmethod
     def from_pretrained(
@@ -334,6 +337,10 @@ class ModelGame:
         """The same game with nothing known and nothing counted, and no store (`game/partial.py`)."""
         return anew(self)
 
+    def run(self) -> ModelGame:
+        """The same game with nothing known and nothing counted, for which this one measures (`game/runs.py`)."""
+        return run_on(self)
+
     def staged(self, ends: Sequence[int]) -> StagedGame:
         """This game on growing numbers of its windows, for masks that race each other (`game/partial.py`)."""
         return StagedGame(self, ends)
@@ -351,6 +358,8 @@ class ModelGame:
         if not self.holds(mask):
             self._known.add(mask_key(mask), scores)
             self.evaluations.unique += 1
+            if self.source is not None:
+                self.source.learn(mask, scores)
 
     def charge(self, units: int) -> None:
         """Count unit evaluations, each on all tokens of this game's windows, in `token_evals`."""
@@ -358,36 +367,29 @@ class ModelGame:
         for counts in self.charged:
             counts.token_evals += layer_tokens
 
-    def score_state(self, state: Tensor) -> Floats:
-        """Mean NLL of each window, float64 [W], of the state [W, T, H] that the last kept block returned.
-
-        Of items with options: the NLL of every scored token, float64 [N].
-        """
-        return self.scorer.score(state).nll
-
     def block_influence(self) -> Floats:
         """How much each player turns the stream, float64 [n] (`game/importance.py`)."""
-        return block_influence(self)
+        return asked_once(self, block_influence)
 
     def cka_distances(self) -> Floats:
         """1 − CKA of what each player receives and returns in the full model, float64 [n] (`game/importance.py`)."""
-        return cka_distances(self)
+        return asked_once(self, cka_distances)
 
     def zigzag_changes(self) -> Floats:
         """Share of components and loops that each player makes or ends, float64 [n] (`game/topology.py`)."""
         from layercoop_fast.game.topology import zigzag_changes
 
-        return zigzag_changes(self)
+        return asked_once(self, zigzag_changes)
 
     def angular_distances(self, run_length: int) -> Floats:
         """Angle that each run of players turns the stream by, float64 [n − run_length + 1] (`game/importance.py`)."""
         require_windows(self, "angular distances")
-        return angular_distances(self, run_length)
+        return asked_once(self, angular_distances, run_length)
 
     def taylor_importance(self, progress: Progress | None = None) -> Floats:
         """First-order importance of each player from gradients, float64 [n] (`game/importance.py`)."""
         require_windows(self, "gradients")
-        return taylor_importance(self, progress)
+        return asked_once(self, taylor_importance, progress=progress)
 
     @property
     def fingerprints(self) -> dict[str, Any]:
@@ -442,6 +444,9 @@ class ModelGame:
         unknown, _ = self.unknown(masks)
         if not len(unknown):
             return
+        if self.source is not None:
+            self._have_measured(unknown, self.source)
+            return
         if self.workers is not None:
             measure_by_workers(self, unknown, self._known)
             return
@@ -487,6 +492,19 @@ class ModelGame:
         self.evaluations.unique += plan.n_unique
         self.evaluations.layer_evals += plan.scheduled
         self.charge(plan.scheduled)
+
+    def _have_measured(self, masks: Masks, source: ModelGame) -> None:
+        """Have a run's masks (bool [M, n], distinct) measured by its source, at the cost of measuring all of them."""
+        scores = source.window_scores(masks)
+        for mask, nll, kl in zip(masks, scores.nll, scores.kl, strict=True):
+            self._known.add(mask_key(mask), Scores(nll, kl))
+        if self.utility.needs_teacher and not self._has_teacher:
+            self._has_teacher = True
+            self.charge(self.players.n_units)
+        evaluations = count_evaluations(self.players.unit_masks(masks)).plan
+        self.evaluations.unique += len(masks)
+        self.evaluations.layer_evals += evaluations
+        self.charge(evaluations)
 
     def unknown(self, masks: Masks) -> tuple[Masks, int]:
         """The distinct masks that `evaluate(masks)` will measure, bool [U, n], and how many there are in all.

@@ -14,6 +14,7 @@ A search that races masks against each other spends little on those that fall be
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -27,8 +28,9 @@ from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.choice_utility import ChoiceUtility
 from layercoop_fast.game.choices import Choices, check_choices
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.game.runs import Kept, run_on
 from layercoop_fast.game.shelf import Shelf
-from layercoop_fast.game.store import Scores
+from layercoop_fast.game.store import Scores, mask_key
 from layercoop_fast.game.utility import Utility, get_utility, names_objective
 
 if TYPE_CHECKING:
@@ -86,11 +88,17 @@ def with_utility(game: ModelGame, utility: str | Utility | ChoiceUtility) -> Mod
     return view_of(game, game.calibration, utility)
 
 
-def view_of(game: ModelGame, calibration: Calibration | Choices, utility: Utility | ChoiceUtility) -> ModelGame:
+def view_of(
+    game: ModelGame, calibration: Calibration | Choices, utility: Utility | ChoiceUtility, *, stored: bool = True
+) -> ModelGame:
     """The same game on other windows of the same length, with another worth, or both; nothing is checked again.
 
-    It shares everything but the numbers measured. In a store file it is a further game.
+    It shares everything but the numbers measured. In a store file it is a further game, if it is to be `stored`.
     """
+    if game.source is not None:
+        view = run_on(kept_view(game.source, calibration, utility))
+        view.evaluations, view.charged = game.evaluations, game.charged
+        return view
     view = copy.copy(game)
     view.utility = utility
     if calibration is not game.calibration:
@@ -103,8 +111,18 @@ def view_of(game: ModelGame, calibration: Calibration | Choices, utility: Utilit
     view._has_teacher = False
     # From the other's, so that the weights are not read once more.
     view._fingerprints = {**game.fingerprints, "calibration": calibration.fingerprint, "utility": utility.name}
-    view._known = Shelf() if game._known.store is None else view._claim(game._known.store, beside=True)
+    store = game._known.store if stored else None
+    view._known = Shelf() if store is None else view._claim(store, beside=True)
+    view.kept = Kept()
     return view
+
+
+def kept_view(source: ModelGame, calibration: Calibration | Choices, utility: Utility | ChoiceUtility) -> ModelGame:
+    """`view_of` a source of runs, the same one for all of them."""
+    views, key = source.kept.views, (json.dumps(calibration.fingerprint), utility.name)
+    if key not in views:
+        views[key] = view_of(source, calibration, utility)
+    return views[key]
 
 
 def anew(game: ModelGame) -> ModelGame:
@@ -115,6 +133,7 @@ def anew(game: ModelGame) -> ModelGame:
     view.evaluations = type(game.evaluations)()
     view.charged = (view.evaluations,)
     view._known = Shelf()
+    view.source, view.kept = None, Kept()
     return view
 
 
@@ -132,7 +151,7 @@ def hand_over(game: ModelGame, masks: Masks, scores: Scores) -> None:
     """Let a game know masks (bool [M, n]) by their scores on all its windows, float64 [M, W], measured in parts."""
     for mask, nll, kl in zip(masks, scores.nll, scores.kl, strict=True):
         game.learn(mask, Scores(nll, kl))
-    game._known.commit()
+    (game if game.source is None else game.source)._known.commit()
 
 
 class StagedGame:
@@ -207,6 +226,8 @@ class StagedGame:
     def _few(self, masks: Masks, n_windows: int) -> Scores:
         """Scores by the parts that make up the first windows."""
         parts = self._parts[: self.ends.index(n_windows) + 1]
+        if self.promotes:
+            self._lend(masks, parts)
         found = []
         # Stored states of one part at a time: a memory budget holds for the game and its parts together.
         self.game.windows.free()
@@ -214,6 +235,22 @@ class StagedGame:
             found.append(part.window_scores(masks))
             part.windows.free()
         return beside(found)
+
+    def _lend(self, masks: Masks, parts: Sequence[ModelGame]) -> None:
+        """Of masks that a run's source knows on all windows tell those of the parts what they are on some."""
+        source = self.game.source
+        if source is None:
+            return
+        known = [mask for mask in masks if source.holds(mask)]
+        if not known:
+            return
+        scores, first = source.window_scores(np.stack(known)), 0
+        for part in parts:
+            end = first + part.windows.n_windows
+            for mask, nll, kl in zip(known, scores.nll[:, first:end], scores.kl[:, first:end], strict=True):
+                if part.source is not None:
+                    part.source._known.lend(mask_key(mask), Scores(nll, kl))
+            first = end
 
     def _promote(self, masks: Masks) -> None:
         """Measure the missing windows of masks and hand what is then known in full to the game."""

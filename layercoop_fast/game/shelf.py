@@ -63,6 +63,10 @@ class Shelf:
             self._waiting.append((key, scores))
             self.commit_when_due()
 
+    def lend(self, key: bytes, scores: Scores) -> None:
+        """Take in the numbers of a mask that the store holds in another form: they are known, and not kept there."""
+        self._known.setdefault(key, scores)
+
     def commit_when_due(self) -> None:
         """Commit what waits if `COMMIT_SECONDS` have passed since the last commit."""
         if time.monotonic() - self._committed >= COMMIT_SECONDS:

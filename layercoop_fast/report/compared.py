@@ -1,4 +1,4 @@
-"""A comparison of methods as a table for people."""
+"""A comparison as a table for people, and its rows one by one as they come."""
 
 from __future__ import annotations
 
@@ -7,13 +7,38 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from layercoop_fast.comparison import Comparison, Measured, Row
+from layercoop_fast.comparison import Comparison
+from layercoop_fast.comparison_ahead import Ahead
+from layercoop_fast.comparison_rows import Measured, Row
+from layercoop_fast.progress import duration
 from layercoop_fast.report.console import plain_console
 
 _OF_REPAIRS = (
     " Repaired models are compared with the best repaired one; - no better than without the repair on that text, or "
     "worse (paired test, p ≥ 0.05); seconds are with the repair's."
 )
+
+
+def ahead_line(ahead: Ahead) -> str:
+    """What a comparison will take, in a line before it begins."""
+    kept = f", {ahead.kept} of them kept" if ahead.kept else ""
+    dearest = sorted(ahead.passes.items(), key=lambda item: -item[1])
+    parts = [f"{method} {passes:,.0f}" for method, passes in dearest if passes >= 1]
+    parts += [f"the other texts {ahead.text_passes:,.0f}"] if ahead.text_passes >= 1 else []
+    parts += [f"repairs {ahead.repair_passes:,.0f}"] if ahead.repair_passes >= 1 else []
+    return (
+        f"{ahead.rows + ahead.kept} rows{kept}: at most about {ahead.total:,.0f} forward passes of the full model over "
+        f"the searched text ({', '.join(parts) or 'none'}), {duration(ahead.seconds)} by a short pilot"
+    )
+
+
+def row_line(row: Row) -> str:
+    """A row as soon as it is there."""
+    texts = ", ".join(f"{Path(one.text).stem} {_plain_ppl(one)}" for one in row.texts)
+    if not row.n_remove:
+        return f"full model: ppl {texts}"
+    goes = f"{row.params:,} parameters of width" if row.removed is None else " ".join(map(str, row.removed))
+    return f"{row.label}, {row.n_remove} removed: ppl {texts}; {row.passes:.1f} passes, {row.seconds:.1f} s; {goes}"
 
 
 def show_comparison(compared: Comparison, console: Console | None = None) -> None:
@@ -41,8 +66,9 @@ def show_comparison(compared: Comparison, console: Console | None = None) -> Non
     repaired = any(row.repair is not None for row in compared.rows)
     console.print(
         f"ppl ± standard error over windows ({windows}); * as good as the best of its size on that text (paired test, "
-        "p ≥ 0.05). The first text is the one searched on. Passes: cost in forward passes of the full model over it."
-        + (_OF_REPAIRS if repaired else ""),
+        "p ≥ 0.05). The first text is the one searched on. Passes: cost in forward passes of the full model over it, "
+        f"of each method by itself. All searches together took {compared.about['passes_spent']:.1f}, since no mask is "
+        "measured twice; seconds are what that took." + (_OF_REPAIRS if repaired else ""),
         highlight=False,
     )
     for one in compared.about["refused"]:
@@ -53,10 +79,16 @@ def show_comparison(compared: Comparison, console: Console | None = None) -> Non
 
 def _ppl(row: Row, one: Measured) -> str:
     if one.ppl is None:
-        return "not finite"
-    error = "" if one.ppl_stderr is None else f" ± {one.ppl_stderr:.1f}"
+        return _plain_ppl(one)
     mark = "*" if row.n_remove and one.p_best is not None and one.p_best >= 0.05 else " "
-    return f"{one.ppl:.1f}{error}{_no_gain(row, one)}{mark}"
+    return f"{_plain_ppl(one)}{_no_gain(row, one)}{mark}"
+
+
+def _plain_ppl(one: Measured) -> str:
+    """A perplexity with its standard error."""
+    if one.ppl is None:
+        return "not finite"
+    return f"{one.ppl:.1f}" + ("" if one.ppl_stderr is None else f" ± {one.ppl_stderr:.1f}")
 
 
 def _no_gain(row: Row, one: Measured) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from layercoop_fast.bench.results import Results
 from layercoop_fast.bench.running import benchmarks_folder, run_benchmarks, suites
+from layercoop_fast.bench.tables import show_results
 from layercoop_fast.errors import RequestError, RunError
 
 REAL = Path(__file__).parents[2] / "benchmarks"
@@ -50,10 +53,14 @@ def bench(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_prints_the_figures_writes_them_and_compares_two_runs(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.json"
-    done = bench("toy", "--out", out, cwd=tmp_path)  # the working directory's benchmarks are found
+    done = bench("toy", "--out", out, "--json", cwd=tmp_path)  # the working directory's benchmarks are found
     assert done.returncode == 0, done.stderr
-    assert "toy: a nap" in done.stdout
-    assert "theirs" in done.stdout
+    assert json.loads(done.stdout) == json.loads(out.read_text())
+    shown = Console(record=True, file=io.StringIO(), width=200)
+    show_results(Results.load(out), shown)
+    printed = shown.export_text()
+    assert "toy: a nap" in printed
+    assert "theirs" in printed
     figure, _ = Results.load(out).figures
     assert (figure.folder, figure.name, len(figure.ways["ours"])) == ("toy", "a nap", 5)
     assert 10 < (figure.ratio("theirs") or 0) < 60  # 3 × 10 ms ÷ 1 ms, and sleeping takes a little longer
@@ -67,6 +74,9 @@ def test_prints_the_figures_writes_them_and_compares_two_runs(folder: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert "slower" in done.stdout
     assert "same" in done.stdout
+    found = json.loads(bench("compare", out, tmp_path / "b.json", "--json", cwd=tmp_path).stdout)
+    assert [(one["way"], one["verdict"]) for one in found["changes"]][:2] == [("ours", "slower"), ("theirs", "same")]
+    assert found["differing"] == []
 
 
 def test_a_benchmark_that_fails_is_a_failure_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
