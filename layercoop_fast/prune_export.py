@@ -122,7 +122,7 @@ class Export:
         """The folder opened again, to be compared and for samples; None where memory is short."""
         on_cpu = self.game.skeleton.device.type == "cpu"  # with workers, whatever these measure on
         try:
-            return Written(
+            return Written.open(
                 folder,
                 device="cpu" if on_cpu else self.how_opened["device"],
                 trust_remote_code=self.how_opened["trust_remote_code"],

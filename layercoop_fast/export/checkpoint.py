@@ -128,7 +128,7 @@ def _verify(
         inside=lambda layer: _in_place(skeleton.block(layer), changed.get(layer, {})),
     )
     try:
-        opened = Written(
+        opened = Written.open(
             folder,
             device=SPREAD if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else str(model.device),
             trust_remote_code=type(model).__module__.startswith("transformers_modules."),

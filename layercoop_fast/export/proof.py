@@ -2,7 +2,7 @@
 
     reference = masked_reference(players, mask, ids)       # while the original's weights are there
     ...                                                    # the folder is written, the original may be let go
-    written = Written(folder, device="cpu")
+    written = Written.open(folder, device="cpu")
     record = reference.check(written)                      # raises `RunError` where the two are not the same
 
 The reference is the masked pass: the opened model's own blocks, those of the mask only, with a repair's weights in
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.loading import check_device, open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import reason
@@ -97,20 +98,23 @@ def probe_ids(skeleton: Skeleton) -> Tensor:
 
 
 class Written:
-    """A checkpoint folder opened again.
+    """A written model, opened again; its blocks `streamed` from its files or in memory."""
 
-    Args:
-        folder: where it is, complete for `from_pretrained`.
-        device: torch device, or "auto".
-        trust_remote_code: run code of the checkpoint, where the original was opened so.
-        offload: read blocks from the files when they are used.
+    def __init__(self, model: PreTrainedModel, streamed: StreamedBlocks | None = None) -> None:
+        self.model = model
+        self._skeleton = None if streamed is None else Skeleton(model, streamed=streamed)
 
-    Raises `NoRoom` where it does not fit into memory, `RunError` where it cannot be opened.
-    """
+    @classmethod
+    def open(
+        cls, folder: Path, *, device: str = "cpu", trust_remote_code: bool = False, offload: bool = False
+    ) -> Written:
+        """Open a checkpoint folder that is complete for `from_pretrained`.
 
-    def __init__(
-        self, folder: Path, *, device: str = "cpu", trust_remote_code: bool = False, offload: bool = False
-    ) -> None:
+        `device` and `trust_remote_code` are those that the original was opened with; with `offload` blocks are read
+        from the files when they are used.
+
+        Raises `NoRoom` where it does not fit into memory, `RunError` where it cannot be opened.
+        """
         if not offload:
             _check_room(folder, device)
         try:
@@ -119,8 +123,7 @@ class Written:
             if isinstance(error, MemoryError) or "allocate memory" in str(error):
                 raise NoRoom(f"there is no memory to open it again ({reason(error)})") from error
             raise RunError(f"what was written cannot be opened again: {error}; nothing was written") from error
-        self.model: PreTrainedModel = opened.model
-        self._skeleton = None if opened.streamed is None else Skeleton(opened.model, streamed=opened.streamed)
+        return cls(opened.model, opened.streamed)
 
     @property
     def streamed(self) -> bool:
