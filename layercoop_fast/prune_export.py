@@ -138,8 +138,8 @@ class Export:
         proof = reference.check(written)
         texts = [(self.game, self.record), (self.opened.heldout, self.record.get("heldout"))]
         for game, record in texts:
-            # Items with options are scored in trees of tokens, and streamed blocks are not read once more for it.
-            if game is None or record is None or written.streamed or not game.has_windows:
+            # Items with options are scored in trees of tokens, which are no plain text.
+            if game is None or record is None or not game.has_windows:
                 continue
             window_nll = written.window_nll(game.windows)
             masked = np.array(record["window_nll"]["pruned"], dtype=np.float64)

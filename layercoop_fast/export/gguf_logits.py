@@ -33,7 +33,10 @@ def compare(made: Path, source: GGUF, removed: frozenset[tuple[int, str]]) -> di
     needed = _BYTES_A_PARAMETER * sum(tensor.n_parameters for tensor in source.tensors)
     if needed > (free := free_memory(torch.device("cpu"))):
         return {"done": False, "reason": f"to open the source takes some {needed:,} bytes, and {free:,} are free"}
-    model = _opened(source.path)
+    try:
+        model = _opened(source.path)
+    except _Unread as refused:
+        return {"done": False, "reason": str(refused)}
     skeleton = Skeleton(model)
     whole = all((block, "attn") in removed and (block, "mlp") in removed for block, _ in removed)
     players = make_players("layers" if whole else "sublayers", skeleton)
@@ -43,11 +46,21 @@ def compare(made: Path, source: GGUF, removed: frozenset[tuple[int, str]]) -> di
         units = [unit for unit in range(players.n_units) if (unit // 2, ("attn", "mlp")[unit % 2]) not in removed]
     reference = masked_reference(players, units, probe_ids(skeleton))
     drop_weights(model)
-    return reference.check(Written(_opened(made)))
+    try:
+        written = Written(_opened(made))
+    except _Unread as refused:
+        if architecture(read_gguf(made).values) == architecture(source.values):
+            raise RunError(f"what was written cannot be opened: {refused}; nothing was written") from refused
+        return {"done": False, "reason": str(refused)}
+    return reference.check(written)
+
+
+class _Unread(Exception):
+    """A file that transformers does not read, and why."""
 
 
 def _opened(file: Path) -> PreTrainedModel:
-    """The model of a GGUF file, unpacked. Raises `RunError` where transformers cannot read it."""
+    """The model of a GGUF file, unpacked. Raises `_Unread` where transformers cannot read it."""
     # Newer versions of transformers keep the blocks packed unless told to unpack them; older ones always unpack.
     packed = getattr(transformers, "GgufConfig", None)
     options = {} if packed is None else {"quantization_config": packed(dequantize=True)}
@@ -57,6 +70,7 @@ def _opened(file: Path) -> PreTrainedModel:
                 file.parent, gguf_file=file.name, dtype=torch.float32, **options
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise RunError(f"transformers does not open {file}: {reason(error)}") from error
+        first = reason(error).split(". ", 1)[0]
+        raise _Unread(f"transformers {transformers.__version__} does not read it ({first})") from error
     model.hf_quantizer = None  # the weights are plain numbers now
     return model.eval()

@@ -13,11 +13,11 @@ this package takes part. Of a model that is streamed block by block the folder i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from layercoop_fast.files import reason
 from layercoop_fast.game.players import Players
 from layercoop_fast.game.protocol import Floats
 from layercoop_fast.game.utility import token_nll
+
+T = TypeVar("T")
 
 PROBE_TOKENS = 48
 
@@ -132,30 +134,42 @@ class Written:
 
     def logits(self, ids: Tensor) -> Tensor:
         """Its logits [B, T, V] on the CPU for tokens int64 [B, T]. Raises `RunError` where its forward pass fails."""
+        return self._each([ids], lambda logits, _: logits)[0]
+
+    def window_nll(self, windows: Windows) -> Floats:
+        """Mean NLL of each window of plain text by the model's own forward pass, float64 [W], window by window."""
+        scored = windows.scored.cpu()
+
+        def mean_nll(logits: Tensor, ids: Tensor) -> float:
+            return float(token_nll(logits, ids)[0, scored].double().mean())
+
+        return np.array(self._each([ids[None] for ids in windows.ids.cpu()], mean_nll))
+
+    def _each(self, batches: Sequence[Tensor], take: Callable[[Tensor, Tensor], T]) -> list[T]:
+        """What `take` makes of the logits [B, T, V] of each batch of tokens, int64 [B, T]."""
         try:
             with torch.inference_mode():
                 if self._skeleton is not None:
-                    context = self._skeleton.context(ids.to(self._skeleton.device))
-                    hidden = context.embedding
-                    self._skeleton.expect(range(self._skeleton.n_layers))
-                    for layer in range(self._skeleton.n_layers):
-                        hidden = context.run(layer, hidden)
-                    return context.logits(hidden).cpu()
-                logits: Tensor = self.model(input_ids=ids.to(self.model.device), use_cache=False).logits
-                return logits.cpu()
+                    return [take(logits.cpu(), ids) for logits, ids in _streamed(self._skeleton, batches)]
+                return [
+                    take(self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.cpu(), ids)
+                    for ids in batches
+                ]
         except Exception as error:  # whatever a model raises that does not run
             raise RunError(
                 f"what was written does not run: {type(error).__name__}: {reason(error)}; nothing was written"
             ) from error
 
-    def window_nll(self, windows: Windows) -> Floats:
-        """Mean NLL of each window of plain text by the model's own forward pass, float64 [W], window by window."""
-        found = np.empty(windows.n_windows)
-        scored = windows.scored.cpu()
-        for number, ids in enumerate(windows.ids):
-            nll = token_nll(self.logits(ids[None]), ids[None].cpu())
-            found[number] = float(nll[0, scored].double().mean())
-        return found
+
+def _streamed(skeleton: Skeleton, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits of each batch, and the batch; every block is read from the files once for all of them."""
+    contexts = [skeleton.context(ids.to(skeleton.device)) for ids in batches]
+    states = [context.embedding for context in contexts]
+    skeleton.expect(range(skeleton.n_layers))
+    for layer in range(skeleton.n_layers):
+        states = [context.run(layer, hidden) for context, hidden in zip(contexts, states, strict=True)]
+    for context, hidden, ids in zip(contexts, states, batches, strict=True):
+        yield context.logits(hidden), ids
 
 
 @dataclass(frozen=True, eq=False)

@@ -350,7 +350,7 @@ def test_why_logits_were_not_compared_is_said(path: Path, tmp_path: Path, run: A
     status, said, _ = run("cut", path, "--remove", "0.attn", "--out", tmp_path / "cut.gguf", "--verify")
     assert status == 0
     assert "logits not compared: transformers" in said
-    assert "does not read deci files" in said
+    assert "does not read it (The checkpoint you are trying to load has model type `deci`" in said
 
 
 def test_a_cut_that_goes_wrong_is_not_written(
