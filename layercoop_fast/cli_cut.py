@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,13 @@ def cut(
         Path | None,
         typer.Option("--from", metavar="DIR", help="Or what `prune` removed: a folder it wrote (layercoop.json)."),
     ] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare logits with the masked source too, by transformers; or do not even read the file back.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
 ) -> None:
@@ -35,7 +42,9 @@ def cut(
         removed, n_layers = removed_of(source)
     else:
         removed, n_layers = parse_removed(remove or ""), None
-    done = cut_gguf(model, removed, out, n_layers=n_layers, force=force)
+    done = cut_gguf(
+        model, removed, out, n_layers=n_layers, force=force, verify=verify is not False, logits=verify is True
+    )
     if as_json:
         sys.stdout.write(json.dumps({**asdict(done), "out": str(done.out)}) + "\n")
         return
@@ -48,5 +57,19 @@ def cut(
     typer.echo(
         f"{done.blocks['full']} → {done.blocks['pruned']} blocks{halves}; "
         f"{done.params['full']:,} → {done.params['pruned']:,} parameters, "
-        f"{done.file_bytes['full']:,} → {done.file_bytes['pruned']:,} bytes. Written to {done.out}"
+        f"{done.file_bytes['full']:,} → {done.file_bytes['pruned']:,} bytes. Written to {done.out}; "
+        f"{_proven(done.verified)}"
     )
+
+
+def _proven(verified: dict[str, Any]) -> str:
+    """What was compared, in words."""
+    if not verified["done"]:
+        return "not read back"
+    read = f"read back: {verified['tensors']} tensors are the source's byte by byte"
+    logits = verified["logits"]
+    if logits is None:
+        return read
+    if not logits["done"]:
+        return f"{read}; logits not compared: {logits['reason']}"
+    return f"{read}; logits are the masked source's to {logits['largest_difference']:.3g}"

@@ -114,6 +114,13 @@ def prune(
         int, typer.Option(min=0, help="Prompts that both models go on from in the report; 0: no text is written.")
     ] = 2,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write DIR/report.html.")] = True,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Open the folder again and compare it with the masked model before it counts as written.",
+        ),
+    ] = True,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -169,6 +176,7 @@ def prune(
             measure_cost=measure_cost,
             samples=samples,
             report=report,
+            verify=verify,
             force=force,
             trust_remote_code=trust_remote_code,
             on_progress=bars.update,

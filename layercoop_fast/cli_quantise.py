@@ -19,6 +19,10 @@ def quantise(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Open the folder again and compare it before it counts as written."),
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
 ) -> None:
@@ -28,7 +32,14 @@ def quantise(
 
     with Bars("quantising"):
         done = quantise_checkpoint(
-            model, out, scheme, dtype=dtype, device=device, force=force, trust_remote_code=trust_remote_code
+            model,
+            out,
+            scheme,
+            dtype=dtype,
+            device=device,
+            force=force,
+            trust_remote_code=trust_remote_code,
+            verify=verify,
         )
     if as_json:
         sys.stdout.write(json.dumps({**done, "out": str(out)}) + "\n")

@@ -61,7 +61,8 @@ class Watch:
         try:
             yield
         finally:
-            self.seconds[stage] = round(time.perf_counter() - started, 3)
+            took = self.seconds.get(stage, 0.0) + time.perf_counter() - started  # some stages come in two parts
+            self.seconds[stage] = round(took, 3)
         self.tell(said, 1)
 
     def tell(self, said: str | None, done: int) -> None:

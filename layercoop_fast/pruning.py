@@ -93,6 +93,7 @@ def prune(
     measure_cost: bool = True,
     samples: int = SAMPLES,
     report: bool = True,
+    verify: bool = True,
     force: bool = False,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
@@ -150,10 +151,12 @@ def prune(
             from for the report, and the beginnings of the windows there; 0 keeps all text out of `out`. Not with
             `offload`, nor without a tokenizer.
         report: write `report.html` too (`report/html/`).
+        verify: open the folder again before it takes its place and compare it with the masked pass
+            (`export/proof.py`). The original's weights are let go before that.
         on_progress: called with (stage, done, total).
 
     Raises `RequestError` for a wrong request, before anything is computed where that can be seen, and `RunError` for a
-    failure on the way; nothing is left half-written.
+    failure on the way, a folder that is not the masked model among them; nothing is left half-written.
     """
     command = rerun_command(prune, locals())
     out = Path(out)
@@ -203,6 +206,7 @@ def prune(
         choice, repaired = mending(game, opened, choice, opening, watch)
         quality = judged(game, opened, choice, repaired, watch)
         opened.game.close()  # workers make room for the models that are measured
-        export = Export(opened, game, choice, repaired, quality, watch, command, seed, how_opened, report=report)
+        asked: dict[str, Any] = {"report": report, "verify": verify}
+        export = Export(opened, game, choice, repaired, quality, watch, command, seed, how_opened, **asked)
         record = export(model, out, measure_cost=measure_cost and not offload, force=force)
     return Pruned(out, choice, record)

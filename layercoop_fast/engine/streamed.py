@@ -135,6 +135,14 @@ class StreamedBlocks:
                 matrix.owner._parameters[matrix.key] = matrix.empty
         self._bound = None
 
+    def free(self) -> None:
+        """Let go of the memory that blocks are read into; none is to be used afterwards."""
+        self.release()
+        self._ahead.clear()
+        self._reader.shutdown()  # what is on its way is written into memory that must still be there
+        for slot in self._slots:
+            slot.memory, slot.layer, slot.read = torch.empty(0, dtype=torch.uint8), None, None
+
     def keep(self, layer: int) -> None:
         """Give a block its matrices for good, in memory of its own; it is not to be used by streaming any more.
 

@@ -72,7 +72,7 @@ class WeightFiles:
         self.tensors: dict[str, StoredTensor] = {}
         self._descriptors: dict[Path, int] = {}
         weakref.finalize(self, _close, self._descriptors)
-        for file in _files_of(folder):
+        for file in files_of(folder):
             try:
                 self._descriptors[file] = os.open(file, os.O_RDONLY)
                 self.tensors |= _tensors_of(file, self._descriptors[file])
@@ -121,8 +121,11 @@ def _close(descriptors: dict[Path, int]) -> None:
         os.close(descriptor)
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """The one file, or those that the index names."""
+def files_of(folder: Path) -> list[Path]:
+    """The one weight file of a folder, or those that its index names.
+
+    Raises `RequestError` where there is neither, or a named file is missing.
+    """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():

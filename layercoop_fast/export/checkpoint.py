@@ -7,8 +7,9 @@ claimed, so that a config which means something else than the mask is found befo
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,17 +19,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layercoop_fast.engine.entry import only_in_first
-from layercoop_fast.engine.loading import quiet_transformers
+from layercoop_fast.engine.loading import SPREAD, quiet_transformers
+from layercoop_fast.engine.quantised import protect_scales
+from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.export.carried import PROCESSOR_FILES, copy_own, drop_foreign_templates
 from layercoop_fast.export.config import INVERSE_LAYER_SCALE, layer_count, prune_config
-from layercoop_fast.export.quantised import graft_quantised, is_repacked, stored_tensors
+from layercoop_fast.export.proof import NoRoom, Written, masked_reference, probe_ids
+from layercoop_fast.export.quantised import checkpoint_folder, graft_quantised, is_copied, stored_tensors
 from layercoop_fast.export.streaming import save_weights
 from layercoop_fast.files import reason, written_whole
+from layercoop_fast.game.players import make_players
 
 T = TypeVar("T")
 
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _PLACES = frozenset({"layer_idx", "layer_id", "layer_number", "attention_layers"})
 """Attributes by which a block knows its place (GPT-Neo's list the kinds of all layers beside their own)."""
 
@@ -46,10 +51,13 @@ def export_checkpoint(
     finish: Callable[[Path], Mapping[str, bytes | str]] | None = None,
     max_shard_size: int | str = "5GB",
     streamed: StreamedBlocks | None = None,
+    verify: bool = True,
 ) -> None:
     """Write the folder `out`: the model with only the blocks `kept`, for plain `AutoModelForCausalLM.from_pretrained`.
 
-    Weights are not copied in memory. The folder appears whole or not at all; `model` is unchanged.
+    Weights are not copied in memory, but for the proof: the folder is opened again by plain transformers and compared
+    with the masked pass before it takes its place (`export/proof.py`). It appears whole or not at all; `model` is
+    unchanged.
 
     Args:
         model: the original model, its blocks in place.
@@ -66,28 +74,85 @@ def export_checkpoint(
             the files it returns by plain name (`str` becomes UTF-8) are added.
         max_shard_size: the size in bytes above which weights are split over several files.
         streamed: the matrices of the blocks, where `model` has them read from files; then one tensor after another is
-            written, and no more than two blocks are in memory.
+            written, and no more than two blocks are in memory; the folder is compared with two more.
+        verify: compare the folder with the masked pass. Where memory evidently does not hold the written model beside
+            the original, a warning says that it was not compared.
 
     Raises `RequestError` when `out` exists or cannot be a folder, or `kept` is malformed or has no plain config;
-    `RunError` when the pruned model would not be the same computation or cannot be written. What `finish` raises passes
-    through. Whatever the failure, nothing is left behind.
+    `RunError` when the pruned model would not be the same computation, is not when it is opened again, or cannot be
+    written. What `finish` raises passes through. Whatever the failure, nothing is left behind.
     """
+    protect_scales(model)
     with written_whole(Path(out), folder=True, force=force) as folder:
         if streamed is not None:
             streamed.release()
         pruned = pruned_model(model, kept, blocks_path, zeroed, replaced)
         if streamed is None:
             state = None
-            if is_repacked(model):
+            if is_copied(model):
                 pruned.hf_quantizer = None  # it would put the tensors in memory in the place of these
-                state = _renumbered(stored_tensors(model), kept, f"{blocks_path}.", _entry(_blocks(model, blocks_path)))
+                stored = stored_tensors(model, blocks_path)
+                state = _renumbered(stored, kept, f"{blocks_path}.", _entry(_blocks(model, blocks_path)))
             _save(pruned, model, tokenizer, folder, max_shard_size, state)
         else:
             _save(pruned, model, tokenizer, folder, max_shard_size, {})
             value = _streamed_values(pruned, model, kept, blocks_path, zeroed or {}, streamed)
             save_weights(folder, pruned.state_dict(), value, max_shard_size, pruned.num_parameters())
+        del pruned
+        if verify:
+            _verify(model, folder, kept, blocks_path, zeroed or {}, replaced or {}, streamed)
         for name, content in (finish(folder) if finish else {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _verify(
+    model: PreTrainedModel,
+    folder: Path,
+    kept: Sequence[int],
+    blocks_path: str,
+    zeroed: Mapping[int, Sequence[str]],
+    replaced: Mapping[str, Tensor],
+    streamed: StreamedBlocks | None,
+) -> None:
+    """Compare a written folder with the masked pass. Raises `RunError` where they differ."""
+    skeleton = Skeleton(model, blocks_path, streamed)
+    changed: dict[int, dict[str, Tensor | None]] = {layer: dict.fromkeys(names) for layer, names in zeroed.items()}
+    for name, value in replaced.items():
+        layer, within = name.removeprefix(f"{blocks_path}.").split(".", 1)
+        changed.setdefault(int(layer), {})[within] = value
+    reference = masked_reference(
+        make_players("layers", skeleton),
+        kept,
+        probe_ids(skeleton),
+        rounded=is_folded(model),
+        inside=lambda layer: _in_place(skeleton.block(layer), changed.get(layer, {})),
+    )
+    try:
+        opened = Written.open(
+            folder,
+            device=SPREAD if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else str(model.device),
+            trust_remote_code=type(model).__module__.startswith("transformers_modules."),
+            offload=streamed is not None,
+        )
+    except NoRoom as full:
+        warnings.warn(f"the written checkpoint was not compared with the masked pass: {full}", stacklevel=3)
+        return
+    reference.check(opened)
+
+
+@contextmanager
+def _in_place(block: nn.Module, values: Mapping[str, Tensor | None]) -> Iterator[None]:
+    """Within the block of code these parameters of a block have other values; None stands for zeros."""
+    parameters = {name: block.get_parameter(name) for name in values}
+    before = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            value = values[name]
+            parameter.data = torch.zeros_like(before[name]) if value is None else value.to(before[name])
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = before[name]
 
 
 def _save(
@@ -101,16 +166,20 @@ def _save(
     """Write everything that `from_pretrained` looks for, with the model's own weights or, where given, these."""
     try:
         with quiet_transformers():
-            pruned.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state)
+            pruned.save_pretrained(
+                folder,
+                max_shard_size=max_shard_size,
+                state_dict=None if state is None else dict(state),
+                save_original_format=state is None,  # names of files are not translated twice
+            )
         if model.can_generate():
             # As it came, even where today's transformers would call it invalid and refuse to save it.
             model.generation_config.to_json_file(folder / "generation_config.json")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        for name in _PROCESSOR_FILES:  # how pictures are cut, of a vision-language model
-            file = Path(model.name_or_path) / name
-            if model.name_or_path and file.is_file():
-                shutil.copyfile(file, folder / name)
+        if source := checkpoint_folder(model):
+            copy_own(source, folder, PROCESSOR_FILES)
+            drop_foreign_templates(source, folder)
     except (SafetensorError, ValueError) as error:  # of a full disk, and of a config that transformers refuses
         raise RunError(f"the checkpoint was not written: {reason(error)}") from error
 
@@ -131,7 +200,7 @@ def pruned_model(
     if len(blocks) != layer_count(model.config):
         raise RunError(f"the config counts {layer_count(model.config)} layers, but {blocks_path} holds {len(blocks)}")
     config = prune_config(model.config, kept)
-    folded = _is_folded(model)
+    folded = is_folded(model)
     changing = _PLACES | {INVERSE_LAYER_SCALE, "scaling"} if folded else _PLACES  # GPT-2's `scaling` holds the factor
     with torch.device("meta"):
         pruned = type(model)(config).eval()
@@ -165,7 +234,7 @@ def pruned_model(
     return pruned
 
 
-def _is_folded(model: PreTrainedModel) -> bool:
+def is_folded(model: PreTrainedModel) -> bool:
     """Whether the scores of the original's blocks are scaled by their number, which weights take over (GPT-2)."""
     return bool(getattr(model.config.get_text_config(decoder=True), INVERSE_LAYER_SCALE, False))
 
@@ -194,7 +263,7 @@ def _streamed_values(
         assert tensor is not None
         if name in zeros:
             return torch.zeros_like(tensor)
-        if _is_folded(model):
+        if is_folded(model):
             new = int(name[len(prefix) :].split(".", 1)[0])
             tensors = {name: tensor}
             _fold_inverse_layer_scale(tensors, [number[new]], prefix, first=new)

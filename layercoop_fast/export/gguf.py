@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.deci import ATTENTION, MLP, halved, joined, renamed
 from layercoop_fast.export.gguf_file import GGUF, Tensor, read_gguf, write_gguf
+from layercoop_fast.export.gguf_proof import check_cut, compare_logits
 from layercoop_fast.export.gguf_rules import architecture, block_count, rewritten
 from layercoop_fast.files import check_target, reason
 
@@ -37,6 +38,9 @@ class Cut:
     without_mlp: int
     params: dict[str, int]
     file_bytes: dict[str, int]
+    verified: dict[str, Any] = field(default_factory=dict)
+    """What was proven: `done`, `tensors` and `bytes` that were compared with the source's, and `logits` (null where not
+    asked for; else as `verified` of a checkpoint, with `reason` where transformers cannot open the files here)."""
 
 
 def parse_removed(text: str, option: str = "--remove") -> Halves:
@@ -92,7 +96,16 @@ def family_size(folder: Path) -> tuple[Path, int | None]:
     return Path(base), int(size)
 
 
-def cut_gguf(model: Path, removed: Halves, out: Path, *, n_layers: int | None = None, force: bool = False) -> Cut:
+def cut_gguf(
+    model: Path,
+    removed: Halves,
+    out: Path,
+    *,
+    n_layers: int | None = None,
+    force: bool = False,
+    verify: bool = True,
+    logits: bool = False,
+) -> Cut:
     """Write `model` without the halves `removed` to the file `out`.
 
     Args:
@@ -101,8 +114,12 @@ def cut_gguf(model: Path, removed: Halves, out: Path, *, n_layers: int | None = 
         out: the file to write; never the model itself.
         n_layers: number of layers of the model that `removed` was found on, where that is known.
         force: replace what is there.
+        verify: read the file back before it takes its place, and compare every tensor with the source, byte by byte.
+        logits: also open both files by transformers, where it reads them, and compare the masked pass on the source
+            with the logits of the result. That takes torch and the memory for unpacked weights.
 
-    Raises `RequestError` before anything is written where the request or the file is wrong.
+    Raises `RequestError` before anything is written where the request or the file is wrong, and `RunError` where what
+    was written is not the source without what was removed; nothing is left then.
     """
     check_target(out, force=force)
     if out.exists() and model.exists() and out.samefile(model):
@@ -124,7 +141,14 @@ def cut_gguf(model: Path, removed: Halves, out: Path, *, n_layers: int | None = 
         values, tensors = halved(source.values, tensors, blocks, n_blocks)
     else:
         raise RequestError(f"halves of blocks can go from the architecture llama only, and this is {name!r}")
-    write_gguf(out, source, values, tensors, force=force)
+    verified: dict[str, Any] = {"done": False, "tensors": 0, "bytes": 0, "logits": None}
+
+    def check(made: Path) -> None:
+        verified.update(done=True, **check_cut(made, source, values, blocks))
+        if logits:
+            verified["logits"] = compare_logits(made, source, removed)
+
+    write_gguf(out, source, values, tensors, force=force, check=check if verify else None)
     return Cut(
         out,
         architecture(values),
@@ -133,6 +157,7 @@ def cut_gguf(model: Path, removed: Halves, out: Path, *, n_layers: int | None = 
         sum(block.mlp is None for block in blocks),
         {"full": _parameters(source.tensors), "pruned": _parameters(tensors)},
         {"full": source.path.stat().st_size, "pruned": out.stat().st_size},
+        verified,
     )
 
 

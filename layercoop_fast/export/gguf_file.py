@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -157,9 +157,18 @@ def read_gguf(path: Path) -> GGUF:
 
 
 def write_gguf(
-    out: Path, source: GGUF, values: dict[str, Value], tensors: Sequence[Tensor], *, force: bool = False
+    out: Path,
+    source: GGUF,
+    values: dict[str, Value],
+    tensors: Sequence[Tensor],
+    *,
+    force: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a file of these key-values and tensors, their bytes copied from `source`; whole or not at all."""
+    """Write a file of these key-values and tensors, their bytes copied from `source`; whole or not at all.
+
+    `check` is called with the complete file before it takes its place; what it raises passes through.
+    """
     head = [struct.pack("<IIQQ", _MAGIC, source.version, len(tensors), len(values))]
     for key, value in values.items():
         head += [_string(key), struct.pack("<I", value.kind), value.raw]
@@ -169,12 +178,15 @@ def write_gguf(
         head += [_string(tensor.name), struct.pack(f"<I{n_dims}QIQ", n_dims, *tensor.dims, tensor.kind, place)]
         place += _aligned(tensor.n_bytes, source.alignment)
     header = b"".join(head)
-    with written_whole(out, force=force) as made, made.open("wb") as target, source.path.open("rb") as bytes_of:
-        target.write(header.ljust(_aligned(len(header), source.alignment), b"\0"))
-        for tensor in tensors:
-            for piece in _pieces(tensor, bytes_of):
-                target.write(piece)
-            target.write(bytes(_aligned(tensor.n_bytes, source.alignment) - tensor.n_bytes))
+    with written_whole(out, force=force) as made:
+        with made.open("wb") as target, source.path.open("rb") as bytes_of:
+            target.write(header.ljust(_aligned(len(header), source.alignment), b"\0"))
+            for tensor in tensors:
+                for piece in _pieces(tensor, bytes_of):
+                    target.write(piece)
+                target.write(bytes(_aligned(tensor.n_bytes, source.alignment) - tensor.n_bytes))
+        if check is not None:
+            check(made)
 
 
 def _pieces(tensor: Tensor, file: BinaryIO) -> Iterable[bytes]:

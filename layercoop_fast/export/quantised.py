@@ -1,9 +1,10 @@
 """Quantised modules in a pruned model: the original's own, put where the plain ones would stand.
 
 A quantisation library replaces linear layers by modules of its own when a checkpoint is loaded. The pruned model, built
-from its config, has plain ones; so each quantised module of a kept block is handed over as it is, scales and codes
-untouched, and the config says as before by which library the weights are read. Some libraries lay codes out anew for
-the machine's kernel once they are read (GPTQ, AWQ): of such models the tensors are copied from the files.
+from its config, has plain ones; so each quantised module of a kept block is handed over as it is, and the config says
+as before by which library the weights are read. What such modules hold in memory need not be what they were loaded
+from: GPTQ and AWQ kernels repack codes, bitsandbytes repacks codes and scales on some processors. So the tensors are
+copied from the checkpoint's files wherever these are the quantised ones.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import CONFIG_NAME, cached_file
 
 from layercoop_fast.engine.quantised import is_quantised, method_of
+from layercoop_fast.engine.weight_files import files_of
 from layercoop_fast.errors import RequestError
 
-_REPACKED = ("gptq", "awq")
+# Its tensors are subclasses that know how they are written, and no kernel repacks them after loading.
+_WRITTEN_FROM_MEMORY = ("torchao",)
 
 
 def graft_quantised(
@@ -62,26 +66,55 @@ def graft_quantised(
     return tuple(grafted)
 
 
-def is_repacked(model: PreTrainedModel) -> bool:
-    """Whether the model's codes in memory are laid out otherwise than in its files, which nobody can write back."""
-    return is_quantised(model) and method_of(model.config) in _REPACKED
+def is_copied(model: PreTrainedModel) -> bool:
+    """Whether the tensors of a pruned model are copied from the files of `model`, whose codes they hold.
 
-
-def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """All tensors of the folder that the model was opened from, as they lie there.
-
-    Raises `RequestError` where it was no folder, or one without safetensors files.
+    A model that was quantised while it was opened has no such files: it is written from memory.
     """
-    files = sorted(Path(model.name_or_path).glob("*.safetensors"))
-    if not files:
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    return (
+        quantizer is not None
+        and bool(getattr(quantizer, "pre_quantized", False))
+        and method_of(model.config) not in _WRITTEN_FROM_MEMORY
+    )
+
+
+def stored_tensors(model: PreTrainedModel, blocks_path: str) -> dict[str, Tensor]:
+    """All tensors of the checkpoint that the model was opened from, as its files hold them.
+
+    Raises `RequestError` where its safetensors files are not there, or name blocks otherwise than the model does.
+    """
+    folder = checkpoint_folder(model)
+    method = method_of(model.config)
+    if folder is None or not any(folder.glob("*.safetensors")):
         raise RequestError(
-            f"codes of {method_of(model.config)} are copied from its files, and {model.name_or_path!r} is no "
-            "folder with safetensors files: give one"
+            f"codes of {method} are copied from its files, and {model.name_or_path!r} is no folder with safetensors "
+            "files: give one"
         )
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in files_of(folder):
         tensors |= load_file(file)
+    blocks: Any = model.get_submodule(blocks_path)
+    for number in range(len(blocks)):
+        if not any(name.startswith(f"{blocks_path}.{number}.") for name in tensors):
+            raise RequestError(
+                f"{folder} keeps its weights under other names than its modules (no {blocks_path}.{number}), so codes "
+                f"of {method} cannot be copied from it: prune first and quantise what comes out"
+            )
     return tensors
+
+
+def checkpoint_folder(model: PreTrainedModel) -> Path | None:
+    """The folder that a model was opened from, in the hub's cache where it was opened by name; None where none is."""
+    name = model.name_or_path
+    if not name:
+        return None
+    if not Path(name).is_dir():
+        try:
+            name = str(Path(cached_file(name, CONFIG_NAME, local_files_only=True)).parent)
+        except OSError:  # it is in no cache either
+            return None
+    return Path(name)
 
 
 def _features(module: nn.Module) -> tuple[Any, Any]:

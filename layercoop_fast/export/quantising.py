@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +14,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from layercoop_fast.engine.loading import open_checkpoint, quiet_transformers
-from layercoop_fast.engine.quantised import bytes_of, is_quantised
+from layercoop_fast.engine.quantised import bytes_of, drop_weights, is_quantised
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.export.carried import copy_own
+from layercoop_fast.export.proof import NoRoom, Written, masked_reference, not_verified, probe_ids
 from layercoop_fast.files import check_spared, reason, written_whole
+from layercoop_fast.game.players import make_players
 
+RECORD = "layercoop.json"
 _GROUP = 32
 
 
@@ -30,6 +35,7 @@ def quantise_checkpoint(
     device: str = "cpu",
     force: bool = False,
     trust_remote_code: bool = False,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Write a checkpoint's linear layers in 4 bits into the folder `out`, for plain `from_pretrained`.
 
@@ -37,8 +43,13 @@ def quantise_checkpoint(
     no packed form, every code is stored in a byte). The head stays as it is, and so do layers whose weights a block
     reads without calling them (Mamba's `dt_proj`), since a library can stand in for calls only.
 
-    Returns the scheme, which layers were left, and bytes of all files before and after. Raises `RequestError` for a
-    wrong request or a library that is not installed, `RunError` where the folder cannot be written.
+    With `verify` the folder is opened again before it takes its place, and its logits are compared with those of the
+    quantised model in memory (`export/proof.py`). The `layercoop.json` of a pruned checkpoint goes along; what it says
+    of the model before it was quantised stands there as `unquantised`.
+
+    Returns the scheme, which layers were left, bytes of all files before and after, and what was `verified`. Raises
+    `RequestError` for a wrong request or a library that is not installed, `RunError` where the folder cannot be
+    written, or is not the quantised model.
     """
     if scheme not in _SCHEMES:
         raise RequestError(f"unknown scheme {scheme!r}: choose from {', '.join(_SCHEMES)}")
@@ -54,7 +65,8 @@ def quantise_checkpoint(
     head = [
         path for path, module in checkpoint.model.named_modules() if module is checkpoint.model.get_output_embeddings()
     ]
-    compute = checkpoint.model.dtype
+    compute, full_bytes = checkpoint.model.dtype, bytes_of(checkpoint.model.parameters())
+    drop_weights(checkpoint.model)  # it is opened once more, to be quantised
     with written_whole(Path(out), folder=True, force=force) as folder:
         try:
             with quiet_transformers():
@@ -68,20 +80,60 @@ def quantise_checkpoint(
                 model.save_pretrained(folder)
         except (ImportError, RuntimeError, ValueError) as error:
             raise RunError(f"{name} was not quantised: {reason(error)}") from error
-        if bytes_of(model.parameters()) >= bytes_of(checkpoint.model.parameters()):
+        if bytes_of(model.parameters()) >= full_bytes:
             raise RequestError(
                 f"{scheme} would change nothing: no layer of {type(model).__name__} is one that {library} quantises"
             )
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(folder)
-        record = Path(name) / "layercoop.json"
-        if record.is_file():  # what was removed from which model holds for the quantised one
-            shutil.copyfile(record, folder / record.name)
+        proof = _verified(model, folder, trust_remote_code) if verify else not_verified("not asked for")
+        del model
+        _carry_record(Path(name), folder, scheme, proof)
     return {
         "scheme": scheme,
         "left": left,
         "bytes": {"full": _weights_of(Path(name)), "quantised": _weights_of(Path(out))},
+        "verified": proof,
     }
+
+
+def _verified(model: PreTrainedModel, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    """Compare the folder with the quantised model in memory, which is let go; what `layercoop.json` says of it."""
+    device = str(model.device)
+    try:
+        skeleton = Skeleton(model)
+        reference = masked_reference(make_players("layers", skeleton), range(skeleton.n_layers), probe_ids(skeleton))
+    except AssertionError as error:  # how bitsandbytes refuses shapes that its kernel for this processor cannot take
+        raise RunError(f"the quantised model does not run on this processor: {reason(error)}") from error
+    drop_weights(model)
+    try:
+        return reference.check(Written.open(folder, device=device, trust_remote_code=trust_remote_code))
+    except NoRoom as full:
+        warnings.warn(f"the quantised checkpoint was not compared with the model in memory: {full}", stacklevel=3)
+        return not_verified(str(full))
+
+
+def _carry_record(source: Path, folder: Path, scheme: str, proof: dict[str, Any]) -> None:
+    """Take the record of a pruned checkpoint along: what was removed from which model holds for the quantised one.
+
+    What was measured does not: it is moved to `unquantised`, beside null.
+    """
+    copy_own(source, folder, (RECORD,))
+    if not (folder / RECORD).is_file():
+        return
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        for part in (record, record.get("heldout") or {}):
+            for name in ("worth", "nll", "ppl"):
+                if part.get(name):
+                    part[name] = {**part[name], "pruned": None, "unquantised": part[name]["pruned"]}
+            if "window_nll" in part:
+                part["window_nll"] = None
+        record.update(cost=None, generations=None, quantised=scheme, verified=proof)
+        (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        (folder / RECORD).unlink()
+        warnings.warn(f"{source / RECORD} is no record of `prune`: it is left out", stacklevel=3)
 
 
 def uncalled(model: PreTrainedModel) -> list[str]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from layercoop_fast.errors import RunError
+from layercoop_fast.files import reason
 from layercoop_fast.game.calibration import cut_windows
 
 if TYPE_CHECKING:
@@ -36,19 +38,28 @@ class Prompts:
         return [self._text(row) for row in self.ids]
 
     def continued(self, model: PreTrainedModel) -> list[str]:
-        """What `model` writes after each prompt, `new_tokens` tokens at most."""
+        """What `model` writes after each prompt, `new_tokens` tokens at most.
+
+        Raises `RunError` where its `generate` refuses: it cannot here, or not in this memory.
+        """
         ids = self.ids.to(model.device)
-        with torch.inference_mode():
-            written: Any = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=self.new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self._padding(),
-            )
+        options: dict[str, Any] = {
+            "attention_mask": torch.ones_like(ids),
+            "max_new_tokens": self.new_tokens,
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+            "pad_token_id": self._padding(),
+        }
+        # Code that comes with a checkpoint may be older than transformers' caches, and fails in ways of its own.
+        foreign = type(model).__module__.startswith("transformers_modules.")
+        refusals: tuple[type[Exception], ...] = (Exception,) if foreign else (RuntimeError, ValueError, MemoryError)
+        try:
+            with torch.inference_mode():
+                written: Any = model.generate(ids, **options)
+        except refusals as error:
+            raise RunError(f"{type(model).__name__} generates nothing here: {reason(error)}") from error
         return [self._text(row[ids.shape[1] :]) for row in written]
 
     def _padding(self) -> int:

@@ -12,6 +12,7 @@ _SWITCHES = {
     "share_context": ("--share-context", "--no-share-context"),
     "measure_cost": ("--cost", "--no-cost"),
     "report": ("--report", "--no-report"),
+    "verify": ("--verify", "--no-verify"),
 }
 # Options that take all their labels at once.
 _JOINED = ("keep", "must_go")

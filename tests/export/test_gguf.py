@@ -18,8 +18,11 @@ from tiny_gguf import bare_gguf, tiny_llama_gguf
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.export import gguf as gguf_module
+from layercoop_fast.export import gguf_file
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.gguf import cut_gguf, parse_removed, removed_of
+from layercoop_fast.export.gguf_file import Value
 
 L = 6
 IDS = torch.arange(24).reshape(2, 12) * 7 % 300
@@ -318,3 +321,68 @@ def test_the_command_refuses_in_one_line(run: Any, path: Path, tmp_path: Path) -
     assert "--force" in run("cut", path, "--out", out, "--remove", "2")[2]
     status, printed, _ = run("cut", path, "--out", out, "--remove", "2.mlp", "--force", "--json")
     assert (status, json.loads(printed)["without_mlp"]) == (0, 1)
+
+
+# What was written is read back before it takes its place.
+
+
+def test_what_was_proven_is_said(path: Path, tmp_path: Path, run: Any) -> None:
+    cut = cut_gguf(path, parse_removed("1,3-4"), tmp_path / "cut.gguf")
+    there = gguf.GGUFReader(cut.out).tensors
+    compared = sum(int(tensor.n_bytes) for tensor in there)
+    assert cut.verified == {"done": True, "tensors": len(there), "bytes": compared, "logits": None}
+    status, said, _ = run("cut", path, "--remove", 2, "--out", tmp_path / "a.gguf", "--no-verify")
+    assert (status, said.rstrip()[-13:]) == (0, "not read back")
+    status, said, _ = run("cut", path, "--remove", 2, "--out", tmp_path / "b.gguf")
+    assert said.rstrip().endswith("read back: 48 tensors are the source's byte by byte")
+
+
+@pytest.mark.parametrize("removed", ["0,3", "1.mlp,2.attn,4"])
+def test_logits_are_compared_where_that_is_asked_for(path: Path, tmp_path: Path, run: Any, removed: str) -> None:
+    status, said, _ = run("cut", path, "--remove", removed, "--out", tmp_path / "cut.gguf", "--verify", "--json")
+    assert status == 0
+    logits = json.loads(said)["verified"]["logits"]
+    assert (logits["done"], logits["tokens"], logits["largest_difference"]) == (True, 48, 0.0)
+
+
+def test_why_logits_were_not_compared_is_said(path: Path, tmp_path: Path, run: Any) -> None:
+    """transformers reads no file whose blocks lack a half."""
+    status, said, _ = run("cut", path, "--remove", "0.attn", "--out", tmp_path / "cut.gguf", "--verify")
+    assert status == 0
+    assert "logits not compared: transformers" in said
+    assert "does not read it (The checkpoint you are trying to load has model type `deci`" in said
+
+
+def test_a_cut_that_goes_wrong_is_not_written(
+    path: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of another tensor, a tensor that is not there, one block too many in the metadata, a byte beyond zeros."""
+    pieces, values_of = gguf_file._pieces, Value.of_number
+
+    def other(tensor: Any, file: Any) -> Any:
+        piece = b"".join(pieces(tensor, file))
+        yield piece if tensor.name != "blk.1.ffn_up.weight" else piece[:-1] + bytes([piece[-1] ^ 1])
+
+    def stained(tensor: Any, file: Any) -> Any:
+        for piece in pieces(tensor, file):
+            yield piece if tensor.offset is not None else piece[:-1] + b"\1"
+
+    def more(number: float, kind: int) -> Value:
+        return values_of(number + 1, kind)
+
+    renamed = gguf_module.renamed
+    broken: list[tuple[str, Any, str, Any, str]] = [
+        ("3", gguf_file, "_pieces", other, "blk.1.ffn_up.weight does not hold the bytes of blk.1.ffn_up.weight"),
+        ("0", gguf_file, "_pieces", other, "blk.1.ffn_up.weight does not hold the bytes of blk.2.ffn_up.weight"),
+        ("0.attn", gguf_file, "_pieces", stained, "does not hold the bytes of zeros"),
+        ("3", Value, "of_number", more, "it says that it has 6 blocks, and 5 were kept"),
+        ("3", gguf_module, "renamed", lambda *a: renamed(*a)[:-1], "it lacks the tensor output.weight"),
+    ]
+    for removed, where, name, fault, said in broken:
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, fault)
+            status, _, line = run("cut", path, "--remove", removed, "--out", tmp_path / "cut.gguf")
+        assert (status, line.count("\n")) == (1, 1)
+        assert "the cut file is not the source without what was removed" in line
+        assert said in line
+        assert not any(tmp_path.iterdir())

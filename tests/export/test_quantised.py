@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny, tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from layercoop_fast.engine import quantised
 from layercoop_fast.engine.loading import fingerprint, open_checkpoint, quiet_transformers
@@ -19,14 +21,18 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.quantising import quantise_checkpoint, uncalled
+from layercoop_fast.pruning import prune
 from layercoop_fast.report.cost import Cost
+from layercoop_fast.report.html.page import report_page
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("plain") / "model", n_layers=3, hidden_size=96, intermediate_size=128)
+    """Of a shape that bitsandbytes' kernels for AVX512-BF16 take: 32 divides the outputs, 64 the inputs."""
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return save_tiny(tmp_path_factory.mktemp("plain") / "model", n_layers=3, **shape)
 
 
 @pytest.fixture(scope="module")
@@ -68,24 +74,68 @@ def test_prune_of_a_quantised_model_stays_quantised(nf4: Path, tmp_path: Path, r
         assert torch.equal(pruned(ids, use_cache=False).logits, context.logits(hidden))
 
 
-def test_codes_that_memory_lays_out_anew_are_copied_from_the_files(
-    nf4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As GPTQ's and AWQ's are, whose kernels repack them: what memory holds is not what goes into the files."""
-    monkeypatch.setattr("layercoop_fast.export.quantised._REPACKED", ("bitsandbytes",))
+def test_codes_are_copied_from_the_files_and_not_from_memory(nf4: Path, tmp_path: Path) -> None:
+    """Kernels repack what they read (GPTQ's and AWQ's always): what memory holds is not what goes into the files."""
     model = open_checkpoint(str(nf4)).model
     skeleton, ids = Skeleton(model), torch.arange(3, 27)[None]
     context = skeleton.context(ids)
     with torch.inference_mode():
         wanted = context.logits(context.run(2, context.run(0, context.embedding)))
     model.model.layers[2].mlp.up_proj.weight.data.zero_()
-    export_checkpoint(model, [0, 2], tmp_path / "pruned", blocks_path=skeleton.blocks_path)
+    export_checkpoint(model, [0, 2], tmp_path / "pruned", blocks_path=skeleton.blocks_path, verify=False)
     pruned = open_checkpoint(str(tmp_path / "pruned")).model
     with torch.inference_mode():
         assert torch.equal(pruned(ids, use_cache=False).logits, wanted)
-    model.name_or_path = ""
-    with pytest.raises(RequestError, match="bitsandbytes are copied from its files, and '' is no folder"):
-        export_checkpoint(model, [0], tmp_path / "again", blocks_path=skeleton.blocks_path)
+    for name, said in (
+        ("", "bitsandbytes are copied from its files, and '' is no folder"),
+        ("no/model", "'no/model' is"),
+    ):
+        model.name_or_path = name
+        with pytest.raises(RequestError, match=said):
+            export_checkpoint(model, [0], tmp_path / "again", blocks_path=skeleton.blocks_path)
+
+
+def test_files_with_other_names_than_the_modules_are_not_copied_from(nf4: Path, tmp_path: Path) -> None:
+    shutil.copytree(nf4, tmp_path / "model")
+    tensors = load_file(nf4 / "model.safetensors")
+    renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    model = open_checkpoint(str(tmp_path / "model")).model
+    save_file(renamed, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RequestError, match=r"keeps its weights under other names than its modules \(no model.layers.0"):
+        export_checkpoint(model, [0], tmp_path / "out", blocks_path="model.layers")
+
+
+def test_a_pruned_checkpoint_that_is_quantised_says_that_its_figures_are_of_before(plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="nf4 is bitsandbytes': pip install -e '.[bitsandbytes]'")
+    quick: dict[str, Any] = {"windows": 1, "tokens": 24, "samples": 0, "measure_cost": False, "repair": False}
+    before = prune(str(plain), tmp_path / "pruned", remove=1, method="reverse", **quick).record
+    done = quantise_checkpoint(str(tmp_path / "pruned"), tmp_path / "nf4")
+    record = json.loads((tmp_path / "nf4" / "layercoop.json").read_text())
+    assert record["removed"] == before["removed"]
+    assert record["quantised"] == "nf4"
+    assert record["ppl"] == {"full": before["ppl"]["full"], "pruned": None, "unquantised": before["ppl"]["pruned"]}
+    assert record["verified"] == done["verified"]
+    assert (done["verified"]["tokens"], done["verified"]["largest_difference"]) == (48, 0.0)
+    assert "<html" in report_page(record)
+
+
+def test_a_quantised_folder_that_is_not_the_model_is_not_written(
+    plain: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="nf4 is bitsandbytes': pip install -e '.[bitsandbytes]'")
+    save = PreTrainedModel.save_pretrained
+
+    def spoil(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+        save(model, folder, **options)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.layers.1.mlp.up_proj.weight.absmax"].mul_(1.01)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", spoil)
+    status, _, said = run("quantise", plain, "--out", tmp_path / "nf4")
+    assert (status, "what was written is not the masked model: on 48 tokens" in said) == (1, True)
+    assert not any(tmp_path.iterdir())
+    assert run("quantise", plain, "--out", tmp_path / "nf4", "--no-verify")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,10 @@ def test_a_pruned_checkpoint_is_the_same_without_the_model_in_memory(tmp_path: P
         asked: dict[str, Any] = {"remove": 2, "windows": 2, "tokens": 24, "measure_cost": False, "repair": False}
         done = prune(str(model), out, samples=0, offload=offload, **asked)
         records.append({**done.record, "seconds": None, "command": None})
+    verified = [record.pop("verified") for record in records]
     assert records[0] == records[1]
+    assert [one.pop("compared") for one in verified] == ["logits", "logits, block by block"]
+    assert verified[0] == verified[1]
     resident, streamed = (files_of(tmp_path / str(offload)) for offload in (False, True))
     assert resident["model.safetensors"] == streamed["model.safetensors"]
     assert resident["config.json"] == streamed["config.json"]

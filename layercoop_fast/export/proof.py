@@ -1,0 +1,284 @@
+"""Proof that a written checkpoint is the masked model: it is opened again by plain transformers and compared.
+
+    reference = masked_reference(players, mask, ids)       # while the original's weights are there
+    ...                                                    # the folder is written, the original may be let go
+    written = Written.open(folder, device="cpu")
+    record = reference.check(written)                      # raises `RunError` where the two are not the same
+
+The reference is the masked pass: the opened model's own blocks, those of the mask only, with a repair's weights in
+place where there is one. The logits compared with it are those of the folder's own forward pass, in which nothing of
+this package takes part. Of a model that is streamed block by block the folder is streamed too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from layercoop_fast.engine.forward import free_memory
+from layercoop_fast.engine.loading import check_device, open_checkpoint
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.engine.streamed import StreamedBlocks
+from layercoop_fast.engine.windows import Windows
+from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.files import reason
+from layercoop_fast.game.players import Players
+from layercoop_fast.game.protocol import Floats
+from layercoop_fast.game.utility import token_nll
+
+T = TypeVar("T")
+
+PROBE_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """How far a written model may be from the masked pass.
+
+    Attributes:
+        logits: largest difference of two logits as a share of the largest logit; 0 is bit for bit.
+        nll: difference of the mean NLL of the game's text, in nats. The game's fast blocks round differently.
+    """
+
+    logits: float
+    nll: float
+
+
+# What rounding alone comes to where sums may be taken in another order: by dtype of the residual stream.
+ROUNDING = {
+    torch.float64: Allowed(2e-5, 1e-3),
+    torch.float32: Allowed(2e-5, 1e-3),
+    torch.float16: Allowed(4e-3, 2e-2),
+    torch.bfloat16: Allowed(3e-2, 5e-2),
+}
+
+
+class NoRoom(RunError):
+    """The written model does not fit into the memory that is free, so that nothing can be said of it."""
+
+
+def allowed(model: PreTrainedModel, *, rounded: bool = False) -> Allowed:
+    """How far the checkpoint of a mask of `model` may be from the masked pass (docs/models.md has the table).
+
+    On the CPU bit for bit, in any dtype and quantisation, since the same kernels read the same weights in the same
+    shapes. Exceptions are allowed the rounding of the dtype: experts, whose sums are ordered by the layout of memory;
+    weights that were `rounded` when a factor was folded into them (GPT-2's inverse layer scale); a model whose rotary
+    frequencies were converted with its weights (`model.bfloat16()`), which `from_pretrained` makes anew in fp32. A
+    GPU's libraries choose their kernels by what is free and how tensors lie, so there it is rounding too.
+    """
+    within = ROUNDING.get(model.dtype, ROUNDING[torch.bfloat16])
+    exact = model.device.type == "cpu" and not (rounded or has_experts(model) or _buffers_converted(model))
+    return Allowed(0.0, within.nll) if exact else within
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether some tokens of a model are routed to some of its parts."""
+    return any("expert" in type(module).__name__.lower() for module in model.modules())
+
+
+def _buffers_converted(model: nn.Module) -> bool:
+    """Whether buffers that no checkpoint holds are narrower than `from_pretrained` makes them."""
+    stored = model.state_dict().keys()
+    return any(
+        buffer.dtype in (torch.float16, torch.bfloat16) for name, buffer in model.named_buffers() if name not in stored
+    )
+
+
+def probe_ids(skeleton: Skeleton) -> Tensor:
+    """A few dozen tokens of a model of which no text is known, int64 [1, T]."""
+    count = min(PROBE_TOKENS, skeleton.max_tokens or PROBE_TOKENS)
+    return torch.arange(count, device=skeleton.device)[None] % skeleton.vocab_size
+
+
+class Written:
+    """A written model, opened again; its blocks `streamed` from its files or in memory."""
+
+    def __init__(self, model: PreTrainedModel, streamed: StreamedBlocks | None = None) -> None:
+        self.model = model
+        self._skeleton = None if streamed is None else Skeleton(model, streamed=streamed)
+
+    @classmethod
+    def open(
+        cls, folder: Path, *, device: str = "cpu", trust_remote_code: bool = False, offload: bool = False
+    ) -> Written:
+        """Open a checkpoint folder that is complete for `from_pretrained`.
+
+        `device` and `trust_remote_code` are those that the original was opened with; with `offload` blocks are read
+        from the files when they are used.
+
+        Raises `NoRoom` where it does not fit into memory, `RunError` where it cannot be opened.
+        """
+        if not offload:
+            _check_room(folder, device)
+        try:
+            opened = open_checkpoint(str(folder), device=device, trust_remote_code=trust_remote_code, offload=offload)
+        except (RequestError, MemoryError) as error:
+            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+                raise NoRoom(f"there is no memory to open it again ({reason(error)})") from error
+            raise RunError(f"what was written cannot be opened again: {error}; nothing was written") from error
+        return cls(opened.model, opened.streamed)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its blocks are read from the files when they are used."""
+        return self._skeleton is not None
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Its logits [B, T, V] on the CPU for tokens int64 [B, T]. Raises `RunError` where its forward pass fails."""
+        return self._each([ids], lambda logits, _: logits)[0]
+
+    def window_nll(self, windows: Windows) -> Floats:
+        """Mean NLL of each window of plain text by the model's own forward pass, float64 [W], window by window."""
+        scored = windows.scored.cpu()
+
+        def mean_nll(logits: Tensor, ids: Tensor) -> float:
+            return float(token_nll(logits, ids)[0, scored].double().mean())
+
+        return np.array(self._each([ids[None] for ids in windows.ids.cpu()], mean_nll))
+
+    def _each(self, batches: Sequence[Tensor], take: Callable[[Tensor, Tensor], T]) -> list[T]:
+        """What `take` makes of the logits [B, T, V] of each batch of tokens, int64 [B, T]."""
+        try:
+            with torch.inference_mode():
+                if self._skeleton is not None:
+                    return [take(logits.cpu(), ids) for logits, ids in _streamed(self._skeleton, batches)]
+                return [
+                    take(self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.cpu(), ids)
+                    for ids in batches
+                ]
+        except Exception as error:  # whatever a model raises that does not run
+            raise RunError(
+                f"what was written does not run: {type(error).__name__}: {reason(error)}; nothing was written"
+            ) from error
+
+
+def _streamed(skeleton: Skeleton, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits of each batch, and the batch; every block is read from the files once for all of them."""
+    contexts = [skeleton.context(ids.to(skeleton.device)) for ids in batches]
+    states = [context.embedding for context in contexts]
+    skeleton.expect(range(skeleton.n_layers))
+    for layer in range(skeleton.n_layers):
+        states = [context.run(layer, hidden) for context, hidden in zip(contexts, states, strict=True)]
+    for context, hidden, ids in zip(contexts, states, batches, strict=True):
+        yield context.logits(hidden), ids
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a written model has to give.
+
+    Attributes:
+        ids: tokens, int64 [1, T].
+        logits: of the masked pass, [1, T, V] on the CPU.
+        allowed: how far it may be from that.
+    """
+
+    ids: Tensor
+    logits: Tensor
+    allowed: Allowed
+
+    def check(self, written: Written) -> dict[str, Any]:
+        """Compare the logits; what `layercoop.json` says of it (`verified`).
+
+        Raises `RunError` with the figures where they differ by more than is allowed.
+        """
+        got, wanted = written.logits(self.ids), self.logits
+        if got.shape != wanted.shape:
+            raise RunError(
+                f"what was written is not the masked model: its logits are {list(got.shape)}, those of the masked pass "
+                f"{list(wanted.shape)}; nothing was written"
+            )
+        difference, largest = _difference(got, wanted)
+        limit = self.allowed.logits * largest
+        if not difference <= limit:
+            bound = "bit for bit" if limit == 0 else f"to {limit:.3g}"
+            raise RunError(
+                f"what was written is not the masked model: on {self.ids.numel()} tokens logits differ by up to "
+                f"{difference:.3g}, where the largest is {largest:.3g} and they must agree {bound}; nothing was written"
+            )
+        return {
+            "done": True,
+            "compared": "logits, block by block" if written.streamed else "logits",
+            "tokens": self.ids.numel(),
+            "largest_difference": difference,
+            "largest_logit": largest,
+            "tolerance": self.allowed.logits,
+            "perplexity": "masked pass",
+            "reason": None,
+        }
+
+    def check_nll(self, own: float, masked: float) -> None:
+        """Raise `RunError` where the mean NLL of the folder is not that of the masked pass, in nats."""
+        if math.isfinite(masked) and not abs(own - masked) <= self.allowed.nll:
+            raise RunError(
+                f"what was written is not the masked model: its NLL of the calibration text is {own:.6g}, that of the "
+                f"masked pass {masked:.6g}, and they must agree to {self.allowed.nll:.3g}; nothing was written"
+            )
+
+
+def not_verified(why: str) -> dict[str, Any]:
+    """What `layercoop.json` says of a checkpoint that was not compared (`verified`)."""
+    return {
+        "done": False,
+        "compared": None,
+        "tokens": 0,
+        "largest_difference": None,
+        "largest_logit": None,
+        "tolerance": None,
+        "perplexity": "masked pass",
+        "reason": why,
+    }
+
+
+@torch.inference_mode()
+def masked_reference(
+    players: Players,
+    units: Iterable[int],
+    ids: Tensor,
+    *,
+    rounded: bool = False,
+    inside: Callable[[int], AbstractContextManager[None]] | None = None,
+) -> Reference:
+    """The masked pass over these units, ascending, on tokens int64 [1, T].
+
+    Each unit runs `inside` what that makes for it, for instance with other weights; else with the weights as they are.
+    """
+    context = players.skeleton.context(ids)
+    hidden = context.embedding
+    units = list(units)
+    players.skeleton.expect(dict.fromkeys(players.layer(unit) for unit in units))
+    for unit in units:
+        with nullcontext() if inside is None else inside(unit):
+            hidden = players.run(context, unit, hidden)
+    logits = context.logits(hidden).to("cpu", copy=True)
+    return Reference(ids.cpu(), logits, allowed(players.skeleton.model, rounded=rounded))
+
+
+def _difference(got: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """The largest difference of two logits and the largest finite one; equal infinities and NaNs are no difference."""
+    difference = largest = 0.0
+    for one, other in zip(got[0], wanted[0], strict=True):  # position by position: vocabularies are wide
+        one, other = one.double(), other.double()
+        same = (one == other) | (one.isnan() & other.isnan())
+        between = torch.where(same, torch.zeros_like(one), (one - other).abs())
+        between = between.nan_to_num(nan=float("inf"))
+        difference = max(difference, float(between.max()))
+        largest = max(largest, float(torch.where(other.isfinite(), other.abs(), 0.0).max()))
+    return difference, largest
+
+
+def _check_room(folder: Path, device: str) -> None:
+    """Raise `NoRoom` where the weights of a folder are more than the memory that is free."""
+    target = check_device("cuda" if device == "auto" else device)
+    size, free = sum(file.stat().st_size for file in folder.glob("*.safetensors")), free_memory(target)
+    if device != "auto" and size > free:
+        raise NoRoom(f"there is no memory to open it again: it takes {size:,} bytes, and {free:,} are free")
