@@ -14,6 +14,7 @@ from layercoop_fast.errors import RequestError
 
 app = typer.Typer(help="Look into stores of measured masks, join them, take worths out.", no_args_is_help=True)
 
+_PARTS = ("model", "players", "utility", "dtype", "calibration", "numerics")
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A store, as `evaluate --store FILE` keeps it.")]
 
 
@@ -93,8 +94,10 @@ def _show(found: dict[str, Any]) -> None:
     console = plain_console()
     console.print(f"{found['file']}: {found['bytes']:,} bytes, schema {found['schema']}", highlight=False)
     for game in found["games"]:
-        prints = game["fingerprints"]
+        # A store made by hand may lack a part.
+        prints = {name: game["fingerprints"].get(name, "not said") for name in _PARTS}
         table = Table(title=f"game {game['key']}", show_header=False, title_justify="left")
+        numerics = prints["numerics"] if isinstance(prints["numerics"], dict) else {}
         rows = {
             "masks": f"{game['masks']:,} held, {game['measured']:,} measured, {game['bytes']:,} bytes",
             "players": f"{game['n_players']}: {prints['players']}",
@@ -102,15 +105,17 @@ def _show(found: dict[str, Any]) -> None:
             "utility": prints["utility"],
             "model": f"{prints['model'][:16]}, {prints['dtype']}",
             "calibration": str(prints["calibration"])[:16],
-            "numerics": ", ".join(f"{name} {value}" for name, value in prints["numerics"].items()),
+            "numerics": ", ".join(f"{name} {value}" for name, value in numerics.items()),
         }
         if isinstance(items := prints["calibration"], dict) and "domains" in items:
-            rows["calibration"] = f"{items['text'][:16]}, {len(items['weights'])} texts weighing {items['weights']}"
-        elif isinstance(items, dict):
+            rows["calibration"] = (
+                f"{str(items.get('text'))[:16]}, {len(items['weights'])} texts weighing {items['weights']}"
+            )
+        elif isinstance(items, dict) and "options" in items:
             rows["windows"] = (
                 f"{len(items['labels'])} items, {len(items['tokens'])} options, {sum(items['tokens'])} tokens"
             )
-            rows["calibration"] = items["items"][:16]
+            rows["calibration"] = str(items.get("items"))[:16]
         for name, text in rows.items():
             table.add_row(name, text)
         console.print(table, highlight=False)
