@@ -11,6 +11,7 @@ import typer
 from layercoop_fast.cli import app
 from layercoop_fast.errors import LayercoopError
 from layercoop_fast.files import reason
+from layercoop_fast.shown import shown
 
 # typer raises click's exceptions, from click itself or from a copy of its own, by version; both descend from this one.
 _UsageError: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -42,12 +43,12 @@ def main() -> None:
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
     """A warning as errors are: where in the code it was raised says nothing to a user."""
-    return f"layercoop-fast: {' '.join(str(message).split())}\n"
+    return f"layercoop-fast: {shown(' '.join(str(message).split()))}\n"
 
 
 def _leave(message: str, status: int) -> NoReturn:
     if line := " ".join(message.split()):  # without arguments there is only the help, printed already
-        sys.stderr.write(f"layercoop-fast: {line}\n")
+        sys.stderr.write(f"layercoop-fast: {shown(line)}\n")
     sys.exit(status)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from layercoop_fast.report.console import say
+
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `prune` wrote.")],
@@ -24,4 +26,4 @@ def report(
     made = report_page(record)
     with written_whole(target, force=force or out is None) as place:
         place.write_text(made, encoding="utf-8")
-    typer.echo(f"written: {target}")
+    say(f"written: {target}")

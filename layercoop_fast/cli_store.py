@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.report.console import say
 
 app = typer.Typer(help="Look into stores of measured masks, join them, take worths out.", no_args_is_help=True)
 
@@ -52,7 +53,7 @@ def export(
     with Store(file) as store:
         measured = store.worths(key)
     measured.save(out, force=force)
-    typer.echo(f"{len(measured.masks)} masks, {measured.n_not_finite} worths are not finite. Written to {out}")
+    say(f"{len(measured.masks)} masks, {measured.n_not_finite} worths are not finite. Written to {out}")
 
 
 @app.command()
@@ -67,7 +68,7 @@ def merge(
     if len(files) < 2:
         raise RequestError("name two stores or more to join")
     joined = join(files, out, force=force)
-    typer.echo(
+    say(
         f"{joined['masks']} masks of {joined['games']} games; {joined['repeats']} were held more than once "
         f"(their NLLs differ by at most {joined['largest_difference']:.3g}). Written to {out}"
     )
@@ -82,7 +83,7 @@ def drop(file: File, key: Annotated[int, typer.Option(help="Which game (`store i
         raise RequestError(f"{file} does not exist")
     with Store(file, write=True) as store:
         dropped = store.drop(key)
-    typer.echo(f"game {key} with its {dropped.masks} masks is gone from {file}")
+    say(f"game {key} with its {dropped.masks} masks is gone from {file}")
 
 
 def _show(found: dict[str, Any]) -> None:

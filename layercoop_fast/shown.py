@@ -21,7 +21,9 @@ def shown(text: str, keep: str = "") -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escaped(character) if _is_hidden(character) and character not in keep else character for character in text)
+    return "".join(
+        _escaped(character) if _is_hidden(character) and character not in keep else character for character in text
+    )
 
 
 def _is_hidden(character: str) -> bool:

@@ -154,7 +154,7 @@ def _array(content: IO[bytes], size: int) -> NDArray[Any]:
         raise _WrongError(f"is cut short or damaged: shape {list(shape)} of {dtype} does not come to {held:,} bytes")
     array = np.empty(count, dtype)
     if held:
-        _fill(content, memoryview(array.view(np.uint8)))
+        _fill(content, array.view(np.uint8).data)
     if dtype == np.bool_ and (array.view(np.uint8) > 1).any():
         raise _WrongError("is damaged: its bools are neither 0 nor 1")
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
@@ -192,7 +192,10 @@ def _header(text: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
         raise wrong
     kind = descr.decode("ascii", "replace")
     if not _PLAIN.fullmatch(kind):
-        raise _WrongError(f"has an array of elements {kind!r}, which are not numbers, bools or text (object arrays and pickles are not read)")
+        raise _WrongError(
+            f"has an array of elements {kind!r}, and only numbers, bools and text are taken (object arrays and pickles "
+            "are not read)"
+        )
     sizes = shape.decode().replace(" ", "").removesuffix(",")
     parts = sizes.split(",") if sizes else []
     if len(parts) > _MOST_DIMENSIONS or not all(part.isdecimal() and len(part) <= 15 for part in parts):

@@ -48,7 +48,7 @@ class Header:
 def read_header(file: Path, descriptor: int | None = None) -> Header:
     """The header of a file (of `descriptor`, where it is open already).
 
-    Raises `RequestError` in one line where it cannot be read, is no safetensors file, or promises what it does not hold.
+    Raises `RequestError` where it cannot be read, is no safetensors file, or promises what it does not hold.
     """
     opened = descriptor
     try:
@@ -86,8 +86,8 @@ def _entry(file: Path, name: str, found: Any, start: int, length: int) -> Entry:
     form = _damaged(file, f"it does not say dtype, shape and place of {name}")
     if not isinstance(found, dict):
         raise form
-    dtype, shape, place = (found.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or not _are_counts(shape) or not _are_counts(place) or len(place) != 2:
+    dtype, shape, place = found.get("dtype"), _counts(found.get("shape")), _counts(found.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or place is None or len(place) != 2:
         raise form
     if len(shape) > _MOST_DIMENSIONS:
         raise _damaged(file, f"{name} has {len(shape)} dimensions")
@@ -97,12 +97,13 @@ def _entry(file: Path, name: str, found: Any, start: int, length: int) -> Entry:
         raise _damaged(file, f"the place of {name} does not fit its shape")
     if start + last > length:
         raise _damaged(file, f"it ends at byte {length}, and its header promises {start + last} at least")
-    return Entry(dtype, tuple(shape), start + first, last - first)
+    return Entry(dtype, shape, start + first, last - first)
 
 
-def _are_counts(found: Any) -> bool:
-    """Whether it is a list of whole numbers that 63 bits hold."""
-    return isinstance(found, list) and all(type(one) is int and 0 <= one < 2**63 for one in found)
+def _counts(found: Any) -> tuple[int, ...] | None:
+    """A list of whole numbers that 63 bits hold; None where it is something else."""
+    fits = isinstance(found, list) and all(type(one) is int and 0 <= one < 2**63 for one in found)
+    return tuple(found) if fits else None
 
 
 def _damaged(file: Path, how: str) -> RequestError:
