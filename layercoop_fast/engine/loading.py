@@ -111,11 +111,12 @@ def open_checkpoint(
     wanted = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
     if wanted is None:
         raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
-    check_folder(name)
+    _check_folder(name)
     if offload and target.type != "cpu":
         raise RequestError(f"--offload reads blocks for the CPU, not for {device}: leave one of the two out")
     if offload and not Path(name).is_dir():
         raise RequestError(f"{name} is no folder: with --offload weights are read from a checkpoint folder")
+    _check_weights(name)
     with quiet_transformers():
         config = _causal_config(name, trust_remote_code)
         with as_saved(f"{name}/config.json"):
@@ -352,16 +353,23 @@ def stated_layers(name: str, *, trust_remote_code: bool = False) -> int | None:
 
     Raises `RequestError` as `open_checkpoint` does.
     """
-    check_folder(name)
+    _check_folder(name)
     with quiet_transformers():
         return number_of_layers(_causal_config(name, trust_remote_code))
 
 
-def check_folder(name: str) -> None:
+def _check_weights(name: str) -> None:
+    """Raise `RequestError` for a safetensors file whose header promises what the file does not hold."""
+    path = Path(name)
+    if (path / WEIGHTS).is_file() or (path / INDEX).is_file():
+        for weights in files_of(path):
+            read_header(weights)
+
+
+def _check_folder(name: str) -> None:
     """Check what of a checkpoint folder can be checked before a library reads it.
 
-    Raises `RequestError` for a folder that is not there or lacks a config, pickled weights, JSON that is none, and a
-    safetensors file whose header promises what it does not hold.
+    Raises `RequestError` for a folder that is not there or lacks a config, pickled weights, and JSON that is none.
     """
     path = Path(name)
     if os.path.isdir(path):
@@ -377,9 +385,6 @@ def check_folder(name: str) -> None:
                 f"{name} holds pickled weights only (pytorch_model.bin), which are not opened: save the model as "
                 "safetensors first"
             )
-        if (path / WEIGHTS).is_file() or (path / INDEX).is_file():
-            for weights in files_of(path):
-                read_header(weights)
     elif os.path.exists(path):
         raise RequestError(f"{name} is a file: a checkpoint folder is needed")
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:

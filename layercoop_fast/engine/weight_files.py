@@ -124,8 +124,9 @@ def files_of(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise RequestError(f"{folder} holds no {WEIGHTS} and no {INDEX}: weights are read from safetensors files only")
-    form = f"{folder / INDEX} is no index of safetensors files: fetch or copy it again"
-    found = read_json(folder / INDEX, hint=form)
+    again = "fetch or copy it again"
+    form = f"{folder / INDEX} is no index of safetensors files: {again}"
+    found = read_json(folder / INDEX, hint=again)
     places = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise RequestError(form)

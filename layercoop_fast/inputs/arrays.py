@@ -33,9 +33,9 @@ _PLAIN = re.compile(r"[<>|=](?:b1|[iu][1248]|f[248]|U[0-9]{1,10})")
 _MOST_DIMENSIONS = 4
 _LARGEST_DIMENSION = 2**40
 
-# A member of an archive may hold this many bytes, or this many times the bytes of the whole file. Masks and equal
-# numbers are packed well, but the worths of many masks are not.
-_MOST_EXPANDED, _MOST_TIMES = 2**28, 100
+# Arrays of an archive may come to this many bytes, or this many times the bytes of the file. Masks and equal numbers
+# are packed well, but the losses of many windows are not.
+_MOST_EXPANDED, _MOST_TIMES = 2**28, 20
 _MOST_MEMBERS = 64
 _PIECE = 2**20
 
@@ -76,8 +76,13 @@ def read_arrays(path: Path, wanted: Mapping[str, tuple[type[np.generic], int]], 
         file.seek(0)
         try:
             archive = _archive(file)
+            entries = {name: _entry(archive, name) for name in wanted}
+            expanded = sum(entry.file_size for entry in entries.values())
+            if expanded > max(_MOST_EXPANDED, _MOST_TIMES * size):
+                raise _WrongError(f"would unpack from {size:,} bytes to {expanded:,}")
             for name, (kind, dimensions) in wanted.items():
-                found[name] = array = _member(archive, name, size)
+                with _unpacking(), archive.open(entries[name]) as content:
+                    found[name] = array = _array(content, entries[name].file_size)
                 if array.ndim != dimensions or not _is(array.dtype, kind):
                     form = "text" if kind is np.str_ else np.dtype(kind).name
                     raise RequestError(f"{path}: {name} should be a {dimensions}-dimensional array of {form}")
@@ -113,17 +118,14 @@ def _archive(file: IO[bytes]) -> zipfile.ZipFile:
     return archive
 
 
-def _member(archive: zipfile.ZipFile, name: str, file_size: int) -> NDArray[Any]:
+def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     try:
         entry = archive.getinfo(f"{name}.npy")
     except KeyError as error:
         raise _WrongError(f"lacks {name}") from error
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _WrongError(f"has {name} packed in a way that is not read")
-    if entry.file_size > max(_MOST_EXPANDED, _MOST_TIMES * file_size):
-        raise _WrongError(f"would unpack {name} from {file_size:,} bytes to {entry.file_size:,}")
-    with _unpacking(), archive.open(entry) as content:
-        return _array(content, entry.file_size)
+    return entry
 
 
 @contextmanager

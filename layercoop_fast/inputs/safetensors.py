@@ -72,7 +72,10 @@ def read_header(file: Path, descriptor: int | None = None) -> Header:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise _damaged(file, "its header is not UTF-8 text") from error
-    found = parse_json(text, f"the header of {file}")
+    try:
+        found = parse_json(text, "its header")
+    except RequestError as error:
+        raise _damaged(file, str(error)) from error
     if not isinstance(found, dict):
         raise _damaged(file, "its header is no JSON object")
     metadata = found.pop("__metadata__", None) or {}

@@ -12,6 +12,7 @@ from layercoop_fast.errors import LayercoopError, RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.inputs.bounds import MAX_JSON_BYTES, MAX_TEXT_BYTES
 
+_PIECE = 2**20
 # What code over values of unknown types and sizes raises where they are not what it expects.
 _UNEXPECTED = (
     ArithmeticError,
@@ -31,8 +32,11 @@ def read_text(path: Path, *, hint: str = "", limit: int = MAX_TEXT_BYTES) -> str
     Raises `RequestError` that names the file; of one that cannot be read with `hint`, what would be right, behind it.
     """
     try:
+        content = bytearray()
         with path.open("rb") as file:
-            content = file.read(limit + 1)
+            # By pieces: a read of the limit would take that much memory, and a pipe has no size to go by.
+            while len(content) <= limit and (piece := file.read(_PIECE)):
+                content += piece
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise RequestError(f"{path} cannot be read: {reason(error)}{hint and f'; {hint}'}") from error
     except MemoryError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import random
 import shutil
 import sqlite3
 from abc import ABC, abstractmethod
@@ -55,7 +54,7 @@ class Npz(Format):
             Worths(**arrays, window_tokens=tokens, fingerprints=prints).save(folder / "worths.npz", force=True)
             self.sound.append({**arrays, "window_tokens": tokens, "fingerprints": prints})
             self.content = (folder / "worths.npz").read_bytes()
-        self.bomb = small_files.bomb(2**29)
+        self.bombs = [small_files.bomb(2**26), small_files.bomb(2**22)]
 
     def attempt(self, rng: Random, place: Path) -> None:
         """Bytes, members and fingerprints; sometimes a file that would come to gigabytes."""
@@ -65,8 +64,8 @@ class Npz(Format):
         how = rng.random()
         if how < 0.35:
             file.write_bytes(damaged_bytes(self.content, rng))
-        elif how < 0.36:
-            file.write_bytes(self.bomb)
+        elif how < 0.37:
+            file.write_bytes(rng.choice(self.bombs))
         else:
             arrays = dict(rng.choice(self.sound))
             text = json.dumps(arrays.pop("fingerprints"))
@@ -75,7 +74,9 @@ class Npz(Format):
             members = {name: _npy(array) for name, array in {**arrays, "fingerprints": np.array(text)}.items()}
             if rng.random() < 0.5:
                 name = rng.choice(list(members))
-                members[name] = small_files.npy_bytes(rng, bytes(rng.randrange(256) for _ in range(rng.choice((6, 48)))))
+                members[name] = small_files.npy_bytes(
+                    rng, bytes(rng.randrange(256) for _ in range(rng.choice((6, 48))))
+                )
             file.write_bytes(small_files.npz_bytes(members, rng))
         read = Worths.load(file)
         assert (len(read.masks),) == read.worths.shape == read.nll.shape == read.nll_stderr.shape
@@ -162,7 +163,9 @@ class Store(Format):
             prints = damaged_value(self.prints, rng)
             text: Any = json.dumps(prints) if rng.random() < 0.8 else rng.choice((*ODD[:20], *TEXTS, b"\xff"))
             players = 9 if rng.random() < 0.6 else rng.choice((*NUMBERS, "9", None, b"9"))
-            tokens = np.full(3, 7).tobytes() if rng.random() < 0.7 else rng.choice((b"", b"1", bytes(24), "7", 7, bytes(64)))
+            tokens = (
+                np.full(3, 7).tobytes() if rng.random() < 0.7 else rng.choice((b"", b"1", bytes(24), "7", 7, bytes(64)))
+            )
             crc = _crc(text, players, tokens) if rng.random() < 0.9 else rng.choice((0, None, "x", 1e300))
             _run(
                 connection,
@@ -232,7 +235,7 @@ class Gguf(Format):
             content = damaged_bytes(content, rng)
         (place / "model.gguf").write_bytes(content)
         removed = parse_removed(rng.choice(("1", "0", "2", "1-2", "1.attn", "0.attn", "2.mlp", "0.mlp,1.attn", "0-3")))
-        n_layers = rng.choice((None, None, None, 4))
+        n_layers = rng.choice((*[None] * 9, 4))
         done = cut_gguf(place / "model.gguf", removed, place / "cut.gguf", n_layers=n_layers)
         assert done.out.stat().st_size <= 2 * len(content) + 2**17
         assert done.blocks["pruned"] <= done.blocks["full"]
@@ -240,30 +243,54 @@ class Gguf(Format):
 
 
 _RECORD: dict[str, Any] = {
-    **{"schema": 1, "model": "models/tiny", "players": "layers", "n_players": 4, "removed": [1], "kept": [0, 2, 3]},
-    **{"method": "coop", "shapley": [0.1, 0.2, 0.3, 0.4], "scores": [0.1, 0.2, 0.3, 0.4], "calibration": {}},
-    **{"worth": {"full": 1.0, "pruned": 0.9}, "nll": {"full": 2.0, "pruned": 2.1}, "ppl": {"full": 7.4, "pruned": 8.2}},
+    "schema": 1,
+    "model": "models/tiny",
+    "players": "layers",
+    "n_players": 4,
+    "removed": [1],
+    "kept": [0, 2, 3],
+    "method": "coop",
+    "shapley": [0.1, 0.2, 0.3, 0.4],
+    "scores": [0.1, 0.2, 0.3, 0.4],
+    "calibration": {},
+    "worth": {"full": 1.0, "pruned": 0.9},
+    "nll": {"full": 2.0, "pruned": 2.1},
+    "ppl": {"full": 7.4, "pruned": 8.2},
     "evaluations": {"masks": 20, "unique": 18, "layer_evals": 60, "layer_evals_naive": 80, "token_evals": 9000},
     "cost": None,
     "details": {
-        "interactions": [[0.1, 0.2, 0.3], [0.1, 0.2], [0.1]],
-        "interactions_stderr": [[0.1, 0.2, 0.3], [0.1, 0.2], [0.1]],
+        "loss": 0.1,
+        "interactions": [[0.1, 0.2, 0.3], [0.1, 0.2], [0.1], []],
+        "interactions_stderr": [[0.1, 0.2, 0.3], [0.1, 0.2], [0.1], []],
         "path": [{"n_removed": 1, "removed": [1], "loss": 0.1}],
         "alternatives": [{"keeps": 1, "removed": [2], "loss": 0.2, "better": 0.1}],
         "forecasts": {"n_removed": [1], "expected": [0.1], "stderr": [0.01], "measured": [0.1]},
     },
     "fingerprints": {"model": "a", "players": "layers", "utility": "ppl_ratio"},
-    **{"seconds": {"search": 1.0, "open": 0.5}, "seed": 0, "versions": {"torch": "2"}, "command": "prune models/tiny"},
+    "seconds": {"search": 1.0, "open": 0.5},
+    "seed": 0,
+    "versions": {"torch": "2"},
+    "command": "prune models/tiny",
     "window_nll": {"full": [2.0, 2.0], "pruned": [2.1, 2.2]},
     "params": {"full": 1000, "players": [100, 100, 100, 100]},
-    **{"excerpts": ["one", "two"], "generations": None, "repair": None},
+    "excerpts": ["one", "two"],
+    "generations": None,
+    "repair": None,
     "budget": {"kind": "remove", "asked": 1, "reached": 1, "in_checkpoint": 1},
     "constraints": {"keep": [], "keep_first": 0, "keep_last": 0, "must_go": [], "stages": 1},
     "nested": {
         "sizes": [
             {
-                **{"n_removed": 1, "removed": [1], "worth": 0.9, "ppl": 8.2, "heldout_ppl": None, "loss": 0.1},
-                **{"free": [1], "free_ppl": 8.2, "free_loss": 0.1, "price": 0.0},
+                "n_removed": 1,
+                "removed": [1],
+                "worth": 0.9,
+                "ppl": 8.2,
+                "heldout_ppl": None,
+                "loss": 0.1,
+                "free": [1],
+                "free_ppl": 8.2,
+                "free_loss": 0.1,
+                "price": 0.0,
             }
         ],
         "cost": {"size": {"masks": 9}, "free": {"masks": 9, "passes": 3.0}, "family": {"masks": 9, "passes": 3.0}},
@@ -305,7 +332,22 @@ class MaskText(Format):
         from layercoop_fast.export.gguf import parse_removed
         from layercoop_fast.runtime.mask_text import mask_of
 
-        items = ("3", "1-2", "0.attn", "1.mlp", "0-999999", "0-65535", "65535", "٣", "3-1", " 2 ", "", "-", "1-2-3", "full")
+        items = (
+            "3",
+            "1-2",
+            "0.attn",
+            "1.mlp",
+            "0-999999",
+            "0-65535",
+            "65535",
+            "٣",
+            "3-1",
+            " 2 ",
+            "",
+            "-",
+            "1-2-3",
+            "full",
+        )
         text = ",".join(rng.choice(items) for _ in range(rng.choice((1, 2, 5))))
         if rng.random() < 0.05:
             text = ",".join(["0-65535"] * 20_000)
@@ -339,7 +381,9 @@ class Items(Format):
         texts: list[Any] = [{"text": "some words"}, {"text": "more words"}]
         file = place / "items.jsonl"
         lines = rng.choice((items, items, texts))
-        content = b"\n".join(damaged_json(line, rng) if rng.random() < 0.5 else json.dumps(line).encode() for line in lines)
+        content = b"\n".join(
+            damaged_json(line, rng) if rng.random() < 0.5 else json.dumps(line).encode() for line in lines
+        )
         file.write_bytes(damaged_bytes(content, rng) if rng.random() < 0.2 else content)
         if lines is texts:
             assert read_text(str(file)).strip()
@@ -432,9 +476,8 @@ class Checkpoint(Format):
         super().__init__(folder)
         from tiny_models import save_tiny
 
-        random.seed(0)
-        self.sound = save_tiny(folder / "sound", n_layers=2, hidden_size=32, intermediate_size=32)
-        self.files = {path.name: path.read_bytes() for path in self.sound.iterdir()}
+        save_tiny(folder, n_layers=2)
+        self.files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
     def attempt(self, rng: Random, place: Path) -> None:
         """One file of it, by bytes or by values."""
