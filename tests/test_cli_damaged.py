@@ -44,7 +44,7 @@ def test_a_wrong_mask_file_is_refused_before_the_model_is_opened(run: Run, tmp_p
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("config.json", "[" * 10**5, "JSON of too many levels"),
+        ("config.json", "[" * 10**5, "it has too many levels"),
         ("config.json", '{"model_type": "llama", "num_hidden_layers": 1e308}', "cannot be opened"),
         ("config.json", '{"model_type": "llama", "num_hidden_layers": 1000000000}', "models of 1 to 65,536 are opened"),
         ("config.json", '{"model_type": ["llama"]}', "config.json|cannot be opened"),

@@ -38,6 +38,7 @@ from layercoop_fast.files import reason
 from layercoop_fast.game.chat import chat_windows, stretch_of
 from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.protocol import Progress
+from layercoop_fast.inputs.bounds import MAX_TOKENS
 from layercoop_fast.inputs.text import parse_json
 from layercoop_fast.inputs.text import read_text as read_utf8
 
@@ -150,6 +151,8 @@ def load_calibration(
         raise RequestError(
             f"{windows} windows of {tokens} tokens: at least 1 window of 2 tokens is needed to score one"
         )
+    if windows * tokens > MAX_TOKENS:
+        raise RequestError(f"{windows} windows of {tokens} tokens are more than {MAX_TOKENS:,} tokens: ask for fewer")
     if skeleton.max_tokens is not None and tokens > skeleton.max_tokens:
         raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
     if spec == "self":

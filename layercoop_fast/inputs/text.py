@@ -62,7 +62,7 @@ def parse_json(text: str, where: str, *, hint: str = "") -> Any:
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise RequestError(f"{where} is JSON of too many levels{hint and f': {hint}'}") from error
+        raise RequestError(f"{where} is not JSON (it has too many levels){hint and f': {hint}'}") from error
     except MemoryError as error:
         raise RequestError(f"{where} does not fit into memory") from error
     except ValueError as error:  # numbers of thousands of digits are a plain ValueError

@@ -14,6 +14,7 @@ import secrets
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class Fuzzer:
 
     def __init__(self) -> None:
         self.tallies: dict[str, Tally] = {}
+        # Ours, since a worker that is killed clears nothing away.
+        self._scratch = tempfile.TemporaryDirectory(prefix="layercoop-fuzz-")
         self._worker: subprocess.Popen[bytes] | None = None
         self._known: set[str] = set()
         self._unread = b""
@@ -60,6 +63,7 @@ class Fuzzer:
 
     def __exit__(self, *_: object) -> None:
         self._end()
+        self._scratch.cleanup()
 
     def run(self, name: str, first: int, last: int, keep: str | None = None) -> Tally:
         """Try the seeds `first` to `last` − 1 of a format."""
@@ -89,7 +93,7 @@ class Fuzzer:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LAYERCOOP_THREADS": "1"}
             environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RAYON_NUM_THREADS": "1"}
             self._worker = subprocess.Popen(
-                [sys.executable, str(HERE / "worker.py")],
+                [sys.executable, str(HERE / "worker.py"), self._scratch.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL if "LAYERCOOP_FUZZ_SHOW" not in os.environ else None,
@@ -150,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     break
             if ends is None or time.monotonic() > ends:
                 break
+            print(f"{sum(one.cases for one in fuzzer.tallies.values())} cases so far", file=sys.stderr, flush=True)
         counts = {name: tally.as_json() for name, tally in fuzzer.tallies.items()}
     failed = sum(one["failed"] for one in counts.values())
     total = {"first_seed": first, "cases": sum(one["cases"] for one in counts.values()), "failed": failed}

@@ -1,8 +1,8 @@
 """A process that tries damaged inputs within a limit of memory and time, and says what came of each.
 
-It reads lines of JSON, `{"format": "npz", "first": 0, "last": 100}`, and answers each seed with a line
-`{"seed": 0, "outcome": "taken" | "refused" | "failed", "why": "..."}`. A process that dies, or does not answer, failed
-at the seed that it has not answered.
+Its argument is a folder to work in. It reads lines of JSON, `{"format": "npz", "first": 0, "last": 100}`, and answers
+each seed with a line `{"seed": 0, "outcome": "taken" | "refused" | "failed", "why": "..."}`. Where it dies, or does not
+answer, the seed that it has not answered failed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
-import tempfile
 import traceback
 import warnings
 from pathlib import Path
@@ -40,21 +40,22 @@ def main() -> None:
     # Of the processor's time, so that a busy machine makes no failures; whoever waits for an answer goes by the clock.
     signal.signal(signal.SIGPROF, _over)
     made: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="layercoop-fuzz-") as scratch:
-        for line in sys.stdin:
-            asked = json.loads(line)
-            name = asked["format"]
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            if name not in made:
-                made[name] = FORMATS[name](emptied(Path(scratch) / name / "sound"))
-            for seed in range(asked["first"], asked["last"]):
-                place = emptied(Path(scratch) / name / "place")
-                resource.setrlimit(resource.RLIMIT_AS, (_held() + BYTES, resource.RLIM_INFINITY))
-                outcome, why = _tried(made[name], Random(f"{name} {seed}"), place)
-                answers.write(json.dumps({"seed": seed, "outcome": outcome, "why": why}) + "\n")
-                answers.flush()
-                if asked.get("keep"):
-                    os.rename(place, emptied(Path(asked["keep"])) / str(seed))
+    scratch = Path(sys.argv[1])
+    for line in sys.stdin:
+        asked = json.loads(line)
+        name = asked["format"]
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if name not in made:
+            made[name] = FORMATS[name](emptied(scratch / name / "sound"))
+        for seed in range(asked["first"], asked["last"]):
+            place = emptied(scratch / name / "place")
+            resource.setrlimit(resource.RLIMIT_AS, (_held() + BYTES, resource.RLIM_INFINITY))
+            outcome, why = _tried(made[name], Random(f"{name} {seed}"), place)
+            answers.write(json.dumps({"seed": seed, "outcome": outcome, "why": why}) + "\n")
+            answers.flush()
+            if asked.get("keep"):
+                emptied(Path(asked["keep"]))
+                shutil.copytree(place, Path(asked["keep"]) / f"{name} {seed}")
 
 
 def _tried(one: Any, rng: Random, place: Path) -> tuple[str, str]:

@@ -57,7 +57,7 @@ def test_an_archive_that_comes_to_gigabytes_is_refused_before_it_is_unpacked(tmp
 def test_json_of_many_levels_and_of_many_bytes(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     for content, said in [
-        (b"[" * 10**5, "is JSON of too many levels: write it again"),
+        (b"[" * 10**5, r"is not JSON \(it has too many levels\): write it again"),
         (b"{'a': 1}", r"is not JSON \(.*\): write it again"),
         (b"\xff", r"is not UTF-8 text \(byte 0\)"),
         (b"1" * 10**5, "is not JSON"),
@@ -126,3 +126,12 @@ def test_long_and_many_ranges_of_blocks_take_no_time() -> None:
         parse_removed(",".join(["0-999999"] * 20))
     with pytest.raises(RequestError, match="takes blocks like"):
         parse_removed("٣")
+
+
+@pytest.mark.parametrize(("players", "masks"), [(32, 10**12), (65_537, 1), (10**12, 10**12)])
+def test_more_masks_than_any_memory_holds_are_refused(players: int, masks: int) -> None:
+    from layercoop_fast.game.samplers import SAMPLERS
+
+    for draw in SAMPLERS.values():
+        with pytest.raises(RequestError, match=r"too many to lay out|strata have fewer|cut has"):
+            draw(players, masks, strata=[1, 2])
