@@ -25,7 +25,6 @@ from layercoop_fast.cli_options import (
     with_objective,
 )
 from layercoop_fast.errors import RequestError
-from layercoop_fast.report.console import say
 
 
 def compare(
@@ -108,6 +107,6 @@ def compare(
         with written_whole(html, force=force) as made:
             made.write_text(comparison_page(compared.record), encoding="utf-8")
     if as_json:
-        say(written)
+        typer.echo(written)
     else:
         show_comparison(compared)

@@ -17,11 +17,14 @@ def library_reads(name: str, what: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (LayercoopError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except LayercoopError:
         raise
     except MemoryError as error:
         raise RequestError(f"{what}{name} cannot be opened: it needs more memory than there is") from error
     except BaseException as error:
+        # Ctrl-C and other ends of a process are no `Exception` either, and go on.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise RequestError(f"{what}{name} cannot be opened: {first_line(error)}") from error
 
 

@@ -28,8 +28,8 @@ def plain_console() -> Console:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line for people, on standard error with `err`."""
-    typer.echo(shown(text, _OF_TEXT), err=err)
+    """Print one line for people, on standard error with `err`."""
+    typer.echo(shown(text), err=err)
 
 
 def write_generated(text: str) -> None:

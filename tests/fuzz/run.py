@@ -27,7 +27,9 @@ NAMES = (
     *("checkpoint", "tokenizer"),
 )
 # Cases beside those of other formats: what opens a whole model takes longest.
-SHARES = {"store": 0.5, "checkpoint": 0.2, "tokenizer": 0.2}
+SHARES = {"store": 0.5, "checkpoint": 0.05, "tokenizer": 0.05}
+# Cases of a format before the next one takes its turn.
+_TURN = 200
 # Seconds until an answer that does not come is a failure. A case has 10 s of the processor; before its first one a
 # worker loads its libraries and makes its files.
 _PATIENCE, _FIRST_PATIENCE = 60, 300
@@ -144,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         while True:
             for name in names:
                 share = SHARES.get(name, 1.0) if len(names) > 1 else 1.0
-                count = max(1, round(share * (50 if ends is not None else asked.cases)))
+                count = max(1, round(share * (_TURN if ends is not None else asked.cases)))
                 known = len(fuzzer.tallies[name].failures) if name in fuzzer.tallies else 0
                 tally = fuzzer.run(name, at[name], at[name] + count, asked.keep)
                 at[name] += count

@@ -17,6 +17,7 @@ import pytest
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.inputs.arrays import read_array, read_arrays
+from layercoop_fast.inputs.libraries import library_reads
 from layercoop_fast.inputs.safetensors import read_header
 from layercoop_fast.inputs.text import as_saved, is_flat, read_json, read_text
 
@@ -135,3 +136,15 @@ def test_more_masks_than_any_memory_holds_are_refused(players: int, masks: int) 
     for draw in SAMPLERS.values():
         with pytest.raises(RequestError, match=r"too many to lay out|strata have fewer|cut has"):
             draw(players, masks, strata=[1, 2])
+
+
+def test_what_libraries_raise_is_one_line_and_what_ends_a_process_is_not() -> None:
+    panic = type("PanicException", (BaseException,), {})
+    for raised in (Exception("first\nsecond"), panic("first\nsecond"), ZeroDivisionError("first")):
+        with pytest.raises(RequestError, match=r"^model cannot be opened: first$"), library_reads("model"):
+            raise raised
+    with pytest.raises(RequestError, match="more memory than there is"), library_reads("model"):
+        raise MemoryError
+    for ends in (KeyboardInterrupt, SystemExit, type("Terminated", (BaseException,), {})):
+        with pytest.raises(ends), library_reads("model"):
+            raise ends
