@@ -19,8 +19,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from layercoop_fast.shown import shown
-
 PATIENCE_SECONDS = 2.0
 
 
@@ -73,7 +71,7 @@ class Bars:
 
     def _draw(self, progress: Progress, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks:
-            self._tasks[stage] = progress.add_task(shown(stage), total=total)
+            self._tasks[stage] = progress.add_task(stage, total=total)
         task = progress.tasks[self._tasks[stage]]
         if done < task.completed:
             progress.reset(task.id, total=total)

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from layercoop_fast.__main__ import _one_line
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.progress import Bars
 from layercoop_fast.report.console import _Plain, say, write_generated
 from layercoop_fast.shown import shown
 
@@ -60,15 +59,6 @@ def test_what_a_model_writes_is_escaped_in_a_terminal_alone(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     write_generated("one\n\ttwo\x1b]0;title\x07")
     assert capsys.readouterr().out == "one\n\ttwo\\x1b]0;title\\x07"
-
-
-def test_stages_of_bars_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    bars = Bars()
-    bars._begin()
-    bars.update(EVIL, 1, 2)
-    assert bars._progress is not None
-    assert [task.description for task in bars._progress.tasks] == [PLAIN]
-    bars._progress.stop()
 
 
 def test_a_name_of_a_file_reaches_the_terminal_escaped(

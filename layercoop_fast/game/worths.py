@@ -117,6 +117,7 @@ def check_measured(fingerprints: Any, n_players: int, window_tokens: NDArray[np.
         raise RequestError(f"{where}: the fingerprint of numerics is no JSON object")
     calibration = fingerprints.get("calibration")
     with as_saved(f"{where}: fingerprints"):
+        json.dumps(fingerprints, allow_nan=False)  # as they are written again
         if len(names_of_players(n_players, fingerprints)) != n_players:
             raise RequestError(f"{where}: its players are not those of its masks")
         domains, layout = Domains.of(calibration), Layout.of(calibration)
