@@ -68,3 +68,9 @@ sanitize: $(foreach kind,address thread,$(foreach program,team fork decode threa
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info layercoop_fast/*.so
+
+# Damaged inputs of every format with fresh seeds, half an hour of them; the last line is JSON. A failure says its format
+# and seed: `.venv/bin/python tests/fuzz/run.py --format npz --first SEED --cases 1 --keep DIR` tries it again.
+.PHONY: fuzz
+fuzz: $(VENV)/installed
+	$(BIN)/python tests/fuzz/run.py --minutes 30

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from layercoop_fast.errors import LayercoopError, RequestError
 from layercoop_fast.files import reason
+from layercoop_fast.shown import shown
 from layercoop_fast.stopping import Terminated, status_of, stopped_by_signals
 
 TRACEBACK = "LAYERCOOP_TRACEBACK"
@@ -95,7 +96,7 @@ def _nobody_reads() -> bool:
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
     """A warning as errors are: where in the code it was raised says nothing to a user."""
-    return f"layercoop-fast: {' '.join(str(message).split())}\n"
+    return f"layercoop-fast: {shown(' '.join(str(message).split()))}\n"
 
 
 def _leave(message: str, status: int) -> NoReturn:
@@ -103,7 +104,7 @@ def _leave(message: str, status: int) -> NoReturn:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         if line := " ".join(message.split()):  # without arguments there is only the help, printed already
-            sys.stderr.write(f"layercoop-fast: {line}\n")
+            sys.stderr.write(f"layercoop-fast: {shown(line)}\n")
             sys.stderr.flush()
     sys.exit(status)
 

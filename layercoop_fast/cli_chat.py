@@ -32,6 +32,8 @@ from layercoop_fast.cli_options import (
     size_in_bytes,
 )
 from layercoop_fast.errors import LayercoopError, RequestError
+from layercoop_fast.report.console import write_generated
+from layercoop_fast.shown import shown
 
 if TYPE_CHECKING:
     from layercoop_fast.runtime.talk import Talk
@@ -171,8 +173,7 @@ class _Terminal:
         try:
             with _interrupts() as pressed:
                 for part in parts:
-                    sys.stdout.write(part)
-                    sys.stdout.flush()
+                    write_generated(part)
                     if pressed:
                         stopped = True
                         break
@@ -202,7 +203,7 @@ class _Terminal:
         return " · ".join(parts)
 
     def _say(self, text: str, style: str = "dim") -> None:
-        self._console.print(Text(text, style=style))
+        self._console.print(Text(shown(text, "\n"), style=style))
 
 
 @contextlib.contextmanager

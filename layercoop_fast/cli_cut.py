@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.report.console import say
 
 
 def cut(
@@ -54,7 +55,7 @@ def cut(
             f", {done.without_attention} of them without attention and {done.without_mlp} without MLP "
             f"(architecture {done.architecture})"
         )
-    typer.echo(
+    say(
         f"{done.blocks['full']} → {done.blocks['pruned']} blocks{halves}; "
         f"{done.params['full']:,} → {done.params['pruned']:,} parameters, "
         f"{done.file_bytes['full']:,} → {done.file_bytes['pruned']:,} bytes. Written to {done.out}; "

@@ -42,6 +42,7 @@ from layercoop_fast.cli_options import (
     with_objective,
 )
 from layercoop_fast.errors import RequestError
+from layercoop_fast.report.console import say
 from layercoop_fast.stopping import STOPS, Stopped
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from layercoop_fast.game.outlook import Outlook
     from layercoop_fast.game.worths import Worths
     from layercoop_fast.spans import Spans
+
+_PER_LAYER = {"layers": 1, "sublayers": 2}
+"""Players a layer, of the kinds of players that follow from the config."""
 
 
 def evaluate(
@@ -90,11 +94,12 @@ def evaluate(
     Until that is there, what is measured is kept in OUT.store: a run that was killed goes on with --resume. With
     --store it is kept in a file of yours instead, from which every later run goes on by itself.
     """
+    from layercoop_fast.engine.loading import stated_layers
     from layercoop_fast.files import check_target
     from layercoop_fast.game.model_game import ModelGame
     from layercoop_fast.game.outlook import outlook
     from layercoop_fast.game.shelf import store_beside
-    from layercoop_fast.game.worths import load_masks
+    from layercoop_fast.game.worths import check_width, load_masks
     from layercoop_fast.progress import Bars
     from layercoop_fast.report.tables import show_outlook
     from layercoop_fast.spans import Spans
@@ -109,6 +114,12 @@ def evaluate(
         )
     if store is not None and resume:
         raise RequestError("--resume goes on from OUT.store; with --store FILE every run goes on from FILE by itself")
+    asked = load_masks(masks)
+    # Players of other kinds, and blocks named by hand, are counted in the opened model alone.
+    if blocks is None and players in _PER_LAYER:
+        layers = stated_layers(model, trust_remote_code=trust_remote_code)
+        if layers is not None:
+            check_width(asked, _PER_LAYER[players] * layers, masks)
     kept = nullcontext(store) if store is not None else store_beside(out, resume=resume)
     with kept as place, Bars("opening the model") as bars:
         opened = ModelGame.from_pretrained(
@@ -136,7 +147,7 @@ def evaluate(
             on_progress=bars.update,
         )
         with closing(opened) as game:
-            asked = load_masks(masks, game.n_players)
+            check_width(asked, game.n_players, masks)
             ahead = outlook(game, asked)
             if not as_json:
                 show_outlook(ahead)
@@ -210,19 +221,19 @@ def _show(
 
     counts = game.evaluations
     known = f", {summary['from_store']} of them taken from {place}" if summary["from_store"] else ""
-    typer.echo(
+    say(
         f"{len(measured.masks)} masks measured in {summary['seconds']} s by {counts.layer_evals:,} layer evaluations "
         f"(naive: {counts.layer_evals_naive:,}){known}; {measured.n_not_finite} worths are not finite. "
         f"Written to {summary['out']}"
     )
     if "worth_stderr" in summary:
         error = math.nan if summary["worth_stderr"] is None else summary["worth_stderr"]
-        typer.echo(f"standard error of a mask's {utility} over items, median: {error:.3g}")
+        say(f"standard error of a mask's {utility} over items, median: {error:.3g}")
     elif summary["nll_stderr"] is not None:
-        typer.echo(f"standard error of a mask's NLL over windows, median: {summary['nll_stderr']:.3g} nats a token")
+        say(f"standard error of a mask's NLL over windows, median: {summary['nll_stderr']:.3g} nats a token")
     if summary["weights_read"]:
-        typer.echo(f"read {summary['weights_read'] / 2**30:.2f} GiB of weights from the checkpoint's files")
+        say(f"read {summary['weights_read'] / 2**30:.2f} GiB of weights from the checkpoint's files")
     if game.workers is None:
         show_breakdown(spans)
     if profile is not None:
-        typer.echo(f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev")
+        say(f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev")

@@ -32,6 +32,7 @@ from layercoop_fast.cli_options import (
     size_in_bytes,
 )
 from layercoop_fast.errors import RequestError
+from layercoop_fast.report.console import say, write_generated
 
 if TYPE_CHECKING:
     from layercoop_fast.runtime.masks import Halves
@@ -93,7 +94,7 @@ def generate(
         answers: list[Generation] = found if isinstance(found, list) else [found]
         if not as_json:
             for number, (text, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
-                typer.echo(f"[{number}] {text.strip()[:60]!r}\n{answer.text}\n")
+                write_generated(f"[{number}] {text.strip()[:60]!r}\n{answer.text}\n\n")
     else:
         answers = [_streamed(opened.stream(texts[0], halves, sampling=sampling, draft=drafted, **asked), len(texts[0]))]
     if as_json:
@@ -107,7 +108,7 @@ def generate(
         }
         sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
     elif stats:
-        typer.echo(_stats(opened, answers), err=True)
+        say(_stats(opened, answers), err=True)
 
 
 def draft_of(
@@ -134,7 +135,7 @@ def draft_of(
         found = find_draft(model.executor, prompts, sampling=sampling, progress=bars.update)
     if not quiet:
         pays = f"{found.speed_up:.2f} times the speed" if found.speed_up > 1 else "which does not pay here"
-        typer.echo(
+        say(
             f"draft: {found.acceptance:.0%} of its tokens accepted, {pays}; {found.n_masks} masks measured. "
             f"Next time: --draft {text_of(model.mask(found.mask))}",
             err=True,
@@ -168,8 +169,7 @@ def _streamed(steps: Iterator[Step], prompt_tokens: int) -> Generation:
 
     started, first, come = time.perf_counter(), 0.0, []
     for step in steps:
-        sys.stdout.write(step.text)
-        sys.stdout.flush()
+        write_generated(step.text)
         come.append(step)
         first = first or time.perf_counter() - started
     sys.stdout.write("\n")

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from layercoop_fast.report.console import say
+
 
 def quantise(
     model: Annotated[str, typer.Argument(help="Checkpoint folder; it is only read.")],
@@ -46,4 +48,4 @@ def quantise(
         return
     left = f" (as they were: {', '.join(done['left'])})" if done["left"] else ""
     before = "" if done["bytes"]["full"] is None else f"{done['bytes']['full']:,} → "
-    typer.echo(f"{scheme}{left}: {before}{done['bytes']['quantised']:,} bytes. Written to {out}")
+    say(f"{scheme}{left}: {before}{done['bytes']['quantised']:,} bytes. Written to {out}")

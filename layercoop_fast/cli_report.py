@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from layercoop_fast.cli_options import AsJson, Force, print_json
+from layercoop_fast.report.console import say
 
 
 def report(
@@ -30,4 +31,4 @@ def report(
     if as_json:
         print_json({"out": str(target), "bytes": target.stat().st_size})
     else:
-        typer.echo(f"written: {target}")
+        say(f"written: {target}")

@@ -10,9 +10,11 @@ import typer
 
 from layercoop_fast.cli_options import AsJson, Force, print_json
 from layercoop_fast.errors import RequestError
+from layercoop_fast.report.console import say
 
 app = typer.Typer(help="Look into stores of measured masks, join them, take worths out.", no_args_is_help=True)
 
+_PARTS = ("model", "players", "utility", "dtype", "calibration", "numerics")
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A store, as `evaluate --store FILE` keeps it.")]
 
 
@@ -53,7 +55,7 @@ def export(
         about = {"masks": len(measured.masks), "not_finite": measured.n_not_finite}
         print_json({"out": str(out), "bytes": _bytes_of(out), **about})
         return
-    typer.echo(f"{len(measured.masks)} masks, {measured.n_not_finite} worths are not finite. Written to {out}")
+    say(f"{len(measured.masks)} masks, {measured.n_not_finite} worths are not finite. Written to {out}")
 
 
 @app.command()
@@ -72,7 +74,7 @@ def merge(
     if as_json:
         print_json({"out": str(out), "bytes": _bytes_of(out), **joined})
         return
-    typer.echo(
+    say(
         f"{joined['masks']} masks of {joined['games']} games; {joined['repeats']} were held more than once "
         f"(their NLLs differ by at most {joined['largest_difference']:.3g}). Written to {out}"
     )
@@ -92,7 +94,7 @@ def drop(
     if as_json:
         print_json({"file": str(file), "bytes": _bytes_of(file), "key": key, "masks": dropped.masks})
         return
-    typer.echo(f"game {key} with its {dropped.masks} masks is gone from {file}")
+    say(f"game {key} with its {dropped.masks} masks is gone from {file}")
 
 
 def _bytes_of(file: Path) -> int:
@@ -109,8 +111,10 @@ def _show(found: dict[str, Any]) -> None:
     console = plain_console()
     console.print(f"{found['file']}: {found['bytes']:,} bytes, schema {found['schema']}", highlight=False)
     for game in found["games"]:
-        prints = game["fingerprints"]
+        # A store made by hand may lack a part.
+        prints = {name: game["fingerprints"].get(name, "not said") for name in _PARTS}
         table = Table(title=f"game {game['key']}", show_header=False, title_justify="left")
+        numerics = prints["numerics"] if isinstance(prints["numerics"], dict) else {}
         rows = {
             "masks": f"{game['masks']:,} held, {game['measured']:,} measured, {game['bytes']:,} bytes",
             "players": f"{game['n_players']}: {prints['players']}",
@@ -118,15 +122,17 @@ def _show(found: dict[str, Any]) -> None:
             "utility": prints["utility"],
             "model": f"{prints['model'][:16]}, {prints['dtype']}",
             "calibration": str(prints["calibration"])[:16],
-            "numerics": ", ".join(f"{name} {value}" for name, value in prints["numerics"].items()),
+            "numerics": ", ".join(f"{name} {value}" for name, value in numerics.items()),
         }
         if isinstance(items := prints["calibration"], dict) and "domains" in items:
-            rows["calibration"] = f"{items['text'][:16]}, {len(items['weights'])} texts weighing {items['weights']}"
-        elif isinstance(items, dict):
+            rows["calibration"] = (
+                f"{str(items.get('text'))[:16]}, {len(items['weights'])} texts weighing {items['weights']}"
+            )
+        elif isinstance(items, dict) and "options" in items:
             rows["windows"] = (
                 f"{len(items['labels'])} items, {len(items['tokens'])} options, {sum(items['tokens'])} tokens"
             )
-            rows["calibration"] = items["items"][:16]
+            rows["calibration"] = str(items.get("items"))[:16]
         for name, text in rows.items():
             table.add_row(name, text)
         console.print(table, highlight=False)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.files import reason, written_whole
+from layercoop_fast.files import written_whole
+from layercoop_fast.inputs.text import as_saved, read_json
 
 SCHEMA = 1
 OURS = "ours"
@@ -66,21 +67,13 @@ class Results:
     @classmethod
     def load(cls, path: Path) -> Results:
         """Read what `save` wrote. Raises `RequestError` in one line for anything else."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RequestError(f"{path} cannot be read: {reason(error)}") from error
-        except ValueError as error:
-            raise RequestError(f"{path} is not JSON: a file as `bench --out FILE` writes it is needed") from error
-        try:
+        form = "a file as `bench --out FILE` writes it is needed"
+        content = read_json(path, hint=form)
+        with as_saved(path, "it holds no benchmark figures as `bench --out FILE` writes them"):
             if content["schema"] != SCHEMA:
                 raise RequestError(f"{path} has schema {content['schema']}: this version reads schema {SCHEMA}")
             figures = [Figure(str(f["folder"]), str(f["name"]), _ways(f["ways"])) for f in content["figures"]]
             return cls(dict(content["machine"]), dict(content["settings"]), figures)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, RequestError):
-                raise
-            raise RequestError(f"{path} holds no benchmark figures as `bench --out FILE` writes them") from error
 
 
 def _ways(ways: dict[str, Any]) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Collection, Iterator
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -35,8 +35,14 @@ from transformers.utils import logging as transformers_logging
 from layercoop_fast.engine.offload import Offloaded, open_offloaded
 from layercoop_fast.engine.quantised import check_library
 from layercoop_fast.engine.streamed import StreamedBlocks
+from layercoop_fast.engine.structure import number_of_layers
+from layercoop_fast.engine.weight_files import INDEX, WEIGHTS, files_of
 from layercoop_fast.errors import LayercoopError, RequestError
 from layercoop_fast.files import reason
+from layercoop_fast.inputs.bounds import MAX_PLAYERS
+from layercoop_fast.inputs.libraries import first_line, library_reads
+from layercoop_fast.inputs.safetensors import read_header
+from layercoop_fast.inputs.text import as_saved, is_flat, read_json
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
@@ -57,6 +63,8 @@ SPREAD = "auto"
 # there on no model of the process has its weights tied.
 _LOADING = threading.RLock()
 _NUMBERED = re.compile(r".*?\.\d+\.")
+_JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_PROBE = "A b, 1."
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Elements that are summed at once: torch copies what it sums to 64 bits first.
@@ -108,9 +116,11 @@ def open_checkpoint(
         raise RequestError(f"--offload reads blocks for the CPU, not for {device}: leave one of the two out")
     if offload and not Path(name).is_dir():
         raise RequestError(f"{name} is no folder: with --offload weights are read from a checkpoint folder")
+    _check_weights(name)
     with quiet_transformers():
         config = _causal_config(name, trust_remote_code)
-        check_library(name, config)
+        with as_saved(f"{name}/config.json"):
+            check_library(name, config)
         if offload and sees_pictures(config):
             raise RequestError(f"{name} is a vision-language model, which --offload does not read: leave it out")
         if offload:
@@ -128,25 +138,40 @@ def open_checkpoint(
 def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """The tokenizer; None where there is none, which is fine until text has to be cut."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever its parser raises: tokenizers raises bare `Exception`
+        with library_reads(name, "the tokenizer of "):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                name, trust_remote_code=trust_remote_code
+            )
+            # A file may be read and yet be of no use: found out here, not in the middle of a text.
+            tokenizer.decode(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+    except RequestError:
         if any((Path(name) / file).exists() for file in _TOKENIZER_FILES):
-            raise RequestError(f"the tokenizer of {name} cannot be opened: {_first_line(error)}") from error
+            raise
         return None
     return tokenizer
 
 
 def _causal_config(name: str, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a folder or hub name, if it is that of a causal language model."""
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        if "does not recognize this architecture" in str(error):
-            raise RequestError(
-                f"{name} is of an architecture that transformers {transformers.__version__} does not know: if it "
-                "brings its own code along, pass --trust-remote-code; else a newer transformers may know it"
-            ) from error
-        raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
+    """The config of a folder or hub name, if it is that of a causal language model of as many layers as are taken."""
+    with library_reads(name):
+        try:
+            config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except ValueError as error:
+            if "does not recognize this architecture" in str(error):
+                raise RequestError(
+                    f"{name} is of an architecture that transformers {transformers.__version__} does not know: if it "
+                    "brings its own code along, pass --trust-remote-code; else a newer transformers may know it"
+                ) from error
+            raise
+    with as_saved(f"{name}/config.json"):
+        layers = number_of_layers(config)
+        if layers is not None and not 1 <= layers <= MAX_PLAYERS:
+            raise RequestError(f"{name} says that it has {layers} layers: models of 1 to {MAX_PLAYERS:,} are opened")
+        return _causal(name, config)
+
+
+def _causal(name: str, config: PretrainedConfig) -> PretrainedConfig:
+    """The config, if it is that of a causal language model."""
     if sees_pictures(config):
         return config
     if getattr(config, "is_encoder_decoder", False):
@@ -179,15 +204,15 @@ def _open_offloaded(
     """The model without its blocks' matrices."""
     try:
         return open_offloaded(name, config, dtype, mark=_mark, blocks=blocks, trust_remote_code=trust_remote_code)
-    except LayercoopError:
-        raise  # says what is wrong already
     except (OSError, ValueError, RuntimeError) as error:
         if "allocate memory" in str(error):
             raise RequestError(
                 f"{name} needs more memory than there is, even with --offload: what stands outside the blocks (the "
                 "embedding, the head) and two blocks must fit"
             ) from error
-        raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
+        if isinstance(error, LayercoopError):
+            raise  # says what is wrong already
+        raise RequestError(f"{name} cannot be opened: {first_line(error)}") from error
 
 
 def _load(
@@ -199,23 +224,24 @@ def _load(
 ) -> PreTrainedModel:
     """The whole model of a folder or hub name."""
     opener = AutoModelForImageTextToText if sees_pictures(config) else AutoModelForCausalLM
-    try:
-        model, loaded = opener.from_pretrained(
-            name,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            use_safetensors=True,
-            device_map=device_map,
-        )
-    except SafetensorError as error:
-        raise RequestError(
-            f"{name} has a damaged safetensors file ({reason(error)}): fetch or copy it again"
-        ) from error
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        if "ignore_mismatched_sizes" in str(error):
-            raise RequestError(f"{name}: its weights do not have the shapes that its config calls for") from error
-        raise RequestError(f"{name} cannot be opened: {_first_line(error)}") from error
+    with library_reads(name):
+        try:
+            model, loaded = opener.from_pretrained(
+                name,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                use_safetensors=True,
+                device_map=device_map,
+            )
+        except SafetensorError as error:
+            raise RequestError(
+                f"{name} has a damaged safetensors file ({reason(error)}): fetch or copy it again"
+            ) from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" in str(error):
+                raise RequestError(f"{name}: its weights do not have the shapes that its config calls for") from error
+            raise
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise RequestError(f"{name} lacks {len(missing)} weights its config calls for ({missing[0]}, ...): not whole")
@@ -322,17 +348,44 @@ def _mark(name: str, tensor: Tensor) -> bytes:
     return text + sample.view(torch.uint8).numpy().tobytes()
 
 
-def _check_folder(name: str) -> None:
+def stated_layers(name: str, *, trust_remote_code: bool = False) -> int | None:
+    """How many layers the config of a folder or hub name states, None where it states none; no weight is read.
+
+    Raises `RequestError` as `open_checkpoint` does.
+    """
+    _check_folder(name)
+    with quiet_transformers():
+        return number_of_layers(_causal_config(name, trust_remote_code))
+
+
+def _check_weights(name: str) -> None:
+    """Raise `RequestError` for a safetensors file whose header promises what the file does not hold."""
     path = Path(name)
-    if path.is_dir():
+    if (path / WEIGHTS).is_file() or (path / INDEX).is_file():
+        for weights in files_of(path):
+            read_header(weights)
+
+
+def _check_folder(name: str) -> None:
+    """Check what of a checkpoint folder can be checked before a library reads it.
+
+    Raises `RequestError` for a folder that is not there or lacks a config, pickled weights, and JSON that is none.
+    """
+    path = Path(name)
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise RequestError(f"{name} has no config.json: a checkpoint folder as save_pretrained writes it is needed")
+        for file in _JSON_FILES:
+            if (path / file).is_file():
+                found = read_json(path / file, hint="fetch or copy it again")
+                if not isinstance(found, dict) or not is_flat(found):
+                    raise RequestError(f"{path / file} is no JSON object of names and values: fetch or copy it again")
         if any(path.glob("pytorch_model*.bin")) and not any(path.glob("*.safetensors")):
             raise RequestError(
                 f"{name} holds pickled weights only (pytorch_model.bin), which are not opened: save the model as "
                 "safetensors first"
             )
-    elif path.exists():
+    elif os.path.exists(path):
         raise RequestError(f"{name} is a file: a checkpoint folder is needed")
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         # Anything else may be the name of a model on a hub; transformers finds out.
@@ -342,7 +395,3 @@ def _check_folder(name: str) -> None:
 def _says_causal(architectures: list[str] | None) -> bool:
     """Whether the checkpoint was saved with a language-model head (a config without the entry gets the benefit)."""
     return not architectures or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -20,6 +20,7 @@ from layercoop_fast.engine.streamed import Matrix, StreamedBlocks
 from layercoop_fast.engine.structure import find_blocks
 from layercoop_fast.engine.weight_files import StoredTensor, WeightFiles
 from layercoop_fast.errors import RequestError
+from layercoop_fast.inputs.libraries import library_reads
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def open_offloaded(
         raise RequestError(f"{name} is quantised: --offload reads plain weights only")
     files = WeightFiles(Path(name))
     config.name_or_path = name
-    with _parameters_without_memory():
+    with _parameters_without_memory(), library_reads(name):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=_dtype(config, files, dtype), trust_remote_code=trust_remote_code
         ).eval()
@@ -123,7 +124,7 @@ def _dtype(config: PretrainedConfig, files: WeightFiles, dtype: str | torch.dtyp
         return dtype
     stated = getattr(config, "dtype", None)
     if isinstance(stated, str):
-        stated = getattr(torch, stated)
+        stated = getattr(torch, stated, None)
     if isinstance(stated, torch.dtype):
         return stated
     floating = (tensor.dtype for tensor in files.tensors.values() if tensor.dtype.is_floating_point)
@@ -138,10 +139,11 @@ def _refuse_mixed_precision(name: str, model: PreTrainedModel) -> None:
 
 
 def _generation_config(name: str) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(name)
-    except OSError:
-        return GenerationConfig.from_pretrained(name, config_file_name="config.json", _from_model_config=True)
+    with library_reads(name):
+        try:
+            return GenerationConfig.from_pretrained(name)
+        except OSError:
+            return GenerationConfig.from_pretrained(name, config_file_name="config.json", _from_model_config=True)
 
 
 def _parameters(model: nn.Module) -> list[_Shared]:

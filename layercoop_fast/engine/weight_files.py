@@ -4,25 +4,23 @@
     files.read(files.tensors["model.norm.weight"], out)
 
 Nothing is mapped: a read takes no memory but its target, and what the system keeps of the file it may drop at any time.
-The format: eight bytes n, little-endian; n bytes of JSON, {name: {dtype, shape, data_offsets}}; then the data.
-Source: https://github.com/huggingface/safetensors (README, "Format").
+What their headers say is checked by `inputs/safetensors.py`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import reason
+from layercoop_fast.inputs.safetensors import read_header
+from layercoop_fast.inputs.text import read_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -78,10 +76,6 @@ class WeightFiles:
                 self.tensors |= _tensors_of(file, self._descriptors[file])
             except OSError as error:
                 raise RequestError(f"{file} cannot be read: {reason(error)}") from error
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise RequestError(
-                    f"{folder} has a damaged safetensors file ({file.name}: {reason(error)}): fetch or copy it again"
-                ) from error
 
     def read(self, stored: StoredTensor, out: Tensor) -> None:
         """Read a tensor into `out`, contiguous, on the CPU and of the same shape; another dtype is converted to.
@@ -122,48 +116,34 @@ def _close(descriptors: dict[Path, int]) -> None:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The one weight file of a folder, or those that its index names.
+    """The safetensors file of a checkpoint folder, or those that its index names.
 
-    Raises `RequestError` where there is neither, or a named file is missing.
+    Raises `RequestError` where there are none, and where one that the index names is not there.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise RequestError(f"{folder} holds no {WEIGHTS} and no {INDEX}: weights are read from safetensors files only")
-    try:
-        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({str(name) for name in places.values()})
-    except OSError as error:
-        raise RequestError(f"{folder / INDEX} cannot be read: {reason(error)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(f"{folder / INDEX} is no index of safetensors files: fetch or copy it again") from error
+    again = "fetch or copy it again"
+    form = f"{folder / INDEX} is no index of safetensors files: {again}"
+    found = read_json(folder / INDEX, hint=again)
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise RequestError(form)
+    names = sorted(set(places.values()))
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        if Path(name).name != name or not os.path.isfile(folder / name):
             raise RequestError(f"{folder} lacks {name}, which its {INDEX} names: fetch or copy it")
     return [folder / name for name in names]
 
 
 def _tensors_of(file: Path, descriptor: int) -> dict[str, StoredTensor]:
-    """What a file's header says, checked against the length of the file."""
-    length = os.fstat(descriptor).st_size
-    header_length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-    start = 8 + header_length
-    if length < 8 or start > length:
-        raise ValueError(f"its header ends beyond its {length} bytes")
-    header: dict[str, Any] = json.loads(os.pread(descriptor, header_length, 8))
+    """What a file's header says."""
     found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in DTYPES:
+    for name, entry in read_header(file, descriptor).tensors.items():
+        if entry.dtype not in DTYPES:
             raise RequestError(
-                f"{file} holds numbers of kind {entry['dtype']} ({name}), which cannot be read block by block"
+                f"{file} holds numbers of kind {entry.dtype} ({name}), which cannot be read block by block"
             )
-        dtype, shape = DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
-        first, last = (int(offset) for offset in entry["data_offsets"])
-        if not 0 <= first <= last or last - first != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"the place of {name} does not fit its shape")
-        if start + last > length:
-            raise ValueError(f"it ends at byte {length}, and its header promises {start + last} at least")
-        found[name] = StoredTensor(file, dtype, shape, start + first, last - first)
+        found[name] = StoredTensor(file, DTYPES[entry.dtype], entry.shape, entry.begin, entry.size)
     return found

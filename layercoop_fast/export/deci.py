@@ -25,6 +25,7 @@ from layercoop_fast.export.gguf_rules import COUPLED, OF_THE_WHOLE, per_block
 
 ATTENTION, MLP = "attn", "mlp"
 _STAND_IN_WIDTH = 32
+_OF_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
 _HEADS, _KV_HEADS, _WIDTH = "attention.head_count", "attention.head_count_kv", "feed_forward_length"
 _TENSORS = frozenset(
     f"{name}.{kind}"
@@ -61,17 +62,22 @@ def joined(n_blocks: int, removed: frozenset[tuple[int, str]]) -> list[Block]:
     return blocks
 
 
-def renamed(tensors: Sequence[Tensor], blocks: Sequence[Block]) -> list[Tensor]:
-    """The tensors of these blocks under their new numbers, and all outside the blocks."""
+def renamed(tensors: Sequence[Tensor], blocks: Sequence[Block], n_blocks: int) -> list[Tensor]:
+    """The tensors of these blocks under their new numbers, and all outside the blocks.
+
+    Raises `RequestError` for a tensor of a block that is not one of `n_blocks`.
+    """
     new_of = {(block.attention, ATTENTION): new for new, block in enumerate(blocks)}
     new_of |= {(block.mlp, MLP): new for new, block in enumerate(blocks)}
     originals = all(block.is_original for block in blocks)
     left = []
     for tensor in tensors:
-        match = re.fullmatch(r"blk\.(\d+)\.(.+)", tensor.name)
-        if match is None:
+        if not tensor.name.startswith("blk."):
             left.append(tensor)
             continue
+        match = _OF_BLOCK.fullmatch(tensor.name)
+        if match is None or int(match[1]) >= n_blocks:
+            raise RequestError(f"the file has a tensor {tensor.name!r}, which is of none of its {n_blocks} blocks")
         part = MLP if match[2].startswith("ffn_") else ATTENTION
         if not originals and not match[2].startswith(("attn_", "ffn_")):
             raise RequestError(f"{tensor.name} belongs to neither half of its block, so halves cannot go")
@@ -82,11 +88,12 @@ def renamed(tensors: Sequence[Tensor], blocks: Sequence[Block]) -> list[Tensor]:
 
 
 def halved(
-    values: dict[str, Value], tensors: Sequence[Tensor], blocks: Sequence[Block], n_blocks: int
+    values: dict[str, Value], tensors: Sequence[Tensor], blocks: Sequence[Block], n_blocks: int, most_bytes: int
 ) -> tuple[dict[str, Value], list[Tensor]]:
     """Return key-values and tensors of a `llama` of `n_blocks` blocks as `blocks`, a `llama` still where that can be.
 
-    `tensors` are those of `renamed`. Raises `RequestError` for what neither architecture can hold.
+    `tensors` are those of `renamed`; what stands in for halves takes `most_bytes` at most. Raises `RequestError` for
+    what neither architecture can hold.
     """
     heads, kv_heads, widths = (per_block(values, short, n_blocks) for short in (_HEADS, _KV_HEADS, _WIDTH))
     if heads is None or widths is None:
@@ -109,8 +116,8 @@ def halved(
     if name == "llama":
         return changed, list(tensors)
     for tensor in tensors:
-        if (match := re.fullmatch(r"blk\.\d+\.(.+)", tensor.name)) and match[1] not in _TENSORS:
-            raise RequestError(f"blocks with one half are written as the architecture deci, which knows no {match[1]}")
+        if (match := _OF_BLOCK.fullmatch(tensor.name)) and match[2] not in _TENSORS:
+            raise RequestError(f"blocks with one half are written as the architecture deci, which knows no {match[2]}")
     for short, each, part in ((_HEADS, heads, ATTENTION), (_KV_HEADS, kv_heads, ATTENTION), (_WIDTH, widths, MLP)):
         sources = [block.attention if part == ATTENTION else block.mlp for block in blocks]
         stand_in = _STAND_IN_WIDTH if short == _WIDTH else 0
@@ -118,7 +125,14 @@ def halved(
         if short == _HEADS and sources[0] is None:
             numbers[0] = heads[0]
         changed[f"{name}.{short}"] = Value.of_numbers(numbers, INT32)
-    return changed, [*tensors, *_stand_ins(blocks, _hidden_size(changed))]
+    made = _stand_ins(blocks, _hidden_size(changed))
+    # In a sound file they are smaller than the halves that they stand for.
+    if sum(tensor.n_bytes for tensor in made) > most_bytes:
+        raise RequestError(
+            f"the file says that llama.embedding_length is {_hidden_size(changed)}, and is too small for that: it is "
+            "damaged"
+        )
+    return changed, [*tensors, *made]
 
 
 def _stand_ins(blocks: Sequence[Block], hidden: int) -> list[Tensor]:
@@ -143,6 +157,6 @@ def _stand_ins(blocks: Sequence[Block], hidden: int) -> list[Tensor]:
 
 def _hidden_size(values: dict[str, Value]) -> int:
     hidden = values["deci.embedding_length"].scalar() if "deci.embedding_length" in values else None
-    if type(hidden) is not int:
+    if type(hidden) is not int or not 1 <= hidden < 2**31:
         raise RequestError("the file does not say its llama.embedding_length")
     return hidden

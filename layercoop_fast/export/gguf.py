@@ -7,21 +7,26 @@ No weight is decoded, so any quantisation stays what it is, and nothing of torch
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.deci import ATTENTION, MLP, halved, joined, renamed
 from layercoop_fast.export.gguf_file import GGUF, Tensor, read_gguf, write_gguf
 from layercoop_fast.export.gguf_proof import check_cut, compare_logits
 from layercoop_fast.export.gguf_rules import architecture, block_count, rewritten
-from layercoop_fast.files import check_target, reason
+from layercoop_fast.files import check_target
+from layercoop_fast.inputs.bounds import MAX_PLAYERS
+from layercoop_fast.inputs.text import as_saved, read_json
 
 PARTS = (ATTENTION, MLP)
+_ITEM = re.compile(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?(?:\.(attn|mlp))?\s*")
 Halves = frozenset[tuple[int, str]]
 """What goes: (block, "attn" or "mlp"); a whole block is both of its halves."""
 
@@ -45,18 +50,27 @@ class Cut:
 
 def parse_removed(text: str, option: str = "--remove") -> Halves:
     """Read `3,7,13-18` or `12.attn,13.mlp,20-22.mlp`. Raises `RequestError` where it says something else."""
-    removed: set[tuple[int, str]] = set()
+    # Ranges may be long and many: what goes is marked, and counted out once.
+    marked = {part: bytearray(MAX_PLAYERS) for part in PARTS}
     for item in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?\s*", item)
+        match = _ITEM.fullmatch(item)
         if match is None:
-            raise RequestError(f"{option} takes blocks like 3,7,13-18 or halves like 12.attn,13.mlp, not {text!r}")
+            raise RequestError(
+                f"{option} takes blocks like 3,7,13-18 or halves like 12.attn,13.mlp, not {_shortened(text)!r}"
+            )
         first = int(match[1])
         last = int(match[2] or first)
         if last < first:
             raise RequestError(f"{option} {item.strip()}: the range ends before it begins")
-        parts = (match[3],) if match[3] else PARTS
-        removed |= {(block, part) for block in range(first, last + 1) for part in parts}
-    return frozenset(removed)
+        if last >= MAX_PLAYERS:
+            raise RequestError(f"{option} {item.strip()}: blocks have numbers up to {MAX_PLAYERS - 1:,}")
+        for part in (match[3],) if match[3] else PARTS:
+            marked[part][first : last + 1] = b"\1" * (last + 1 - first)
+    return frozenset((block, part) for part, marks in marked.items() for block in np.flatnonzero(marks).tolist())
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def removed_of(folder: Path, option: str = "--from") -> tuple[Halves, int]:
@@ -65,19 +79,12 @@ def removed_of(folder: Path, option: str = "--from") -> tuple[Halves, int]:
     `FOLDER@3` is the mask without 3 players of a family that `prune --nested` found.
     """
     folder, size = family_size(folder)
-    path = folder / "layercoop.json" if folder.is_dir() else folder
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+    path = folder / "layercoop.json" if os.path.isdir(folder) else folder
+    takes = f"{option} takes a folder that `prune` wrote"
+    record = read_json(path, hint=takes)
+    with as_saved(path, f"it does not list what was removed and kept: {takes}"):
         removed, kept = (_units(record[name]) for name in ("removed", "kept"))
         sizes = {one["n_removed"]: _units(one["removed"]) for one in (record.get("nested") or {"sizes": []})["sizes"]}
-    except OSError as error:
-        raise RequestError(
-            f"{path} cannot be read: {reason(error)}; {option} takes a folder that `prune` wrote"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(
-            f"{path} does not list what was removed and kept: {option} takes what `prune` wrote"
-        ) from error
     layers = 1 + max((block for block, _ in removed | kept), default=-1)
     if size is None:
         return removed, layers
@@ -89,9 +96,12 @@ def removed_of(folder: Path, option: str = "--from") -> tuple[Halves, int]:
 
 
 def family_size(folder: Path) -> tuple[Path, int | None]:
-    """`FOLDER@3` as folder and size; a path that is there as it is has no size."""
+    """`FOLDER@3` as folder and size; a path that is there as it is has no size.
+
+    The text may be no path at all: `os.path` says so, where `Path.exists` raises for a name that is too long.
+    """
     base, at, size = str(folder).rpartition("@")
-    if not at or not base or not size.isdecimal() or len(size) > 6 or folder.exists():
+    if not at or not base or not size.isdecimal() or len(size) > 6 or os.path.exists(folder):
         return folder, None
     return Path(base), int(size)
 
@@ -134,11 +144,11 @@ def cut_gguf(
     blocks = joined(n_blocks, removed)
     if not blocks:
         raise RequestError("at least one block must be kept")
-    tensors = renamed(source.tensors, blocks)
+    tensors = renamed(source.tensors, blocks, n_blocks)
     if all(block.is_original for block in blocks):
         values = rewritten(source.values, [number for number in range(n_blocks) if (number, PARTS[0]) not in removed])
     elif (name := architecture(source.values)) == "llama":
-        values, tensors = halved(source.values, tensors, blocks, n_blocks)
+        values, tensors = halved(source.values, tensors, blocks, n_blocks, model.stat().st_size)
     else:
         raise RequestError(f"halves of blocks can go from the architecture llama only, and this is {name!r}")
     verified: dict[str, Any] = {"done": False, "tensors": 0, "bytes": 0, "logits": None}
@@ -171,8 +181,16 @@ def _check_whole(source: GGUF) -> None:
 
 
 def _units(labels: list[Any]) -> Halves:
-    """`[12, "13.mlp"]` as halves."""
-    return frozenset(half for label in labels for half in parse_removed(str(label)))
+    """`[12, "13.mlp"]` as halves. Raises `ValueError` for any other list."""
+    halves: set[tuple[int, str]] = set()
+    if not isinstance(labels, list):
+        raise ValueError("no list of layers")  # noqa: TRY004 (one kind for all that a record can hold)
+    for label in labels:
+        match = _ITEM.fullmatch(str(label)) if type(label) in (int, str) else None
+        if match is None or match[2] is not None or int(match[1]) >= MAX_PLAYERS:
+            raise ValueError(f"no layer: {str(label)[:40]!r}")
+        halves |= {(int(match[1]), part) for part in ((match[3],) if match[3] else PARTS)}
+    return frozenset(halves)
 
 
 def _parameters(tensors: Sequence[Tensor]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.files import written_whole
+from layercoop_fast.files import reason, written_whole
 
 Scalar: TypeAlias = int | float | bool | str
 
@@ -63,6 +63,14 @@ _BLOCKS = {
 _MAGIC = int.from_bytes(b"GGUF", "little")
 _PIECE = 8 * 2**20  # bytes copied at once
 
+# What a file may hold at most. The format's description gives the lengths of keys and names, llama.cpp the dimensions;
+# the others are many times those of the largest models.
+_LONGEST_KEY, _LONGEST_NAME, _MOST_DIMENSIONS = 65_535, 64, 4
+_MOST_VALUES, _MOST_TENSORS, _MOST_STRINGS = 65_536, 100_000, 4_000_000
+_LARGEST_ALIGNMENT = 65_536
+# Bytes of the least key-value and the least description of a tensor.
+_LEAST_VALUE, _LEAST_TENSOR = 13, 24
+
 
 @dataclass(frozen=True)
 class Value:
@@ -77,6 +85,11 @@ class Value:
         """The type of an array's elements; None where the value is no array."""
         return struct.unpack_from("<I", self.raw)[0] if self.kind == ARRAY else None
 
+    @property
+    def n_elements(self) -> int:
+        """Number of an array's elements; 0 where the value is no array."""
+        return int(struct.unpack_from("<Q", self.raw, 4)[0]) if self.kind == ARRAY else 0
+
     def scalar(self) -> Scalar | None:
         """The value itself, or None where it is an array."""
         if self.kind == ARRAY:
@@ -88,10 +101,9 @@ class Value:
 
     def numbers(self) -> tuple[float, ...] | None:
         """The elements of an array of numbers, or None where the value is something else."""
-        element = self.element_kind
+        element, count = self.element_kind, self.n_elements
         if element is None or element not in _NUMBERS:
             return None
-        count = struct.unpack_from("<Q", self.raw, 4)[0]
         return struct.unpack_from(f"<{count}{_NUMBERS[element]}", self.raw, 12)
 
     @classmethod
@@ -147,13 +159,22 @@ def zeros(name: str, dims: tuple[int, ...], kind: int) -> Tensor:
 
 
 def read_gguf(path: Path) -> GGUF:
-    """Read the header of a file. Raises `RequestError` where it is none, or one of a kind that is not read here."""
-    if not path.is_file():
-        raise RequestError(f"{path} is no file: name a model's .gguf")
-    if path.stat().st_size < 24:
-        raise RequestError(f"{path} is no GGUF file")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _Header(path, content).parsed()
+    """Read the header of a file.
+
+    Every count, length and place is checked against the size of the file, and tensors may not overlap, so that what is
+    made of a file is never many times larger than the file.
+
+    Raises `RequestError` where it is no such file, damaged, or one of a kind that is not read here.
+    """
+    try:
+        if not path.is_file():
+            raise RequestError(f"{path} is no file: name a model's .gguf")
+        if path.stat().st_size < 24:
+            raise RequestError(f"{path} is no GGUF file")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _Header(path, content).parsed()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def write_gguf(
@@ -206,6 +227,7 @@ class _Header:
 
     def __init__(self, path: Path, content: mmap.mmap) -> None:
         self._path, self._content, self._at = path, content, 0
+        self._strings = 0
 
     def parsed(self) -> GGUF:
         magic, version = self._unpack("II")
@@ -216,16 +238,26 @@ class _Header:
         if version not in (2, 3):
             raise RequestError(f"{self._path} is GGUF version {version}; versions 2 and 3 are read")
         n_tensors, n_values = self._unpack("QQ")
+        if n_values * _LEAST_VALUE + n_tensors * _LEAST_TENSOR > len(self._content) - self._at:
+            raise RequestError(f"{self._path} is cut short within its header")
+        if n_values > _MOST_VALUES or n_tensors > _MOST_TENSORS:
+            raise RequestError(
+                f"{self._path} has {n_values:,} key-values and {n_tensors:,} tensors: at most {_MOST_VALUES:,} and "
+                f"{_MOST_TENSORS:,} are read"
+            )
         values: dict[str, Value] = {}
         for _ in range(n_values):
-            key = self._text()
+            key = self._text(_LONGEST_KEY)
             if key in values:
                 raise RequestError(f"{self._path} has the key {key!r} twice")
             values[key] = self._value()
         described = [self._described() for _ in range(n_tensors)]
         alignment = values["general.alignment"].scalar() if "general.alignment" in values else 32
-        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-            raise RequestError(f"{self._path} has a general.alignment of {alignment!r}, which is no power of two")
+        if type(alignment) is not int or not 1 <= alignment <= _LARGEST_ALIGNMENT or alignment & (alignment - 1):
+            raise RequestError(
+                f"{self._path} has a general.alignment of {alignment!r}, which is no power of two up to "
+                f"{_LARGEST_ALIGNMENT:,}"
+            )
         return GGUF(self._path, version, values, self._placed(described, alignment), alignment)
 
     def _placed(self, described: list[tuple[str, tuple[int, ...], int, int]], alignment: int) -> list[Tensor]:
@@ -237,21 +269,33 @@ class _Header:
         tensors = []
         for name, dims, kind, offset in described:
             place = start + offset
-            n_bytes = next_place.get(place, place) - place
+            room = next_place.get(place, place) - place
+            if place > end or offset % alignment:
+                raise RequestError(f"{self._path} is cut short or damaged: {name} does not begin where a tensor can")
+            n_bytes = room
             if kind in _BLOCKS:
                 elements, size = _BLOCKS[kind]
+                if dims and dims[0] % elements:
+                    raise RequestError(f"{self._path} gives {name} rows that are no whole blocks of its type")
                 n_bytes = prod(dims) // elements * size
-            if place > end or n_bytes > end - place:
+            elif prod(dims) > 8 * n_bytes:  # no type has less than a bit an element
+                raise RequestError(f"{self._path} is cut short or damaged: {name} is larger than its place")
+            if n_bytes > end - place:
                 raise RequestError(f"{self._path} is cut short: {name} ends beyond the file's {end:,} bytes")
+            if n_bytes > room:
+                raise RequestError(f"{self._path} is damaged: {name} overlaps the tensor behind it")
             tensors.append(Tensor(name, dims, kind, n_bytes, place))
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise RequestError(f"{self._path} names a tensor twice")
+        filled = [tensor.offset for tensor in tensors if tensor.n_bytes]
+        if len(set(filled)) != len(filled):
+            raise RequestError(f"{self._path} is damaged: two tensors lie in the same place")
         return tensors
 
     def _described(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self._text()
+        name = self._text(_LONGEST_NAME)
         (n_dims,) = self._unpack("I")
-        if n_dims > 8:
+        if n_dims > _MOST_DIMENSIONS:
             raise RequestError(f"{self._path} gives {name!r} {n_dims} dimensions")
         *dims, kind, offset = self._unpack(f"{n_dims}QIQ")
         return name, tuple(dims), kind, offset
@@ -272,6 +316,11 @@ class _Header:
             if element in _NUMBERS:
                 self._advance(count * struct.calcsize(f"<{_NUMBERS[element]}"))
             elif element == STRING:
+                self._strings += count
+                if 8 * count > len(self._content) - self._at:
+                    raise RequestError(f"{self._path} is cut short within its header")
+                if self._strings > _MOST_STRINGS:
+                    raise RequestError(f"{self._path} holds more than {_MOST_STRINGS:,} strings in arrays")
                 for _ in range(count):
                     self._advance(*self._unpack("Q"))
             else:
@@ -279,8 +328,10 @@ class _Header:
         else:
             raise RequestError(f"{self._path} has a value of type {kind}, which is not read")
 
-    def _text(self) -> str:
+    def _text(self, longest: int) -> str:
         (size,) = self._unpack("Q")
+        if size > longest:
+            raise RequestError(f"{self._path} is damaged: a key or name of {size:,} bytes, of {longest:,} at most")
         begin = self._at
         self._advance(size)
         return self._content[begin : self._at].decode("utf-8", "surrogateescape")

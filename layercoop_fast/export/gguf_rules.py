@@ -71,6 +71,10 @@ COUPLED = {
 """Keys that, where they are not 0, tie blocks to each other or to their place."""
 
 
+MAX_BLOCKS = 4096
+"""Blocks of a model; llama.cpp itself reads 512 at most."""
+
+
 def rewritten(values: dict[str, Value], kept: Sequence[int]) -> dict[str, Value]:
     """Return a file's key-values as they must be with only the blocks `kept` (ascending numbers).
 
@@ -90,9 +94,7 @@ def rewritten(values: dict[str, Value], kept: Sequence[int]) -> dict[str, Value]
             changed[key] = Value.of_number(len(kept), value.kind)
         elif short == _LEADING_COUNT:
             changed[key] = Value.of_number(sum(block < _number(value, key) for block in kept), value.kind)
-        elif short in _PER_BLOCK and (each := value.numbers()) is not None:
-            if len(each) < n_blocks:
-                raise RequestError(f"{key} has {len(each)} entries for {n_blocks} blocks")
+        elif short in _PER_BLOCK and (each := _each(value, key, n_blocks)) is not None:
             changed[key] = Value.of_numbers([each[block] for block in kept], _element_kind(value))
         elif value.element_kind is not None and short not in OF_THE_WHOLE:
             raise RequestError(f"the file has an array {key!r}, which no rule here knows how to cut")
@@ -116,7 +118,10 @@ def block_count(values: dict[str, Value]) -> int:
     key = f"{architecture(values)}.block_count"
     if key not in values:
         raise RequestError(f"the file does not say its {key}: it holds no language model")
-    return _number(values[key], key)
+    count = _number(values[key], key)
+    if not 1 <= count <= MAX_BLOCKS:
+        raise RequestError(f"{key} is {count}: models of 1 to {MAX_BLOCKS:,} blocks are cut")
+    return count
 
 
 def per_block(values: dict[str, Value], short: str, n_blocks: int) -> list[int] | None:
@@ -124,12 +129,19 @@ def per_block(values: dict[str, Value], short: str, n_blocks: int) -> list[int] 
     value = values.get(f"{architecture(values)}.{short}")
     if value is None:
         return None
-    each = value.numbers()
-    if each is None:
-        return [_number(value, short)] * n_blocks
-    if len(each) < n_blocks:
-        raise RequestError(f"{short} has {len(each)} entries for {n_blocks} blocks")
-    return [int(number) for number in each[:n_blocks]]
+    each = _each(value, short, n_blocks)
+    found = [_number(value, short)] * n_blocks if each is None else list(each[:n_blocks])
+    whole = [number for number in found if type(number) is int and 0 <= number < 2**31]
+    if len(whole) < n_blocks:
+        raise RequestError(f"{short} has entries that are no counts")
+    return whole
+
+
+def _each(value: Value, key: str, n_blocks: int) -> tuple[float, ...] | None:
+    """The numbers of an array, at least one a block; None where the value is no array of numbers."""
+    if value.element_kind is not None and not n_blocks <= value.n_elements <= MAX_BLOCKS:
+        raise RequestError(f"{key} has {value.n_elements} entries for {n_blocks} blocks")
+    return value.numbers()
 
 
 def _check(values: dict[str, Value], name: str, n_blocks: int, kept: Sequence[int]) -> None:
@@ -173,7 +185,7 @@ def _period(values: dict[str, Value], name: str) -> int | None:
         return None
     pattern = values.get(f"{name}.{_PATTERN}")
     if pattern is not None and pattern.element_kind is None:
-        return max(1, _number(pattern, _PATTERN))
+        return min(max(1, _number(pattern, _PATTERN)), MAX_BLOCKS + 1)
     # Older versions of llama.cpp do not read a list of the kinds, so the kinds must fit without it.
     return _PERIODS[name]
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import json
 import re
 import sysconfig
 import warnings
@@ -39,6 +38,9 @@ from layercoop_fast.files import reason
 from layercoop_fast.game.chat import chat_windows, stretch_of
 from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.protocol import Progress
+from layercoop_fast.inputs.bounds import MAX_TOKENS
+from layercoop_fast.inputs.text import parse_json
+from layercoop_fast.inputs.text import read_text as read_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -149,6 +151,8 @@ def load_calibration(
         raise RequestError(
             f"{windows} windows of {tokens} tokens: at least 1 window of 2 tokens is needed to score one"
         )
+    if windows * tokens > MAX_TOKENS:
+        raise RequestError(f"{windows} windows of {tokens} tokens are more than {MAX_TOKENS:,} tokens: ask for fewer")
     if skeleton.max_tokens is not None and tokens > skeleton.max_tokens:
         raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
     if spec == "self":
@@ -181,22 +185,12 @@ def read_text(spec: str) -> str:
             f"calibration {spec!r} is not understood: give a .txt or .jsonl file, hf:NAME[/CONFIG][/SPLIT], "
             "builtin, builtin-heldout, builtin-docstrings, builtin-code or self"
         )
-    text = read_file(path)
+    text = read_utf8(path)
     if path.suffix == ".jsonl":
         text = _json_lines(text, spec)
     if not text.strip():
         raise RequestError(f"{spec} holds no text")
     return text
-
-
-def read_file(path: Path) -> str:
-    """The text of a UTF-8 file."""
-    try:
-        return path.read_text(encoding="utf-8-sig")  # a byte-order mark is no text
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def require_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
@@ -303,8 +297,8 @@ def _json_lines(text: str, spec: str) -> str:
         if not line.strip():
             continue
         try:
-            part = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            part = parse_json(line, "it")["text"]
+        except (ValueError, KeyError, TypeError) as error:
             raise RequestError(
                 f'{spec} line {number} is not a JSON object with a "text" field (items with options go with --utility '
                 "accuracy, accuracy_norm, margin or margin_norm)"

@@ -59,6 +59,21 @@ class Layout:
             return None
         return cls(*(np.array(fingerprint[name], np.int64) for name in ("options", "labels", "tokens", "characters")))
 
+    def fits(self, n_tokens: int) -> bool:
+        """Whether these are at least two options an item and one token an option, of so many scored tokens in all."""
+        n_items, n_options = len(self.options), len(self.tokens)
+        counts = (self.options, self.labels, self.tokens, self.characters)
+        return bool(
+            all(one.ndim == 1 and one.size and one.min() >= 0 and one.max() < 2**31 for one in counts)
+            and self.labels.shape == (n_items,)
+            and self.characters.shape == (n_options,)
+            and self.options.min() > 1
+            and (self.labels < self.options).all()
+            and min(self.tokens.min(), self.characters.min()) > 0
+            and self.options.sum() == n_options
+            and self.tokens.sum() == n_tokens
+        )
+
     @cached_property
     def first_options(self) -> Ints:
         """The first option of each item, int64 [I]."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,7 +35,6 @@ from layercoop_fast.game.calibration import (
     Calibration,
     begin_tokens,
     check_characters,
-    read_file,
     read_text,
     require_tokenizer,
     window_starts,
@@ -43,6 +43,8 @@ from layercoop_fast.game.choice_utility import ChoiceUtility, Layout
 from layercoop_fast.game.mixture import Texts, load_texts, texts_of
 from layercoop_fast.game.protocol import Progress
 from layercoop_fast.game.utility import Utility
+from layercoop_fast.inputs.text import parse_json
+from layercoop_fast.inputs.text import read_text as read_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -175,14 +177,13 @@ def fitting(choices: Choices, skeleton: Skeleton, *, share: bool = True) -> Choi
 def read_items(spec: str) -> list[Item]:
     """The items of a .jsonl file. Raises `RequestError` that names the line and what is wrong with it."""
     found = []
-    for number, line in enumerate(read_file(Path(spec)).split("\n"), 1):
+    for number, line in enumerate(read_utf8(Path(spec)).split("\n"), 1):
         if line.strip():
+            fields = parse_json(line, f"{spec} line {number}")
             try:
-                found.append(_item(json.loads(line)))
+                found.append(_item(fields))
             except RequestError as error:
                 raise RequestError(f"{spec} line {number}: {error}") from error
-            except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a plain ValueError
-                raise RequestError(f"{spec} line {number} is not JSON that can be read") from error
     if not found:
         raise RequestError(f"{spec} holds no items")
     return found
@@ -204,15 +205,15 @@ def _item(fields: object) -> Item:
         raise RequestError("its options are no list of strings")
     if len(options) < 2:
         raise RequestError(f"it has {len(options)} options: at least 2 are needed")
-    if isinstance(label, str) and names is None and label.isdecimal():
+    if isinstance(label, str) and names is None and label.isdecimal() and label.isascii():
         label = int(label) if len(label) < 10 else label  # Python turns no digits without end into numbers
     elif isinstance(label, str):
         names = names if isinstance(names, list) else [chr(ord("A") + at) for at in range(len(options))]
         if label not in names:
-            raise RequestError(f"its label {label!r} is none of its options' names {names}")
+            raise RequestError(f"its label {reprlib.repr(label)} is none of its options' names {reprlib.repr(names)}")
         label = names.index(label)
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(options):
-        raise RequestError(f"its label {label!r} is not a number from 0 to {len(options) - 1}")
+        raise RequestError(f"its label {reprlib.repr(label)} is not a number from 0 to {len(options) - 1}")
     for at, option in enumerate(options):
         if not option.strip():
             raise RequestError(f"its option {at} is empty: there is nothing to score")

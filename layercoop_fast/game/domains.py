@@ -50,6 +50,16 @@ class Domains:
             return None
         return cls(np.array(fingerprint["domains"], np.int64), np.array(fingerprint["weights"], np.float64))
 
+    def fits(self, n_windows: int) -> bool:
+        """Whether every window has one of the texts, and every text a weight that counts."""
+        n_texts, weights = len(self.weights), self.weights
+        return bool(
+            self.of_window.shape == (n_windows,)
+            and weights.shape == (n_texts,)
+            and ((self.of_window >= 0) & (self.of_window < n_texts)).all()
+            and ((weights > 0) & (weights < 1e100)).all()
+        )
+
     def part(self, first: int, last: int) -> Domains:
         """The same for windows `first` to `last` − 1 alone."""
         return Domains(self.of_window[first:last], self.weights, self.names)

@@ -8,6 +8,7 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Masks
+from layercoop_fast.inputs.bounds import MAX_MASK_BITS, MAX_PLAYERS
 
 # Kept players a stratum, as published (arXiv 2602.07804). 64 is a table of its own there, not 32 scaled.
 _PUBLISHED = {32: (30, 27, 24, 21, 18), 64: (60, 56, 52, 48, 42, 38, 34)}
@@ -61,6 +62,11 @@ def stratum_counts(n_players: int, n_masks: int, strata: Sequence[int] | None) -
     kept_counts = published_strata(n_players) if strata is None else list(strata)
     if n_masks < 1:
         raise RequestError(f"n_masks must be at least 1, not {n_masks}")
+    if n_players > MAX_PLAYERS or n_masks * n_players > MAX_MASK_BITS:
+        raise RequestError(
+            f"{n_masks} masks of {n_players} players are too many to lay out: masks are of {MAX_PLAYERS:,} players and "
+            f"{MAX_MASK_BITS:,} bits in all at most"
+        )
     if not kept_counts or len(set(kept_counts)) < len(kept_counts):
         raise RequestError(f"strata must be distinct kept counts, at least one, not {kept_counts}")
     if outside := [kept for kept in kept_counts if not 0 <= kept <= n_players]:

@@ -8,6 +8,8 @@ here, and nowhere else; games, estimators and searches know players only.
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,11 +20,15 @@ from layercoop_fast.engine.quantised import bytes_of, parameters_of
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.engine.sublayers import PARTS, Sublayers
 from layercoop_fast.errors import RequestError
-from layercoop_fast.files import reason
 from layercoop_fast.game.protocol import Masks
+from layercoop_fast.inputs.bounds import MAX_PLAYERS
+from layercoop_fast.inputs.text import read_json
 
 Label = int | str
 """A unit's name in reports and in `layercoop.json`: 12 for a layer, "12.attn" or "12.mlp" for a sublayer."""
+
+_NUMBER = re.compile(r"[0-9]{1,6}")
+_FORM = "write groups like [[0, 1], [2]]"
 
 
 class Players:
@@ -117,6 +123,8 @@ def make_players(spec: str | Sequence[Sequence[Label]] | Players, skeleton: Skel
 
 
 def _grouped(spec: Sequence[Sequence[Label]], skeleton: Skeleton) -> Players:
+    if len(spec) > MAX_PLAYERS:
+        raise RequestError(f"{len(spec)} groups of players are too many: at most {MAX_PLAYERS:,}")
     if not spec or not all(isinstance(group, (list, tuple)) and group for group in spec):
         raise RequestError("groups of players are a list of non-empty lists of labels, like [[0, 1], [2]]")
     finer = any(isinstance(label, str) and "." in label for group in spec for label in group)
@@ -131,22 +139,17 @@ def _grouped(spec: Sequence[Sequence[Label]], skeleton: Skeleton) -> Players:
 def _units(label: Label, n_layers: int, finer: bool) -> list[int]:
     """The units that a label names."""
     number, _, part = str(label).partition(".")
-    if number.isdecimal() and int(number) < n_layers and part in ("", *PARTS):
+    if _NUMBER.fullmatch(number) and int(number) < n_layers and part in ("", *PARTS):
         layer = int(number)
         if part:
             return [2 * layer + PARTS.index(part)]
         return [2 * layer, 2 * layer + 1] if finer else [layer]
     last = n_layers - 1
-    raise RequestError(f'{label!r} is no layer (0 to {last}) and no sublayer ("0.attn" to "{last}.mlp")')
+    raise RequestError(f'{reprlib.repr(label)} is no layer (0 to {last}) and no sublayer ("0.attn" to "{last}.mlp")')
 
 
 def _read_groups(path: str) -> Sequence[Sequence[Label]]:
-    try:
-        groups = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not JSON ({error}): write groups like [[0, 1], [2]]") from error
+    groups = read_json(Path(path), hint=_FORM)
     if not isinstance(groups, list):
-        raise RequestError(f"{path} is not a list of groups like [[0, 1], [2]]")
+        raise RequestError(f"{path} is not a list of groups: {_FORM}")
     return groups

@@ -15,20 +15,24 @@ the disk every half minute (`shelf.SYNC_SECONDS`) and when the store is closed; 
 would spend a flush of the disk (4 ms and more) on every commit for the sake of that last half minute.
 
 Every row and every game carries a CRC-32, and SQLite's own check runs when a file is opened, through a connection that
-cannot write: a damaged file is refused and left as it is. WAL needs shared memory: keep stores on a local disk.
+cannot write: a damaged file is refused and left as it is. A file may come from anywhere: its tables must be exactly
+those made here, so that no view, trigger or expression in it is ever run, and every value is checked for type and
+length before it is used. WAL needs shared memory: keep stores on a local disk.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import time
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,9 @@ import numpy as np
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import check_target, reason, written_whole
 from layercoop_fast.game.protocol import Floats, Masks
-from layercoop_fast.game.worths import Worths
+from layercoop_fast.game.worths import Worths, check_measured
+from layercoop_fast.inputs.bounds import MAX_JSON_BYTES
+from layercoop_fast.inputs.text import parse_json
 
 SCHEMA = 1
 # How long to wait for another process's commit.
@@ -124,6 +130,8 @@ class Store:
             if write:
                 self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
             self.connection = _connect(self.path, "rwc" if write else "rw")
+        # Bytes of a mask and of its numbers, by game.
+        self._sizes: dict[int, tuple[int, int]] = {}
         # Closed with the object even where nobody does it by hand; that last checkpoint is worth having.
         self.close = weakref.finalize(self, self.connection.close)
         if write:
@@ -144,13 +152,7 @@ class Store:
                 " COALESCE(SUM(LENGTH(mask) + LENGTH(nll) + COALESCE(LENGTH(kl), 0)), 0)"
                 " FROM games LEFT JOIN scores ON game = id GROUP BY id ORDER BY id"
             ).fetchall()
-        found = []
-        for key, text, n_players, window_tokens, crc, measured, masks, size in rows:
-            if crc != _crc(text, n_players, window_tokens):
-                raise _damaged(self.path, f"the checksum of game {key} is wrong")
-            tokens = tuple(np.frombuffer(window_tokens, "<i8").tolist())
-            found.append(StoredGame(key, json.loads(text), n_players, tokens, masks, measured, size))
-        return found
+        return [self._game(*row) for row in rows]
 
     def claim(
         self, fingerprints: dict[str, Any], n_players: int, window_tokens: Sequence[int], *, beside: bool = False
@@ -179,7 +181,7 @@ class Store:
             row = self.connection.execute(
                 "SELECT mask, nll, kl, crc FROM scores WHERE game = ? AND mask = ?", (game, key)
             ).fetchone()
-        return None if row is None else self._scores(row)
+        return None if row is None else self._scores(game, row)
 
     def add(self, game: int, rows: Sequence[tuple[bytes, Scores]]) -> None:
         """Commit rows of one game; what is there already stays as it is."""
@@ -218,7 +220,7 @@ class Store:
         packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(masks), -1)
         window_nll = np.array([score.nll for score in scores])
         window_kl = np.array([score.kl for score in scores])
-        utility = get_utility(game.fingerprints["utility"])
+        utility = get_utility(game.fingerprints.get("utility", ""))
         with np.errstate(all="ignore"):  # overflow to infinity and NaN are results here
             text = game.fingerprints.get("calibration")
             worths, nll = utility.judge(window_nll, window_kl, window_nll[masks.index(full)], text)
@@ -278,12 +280,35 @@ class Store:
             for row in self.connection.execute(
                 "SELECT mask, nll, kl, crc FROM scores WHERE game = ? ORDER BY mask", (game,)
             ):
-                yield row[0], self._scores(row)
+                yield row[0], self._scores(game, row)
 
-    def _scores(self, row: tuple[bytes, bytes, bytes | None, int]) -> Scores:
+    def _game(
+        self, key: int, text: Any, n_players: Any, window_tokens: Any, crc: Any, measured: Any, masks: int, size: int
+    ) -> StoredGame:
+        """A row of games, checked."""
+        kinds = (type(text), type(n_players), type(window_tokens), type(measured))
+        if kinds != (str, int, bytes, int) or len(window_tokens) % 8 or len(text) > MAX_JSON_BYTES:
+            raise _damaged(self.path, f"a value of game {key} is of another type")
+        if crc != _crc(text, n_players, window_tokens):
+            raise _damaged(self.path, f"the checksum of game {key} is wrong")
+        where = f"{self.path}, game {key}"
+        tokens = np.frombuffer(window_tokens, "<i8")
+        fingerprints = parse_json(text, f"{where}: fingerprints")
+        check_measured(fingerprints, n_players, tokens, where)
+        self._sizes[key] = (-(-n_players // 8), len(window_tokens))
+        return StoredGame(key, fingerprints, n_players, tuple(tokens.tolist()), masks, measured, size)
+
+    def _scores(self, game: int, row: tuple[Any, Any, Any, Any]) -> Scores:
+        """A row of scores, checked."""
         mask, nll, kl, crc = row
+        if not all(isinstance(one, bytes) for one in (mask, nll, b"" if kl is None else kl)):
+            raise _damaged(self.path, "a value of a mask is of another type")
         if crc != _crc(mask, nll, kl):
             raise _damaged(self.path, "the checksum of a mask is wrong")
+        if game not in self._sizes:
+            self.games()
+        if (len(mask), len(nll)) != self._sizes.get(game) or len(nll) != len(nll if kl is None else kl):
+            raise _damaged(self.path, "a mask or its numbers are not as long as those of its game")
         values = np.frombuffer(nll, "<f8")
         return Scores(values, np.full_like(values, np.nan) if kl is None else np.frombuffer(kl, "<f8"))
 
@@ -292,7 +317,9 @@ class Store:
         added = self.connection.execute(
             "INSERT INTO games (fingerprints, n_players, window_tokens, crc) VALUES (?, ?, ?, ?)", row
         )
-        return int(added.lastrowid or 0)
+        key = int(added.lastrowid or 0)
+        self._sizes[key] = (-(-n_players // 8), len(window_tokens))
+        return key
 
     def _prepare(self) -> None:
         """WAL mode and the tables, in a file that may be new, and that another process may be preparing now."""
@@ -356,17 +383,38 @@ def _examine(path: Path) -> bool:
             connection.execute("BEGIN")  # one state of the file for all questions: another process may be making it
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (schema,) = connection.execute("PRAGMA user_version").fetchone()
-            (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            tables = _tables(connection)
+            if tables and application != _APPLICATION_ID:
+                raise RequestError(f"{path} is an SQLite file of another program, not a store")
+            if schema not in (SCHEMA, 0):
+                raise RequestError(f"{path} is a store of schema {schema}: this version reads schema {SCHEMA}")
+            # Before anything of the file is evaluated: a check of its rows runs the expressions of its tables.
+            if tables and (tables != _own_tables() or schema == 0):
+                raise RequestError(f"{path} has other tables than a store: it was made or changed by another program")
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         finally:
             connection.close()
-    if application != _APPLICATION_ID and tables:
-        raise RequestError(f"{path} is an SQLite file of another program, not a store")
-    if schema not in (SCHEMA, 0):
-        raise RequestError(f"{path} is a store of schema {schema}: this version reads schema {SCHEMA}")
     if verdict != "ok":
-        raise _damaged(path, verdict)
+        raise _damaged(path, str(verdict))
     return bool(tables)
+
+
+def _tables(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+    """What a file's schema holds, tables, indices, views and triggers: kind, name, table and SQL of each, sorted.
+
+    Comments and blanks are left out of the SQL, so that none of them can make a difference.
+    """
+    # A store has five; more need not be read to be told apart.
+    rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT 16").fetchall()
+    return sorted(tuple(" ".join(re.sub(r"--[^\n]*", "", str(part)).split()) for part in row) for row in rows)
+
+
+@cache
+def _own_tables() -> list[tuple[str, ...]]:
+    """What the schema of a store holds."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(_SCHEMA_SQL)
+        return _tables(connection)
 
 
 def merge(sources: Sequence[Path], target: Path, *, force: bool = False) -> dict[str, Any]:
@@ -430,8 +478,10 @@ def _errors(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path} cannot be read or written: {reason(error)}; everything committed to it before is kept"
         ) from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
         raise _damaged(path, reason(error)) from error
+    except MemoryError as error:
+        raise _damaged(path, "a value of it does not fit into memory") from error
 
 
 def _damaged(path: Path, how: str) -> RequestError:
@@ -447,13 +497,17 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     if mode != "rwc" and not os.access(path.absolute().parent, os.W_OK):
         # A reader too makes files beside the store; where it may not, nor may a writer.
         options = "mode=ro" if _log(path).exists() else "mode=ro&immutable=1"
-    return sqlite3.connect(
+    connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{options}",
         uri=True,
         timeout=BUSY_SECONDS,
         isolation_level=None,  # transactions are begun and ended by hand
         check_same_thread=False,  # a finaliser may run in any thread; a store is used by one at a time
     )
+    # Nothing of the file's own schema may call a function that has effects, whatever it says.
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.text_factory = lambda content: content.decode("utf-8", "replace")
+    return connection
 
 
 def _log(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ from numpy.typing import NDArray
 
 from layercoop_fast.engine.sublayers import PARTS
 from layercoop_fast.errors import RequestError
-from layercoop_fast.files import reason, written_whole
+from layercoop_fast.files import written_whole
 from layercoop_fast.game.choice_utility import Layout, item_values
 from layercoop_fast.game.domains import Domains
+from layercoop_fast.inputs.arrays import read_array, read_arrays
+from layercoop_fast.inputs.bounds import MAX_PLAYERS
+from layercoop_fast.inputs.text import as_saved, is_flat, parse_json
 
 
 @dataclass(frozen=True)
@@ -73,31 +75,67 @@ class Worths:
     @property
     def player_names(self) -> list[str]:
         """A name for each player, as people know them: "7" for a layer, "7.attn" for half of one, "7+8" for a group."""
-        n, description = self.masks.shape[1], str(self.fingerprints.get("players", "layers"))
-        if description == "sublayers":
-            return [f"{player // 2}.{PARTS[player % 2]}" for player in range(n)]
-        if description.startswith("["):
-            return ["+".join(map(str, group)) for group in json.loads(description)]
-        return [str(player) for player in range(n)]
+        return names_of_players(self.masks.shape[1], self.fingerprints)
 
     @classmethod
     def load(cls, path: str | Path) -> Worths:
         """Read what `save` wrote. `RequestError` when the file is something else."""
-        try:
-            # Opened here, so that it is closed too where numpy gives up on it.
-            with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in _ARRAYS}
-                fingerprints = json.loads(str(file["fingerprints"]))
-        except OSError as error:
-            raise RequestError(f"{path} cannot be read: {reason(error)}") from error
-        except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise RequestError(f"{path} is not a worths.npz as `evaluate` writes it: {reason(error)}") from error
-        for name, (dtype, ndim) in _ARRAYS.items():
-            if arrays[name].dtype != dtype or arrays[name].ndim != ndim:
-                raise RequestError(f"{path}: {name} should be a {ndim}-dimensional array of {np.dtype(dtype).name}")
+        hint = "it is not a worths.npz as `evaluate` writes it"
+        arrays = read_arrays(Path(path), {**_ARRAYS, "fingerprints": (np.str_, 0)}, hint)
+        with as_saved(path, hint):
+            text = str(arrays.pop("fingerprints"))  # whose characters may be none
         if len({len(arrays[name]) for name in ("masks", "worths", "nll", "window_nll")}) != 1:
             raise RequestError(f"{path}: masks, worths, nll and window_nll have different lengths")
+        fingerprints = parse_json(text, f"{path}: fingerprints", hint=hint)
+        check_measured(fingerprints, arrays["masks"].shape[1], arrays["window_tokens"], str(path))
+        if arrays["window_nll"].shape[1] != len(arrays["window_tokens"]):
+            raise RequestError(f"{path}: window_nll and window_tokens are of different numbers of windows")
         return cls(**arrays, fingerprints=fingerprints)
+
+
+def check_measured(fingerprints: Any, n_players: int, window_tokens: NDArray[np.int64], where: str) -> None:
+    """Check what a file says its numbers belong to against how many there are.
+
+    Args:
+        fingerprints: of any type, as read.
+        n_players: players n.
+        window_tokens: int64 [W].
+        where: what to name in errors.
+
+    Raises `RequestError` where players, windows, texts or items do not fit each other.
+    """
+    if not 1 <= n_players <= MAX_PLAYERS:
+        raise RequestError(f"{where} is about {n_players} players: 1 to {MAX_PLAYERS:,} are taken")
+    if len(window_tokens) < 1 or not ((window_tokens >= 1) & (window_tokens < 2**31)).all():
+        raise RequestError(f"{where}: windows have 1 scored token at least")
+    if not isinstance(fingerprints, dict) or not is_flat(fingerprints):
+        raise RequestError(f"{where}: fingerprints are no JSON object of names and values")
+    for name in ("model", "players", "utility", "dtype"):
+        if not isinstance(fingerprints.get(name, ""), str):
+            raise RequestError(f"{where}: the fingerprint of {name} is no text")
+    if not isinstance(fingerprints.get("numerics", {}), dict):
+        raise RequestError(f"{where}: the fingerprint of numerics is no JSON object")
+    calibration = fingerprints.get("calibration")
+    with as_saved(f"{where}: fingerprints"):
+        json.dumps(fingerprints, allow_nan=False)  # as they are written again
+        if len(names_of_players(n_players, fingerprints)) != n_players:
+            raise RequestError(f"{where}: its players are not those of its masks")
+        domains, layout = Domains.of(calibration), Layout.of(calibration)
+        fits = (domains is None or domains.fits(len(window_tokens))) and (
+            layout is None or layout.fits(len(window_tokens))
+        )
+    if not fits:
+        raise RequestError(f"{where}: its texts or items are not those of its windows")
+
+
+def names_of_players(n_players: int, fingerprints: dict[str, Any]) -> list[str]:
+    """A name for each player, as people know them: "7" for a layer, "7.attn" for half of one, "7+8" for a group."""
+    description = str(fingerprints.get("players", "layers"))
+    if description == "sublayers":
+        return [f"{player // 2}.{PARTS[player % 2]}" for player in range(n_players)]
+    if description.startswith("["):
+        return ["+".join(map(str, group)) for group in parse_json(description, "groups of players")]
+    return [str(player) for player in range(n_players)]
 
 
 def _standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -118,27 +156,28 @@ _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
 }
 
 
-def load_masks(path: Path, n_players: int) -> NDArray[np.bool_]:
+def load_masks(path: Path, n_players: int | None = None) -> NDArray[np.bool_]:
     """Read a mask file: a `.npy` of bool [M, n_players], or of 0 and 1 in any integer type.
+
+    Without `n_players` any number of players up to `MAX_PLAYERS` is taken.
 
     Raises `RequestError` for anything else, object arrays and pickles included: they are never opened.
     """
-    try:
-        with path.open("rb") as opened:
-            masks = np.load(opened, allow_pickle=False)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RequestError(
-            f"{path} is not a plain .npy array (object arrays and pickles are not read): "
-            "save masks with numpy.save, as bool [masks, players]"
-        ) from error
-    if not isinstance(masks, np.ndarray):
-        raise RequestError(f"{path} is an .npz archive: save the mask array alone with numpy.save")
-    if masks.ndim != 2 or masks.shape[1] != n_players:
-        raise RequestError(f"{path} has shape {list(masks.shape)}: masks of {n_players} players are [M, {n_players}]")
+    masks = read_array(path, "save masks alone with numpy.save, as bool [masks, players]")
+    if masks.ndim != 2:
+        raise RequestError(f"{path} has shape {list(masks.shape)}: masks are [M, players]")
+    if not 1 <= masks.shape[1] <= MAX_PLAYERS:
+        raise RequestError(f"{path} has shape {list(masks.shape)}: masks are of 1 to {MAX_PLAYERS:,} players")
+    if n_players is not None:
+        check_width(masks, n_players, path)
     if masks.dtype == np.bool_:
         return np.ascontiguousarray(masks)
     if np.issubdtype(masks.dtype, np.integer) and bool(((masks == 0) | (masks == 1)).all()):
         return masks.astype(np.bool_)
     raise RequestError(f"{path} has dtype {masks.dtype}: masks are bool, or 0 and 1 in an integer type")
+
+
+def check_width(masks: NDArray[Any], n_players: int, path: Path) -> None:
+    """Raise `RequestError` unless masks [M, n] that were read from `path` are of `n_players` players."""
+    if masks.shape[1] != n_players:
+        raise RequestError(f"{path} has shape {list(masks.shape)}: masks of {n_players} players are [M, {n_players}]")

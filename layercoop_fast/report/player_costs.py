@@ -6,7 +6,6 @@ least = costs.total - costs.total / 1.5           # what the removed players mus
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,8 +17,8 @@ import numpy as np
 
 from layercoop_fast.engine.quantised import bytes_of, parameters_of
 from layercoop_fast.errors import RequestError
-from layercoop_fast.files import reason
 from layercoop_fast.game.protocol import Floats
+from layercoop_fast.inputs.text import read_json
 
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
@@ -108,12 +107,7 @@ def read_seconds(path: str, n_players: int) -> PlayerCosts:
 
     Raises `RequestError` for what is not that.
     """
-    try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not JSON ({error})") from error
+    given = read_json(Path(path))
     form = f'{path} must hold {{"players": [{n_players} numbers], "rest": number}}, none of them negative'
     if not isinstance(given, dict) or not isinstance(given.get("players"), list):
         raise RequestError(form)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def mask_of(text: str, n_layers: int, option: str = "--mask") -> Halves:
     if text.strip() == "full":
         return np.full(n_layers, WHOLE, dtype=np.uint8)
     path, _ = family_size(Path(text))
-    if path.is_dir() or path.suffix == ".json":
+    if os.path.isdir(path) or path.suffix == ".json":
         removed, counted = removed_of(Path(text), option)
         if counted != n_layers:
             raise RequestError(f"{option} {text} is about a model of {counted} blocks, and this one has {n_layers}")

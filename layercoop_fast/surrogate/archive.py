@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.files import written_whole
+from layercoop_fast.files import reason, written_whole
+from layercoop_fast.inputs.safetensors import read_header
+from layercoop_fast.inputs.text import as_saved, parse_json
 
 
 def write_archive(path: Path, form: str, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -26,31 +26,21 @@ def write_archive(path: Path, form: str, header: Mapping[str, Any], arrays: Mapp
         temporary.write_bytes(payload)
 
 
-@contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What fails inside says that the file is not what it claims to be."""
-    try:
-        yield
-    except RequestError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise RequestError(f"{path} is damaged, or was not saved by this version: {error!r}") from error
-
-
 def read_archive(path: Path, form: str, names: Collection[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Read header and arrays of what `write_archive` wrote as `form`.
 
     Raises `RequestError` when the file is missing, corrupt, of another form, or holds other arrays than `names`.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != form or set(file.keys()) != set(names):
-                raise RequestError(f"{path} is not a file of the form {form} that this version saved")
-            arrays = {name: file.get_tensor(name) for name in names}
-            header = json.loads(metadata["header"])
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(f"cannot read {path}: {error}") from error
+    found = read_header(path)
+    if found.metadata.get("format") != form or set(found.tensors) != set(names):
+        raise RequestError(f"{path} is not a file of the form {form} that this version saved")
+    with as_saved(path):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError) as error:
+            raise RequestError(f"cannot read {path}: {reason(error)}") from error
+        header = parse_json(found.metadata["header"], f"the header of {path}")
+        if not isinstance(header, dict):
+            raise RequestError(f"{path} is damaged: its header is no JSON object")
     return header, arrays

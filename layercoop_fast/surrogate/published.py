@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.files import written_whole
+from layercoop_fast.files import reason, written_whole
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.inputs.safetensors import read_header
+from layercoop_fast.inputs.text import as_saved, parse_json
 from layercoop_fast.kernels.surrogate import flips, marginals, predict
-from layercoop_fast.surrogate.archive import reading
 from layercoop_fast.surrogate.networks import Networks
 from layercoop_fast.surrogate.pairs import check_pairs, fittable_pairs
 from layercoop_fast.surrogate.threads import one_thread
@@ -156,16 +157,16 @@ class PublishedSurrogate:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PublishedSurrogate:
         """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or not a surrogate."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT or set(file.keys()) != set(_NAMES):
-                    raise RequestError(f"{path} is not a surrogate that this version saved")
-                weights = [file.get_tensor(name) for name in _NAMES]
-        except (OSError, SafetensorError) as error:
-            raise RequestError(f"cannot read a surrogate from {path}: {error}") from error
-        with reading(path):
-            return cls(*weights, history=json.loads(metadata["history"]))
+        found = read_header(Path(path))
+        if found.metadata.get("format") != _FORMAT or set(found.tensors) != set(_NAMES):
+            raise RequestError(f"{path} is not a surrogate that this version saved")
+        with as_saved(path):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    weights = [file.get_tensor(name) for name in _NAMES]
+            except (OSError, SafetensorError) as error:
+                raise RequestError(f"cannot read a surrogate from {path}: {reason(error)}") from error
+            return cls(*weights, history=parse_json(found.metadata["history"], f"the history in {path}"))
 
     @property
     def _weights(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

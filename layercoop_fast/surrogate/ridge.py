@@ -14,7 +14,8 @@ import torch
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.pairwise import PairwiseGame
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
-from layercoop_fast.surrogate.archive import read_archive, reading, write_archive
+from layercoop_fast.inputs.text import as_saved
+from layercoop_fast.surrogate.archive import read_archive, write_archive
 from layercoop_fast.surrogate.link import Link
 from layercoop_fast.surrogate.pairs import fittable_pairs
 from layercoop_fast.surrogate.quality import r_squared
@@ -190,12 +191,14 @@ class RidgeSurrogate:
     def load(cls, path: str | os.PathLike[str]) -> RidgeSurrogate:
         """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or something else."""
         header, arrays = read_archive(Path(path), _FORMAT, ("centre", "gram", "moment"))
-        with reading(path):
+        with as_saved(path):
             link = Link(header["scale"], float(header["floor"]))
-            n, order = int(header["n_players"]), int(header["order"])
-            count = len(_costs(n, order))
+            n, order = header["n_players"], header["order"]
             shapes = [arrays[name].shape for name in ("centre", "gram", "moment")]
-            if order not in (1, 2) or shapes != [(n,), (count, count), (count,)]:
+            if type(n) is not int or order not in (1, 2) or shapes[0] != (n,):
+                raise ValueError(f"arrays of shapes {shapes} for {n} players and order {order}")
+            count = 1 + n + (n * (n - 1) // 2 if order == 2 else 0)
+            if shapes[1:] != [(count, count), (count,)] or any(one.dtype != np.float64 for one in arrays.values()):
                 raise ValueError(f"arrays of shapes {shapes} for {n} players and order {order}")
             return cls(link=link, order=order, penalty=float(header["penalty"]), n_players=n, **arrays)
 

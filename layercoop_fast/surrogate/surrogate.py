@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.inputs.text import as_saved
 from layercoop_fast.kernels.surrogate import flips, marginals, predict
-from layercoop_fast.surrogate.archive import read_archive, reading, write_archive
+from layercoop_fast.surrogate.archive import read_archive, write_archive
 from layercoop_fast.surrogate.fit import Fitted, fit_networks, refit_networks
 from layercoop_fast.surrogate.link import Link
 from layercoop_fast.surrogate.networks import Networks
@@ -213,7 +214,7 @@ class Surrogate:
     def load(cls, path: str | os.PathLike[str]) -> Surrogate:
         """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or something else."""
         header, arrays = read_archive(Path(path), _FORMAT, (*_NETWORKS, "masks", "targets", "counts"))
-        with reading(path):
+        with as_saved(path):
             weights = (arrays["hidden_weight"], arrays["hidden_bias"], arrays["output_weight"], arrays["output_bias"])
             networks = Networks(*weights, header["activation"], header["output"])
             link, quality = Link(header["scale"], float(header["floor"])), Quality.from_json(header["quality"])

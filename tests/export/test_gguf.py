@@ -278,7 +278,7 @@ def test_blocks_and_halves_are_read_from_lists_and_records(tmp_path: Path) -> No
     record = {"removed": ["1.mlp", "4.attn", "4.mlp"], "kept": ["0.attn", "0.mlp", "1.attn", "2.attn", "5.mlp"]}
     (tmp_path / "layercoop.json").write_text(json.dumps(record))
     assert removed_of(tmp_path) == (parse_removed("1.mlp,4"), 6)
-    for wrong, reason in (("{}", "does not list"), ("[", "does not list"), (None, "cannot be read")):
+    for wrong, reason in (("{}", "does not list"), ("[", "is not JSON"), (None, "cannot be read")):
         (tmp_path / "layercoop.json").unlink(missing_ok=True)
         if wrong is not None:
             (tmp_path / "layercoop.json").write_text(wrong)

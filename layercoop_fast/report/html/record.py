@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.files import reason
+from layercoop_fast.inputs.bounds import MAX_PLAYERS
+from layercoop_fast.inputs.text import is_flat, read_json
 
 Record = dict[str, Any]
 RECORD = "layercoop.json"
@@ -26,16 +28,16 @@ def load_record(folder: Path) -> Record:
         raise RequestError(f"{folder} is no folder: give the folder that `prune` wrote, which holds {RECORD}")
     if not path.is_file():
         raise RequestError(f"{folder} holds no {RECORD}: give the folder that `prune` wrote")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not JSON ({reason(error)}): `prune` writes it anew") from error
+    record = read_json(path, hint="`prune` writes it again")
     if not isinstance(record, dict) or "schema" not in record:
         raise RequestError(f"{path} is not a record of `prune`: it has no schema")
     if record["schema"] != SCHEMA:
-        raise RequestError(f"{path} has schema {record['schema']!r}: this version reads {SCHEMA}")
+        raise RequestError(f"{path} has schema {reprlib.repr(record['schema'])}: this version reads {SCHEMA}")
+    n = record.get("n_players")
+    if type(n) is not int or not 1 <= n <= MAX_PLAYERS:
+        raise RequestError(f"{path} is about {reprlib.repr(n)} players: records are of 1 to {MAX_PLAYERS:,}")
+    if not is_flat(record):
+        raise RequestError(f"{path} is not a record of `prune`: its values lie too deep in each other")
     return record
 
 

@@ -1,0 +1,210 @@
+"""Arrays from `.npy` and `.npz` files of others.
+
+NumPy's own reader evaluates headers as Python literals, allocates what a header asks for, and expands members of
+archives without a limit. Here a header has to read like those that NumPy writes, and the sizes in it have to be those
+of the bytes there are, before anything is allocated. No pickle is opened.
+The format: b"\x93NUMPY", version (2 bytes), length of the header (2 bytes, from version 2 on 4), header, elements.
+Source: NumPy's `lib/format.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layercoop_fast.errors import LayercoopError, RequestError
+from layercoop_fast.files import reason
+
+_MAGIC, _ARCHIVE = b"\x93NUMPY", b"PK\x03\x04"
+_LONGEST_HEADER = 10_000
+_FIELD = re.compile(
+    rb"\s*'(?P<name>descr|fortran_order|shape)'\s*:\s*"
+    rb"(?:'(?P<descr>[^']{1,32})'|(?P<order>True|False)|\((?P<shape>[0-9, ]*)\))\s*(?:,|$)"
+)
+_PLAIN = re.compile(r"[<>|=](?:b1|[iu][1248]|f[248]|U[0-9]{1,10})")
+_MOST_DIMENSIONS = 4
+_LARGEST_DIMENSION = 2**40
+
+# Arrays of an archive may come to this many bytes, or this many times the bytes of the file. Masks and equal numbers
+# are packed well, but the losses of many windows are not.
+_MOST_EXPANDED, _MOST_TIMES = 2**28, 20
+_MOST_MEMBERS = 64
+_PIECE = 2**20
+
+
+class _WrongError(Exception):
+    """What is wrong with an array, in words that go on from the name of its file."""
+
+
+def read_array(path: Path, hint: str) -> NDArray[Any]:
+    """The array of a `.npy` file: numbers, bools or text.
+
+    Raises `RequestError` that names the file, and ends in `hint` where it holds something else.
+    """
+    try:
+        with _opened(path, hint) as file:
+            if file.read(len(_ARCHIVE)) == _ARCHIVE:
+                raise _WrongError("is an .npz archive, not one array")
+            size = file.seek(0, 2)
+            file.seek(0)
+            return _array(file, size)
+    except _WrongError as error:
+        raise RequestError(f"{path} {error}: {hint}") from error
+
+
+def read_arrays(path: Path, wanted: Mapping[str, tuple[type[np.generic], int]], hint: str) -> dict[str, NDArray[Any]]:
+    """Arrays of an `.npz` file.
+
+    Args:
+        path: the file.
+        wanted: type and number of dimensions of each array by name; others in the file are passed over.
+        hint: what would be right, for errors.
+
+    Raises `RequestError` that names the file where an array is missing, damaged, or of another type or shape.
+    """
+    found = {}
+    with _opened(path, hint) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        try:
+            archive = _archive(file)
+            entries = {name: _entry(archive, name) for name in wanted}
+            expanded = sum(entry.file_size for entry in entries.values())
+            if expanded > max(_MOST_EXPANDED, _MOST_TIMES * size):
+                raise _WrongError(f"would unpack from {size:,} bytes to {expanded:,}")
+            for name, (kind, dimensions) in wanted.items():
+                with _unpacking(), archive.open(entries[name]) as content:
+                    found[name] = array = _array(content, entries[name].file_size)
+                if array.ndim != dimensions or not _is(array.dtype, kind):
+                    form = "text" if kind is np.str_ else np.dtype(kind).name
+                    raise RequestError(f"{path}: {name} should be a {dimensions}-dimensional array of {form}")
+        except _WrongError as error:
+            raise RequestError(f"{path} {error}: {hint}") from error
+    return found
+
+
+def _is(dtype: np.dtype[Any], kind: type[np.generic]) -> bool:
+    return dtype.kind == "U" if kind is np.str_ else dtype == kind
+
+
+@contextmanager
+def _opened(path: Path, hint: str) -> Iterator[IO[bytes]]:
+    try:
+        if path.exists() and not path.is_file():
+            raise RequestError(f"{path} is no file: {hint}")
+        with path.open("rb") as file:
+            yield file
+    except LayercoopError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
+    except MemoryError as error:
+        raise RequestError(f"{path} holds more than fits into memory") from error
+
+
+def _archive(file: IO[bytes]) -> zipfile.ZipFile:
+    with _unpacking():
+        archive = zipfile.ZipFile(file)
+    if len(archive.infolist()) > _MOST_MEMBERS:
+        raise _WrongError(f"is an archive of {len(archive.infolist())} members")
+    return archive
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    try:
+        entry = archive.getinfo(f"{name}.npy")
+    except KeyError as error:
+        raise _WrongError(f"lacks {name}") from error
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _WrongError(f"has {name} packed in a way that is not read")
+    return entry
+
+
+@contextmanager
+def _unpacking() -> Iterator[None]:
+    """Whatever `zipfile` and the library it unpacks with raise on a damaged archive: the list has no end."""
+    try:
+        yield
+    except (_WrongError, MemoryError):
+        raise
+    except Exception as error:
+        raise _WrongError(f"is no sound archive ({reason(error)})") from error
+
+
+def _array(content: IO[bytes], size: int) -> NDArray[Any]:
+    """An array from `size` bytes."""
+    start = content.read(8)
+    if len(start) < 8 or not start.startswith(_MAGIC):
+        raise _WrongError("is not a plain .npy array (object arrays and pickles are not read)")
+    width = {1: 2, 2: 4, 3: 4}.get(start[6])
+    if width is None:
+        raise _WrongError(f"is an array of format {start[6]}, which is not read")
+    length = int.from_bytes(content.read(width), "little")
+    if length > min(_LONGEST_HEADER, size):
+        raise _WrongError("has a header longer than an array's")
+    dtype, fortran_order, shape = _header(content.read(length))
+    count, held = math.prod(shape), size - 8 - width - length
+    if count * dtype.itemsize != held:
+        raise _WrongError(f"is cut short or damaged: shape {list(shape)} of {dtype} does not come to {held:,} bytes")
+    array = np.empty(count, dtype)
+    if held:
+        _fill(content, array.view(np.uint8).data)
+    if dtype == np.bool_ and (array.view(np.uint8) > 1).any():
+        raise _WrongError("is damaged: its bools are neither 0 nor 1")
+    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+
+
+def _fill(content: IO[bytes], room: memoryview) -> None:
+    at = 0
+    while at < len(room):
+        piece = content.read(min(_PIECE, len(room) - at))
+        if not piece:
+            raise _WrongError("is cut short")
+        room[at : at + len(piece)] = piece
+        at += len(piece)
+    content.read(1)  # a member's checksum is looked at where it ends
+
+
+def _header(text: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
+    """Type, order and shape that a header says."""
+    wrong = _WrongError("has an array with a header that NumPy does not write")
+    match = re.fullmatch(rb"\s*\{(.*)\}\s*", text, re.DOTALL)
+    if match is None:
+        raise wrong
+    fields: dict[str, re.Match[bytes]] = {}
+    at, inner = 0, match[1].rstrip()
+    while at < len(inner):
+        field = _FIELD.match(inner, at)
+        if field is None or field["name"].decode() in fields:
+            raise wrong
+        fields[field["name"].decode()] = field
+        at = field.end()
+    if len(fields) != 3:
+        raise wrong
+    descr, order, shape = fields["descr"]["descr"], fields["fortran_order"]["order"], fields["shape"]["shape"]
+    if descr is None or order is None or shape is None:
+        raise wrong
+    kind = descr.decode("ascii", "replace")
+    if not _PLAIN.fullmatch(kind):
+        raise _WrongError(
+            f"has an array of elements {kind!r}, and only numbers, bools and text are taken (object arrays and pickles "
+            "are not read)"
+        )
+    sizes = shape.decode().replace(" ", "").removesuffix(",")
+    parts = sizes.split(",") if sizes else []
+    if len(parts) > _MOST_DIMENSIONS or not all(part.isdecimal() and len(part) <= 15 for part in parts):
+        raise wrong
+    dimensions = tuple(int(part) for part in parts)
+    if max(dimensions, default=0) > _LARGEST_DIMENSION or math.prod(size or 1 for size in dimensions) > 2**60:
+        raise _WrongError(f"has an array of shape {list(dimensions)}, which is too large")
+    if kind[1] == "U" and int(kind[2:]) > 2**26:
+        raise _WrongError("has a text that is too long")
+    return np.dtype(kind), order == b"True", dimensions

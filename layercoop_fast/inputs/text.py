@@ -1,0 +1,98 @@
+"""Text and JSON files of others, as values or as one line that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from layercoop_fast.errors import LayercoopError, RequestError
+from layercoop_fast.files import reason
+from layercoop_fast.inputs.bounds import MAX_JSON_BYTES, MAX_TEXT_BYTES
+
+_PIECE = 2**20
+# What code over values of unknown types and sizes raises where they are not what it expects.
+_UNEXPECTED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def read_text(path: Path, *, hint: str = "", limit: int = MAX_TEXT_BYTES) -> str:
+    """The text of a UTF-8 file of at most `limit` bytes, without a byte-order mark.
+
+    Raises `RequestError` that names the file; of one that cannot be read with `hint`, what would be right, behind it.
+    """
+    try:
+        content = bytearray()
+        with path.open("rb") as file:
+            # By pieces: a read of the limit would take that much memory, and a pipe has no size to go by.
+            while len(content) <= limit and (piece := file.read(_PIECE)):
+                content += piece
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise RequestError(f"{path} cannot be read: {reason(error)}{hint and f'; {hint}'}") from error
+    except MemoryError as error:
+        raise RequestError(f"{path} does not fit into memory") from error
+    if len(content) > limit:
+        raise RequestError(f"{path} is larger than {limit:,} bytes, the most that is read")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
+
+
+def read_json(path: Path, *, hint: str = "", limit: int = MAX_JSON_BYTES) -> Any:
+    """The value of a JSON file of at most `limit` bytes, of any type.
+
+    Raises `RequestError` that names the file and ends in `hint`, what would be right, where there is one.
+    """
+    return parse_json(read_text(path, hint=hint, limit=limit), str(path), hint=hint)
+
+
+def parse_json(text: str, where: str, *, hint: str = "") -> Any:
+    """The value of a JSON text. Raises `RequestError` that names `where` it stands, and ends in `hint`."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise RequestError(f"{where} is not JSON (it has too many levels){hint and f': {hint}'}") from error
+    except MemoryError as error:
+        raise RequestError(f"{where} does not fit into memory") from error
+    except ValueError as error:  # numbers of thousands of digits are a plain ValueError
+        raise RequestError(f"{where} is not JSON ({reason(error)}){hint and f': {hint}'}") from error
+
+
+def is_flat(value: Any, levels: int = 16) -> bool:
+    """Whether lists and objects of a JSON value stand in each other at most so many levels deep.
+
+    What walks over a value by calls to itself is safe then.
+    """
+    level = [value]
+    for _ in range(levels):
+        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        level = [one for part in parts for one in part]
+        if not level:
+            return True
+    return False
+
+
+@contextmanager
+def as_saved(what: object, hint: str = "it is damaged, or was not saved by this version") -> Iterator[None]:
+    """Whatever a value of unexpected type or size leads to inside becomes a `RequestError` about `what`.
+
+    For blocks alone that take values out of a file and look at nothing else.
+    """
+    try:
+        yield
+    except LayercoopError:
+        raise
+    except _UNEXPECTED as error:
+        said = f"{type(error).__name__}: {reason(error)}" if str(error) else type(error).__name__
+        raise RequestError(f"{what}: {hint} ({said[:300]})") from error
