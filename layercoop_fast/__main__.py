@@ -29,7 +29,8 @@ def main() -> None:
     try:
         with stopped_by_signals() as came:
             status = _run()
-            sys.stdout.flush()  # what cannot be written is found out here, not while the interpreter ends
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written is found out here, not while the interpreter ends
     except LayercoopError as error:
         _leave(str(error), error.status)
     except KeyboardInterrupt:
@@ -38,11 +39,9 @@ def main() -> None:
         _leave(_STOPPED, stop.status)
     except MemoryError:
         _leave("out of memory: pass a smaller --memory, fewer --windows, or a narrower --dtype", 1)
-    except BrokenPipeError as error:
-        if _nobody_reads():
-            sys.exit(1)
-        _leave(f"{error.filename or 'the system'}: {reason(error)}", 1)
     except OSError as error:
+        if isinstance(_broken_output(), BrokenPipeError):
+            sys.exit(1)  # nobody reads any more (`| head`), and nobody wants to know
         _leave(f"{error.filename or 'the system'}: {reason(error)}", 1)
     except Exception as error:
         if came:
@@ -56,6 +55,7 @@ def main() -> None:
         )
     finally:
         warnings.formatwarning = plain
+        _broken_output()
     sys.exit(status)
 
 
@@ -73,25 +73,28 @@ def _run() -> int:
         raise RequestError(getattr(error, "format_message", error.__str__)()) from error
     except typer.Abort:
         raise KeyboardInterrupt from None
-    except SystemExit:
-        _nobody_reads()  # of a closed pipe typer knows, and ends with a status of its own
-        raise
     if status == _INTERRUPTED:  # newer typers turn Ctrl-C into this status instead of raising
         raise KeyboardInterrupt
     return status if isinstance(status, int) else 0
 
 
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe that nobody reads any more (`| head`); then nothing more is written to it."""
-    try:
-        for stream in (sys.stdout, sys.__stdout__):  # typer puts one that keeps silent before the real one
+def _broken_output() -> OSError | None:
+    """Why standard output takes nothing, or None where it does.
+
+    What waits to be written to it, and to standard error, is then dropped: the interpreter would try once more at its
+    end, and complain.
+    """
+    broken = None
+    # Typer puts streams that keep silent before the real ones.
+    for stream, number in ((sys.stdout, 1), (sys.__stdout__, 1), (sys.stderr, 2), (sys.__stderr__, 2)):
+        try:
             if stream is not None:
                 stream.flush()
-    except BrokenPipeError:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        return True
-    return False
+        except OSError as error:
+            broken = error if number == 1 else broken
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), number)
+    return broken
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
@@ -105,7 +108,6 @@ def _leave(message: str, status: int) -> NoReturn:
             traceback.print_exc()
         if line := " ".join(message.split()):  # without arguments there is only the help, printed already
             sys.stderr.write(f"layercoop-fast: {shown(line)}\n")
-            sys.stderr.flush()
     sys.exit(status)
 
 

@@ -142,19 +142,33 @@ def test_commands_that_need_no_extension_go_on(tmp_path: Path) -> None:
     assert "does not exist" in done.stderr
 
 
+# As users have it; unbuffered, writing fails within the command.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @pytest.mark.parametrize("arguments", [PLAN, (*PLAN, "--json"), ("--help",)])
 def test_a_pipe_that_nobody_reads(arguments: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "layercoop_fast", *arguments]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=120)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=120, env=BUFFERED)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_a_full_disk_below_standard_output() -> None:
     """A real one: /dev/full."""
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "layercoop_fast", *PLAN, "--json"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stderr) == (1, "layercoop-fast: the system: No space left on device\n")
+    command = [sys.executable, "-m", "layercoop_fast", *PLAN, "--json"]
+    for errors, said in ((subprocess.PIPE, "layercoop-fast: the system: No space left on device\n"), (None, None)):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command, stdout=full, stderr=errors or full, text=True, check=False, timeout=120, env=BUFFERED
+            )
+        assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_no_standard_output_at_all() -> None:
+    code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = [sys.executable, "-c", code, "-m", "layercoop_fast", *PLAN]
+    done = subprocess.run(command, stderr=subprocess.PIPE, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
