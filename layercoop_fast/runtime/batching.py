@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Several
@@ -74,7 +75,7 @@ class Batcher:
         self.running: list[Running] = []
         self.waiting: deque[Running] = deque()
         self.speculators = Speculators(executor)
-        self._turns = Turns(self._forked)
+        self._turns = Turns(weakref.WeakMethod(self._forked))
 
     def prepare(self, request: Request) -> Running:
         """Check a request; it is not under way before `start`.
@@ -149,7 +150,7 @@ class Batcher:
             for one in runnings:
                 one.waiter = None
         for one in runnings:
-            if one.error is not None:
+            if one.error is not None and len(one.steps) <= tokens:
                 raise one.error
 
     def forget(self) -> None:

@@ -39,11 +39,12 @@ class Turns:
     """See the module.
 
     Args:
-        forked: called in a forked child, where no other thread is left.
+        forked: gives what is called in a forked child, where no other thread is left; a weak reference, so that an
+            owner goes, and a model's memory with it, when nobody holds it any more.
     """
 
-    def __init__(self, forked: Callable[[], None] = lambda: None) -> None:
-        self.forked = forked
+    def __init__(self, forked: Callable[[], Callable[[], None] | None] = lambda: None) -> None:
+        self._forked = forked
         self._lock = threading.Lock()  # for moments only; guards the two below
         self._worker: int | None = None  # the thread whose turn it is
         self._waiters: list[tuple[threading.Condition, Callable[[], bool]]] = []
@@ -89,7 +90,7 @@ class Turns:
         self._jobs.append(do)
         self.until(lambda: bool(results or errors), lambda: None)
         if errors:
-            raise errors[0]
+            raise errors.pop()
         return results[0]
 
     def _settle(self) -> None:
@@ -150,7 +151,8 @@ class Turns:
         """In a forked child: no thread waits."""
         self._lock = threading.Lock()
         self._waiters = []
-        self.forked()
+        if (forked := self._forked()) is not None:
+            forked()
 
 
 @contextmanager

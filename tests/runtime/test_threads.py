@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -403,6 +404,41 @@ def test_a_forked_child_goes_on_alone() -> None:
         thread.join(SECONDS)
     assert statuses == [0] * 2
     assert found + [step.token for step in stream] == expected(request([5, 6], 8))
+
+
+def test_a_model_goes_when_nobody_holds_it() -> None:
+    """Its weights are gigabytes: they do not wait for the garbage collector."""
+    executor = FakeExecutor()
+    held = weakref.ref(executor)
+    model = opened(executor)
+    model.generate([1, 2], max_new_tokens=3)
+    stream = model.stream([1], max_new_tokens=3)
+    next(stream)
+    del executor
+    gc.disable()
+    try:
+        del stream, model
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_what_came_before_an_error_is_handed_out() -> None:
+    executor = FakeExecutor()
+    model = opened(executor)
+    stream = model.stream([1, 2], max_new_tokens=9)
+    found = [next(stream).token]
+    others = model.stream([4], max_new_tokens=2)
+    list(others)  # computes the first one's tokens too
+    executor.fails = True
+    with pytest.raises(MemoryError):
+        model.generate([3], max_new_tokens=2)
+    with pytest.raises(MemoryError):
+        for step in stream:
+            found.append(step.token)
+    assert len(found) >= 3
+    assert found == expected(request([1, 2], len(found)))
+    assert left(model) == (0, 0, 0)
 
 
 def test_a_model_called_from_its_own_step_says_so() -> None:
