@@ -10,11 +10,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+
+import limited  # noqa: E402 - from this folder
+
+limited.hold_bitsandbytes()
 
 # A shell starts what runs in the background with Ctrl-C ignored, and processes inherit that; some tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -33,6 +39,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(name, "1")
 # The arrays are small: on a machine that is busy, NumPy's threads would mostly wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+# dionysus has wheels for few machines (glibc 2.39 and x86-64, for one), and its tests are left out on others.
+WITHOUT_WHEEL = "zigzag persistence: dionysus is not installed, and has no wheel for every machine"
+
+
+def pytest_report_header() -> list[str]:
+    """Say which tests are left out on this machine."""
+    return [] if find_spec("dionysus") else [f"left out: {WITHOUT_WHEEL}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what depends on the instruction set; leave out what needs a library that has no wheel for this machine."""
+    for item in items:
+        if limited.depends(item.nodeid.replace("\\", "/").removeprefix("tests/")):
+            item.add_marker(pytest.mark.isa)
+    if not find_spec("dionysus"):
+        out = [item for item in items if item.get_closest_marker("dionysus")]
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=out)
 
 
 @pytest.fixture
