@@ -35,8 +35,9 @@ def quantise_checkpoint(
     """Write a checkpoint's linear layers in 4 bits into the folder `out`, for plain `from_pretrained`.
 
     Schemes: "nf4" (bitsandbytes, blocks of 64 weights a scale), "int4" (torchao, groups of 32; on the CPU, where it has
-    no packed form, every code is stored in a byte). The head stays as it is, and so do the layers that `left_whole`
-    names.
+    no packed form, every code is stored in a byte). The head stays as it is, and so do layers whose weights a block
+    reads without calling them (Mamba's `dt_proj`), since a library can stand in for calls only; with "nf4" also those
+    whose shapes bitsandbytes does not take on every processor (`left_whole`).
 
     Returns the scheme, which layers were left, and bytes of all files before and after. Raises `RequestError` for a
     wrong request or a library that is not installed, `RunError` where the folder cannot be written.
@@ -51,7 +52,7 @@ def quantise_checkpoint(
     checkpoint = open_checkpoint(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if is_quantised(checkpoint.model):
         raise RequestError(f"{name} is quantised already")
-    left = left_whole(checkpoint.model)
+    left = (left_whole if library == "bitsandbytes" else uncalled)(checkpoint.model)
     head = [
         path for path, module in checkpoint.model.named_modules() if module is checkpoint.model.get_output_embeddings()
     ]
@@ -86,7 +87,7 @@ def quantise_checkpoint(
 
 
 def left_whole(model: PreTrainedModel) -> list[str]:
-    """Names, within a block, of linear layers that are not to be quantised.
+    """Names, within a block, of linear layers that bitsandbytes is not to quantise.
 
     Those whose weights a block reads without calling them (Mamba's `dt_proj`), since a library can stand in for calls
     only; and those whose shapes bitsandbytes does not take on every processor (`shared_expert_gate`, with one output):
@@ -95,10 +96,10 @@ def left_whole(model: PreTrainedModel) -> list[str]:
     left = set(uncalled(model))
     for block in Skeleton(model).blocks:
         for name, module in block.named_modules():
-            if isinstance(module, nn.Linear) and (module.out_features % 32 or module.in_features % 64):
-                left.add(name)
-            elif isinstance(module, Conv1D) and (module.nf % 32 or module.nx % 64):
-                left.add(name)
+            if isinstance(module, (nn.Linear, Conv1D)):
+                inputs, outputs = module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)
+                if outputs % 32 or inputs % 64:
+                    left.add(name)
     return sorted(left)
 
 

@@ -317,7 +317,7 @@ def _four_bit(model: PreTrainedModel, folder: Path, tolerance: float) -> str:
     """Quantised to nf4 as it is opened: played, exported still quantised, and opened again; or why not."""
     from transformers import BitsAndBytesConfig
 
-    left = [name.rpartition(".")[2] for name in left_whole(model)]
+    left = sorted({name.rpartition(".")[2] for name in left_whole(model)})
     with quiet_transformers():
         model.save_pretrained(folder / "plain")
     config = BitsAndBytesConfig(

@@ -14,8 +14,6 @@ import torch
 from tiny_models import save_tiny, tiny_model
 from torch import nn
 
-pytest.importorskip("triton", reason="Triton is not installed: it comes with the extra [test] on Linux x86-64")
-
 from layercoop_fast.engine.llama_shape import UnfitError
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError

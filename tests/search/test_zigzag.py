@@ -49,7 +49,7 @@ def test_the_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch)
         shared_features({(0,)}, {(0,)})
 
 
-@pytest.mark.dionysus
+@pytest.mark.needs("dionysus")
 @pytest.mark.parametrize("seed", range(8))
 def test_features_against_linear_algebra(seed: int) -> None:
     """Of A ⊇ I ⊆ B, both ends share rank f + rank g − rank (f, g) classes, f and g the maps from the homology of I."""
@@ -69,7 +69,7 @@ def test_features_against_linear_algebra(seed: int) -> None:
     assert 0 < wanted[2] < wanted[:2].sum()
 
 
-@pytest.mark.dionysus
+@pytest.mark.needs("dionysus")
 def test_on_a_model() -> None:
     """As many numbers as players, none for a block that does nothing; one pass."""
     ids = torch.randint(3, 259, (2, 40), generator=torch.Generator().manual_seed(0))
