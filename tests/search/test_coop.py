@@ -59,10 +59,10 @@ def best_of_coop() -> float:
     return float(model_game()(coop.search(model_game(), REMOVE).mask[None])[0])
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(name, marks=[pytest.mark.needs("dionysus")] if name == "zigzag" else []) for name in METHODS],
-)
+NEEDING = {"zigzag": pytest.mark.needs("dionysus")}
+
+
+@pytest.mark.parametrize("method", [pytest.param(name, marks=NEEDING.get(name, ())) for name in METHODS])
 def test_no_method_leaves_a_better_model(method: str) -> None:
     game = model_game()
     budget = 100 if method in ("official", "evopress") else None
