@@ -50,7 +50,7 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
-bench: $(VENV)/model
+bench: $(VENV)/installed $(VENV)/model
 	$(BIN)/layercoop-fast bench
 
 # Needs a GPU, no network: writes bench-gpu.json, and bench-gpu.md for docs/performance.md.
