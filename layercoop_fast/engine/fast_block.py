@@ -28,7 +28,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.attention import causal_attention
 from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm
 from layercoop_fast.kernels.rotary import rotary_
-from layercoop_fast.kernels.rows import MIN_ROWS
+from layercoop_fast.kernels.rows import MIN_ROWS, Product
 from layercoop_fast.kernels.swiglu import swiglu
 from layercoop_fast.spans import ATTENTION, BLOCK_REST, timed
 
@@ -105,6 +105,14 @@ class FastBlock:
         hidden, mixed, inner = len(self.input_norm.weight), self.heads * self.head_dim, self.gate_up.out_features // 2
         numbers = 2 * hidden + max(self.qkv.out_features, 2 * inner) + max(mixed, inner)
         return numbers * self.input_norm.weight.element_size()
+
+    def products(self, half: Half | None = None, *, some_rows: bool = False) -> frozenset[Product]:
+        """The products that `run` makes of all rows; with `some_rows` also those that it makes of some."""
+        attention = {self.qkv.product(), self.output.product()}
+        if some_rows:
+            attention |= {self.qkv.product(slice(0, 1)), self.qkv.product(slice(1, 3))}
+        feed = {self.gate_up.product(), self.down.product()}
+        return frozenset(attention | feed if half is None else attention if half == "attn" else feed)
 
     @property
     def state_shape(self) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from layercoop_fast.engine.queues import Queue, queue_of
 from layercoop_fast.engine.units import GeneralUnits
 from layercoop_fast.engine.width import MAX_ROWS, cut, power_of_two_up_to
 from layercoop_fast.engine.windows import Windows
+from layercoop_fast.kernels.rows import Product
 from layercoop_fast.spans import COPIES, DEVICE_BLOCKS
 
 # How far a block in the pool may be from the block itself, as in `engine/fast_blocks.py`. A GPU's products of other
@@ -56,6 +57,11 @@ class PoolUnits:
     def on(self, windows: Windows) -> PoolUnits:
         """The same units for other windows of the same length, which have another pool."""
         return PoolUnits(self.general.on(windows), self.blocks, queue_of(windows.skeleton.device), halves=self.halves)
+
+    @property
+    def products(self) -> list[frozenset[Product]]:
+        """Of each unit, by the model's own modules; on a GPU nothing is asked of them."""
+        return self.general.products
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """One unit on states [W, T, H] that need not lie in one pool, each written to its target, all positions."""

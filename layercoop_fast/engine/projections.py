@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from layercoop_fast.kernels.rows import Product
 from layercoop_fast.spans import BLOCK_PRODUCTS, timed
 
 
@@ -45,6 +46,10 @@ class Projection:
         if self._joint_bias:
             groups.append([linear.bias for linear in self.linears])
         return all(_stand_joined(group) for group in groups)
+
+    def product(self, maps: slice = slice(None)) -> Product:
+        """Terms and columns of the product for all maps or for some neighbouring ones."""
+        return self.linears[0].in_features, sum(linear.out_features for linear in self.linears[maps])
 
     @property
     def weight(self) -> Tensor:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from layercoop_fast.engine.fast_block import FastBlock, Half, Workspace
 from layercoop_fast.engine.fast_blocks import fast_block
@@ -19,6 +20,7 @@ from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import NATIVE_DTYPES
+from layercoop_fast.kernels.rows import Product
 from layercoop_fast.spans import COPIES, HF_BLOCKS, timed
 
 BLOCK_PATHS = ("auto", "hf")
@@ -34,6 +36,11 @@ class Units(Protocol):
     """Name of the numerics, for fingerprints: worths of different paths are different numbers."""
     bytes_a_row: int
     """Bytes of activations that a row (token) of a call takes; 0 where that is the model's own affair."""
+
+    @property
+    def products(self) -> Sequence[frozenset[Product]]:
+        """Of each unit, the products with weights that it makes of rows; those within experts are not counted."""
+        ...
 
     def on(self, windows: Windows) -> Units:
         """The same units for other windows of the same length; nothing is checked again."""
@@ -54,18 +61,32 @@ class GeneralUnits:
     Args:
         windows: of the game.
         run_unit: one unit on a batch, [B, T, H] → [B, T, H], in a context of that batch.
+        halves: whether units are the halves of blocks (2L) instead of whole ones (L).
     """
 
     path = "hf"
     bytes_a_row = 0
 
-    def __init__(self, windows: Windows, run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run) -> None:
+    def __init__(
+        self,
+        windows: Windows,
+        run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run,
+        *,
+        halves: bool = False,
+    ) -> None:
         self.windows = windows
         self.run_unit = run_unit
+        self.halves = halves
 
     def on(self, windows: Windows) -> GeneralUnits:
         """The same units for other windows."""
-        return GeneralUnits(windows, self.run_unit)
+        return GeneralUnits(windows, self.run_unit, halves=self.halves)
+
+    @property
+    def products(self) -> list[frozenset[Product]]:
+        """Of each unit; of halves those of their whole block."""
+        blocks = [_products(block) for block in self.windows.skeleton.blocks]
+        return [made for made in blocks for _ in range(2 if self.halves else 1)]
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """Gather the states, run the unit once, and write its results back, all positions of them."""
@@ -106,18 +127,43 @@ class FastUnits:
         """The same units for other windows, fast blocks shared."""
         return FastUnits(self.general.on(windows), self.blocks, halves=self.halves)
 
+    @property
+    def products(self) -> list[frozenset[Product]]:
+        """Of each unit; those of some rows too where not all positions are scored."""
+        found, some_rows = self.general.products, self.general.windows.score_every > 1
+        for unit in range(len(found)):
+            layer, half = self._part(unit)
+            block = self.blocks[layer]
+            if block is not None:
+                found[unit] = block.products(half, some_rows=some_rows)
+        return found
+
+    def _part(self, unit: int) -> tuple[int, Half | None]:
+        """A unit's layer, and which half of it the unit is."""
+        if not self.halves:
+            return unit, None
+        return unit // 2, "mlp" if unit % 2 else "attn"
+
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """Run the unit on the states where they lie."""
-        layer, second = divmod(unit, 2) if self.halves else (unit, 0)
+        layer, half = self._part(unit)
         block = self.blocks[layer]
         if block is None:
             self.general.run(unit, sources, targets)
             return
-        half: Half | None = None
-        if self.halves:
-            half = "mlp" if second else "attn"
         self.general.windows.skeleton.block(layer)  # its weights may have to be read first
         block.run(sources, targets, half, rows)
+
+
+def _products(block: nn.Module) -> frozenset[Product]:
+    """Of the linear maps of a block, quantised ones included."""
+    found: set[Product] = set()
+    for module in block.modules():
+        terms, columns = ("nx", "nf") if isinstance(module, Conv1D) else ("in_features", "out_features")
+        shape = getattr(module, terms, None), getattr(module, columns, None)
+        if isinstance(shape[0], int) and isinstance(shape[1], int):
+            found.add((shape[0], shape[1]))
+    return frozenset(found)
 
 
 def _stays_joined(skeleton: Skeleton, layer: int, fast: FastBlock) -> bool:
@@ -148,7 +194,7 @@ def make_units(
     """
     if block_path not in BLOCK_PATHS:
         raise RequestError(f"unknown block path {block_path!r}: choose from {', '.join(BLOCK_PATHS)}")
-    general = GeneralUnits(windows, run_unit)
+    general = GeneralUnits(windows, run_unit, halves=halves)
     skeleton = windows.skeleton
     if block_path == "hf":
         return general

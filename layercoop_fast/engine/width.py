@@ -16,7 +16,7 @@ from torch import Tensor
 
 from layercoop_fast.engine.units import Units
 from layercoop_fast.engine.windows import Windows
-from layercoop_fast.kernels.rows import MIN_ROWS, rows_alike_from
+from layercoop_fast.kernels.rows import MANY_ROWS, MIN_ROWS, rows_alike_from
 
 # Rows (tokens) of one call of a unit where nothing was measured: enough that its matrix products run at full speed, few
 # enough that the activations of one call stay small beside the stored states.
@@ -40,16 +40,17 @@ def batch_width(
     A call takes at most `max_rows` rows, or one state. States whose rows are too few to be computed alike in a batch
     (`kernels/rows.py`) go one by one.
     """
-    if not _alike(windows, windows.ids.numel()):
+    one = windows.ids.numel()
+    wanted = ROWS_PER_CALL if evaluations < SWEEP_FROM else MAX_ROWS
+    widest = power_of_two_up_to(min(wanted, max_rows, len(slots) * one) // one)
+    if widest == 1 or not _alike(windows, units, one, widest * one):
         return 1
     if evaluations < SWEEP_FROM:
-        most = min(ROWS_PER_CALL, max_rows, len(slots) * windows.ids.numel())
-        width = power_of_two_up_to(most // windows.ids.numel())
-        return _faithful(windows, units, slots, width)
-    widest = power_of_two_up_to(min(MAX_ROWS, max_rows, len(slots) * windows.ids.numel()) // windows.ids.numel())
+        return _faithful(windows, units, slots, widest)
     block = windows.skeleton.blocks[0]
     weights = sum(parameter.numel() for parameter in block.parameters())
-    key = (units.path, windows.state_shape, windows.skeleton.dtype, weights, torch.get_num_threads(), widest)
+    kinds = frozenset(units.products)
+    key = (units.path, windows.state_shape, windows.skeleton.dtype, weights, kinds, torch.get_num_threads(), widest)
     if key not in _measured:
         _measured[key] = fastest(sweep(windows, units, slots, widest))
     return _measured[key]
@@ -57,8 +58,6 @@ def batch_width(
 
 def _faithful(windows: Windows, units: Units, slots: Sequence[Tensor], widest: int) -> int:
     """The widest power of two up to `widest` at which, and below which, a state comes to what it comes to alone."""
-    if widest == 1:
-        return 1
     known = windows.faithful_widths
     key = (units.path, torch.get_num_threads(), widest)
     if key not in known:
@@ -72,39 +71,31 @@ def scored_width(windows: Windows, units: Units, slots: Sequence[Tensor], width:
     At it, and at every power of two below, they have the bits there that they have among all positions. The content of
     the slots is lost.
     """
-    if not _alike(windows, windows.n_windows * len(windows.scored)):
+    scored = windows.scored
+    if not _alike(windows, units, windows.n_windows * len(scored), width * windows.ids.numel()):
         return 0
     known = windows.faithful_widths
     key = (units.path, torch.get_num_threads(), width, "scored")
     if key not in known:
-        scored = windows.scored
-        embedding, alone = _alone(windows, units)
-        found, tried = 0, 1
-        while tried <= width:
-            batch = slots[:tried]
-            for slot in batch:
-                slot.copy_(embedding)
-            units.run(0, batch, batch, scored)
-            if not all(torch.equal(slot[:, scored], alone[:, scored]) for slot in batch):
-                break
-            found, tried = tried, 2 * tried
-        known[key] = found
+        known[key] = min(_same_up_to(windows, units, slots, unit, width, scored) for unit in _kinds(windows, units))
     return known[key]
 
 
 def sweep(
     windows: Windows, units: Units, slots: Sequence[Tensor], widest: int, *, repeats: int = _REPEATS
 ) -> dict[int, float]:
-    """Seconds a state of unit 0 at each width 1, 2, 4 .. `widest`, up to the first whose results are not width 1's."""
-    embedding, alone = _alone(windows, units)
+    """Seconds a state of unit 0 at each width 1, 2, 4 .. `widest`, up to the first whose results are not width 1's.
+
+    Results are compared for a unit of every kind, since units of other shapes may round otherwise.
+    """
+    alone = _alone(windows, units, slots, 0)
     found = {}
     width = 1
     while width <= widest:
         batch = slots[:width]
         seconds = []
         for _ in range(repeats):
-            for slot in batch:
-                slot.copy_(embedding)
+            _fill(windows, batch)
             started = time.perf_counter()
             units.run(0, batch, batch)
             seconds.append(time.perf_counter() - started)
@@ -112,22 +103,63 @@ def sweep(
             break  # a wider batch is cut into this width too
         found[width] = min(seconds) / width
         width *= 2
+    del alone
+    for unit in _kinds(windows, units)[1:]:
+        most = _same_up_to(windows, units, slots, unit, max(found))
+        found = {width: seconds for width, seconds in found.items() if width <= most}
     return found
 
 
-def _alike(windows: Windows, rows: int) -> bool:
-    """Whether so many rows, padded where they are a handful, are computed as more of them are."""
-    if windows.skeleton.device.type != "cpu":
+def _same_up_to(
+    windows: Windows, units: Units, slots: Sequence[Tensor], unit: int, widest: int, rows: Tensor | None = None
+) -> int:
+    """The widest power of two up to `widest` at which, and below which, a unit gives a state the bits it has alone.
+
+    With `rows` only these positions are computed and compared, with those that they have among all. 0 for no width.
+    """
+    alone = _alone(windows, units, slots, unit)
+    compared = slice(None) if rows is None else rows
+    found, tried = 0, 1
+    while tried <= widest:
+        batch = slots[:tried]
+        _fill(windows, batch)
+        units.run(unit, batch, batch, rows)
+        if not all(torch.equal(slot[:, compared], alone[:, compared]) for slot in batch):
+            break
+        found, tried = tried, 2 * tried
+    return found
+
+
+def _alike(windows: Windows, units: Units, rows: int, most: int) -> bool:
+    """Whether so many rows, padded where they are a handful, are computed as more of them are, up to `most`."""
+    rows = max(rows, MIN_ROWS)
+    if windows.skeleton.device.type != "cpu" or rows >= min(most, MANY_ROWS):
         return True
-    return max(rows, MIN_ROWS) >= rows_alike_from(windows.skeleton.dtype)
+    products = frozenset().union(*units.products)
+    return rows >= rows_alike_from(windows.skeleton.dtype, products, most)
 
 
-def _alone(windows: Windows, units: Units) -> tuple[Tensor, Tensor]:
-    """The embedding, and what unit 0 makes of it in a batch of its own: [W, T, H] each."""
+def _kinds(windows: Windows, units: Units) -> list[int]:
+    """The first unit of each kind, unit 0 first: those of one kind make equal products in the same part of a block."""
+    products = units.products
+    parts = len(products) // windows.skeleton.n_layers
+    first: dict[object, int] = {}
+    for unit, made in enumerate(products):
+        first.setdefault((unit % parts, made), unit)
+    return list(first.values())
+
+
+def _alone(windows: Windows, units: Units, slots: Sequence[Tensor], unit: int) -> Tensor:
+    """What a unit makes of the embedding in a batch of its own: [W, T, H]."""
+    _fill(windows, slots[:1])
+    units.run(unit, slots[:1], slots[:1])
+    return slots[0].clone()
+
+
+def _fill(windows: Windows, slots: Sequence[Tensor]) -> None:
     embedding = windows.context(1).embedding[: windows.n_windows]
-    alone = torch.empty_like(embedding)
-    units.run(0, [embedding], [alone])
-    return embedding, alone
+    for slot in slots:
+        slot.copy_(embedding)
 
 
 def fastest(seconds: dict[int, float]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from layercoop_fast.engine.loading import open_checkpoint, quiet_transformers
 from layercoop_fast.engine.quantised import bytes_of, drop_weights, is_quantised
@@ -41,7 +42,8 @@ def quantise_checkpoint(
 
     Schemes: "nf4" (bitsandbytes, blocks of 64 weights a scale), "int4" (torchao, groups of 32; on the CPU, where it has
     no packed form, every code is stored in a byte). The head stays as it is, and so do layers whose weights a block
-    reads without calling them (Mamba's `dt_proj`), since a library can stand in for calls only.
+    reads without calling them (Mamba's `dt_proj`), since a library can stand in for calls only; with "nf4" also those
+    whose shapes bitsandbytes does not take on every processor (`left_whole`).
 
     With `verify` the folder is opened again before it takes its place, and its logits are compared with those of the
     quantised model in memory (`export/proof.py`). The `layercoop.json` of a pruned checkpoint goes along; what it says
@@ -61,7 +63,7 @@ def quantise_checkpoint(
     checkpoint = open_checkpoint(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if is_quantised(checkpoint.model):
         raise RequestError(f"{name} is quantised already")
-    left = uncalled(checkpoint.model)
+    left = (left_whole if library == "bitsandbytes" else uncalled)(checkpoint.model)
     head = [
         path for path, module in checkpoint.model.named_modules() if module is checkpoint.model.get_output_embeddings()
     ]
@@ -134,6 +136,23 @@ def _carry_record(source: Path, folder: Path, scheme: str, proof: dict[str, Any]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         (folder / RECORD).unlink()
         warnings.warn(f"{source / RECORD} is no record of `prune`: it is left out", stacklevel=3)
+
+
+def left_whole(model: PreTrainedModel) -> list[str]:
+    """Names, within a block, of linear layers that bitsandbytes is not to quantise.
+
+    Those whose weights a block reads without calling them (Mamba's `dt_proj`), since a library can stand in for calls
+    only; and those whose shapes bitsandbytes does not take on every processor (`shared_expert_gate`, with one output):
+    its kernels for AVX512-BF16 want outputs in multiples of 32 and inputs in multiples of 64.
+    """
+    left = set(uncalled(model))
+    for block in Skeleton(model).blocks:
+        for name, module in block.named_modules():
+            if isinstance(module, (nn.Linear, Conv1D)):
+                inputs, outputs = module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)
+                if outputs % 32 or inputs % 64:
+                    left.add(name)
+    return sorted(left)
 
 
 def uncalled(model: PreTrainedModel) -> list[str]:

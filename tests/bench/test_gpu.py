@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed: it comes with the extra [test] on Linux x86-64")
-
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

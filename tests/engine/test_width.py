@@ -24,7 +24,7 @@ from layercoop_fast.kernels.rows import MIN_ROWS
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(width, "_measured", {})
-    monkeypatch.setattr(width, "rows_alike_from", lambda dtype: MIN_ROWS)  # these states are small
+    monkeypatch.setattr(width, "rows_alike_from", lambda dtype, *_: MIN_ROWS)  # these states are small
     return None
 
 
@@ -40,6 +40,7 @@ class Counting:
 
     def __init__(self, units: Units) -> None:
         self.units = units
+        self.products = units.products
         self.widths: list[int] = []
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
@@ -114,7 +115,7 @@ def test_a_width_that_changes_a_number_is_not_used() -> None:
 
 def test_states_of_few_rows_go_one_by_one_where_that_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of a few hundred rows round otherwise than those of more: only whole states alone are always alike."""
-    monkeypatch.setattr(width, "rows_alike_from", lambda dtype: 1024 if dtype == torch.bfloat16 else MIN_ROWS)
+    monkeypatch.setattr(width, "rows_alike_from", lambda dtype, *_: 1024 if dtype == torch.bfloat16 else MIN_ROWS)
     for dtype, widest in ((torch.bfloat16, 1), (torch.float32, 8)):
         windows = windows_of(dtype)
         units, slots = make_units(windows), list(windows.pool(8))

@@ -31,7 +31,7 @@ from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.config import exportable, prune_config
-from layercoop_fast.export.quantising import uncalled
+from layercoop_fast.export.quantising import left_whole
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
 
@@ -87,6 +87,54 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3.5 (text)": ("qwen3_5", {}),
 }
 assert {family for family, _ in ROWS.values()} == {*CORE, *MORE}
+
+# Shapes that bitsandbytes' kernels take on every processor: outputs in multiples of 32, inputs in multiples of 64.
+_ATTENTION_4BIT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+}
+_ONE_WIDTH_4BIT: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 2}
+_MAMBA2_4BIT: dict[str, Any] = {"mamba_n_heads": 32, "mamba_d_head": 4, "mamba_d_state": 16}
+_LINEAR_4BIT: dict[str, Any] = {
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 4,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 4,
+    "shared_expert_intermediate_size": 64,
+}
+_SHAPES_4BIT: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 128, "n_head": 2},
+    "gptj": {"n_embd": 128, "n_head": 2},
+    "bloom": {"hidden_size": 128, "n_head": 2},
+    "opt": {**_ONE_WIDTH_4BIT, "ffn_dim": 128},
+    "gpt_neox": {**_ONE_WIDTH_4BIT, "intermediate_size": 128},
+    "falcon": _ONE_WIDTH_4BIT,
+    "mamba": {"hidden_size": 64, "time_step_rank": 16},
+    "falcon_mamba": {"hidden_size": 64, "intermediate_size": 128, "time_step_rank": 16},
+    "mamba2": {"hidden_size": 64, "num_heads": 32, "head_dim": 4},
+    "rwkv": {"hidden_size": 64, "attention_hidden_size": 64, "intermediate_size": 128},
+    "qwen2_moe": {**_ATTENTION_4BIT, "shared_expert_intermediate_size": 64},
+    "deepseek_v3": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 64,
+        "kv_lora_rank": 64,
+        "q_lora_rank": 64,
+        "qk_rope_head_dim": 32,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+    },
+    "jamba": {**_ATTENTION_4BIT, "mamba_dt_rank": 16},
+    "bamba": {**_ATTENTION_4BIT, **_MAMBA2_4BIT},
+    "falcon_h1": {**_ATTENTION_4BIT, **_MAMBA2_4BIT, "mamba_d_ssm": 128},
+    "qwen3_next": {**_ATTENTION_4BIT, **_LINEAR_4BIT},
+    "qwen3_5": {**_ATTENTION_4BIT, **{name: _LINEAR_4BIT[name] for name in _LINEAR_4BIT if name[0] == "l"}},
+}
 # Experts, and attention by chunks, sum in another order where memory is laid out otherwise: fp32 rounding, no more.
 _GROUPED = {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss", "jamba", "qwen3_next"}
 _TOLERANCE = 2e-5
@@ -127,7 +175,11 @@ def examine(name: str, *, four_bit: bool = FOUR_BIT) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         for kept in masks:
             _exported_is_masked(skeleton, kept, Path(folder) / str(kept[0]), tolerance)
-        quantised = _four_bit(model, Path(folder), tolerance) if four_bit else ""
+        if four_bit:
+            wide = tiny_model(family, blocks, **{**arguments, **_SHAPES_4BIT.get(family, _ATTENTION_4BIT)})
+            quantised = _four_bit(wide, Path(folder), tolerance)
+        else:
+            quantised = ""
     return Row(
         name,
         "to 2e-5" if tolerance else "bit for bit",
@@ -265,7 +317,7 @@ def _four_bit(model: PreTrainedModel, folder: Path, tolerance: float) -> str:
     """Quantised to nf4 as it is opened: played, exported still quantised, and opened again; or why not."""
     from transformers import BitsAndBytesConfig
 
-    left = [name.rpartition(".")[2] for name in uncalled(model)]
+    left = sorted({name.rpartition(".")[2] for name in left_whole(model)})
     with quiet_transformers():
         model.save_pretrained(folder / "plain")
     config = BitsAndBytesConfig(
@@ -317,8 +369,9 @@ _AFTER = """
   projection whose zeros would write the mask. A state-space block is one part; parallel ones read the same stream.
 - **sharing**: a worth does not depend on the masks that it is computed with.
 - **4-bit**: opened with bitsandbytes nf4, played, exported still quantised, opened again: the same logits and tokens.
-  Transformers' Mamba reads a projection without calling it, so that stays as it is (`layercoop-fast quantise` sees to
-  it); Falcon's linear layers are a class of its own, which transformers does not replace.
+  Transformers' Mamba reads a projection without calling it, and a gate with one output has no shape that the library
+  takes on every processor, so these stay as they are (`layercoop-fast quantise` sees to it); Falcon's linear layers are
+  a class of its own, which transformers does not replace.
 
 RWKV keeps at least two blocks, since transformers cannot open one with fewer. It runs on its weights as they are stored
 (`rescale_every = 0`; half precision may then overflow in deep models), and the norm of the embedding that its first

@@ -50,7 +50,6 @@ def test_torch_compile_gives_the_same_logits(pruned: Path) -> None:
 
 def test_accelerate_maps_its_blocks_to_devices(pruned: Path, tmp_path: Path) -> None:
     """One block on the CPU, the other left on disk until it runs."""
-    pytest.importorskip("accelerate")
     model = opened(pruned)
     path = Skeleton(model).blocks_path
     places: dict[str, Any] = {
@@ -83,7 +82,6 @@ def test_the_text_generation_pipeline_writes_what_generate_writes(pruned: Path) 
 
 def test_trainer_heals_it(pruned: Path, tmp_path: Path) -> None:
     """A few steps on one sentence lower its loss, and what is saved opens again."""
-    pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
 
     model = opened(pruned)

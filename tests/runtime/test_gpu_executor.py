@@ -7,8 +7,6 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-pytest.importorskip("triton", reason="Triton is not installed: it comes with the extra [test] on Linux x86-64")
-
 from layercoop_fast.engine.llama_shape import UnfitError
 from layercoop_fast.engine.queues import PlainQueue
 from layercoop_fast.engine.skeleton import Skeleton

@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from native_oracle import OracleExecutor
 from tiny_models import save_tiny, tiny_model
 from torch import nn
-
-pytest.importorskip("triton", reason="Triton is not installed: it comes with the extra [test] on Linux x86-64")
-
-from native_oracle import OracleExecutor
 
 from layercoop_fast.engine.llama_shape import UnfitError
 from layercoop_fast.engine.skeleton import Skeleton

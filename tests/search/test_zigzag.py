@@ -49,10 +49,10 @@ def test_the_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch)
         shared_features({(0,)}, {(0,)})
 
 
+@pytest.mark.needs("dionysus")
 @pytest.mark.parametrize("seed", range(8))
 def test_features_against_linear_algebra(seed: int) -> None:
     """Of A ⊇ I ⊆ B, both ends share rank f + rank g − rank (f, g) classes, f and g the maps from the homology of I."""
-    pytest.importorskip("dionysus", reason="extra [topology] is not installed")
     draw = np.random.default_rng(seed)
     one, other = (_random_complex(draw) for _ in range(2))
     shared = one & other
@@ -69,9 +69,9 @@ def test_features_against_linear_algebra(seed: int) -> None:
     assert 0 < wanted[2] < wanted[:2].sum()
 
 
+@pytest.mark.needs("dionysus")
 def test_on_a_model() -> None:
     """As many numbers as players, none for a block that does nothing; one pass."""
-    pytest.importorskip("dionysus", reason="extra [topology] is not installed")
     ids = torch.randint(3, 259, (2, 40), generator=torch.Generator().manual_seed(0))
     model = tiny_model("llama", 3)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from layercoop_fast.surrogate.surrogate import Surrogate
 
 @pytest.fixture
 def shapiq() -> Any:
-    return pytest.importorskip("shapiq", reason="shapiq is not installed: pip install layercoop-fast[shapiq]")
+    return import_module("shapiq")
 
 
 class Network:

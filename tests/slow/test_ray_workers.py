@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from tiny_models import save_tiny
 
@@ -18,7 +19,6 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.store import Store
 from layercoop_fast.game.worths import Worths
 
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'layercoop-fast[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # ray's own warnings are not ours
 
 L = 6

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed: it comes with the extra [test] on Linux x86-64")
-
 
 @pytest.fixture(autouse=True)
 def overflow_is_no_error() -> Iterator[None]:
