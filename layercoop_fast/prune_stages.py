@@ -132,7 +132,9 @@ class Opening:
                 if settling is not None:
                     settling.check_on(game)
                 allowed = self.limits.on(game)
+                watch.tell("working out how much has to go", 0)  # which may measure every block
                 spending = resolve(self.budget, game, allowed)
+                watch.tell("working out how much has to go", 1)
                 search.check_on(spending)
                 opened = Opened(game, self._heldout(game), allowed, spending, self._prompts(game), self.limits)
             yield opened
@@ -197,7 +199,7 @@ class Search:
         """Search."""
         game, target, allowed = opened.game, opened.spending.target, opened.allowed
         asked: dict[str, Any] = {"seed": self.seed, "budget": self.budget, "progress": watch.progress}
-        with watch("search"):
+        with watch("search", "searching"):
             if self.nested:
                 choice = nested.search(game, target.size, allowed=allowed, **asked)
             else:
@@ -284,7 +286,7 @@ class Mending:
         """The choice, or the finalist that is worth more repaired, and its repair; None where there is none to be."""
         if self.wanted is False or self.offload or is_quantised(game.checkpoint.model):
             return choice, None
-        with watch("repair"):
+        with watch("repair", "fitting a repair"):
             return best_repaired(
                 game,
                 choice,
@@ -311,7 +313,7 @@ class Judged:
 def judged(game: ModelGame, opened: Opened, choice: Choice, repaired: Repaired | None, watch: Watch) -> Judged:
     """Stage 5: measure the full and the pruned model."""
     pair = np.stack([np.ones_like(choice.mask), choice.mask])
-    with watch("evaluate"):
+    with watch("evaluate", "measuring both models"):
         quality = quality_of(game, pair, repaired)
         _check_finite(game.known_worths())  # of methods that measure nothing these are the first
         if quality["nll"]["pruned"] is None:
