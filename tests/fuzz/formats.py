@@ -162,6 +162,8 @@ class Store(Format):
         if how < 0.4:
             prints = damaged_value(self.prints, rng)
             text: Any = json.dumps(prints) if rng.random() < 0.8 else rng.choice((*ODD[:20], *TEXTS, b"\xff"))
+            if isinstance(text, str):
+                text = text.encode("utf-8", "replace").decode()  # SQLite takes no halves of characters
             players = 9 if rng.random() < 0.6 else rng.choice((*NUMBERS, "9", None, b"9"))
             tokens = (
                 np.full(3, 7).tobytes() if rng.random() < 0.7 else rng.choice((b"", b"1", bytes(24), "7", 7, bytes(64)))
