@@ -23,14 +23,18 @@ def gguf_bytes(rng: Random) -> bytes:
     def count(number: int) -> int:
         return rng.choice(COUNTS) if rng.random() < odd else number
 
+    def extent(number: int) -> int:
+        """A number that decides how much is built: wrong more often than others."""
+        return rng.choice(COUNTS) if rng.random() < 0.04 else count(number)
+
     blocks, hidden = rng.choice((1, 3, 4, 6)), 32
     alignment = rng.choice((1, 32, 64)) if rng.random() < 0.95 else rng.choice(COUNTS)
     architecture = rng.choice((*["llama"] * 6, "gemma3", "qwen3", "deci", "deepseek2", "x\x1b[31m"))
     values: list[tuple[str, int, Any]] = [
         ("general.architecture", 8, architecture),
         ("general.alignment", 4, alignment),
-        (f"{architecture}.block_count", rng.choice((4, 4, 4, 10, 5)), count(blocks)),
-        (f"{architecture}.embedding_length", 4, count(hidden)),
+        (f"{architecture}.block_count", rng.choice((4, 4, 4, 10, 5)), extent(blocks)),
+        (f"{architecture}.embedding_length", 4, extent(hidden)),
         (f"{architecture}.attention.head_count", 4, count(4)),
         (f"{architecture}.feed_forward_length", 4, count(64)),
         ("tokenizer.ggml.tokens", 9, (8, ["<s>", "wörd", rng.choice(TEXTS)[:50]])),
