@@ -54,7 +54,7 @@ class Npz(Format):
             Worths(**arrays, window_tokens=tokens, fingerprints=prints).save(folder / "worths.npz", force=True)
             self.sound.append({**arrays, "window_tokens": tokens, "fingerprints": prints})
             self.content = (folder / "worths.npz").read_bytes()
-        self.bombs = [small_files.bomb(2**26), small_files.bomb(2**22)]
+        self.bombs = [small_files.bomb(2**28 + 2**20), small_files.bomb(2**22)]
 
     def attempt(self, rng: Random, place: Path) -> None:
         """Bytes, members and fingerprints; sometimes a file that would come to gigabytes."""

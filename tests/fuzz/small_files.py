@@ -157,15 +157,15 @@ def npz_bytes(members: dict[str, bytes], rng: Random) -> bytes:
 
 
 def bomb(n_bytes: int) -> bytes:
-    """An archive whose worths are so many zero bytes, of a header that says so."""
-    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({n_bytes // 8},), }}".encode().ljust(117) + b"\n"
+    """An archive whose masks are so many zero bytes, of a header that says so."""
+    text = f"{{'descr': '|b1', 'fortran_order': False, 'shape': ({n_bytes // 4}, 4), }}".encode().ljust(117) + b"\n"
     head = b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in ("masks", "worths", "nll", "window_nll", "window_tokens", "fingerprints"):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 member.write(head)
-                for _ in range(n_bytes // 2**20):
+                for _ in range(n_bytes // 2**20 if name == "masks" else 0):
                     member.write(bytes(2**20))
     return made.getvalue()
 
