@@ -99,6 +99,7 @@ def evaluate(
     from layercoop_fast.game.model_game import ModelGame
     from layercoop_fast.game.outlook import outlook
     from layercoop_fast.game.shelf import store_beside
+    from layercoop_fast.game.store import check_store
     from layercoop_fast.game.worths import check_width, load_masks
     from layercoop_fast.progress import Bars
     from layercoop_fast.report.tables import show_outlook
@@ -115,6 +116,8 @@ def evaluate(
     if store is not None and resume:
         raise RequestError("--resume goes on from OUT.store; with --store FILE every run goes on from FILE by itself")
     asked = load_masks(masks)
+    if store is not None:
+        check_store(store)
     # Players of other kinds, and blocks named by hand, are counted in the opened model alone.
     if blocks is None and players in _PER_LAYER:
         layers = stated_layers(model, trust_remote_code=trust_remote_code)

@@ -50,8 +50,8 @@ class Cut:
 
 def parse_removed(text: str, option: str = "--remove") -> Halves:
     """Read `3,7,13-18` or `12.attn,13.mlp,20-22.mlp`. Raises `RequestError` where it says something else."""
-    # Ranges may be long and many: what goes is marked, and counted out once.
-    marked = {part: bytearray(MAX_PLAYERS) for part in PARTS}
+    # Ranges may be long and many: their ends are marked, and what lies between is counted out once.
+    marked = {part: np.zeros(MAX_PLAYERS + 1, np.int64) for part in PARTS}
     for item in text.split(","):
         match = _ITEM.fullmatch(item)
         if match is None:
@@ -65,8 +65,11 @@ def parse_removed(text: str, option: str = "--remove") -> Halves:
         if last >= MAX_PLAYERS:
             raise RequestError(f"{option} {item.strip()}: blocks have numbers up to {MAX_PLAYERS - 1:,}")
         for part in (match[3],) if match[3] else PARTS:
-            marked[part][first : last + 1] = b"\1" * (last + 1 - first)
-    return frozenset((block, part) for part, marks in marked.items() for block in np.flatnonzero(marks).tolist())
+            marked[part][first] += 1
+            marked[part][last + 1] -= 1
+    return frozenset(
+        (block, part) for part, marks in marked.items() for block in np.flatnonzero(np.cumsum(marks)).tolist()
+    )
 
 
 def _shortened(text: str) -> str:

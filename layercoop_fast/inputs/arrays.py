@@ -52,7 +52,7 @@ def read_array(path: Path, hint: str) -> NDArray[Any]:
     try:
         with _opened(path, hint) as file:
             if file.read(len(_ARCHIVE)) == _ARCHIVE:
-                raise _WrongError("is an .npz archive, not one array")
+                raise _WrongError("is not a plain .npy array but an .npz archive")
             size = file.seek(0, 2)
             file.seek(0)
             return _array(file, size)

@@ -54,7 +54,7 @@ class Npz(Format):
             Worths(**arrays, window_tokens=tokens, fingerprints=prints).save(folder / "worths.npz", force=True)
             self.sound.append({**arrays, "window_tokens": tokens, "fingerprints": prints})
             self.content = (folder / "worths.npz").read_bytes()
-        self.bombs = [small_files.bomb(2**26), small_files.bomb(2**22)]
+        self.bombs = [small_files.bomb(2**28 + 2**20), small_files.bomb(2**22)]
 
     def attempt(self, rng: Random, place: Path) -> None:
         """Bytes, members and fingerprints; sometimes a file that would come to gigabytes."""
@@ -162,6 +162,8 @@ class Store(Format):
         if how < 0.4:
             prints = damaged_value(self.prints, rng)
             text: Any = json.dumps(prints) if rng.random() < 0.8 else rng.choice((*ODD[:20], *TEXTS, b"\xff"))
+            if isinstance(text, str):
+                text = text.encode("utf-8", "replace").decode()  # SQLite takes no halves of characters
             players = 9 if rng.random() < 0.6 else rng.choice((*NUMBERS, "9", None, b"9"))
             tokens = (
                 np.full(3, 7).tobytes() if rng.random() < 0.7 else rng.choice((b"", b"1", bytes(24), "7", 7, bytes(64)))

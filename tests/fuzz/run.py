@@ -32,7 +32,7 @@ SHARES = {"store": 0.5, "checkpoint": 0.05, "tokenizer": 0.05}
 _TURN = 200
 # Seconds until an answer that does not come is a failure. A case has 10 s of the processor; before its first one a
 # worker loads its libraries and makes its files.
-_PATIENCE, _FIRST_PATIENCE = 60, 300
+_PATIENCE, _FIRST_PATIENCE = 60, 600
 
 
 @dataclass
@@ -54,8 +54,10 @@ class Fuzzer:
 
     def __init__(self) -> None:
         self.tallies: dict[str, Tally] = {}
-        # Ours, since a worker that is killed clears nothing away.
-        self._scratch = tempfile.TemporaryDirectory(prefix="layercoop-fuzz-")
+        # Ours, since a worker that is killed clears nothing away; in memory where the system has such a folder, since
+        # what is written whole is flushed to the disk.
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self._scratch = tempfile.TemporaryDirectory(prefix="layercoop-fuzz-", dir=memory)
         self._worker: subprocess.Popen[bytes] | None = None
         self._known: set[str] = set()
         self._unread = b""

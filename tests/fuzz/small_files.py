@@ -23,14 +23,18 @@ def gguf_bytes(rng: Random) -> bytes:
     def count(number: int) -> int:
         return rng.choice(COUNTS) if rng.random() < odd else number
 
+    def extent(number: int) -> int:
+        """A number that decides how much is built: wrong more often than others."""
+        return rng.choice(COUNTS) if rng.random() < 0.04 else count(number)
+
     blocks, hidden = rng.choice((1, 3, 4, 6)), 32
     alignment = rng.choice((1, 32, 64)) if rng.random() < 0.95 else rng.choice(COUNTS)
     architecture = rng.choice((*["llama"] * 6, "gemma3", "qwen3", "deci", "deepseek2", "x\x1b[31m"))
     values: list[tuple[str, int, Any]] = [
         ("general.architecture", 8, architecture),
         ("general.alignment", 4, alignment),
-        (f"{architecture}.block_count", rng.choice((4, 4, 4, 10, 5)), count(blocks)),
-        (f"{architecture}.embedding_length", 4, count(hidden)),
+        (f"{architecture}.block_count", rng.choice((4, 4, 4, 10, 5)), extent(blocks)),
+        (f"{architecture}.embedding_length", 4, extent(hidden)),
         (f"{architecture}.attention.head_count", 4, count(4)),
         (f"{architecture}.feed_forward_length", 4, count(64)),
         ("tokenizer.ggml.tokens", 9, (8, ["<s>", "wörd", rng.choice(TEXTS)[:50]])),
@@ -153,15 +157,15 @@ def npz_bytes(members: dict[str, bytes], rng: Random) -> bytes:
 
 
 def bomb(n_bytes: int) -> bytes:
-    """An archive whose worths are so many zero bytes, of a header that says so."""
-    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({n_bytes // 8},), }}".encode().ljust(117) + b"\n"
+    """An archive whose masks are so many zero bytes, of a header that says so."""
+    text = f"{{'descr': '|b1', 'fortran_order': False, 'shape': ({n_bytes // 4}, 4), }}".encode().ljust(117) + b"\n"
     head = b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in ("masks", "worths", "nll", "window_nll", "window_tokens", "fingerprints"):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 member.write(head)
-                for _ in range(n_bytes // 2**20):
+                for _ in range(n_bytes // 2**20 if name == "masks" else 0):
                     member.write(bytes(2**20))
     return made.getvalue()
 
