@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.loading import check_device, open_checkpoint
+from layercoop_fast.engine.quantised import is_quantised
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.engine.windows import Windows
@@ -76,8 +77,10 @@ def allowed(model: PreTrainedModel, *, rounded: bool = False) -> Allowed:
     GPU's libraries choose their kernels by what is free and how tensors lie, so there it is rounding too.
     """
     within = ROUNDING.get(model.dtype, ROUNDING[torch.bfloat16])
+    if is_quantised(model):  # a game's batches may be rounded, or their outliers found, otherwise than single windows
+        within = replace(within, nll=ROUNDING[torch.bfloat16].nll)
     exact = model.device.type == "cpu" and not (rounded or has_experts(model) or _buffers_converted(model))
-    return Allowed(0.0, within.nll) if exact else within
+    return replace(within, logits=0.0) if exact else within
 
 
 def has_experts(model: nn.Module) -> bool:
@@ -87,9 +90,11 @@ def has_experts(model: nn.Module) -> bool:
 
 def _buffers_converted(model: nn.Module) -> bool:
     """Whether buffers that no checkpoint holds are narrower than `from_pretrained` makes them."""
-    stored = model.state_dict().keys()
     return any(
-        buffer.dtype in (torch.float16, torch.bfloat16) for name, buffer in model.named_buffers() if name not in stored
+        buffer.dtype in (torch.float16, torch.bfloat16)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
     )
 
 
