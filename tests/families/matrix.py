@@ -324,18 +324,20 @@ _AFTER = """
 
 ## What an export is held to
 
-`prune`, `quantise` and `export_checkpoint` open what they wrote by transformers and compare logits on 48 tokens with the
-masked pass; the tolerance is a share of the largest logit. `prune` also compares the NLL of the calibration text, of
-which the game's fast blocks may have measured the other side.
+`prune`, `quantise` and `export_checkpoint` open what they wrote by transformers and compare logits on 48 tokens with
+the masked pass; the tolerance is a share of the largest logit. `prune` also compares the NLL of the calibration text,
+which the game may have measured on its fast blocks.
 
 | model | logits, CPU | logits, GPU | NLL of the text |
 |---|---|---|---|
 | dense, fp32, fp64 | bit for bit | 2e-5 | 1e-3 nats |
 | dense, fp16 | bit for bit | 4e-3 | 2e-2 |
 | dense, bf16 | bit for bit | 3e-2 | 5e-2 |
-| quantised: bitsandbytes nf4 and int8, torchao int4; GPTQ and AWQ (of which see below) | bit for bit | by the dtype, as above | 5e-2 |
-| experts, folded weights (GPT-2 with `scale_attn_by_inverse_layer_idx`), rotary frequencies converted by `model.bfloat16()` | by the dtype, as on a GPU | by the dtype | by the dtype |
+| dense, quantised (bitsandbytes, torchao, GPTQ, AWQ) | bit for bit | by the dtype | 5e-2 |
+| with experts | by the dtype, as on a GPU | by the dtype | by the dtype |
 
+By the dtype too: a GPT-2 with `scale_attn_by_inverse_layer_idx`, whose factors are folded into weights, and a model
+whose rotary frequencies were converted with its weights (`model.bfloat16()`), which `from_pretrained` makes in fp32.
 The table is `ROUNDING` and `allowed` in `export/proof.py`. Without the memory to open the folder the checkpoint is
 written all the same, and a warning and `verified` in `layercoop.json` say that nothing was compared.
 
