@@ -85,7 +85,8 @@ def allowed(model: PreTrainedModel, *, rounded: bool = False) -> Allowed:
 
 def has_experts(model: nn.Module) -> bool:
     """Whether some tokens of a model are routed to some of its parts."""
-    return any("expert" in type(module).__name__.lower() for module in model.modules())
+    names = {type(module).__name__.lower() for module in model.modules()}
+    return any(word in name for name in names for word in ("expert", "router", "moe"))
 
 
 def _buffers_converted(model: nn.Module) -> bool:
