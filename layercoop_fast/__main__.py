@@ -70,7 +70,7 @@ def _run() -> int:
     try:
         status = app(standalone_mode=False)
     except usage_error as error:
-        raise RequestError(getattr(error, "format_message", error.__str__)()) from error
+        raise RequestError(" ".join(getattr(error, "format_message", error.__str__)().split())) from error
     except typer.Abort:
         raise KeyboardInterrupt from None
     if status == _INTERRUPTED:  # newer typers turn Ctrl-C into this status instead of raising

@@ -29,6 +29,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from layercoop_fast.shown import shown
+
 PATIENCE_SECONDS = 2.0
 PERIOD_SECONDS = 30.0
 
@@ -91,7 +93,7 @@ class Bars:
         """Write a line on standard error: on a terminal above the bars, and at once."""
         with self._lock:
             if self._progress is not None:
-                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                self._progress.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
             else:
                 _write(text)
 
@@ -107,7 +109,7 @@ class Bars:
             if latest.total:  # the first one has no count
                 self._set(self._progress, latest.name, latest.done, latest.total)
             else:
-                self._opening = self._progress.add_task(latest.name, total=None)
+                self._opening = self._progress.add_task(shown(latest.name), total=None)
 
     def _tell(self) -> None:
         """Elsewhere: a line every period."""
@@ -117,7 +119,7 @@ class Bars:
 
     def _set(self, progress: Progress, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks:
-            self._tasks[stage] = progress.add_task(stage, total=total)
+            self._tasks[stage] = progress.add_task(shown(stage), total=total)
         task = next(task for task in progress.tasks if task.id == self._tasks[stage])
         if done < task.completed:
             progress.reset(task.id, total=total)
@@ -192,9 +194,8 @@ def duration(seconds: float) -> str:
 
 def _write(text: str) -> None:
     """One line on standard error, without control characters; a reader that has gone away costs nothing."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     with suppress(OSError, ValueError):
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{shown(text)}\n")
         sys.stderr.flush()
 
 

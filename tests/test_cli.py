@@ -131,7 +131,7 @@ def test_prune_writes_a_checkpoint_and_its_record(run: Any, model: str, tmp_path
     assert record["worth"]["full"] == 1.0
     assert record["nll"]["pruned"] == pytest.approx(record["nll"]["full"] - np.log(record["worth"]["pruned"]))
     assert record["repair"]["texts"] == ["builtin", "builtin-docstrings", "builtin-code"]
-    assert set(record["seconds"]) == {"load", "search", "repair", "evaluate", "samples", "measure"}
+    assert set(record["seconds"]) == {"load", "search", "repair", "evaluate", "verify", "samples", "measure"}
     assert {"torch", "transformers", "layercoop_fast"} <= set(record["versions"])
     evaluations = record["evaluations"]
     assert set(evaluations) == {"masks", "unique", "layer_evals", "layer_evals_naive", "token_evals"}

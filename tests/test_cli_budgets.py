@@ -94,8 +94,8 @@ def test_a_nested_family(run: Any, model: Path, tmp_path: Path) -> None:
     assert all(set(small["removed"]) < set(large["removed"]) for small, large in itertools.pairwise(sizes))
     last = sizes[-1]
     assert last["removed"] == found["removed"]
-    assert (last["ppl"], last["worth"]) == (found["ppl"]["pruned"], found["worth"]["pruned"])
-    assert last["heldout_ppl"] == found["heldout"]["ppl"]["pruned"]
+    own = [found["ppl"]["pruned"], found["worth"]["pruned"], found["heldout"]["ppl"]["pruned"]]
+    assert [last["ppl"], last["worth"], last["heldout_ppl"]] == pytest.approx(own, rel=1e-5)  # those of the folder
     assert all(one["price"] >= 0 and 5 not in one["removed"] for one in sizes)
     assert all(one["price"] == one["loss"] - one["free_loss"] for one in sizes)
     assert sum(part["masks"] for part in found["nested"]["cost"].values()) <= found["evaluations"]["unique"]

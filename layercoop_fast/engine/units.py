@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layercoop_fast.engine.fast_block import FastBlock, Half, Workspace
 from layercoop_fast.engine.fast_blocks import fast_block
+from layercoop_fast.engine.quantised import is_quantised
 from layercoop_fast.engine.queues import queue_of
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.engine.windows import Windows
@@ -205,7 +206,8 @@ def make_units(
         whole = windows.positions is None and skeleton.one_device
         pooled = make_pool_units(windows, general, queue_of(skeleton.device), halves=halves) if whole else None
         return general if pooled is None else pooled
-    if skeleton.dtype not in NATIVE_DTYPES:
+    # Some libraries (torchao) keep plain modules, whose weights are no plain memory.
+    if skeleton.dtype not in NATIVE_DTYPES or is_quantised(skeleton.model):
         return general
     count = min(_CHECK_WINDOWS, windows.n_windows)
     context = windows.part(0, count)

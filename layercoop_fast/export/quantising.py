@@ -88,7 +88,11 @@ def quantise_checkpoint(
             )
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(folder)
-        proof = _verified(model, folder, trust_remote_code) if verify else not_verified("not asked for")
+        proof = (
+            _verified(model, folder, trust_remote_code)
+            if verify
+            else {**not_verified("not asked for"), "perplexity": None}
+        )
         del model
         _carry_record(Path(name), folder, scheme, proof)
     return {
@@ -109,10 +113,11 @@ def _verified(model: PreTrainedModel, folder: Path, trust_remote_code: bool) -> 
         raise RunError(f"the quantised model does not run on this processor: {reason(error)}") from error
     drop_weights(model)
     try:
-        return reference.check(Written.open(folder, device=device, trust_remote_code=trust_remote_code))
+        proof = reference.check(Written.open(folder, device=device, trust_remote_code=trust_remote_code))
     except NoRoom as full:
         warnings.warn(f"the quantised checkpoint was not compared with the model in memory: {full}", stacklevel=3)
-        return not_verified(str(full))
+        proof = not_verified(str(full))
+    return {**proof, "perplexity": None}  # there is no text here
 
 
 def _carry_record(source: Path, folder: Path, scheme: str, proof: dict[str, Any]) -> None:

@@ -168,6 +168,9 @@ def test_torchao_tensors_are_told_apart_and_pruned(plain: Path, tmp_path: Path) 
     with torch.inference_mode():
         wanted = context.logits(context.run(2, context.run(0, context.embedding)))
         assert torch.equal(pruned(ids, use_cache=False).logits, wanted)
+    quick: dict[str, Any] = {"windows": 1, "tokens": 24, "samples": 0, "measure_cost": False}
+    done = prune(str(tmp_path / "int4"), tmp_path / "whole", remove=1, method="reverse", **quick)
+    assert done.record["verified"]["largest_difference"] == 0.0
 
 
 def test_a_scheme_that_finds_nothing_to_quantise_says_so(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import save_tiny
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from layercoop_fast.pruning import prune
 from layercoop_fast.report.generations import NEW_TOKENS, Prompts
@@ -41,15 +41,31 @@ def test_prompts_fit_models_of_few_positions(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_generate_is_pruned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise RuntimeError("no cache of this kind")
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no cache of this kind")
 
-    monkeypatch.setattr(Prompts, "continued", refuse)
+    monkeypatch.setattr(LlamaForCausalLM, "generate", refuse)
     model = save_tiny(tmp_path / "model", n_layers=3)
     asked = {"method": "reverse", "windows": 2, "tokens": 12, "measure_cost": False}
-    made = prune(str(model), tmp_path / "out", remove=1, **asked)
+    with pytest.warns(UserWarning, match="no samples are in the report: LlamaForCausalLM generates nothing here"):
+        made = prune(str(model), tmp_path / "out", remove=1, **asked)
     assert made.record["generations"] is None
+    assert made.record["generations_left_out"].endswith("generates nothing here: no cache of this kind")
     assert "Left out: no samples were written" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_programming_error_around_samples_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise TypeError("one argument too many")
+
+    model = save_tiny(tmp_path / "model", n_layers=3)
+    asked = {"method": "reverse", "windows": 2, "tokens": 12, "measure_cost": False, "repair": False}
+    for place in (LlamaForCausalLM, Prompts):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, "generate" if place is LlamaForCausalLM else "_text", wrong)
+            with pytest.raises(TypeError, match="one argument too many"):
+                prune(str(model), tmp_path / "out", remove=1, **asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_text_too_short_for_prompts(tmp_path: Path) -> None:
