@@ -90,12 +90,12 @@ def has_experts(model: nn.Module) -> bool:
 
 
 def _buffers_converted(model: nn.Module) -> bool:
-    """Whether buffers that no checkpoint holds are narrower than `from_pretrained` makes them."""
+    """Whether rotary frequencies, which no checkpoint holds, are narrower than `from_pretrained` makes them."""
     return any(
         buffer.dtype in (torch.float16, torch.bfloat16)
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set
+        if "inv_freq" in name and name in module._non_persistent_buffers_set
     )
 
 
