@@ -126,6 +126,8 @@ def _trees(folder: str, arguments: argparse.Namespace, extension: Extension) -> 
     for number in range(arguments.jobs):
         trees.put(Tree(ROOT, Path(folder) / str(number), extension))
     yield trees
+    while not trees.empty():
+        trees.get().close()
 
 
 def _key(bug: Bug) -> str:
@@ -141,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="names of bugs, such as 'csrc/*'")
     parser.add_argument("--jobs", type=int, default=1, help="bugs at a time (default: 1)")
     parser.add_argument("--list", action="store_true", help="name the bugs and what they mean, and run nothing")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for the tests of a bug; more counts as found")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for the tests of a bug; more counts as found")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests without a bug first")
     parser.add_argument(
         "--results", type=Path, default=ROOT / "build/mutants/results.jsonl", help="file of results, which is continued"

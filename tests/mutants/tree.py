@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mutants.bug import Bug
 from mutants.extension import Extension
@@ -45,6 +46,12 @@ class Tree:
             if (root / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / name, folder / name)
+        self._server: Any = subprocess.Popen(
+            [sys.executable, "tests/mutants/server.py"],
+            cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert self._server.stdout.readline() == "ready\n"
 
     def try_bug(self, bug: Bug, limit: float) -> Outcome:
         """Put the bug in, run its tests with `limit` seconds, and take it out."""
@@ -71,30 +78,29 @@ class Tree:
 
     def run_tests(self, tests: list[str], limit: float) -> tuple[str, str]:
         """(found, the test that failed), (survived, "") or (broken, why); a run past `limit` seconds is found."""
-        # Failing examples that Hypothesis keeps would tell one bug's run about another's.
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", *tests]
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "HYPOTHESIS_STORAGE_DIRECTORY": os.devnull}
-        process = subprocess.Popen(
-            command, cwd=self.folder, env=environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
+        shutil.rmtree(self.folder / ".hypothesis", ignore_errors=True)  # what failed with another bug tells of this one
+        answer = self._ask(tests, limit)
+        status, output = answer["status"], answer["output"]
+        if status is None:
             return FOUND, f"over {limit:.0f} s"
-        finally:
-            # Processes that the tests started go with them.
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            process.wait()
-        if process.returncode == 0:
+        if status == 0:
             return SURVIVED, ""
-        if process.returncode in (4, 5):
+        if status in (4, 5):
             return BROKEN, f"pytest: {output.strip().splitlines()[-1]}"
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-        return FOUND, failed[1] if failed else f"exit status {process.returncode}"
+        return FOUND, failed[1] if failed else f"exit status {status}"
+
+    def close(self) -> None:
+        """End the process that runs the tests."""
+        self._server.stdin.close()
+        self._server.wait()
+
+    def _ask(self, tests: list[str], limit: float) -> dict[str, Any]:
+        """What the server (`server.py`) answers."""
+        self._server.stdin.write(json.dumps({"tests": tests, "limit": limit}) + "\n")
+        self._server.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._server.stdout.readline())
+        return answer
 
     def _write(self, path: Path, text: str) -> None:
         path.write_text(text)

@@ -6,6 +6,8 @@ from mutants.bug import Bug
 
 SAMPLING = "tests/runtime/test_sampling.py"
 BATCHING = "tests/runtime/test_batching.py"
+NATIVE = "tests/runtime/test_native.py"
+ORACLES = f"{NATIVE}::test_families_are_the_oracles"
 MODEL = "tests/runtime/test_model.py tests/runtime/test_executor.py"
 DRAFTS = "tests/runtime/test_speculative.py tests/runtime/test_drafted_requests.py"
 
@@ -64,7 +66,7 @@ BUGS = [
         old="return 1 if self.greedy else self.top_k + _EQUALS",
         new="return 1 if self.greedy else self.top_k",
         means="sampling drops tokens as likely as the k-th where few logits are handed out",
-        tests=SAMPLING + " tests/runtime/test_native.py",
+        tests=SAMPLING + f" {NATIVE}::test_requests_draw_the_same_from_the_likeliest_words_as_from_all",
     ),
     Bug(
         "cancelled-request-keeps-its-pages",
@@ -256,7 +258,7 @@ BUGS = [
         old="np.where(given[0::2], 1, 0) + np.where(given[1::2], 2, 0)",
         new="np.where(given[1::2], 1, 0) + np.where(given[0::2], 2, 0)",
         means="a mask over sublayers removes the MLP where it says attention",
-        tests=MODEL + " tests/runtime/test_mask_text.py tests/runtime/test_native.py",
+        tests="tests/runtime/test_mask_text.py tests/runtime/test_executor.py tests/runtime/test_general.py " + ORACLES,
     ),
     Bug(
         "mask-of-weights-left-out",
@@ -280,7 +282,7 @@ BUGS = [
         old="for part in (gate, up)]",
         new="for part in (up, gate)]",
         means="the native executor multiplies the activation of up by gate: other text",
-        tests="tests/runtime/test_native.py",
+        tests=ORACLES,
     ),
     Bug(
         "biases-of-gate-and-up",
@@ -288,7 +290,7 @@ BUGS = [
         old="return _floats(torch.stack([part.view(-1, TILE) for part in pair], dim=1).reshape(-1))",
         new="return _floats(torch.cat(pair))",
         means="models with biases in the MLP decode wrong",
-        tests="tests/runtime/test_native.py",
+        tests=ORACLES,
     ),
     Bug(
         "rotary-table-too-short",
@@ -296,7 +298,7 @@ BUGS = [
         old="if positions <= self.positions:",
         new="if positions <= self.positions + 1:",
         means="a text that passes the end of the rotary table reads what lies behind it",
-        tests="tests/runtime/test_native.py tests/runtime/test_model.py",
+        tests=ORACLES + " tests/runtime/test_model.py",
     ),
     Bug(
         "embedding-of-a-tied-head",
@@ -304,7 +306,7 @@ BUGS = [
         old="logit_scale=weights.head.scale,",
         new="logit_scale=1.0,",
         means="models with scaled logits sample at another temperature",
-        tests="tests/runtime/test_native.py",
+        tests=ORACLES,
     ),
     Bug(
         "window-of-pages",
