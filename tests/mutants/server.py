@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 # As tests/conftest.py sets them, which a fork reads after the libraries have.
@@ -30,10 +31,15 @@ _LIBRARIES = (
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama", "typer",
 )  # fmt: skip
 
+# Plugins are among what is loaded already, and pytest would say of each that it cannot be rewritten.
+_OPTIONS = "-x -q -p no:cacheprovider --tb=no -W ignore::pytest.PytestAssertRewriteWarning".split()
+
 
 def main() -> None:
     """Answer until standard input ends."""
     os.environ.update(_SETTINGS)
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()):
+        os.environ["TRITON_INTERPRET"] = "1"
     sys.path[0] = str(Path.cwd())
     for library in _LIBRARIES:
         importlib.import_module(library)
@@ -80,8 +86,10 @@ def _test(tests: list[str], log: int) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         pytest = importlib.import_module("pytest")
-        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=no", *tests]))
+        status = int(pytest.main([*_OPTIONS, *tests]))
         sys.stdout.flush()
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(status)
 

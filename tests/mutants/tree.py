@@ -85,10 +85,12 @@ class Tree:
             return FOUND, f"over {limit:.0f} s"
         if status == 0:
             return SURVIVED, ""
-        if status in (4, 5):
-            return BROKEN, f"pytest: {output.strip().splitlines()[-1]}"
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-        return FOUND, failed[1] if failed else f"exit status {status}"
+        if status in (1, 2) and failed:
+            return FOUND, failed[1]
+        if status < 0:
+            return FOUND, f"ended by signal {-status}"
+        return BROKEN, f"pytest: status {status}: {(output.strip().splitlines() or ['no word'])[-1]}"
 
     def close(self) -> None:
         """End the process that runs the tests."""

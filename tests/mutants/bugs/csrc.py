@@ -65,11 +65,11 @@ BUGS = [
         tests="tests/csrc/test_plan.py",
     ),
     Bug(
-        "plan-parked-state-kept-too-long",
+        "plan-parked-slot-not-held",
         "csrc/plan.cpp",
-        old="parked_.back().position > branches_.from[static_cast<std::size_t>(mask)]",
-        new="parked_.back().position > branches_.first[static_cast<std::size_t>(mask)]",
-        means="masks are computed on from a state that is not theirs",
+        old="        parked_.push_back({player, child.slot});\n        slots_.hold(child.slot);",
+        new="        parked_.push_back({player, child.slot});",
+        means="a state that later masks go on from is overwritten: wrong worths",
         tests="tests/csrc/test_plan.py",
     ),
     Bug(
@@ -113,11 +113,11 @@ BUGS = [
         tests="tests/csrc/test_team.py",
     ),
     Bug(
-        "team-inside-a-job-forgotten",
+        "team-wakes-without-the-lock",
         "csrc/cpu/team.cpp",
-        old="    inside_job = true;\n    Member member(this, index, count_);",
-        new="    Member member(this, index, count_);",
-        means="a job that a member of a team starts is not run by it alone",
+        old="    { const std::lock_guard<std::mutex> lock(mutex_); }\n",
+        new="",
+        means="decoding with several threads stops for ever, once in many million tokens",
         tests="tests/csrc/test_team.py",
     ),
     Bug(
