@@ -11,7 +11,7 @@ BUGS = [
         old='"""The request itself was wrong: no retry helps until it is changed. Exit status 2."""\n\n    status = 2',
         new='"""The request itself was wrong: no retry helps until it is changed. Exit status 2."""\n\n    status = 1',
         means="scripts cannot tell a wrong request from a failure",
-        tests="tests/test_cli.py tests/test_cli_store.py",
+        tests="tests/test_cli_requests.py::test_resume_and_store_at_once tests/test_cli_store.py",
     ),
     Bug(
         "interrupted-is-done",
@@ -20,7 +20,7 @@ BUGS = [
         "        _leave(_STOPPED, 1)\n",
         new="",
         means="after Ctrl-C nothing says that the run was stopped",
-        tests="tests/test_cli.py",
+        tests="tests/test_cli.py::test_ctrl_c_says_what_is_kept",
     ),
     Bug(
         "out-of-memory-traceback",
@@ -28,7 +28,7 @@ BUGS = [
         old="    except MemoryError:\n",
         new="    except RecursionError:\n",
         means="a run out of memory ends in a traceback",
-        tests="tests/test_cli.py",
+        tests="tests/test_status.py",
     ),
     Bug(
         "replaced-without-force",
@@ -60,7 +60,7 @@ BUGS = [
         old="if target.resolve() in (place.resolve(), *place.resolve().parents):",
         new="if target.resolve() == place.resolve():",
         means="--force replaces a folder that the model itself lies in",
-        tests="tests/test_files.py tests/test_cli.py tests/test_cli_requests.py",
+        tests="tests/test_files.py tests/test_cli_requests.py",
     ),
     Bug(
         "plan-of-too-many-masks",
@@ -68,7 +68,7 @@ BUGS = [
         old="if masks * layers > _MOST_BITS:",
         new="if masks > _MOST_BITS:",
         means="`plan` with many masks fills the memory",
-        tests="tests/test_cli.py tests/test_cli_requests.py tests/test_cli_samplers.py",
+        tests="tests/test_cli_requests.py",
     ),
     Bug(
         "drop-rounds-up",
@@ -108,7 +108,7 @@ BUGS = [
         old='"removed": [label(int(unit)) for unit in np.flatnonzero(~units)],',
         new='"removed": [label(int(unit)) for unit in np.flatnonzero(units)],',
         means="layercoop.json names what stays as removed",
-        tests="tests/test_cli.py",
+        tests="tests/test_cli.py::test_prune_writes_a_checkpoint_and_its_record",
     ),
     Bug(
         "export-without-repair",
@@ -116,7 +116,7 @@ BUGS = [
         old="replaced=None if self.repaired is None else self.repaired.tensors(),",
         new="replaced=None,",
         means="`prune` repairs, says so, and writes the unrepaired model",
-        tests="tests/test_cli.py::test_prune_writes_a_checkpoint_and_its_record tests/test_cli_domains.py tests/repair/test_fit.py",
+        tests="tests/test_cli.py::test_prune_writes_a_checkpoint_and_its_record tests/test_cli_domains.py",
     ),
     Bug(
         "compare-warm",
@@ -173,7 +173,7 @@ BUGS = [
         old='"price": step["loss"] - step["free_loss"],',
         new='"price": step["free_loss"] - step["loss"],',
         means="what a nested family costs is stated as a gain",
-        tests="tests/test_cli.py tests/search/test_nested.py",
+        tests="tests/test_cli_budgets.py::test_a_nested_family",
     ),
     Bug(
         "store-beside-twice",
@@ -181,7 +181,7 @@ BUGS = [
         old="if store is not None and resume:",
         new="if store is None and resume and store:",
         means="--resume with --store is taken without a word",
-        tests="tests/test_cli_store.py tests/test_cli.py",
+        tests="tests/test_cli_requests.py",
     ),
     Bug(
         "merge-of-one",

@@ -255,6 +255,6 @@ BUGS = [
         old="        if units[unit ^ 1]\n",
         new="        if not units[unit ^ 1]\n",
         means="of a half removed nothing is zeroed",
-        tests="tests/families/test_interplay.py tests/game/test_players.py tests/test_cli.py",
+        tests="tests/game/test_players.py tests/families/test_interplay.py tests/test_cli_budgets.py",
     ),
 ]

@@ -95,7 +95,7 @@ BUGS = [
         old="if path.exists() and _is_empty(path):",
         new="if path.exists():",
         means="the store of a run that failed is thrown away",
-        tests=STORE + " tests/test_cli.py",
+        tests=STORE + " tests/test_cli_store.py",
     ),
     Bug(
         "fingerprint-without-the-utility",
