@@ -11,6 +11,7 @@ WORDS = (
     f"{NATIVE}::test_best_words_are_the_largest_logits "
     f"{NATIVE}::test_requests_draw_the_same_from_the_likeliest_words_as_from_all"
 )
+HEADS = "tests/runtime/test_native_heads.py"
 THREADS = f"{NATIVE}::test_bits_do_not_depend_on_the_rows_beside_nor_on_the_threads"
 
 BUGS = [
@@ -152,7 +153,7 @@ BUGS = [
         old="kernels_.add(linear.bias.data() + begin, end - begin, out + a * stride + begin);",
         new="kernels_.add(linear.bias.data(), end - begin, out + a * stride + begin);",
         means="with several threads models with biases (Qwen2) decode wrong",
-        tests=THREADS + " " + DECODE,
+        tests=HEADS,
     ),
     Bug(
         "decode-equal-logits",
@@ -160,7 +161,7 @@ BUGS = [
         old="other.best[a] > most->best[a])) most = &other;",
         new="other.best[a] >= most->best[a])) most = &other;",
         means="of equal logits a higher token is chosen where several threads decode",
-        tests=WORDS,
+        tests=HEADS,
     ),
     Bug(
         "decode-top-of-one-member",
@@ -176,7 +177,7 @@ BUGS = [
         old="if (model_.logit_scale != 1.0f || model_.logit_cap != 0.0f) {",
         new="if (model_.logit_cap != 0.0f) {",
         means="models with scaled logits (Granite, Cohere) sample at another temperature",
-        tests=DECODE,
+        tests=HEADS,
     ),
     Bug(
         "decode-fork-from-another-row",
@@ -230,8 +231,8 @@ BUGS = [
         "matrix-half-of-a-byte",
         "csrc/decode/matrix.cpp",
         old="k % 8 < 4 ? (byte & 0xf0) | half : (byte & 0x0f) | half << 4);",
-        new="k % 8 < 4 ? half : (byte & 0x0f) | half << 4);",
-        means="4-bit matrices whose width is no multiple of eight lose codes when they are filled twice",
+        new="k % 8 < 4 ? (byte & 0xf0) | half : half << 4);",
+        means="4-bit matrices whose width is no multiple of eight lose codes of their last columns",
         tests="tests/kernels/test_quantise.py tests/kernels/test_linear.py",
     ),
     Bug(
@@ -328,7 +329,7 @@ BUGS = [
         old='allow_dots(dots == nullptr || std::string(dots) != "0");',
         new='allow_dots(dots == nullptr || std::string(dots) == "0");',
         means="the switch that turns dot-product instructions off turns them on",
-        tests="tests/csrc/test_dispatch.py",
+        tests="tests/csrc/test_dispatch.py tests/csrc/test_dots.py",
     ),
     Bug(
         "half-rounding",

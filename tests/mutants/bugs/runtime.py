@@ -301,12 +301,12 @@ BUGS = [
         tests=ORACLES + " tests/runtime/test_model.py",
     ),
     Bug(
-        "embedding-of-a-tied-head",
+        "logit-scale-not-handed-on",
         "layercoop_fast/runtime/native_packing.py",
         old="logit_scale=weights.head.scale,",
         new="logit_scale=1.0,",
         means="models with scaled logits sample at another temperature",
-        tests=ORACLES,
+        tests="tests/runtime/test_native_heads.py",
     ),
     Bug(
         "window-of-pages",
