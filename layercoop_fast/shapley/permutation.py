@@ -215,7 +215,9 @@ def _regressed(sampled: Floats, noise: Floats) -> Floats:
     left: Floats = np.empty_like(sampled)
     for these, others in _halves(len(sampled)):
         centred = noise[others] - noise[others].mean(axis=0)
-        beta = float((centred * sampled[others]).sum() / (centred**2).sum())
+        # Where the other half drew one order throughout, it tells nothing of β, and 0 is as unbiased as any number.
+        varies = np.abs(centred).max() > _ROUNDING * np.abs(noise).max()
+        beta = float((centred * sampled[others]).sum() / (centred**2).sum()) if varies else 0.0
         left[these] = sampled[these] - beta * noise[these]
     return left
 

@@ -133,6 +133,24 @@ def test_items_cut_from_a_text() -> None:
     assert cut_items(text, tiny_tokenizer(), 6, 20, shots=2, seed=4).fingerprint != choices.fingerprint
 
 
+def test_wrong_options_come_from_everywhere_but_the_item() -> None:
+    """Of a text whose every character is another, places can be looked up: all that leave the item alone come up."""
+    text = "".join(chr(code) for code in range(ord("!"), ord("~")))
+    tokenizer, tokens, ending = tiny_tokenizer(), 12, 3
+    for length in (24, 61, len(text)):
+        seen: set[int] = set()
+        for seed in range(150):
+            choices = cut_items(text[:length], tokenizer, 1, tokens, seed=seed)
+            ((group,), (label,)) = choices.groups, choices.layout.labels
+            first = text.index(tokenizer.decode(group[0].tokens[: group[0].start]))
+            begins = [text.index(tokenizer.decode(sequence.tokens[sequence.start :])) for sequence in group]
+            assert begins.pop(label) == first + tokens - ending
+            assert len(set(begins)) == 3
+            seen.update(begins)
+        allowed = {at for at in range(length - ending + 1) if at + ending <= first or at >= first + tokens}
+        assert seen == allowed, length
+
+
 def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
     skeleton = Skeleton(FAMILIES["llama"](n_layers=1, max_position_embeddings=32))
 

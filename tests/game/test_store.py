@@ -383,6 +383,67 @@ def test_merging_says_how_far_apart_repeats_are(tmp_path: Path) -> None:
         assert np.array_equal(found.nll, rows[0][1].nll)  # the first source counts
 
 
+def test_merging_adds_up_what_was_ever_measured(tmp_path: Path) -> None:
+    """Also what was measured twice within one store; counted once a source, on top of what the target holds."""
+    rows = some_rows(11, 12)
+    for name, parts in (("a", [rows[:8], rows[:5]]), ("b", [rows[6:]])):
+        with Store(tmp_path / name, write=True) as store:
+            for part in parts:
+                store.add(store.claim(prints(), 11, TOKENS), part)
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    with Store(tmp_path / "c") as store:
+        (game,) = store.games()
+    assert (game.masks, game.measured) == (12, 8 + 5 + 6)
+
+
+def test_the_largest_difference_of_repeats_counts_wherever_it_stands(tmp_path: Path) -> None:
+    """Of masks in any order within a file, of files in any order, upwards or downwards."""
+    rows = some_rows(11, 5)
+    shifts = {"a": [0.0] * 5, "b": [0.5, -2.0, 0.25, 0.0, 1.0], "c": [0.0, 0.0, 0.125, 3.0, 0.5]}
+    for name, by_mask in shifts.items():
+        with Store(tmp_path / name, write=True) as store:
+            moved = [(key, Scores(scores.nll + by, scores.kl)) for (key, scores), by in zip(rows, by_mask, strict=True)]
+            store.add(store.claim(prints(), 11, TOKENS), moved)
+    for number, (sources, largest) in enumerate(
+        {("a", "b"): 2.0, ("b", "a"): 2.0, ("a", "c", "b"): 3.0, ("a", "b", "c"): 3.0, ("a", "a"): 0.0}.items()
+    ):
+        joined = merge([tmp_path / name for name in sources], tmp_path / f"joined {number}")
+        assert joined["largest_difference"] == pytest.approx(largest), sources
+        assert joined["repeats"] == 5 * (len(sources) - 1)
+
+
+def test_a_difference_that_is_no_number_hides_no_other(tmp_path: Path) -> None:
+    rows = some_rows(11, 3)
+    for name, nlls in (("a", [1.0, 1.0, 1.0]), ("b", [1.5, np.nan, 1.25]), ("c", [np.nan, 1.75, 1.0])):
+        with Store(tmp_path / name, write=True) as store:
+            made = [(key, Scores(np.full(W, nll), s.kl)) for (key, s), nll in zip(rows, nlls, strict=True)]
+            store.add(store.claim(prints(), 11, TOKENS), made)
+    assert merge([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")["largest_difference"] == 0.5
+    assert merge([tmp_path / "a", tmp_path / "b", tmp_path / "c"], tmp_path / "abc")["largest_difference"] == 0.75
+
+
+def test_dropping_takes_all_of_one_game_and_nothing_of_another(tmp_path: Path) -> None:
+    """Asked of the file itself: rows that no game claims would be in nobody's way but the disk's."""
+    path, other = make(tmp_path / "a", count=500), make(tmp_path / "b", n=9, count=30, model="c" * 64)
+    merge([path, other], tmp_path / "both")
+    size = (tmp_path / "both").stat().st_size
+    with Store(tmp_path / "both") as store:
+        before = store.worths(2)
+        dropped = store.drop(1)
+        assert (dropped.key, dropped.masks, dropped.n_players) == (1, 500, 11)
+        with pytest.raises(RequestError, match="holds no game 1; its keys: 2"):
+            store.drop(1)
+    with sqlite3.connect(tmp_path / "both") as raw:
+        assert raw.execute("SELECT game, COUNT(*) FROM scores GROUP BY game").fetchall() == [(2, 30)]
+        assert raw.execute("SELECT id FROM games").fetchall() == [(2,)]
+    raw.close()
+    assert (tmp_path / "both").stat().st_size < size / 2
+    with Store(tmp_path / "both") as store:
+        after = store.worths()
+    assert np.array_equal(after.masks, before.masks)
+    assert after.window_nll.tobytes() == before.window_nll.tobytes()
+
+
 def test_merging_overwrites_nothing_unasked_and_no_store_in_use(tmp_path: Path) -> None:
     one, two = make(tmp_path / "a"), make(tmp_path / "b", seed=1)
     before = two.read_bytes()

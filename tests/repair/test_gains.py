@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.repair.gains import GainEquations
+from layercoop_fast.repair.gains import GainEquations, GainSite
+from layercoop_fast.repair.patches import applied, patch
 
 
 def tokens(n_tokens: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -55,3 +57,24 @@ def test_what_makes_no_regression_is_refused_or_left_alone() -> None:
         sums.add(torch.full((4, 2), torch.nan), torch.ones(4, 2), torch.ones(4))
     sums.add(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 5.0]]), torch.ones(1))
     assert sums.change(1.0).tolist() == [0.5, 0]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_read_is_what_the_gains_scale(offset: float, bias: bool) -> None:
+    """A change c of the gains multiplies what the regression reads by 1 + c; a bias of the norm is no part of it."""
+
+    class Norm(nn.LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.layer_norm(x, self.normalized_shape, self.weight + offset, self.bias)
+
+    norm = Norm(6, bias=bias)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    site = GainSite(0, "norm", norm, offset)
+    x, change = torch.randn(9, 6), torch.linspace(-0.5, 2, 6).double()
+    read = site.reads(x, norm(x)).detach()
+    added = norm.bias.detach() if bias else torch.zeros(6)
+    torch.testing.assert_close(read + added, norm(x).detach())
+    with applied([patch(site, change)]):
+        torch.testing.assert_close(norm(x).detach() - added, read * (1 + change.float()), rtol=1e-5, atol=1e-5)

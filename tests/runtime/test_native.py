@@ -295,6 +295,32 @@ def test_best_words_are_the_largest_logits(level: str) -> None:
             assert torch.equal(found, expected.indices[:, :count])
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "int4"])
+def test_of_equal_logits_the_lowest_word_wins_however_many_threads_look(dtype: str, level: str) -> None:
+    """Words whose rows of the head are the same have the same logits; threads look at 16 rows or more each."""
+    everything = np.ones(LAYERS, dtype=bool)
+    prompt = words(9)
+    for equal in ([0, 299], [15, 16], [40, 41, 255, 256], [17, 100, 298], list(range(300))):
+        model = tiny_model("llama", LAYERS)
+        executor = executor_of(model, dtype, "fp32")
+        likeliest = int(executor.run([Chunk(executor.sequence(everything), prompt)]).argmax())
+        # So that nothing beats them at the prompt's end.
+        model.lm_head.weight.data[equal] = model.lm_head.weight.data[likeliest].clone()
+        executor = executor_of(model, dtype, "fp32")
+        for threads in (1, 2, 5):
+            _C.set_num_threads(threads)
+            chunk = [Chunk(executor.sequence(everything), prompt, wanted=9)]
+            logits = executor.run(chunk)
+            assert len(set(logits[-1, equal].tolist())) == 1
+            first = [row.index(max(row)) for row in logits.tolist()]
+            assert first[-1] <= equal[0]
+            best = executor.best([Chunk(executor.sequence(everything), prompt, wanted=9)])
+            assert best.tolist() == first, (equal, threads)
+            _, found = executor.top([Chunk(executor.sequence(everything), prompt, wanted=9)], 5)
+            by_word = [sorted(range(300), key=lambda word: (-row[word], word))[:5] for row in logits.tolist()]
+            assert found.tolist() == by_word, (equal, threads)
+
+
 def test_requests_draw_the_same_from_the_likeliest_words_as_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
     executor = executor_of(tiny_model("llama", LAYERS))
     ways = (Sampling(), Sampling(temperature=1.5, top_k=5), Sampling(temperature=2.0, top_k=60, top_p=0.9))

@@ -10,9 +10,11 @@ from toy_games import Influential, Table
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.masks import all_masks
+from layercoop_fast.search import coop
 from layercoop_fast.search.base import METHODS
 from layercoop_fast.search.by_cost import GROWING, RANKING, search_by_cost
 from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.ledger import Ledger
 from layercoop_fast.search.target import Target
 
 N = 12
@@ -102,3 +104,37 @@ def test_a_dear_player_of_high_value_goes_where_nothing_else_saves_enough(name: 
     mask = search_by_cost(name, game, target).mask
     assert target.wants(mask)
     assert np.flatnonzero(~mask).tolist() == [5]
+
+
+def test_partial_covers_are_ranked_by_what_they_will_have_lost() -> None:
+    """What a mask does not save yet costs as much a unit as the best cover known: two masks of one size, by hand."""
+    costs = np.array([4.0, 1.0, 3.0, 2.0, 5.0])
+    losses = {(0, 2): 0.6, (0,): 0.2, (1,): 0.05, (4,): 0.9}
+
+    def game(masks: np.ndarray) -> np.ndarray:
+        return np.exp([-losses.get(tuple(np.flatnonzero(~mask)), 0.0) for mask in masks])
+
+    target = Target(costs, 6.0)
+    run = coop.Run(Ledger(game, 5, 20), target, None, np.random.default_rng(0), None)
+    asked = np.array([~np.isin(np.arange(5), removed) for removed in losses])
+    run.ledger.measure(asked)
+    assert [tuple(np.flatnonzero(~entry.mask)) for entry in run.finalists()] == [(0, 2)]
+    price = 0.6 / 7  # the cover of 0 and 2 saves 7
+    np.testing.assert_allclose(run._still_due(asked), [0, 2 * price, 5 * price, 1 * price], atol=1e-9)
+    # 0 will have lost 0.2 + 2 · 0.6 / 7 = 0.37 and 1, which loses less alone, 0.05 + 5 · 0.6 / 7 = 0.48.
+    assert [int(np.flatnonzero(~entry.mask)[0]) for entry in run._by_price(1)] == [0, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("costs", "least", "size"),
+    [
+        ([2.0, 2.0, 2.0, 2.0], 4.0, 2),
+        ([2.0, 2.0, 2.0, 2.0], 4.1, 3),
+        ([1.0, 3.0, 2.0, 2.0], 0.5, 1),
+        ([1.0, 3.0, 2.0, 2.0], 100.0, 3),  # one stays
+        ([0.1] * 10, 0.1 + 0.2, 3),  # which is 0.30000000000000004
+        ([0.0, 0.0, 0.0], 1.0, 1),
+    ],
+)
+def test_a_target_takes_so_many_players_of_mean_cost(costs: list[float], least: float, size: int) -> None:
+    assert Target(np.array(costs), least).size == size

@@ -12,12 +12,15 @@ from toy_games import Additive, Counting, Family, Redundant, Spoilt, Table
 
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.game.bootstrap import probability_better
 from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.search import coop, ppl
 from layercoop_fast.search.base import METHODS, get_method
 from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.ledger import Ledger
+from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion
 
 N, REMOVE = 12, 4
@@ -52,6 +55,20 @@ def test_finds_the_optimum_at_a_fraction_of_the_masks(seed: int) -> None:
 def model_game() -> ModelGame:
     ids = torch.randint(3, 256, (10, 12), generator=torch.Generator().manual_seed(1))
     return ModelGame(Checkpoint(FAMILIES["llama"](n_layers=N), tiny_tokenizer(), "llama"), Calibration(ids, "t"))
+
+
+def test_it_begins_with_what_the_one_pass_methods_choose() -> None:
+    game = model_game().anew()
+    run = coop.Run(Ledger(game, N, 100), Target.of_count(N, REMOVE), None, np.random.default_rng(0), None)
+    run.seeds()
+    chosen = {name: np.flatnonzero(~mask).tolist() for name, mask in run._seeds}
+    assert list(chosen) == ["ppl", "shortgpt", "angular"]
+    # Not ppl: where players race each other on few windows, it goes by what those say.
+    expected = {name: get_method(name)(game, REMOVE).mask for name in ("shortgpt", "angular")}
+    for name, mask in expected.items():
+        assert chosen[name] == np.flatnonzero(~mask).tolist()
+    for mask in [*~np.eye(N, dtype=np.bool_), *expected.values()]:
+        assert run.ledger.knows(mask)
 
 
 def test_no_method_leaves_a_better_model() -> None:
@@ -104,6 +121,20 @@ def test_no_mask_measured_in_full_is_better_and_without_a_race_ppls_is_among_the
     assert game(choice.mask[None])[0] >= game(wanted).max()
     if n_windows != 10:  # ten windows are raced on: a player alone may have been measured on two of them
         assert (wanted == ppl.search(game, REMOVE).mask).all(axis=1).any()
+
+
+def test_how_sure_the_choice_is_is_the_bootstrap_of_its_windows() -> None:
+    """The share on which the other mask is better, of the runner-up and of every alternative, by the game's own NLL."""
+    game = model_game()
+    choice = coop.search(game, REMOVE)
+    others = {tuple(row["removed"]): row["better"] for row in choice.details["alternatives"]}
+    others[tuple(choice.details["runner_up"])] = choice.details["runner_up_better"]
+    masks = [np.ones(N, np.bool_), choice.mask, *(~np.isin(np.arange(N), removed) for removed in others)]
+    full, best, *windows = game.window_scores(np.array(masks)).nll
+    for share, other in zip(others.values(), windows, strict=True):
+        again = probability_better(best - full, other - full, rng=np.random.default_rng(5), resamples=20_000)
+        assert share == pytest.approx(again, abs=0.04)
+    assert min(others.values()) < 0.4  # or the two ways round could not be told apart
 
 
 def test_a_nested_family_ends_in_the_answer() -> None:

@@ -64,6 +64,9 @@ def test_a_field_races_itself_in_stages() -> None:
     assert game.ends == [2, 5, 10]
     assert [len(entry.windows) for entry in entries] == [10, 10, 5, 2]
     assert [entry.whole for entry in entries] == [True, True, False, False]
+    assert [ledger.knows(mask) for mask in singles] == [True] * 4
+    assert [ledger.knows_whole(mask) for mask in singles] == [True, True, False, False]
+    assert not ledger.knows_whole(np.array([False, False, True, True]))
     # Every stage was asked once, for those still in the race.
     assert [count for count, _ in game.asked] == [4, 1, 3, 1, 2, 1]
     assert [end for _, end in game.asked] == [2, 2, 5, 5, 10, 10]

@@ -89,6 +89,24 @@ def test_a_bad_family_is_exchanged_player_by_player() -> None:
     assert len(family.ledger.entries) < 100  # of 385
 
 
+def test_the_player_put_back_is_the_one_that_is_expected_to_cost_most() -> None:
+    """Beside the players that stay removed, with whom it forms pairs: of the smaller masks that of least loss."""
+    game = layers(1)
+    family = nested._Family(game, Ledger(game, N, 500), REMOVE, None, 0, None)
+    every = all_masks(N)
+    family.ledger.complete(every[np.isin((~every).sum(axis=1), [1, 2, 3])])
+    fit = family.belief.fit
+    alone_decides = 0
+    for removed in itertools.combinations(range(N), 4):
+        mask = ~np.isin(np.arange(N), removed)
+        smaller = np.array([mask | (np.arange(N) == player) for player in removed])
+        found = family._within(mask, 3)
+        assert found is not None
+        assert fit.mean(~found[None])[0] == pytest.approx(fit.mean(~smaller).min(), abs=1e-9)
+        alone_decides += bool(found[max(removed, key=lambda player: fit.linear[player])])
+    assert alone_decides < 200  # of 210: else pairs would have no say
+
+
 def test_a_family_gives_up_a_size_for_the_others() -> None:
     """Players 0 and 1 are nearly free together and dear alone; of single players 2 is best, of three {2, 3, 4}."""
     n = 6

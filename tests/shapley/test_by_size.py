@@ -38,6 +38,17 @@ def test_at_chosen_sizes_they_are_the_mean_over_sizes_of_a_difference_of_means()
     assert abs(found.values.sum()) < 1e-12
 
 
+@pytest.mark.parametrize("missing", [(0,), (N,), (0, N), (1,), (4,), (N - 1,)])
+def test_where_a_size_or_an_end_is_missing_they_are_no_shapley_values(missing: tuple[int, ...]) -> None:
+    every = all_masks(N)
+    masks = every[~np.isin(every.sum(axis=1), missing)]
+    found = size_values(masks, ANY(masks))
+    assert found.method == "fixed_size"
+    between = masks[~np.isin(masks.sum(axis=1), [0, N])]
+    np.testing.assert_allclose(found.values, size_values(between, ANY(between)).values, atol=1e-12)
+    assert abs(found.values.sum()) < 1e-12
+
+
 def test_an_additive_game_is_exact_from_few_masks() -> None:
     weights = np.arange(9.0)
     masks = stratified_masks(9, 40, strata=[8, 6, 5])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import permutations, product
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from toy_games import Additive, Counting, Table
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.pairwise import PairwiseGame
+from layercoop_fast.shapley import permutation
 from layercoop_fast.shapley.control import Control
 from layercoop_fast.shapley.exact import exact_shapley
 from layercoop_fast.shapley.permutation import shapley_values
@@ -307,3 +311,57 @@ def test_no_way_averages_over_what_is_no_number(way: str) -> None:
     worths[[3, 9, 12, 17, 30]] = np.nan
     with pytest.raises(RequestError, match="worths are NaN or infinite"):
         shapley_values(Table(worths), n_permutations=40, **WAYS[way])
+
+
+def controlled(game: Table, near: Table, n_permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values and standard errors by the definition: each half of the orders less β · noise, β of the other."""
+    n = game.n_players
+    known = exact_shapley(near).values
+    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(n), (n_permutations, 1)), axis=1)
+    sampled, noise = np.zeros((2, n_permutations, n))
+    for unit, order in enumerate(orders):
+        present = 0
+        for player in order:
+            after = present | 1 << player
+            sampled[unit, player] = game.worths[after] - game.worths[present]
+            noise[unit, player] = near.worths[after] - near.worths[present] - known[player]
+            present = after
+    left = sampled.copy()
+    for these, other in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+        x = noise[other] - noise[other].mean(axis=0)
+        y = sampled[other] - sampled[other].mean(axis=0)
+        beta = np.vdot(x, y) / np.vdot(x, x) if x.any() else 0.0
+        left[these] -= beta * noise[these]
+    return left.mean(axis=0), left.std(axis=0, ddof=1) / np.sqrt(n_permutations)
+
+
+@pytest.mark.parametrize(("n", "n_permutations"), [(2, 9), (3, 4), (5, 7), (6, 40)])
+def test_a_given_control_is_regressed_on_the_other_half(n: int, n_permutations: int) -> None:
+    game, near = (Table(np.random.default_rng(10 * n + at).normal(size=1 << n)) for at in (0, 1))
+    control = Control(near, exact_shapley(near).values)
+    for seed in range(5):
+        found = shapley_values(game, n_permutations=n_permutations, antithetic=False, control=control, seed=seed)
+        values, stderr = controlled(game, near, n_permutations, seed)
+        np.testing.assert_allclose(found.values, values, atol=1e-12)
+        np.testing.assert_allclose(found.stderr, stderr, atol=1e-12)
+
+
+def test_a_given_control_is_unbiased_over_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over every sample of four orders of three players, 6⁴ of them, is the Shapley values: no chance is left.
+
+    Worths are skewed, so that a β out of the units that it is used on would be wrong together with them.
+    """
+    every = np.array(list(permutations(range(3))))
+    game, near = Table([0, 0, 0, 1, 0, 5, 0, 6.0]), Table([0, 0, 1, 0, 0, 4, 0, 3.0])
+    control = Control(near, exact_shapley(near).values)
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(permutation.np.random, "default_rng", lambda seed: SimpleNamespace(permuted=_handed(drawn)))
+    total = np.zeros(3)
+    for rows in product(range(6), repeat=4):
+        drawn.append(every[list(rows)])
+        total += shapley_values(game, n_permutations=4, antithetic=False, control=control).values
+    np.testing.assert_allclose(total / 6**4, exact_shapley(game).values, atol=1e-12)
+
+
+def _handed(drawn: list[np.ndarray]) -> Callable[..., np.ndarray]:
+    return lambda *_, **__: drawn.pop()

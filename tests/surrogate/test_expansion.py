@@ -85,6 +85,24 @@ def test_against_explicit_features(n: int, rows: int, neighbours: float) -> None
     assert not np.diag(errors).any()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_strengths_are_the_likeliest_of_the_grid(seed: int) -> None:
+    """Of all of the grid, by the density of the losses on explicit features, the scale at its best for each."""
+    removed, losses, _ = example(9, 30, seed)
+    rng = np.random.default_rng(seed)
+    noise = 10 ** rng.uniform(0, 3, len(losses))  # some are worth a thousandth of others
+    losses = losses + np.sqrt(noise) * rng.normal(0, 0.02 * (1 + seed), len(losses))
+    fit = Expansion(removed, losses, noise)
+    densities = {}
+    for strengths in itertools.product(expansion._PAIRS, expansion._NEIGHBOURS, expansion._NOISE):
+        chosen = expansion._Strengths(*strengths)
+        design, prior = features(removed, Expansion(removed, losses, noise, strengths=chosen))
+        covariance = (design * prior) @ design.T + chosen.noise * np.diag(noise)
+        scale = losses @ np.linalg.solve(covariance, losses) / len(losses)
+        densities[chosen] = -0.5 * (len(losses) * np.log(scale) + np.linalg.slogdet(covariance)[1])
+    assert densities[fit.strengths] == pytest.approx(max(densities.values()), abs=1e-6)
+
+
 def test_enough_sets_show_every_pair() -> None:
     removed, losses, _ = example(9, 300, seed=2)
     fit = Expansion(removed, losses)
