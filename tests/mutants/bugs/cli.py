@@ -68,7 +68,7 @@ BUGS = [
         old="if masks * layers > _MOST_BITS:",
         new="if masks > _MOST_BITS:",
         means="`plan` with many masks fills the memory",
-        tests="tests/test_cli_requests.py",
+        tests="tests/test_cli_requests.py tests/test_cli_plan.py",
     ),
     Bug(
         "drop-rounds-up",
@@ -116,7 +116,7 @@ BUGS = [
         old="replaced=None if self.repaired is None else self.repaired.tensors(),",
         new="replaced=None,",
         means="`prune` repairs, says so, and writes the unrepaired model",
-        tests="tests/test_cli.py::test_prune_writes_a_checkpoint_and_its_record tests/test_cli_domains.py",
+        tests="tests/test_cli.py::test_prune_writes_a_checkpoint_and_its_record",
     ),
     Bug(
         "compare-warm",
@@ -132,7 +132,7 @@ BUGS = [
         old="observed = abs(float(differences.sum()))",
         new="observed = float(differences.sum())",
         means="a method that is clearly better is called as good",
-        tests="tests/test_comparison.py",
+        tests="tests/test_comparison.py::test_paired_p",
     ),
     Bug(
         "compare-budget-for-all",
@@ -149,7 +149,7 @@ BUGS = [
         '            refused.append({"method": method, "remove": size, "reason": str(error)})\n            continue',
         new="        except RequestError as error:  # what others found is not thrown away for it\n            raise error",
         means="a method that refuses a size throws away what the others found",
-        tests="tests/test_comparison.py",
+        tests="tests/test_comparison.py::test_a_method_that_refuses_does_not_cost_the_others_their_rows",
     ),
     Bug(
         "settled-without-a-limit",

@@ -11,7 +11,7 @@ BUGS = [
         old="first = begin + self.score_every - 1",
         new="first = begin",
         means="--score-every scores the first position of each run, with the least context",
-        tests="tests/game/test_model_game.py tests/engine/test_fast_blocks.py",
+        tests="tests/game/test_model_game.py::test_every_so_many_th_position_is_scored",
     ),
     Bug(
         "pictures-of-another-window",
@@ -27,7 +27,7 @@ BUGS = [
         old='found = padded[np.searchsorted(events, after, side="right")]',
         new='found = padded[np.searchsorted(events, after, side="left")]',
         means="states that are read again are computed at their scored positions alone",
-        tests="tests/csrc/test_plan.py tests/game/test_model_game.py",
+        tests="tests/csrc/test_plan.py tests/game/test_model_game.py::test_a_worth_of_some_positions_belongs_to_its_mask_alone",
     ),
     Bug(
         "narrow-where-read-again",
@@ -35,7 +35,7 @@ BUGS = [
         old="ending = np.isin(targets, ends[last[done : done + len(ends)]])",
         new="ending = np.isin(targets, ends)",
         means="with --score-every masks go on from states that hold their scored positions alone",
-        tests="tests/game/test_model_game.py tests/engine/test_fast_blocks.py",
+        tests="tests/game/test_model_game.py::test_a_worth_of_some_positions_belongs_to_its_mask_alone",
     ),
     Bug(
         "memory-for-activations",
@@ -43,7 +43,7 @@ BUGS = [
         old="beside = (memory - rows * units.bytes_a_row) // windows.state_bytes",
         new="beside = memory // windows.state_bytes",
         means="a run takes a quarter more memory than it was given",
-        tests="tests/engine/test_fast_blocks.py tests/game/test_model_game.py",
+        tests="tests/engine/test_fast_blocks.py::test_bytes_a_row_are_what_the_workspace_holds tests/game/test_model_game.py::test_a_budget_below_one_state_names_the_smallest_that_works",
     ),
     Bug(
         "batches-of-any-width",
@@ -59,7 +59,7 @@ BUGS = [
         old="streams = batch.targets if half is None else batch.sources",
         new="streams = batch.sources",
         means="fast blocks drop what their attention added",
-        tests="tests/engine/test_fast_blocks.py",
+        tests="tests/engine/test_fast_blocks.py::test_several_states_at_once_in_place_and_not tests/engine/test_fast_blocks.py::test_logits_are_those_of_hugging_face",
     ),
     Bug(
         "fast-block-key-norm",
@@ -67,7 +67,7 @@ BUGS = [
         old="key_norm=None if self.key_norm is None else self.key_norm.weight,",
         new="key_norm=None if self.query_norm is None else self.query_norm.weight,",
         means="models with QK-norm never get fast blocks",
-        tests="tests/engine/test_fast_blocks.py",
+        tests="tests/engine/test_fast_blocks.py::test_logits_are_those_of_hugging_face",
     ),
     Bug(
         "fast-block-tolerance",
@@ -75,7 +75,7 @@ BUGS = [
         old="if not difference <= tolerances[dtype]:",
         new="if difference > 1e3 * tolerances[dtype]:",
         means="a fast block that computes something else is used",
-        tests="tests/engine/test_fast_blocks.py",
+        tests="tests/engine/test_fast_blocks.py::test_a_layer_without_rotary_is_refused_by_the_self_check tests/engine/test_fast_blocks.py::test_changed_blocks",
     ),
     Bug(
         "sliding-window-ignored",
@@ -83,7 +83,7 @@ BUGS = [
         old="if where != convention.takes and matters and not is_mask(value, seen):",
         new="if where != convention.takes and matters and not is_mask(value, seen) and seen is not None:",
         means="blocks with a sliding window are computed as if they saw all",
-        tests="tests/engine/test_fast_blocks.py",
+        tests="tests/engine/test_fast_blocks.py::test_a_sliding_window_shorter_than_the_text_is_refused",
     ),
     Bug(
         "further-parameters-ignored",
@@ -91,7 +91,7 @@ BUGS = [
         old='            raise UnfitError(f"it has a further parameter, {name}")',
         new="            continue",
         means="a block with an adapter is computed without it",
-        tests="tests/engine/test_fast_blocks.py",
+        tests="tests/engine/test_fast_blocks.py::test_changed_blocks",
     ),
     Bug(
         "soft-cap-ignored",
@@ -147,7 +147,7 @@ BUGS = [
         old='text = f"{name} {tensor.dtype} {tuple(tensor.shape)} {total}".encode()',
         new='text = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()',
         means="a store mixes worths of models that differ in a few weights",
-        tests="tests/game/test_model_game.py tests/engine/test_loading.py tests/engine/test_offload.py",
+        tests="tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart",
     ),
     Bug(
         "fingerprint-without-the-config",
@@ -155,7 +155,7 @@ BUGS = [
         old="json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode()",
         new="b''",
         means="a store mixes worths of models that differ in their config alone",
-        tests="tests/game/test_model_game.py tests/engine/test_loading.py tests/engine/test_offload.py",
+        tests="tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart",
     ),
     Bug(
         "blocks-beyond-the-config",

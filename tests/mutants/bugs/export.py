@@ -15,7 +15,7 @@ BUGS = [
         old='renumbered[f"{prefix}{new_of[int(number)]}.{rest}"] = tensor',
         new='renumbered[f"{prefix}{min(int(number), len(kept) - 1)}.{rest}"] = tensor',
         means="a written checkpoint holds the weights of removed blocks",
-        tests=CHECKPOINT,
+        tests="tests/export/test_checkpoint.py::test_weights_are_shared_and_the_original_is_unchanged tests/export/test_checkpoint.py::test_a_fresh_process_loads_the_same_computation",
     ),
     Bug(
         "layer-scale-by-the-new-number",
@@ -23,7 +23,7 @@ BUGS = [
         old="folded[..., : folded.shape[-1] // 3] /= old + 1",
         new="folded[..., : folded.shape[-1] // 3] /= new + 1",
         means="a pruned GPT-2 with scores scaled by layer number is another model",
-        tests=CHECKPOINT,
+        tests="tests/export/test_checkpoint.py::test_gpt2_inverse_layer_scale_is_folded_into_the_queries",
     ),
     Bug(
         "layer-scale-of-queries-and-keys",
@@ -31,7 +31,7 @@ BUGS = [
         old="folded[..., : folded.shape[-1] // 3] /=",
         new="folded[..., : 2 * folded.shape[-1] // 3] /=",
         means="a pruned GPT-2 with scaled scores has its scores scaled twice",
-        tests=CHECKPOINT,
+        tests="tests/export/test_checkpoint.py::test_gpt2_inverse_layer_scale_is_folded_into_the_queries",
     ),
     Bug(
         "zeroed-by-the-old-number",
@@ -39,7 +39,7 @@ BUGS = [
         old='key = f"{blocks_path}.{list(kept).index(old)}.{name}"',
         new='key = f"{blocks_path}.{min(old, len(kept) - 1)}.{name}"',
         means="a removed half is zeroed in another block",
-        tests=CHECKPOINT + " tests/families/test_interplay.py",
+        tests="tests/families/test_interplay.py",
     ),
     Bug(
         "differing-blocks-accepted",
@@ -47,7 +47,7 @@ BUGS = [
         old="if (theirs := getattr(original, attribute, None)) != value:",
         new="if (theirs := getattr(original, attribute, value)) is None and value is not None:",
         means="a config that gives a kept block another kind is written without a word",
-        tests=CHECKPOINT,
+        tests="tests/export/test_checkpoint.py::test_a_block_that_the_config_cannot_describe_is_named",
     ),
     Bug(
         "entry-norm-left-out",
@@ -55,7 +55,7 @@ BUGS = [
         old='if rest.split(".", 1)[0] in entry:\n            renumbered[name] = tensor',
         new='if rest.split(".", 1)[0] in entry and 0 in new_of:\n            renumbered[name] = tensor',
         means="models with a norm in block 0 alone cannot lose it",
-        tests=CHECKPOINT + " tests/export/test_streaming.py tests/engine/test_entry.py",
+        tests="tests/engine/test_entry.py tests/export/test_streaming.py",
     ),
     Bug(
         "repair-not-written",
@@ -63,7 +63,7 @@ BUGS = [
         old="tensors = _renumbered({**model.state_dict(), **(replaced or {})}, kept,",
         new="tensors = _renumbered({**(replaced or {}), **model.state_dict()}, kept,",
         means="the written checkpoint lacks the repair that its record claims",
-        tests=CHECKPOINT + " tests/repair/test_fit.py",
+        tests="tests/repair/test_fit.py::test_the_repaired_checkpoint_is_the_repaired_model",
     ),
     Bug(
         "generation-config-forgotten",
@@ -71,7 +71,7 @@ BUGS = [
         old="if model.can_generate():",
         new="if not model.can_generate():",
         means="the written model generates with default settings",
-        tests=CHECKPOINT,
+        tests="tests/export/test_checkpoint.py::test_shards_dtype_and_sampling_settings_are_kept",
     ),
     Bug(
         "streamed-zeros",
@@ -111,7 +111,7 @@ BUGS = [
         old="changes[INVERSE_LAYER_SCALE] = False",
         new="changes[INVERSE_LAYER_SCALE] = True",
         means="a pruned GPT-2 scales its scores by weights and by number",
-        tests=CONFIG + " " + CHECKPOINT,
+        tests=CONFIG,
     ),
     Bug(
         "hybrid-without-attention",

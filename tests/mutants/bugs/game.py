@@ -15,7 +15,7 @@ BUGS = [
         old="largest = float(np.fmax(largest, abs(held.nll.mean() - scores.nll.mean())))",
         new="largest = abs(float(held.nll.mean() - scores.nll.mean()))",
         means="merging stores does not tell the largest difference between them",
-        tests=STORE + " tests/test_cli_store.py",
+        tests="tests/game/test_store.py::test_the_largest_difference_of_repeats_counts_wherever_it_stands",
     ),
     Bug(
         "store-drop-keeps-the-rows",
@@ -23,7 +23,7 @@ BUGS = [
         old='                self.connection.execute("DELETE FROM scores WHERE game = ?", (key,))\n',
         new="",
         means="a game dropped from a store still takes its room",
-        tests=STORE + " tests/test_cli_store.py",
+        tests="tests/game/test_store.py::test_dropping_takes_all_of_one_game_and_nothing_of_another",
     ),
     Bug(
         "store-later-rows-win",
@@ -31,7 +31,7 @@ BUGS = [
         old="INSERT OR IGNORE INTO scores",
         new="INSERT OR REPLACE INTO scores",
         means="a second process overwrites what a first one measured",
-        tests=STORE,
+        tests="tests/game/test_store.py::test_rows_are_added_once_and_counted",
     ),
     Bug(
         "store-without-rollback",
@@ -39,7 +39,7 @@ BUGS = [
         old='self.connection.execute("ROLLBACK")',
         new='self.connection.execute("COMMIT")',
         means="half of a failed transaction stays in the store",
-        tests=STORE,
+        tests="tests/game/test_store.py::test_what_could_not_be_committed_is_not_known",
     ),
     Bug(
         "store-checksum-of-the-nll-alone",
@@ -47,7 +47,7 @@ BUGS = [
         old="return key, nll, kl, _crc(key, nll, kl)",
         new="return key, nll, kl, _crc(key, nll)",
         means="stores that a run writes are called damaged, or damaged ones sound",
-        tests=STORE,
+        tests="tests/game/test_store.py::test_numbers_come_back_bit_for_bit",
     ),
     Bug(
         "store-checksum-not-looked-at",
@@ -55,7 +55,7 @@ BUGS = [
         old="if crc != _crc(mask, nll, kl):",
         new="if crc != _crc(mask, nll, kl) and kl is not None:",
         means="a damaged row of a store is taken for a measurement",
-        tests=STORE,
+        tests="tests/game/test_store.py::test_a_flipped_bit_is_an_error_or_changes_no_number",
     ),
     Bug(
         "store-of-another-schema",
@@ -63,7 +63,7 @@ BUGS = [
         old="if schema not in (SCHEMA, 0):",
         new="if schema > SCHEMA + 1:",
         means="a store of a later version is written into",
-        tests=STORE,
+        tests="tests/game/test_store.py::test_files_that_are_no_store_are_refused_and_left_alone",
     ),
     Bug(
         "store-lost-flush",
@@ -71,7 +71,7 @@ BUGS = [
         old='        """Commit what waits and close the store; what is known in memory stays known."""\n        self.commit()',
         new='        """Commit what waits and close the store; what is known in memory stays known."""',
         means="what was measured in the last half second is lost when a game is closed",
-        tests=STORE,
+        tests="tests/game/test_store.py::test_a_shelf_commits_in_time_and_when_told",
     ),
     Bug(
         "store-commit-never-due",
@@ -79,7 +79,7 @@ BUGS = [
         old="if time.monotonic() - self._committed >= COMMIT_SECONDS:",
         new="if time.monotonic() - self._synced >= SYNC_SECONDS:",
         means="a kill costs half a minute of work and not half a second",
-        tests=STORE,
+        tests="tests/game/test_store.py::test_a_shelf_commits_in_time_and_when_told",
     ),
     Bug(
         "store-failed-rows-stay-known",
@@ -87,7 +87,7 @@ BUGS = [
         old="self._known.pop(key, None)",
         new="pass",
         means="after a full disk a game believes numbers that were not kept",
-        tests=STORE,
+        tests="tests/game/test_store.py::test_what_could_not_be_committed_is_not_known",
     ),
     Bug(
         "store-of-a-failed-run-removed",
@@ -95,7 +95,7 @@ BUGS = [
         old="if path.exists() and _is_empty(path):",
         new="if path.exists():",
         means="the store of a run that failed is thrown away",
-        tests=STORE + " tests/test_cli_store.py",
+        tests="tests/game/test_store.py::test_the_store_beside_an_output_goes_when_the_output_is_there tests/game/test_store.py::test_a_run_that_measured_nothing_leaves_nothing",
     ),
     Bug(
         "fingerprint-without-the-utility",
@@ -103,7 +103,7 @@ BUGS = [
         old='"utility": self.utility.name,',
         new='"utility": "nll",',
         means="a store mixes games of different worths",
-        tests=GAME + " " + STORE,
+        tests="tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart",
     ),
     Bug(
         "fingerprint-without-score-every",
@@ -111,7 +111,7 @@ BUGS = [
         old='"score_every": self.windows.score_every,',
         new='"score_every": 1,',
         means="a store mixes worths of all tokens with those of every fourth",
-        tests=GAME + " " + STORE,
+        tests="tests/game/test_model_game.py::test_how_many_positions_are_scored_is_part_of_what_a_worth_is",
     ),
     Bug(
         "fingerprint-without-the-dtype",
@@ -119,7 +119,7 @@ BUGS = [
         old='"dtype": str(self.skeleton.dtype).removeprefix("torch."),',
         new='"dtype": "float32",',
         means="a store mixes worths in bf16 with those in fp32",
-        tests=GAME + " " + STORE,
+        tests="tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart tests/game/test_model_game.py::test_bf16_is_near_fp32_and_the_same_in_every_run",
     ),
     Bug(
         "fingerprint-without-threads",
@@ -127,7 +127,7 @@ BUGS = [
         old='"threads": torch.get_num_threads(),',
         new='"threads": 0,',
         means="a store mixes worths whose last bits differ",
-        tests=GAME + " " + STORE,
+        tests="tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart",
     ),
     Bug(
         "rows-of-the-plan",
@@ -135,7 +135,7 @@ BUGS = [
         old="self._known.add(keys[rows[number]], scores)",
         new="self._known.add(keys[number], scores)",
         means="worths are those of other masks",
-        tests=GAME,
+        tests="tests/game/test_model_game.py::test_worths_do_not_depend_on_company_order_or_memory",
     ),
     Bug(
         "interrupted-measurements-lost",
@@ -143,7 +143,7 @@ BUGS = [
         old="            self._known.commit()  # after Ctrl-C too",
         new="            pass  # after Ctrl-C too",
         means="after Ctrl-C the last masks measured are not in the store",
-        tests=GAME + " " + STORE,
+        tests="tests/test_cli.py::test_ctrl_c_says_what_is_kept tests/game/test_model_game.py::test_from_pretrained_reads_a_folder",
     ),
     Bug(
         "evaluations-count-known-masks",
@@ -151,7 +151,7 @@ BUGS = [
         old="self.evaluations.unique += plan.n_unique",
         new="self.evaluations.unique += len(masks)",
         means="the report counts masks as measured that were known",
-        tests=GAME,
+        tests="tests/game/test_model_game.py::test_evaluations_are_counted_and_known_masks_are_free",
     ),
     Bug(
         "kl-the-wrong-way-round",
@@ -159,7 +159,7 @@ BUGS = [
         old="rows.append((log_p.exp() * (log_p - log_q)).sum(-1))",
         new="rows.append((log_q.exp() * (log_q - log_p)).sum(-1))",
         means="the divergence is that of the full model from the masked one",
-        tests=GAME + " tests/kernels/test_linear_cross_entropy.py",
+        tests="tests/game/test_model_game.py::test_kl_against_a_float64_reference",
     ),
     Bug(
         "blend-shares-swapped",
@@ -167,7 +167,7 @@ BUGS = [
         old="-(share * (nll - full) + (1 - share) * kl)",
         new="-((1 - share) * (nll - full) + share * kl)",
         means="blend:0.2 weighs NLL and divergence the other way round",
-        tests=GAME + " tests/game/test_mixture.py",
+        tests="tests/game/test_mixture.py tests/game/test_model_game.py::test_ppl_ratio_and_nll_are_what_they_say tests/game/test_model_game.py::test_kl_against_a_float64_reference",
     ),
     Bug(
         "worst-text-by-level",
@@ -336,7 +336,7 @@ BUGS = [
         old="if min(np.bincount(domains.of_window)[domains.present], default=0) < 2:",
         new="if min(np.bincount(domains.of_window)[domains.present], default=0) < 1:",
         means="a certainty is stated from a single window of a text",
-        tests="tests/game/test_domains.py tests/search/test_finalists.py tests/test_cli_domains.py",
+        tests="tests/game/test_bootstrap.py tests/search/test_settle.py",
     ),
     Bug(
         "stages-of-other-windows",
@@ -352,7 +352,7 @@ BUGS = [
         old="nll[first:last] = token_nll(logits, ids)[:, scored].double().mean(1).cpu().numpy()",
         new="nll[first:last] = token_nll(logits, ids).double().mean(1).cpu().numpy()",
         means="models without the fused head ignore --score-every",
-        tests=GAME,
+        tests="tests/game/test_model_game.py::test_every_so_many_th_position_is_scored",
     ),
     Bug(
         "targets-not-shifted",
@@ -360,7 +360,7 @@ BUGS = [
         old="self.targets = windows.ids[:, windows.scored + 1].reshape(-1)",
         new="self.targets = windows.ids[:, windows.scored].reshape(-1)",
         means="the NLL is that of the token itself and not of the next",
-        tests=GAME,
+        tests="tests/game/test_model_game.py::test_nll_of_the_full_model_is_the_models_own_loss",
     ),
     Bug(
         "in-order-of-cost-repeats",

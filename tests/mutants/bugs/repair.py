@@ -13,7 +13,7 @@ BUGS = [
         old="others = total - own if len(sums) > 1 else total",
         new="others = total",
         means="the cross-validation over kinds of text sees the text that it judges by",
-        tests=FIT,
+        tests="tests/repair/test_two_gaps.py",
     ),
     Bug(
         "score-of-seen-domains-alone",
@@ -21,7 +21,7 @@ BUGS = [
         old="return _Trial(strength, found, seen, unseen, float(np.mean(between)))",
         new="return _Trial(strength, found, seen, unseen, float(np.mean(seen)))",
         means="the strength of a repair is chosen by the text that it was fitted to",
-        tests=FIT,
+        tests="tests/repair/test_two_gaps.py",
     ),
     Bug(
         "heldout-without-earlier-patches",
@@ -29,7 +29,7 @@ BUGS = [
         old="        with applied(patches):\n            for text in self.choice:\n                text.advance",
         new="        with applied(()):\n            for text in self.choice:\n                text.advance",
         means="later gaps are judged on the stream of a model that was not repaired before them",
-        tests=FIT,
+        tests="tests/repair/test_two_gaps.py",
     ),
     Bug(
         "streams-without-earlier-patches",
@@ -37,7 +37,7 @@ BUGS = [
         old="            with applied(patches):\n                for unit in before:",
         new="            with applied(()):\n                for unit in before:",
         means="later gaps are fitted to the stream of a model that was not repaired before them",
-        tests=FIT,
+        tests="tests/repair/test_two_gaps.py",
     ),
     Bug(
         "losing-domains-accepted",
@@ -45,7 +45,7 @@ BUGS = [
         old="return all(new <= old for new, old in zip(after, before, strict=False))",
         new="return any(new <= old for new, old in zip(after, before, strict=False))",
         means="a repair stays although a kind of text loses by it",
-        tests=FIT,
+        tests="tests/repair/test_fit.py::test_a_repair_that_does_not_help_is_left_out_and_said_so",
     ),
     Bug(
         "check-windows-not-looked-at",
@@ -53,7 +53,7 @@ BUGS = [
         old="if not _no_worse(after, before):\n            record",
         new="if not _no_worse(before, before):\n            record",
         means="a repair that loses on text that no choice has seen stays",
-        tests=FIT,
+        tests="tests/repair/test_fit.py::test_a_repair_that_misleads_on_unseen_windows_is_left_out_as_a_whole",
     ),
     Bug(
         "full-stream-one-unit-short",
@@ -61,7 +61,7 @@ BUGS = [
         old="chunk.full_at if chunk.full is not None else 0, gap.behind):",
         new="chunk.full_at if chunk.full is not None else 0, gap.behind - 1):",
         means="a gap is made up for up to its last removed unit only",
-        tests=FIT,
+        tests="tests/repair/test_fit.py::test_what_is_folded_in_is_the_regression_written_out",
     ),
     Bug(
         "tokens-not-weighted",
@@ -69,7 +69,7 @@ BUGS = [
         old="weights = there.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()",
         new="weights = torch.ones_like(there.square().mean(-1))",
         means="tokens of massive activations decide the fit alone",
-        tests=FIT,
+        tests="tests/repair/test_fit.py::test_what_is_folded_in_is_the_regression_written_out",
     ),
     Bug(
         "kept-stream-of-another-gap",
@@ -77,7 +77,7 @@ BUGS = [
         old="chunk.full, chunk.full_at, chunk.pruned, chunk.pruned_at = full, gap.behind, pruned, gap.unit",
         new="chunk.full, chunk.full_at, chunk.pruned, chunk.pruned_at = full, gap.behind, pruned, gap.behind",
         means="with several gaps a kept unit is passed over in the fitted stream",
-        tests=FIT,
+        tests="tests/repair/test_two_gaps.py",
     ),
     Bug(
         "ridge-on-the-intercept",
@@ -101,7 +101,7 @@ BUGS = [
         old="        for one, weight, bias in kept:\n            _write(one.site, weight, bias)",
         new="        for one, weight, bias in kept[1:]:\n            _write(one.site, weight, bias)",
         means="after a repair the model in memory is no longer the original",
-        tests=FIT,
+        tests="tests/repair/test_fit.py::test_worths_of_a_game_do_not_change_by_a_repair",
     ),
     Bug(
         "bias-column",
@@ -109,7 +109,7 @@ BUGS = [
         old="None if bias is None else (bias.double() + change[:, width]).to(bias.dtype)",
         new="None if bias is None else (bias.double() - change[:, width]).to(bias.dtype)",
         means="models with biases (GPT-2, OPT) are repaired in the wrong direction",
-        tests="tests/repair/test_sites.py " + FIT,
+        tests="tests/repair/test_sites.py tests/repair/test_fit.py::test_what_is_folded_in_is_the_regression_written_out",
     ),
     Bug(
         "conv1d-transposed",
@@ -117,7 +117,7 @@ BUGS = [
         old="        if isinstance(self.module, Conv1D):\n            weight = weight.t()\n",
         new="        if not isinstance(self.module, nn.Module):\n            weight = weight.t()\n",
         means="GPT-2's repaired weights are written transposed",
-        tests="tests/repair/test_sites.py " + FIT,
+        tests="tests/repair/test_sites.py tests/repair/test_fit.py::test_what_is_folded_in_is_the_regression_written_out",
     ),
     Bug(
         "shared-weight-repaired",
@@ -157,6 +157,6 @@ BUGS = [
         old="found.append(Domain(spec, windows[rest], windows[held[::2]], windows[held[1::2]]))",
         new="found.append(Domain(spec, windows, windows[held[::2]], windows[held[1::2]]))",
         means="a repair is judged on windows that it was fitted to",
-        tests=FIT,
+        tests="tests/repair/test_fit.py::test_windows_to_fit_to_share_no_token_with_those_of_the_search",
     ),
 ]

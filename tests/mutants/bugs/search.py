@@ -11,7 +11,7 @@ BUGS = [
         old='mask[np.argsort(scores, kind="stable")[:n_remove]] = False',
         new='mask[np.argsort(-scores, kind="stable")[::-1][:n_remove]] = False',
         means="of players of equal score the last goes and not the first",
-        tests="tests/search/test_base.py",
+        tests="tests/search/test_base.py::test_least_valuable_breaks_ties_by_index",
     ),
     Bug(
         "nan-costs-first",
@@ -19,7 +19,7 @@ BUGS = [
         old="return np.nan_to_num(costs, nan=high + margin,",
         new="return np.nan_to_num(costs, nan=low - margin,",
         means="players whose removal breaks the model are removed first",
-        tests="tests/search/test_base.py",
+        tests="tests/search/test_base.py::test_costs_that_are_no_numbers_come_last",
     ),
     Bug(
         "remove-all",
@@ -27,7 +27,7 @@ BUGS = [
         old="if not 0 < n_remove < n_players:",
         new="if not 0 < n_remove <= n_players:",
         means="a request to remove every layer is not refused",
-        tests="tests/search/test_base.py",
+        tests="tests/search/test_base.py::test_sizes_in_range_pass tests/search/test_base.py::test_every_method_refuses_sizes_out_of_range",
     ),
     Bug(
         "stages-of-unequal-size",
@@ -67,7 +67,7 @@ BUGS = [
         old="self.saved(mask) >= self.least * (1 - _ROUNDING)",
         new="self.saved(mask) >= self.least * 0.9",
         means="--remove-params 20% removes 18 %",
-        tests="tests/search/test_by_cost.py tests/test_cli_budgets.py",
+        tests="tests/search/test_by_cost.py",
     ),
     Bug(
         "chain-not-nested",
@@ -75,7 +75,7 @@ BUGS = [
         old="within = others @ (1 - removed).T == 0",
         new="within = others @ (1 - removed).T <= 1",
         means="sizes of a nested family are not within each other",
-        tests="tests/search/test_nested.py",
+        tests="tests/search/test_chains.py",
     ),
     Bug(
         "chain-shortest",
@@ -83,7 +83,7 @@ BUGS = [
         old="row = int(rows[np.lexsort((totals[rows], -lengths[rows]))[0]])",
         new="row = int(rows[np.lexsort((totals[rows], lengths[rows]))[0]])",
         means="nested families leave sizes out that they could have",
-        tests="tests/search/test_nested.py",
+        tests="tests/search/test_chains.py",
     ),
     Bug(
         "greedy-nan-first",
@@ -99,7 +99,7 @@ BUGS = [
         old="masks if not self.knows(mask)}.values())[: max(self.left, 0)]",
         new="masks if not self.knows(mask)}.values())[: max(self.left + 1, 0)]",
         means="a search measures a mask more than its budget",
-        tests="tests/search/test_ledger.py tests/search/test_coop.py",
+        tests="tests/search/test_ledger.py tests/search/test_coop.py::test_the_budget_is_kept",
     ),
     Bug(
         "race-on-other-windows",
@@ -107,7 +107,7 @@ BUGS = [
         old="windows, others = windows[: len(others)], others[: len(windows)]",
         new="windows, others = windows[-len(others) :], others[: len(windows)]",
         means="a race compares a mask's last windows with another's first",
-        tests="tests/search/test_ledger.py tests/search/test_coop.py",
+        tests="tests/search/test_ledger.py tests/search/test_coop.py::test_masks_that_fall_behind_are_dropped_on_few_windows",
     ),
     Bug(
         "partial-losses-as-whole",
@@ -195,7 +195,7 @@ BUGS = [
         old="leader = masks[first]",
         new="leader = masks[second]",
         means="--settle returns the second best mask",
-        tests="tests/search/test_finalists.py tests/test_cli_domains.py tests/search/test_coop.py",
+        tests="tests/search/test_settle.py",
     ),
     Bug(
         "belief-inflation",
@@ -203,6 +203,6 @@ BUGS = [
         old="return means, covariance * self.inflation",
         new="return means, covariance / self.inflation",
         means="the more a surrogate errs the surer a search is of it",
-        tests="tests/search/test_coop.py tests/search/test_nested.py",
+        tests="tests/search/test_coop.py::test_values_come_with_their_errors tests/search/test_coop.py::test_how_sure_the_choice_is_is_the_bootstrap_of_its_windows tests/search/test_coop.py::test_finds_the_optimum_at_a_fraction_of_the_masks",
     ),
 ]
