@@ -273,7 +273,7 @@ BUGS = [
         old="return a.score != b.score ? a.score > b.score : a.mask < b.mask;",
         new="return a.score >= b.score;",
         means="of masks with equal scores another one is returned from run to run",
-        tests="tests/shapley/test_enumeration.py tests/search/test_best_masks.py",
+        tests="tests/shapley/test_enumeration.py::test_equal_scores_give_as_many_masks_as_asked tests/shapley/test_enumeration.py::test_masks_are_ranked_where_the_sigmoid_ties",
     ),
     Bug(
         "enumeration-pair-of-top-players",

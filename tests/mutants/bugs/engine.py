@@ -155,7 +155,7 @@ BUGS = [
         old="json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode()",
         new="b''",
         means="a store mixes worths of models that differ in their config alone",
-        tests="tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart",
+        tests="tests/game/test_fingerprint_parts.py tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart",
     ),
     Bug(
         "blocks-beyond-the-config",

@@ -63,7 +63,7 @@ BUGS = [
         old="if schema not in (SCHEMA, 0):",
         new="if schema > SCHEMA + 1:",
         means="a store of a later version is written into",
-        tests="tests/game/test_store.py::test_files_that_are_no_store_are_refused_and_left_alone",
+        tests="tests/game/test_fingerprint_parts.py tests/game/test_store.py::test_files_that_are_no_store_are_refused_and_left_alone",
     ),
     Bug(
         "store-lost-flush",
@@ -71,7 +71,7 @@ BUGS = [
         old='        """Commit what waits and close the store; what is known in memory stays known."""\n        self.commit()',
         new='        """Commit what waits and close the store; what is known in memory stays known."""',
         means="what was measured in the last half second is lost when a game is closed",
-        tests="tests/game/test_store.py::test_a_shelf_commits_in_time_and_when_told",
+        tests="tests/game/test_fingerprint_parts.py tests/game/test_store.py::test_a_shelf_commits_in_time_and_when_told",
     ),
     Bug(
         "store-commit-never-due",
@@ -103,7 +103,7 @@ BUGS = [
         old='"utility": self.utility.name,',
         new='"utility": "nll",',
         means="a store mixes games of different worths",
-        tests="tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart",
+        tests="tests/game/test_fingerprint_parts.py",
     ),
     Bug(
         "fingerprint-without-score-every",
@@ -119,7 +119,7 @@ BUGS = [
         old='"dtype": str(self.skeleton.dtype).removeprefix("torch."),',
         new='"dtype": "float32",',
         means="a store mixes worths in bf16 with those in fp32",
-        tests="tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart tests/game/test_model_game.py::test_bf16_is_near_fp32_and_the_same_in_every_run",
+        tests="tests/game/test_fingerprint_parts.py",
     ),
     Bug(
         "fingerprint-without-threads",
@@ -127,7 +127,7 @@ BUGS = [
         old='"threads": torch.get_num_threads(),',
         new='"threads": 0,',
         means="a store mixes worths whose last bits differ",
-        tests="tests/game/test_model_game.py::test_fingerprints_tell_models_and_texts_apart",
+        tests="tests/game/test_fingerprint_parts.py",
     ),
     Bug(
         "rows-of-the-plan",

@@ -66,7 +66,7 @@ BUGS = [
         old="return 1 if self.greedy else self.top_k + _EQUALS",
         new="return 1 if self.greedy else self.top_k",
         means="sampling drops tokens as likely as the k-th where few logits are handed out",
-        tests=SAMPLING + f" {NATIVE}::test_requests_draw_the_same_from_the_likeliest_words_as_from_all",
+        tests=SAMPLING + " tests/runtime/test_sampling_ties.py",
     ),
     Bug(
         "cancelled-request-keeps-its-pages",
