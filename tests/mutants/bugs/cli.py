@@ -157,7 +157,7 @@ BUGS = [
         old="if (distinct := len(np.unique(masks, axis=0))) <= n:",
         new="if (distinct := len(masks)) <= n:",
         means="values are stated from the same few masks measured again and again",
-        tests="tests/test_cli_shapley.py",
+        tests="tests/test_valuation.py",
     ),
     Bug(
         "not-finite-clusters",
@@ -165,7 +165,7 @@ BUGS = [
         old="clusters = clusters[np.isfinite(measured.worths)]",
         new="clusters = clusters[: len(worths)]",
         means="after a mask that broke the model all later ones count in another cluster",
-        tests="tests/test_cli_shapley.py tests/surrogate/test_uncertainty.py",
+        tests="tests/test_valuation.py",
     ),
     Bug(
         "nested-price",

@@ -43,7 +43,7 @@ BUGS = [
         old="beside = (memory - rows * units.bytes_a_row) // windows.state_bytes",
         new="beside = memory // windows.state_bytes",
         means="a run takes a quarter more memory than it was given",
-        tests="tests/engine/test_fast_blocks.py::test_bytes_a_row_are_what_the_workspace_holds tests/game/test_model_game.py::test_a_budget_below_one_state_names_the_smallest_that_works",
+        tests="tests/engine/test_split_memory.py",
     ),
     Bug(
         "batches-of-any-width",

@@ -143,7 +143,7 @@ BUGS = [
         old="            self._known.commit()  # after Ctrl-C too",
         new="            pass  # after Ctrl-C too",
         means="after Ctrl-C the last masks measured are not in the store",
-        tests="tests/test_cli.py::test_ctrl_c_says_what_is_kept tests/game/test_model_game.py::test_from_pretrained_reads_a_folder",
+        tests="tests/game/test_counting.py",
     ),
     Bug(
         "evaluations-count-known-masks",
@@ -151,7 +151,7 @@ BUGS = [
         old="self.evaluations.unique += plan.n_unique",
         new="self.evaluations.unique += len(masks)",
         means="the report counts masks as measured that were known",
-        tests="tests/game/test_model_game.py::test_evaluations_are_counted_and_known_masks_are_free",
+        tests="tests/game/test_counting.py",
     ),
     Bug(
         "kl-the-wrong-way-round",
@@ -167,7 +167,7 @@ BUGS = [
         old="-(share * (nll - full) + (1 - share) * kl)",
         new="-((1 - share) * (nll - full) + share * kl)",
         means="blend:0.2 weighs NLL and divergence the other way round",
-        tests="tests/game/test_mixture.py tests/game/test_model_game.py::test_ppl_ratio_and_nll_are_what_they_say tests/game/test_model_game.py::test_kl_against_a_float64_reference",
+        tests="tests/game/test_counting.py",
     ),
     Bug(
         "worst-text-by-level",
@@ -247,7 +247,7 @@ BUGS = [
         old="text = json.dumps([[sequence.start, *sequence.tokens] for group in self.groups for sequence in group])",
         new="text = json.dumps([sequence.tokens[sequence.start :] for group in self.groups for sequence in group])",
         means="items with and without examples share one game in a store",
-        tests=CHOICES,
+        tests="tests/game/test_counting.py",
     ),
     Bug(
         "label-letters-from-one",
@@ -336,7 +336,7 @@ BUGS = [
         old="if min(np.bincount(domains.of_window)[domains.present], default=0) < 2:",
         new="if min(np.bincount(domains.of_window)[domains.present], default=0) < 1:",
         means="a certainty is stated from a single window of a text",
-        tests="tests/game/test_bootstrap.py tests/search/test_settle.py",
+        tests="tests/game/test_counting.py tests/game/test_bootstrap.py",
     ),
     Bug(
         "stages-of-other-windows",

@@ -11,7 +11,7 @@ BUGS = [
         old="parameters = list(model.parameters())",
         new="parameters = [one for _, one in model.named_parameters(remove_duplicate=False)]",
         means="parameters of models with a tied head are counted twice",
-        tests="tests/report/test_cost.py",
+        tests="tests/report/test_cost_here.py",
     ),
     Bug(
         "cache-of-half-the-prompt",
@@ -19,7 +19,7 @@ BUGS = [
         old="_cache_bytes(model, ids[:, : prompt // 2 + 1]) - _cache_bytes(model, ids[:, : prompt // 2])",
         new="_cache_bytes(model, ids[:, : prompt // 2])",
         means="the cache a token is stated as that of a whole prompt",
-        tests="tests/report/test_cost.py",
+        tests="tests/report/test_cost_here.py",
     ),
     Bug(
         "decode-speed-with-the-prompt",
@@ -27,7 +27,7 @@ BUGS = [
         old="decode_tok_s=round(new / max(all_of_them - first, 1e-9), 2)",
         new="decode_tok_s=round(new / max(all_of_them, 1e-9), 2)",
         means="decoding is stated as slower than it is, by the prompt",
-        tests="tests/report/test_cost.py",
+        tests="tests/report/test_cost_here.py",
     ),
     Bug(
         "samples-repeat-the-prompt",
@@ -75,7 +75,7 @@ BUGS = [
         old="first = math.ceil(low / step)",
         new="first = math.floor(low / step)",
         means="a chart's first tick is drawn outside of it",
-        tests="tests/report/html/test_charts.py",
+        tests="tests/report/html/test_ticks.py",
     ),
     Bug(
         "values-table-order",

@@ -106,23 +106,7 @@ BUGS = [
         old="self.tree.insert(one.sequence)  # the prompt,",
         new="pass  # the prompt,",
         means="requests that come while another answers compute its prompt once more",
-        tests=BATCHING,
-    ),
-    Bug(
-        "draft-runs-past-the-end",
-        "layercoop_fast/runtime/batching.py",
-        old="one.sequence.truncate(min(one.sequence.length, len(one.known) - 1))",
-        new="one.sequence.truncate(min(one.sequence.length, len(one.known)))",
-        means="keys of a token that was not accepted stay behind an ended answer, for others to reuse",
-        tests=DRAFTS,
-    ),
-    Bug(
-        "unlike-prompts-together",
-        "layercoop_fast/runtime/batching.py",
-        old="if one.sequence.length == length and one.pending == first.pending and one.known == first.known",
-        new="if one.sequence.length == length and one.pending == first.pending",
-        means="prompts of equal length share one budget of rows, so calls grow beyond it",
-        tests=BATCHING,
+        tests="tests/runtime/test_prefix_early.py",
     ),
     Bug(
         "page-freed-while-shared",
@@ -138,7 +122,7 @@ BUGS = [
         old="for first in range(0, len(tokens) - PAGE, PAGE):",
         new="for first in range(0, len(tokens) - PAGE + 1, PAGE):",
         means="a prompt of whole pages that was seen before leaves nothing to compute logits from",
-        tests=BATCHING,
+        tests="tests/runtime/test_prefix_early.py",
     ),
     Bug(
         "prefix-of-another-mask",

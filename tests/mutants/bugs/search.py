@@ -107,7 +107,7 @@ BUGS = [
         old="windows, others = windows[: len(others)], others[: len(windows)]",
         new="windows, others = windows[-len(others) :], others[: len(windows)]",
         means="a race compares a mask's last windows with another's first",
-        tests="tests/search/test_ledger.py tests/search/test_coop.py::test_masks_that_fall_behind_are_dropped_on_few_windows",
+        tests="tests/search/test_ledger_windows.py tests/search/test_ledger.py",
     ),
     Bug(
         "partial-losses-as-whole",

@@ -89,14 +89,6 @@ BUGS = [
         tests=REGRESSION,
     ),
     Bug(
-        "half-stratum-with-both-complements",
-        "layercoop_fast/shapley/regression.py",
-        old="more ^= ~more[:, :1]",
-        new="more ^= more[:, :1]",
-        means="of the middle size pairs of complements are drawn that lie outside the stratum",
-        tests=REGRESSION,
-    ),
-    Bug(
         "exact-weights",
         "layercoop_fast/shapley/exact.py",
         old="1 / (n * comb(n - 1, size)) for size in range(n)",
