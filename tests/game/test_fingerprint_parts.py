@@ -25,7 +25,8 @@ def game() -> ModelGame:
 
 
 def test_the_utility_is_part_of_them(game: ModelGame) -> None:
-    found = [game.with_utility(name).fingerprints["utility"] for name in ("nll", "kl", "blend:0.25")]
+    games = [ModelGame(game.checkpoint, game.calibration, utility=name) for name in ("nll", "kl", "blend:0.25")]
+    found = [one.fingerprints["utility"] for one in games]
     assert found == ["nll", "kl", "blend:0.25"]
 
 

@@ -72,8 +72,9 @@ class Extension:
 
 def _commands(root: Path) -> tuple[list[str], list[str]]:
     """The compiler with its flags, and the flags of the linker, as setup.py states them."""
-    import setuptools  # noqa: F401 - puts its own distutils in the place of Python's
     from distutils.core import run_setup
+
+    import setuptools  # noqa: F401 - puts its own distutils in the place of Python's
 
     before = Path.cwd()
     os.chdir(root)

@@ -57,7 +57,10 @@ def main() -> int:
     extension = Extension(ROOT, arguments.jobs)
     if any(bug.file.startswith("csrc/") for bug in waiting):
         extension.prepare()
-    with tempfile.TemporaryDirectory(prefix="layercoop-mutants-") as folder, _trees(folder, arguments, extension) as trees:
+    with (
+        tempfile.TemporaryDirectory(prefix="layercoop-mutants-") as folder,
+        _trees(folder, arguments, extension) as trees,
+    ):
         if waiting and not arguments.no_baseline:
             tree = trees.get()
             tests = sorted({word for bug in waiting for word in bug.test_files()})

@@ -17,13 +17,18 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 # As tests/conftest.py sets them, which a fork reads after the libraries have.
 _SETTINGS = {
-    **{"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"},
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OPENBLAS_NUM_THREADS": "1",
     # As for workers of pytest-xdist: what needs several threads sets their number itself.
-    **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LAYERCOOP_THREADS": "1"},
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "LAYERCOOP_THREADS": "1",
 }
 _LIBRARIES = (
     "hypothesis", "numpy", "pytest", "rich.console", "rich.table", "safetensors.torch", "torch", "transformers",
@@ -32,7 +37,7 @@ _LIBRARIES = (
 )  # fmt: skip
 
 # Plugins are among what is loaded already, and pytest would say of each that it cannot be rewritten.
-_OPTIONS = "-x -q -p no:cacheprovider --tb=no -W ignore::pytest.PytestAssertRewriteWarning".split()
+_OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 def main() -> None:
@@ -68,10 +73,8 @@ def _run(tests: list[str], limit: float, log: int) -> int | None:
             status = os.waitstatus_to_exitcode(found)
             break
         time.sleep(0.02)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # with what the tests have started
-    except ProcessLookupError:
-        pass
     if status is None:
         os.waitpid(child, 0)
     return status

@@ -20,7 +20,10 @@ def test_the_tests_of_every_bug_exist() -> None:
         for word in bug.tests.split():
             path, _, name = word.partition("::")
             text = (ROOT / path).read_text() if word.startswith("tests/") else ""
-            assert not word.startswith("tests/") or re.search(rf"^def {name.partition('[')[0]}", text, re.M), (bug.id, word)
+            assert not word.startswith("tests/") or re.search(rf"^def {name.partition('[')[0]}", text, re.M), (
+                bug.id,
+                word,
+            )
 
 
 def test_the_list_is_as_long_as_promised() -> None:

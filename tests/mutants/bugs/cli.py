@@ -1,5 +1,6 @@
 """Bugs in the command line, pruning from end to end, comparisons, files."""
 
+# ruff: noqa: E501 - names of tests are long
 from __future__ import annotations
 
 from mutants.bug import Bug

@@ -1,5 +1,6 @@
 """Bugs in the C++ extension."""
 
+# ruff: noqa: E501 - names of tests are long
 from __future__ import annotations
 
 from mutants.bug import Bug

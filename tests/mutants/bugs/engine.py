@@ -1,5 +1,6 @@
 """Bugs in the engine: windows, plans, fast blocks, weights that are read block by block."""
 
+# ruff: noqa: E501 - names of tests are long
 from __future__ import annotations
 
 from mutants.bug import Bug
@@ -75,7 +76,7 @@ BUGS = [
         old="if not difference <= tolerances[dtype]:",
         new="if difference > 1e3 * tolerances[dtype]:",
         means="a fast block that computes something else is used",
-        tests="tests/engine/test_fast_blocks.py::test_a_layer_without_rotary_is_refused_by_the_self_check tests/engine/test_fast_blocks.py::test_changed_blocks",
+        tests="tests/engine/test_tolerances.py",
     ),
     Bug(
         "sliding-window-ignored",
@@ -187,6 +188,6 @@ BUGS = [
         old="return 2.0 * self.block_params * tokens + 2.0 * self.hidden * tokens * tokens",
         new="return 2.0 * self.block_params * tokens + 2.0 * self.hidden * tokens",
         means="`plan` foretells too few hours for long windows",
-        tests="tests/engine/test_forecast.py",
+        tests="tests/engine/test_tolerances.py",
     ),
 ]

@@ -1,5 +1,6 @@
 """Bugs in the game: masks, worths, windows, items, the store."""
 
+# ruff: noqa: E501 - names of tests are long
 from __future__ import annotations
 
 from mutants.bug import Bug

@@ -146,7 +146,7 @@ BUGS = [
         old="for entry in reversed(entries):",
         new="for entry in entries:",
         means="under pressure the beginning of a text goes before its end, which is then of no use",
-        tests=BATCHING,
+        tests="tests/runtime/test_prefix_early.py",
     ),
     Bug(
         "stop-string-across-tokens",
@@ -218,7 +218,7 @@ BUGS = [
         old="key = mask.tobytes(), draft.tobytes(), requests",
         new="key = b'', draft.tobytes(), requests",
         means="the pace of one mask decides how much is drafted for another",
-        tests=DRAFTS,
+        tests="tests/runtime/test_prefix_early.py",
     ),
     Bug(
         "pace-ignores-the-room",

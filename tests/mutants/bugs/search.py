@@ -1,5 +1,6 @@
 """Bugs in the searches."""
 
+# ruff: noqa: E501 - names of tests are long
 from __future__ import annotations
 
 from mutants.bug import Bug
@@ -171,7 +172,7 @@ BUGS = [
         old="distances[max(0, i - n_remove + 1) : i + 1].min()",
         new="distances[max(0, i - n_remove) : i + 1].min()",
         means="scores of players count a run that ends before them",
-        tests="tests/search/test_angular.py",
+        tests="tests/search/test_angular_scores.py",
     ),
     Bug(
         "climb-asks-over-budget",

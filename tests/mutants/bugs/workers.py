@@ -1,5 +1,6 @@
 """Bugs in many workers: who does what, what is lost, whether they are alike."""
 
+# ruff: noqa: E501 - names of tests are long
 from __future__ import annotations
 
 from mutants.bug import Bug
