@@ -46,12 +46,7 @@ class Tree:
             if (root / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / name, folder / name)
-        self._server: Any = subprocess.Popen(
-            [sys.executable, "tests/mutants/server.py"],
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        assert self._server.stdout.readline() == "ready\n"
+        self._server = _started(folder)
 
     def try_bug(self, bug: Bug, limit: float) -> Outcome:
         """Put the bug in, run its tests with `limit` seconds, and take it out."""
@@ -108,3 +103,19 @@ class Tree:
         path.write_text(text)
         now = next(self._clock)
         os.utime(path, (now, now))
+
+
+def _started(folder: Path) -> Any:
+    """The process that runs tests (`server.py`), with pipes, once it has loaded what it needs."""
+    server: Any = subprocess.Popen(
+        [sys.executable, "tests/mutants/server.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    stream: Any = server.stdout
+    if stream.readline() != "ready\n":
+        raise RuntimeError("the process that runs the tests did not start")
+    return server

@@ -62,3 +62,10 @@ def test_logits_that_the_model_scales_are_scaled() -> None:
     with torch.inference_mode():
         expected = model(torch.tensor([PROMPT])).logits[0]
     torch.testing.assert_close(logits_of(executor_of(model), 1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_biases_of_gate_and_up_stand_beside_their_rows() -> None:
+    model = tiny_model("llama", LAYERS, mlp_bias=True)
+    with torch.inference_mode():
+        expected = model(torch.tensor([PROMPT])).logits[0]
+    torch.testing.assert_close(logits_of(executor_of(model), 1), expected, rtol=1e-3, atol=1e-4)

@@ -250,7 +250,7 @@ BUGS = [
         old="if (missing := np.flatnonzero(halves & ~held)).size:",
         new="if (missing := np.flatnonzero((halves > 0) & (held == 0))).size:",
         means="a mask that keeps a half that was not loaded is not refused",
-        tests=MODEL,
+        tests="tests/runtime/test_held.py",
     ),
     Bug(
         "mask-text-halves",
@@ -274,7 +274,7 @@ BUGS = [
         old="return _floats(torch.stack([part.view(-1, TILE) for part in pair], dim=1).reshape(-1))",
         new="return _floats(torch.cat(pair))",
         means="models with biases in the MLP decode wrong",
-        tests=ORACLES,
+        tests="tests/runtime/test_native_heads.py",
     ),
     Bug(
         "rotary-table-too-short",
@@ -314,7 +314,7 @@ BUGS = [
         old="                chunk.sequence.trim()",
         new="                pass",
         means="a call that fails leaves pages taken",
-        tests="tests/runtime/test_executor.py",
+        tests="tests/runtime/test_held.py",
     ),
     Bug(
         "turns-forgotten-one-at-a-time",
