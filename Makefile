@@ -84,3 +84,10 @@ clean:
 .PHONY: fuzz
 fuzz: $(VENV)/installed
 	$(BIN)/python tests/fuzz/run.py --minutes 30
+
+# Seeds bugs one at a time and asks whether the tests find them (some 40 minutes on two processors; docs/mutants.md).
+# What was tried already, of the same code and tests, is not tried again.
+mutants: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet 'pybind11>=2.13' 'setuptools>=77'
+	$(BIN)/python tests/mutants/run.py --jobs 2
+.PHONY: mutants

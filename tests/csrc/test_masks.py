@@ -121,6 +121,7 @@ def call_plan(packed: Any, n_players: int) -> object:
         (np.zeros((2, 9), dtype=np.uint64), 513, ValueError, r"n_players: 513 is not in 1\.\.512"),
         (np.zeros((2, 1), dtype=np.uint64), 65, ValueError, "packed: 1 words a row; 65 players need 2"),
         (np.array([[0], [1 << 8]], dtype=np.uint64), 8, ValueError, "row 1 has a bit set past the last of 8 players"),
+        (np.array([[9, 0], [9, 1 << 6]], dtype=np.uint64), 70, ValueError, "row 1 has a bit set past the last of 70"),
     ],
 )
 def test_bad_packed(
