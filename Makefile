@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test test-all test-isa lint types bench bench-gpu sanitize clean
+.PHONY: demo test test-all test-isa lint types bench bench-gpu sanitize fuzz mutants clean
 
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
@@ -76,18 +76,15 @@ build/thread/run-%: build/thread/tests/csrc/programs/%.o $(SANITIZED:%.cpp=build
 sanitize: $(foreach kind,address thread,$(foreach program,team fork decode threads,build/$(kind)/run-$(program)))
 	for program in $^; do $$program || exit 1; done
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info layercoop_fast/*.so
-
 # Damaged inputs of every format with fresh seeds, half an hour of them; the last line is JSON. A failure says its format
 # and seed: `.venv/bin/python tests/fuzz/run.py --format npz --first SEED --cases 1 --keep DIR` tries it again.
-.PHONY: fuzz
 fuzz: $(VENV)/installed
 	$(BIN)/python tests/fuzz/run.py --minutes 30
 
 # Seeds bugs one at a time and asks whether the tests find them (some 40 minutes on two processors; docs/mutants.md).
 # What was tried already, of the same code and tests, is not tried again.
 mutants: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet 'pybind11>=2.13' 'setuptools>=77'
 	$(BIN)/python tests/mutants/run.py --jobs 2
-.PHONY: mutants
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info layercoop_fast/*.so

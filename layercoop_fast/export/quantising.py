@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,13 @@ def left_whole(model: PreTrainedModel) -> list[str]:
     """Names, within a block, of linear layers that bitsandbytes is not to quantise.
 
     Those whose weights a block reads without calling them (Mamba's `dt_proj`), since a library can stand in for calls
-    only; and those whose shapes bitsandbytes does not take on every processor (`shared_expert_gate`, with one output):
-    its kernels for AVX512-BF16 want outputs in multiples of 32 and inputs in multiples of 64.
+    only; and those that bitsandbytes does not multiply rightly on every processor. Its kernels for AVX512-BF16 want
+    outputs in multiples of 32 and inputs in multiples of 64 (`shared_expert_gate` has one output), and they read an
+    input as if its numbers lay side by side (seen in 0.50: Mamba's `x_proj` and `out_proj` are handed transposed ones,
+    and came to other numbers altogether).
     """
-    left = set(uncalled(model))
+    never_called, transposed = _calls(model)
+    left = {*never_called, *transposed}
     for block in Skeleton(model).blocks:
         for name, module in block.named_modules():
             if isinstance(module, (nn.Linear, Conv1D)):
@@ -162,15 +165,31 @@ def left_whole(model: PreTrainedModel) -> list[str]:
 
 def uncalled(model: PreTrainedModel) -> list[str]:
     """Names, within a block, of linear layers that no block calls in a forward pass though it computes with them."""
+    return _calls(model)[0]
+
+
+def _calls(model: PreTrainedModel) -> tuple[list[str], set[str]]:
+    """Names, within a block, of linear layers that no block calls, and of those handed an input that is not contiguous.
+
+    Found by a forward pass over a few tokens.
+    """
     skeleton = Skeleton(model)
-    called: set[str] = set()
     seen: set[str] = set()
+    called: set[str] = set()
+    transposed: set[str] = set()
+
+    def watch(name: str, given: Sequence[Any]) -> None:
+        called.add(name)
+        if given and not given[0].is_contiguous():
+            transposed.add(name)
+
     handles = []
     for block in skeleton.blocks:
         for name, module in block.named_modules():
             if isinstance(module, nn.Linear):
                 seen.add(name)
-                handles.append(module.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
+            if isinstance(module, (nn.Linear, Conv1D)):
+                handles.append(module.register_forward_pre_hook(lambda _, given, name=name: watch(name, given)))
     try:
         context = skeleton.context(torch.arange(8, device=skeleton.device)[None] % skeleton.vocab_size)
         hidden = context.embedding
@@ -181,7 +200,7 @@ def uncalled(model: PreTrainedModel) -> list[str]:
             handle.remove()
     # An expert that no token reached is not called either, but its sisters are.
     kinds = {name.rpartition(".")[2] for name in called}
-    return sorted(name for name in seen - called if name.rpartition(".")[2] not in kinds)
+    return sorted(name for name in seen - called if name.rpartition(".")[2] not in kinds), transposed
 
 
 def _nf4(left: list[str], compute: torch.dtype, device: str) -> Any:

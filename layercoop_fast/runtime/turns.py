@@ -45,6 +45,8 @@ class Turns:
 
     def __init__(self, forked: Callable[[], Callable[[], None] | None] = lambda: None) -> None:
         self._forked = forked
+        # Every turn goes through the door, and a fork shuts it: threads that begin turn after turn cannot starve it.
+        self._door = threading.Lock()
         self._lock = threading.Lock()  # for moments only; guards the two below
         self._worker: int | None = None  # the thread whose turn it is
         self._waiters: list[tuple[threading.Condition, Callable[[], bool]]] = []
@@ -116,17 +118,22 @@ class Turns:
         return True
 
     def _begin(self, blocking: bool) -> bool:
-        if not self._lock.acquire(blocking):
+        if not self._door.acquire(blocking):
             return False
         try:
-            if self._worker == threading.get_ident() and blocking:
-                raise RunError("a model was called from within its own step")
-            if self._worker is not None:
+            if not self._lock.acquire(blocking):
                 return False
-            self._worker = threading.get_ident()
-            return True
+            try:
+                if self._worker == threading.get_ident() and blocking:
+                    raise RunError("a model was called from within its own step")
+                if self._worker is not None:
+                    return False
+                self._worker = threading.get_ident()
+                return True
+            finally:
+                self._lock.release()
         finally:
-            self._lock.release()
+            self._door.release()
 
     def _wait(self, done: Callable[[], bool]) -> None:
         with self._lock:
@@ -140,15 +147,21 @@ class Turns:
                 self._waiters.remove(waiter)
 
     def _hold(self) -> None:
-        """Take the lock while no other thread works."""
+        """Shut the door, and take the lock once no other thread works."""
+        self._door.acquire()
         self._lock.acquire()
         while self._worker not in (None, threading.get_ident()):
             self._lock.release()
             time.sleep(1e-3)
             self._lock.acquire()
 
+    def _let_go(self) -> None:
+        self._lock.release()
+        self._door.release()
+
     def _begin_again(self) -> None:
         """In a forked child: no thread waits."""
+        self._door = threading.Lock()
         self._lock = threading.Lock()
         self._waiters = []
         if (forked := self._forked()) is not None:
@@ -188,7 +201,7 @@ def _before_fork() -> None:
 
 def _after_in_parent() -> None:
     while _held:
-        _held.pop()._lock.release()
+        _held.pop()._let_go()
     _forking.release()
 
 

@@ -113,7 +113,7 @@ def test_bad_tensors(cos_shape: tuple[int, int], heads: tuple[int, int], message
         ((3, 5), (1, 0), "cos: 5 columns are an odd number"),
         ((0, 4), (1, 0), "rows of cos: 0 is below 1"),
         ((3, 4), (3, 1), r"x: 12 columns do not hold 3 \+ 1 heads of 4"),
-        ((3, 4), (2**62, 2**62), "columns do not hold"),
+        ((3, 4), (2**62, 2**62), "query_heads: 4611686018427387904 is above"),
         ((3, 4), (-1, 1), "query_heads: -1 is below 0"),
     ],
 )

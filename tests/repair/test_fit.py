@@ -64,6 +64,8 @@ class AddsLinearly(nn.Module):
         before.register_forward_pre_hook(lambda _, args: self.seen.__setitem__(slice(None), [args[0]]))
 
     def forward(self, hidden: Tensor, **_: Any) -> Tensor:
+        if self.seen[0].shape[0] != hidden.shape[0]:  # tried by itself, on a batch that the map before did not see
+            return hidden.clone()
         return hidden + self.seen[0] @ self.map.t()
 
 
@@ -103,6 +105,8 @@ class AddsGains(nn.Module):
         before.register_forward_hook(lambda _, __, returned: self.seen.__setitem__(slice(None), [returned]))
 
     def forward(self, hidden: Tensor, **_: Any) -> Tensor:
+        if self.seen[0].shape[0] != hidden.shape[0]:  # as above
+            return hidden.clone()
         return hidden + self.seen[0] * self.factors
 
 

@@ -59,7 +59,8 @@ def test_on_the_command_line(run: Any, tmp_path: Path, command: str, of_the_mach
     of_the_machine(2, 2**50)
     np.save(tmp_path / "masks.npy", np.ones((2, 3), dtype=bool))
     asked = {
-        "evaluate": ("--masks", tmp_path / "masks.npy", "--out", tmp_path / "out"),
+        # Without --blocks the width of the masks is compared with the model's config first.
+        "evaluate": ("--masks", tmp_path / "masks.npy", "--out", tmp_path / "out", "--blocks", "model.layers"),
         "shapley": (),
         "prune": ("--remove", 1, "--out", tmp_path / "out"),
     }

@@ -63,7 +63,7 @@ def test_a_comparison_that_fails_and_one_that_ends(
     comparison.compare(model, remove=[1], methods=["reverse"], **SMALL)
     ended = transport.closed
     assert transport.started and ended  # noqa: PT018
-    monkeypatch.setattr(comparison, "_run", broken(lambda method, games, *_: games[0]))
+    monkeypatch.setattr(comparison, "get_method", lambda _: broken(lambda game, *_: game))
     with pytest.raises(RuntimeError, match="the search broke"):
         comparison.compare(model, remove=[1], methods=["reverse"], **SMALL)
     assert transport.closed > ended
@@ -72,7 +72,9 @@ def test_a_comparison_that_fails_and_one_that_ends(
 @pytest.mark.parametrize("command", ["evaluate", "shapley"])
 def test_commands_that_fail(command: str, run: Any, model: str, transport: ThreadTransport, tmp_path: Path) -> None:
     np.save(tmp_path / "masks.npy", np.ones((1, L + 1), dtype=bool))
-    wrong = ["--masks", tmp_path / "masks.npy"] if command == "evaluate" else ["--budget", 0]
+    # With blocks named by hand the width of masks is compared with the opened model alone.
+    masks = ["--masks", tmp_path / "masks.npy", "--blocks", "model.layers"]
+    wrong = masks if command == "evaluate" else ["--budget", 0]
     small = ["--windows", 2, "--tokens", 8, "--workers", 2]
     assert run(command, model, "--out", tmp_path / "out.npz", *wrong, *small)[0] == 2
     assert transport.closed

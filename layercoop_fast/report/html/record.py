@@ -33,7 +33,7 @@ def load_record(folder: Path) -> Record:
         raise RequestError(f"{path} is not a record of `prune`: it has no schema")
     if record["schema"] != SCHEMA:
         raise RequestError(f"{path} has schema {reprlib.repr(record['schema'])}: this version reads {SCHEMA}")
-    n = record.get("n_players")
+    n = record.get("n_players", 1)  # whoever needs it says where it is missing
     if type(n) is not int or not 1 <= n <= MAX_PLAYERS:
         raise RequestError(f"{path} is about {reprlib.repr(n)} players: records are of 1 to {MAX_PLAYERS:,}")
     if not is_flat(record):

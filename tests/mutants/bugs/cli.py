@@ -18,7 +18,7 @@ BUGS = [
         "interrupted-is-done",
         "layercoop_fast/__main__.py",
         old="    if status == _INTERRUPTED:  # newer typers turn Ctrl-C into this status instead of raising\n"
-        "        _leave(_STOPPED, 1)\n",
+        "        raise KeyboardInterrupt\n",
         new="",
         means="after Ctrl-C nothing says that the run was stopped",
         tests="tests/test_cli.py::test_ctrl_c_says_what_is_kept",
@@ -122,8 +122,8 @@ BUGS = [
     Bug(
         "compare-warm",
         "layercoop_fast/comparison.py",
-        old="    game = games[0].anew()\n",
-        new="    game = games[0]\n",
+        old="game = self.games[0].run()",
+        new="game = self.games[0]",
         means="a method compared later costs less, by what those before it measured",
         tests="tests/test_comparison.py",
     ),
@@ -138,17 +138,16 @@ BUGS = [
     Bug(
         "compare-budget-for-all",
         "layercoop_fast/comparison.py",
-        old="limit = budget if method in _BUDGETED else None",
-        new="limit = budget",
+        old="limit = self.budget if method in _BUDGETED else None",
+        new="limit = self.budget",
         means="methods with a set number of masks are refused under a budget",
         tests="tests/test_comparison.py",
     ),
     Bug(
         "compare-refused-loses-all",
         "layercoop_fast/comparison.py",
-        old="        except RequestError as error:  # what others found is not thrown away for it\n"
-        '            refused.append({"method": method, "remove": size, "reason": str(error)})\n            continue',
-        new="        except RequestError as error:  # what others found is not thrown away for it\n            raise error",
+        old="                if isinstance(error, RunError) and error.__cause__ is not None:\n",
+        new="                if error:\n",
         means="a method that refuses a size throws away what the others found",
         tests="tests/test_comparison.py::test_a_method_that_refuses_does_not_cost_the_others_their_rows",
     ),

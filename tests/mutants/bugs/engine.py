@@ -104,7 +104,7 @@ BUGS = [
     ),
     Bug(
         "cut-off-file",
-        "layercoop_fast/engine/weight_files.py",
+        "layercoop_fast/inputs/safetensors.py",
         old="if start + last > length:",
         new="if start + first > length:",
         means="a safetensors file that is cut short is found out in the middle of a run",

@@ -197,10 +197,10 @@ BUGS = [
     Bug(
         "gguf-cut-short",
         "layercoop_fast/export/gguf_file.py",
-        old="if place > end or n_bytes > end - place:",
-        new="if place > end:",
+        old="            if n_bytes > end - place:",
+        new="            if n_bytes > end:",
         means="a GGUF file that is cut short is not refused",
-        tests=GGUF,
+        tests="tests/export/test_gguf.py",
     ),
     Bug(
         "gguf-mlp-of-another-block",
@@ -213,10 +213,10 @@ BUGS = [
     Bug(
         "gguf-range-end",
         "layercoop_fast/export/gguf.py",
-        old="for block in range(first, last + 1) for part in parts}",
-        new="for block in range(first, max(last, first + 1)) for part in parts}",
+        old="marked[part][last + 1] -= 1",
+        new="marked[part][max(last, first + 1)] -= 1",
         means="`--remove 13-18` keeps block 18",
-        tests=GGUF + " tests/runtime/test_mask_text.py",
+        tests="tests/export/test_gguf.py tests/runtime/test_mask_text.py",
     ),
     Bug(
         "gguf-over-itself",
@@ -229,9 +229,9 @@ BUGS = [
     Bug(
         "repacked-methods",
         "layercoop_fast/export/quantised.py",
-        old='_REPACKED = ("gptq", "awq")',
-        new='_REPACKED = ("gptq",)',
-        means="a pruned AWQ model is written in the layout of this machine's kernel",
+        old='_WRITTEN_FROM_MEMORY = ("torchao",)',
+        new='_WRITTEN_FROM_MEMORY = ("torchao", "bitsandbytes")',
+        means="a pruned nf4 model is written in the layout that this machine's kernel repacked it to",
         tests="tests/export/test_quantised.py",
     ),
     Bug(

@@ -253,10 +253,10 @@ BUGS = [
     Bug(
         "label-letters-from-one",
         "layercoop_fast/game/choices.py",
-        old="if isinstance(label, str) and names is None and label.isdecimal():",
-        new="if isinstance(label, str) and label.isdecimal():",
+        old="if isinstance(label, str) and names is None and label.isdecimal() and label.isascii():",
+        new="if isinstance(label, str) and label.isdecimal() and label.isascii():",
         means="items whose options are named by numbers get another true option",
-        tests=CHOICES,
+        tests="tests/game/test_choices.py tests/game/test_choice_utility.py tests/game/test_choice_game.py",
     ),
     Bug(
         "accuracy-of-equal-options",

@@ -71,10 +71,10 @@ BUGS = [
     Bug(
         "cancelled-request-keeps-its-pages",
         "layercoop_fast/runtime/batching.py",
-        old="            self.waiting.remove(running)\n        running.sequence.release()",
-        new="            self.waiting.remove(running)",
+        old="            self.waiting.remove(one)\n        one.sequence.release()\n\n    def _put_back",
+        new="            self.waiting.remove(one)\n\n    def _put_back",
         means="every cancelled request takes memory for good",
-        tests=BATCHING,
+        tests="tests/runtime/test_batching.py",
     ),
     Bug(
         "budget-of-the-prompt-alone",
@@ -95,10 +95,10 @@ BUGS = [
     Bug(
         "oldest-gives-way",
         "layercoop_fast/runtime/batching.py",
-        old="youngest = self.running.pop()",
-        new="youngest = self.running.pop(0)",
+        old="self._put_back(self.running[-1])",
+        new="self._put_back(self.running[0])",
         means="under pressure the request that has waited longest starts again and again",
-        tests=BATCHING,
+        tests="tests/runtime/test_batching.py",
     ),
     Bug(
         "prompt-kept-only-at-the-end",

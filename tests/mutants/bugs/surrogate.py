@@ -138,8 +138,8 @@ BUGS = [
     Bug(
         "archive-of-another-form",
         "layercoop_fast/surrogate/archive.py",
-        old='if metadata.get("format") != form or set(file.keys()) != set(names):',
-        new="if set(file.keys()) != set(names):",
+        old='if found.metadata.get("format") != form or set(found.tensors) != set(names):',
+        new="if set(found.tensors) != set(names):",
         means="a file of another version is read as if it were of this one",
         tests="tests/surrogate/test_archive.py",
     ),
