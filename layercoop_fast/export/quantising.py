@@ -228,7 +228,6 @@ _SCHEMES: dict[str, tuple[str, Callable[[list[str], torch.dtype, str], Any]]] = 
     "nf4": ("bitsandbytes", _nf4),
     "int4": ("torchao", _int4),
 }
-SCHEMES = tuple(_SCHEMES)
 
 
 def _weights_of(folder: Path) -> int | None:

@@ -44,7 +44,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def nf4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a shape that bitsandbytes' kernels for AVX512-BF16 take: 32 divides the outputs, 64 the inputs."""
-    pytest.importorskip("bitsandbytes", reason="nf4 is bitsandbytes': pip install -e '.[bitsandbytes]'")
     shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
     folder = tmp_path_factory.mktemp("nf4")
     quantise_checkpoint(str(save_tiny(folder / "plain", "llama", 4, **shape)), folder / "model")

@@ -37,7 +37,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nf4(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("bitsandbytes", reason="nf4 is bitsandbytes': pip install -e '.[bitsandbytes]'")
     out = tmp_path_factory.mktemp("nf4") / "model"
     done = quantise_checkpoint(str(plain), out)
     assert done["left"] == []
@@ -106,7 +105,6 @@ def test_files_with_other_names_than_the_modules_are_not_copied_from(nf4: Path, 
 
 
 def test_a_pruned_checkpoint_that_is_quantised_says_that_its_figures_are_of_before(plain: Path, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes", reason="nf4 is bitsandbytes': pip install -e '.[bitsandbytes]'")
     quick: dict[str, Any] = {"windows": 1, "tokens": 24, "samples": 0, "measure_cost": False, "repair": False}
     before = prune(str(plain), tmp_path / "pruned", remove=1, method="reverse", **quick).record
     done = quantise_checkpoint(str(tmp_path / "pruned"), tmp_path / "nf4")
@@ -122,7 +120,6 @@ def test_a_pruned_checkpoint_that_is_quantised_says_that_its_figures_are_of_befo
 def test_a_quantised_folder_that_is_not_the_model_is_not_written(
     plain: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("bitsandbytes", reason="nf4 is bitsandbytes': pip install -e '.[bitsandbytes]'")
     save = PreTrainedModel.save_pretrained
 
     def spoil(model: PreTrainedModel, folder: Path, **options: Any) -> None:
@@ -156,7 +153,6 @@ def test_what_quantised_weights_cannot_take_is_said_before_the_search(
 
 
 def test_torchao_tensors_are_told_apart_and_pruned(plain: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torchao", reason="int4 is torchao's: pip install -e '.[torchao]'")
     quantise_checkpoint(str(plain), tmp_path / "int4", "int4")
     model = open_checkpoint(str(tmp_path / "int4")).model
     assert fingerprint(model) != fingerprint(open_checkpoint(str(plain)).model)
@@ -175,7 +171,6 @@ def test_torchao_tensors_are_told_apart_and_pruned(plain: Path, tmp_path: Path) 
 
 def test_a_scheme_that_finds_nothing_to_quantise_says_so(tmp_path: Path) -> None:
     """Falcon's linear layers are a class of its own; GPT-2's are too for torchao."""
-    pytest.importorskip("bitsandbytes", reason="nf4 is bitsandbytes': pip install -e '.[bitsandbytes]'")
     model = tiny_model("falcon", 2)
     with quiet_transformers():
         model.save_pretrained(tmp_path / "plain")
