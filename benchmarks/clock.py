@@ -16,9 +16,15 @@ from layercoop_fast import _C
 CLOCKS = ("wall", "cpu")
 
 
-def set_up(clock: str) -> Callable[[], float]:
-    """Return the clock as a function that gives seconds; for "cpu" the process is held to one thread from here on."""
+def set_up(clock: str, threads: int | None = None) -> Callable[[], float]:
+    """Return the clock as a function that gives seconds; for "cpu" the process is held to one thread from here on.
+
+    With `threads` a process on the wall clock computes on so many.
+    """
     if clock == "wall":
+        if threads is not None:
+            torch.set_num_threads(threads)
+            _C.set_num_threads(threads)
         return time.perf_counter
     torch.set_num_threads(1)
     _C.set_num_threads(1)

@@ -37,10 +37,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
-    now = set_up(arguments.clock)
-    if arguments.clock == "wall":
-        torch.set_num_threads(arguments.threads)
-        _C.set_num_threads(arguments.threads)
+    now = set_up(arguments.clock, arguments.threads)
     rows = {}
     with torch.inference_mode():
         for name, (heads, kv_heads, width) in SHAPES.items():
