@@ -185,13 +185,29 @@ std::unique_ptr<SharedEnumeration> make_enumeration(const py::object& object, co
   return std::make_unique<SharedEnumeration>(arg.networks, request);
 }
 
-py::array_t<double> copy(const std::vector<double>& values, const std::vector<py::ssize_t>& shape) {
-  return py::array_t<double>(shape, values.data());
+// What `take` makes of the enumeration while no other thread works on it: plain values, since making Python objects may
+// let other threads have the GIL, and whoever holds the lock never waits for that.
+template <typename Take>
+auto taken(const SharedEnumeration& self, Take take) {
+  const py::gil_scoped_release release;
+  const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
+  return take(self.enumeration);
 }
 
-py::tuple best_of(const Enumeration& enumeration, int size) {
-  if (size < 0 || size >= static_cast<int>(enumeration.sums().sizes.size())) throw py::value_error("size: out of range");
-  const std::vector<Candidate> best = enumeration.best(size);
+struct Shaped {
+  std::vector<double> values;
+  std::vector<py::ssize_t> shape;
+};
+
+py::array_t<double> array_of(const Shaped& shaped) { return py::array_t<double>(shaped.shape, shaped.values.data()); }
+
+py::tuple best_of(const SharedEnumeration& self, int size) {
+  const std::vector<Candidate> best = taken(self, [size](const Enumeration& enumeration) {
+    if (size < 0 || size >= static_cast<int>(enumeration.sums().sizes.size())) {
+      throw std::invalid_argument("size: out of range");
+    }
+    return enumeration.best(size);
+  });
   py::array_t<std::uint64_t> masks(static_cast<py::ssize_t>(best.size()));
   py::array_t<float> scores(static_cast<py::ssize_t>(best.size()));
   for (std::size_t i = 0; i < best.size(); ++i) {
@@ -217,40 +233,37 @@ void bind_surrogate(py::module_& module) {
   enumeration.def("run", [](SharedEnumeration& self, std::int64_t count) {
     self.run(arrays::within(count, 0, "count"));
   }, py::arg("count"));
-  // What `read` makes of the enumeration while no other thread works on it.
-  const auto reading = [](auto read) {
-    return [read](const SharedEnumeration& self) {
-      const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
-      return read(self.enumeration);
-    };
+  // A property: `make` turns into a Python object what `take` took.
+  const auto def_read = [&](const char* name, auto take, auto make) {
+    enumeration.def_property_readonly(name, [take, make](const SharedEnumeration& self) {
+      return make(taken(self, take));
+    });
   };
-  const auto def_read = [&](const char* name, auto read) {
-    enumeration.def_property_readonly(name, reading(read));
-  };
+  const auto same = [](auto value) { return value; };
   const auto n_of = [](const Enumeration& self) { return static_cast<py::ssize_t>(self.sums().sizes.size()) - 1; };
-  def_read("n_tasks", [](const Enumeration& self) { return self.n_tasks(); });
-  def_read("n_done", [](const Enumeration& self) { return self.n_done(); });
-  def_read("counts", [](const Enumeration& self) {
-    const std::vector<std::int64_t> counts = self.counts();
-    return py::array_t<std::int64_t>(static_cast<py::ssize_t>(counts.size()), counts.data());
-  });
-  def_read("sizes", [n_of](const Enumeration& self) { return copy(self.sums().sizes, {n_of(self) + 1}); });
-  def_read("squares", [n_of](const Enumeration& self) { return copy(self.sums().squares, {n_of(self) + 1}); });
+  def_read("n_tasks", [](const Enumeration& self) { return self.n_tasks(); }, same);
+  def_read("n_done", [](const Enumeration& self) { return self.n_done(); }, same);
+  def_read("counts", [](const Enumeration& self) -> std::vector<std::int64_t> { return self.counts(); },
+           [](const std::vector<std::int64_t>& counts) {
+             return py::array_t<std::int64_t>(static_cast<py::ssize_t>(counts.size()), counts.data());
+           });
+  def_read("sizes", [n_of](const Enumeration& self) { return Shaped{self.sums().sizes, {n_of(self) + 1}}; }, array_of);
+  def_read("squares", [n_of](const Enumeration& self) { return Shaped{self.sums().squares, {n_of(self) + 1}}; },
+           array_of);
   def_read("players", [n_of](const Enumeration& self) {
-    return copy(self.sums().players, {n_of(self), n_of(self) + 1});
+    return Shaped{self.sums().players, {n_of(self), n_of(self) + 1}};
+  }, array_of);
+  def_read("pairs", [n_of](const Enumeration& self) {
+    return Shaped{self.sums().pairs, {n_of(self), n_of(self), n_of(self) + 1}};
+  }, [](const Shaped& pairs) -> py::object {
+    if (pairs.values.empty()) return py::none();
+    return array_of(pairs);
   });
-  def_read("pairs", [n_of](const Enumeration& self) -> py::object {
-    if (self.sums().pairs.empty()) return py::none();
-    return copy(self.sums().pairs, {n_of(self), n_of(self), n_of(self) + 1});
+  def_read("affordable", [](const Enumeration& self) { return self.affordable(); }, [](const auto& found) -> py::object {
+    if (!found) return py::none();
+    return py::make_tuple(found->mask, found->score);
   });
-  def_read("affordable", [](const Enumeration& self) -> py::object {
-    if (!self.affordable()) return py::none();
-    return py::make_tuple(self.affordable()->mask, self.affordable()->score);
-  });
-  enumeration.def("best", [](const SharedEnumeration& self, int size) {
-    const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
-    return best_of(self.enumeration, size);
-  }, py::arg("size"));
+  enumeration.def("best", &best_of, py::arg("size"));
 }
 
 }  // namespace layercoop

@@ -33,6 +33,7 @@ from layercoop_fast.cli_report import report as write_report
 from layercoop_fast.cli_shapley import shapley
 from layercoop_fast.cli_store import app as store_app
 from layercoop_fast.errors import RequestError
+from layercoop_fast.inputs.bounds import MAX_MASK_BITS
 
 app = typer.Typer(
     name="layercoop-fast",
@@ -124,8 +125,9 @@ def plan(
     shape.check()
     if masks < 1 or windows < 1 or tokens < 2 or not 0 < tflops < float("inf"):
         raise RequestError("--masks and --windows must be at least 1, --tokens at least 2, --tflops above 0")
-    if masks * layers > _MOST_BITS:
-        raise RequestError(f"{masks} masks of {layers} layers are too many to lay out: at most {_MOST_BITS // layers}")
+    if masks * layers > MAX_MASK_BITS:
+        most = MAX_MASK_BITS // layers
+        raise RequestError(f"{masks} masks of {layers} layers are too many to lay out: at most {most}")
     counts = _counts(workers)
     drawn = get_sampler(sampler)(layers, masks, seed=seed).masks
     found = forecast(shape, drawn, windows=windows, tokens=tokens, memory=size_in_bytes(memory), tflops=tflops)
@@ -139,7 +141,6 @@ def plan(
         show_sharing(cuts)
 
 
-_MOST_BITS = 10**10
 _MOST_WORKERS = 100_000
 
 
@@ -147,7 +148,7 @@ def _counts(text: str | None) -> list[int]:
     """`2,8,128` as numbers; None is no number."""
     if text is None:
         return []
-    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    counts = [int(part) if part.strip().isdecimal() and len(part) < 10 else 0 for part in text.split(",")]
     if not 1 <= min(counts) <= max(counts) <= _MOST_WORKERS:
         raise RequestError(
             f"--workers {text!r} is no list of numbers of workers from 1 to {_MOST_WORKERS:,}: write 2,8,128"

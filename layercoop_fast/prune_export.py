@@ -55,7 +55,6 @@ class Export:
 
         Raises `RunError` where what was written is not the masked model; nothing is left then.
         """
-
         self._fill()  # while the weights are there to be counted
         reference = self._reference() if self.verify else None
 
@@ -67,8 +66,11 @@ class Export:
             wanted = reference is not None or full is not None
             written = self._written(folder) if wanted else None
             if reference is not None and written is not None:
-                with self.watch("verify", "comparing what was written"):
-                    self._prove(reference, written)
+                try:
+                    with self.watch("verify", "comparing what was written"):
+                        self._prove(reference, written)
+                except NoRoom as short:
+                    self._say_unproven(short)
             pruned = None if written is None or full is None else self._samples(written.model)
             del written
             costs = self._costs(model, folder) if measure_cost else None
@@ -119,7 +121,10 @@ class Export:
         torch.cuda.empty_cache()  # does nothing where no GPU was used
 
     def _written(self, folder: Path) -> Written | None:
-        """The folder opened again, to be compared and for samples; None where memory is short."""
+        """The folder opened again, to be compared and for samples; None where memory is short.
+
+        For samples alone, None as well where it cannot be opened: nobody asked for a proof.
+        """
         on_cpu = self.game.skeleton.device.type == "cpu"  # with workers, whatever these measure on
         try:
             return Written.open(
@@ -128,10 +133,22 @@ class Export:
                 trust_remote_code=self.how_opened["trust_remote_code"],
                 offload=self.game.skeleton.streamed is not None,
             )
-        except NoRoom as full:
-            warnings.warn(f"the written checkpoint was not compared with the masked pass: {full}", stacklevel=2)
-            self.record["verified"] = not_verified(str(full))
+        except RunError as refused:
+            if not self.verify:
+                self._leave_samples_out(refused)
+            elif isinstance(refused, NoRoom):
+                self._say_unproven(refused)
+            else:
+                raise
             return None
+
+    def _say_unproven(self, why: NoRoom) -> None:
+        warnings.warn(f"the written checkpoint was not compared with the masked pass: {why}", stacklevel=3)
+        self.record["verified"] = not_verified(str(why))
+
+    def _leave_samples_out(self, why: RunError) -> None:
+        warnings.warn(f"no samples are in the report: {why}", stacklevel=3)
+        self.record["generations_left_out"] = str(why)
 
     def _prove(self, reference: Reference, written: Written) -> None:
         """Compare the folder with the masked pass, and put its own perplexities into the record."""
@@ -176,8 +193,7 @@ class Export:
             with self.watch("samples", "writing samples"):
                 return self.opened.prompts.continued(model)
         except RunError as refused:  # no reason to lose what was searched for
-            warnings.warn(f"no samples are in the report: {refused}", stacklevel=2)
-            self.record["generations_left_out"] = str(refused)
+            self._leave_samples_out(refused)
             return None
 
     def _beside(self, full: list[str] | None, pruned: list[str] | None) -> list[dict[str, str]] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ def parse_removed(text: str, option: str = "--remove") -> Halves:
         match = _ITEM.fullmatch(item)
         if match is None:
             raise RequestError(
-                f"{option} takes blocks like 3,7,13-18 or halves like 12.attn,13.mlp, not {_shortened(text)!r}"
+                f"{option} takes blocks like 3,7,13-18 or halves like 12.attn,13.mlp, not {reprlib.repr(text)}"
             )
         first = int(match[1])
         last = int(match[2] or first)
@@ -70,10 +71,6 @@ def parse_removed(text: str, option: str = "--remove") -> Halves:
     return frozenset(
         (block, part) for part, marks in marked.items() for block in np.flatnonzero(np.cumsum(marks)).tolist()
     )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def removed_of(folder: Path, option: str = "--from") -> tuple[Halves, int]:

@@ -14,12 +14,12 @@ from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.loading import quiet_transformers
 from layercoop_fast.engine.quantised import drop_weights
 from layercoop_fast.engine.skeleton import Skeleton
-from layercoop_fast.errors import RunError
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.gguf_file import GGUF, read_gguf
 from layercoop_fast.export.gguf_rules import architecture
 from layercoop_fast.export.proof import Written, masked_reference, probe_ids
-from layercoop_fast.files import reason
 from layercoop_fast.game.players import make_players
+from layercoop_fast.inputs.libraries import first_line, library_reads
 
 # Transformers unpacks to fp32, and holds a tensor packed and unpacked while it reads.
 _BYTES_A_PARAMETER = 8
@@ -65,12 +65,12 @@ def _opened(file: Path) -> PreTrainedModel:
     packed = getattr(transformers, "GgufConfig", None)
     options = {} if packed is None else {"quantization_config": packed(dequantize=True)}
     try:
-        with quiet_transformers():
+        with quiet_transformers(), library_reads(file.name):
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, **options
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = reason(error).split(". ", 1)[0]
+    except RequestError as error:
+        first = first_line(error.__cause__ or error).split(". ", 1)[0]
         raise _Unread(f"transformers {transformers.__version__} does not read it ({first})") from error
     model.hf_quantizer = None  # the weights are plain numbers now
     return model.eval()

@@ -127,8 +127,8 @@ class Written:
             _check_room(folder, device)
         try:
             opened = open_checkpoint(str(folder), device=device, trust_remote_code=trust_remote_code, offload=offload)
-        except (RequestError, MemoryError) as error:
-            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        except (RequestError, MemoryError, RuntimeError) as error:
+            if _is_short_of_memory(error):
                 raise NoRoom(f"there is no memory to open it again ({reason(error)})") from error
             raise RunError(f"what was written cannot be opened again: {error}; nothing was written") from error
         return cls(opened.model, opened.streamed)
@@ -139,7 +139,10 @@ class Written:
         return self._skeleton is not None
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Its logits [B, T, V] on the CPU for tokens int64 [B, T]. Raises `RunError` where its forward pass fails."""
+        """Its logits [B, T, V] on the CPU for tokens int64 [B, T].
+
+        Raises `RunError` where its forward pass fails, `NoRoom` where that is for want of memory.
+        """
         return self._each([ids], lambda logits, _: logits)[0]
 
     def window_nll(self, windows: Windows) -> Floats:
@@ -162,9 +165,19 @@ class Written:
                     for ids in batches
                 ]
         except Exception as error:  # whatever a model raises that does not run
+            if _is_short_of_memory(error):
+                raise NoRoom(f"there is no memory to run it again ({reason(error)})") from error
             raise RunError(
                 f"what was written does not run: {type(error).__name__}: {reason(error)}; nothing was written"
             ) from error
+
+
+def _is_short_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what it came from, says that memory ran out."""
+    return any(
+        isinstance(one, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(one)
+        for one in (error, error.__cause__)
+    )
 
 
 def _streamed(skeleton: Skeleton, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

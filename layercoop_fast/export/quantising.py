@@ -22,6 +22,7 @@ from layercoop_fast.export.carried import copy_own
 from layercoop_fast.export.proof import NoRoom, Written, masked_reference, not_verified, probe_ids
 from layercoop_fast.files import check_spared, reason, written_whole
 from layercoop_fast.game.players import make_players
+from layercoop_fast.inputs.text import is_flat, read_json
 
 RECORD = "layercoop.json"
 _GROUP = 32
@@ -129,7 +130,9 @@ def _carry_record(source: Path, folder: Path, scheme: str, proof: dict[str, Any]
     if not (folder / RECORD).is_file():
         return
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
+        if not is_flat(record):
+            raise ValueError(record)
         for part in (record, record.get("heldout") or {}):
             for name in ("worth", "nll", "ppl"):
                 if part.get(name):
@@ -138,7 +141,7 @@ def _carry_record(source: Path, folder: Path, scheme: str, proof: dict[str, Any]
                 part["window_nll"] = None
         record.update(cost=None, generations=None, quantised=scheme, verified=proof)
         (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         (folder / RECORD).unlink()
         warnings.warn(f"{source / RECORD} is no record of `prune`: it is left out", stacklevel=3)
 

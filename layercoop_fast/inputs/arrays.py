@@ -29,7 +29,7 @@ _FIELD = re.compile(
     rb"\s*'(?P<name>descr|fortran_order|shape)'\s*:\s*"
     rb"(?:'(?P<descr>[^']{1,32})'|(?P<order>True|False)|\((?P<shape>[0-9, ]*)\))\s*(?:,|$)"
 )
-_PLAIN = re.compile(r"[<>|=](?:b1|[iu][1248]|f[248]|U[0-9]{1,10})")
+_PLAIN = re.compile(r"[<>|=](?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,9})")
 _MOST_DIMENSIONS = 4
 _LARGEST_DIMENSION = 2**40
 

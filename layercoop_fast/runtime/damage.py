@@ -50,8 +50,12 @@ def check_mask(mask: Halves, damage: dict[int, str]) -> None:
             raise RequestError(f"{wrong}: block {block} cannot run, so leave it out with a mask")
 
 
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def _wrong(weights: Tensor, dtype: str) -> str | None:
-    if weights.is_meta or not weights.is_floating_point() or not weights.numel():
+    # What a library holds in a form of its own (torchao's subclasses, fp8) is its affair.
+    if type(weights) is not Tensor or weights.dtype not in _PLAIN or weights.is_meta or not weights.numel():
         return None
     # NaN is both the least and the largest of what it is among.
     least, largest = (float(each) for each in torch.aminmax(weights))

@@ -181,8 +181,13 @@ def _signals_held() -> Iterator[None]:
             signal.signal(number, lambda *signalled: came.append(signalled))
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        try:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        except BaseException:  # one that is back already was called before the others were
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            raise
         for number, frame in came:
             handlers[signal.Signals(number)](number, frame)
 
@@ -194,22 +199,31 @@ _held: list[Turns] = []
 
 def _before_fork() -> None:
     _forking.acquire()
-    _held.extend(_all)
-    for turns in _held:
-        turns._hold()
+    with _signals_held():  # an interruption between the locks would leave some of them taken
+        for turns in list(_all):
+            turns._hold()
+            _held.append(turns)
 
 
 def _after_in_parent() -> None:
-    while _held:
-        _held.pop()._let_go()
+    held = _held[:]
+    _held.clear()
+    for turns in held:
+        turns._let_go()
     _forking.release()
+    for turns in held:
+        turns._settle()  # what was posted while the door was shut
 
 
 def _after_in_child() -> None:
     global _forking
     _forking = threading.Lock()
-    while _held:
-        _held.pop()._begin_again()
+    held = _held[:]
+    _held.clear()
+    for turns in held:
+        turns._begin_again()
+    for turns in held:
+        turns._settle()
 
 
 if hasattr(os, "register_at_fork"):

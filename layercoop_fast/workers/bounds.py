@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from layercoop_fast import machine
 from layercoop_fast.errors import RequestError
+from layercoop_fast.inputs.text import read_json
 
 BASE_BYTES = 300 * 10**6
 """What a worker takes beside the weights: interpreter, torch, transformers (docs/clusters.md)."""
@@ -49,7 +49,7 @@ def worker_bytes(checkpoint: dict[str, Any]) -> int:
 def _is_16_bit(config: Path) -> bool:
     """Whether a checkpoint's weights are of 16 bits, as far as its config says; what is wrong with it shows later."""
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
+        found = read_json(config)
         return (found.get("dtype") or found.get("torch_dtype")) in ("bfloat16", "float16")
-    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return False

@@ -66,8 +66,8 @@ BUGS = [
     Bug(
         "plan-of-too-many-masks",
         "layercoop_fast/cli.py",
-        old="if masks * layers > _MOST_BITS:",
-        new="if masks > _MOST_BITS:",
+        old="if masks * layers > MAX_MASK_BITS:",
+        new="if masks > MAX_MASK_BITS:",
         means="`plan` with many masks fills the memory",
         tests="tests/test_cli_requests.py tests/test_cli_plan.py",
     ),
