@@ -117,7 +117,7 @@ BUGS = [
         old="replaced=None if self.repaired is None else self.repaired.tensors(),",
         new="replaced=None,",
         means="`prune` repairs, says so, and writes the unrepaired model",
-        tests="tests/test_cli.py::test_prune_writes_a_checkpoint_and_its_record",
+        tests="tests/export/test_proof.py::test_a_repair_that_is_forgotten_is_found",
     ),
     Bug(
         "compare-warm",
