@@ -148,3 +148,13 @@ def test_what_libraries_raise_is_one_line_and_what_ends_a_process_is_not() -> No
     for ends in (KeyboardInterrupt, SystemExit, type("Terminated", (BaseException,), {})):
         with pytest.raises(ends), library_reads("model"):
             raise ends
+
+
+def test_text_of_no_characters_is_refused(tmp_path: Path) -> None:
+    """Its elements have no bytes, so that any shape would pass for one that the file holds."""
+    header = b"{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000,), }"
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(RequestError):
+        read_array(path, "give another")
