@@ -23,6 +23,9 @@ from pathlib import Path
 
 from layercoop_fast.errors import RequestError, RunError
 
+RECORD = "layercoop.json"
+"""The file of a pruned checkpoint that says what `prune` did."""
+
 # Names within a temporary folder. What is made is NEW, and libraries make files beside it that begin so.
 _NEW, _OLD, _LOCK = "new", "old", "lock"
 # What systems say where a file system has no hard links.

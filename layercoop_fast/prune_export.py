@@ -19,6 +19,7 @@ from layercoop_fast.errors import RunError
 from layercoop_fast.export.checkpoint import export_checkpoint, is_folded
 from layercoop_fast.export.players import zeroed_halves
 from layercoop_fast.export.proof import PROBE_TOKENS, NoRoom, Reference, Written, masked_reference, not_verified
+from layercoop_fast.files import RECORD
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.protocol import Floats
 from layercoop_fast.prune_record import record_of
@@ -78,7 +79,7 @@ class Export:
                 cost=costs, excerpts=excerpts, generations=self._beside(full, pruned), seconds=self.watch.seconds
             )
             page = {"report.html": report_page(self.record)} if self.report else {}
-            return {"layercoop.json": json.dumps(self.record, indent=1, allow_nan=False) + "\n", **page}
+            return {RECORD: json.dumps(self.record, indent=1, allow_nan=False) + "\n", **page}
 
         game = self.game
         self.watch.tell("writing the checkpoint", 0)

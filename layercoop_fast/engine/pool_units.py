@@ -59,7 +59,7 @@ class PoolUnits:
         return PoolUnits(self.general.on(windows), self.blocks, queue_of(windows.skeleton.device), halves=self.halves)
 
     @property
-    def products(self) -> list[frozenset[Product]]:
+    def products(self) -> Sequence[frozenset[Product]]:
         """Of each unit, by the model's own modules; on a GPU nothing is asked of them."""
         return self.general.products
 

@@ -7,6 +7,7 @@ for what comes out. What a state comes to does not depend on the states beside i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -83,9 +84,12 @@ class GeneralUnits:
         """The same units for other windows."""
         return GeneralUnits(windows, self.run_unit, halves=self.halves)
 
-    @property
-    def products(self) -> list[frozenset[Product]]:
-        """Of each unit; of halves those of their whole block."""
+    @cached_property
+    def products(self) -> Sequence[frozenset[Product]]:
+        """Of each unit; of halves those of their whole block.
+
+        Found once: every plan asks, and a model has many modules.
+        """
         blocks = [_products(block) for block in self.windows.skeleton.blocks]
         return [made for made in blocks for _ in range(2 if self.halves else 1)]
 
@@ -128,10 +132,10 @@ class FastUnits:
         """The same units for other windows, fast blocks shared."""
         return FastUnits(self.general.on(windows), self.blocks, halves=self.halves)
 
-    @property
-    def products(self) -> list[frozenset[Product]]:
+    @cached_property
+    def products(self) -> Sequence[frozenset[Product]]:
         """Of each unit; those of some rows too where not all positions are scored."""
-        found, some_rows = self.general.products, self.general.windows.score_every > 1
+        found, some_rows = list(self.general.products), self.general.windows.score_every > 1
         for unit in range(len(found)):
             layer, half = self._part(unit)
             block = self.blocks[layer]

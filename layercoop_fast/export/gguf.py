@@ -22,7 +22,7 @@ from layercoop_fast.export.deci import ATTENTION, MLP, halved, joined, renamed
 from layercoop_fast.export.gguf_file import GGUF, Tensor, read_gguf, write_gguf
 from layercoop_fast.export.gguf_proof import check_cut, compare_logits
 from layercoop_fast.export.gguf_rules import architecture, block_count, rewritten
-from layercoop_fast.files import check_target
+from layercoop_fast.files import RECORD, check_target
 from layercoop_fast.inputs.bounds import MAX_PLAYERS
 from layercoop_fast.inputs.text import as_saved, read_json
 
@@ -79,7 +79,7 @@ def removed_of(folder: Path, option: str = "--from") -> tuple[Halves, int]:
     `FOLDER@3` is the mask without 3 players of a family that `prune --nested` found.
     """
     folder, size = family_size(folder)
-    path = folder / "layercoop.json" if os.path.isdir(folder) else folder
+    path = folder / RECORD if os.path.isdir(folder) else folder
     takes = f"{option} takes a folder that `prune` wrote"
     record = read_json(path, hint=takes)
     with as_saved(path, f"it does not list what was removed and kept: {takes}"):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.files import RECORD
 from layercoop_fast.inputs.bounds import MAX_PLAYERS
 from layercoop_fast.inputs.text import is_flat, read_json
 
 Record = dict[str, Any]
-RECORD = "layercoop.json"
 SCHEMA = 1
 # Half the width of a 95 % interval in standard errors.
 NORMAL_95 = 1.96
