@@ -38,7 +38,7 @@ test: $(VENV)/installed
 
 # What depends on the processor's instructions, at every lower level that it can be limited to.
 test-isa: $(VENV)/installed
-	$(BIN)/python tests/limited.py $(SIDE_BY_SIDE)
+	$(BIN)/python tests/support/limited.py $(SIDE_BY_SIDE)
 
 test-all: $(VENV)/installed $(VENV)/model
 	$(BIN)/python -m pytest -m 'slow or not slow' $(SIDE_BY_SIDE)

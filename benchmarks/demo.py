@@ -22,7 +22,7 @@ from small_model import small_model
 from layercoop_fast.engine.loading import quiet_transformers
 from layercoop_fast.engine.precision import is_slow
 from layercoop_fast.progress import Bars
-from layercoop_fast.pruning import prune
+from layercoop_fast.pruning.prune import prune
 from layercoop_fast.report.tables import show_pruned
 
 METHODS = ("shortgpt", "coop")

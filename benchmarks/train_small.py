@@ -34,7 +34,7 @@ from recurrences import trainable_recurrences
 from small_model import cache_folder
 
 from layercoop_fast.files import written_whole
-from layercoop_fast.game.calibration import read_text
+from layercoop_fast.texts.calibration import read_text
 
 BLOCKS, CONTEXT = 12, 256
 _WINDOW = 128  # bytes of a window of training

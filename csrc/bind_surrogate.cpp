@@ -63,7 +63,7 @@ bool is_sigmoid(const std::string& name) {
   throw py::value_error("output: unknown name '" + name + "'; use sigmoid or linear");
 }
 
-// The attributes of a layercoop_fast.surrogate.networks.Networks, checked again and held while C++ reads them.
+// The attributes of a layercoop_fast.kernels.networks.Networks, checked again and held while C++ reads them.
 struct NetworksArg {
   py::array_t<float> hidden_weight, hidden_bias, output_weight, output_bias;
   Networks networks;

@@ -11,7 +11,7 @@ filling rows of a `PackedMatrix` that it reads or fills, `set_isa` and `allow_do
 import numpy as np
 import numpy.typing as npt
 
-from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.kernels.networks import Networks
 
 MAX_PLAYERS: int
 """The most players a mask can have."""
@@ -55,7 +55,7 @@ def trie_counts(packed: npt.NDArray[np.uint64], n_players: int) -> tuple[int, in
 class Plan:
     """The distinct masks of uint64[M, W] and the schedule that evaluates them with at most `max_states` stored states.
 
-    The arrays are read-only views of memory that the plan owns. `layercoop_fast.engine.plan` says what they mean.
+    The arrays are read-only views of memory that the plan owns. `layercoop_fast.masked.plan` says what they mean.
     """
 
     def __init__(self, packed: npt.NDArray[np.uint64], n_players: int, max_states: int) -> None: ...

@@ -10,24 +10,23 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from layercoop_fast._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from layercoop_fast.comparison import compare as compare
+    from layercoop_fast.comparing.compare import compare as compare
     from layercoop_fast.engine.skeleton import Skeleton as Skeleton
     from layercoop_fast.errors import LayercoopError as LayercoopError
     from layercoop_fast.errors import RequestError as RequestError
     from layercoop_fast.errors import RunError as RunError
     from layercoop_fast.export.checkpoint import export_checkpoint as export_checkpoint
-    from layercoop_fast.game.calibration import Calibration as Calibration
-    from layercoop_fast.game.calibration import image_text as image_text
-    from layercoop_fast.game.choice_utility import ChoiceUtility as ChoiceUtility
-    from layercoop_fast.game.choice_utility import choice_utility as choice_utility
-    from layercoop_fast.game.choices import Choices as Choices
-    from layercoop_fast.game.masks import stratified_masks as stratified_masks
+    from layercoop_fast.game.item_utility import ChoiceUtility as ChoiceUtility
+    from layercoop_fast.game.item_utility import choice_utility as choice_utility
     from layercoop_fast.game.model_game import ModelGame as ModelGame
     from layercoop_fast.game.pairwise import PairwiseGame as PairwiseGame
-    from layercoop_fast.game.samplers import get_sampler as get_sampler
     from layercoop_fast.game.worths import Worths as Worths
-    from layercoop_fast.pruning import prune as prune
+    from layercoop_fast.masks.samplers import get_sampler as get_sampler
+    from layercoop_fast.masks.stratified import stratified_masks as stratified_masks
+    from layercoop_fast.pruning.prune import prune as prune
     from layercoop_fast.repair.fit import fit_repair as fit_repair
     from layercoop_fast.repair.fit import repaired_worth as repaired_worth
     from layercoop_fast.runtime.draft import find_draft as find_draft
@@ -44,14 +43,18 @@ if TYPE_CHECKING:
     from layercoop_fast.surrogate.published import PublishedSurrogate as PublishedSurrogate
     from layercoop_fast.surrogate.ridge import RidgeSurrogate as RidgeSurrogate
     from layercoop_fast.surrogate.surrogate import Surrogate as Surrogate
+    from layercoop_fast.texts.calibration import Calibration as Calibration
+    from layercoop_fast.texts.calibration import image_text as image_text
+    from layercoop_fast.texts.items import Items as Items
 
-__version__ = "0.1.0"
+    Choices = Items  # the name before 0.2
 
 _HOME = {
-    "Calibration": "game.calibration",
-    "image_text": "game.calibration",
-    "ChoiceUtility": "game.choice_utility",
-    "Choices": "game.choices",
+    "Calibration": "texts.calibration",
+    "image_text": "texts.calibration",
+    "ChoiceUtility": "game.item_utility",
+    "Items": "texts.items",
+    "Choices": "texts.items",
     "Control": "shapley.control",
     "LayerSkipModel": "runtime.model",
     "LayercoopError": "errors",
@@ -66,22 +69,24 @@ _HOME = {
     "Surrogate": "surrogate.surrogate",
     "Worths": "game.worths",
     "best_masks": "search.best_masks",
-    "choice_utility": "game.choice_utility",
-    "compare": "comparison",
+    "choice_utility": "game.item_utility",
+    "compare": "comparing.compare",
     "enumerate_masks": "shapley.enumeration",
     "exact_shapley": "shapley.exact",
     "export_checkpoint": "export.checkpoint",
     "find_draft": "runtime.draft",
     "fit_repair": "repair.fit",
-    "get_sampler": "game.samplers",
+    "get_sampler": "masks.samplers",
     "kernel_shap": "shapley.regression",
-    "prune": "pruning",
+    "prune": "pruning.prune",
     "repaired_worth": "repair.fit",
     "shapley_values": "shapley.permutation",
     "size_values": "shapley.by_size",
     "stratified_marginals": "shapley.stratified",
-    "stratified_masks": "game.masks",
+    "stratified_masks": "masks.stratified",
 }
+# Names of earlier versions, and what they are called where they are defined.
+_RENAMED = {"Choices": "Items"}
 __all__ = ["__version__", *sorted(_HOME)]
 
 # transformers imports torchao wherever it is installed, and torchao then warns of files for GPUs that it cannot load,
@@ -94,7 +99,7 @@ for _name in ("torchao", "torch.utils._pytree"):
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), _RENAMED.get(name, name))
 
 
 def __dir__() -> list[str]:

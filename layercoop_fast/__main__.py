@@ -12,7 +12,7 @@ from typing import NoReturn
 from layercoop_fast.errors import LayercoopError, RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.shown import shown
-from layercoop_fast.stopping import Terminated, status_of, stopped_by_signals
+from layercoop_fast.system.stopping import Terminated, status_of, stopped_by_signals
 
 TRACEBACK = "LAYERCOOP_TRACEBACK"
 """Variable of the environment: set, an error is told with its traceback."""
@@ -63,7 +63,7 @@ def _run() -> int:
     """Run the command and return its exit status."""
     import typer  # here, like the commands: loading them can be stopped, or fail, too
 
-    from layercoop_fast.cli import app
+    from layercoop_fast.cli.app import app
 
     # typer raises click's exceptions, from click itself or from a copy of its own, by version; both descend from this.
     usage_error: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")

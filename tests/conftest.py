@@ -1,4 +1,4 @@
-"""Shared by every test: helper modules beside this file (`tiny_models`) are importable by their plain name.
+"""Shared by every test: the helper modules in `support/` (`tiny_models`, say) are importable by their plain name.
 
 Pytest runs with `--import-mode=importlib`, which leaves `sys.path` alone, so it is extended here. Nothing heavy is
 imported: a test of the lazy command line must be able to see an interpreter without torch.
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS), str(TESTS / "support")]
 
 import limited  # noqa: E402 - from this folder
 
@@ -115,3 +115,16 @@ def one_thread(restore_core: None) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def interpreted() -> Iterator[None]:
+    """Triton's kernels run in its interpreter; it warns of the infinities that kernels mean, which chips do not."""
+    import numpy as np
+
+    from layercoop_fast.kernels.gpu.frame import interpreted
+
+    if not interpreted():
+        pytest.skip("Triton was imported without TRITON_INTERPRET=1: its kernels run on the GPU here")
+    with np.errstate(all="ignore"):
+        yield

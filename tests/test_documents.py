@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from layercoop_fast.cli import app
+from layercoop_fast.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -31,8 +31,8 @@ from machine import machine
 
 from layercoop_fast import ModelGame, Skeleton, stratified_masks
 from layercoop_fast.engine.loading import open_checkpoint
-from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.spans import READING, Spans
+from layercoop_fast.texts.calibration import Calibration
 
 WINDOWS, VOCABULARY = 2, 8192
 TIMES_MEMORY = 3

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from layercoop_fast.export.gguf import Halves, cut_gguf, parse_removed
+from layercoop_fast.export.gguf import cut_gguf
 from layercoop_fast.export.gguf_file import read_gguf, write_gguf
+from layercoop_fast.masks.text import RemovedHalves, parse_removed
 
 MASKS = {
     "blocks": "13-18",
@@ -71,7 +72,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(report) + "\n")
 
 
-def write_zeroed(model: Path, removed: Halves, out: Path) -> None:
+def write_zeroed(model: Path, removed: RemovedHalves, out: Path) -> None:
     """Write the model with all its blocks, those of `removed` adding zeros."""
     source = read_gguf(model)
     outputs = {f"blk.{block}.{'attn_output' if part == 'attn' else 'ffn_down'}.weight" for block, part in removed}

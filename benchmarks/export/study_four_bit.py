@@ -30,7 +30,7 @@ from train_small import folder_of
 
 from layercoop_fast import ModelGame, prune
 from layercoop_fast.export.quantising import quantise_checkpoint
-from layercoop_fast.report.cost import measure_costs
+from layercoop_fast.pruning.checkpoint_costs import measure_costs
 
 
 def checkpoints(folder: Path, place: Path, arguments: argparse.Namespace) -> dict[str, Path]:

@@ -8,7 +8,7 @@ import pytest
 
 from layercoop_fast import ModelGame, stratified_masks
 from layercoop_fast.engine.loading import open_checkpoint
-from layercoop_fast.game.calibration import load_calibration
+from layercoop_fast.texts.calibration import load_calibration
 
 pytestmark = pytest.mark.benchmark(group="masks measured with a store")
 

@@ -21,12 +21,12 @@ from transformers import LlamaForCausalLM
 
 from layercoop_fast import ModelGame, stratified_masks
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.engine.plan import build_plan
-from layercoop_fast.engine.pool_units import make_pool_units
-from layercoop_fast.engine.queues import queue_of
-from layercoop_fast.engine.units import GeneralUnits
-from layercoop_fast.engine.width import MAX_ROWS, cut, power_of_two_up_to
-from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.masked.batch_width import MAX_ROWS, cut, power_of_two_up_to
+from layercoop_fast.masked.plan import build_plan
+from layercoop_fast.masked.pool_units import make_pool_units
+from layercoop_fast.masked.queues import queue_of
+from layercoop_fast.masked.units import GeneralUnits
+from layercoop_fast.texts.calibration import Calibration
 
 # Masks that the two slow ways are run for.
 _FEW = 3

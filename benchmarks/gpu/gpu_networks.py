@@ -16,8 +16,8 @@ from torch import Tensor
 
 from layercoop_fast.kernels import surrogate as native
 from layercoop_fast.kernels.gpu import surrogate as gpu
+from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.shapley.enumeration import enumerate_masks
-from layercoop_fast.surrogate.networks import Networks
 
 # Masks whose pre-activations torch holds at a time: 1 GB of one network's, 33 MB a player of the ensemble's.
 _PIECE, _PIECE_MOVED = 1 << 22, 1 << 11

@@ -31,18 +31,18 @@ from machine import machine
 from small_model import small_model
 
 from layercoop_fast import ModelGame, fit_repair
-from layercoop_fast.engine.windows import Windows
-from layercoop_fast.game.calibration import load_calibration, read_text
-from layercoop_fast.game.protocol import Masks
+from layercoop_fast.masked.windows import Windows
+from layercoop_fast.masks.types import Masks
 from layercoop_fast.progress import Bars
+from layercoop_fast.pruning.player_costs import count_parameters
 from layercoop_fast.repair.fit import repaired_worth
-from layercoop_fast.repair.runs import find_gaps
+from layercoop_fast.repair.gaps import find_gaps
 from layercoop_fast.repair.streams import HeldOut
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, default_texts, texts_to_fit
-from layercoop_fast.report.player_costs import count_parameters
 from layercoop_fast.search.by_cost import search_by_cost
 from layercoop_fast.search.finalists import best_measured
 from layercoop_fast.search.target import Target
+from layercoop_fast.texts.calibration import load_calibration, read_text
 
 
 def main() -> None:

@@ -43,12 +43,12 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch; a
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 from machine import machine
 from process_table import descendants, left_after
 from tiny_models import save_tiny
 
-import layercoop_fast.pruning  # noqa: F401  (what runs import is imported here, once)
+import layercoop_fast.pruning.prune  # noqa: F401  (what runs import is imported here, once)
 from layercoop_fast.__main__ import main as main_of_the_command_line
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.store import Store, check_store

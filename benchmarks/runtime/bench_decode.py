@@ -36,7 +36,7 @@ from small_model import cache_folder, small_model
 
 from layercoop_fast import _C
 from layercoop_fast.engine.loading import open_checkpoint, quiet_transformers
-from layercoop_fast.game.calibration import read_text
+from layercoop_fast.texts.calibration import read_text
 
 PROMPT, LONG = 32, 480
 PIECE = 32  # tokens of one side, then of the other

@@ -28,8 +28,8 @@ from small_model import small_model
 
 from layercoop_fast import _C
 from layercoop_fast.engine.loading import open_checkpoint
-from layercoop_fast.game.calibration import read_text
 from layercoop_fast.kernels.linear import PackedLinear
+from layercoop_fast.texts.calibration import read_text
 
 FORMATS = ("int8", "int4")
 

@@ -36,7 +36,7 @@ from layercoop_fast import LayerSkipModel
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.export.checkpoint import export_checkpoint
-from layercoop_fast.game.calibration import read_text
+from layercoop_fast.texts.calibration import read_text
 
 MASKS = 8
 PROMPT_TOKENS = 64

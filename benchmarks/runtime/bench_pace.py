@@ -1,4 +1,4 @@
-"""What trying drafts costs where the machine's speed changes: `Pace` on clocks that are made up. No model, no timing.
+"""What trying drafts costs where the speed changes: `DraftLength` on clocks that are made up. No model, no timing.
 
     python benchmarks/runtime/bench_pace.py [--tokens 256]
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from layercoop_fast.runtime.pace import Pace
+from layercoop_fast.runtime.draft_length import DraftLength
 
 # What a row more of a verification takes, in plain steps.
 ROW = 0.05
@@ -35,7 +35,7 @@ CLOCKS: dict[str, Slowness] = {
 }
 
 
-def seconds_of(pace: Pace, tokens: int, acceptance: float, draft: float, slowness: Slowness, seed: int) -> float:
+def seconds_of(pace: DraftLength, tokens: int, acceptance: float, draft: float, slowness: Slowness, seed: int) -> float:
     """The made-up seconds that so many tokens take."""
     random = np.random.default_rng(seed)
     clock, written = 0.0, 0
@@ -64,8 +64,8 @@ def seconds_of(pace: Pace, tokens: int, acceptance: float, draft: float, slownes
 
 def over_plain(tokens: int, acceptance: float, draft: float, share: float, slowness: Slowness, seed: int) -> float:
     """Seconds with drafts over seconds without."""
-    plain = seconds_of(Pace(share, most=0), tokens, acceptance, draft, slowness, seed)
-    return seconds_of(Pace(share), tokens, acceptance, draft, slowness, seed) / plain
+    plain = seconds_of(DraftLength(share, most=0), tokens, acceptance, draft, slowness, seed)
+    return seconds_of(DraftLength(share), tokens, acceptance, draft, slowness, seed) / plain
 
 
 def main() -> None:

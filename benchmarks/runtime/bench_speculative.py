@@ -26,8 +26,8 @@ from machine import machine
 from small_model import small_model
 
 from layercoop_fast import _C
+from layercoop_fast.masks.text import mask_of, text_of
 from layercoop_fast.runtime.draft import Draft, find_draft
-from layercoop_fast.runtime.mask_text import mask_of, text_of
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.runtime.requests import Generation
 from layercoop_fast.runtime.speculative import Speculator
@@ -144,9 +144,9 @@ def speculator(model: LayerSkipModel) -> Speculator:
 
 def asked(model: LayerSkipModel, text: str) -> list[int]:
     """A question in the model's chat template."""
-    from layercoop_fast.runtime.talk import Talk
+    from layercoop_fast.runtime.conversation import Conversation
 
-    return Talk(model).tokens([{"role": "user", "content": text}])
+    return Conversation(model).tokens([{"role": "user", "content": text}])
 
 
 if __name__ == "__main__":

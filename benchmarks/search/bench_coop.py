@@ -30,9 +30,9 @@ from replay import Replay
 from small_model import small_model
 
 from layercoop_fast import ModelGame
-from layercoop_fast.comparison import paired_p
-from layercoop_fast.game.partial import StagedGame
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.comparing.compare import paired_p
+from layercoop_fast.game.staged import StagedGame
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.progress import Bars
 from layercoop_fast.search import evopress, nested
 from layercoop_fast.search.base import get_method

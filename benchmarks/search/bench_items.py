@@ -25,14 +25,14 @@ from machine import machine
 from small_model import small_model
 
 from layercoop_fast import ModelGame, fit_repair
-from layercoop_fast.game.choice_utility import item_values
-from layercoop_fast.game.choices import load_for
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.game.item_utility import item_values
 from layercoop_fast.game.utility import get_utility
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.progress import Bars
 from layercoop_fast.repair.fit import repaired_windows
 from layercoop_fast.repair.texts import DEFAULT_TOKENS
 from layercoop_fast.search.base import get_method
+from layercoop_fast.texts.items import load_for
 
 UTILITY = "accuracy"
 

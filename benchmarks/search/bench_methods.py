@@ -31,11 +31,11 @@ from machine import machine
 from small_model import small_model
 
 from layercoop_fast import ModelGame
-from layercoop_fast.game.calibration import load_calibration
+from layercoop_fast.comparing.flap import flap
 from layercoop_fast.progress import Bars
 from layercoop_fast.search.base import METHODS, get_method
 from layercoop_fast.search.official import contributions
-from layercoop_fast.width.flap import flap
+from layercoop_fast.texts.calibration import load_calibration
 
 WIDTH = "flap"
 _GOING_ON = ("ppl", "sleb", "finercut")

@@ -22,11 +22,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from layercoop_fast import ModelGame
-from layercoop_fast.engine.plan import count_evaluations
-from layercoop_fast.game.domains import Domains
-from layercoop_fast.game.protocol import Floats, Masks, Progress
-from layercoop_fast.game.store import Scores
 from layercoop_fast.game.utility import Utility, get_utility
+from layercoop_fast.masked.plan import count_evaluations
+from layercoop_fast.masked.scores import Scores
+from layercoop_fast.masks.types import Floats, Masks, Progress
+from layercoop_fast.texts.domains import Domains
 
 
 @dataclass

@@ -40,9 +40,9 @@ from layercoop_fast import ModelGame
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.choices import load_for
 from layercoop_fast.game.utility import get_utility
 from layercoop_fast.search.base import finite_or_none, get_method
+from layercoop_fast.texts.items import load_for
 
 OBJECTIVES = {"ppl": "ppl_ratio", "kl": "kl", "choice": "margin", "worst": "ppl_ratio:worst"}
 # The judges' own words are of another seed than those that are calibrated on.

@@ -31,9 +31,9 @@ from train_pictures import FOLDER, IMAGE, KINDS, PATCHES, VOCABULARY, drawn, win
 from layercoop_fast.engine.loading import open_checkpoint, quiet_transformers
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.export.checkpoint import export_checkpoint
-from layercoop_fast.game.calibration import image_text
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.search.base import get_method
+from layercoop_fast.texts.calibration import image_text
 
 _BUDGETED = ("official", "coop")
 # Drawn with numbers that the training's steps, counted from (0, 0), do not use.

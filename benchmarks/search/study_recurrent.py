@@ -30,7 +30,7 @@ from recurrences import trainable_recurrences
 from train_small import folder_of
 
 from layercoop_fast import prune
-from layercoop_fast.comparison import compare
+from layercoop_fast.comparing.compare import compare
 from layercoop_fast.engine.loading import open_checkpoint, quiet_transformers
 from layercoop_fast.engine.skeleton import Skeleton
 

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
 
 from layercoop_fast.game.pairwise import PairwiseGame
-from layercoop_fast.game.protocol import Floats, Game, Masks
+from layercoop_fast.masks.types import Floats, Game, Masks
 from layercoop_fast.shapley.interop import single_masks
 from layercoop_fast.shapley.permutation import shapley_values
 from layercoop_fast.shapley.regression import kernel_shap

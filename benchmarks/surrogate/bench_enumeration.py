@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from layercoop_fast import _C
-from layercoop_fast.game.masks import all_masks
+from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.surrogate import predict_reference
+from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.shapley.enumeration import enumerate_masks
-from layercoop_fast.surrogate.networks import Networks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
 
 from layercoop_fast import PublishedSurrogate, RidgeSurrogate, Surrogate, stratified_masks
-from layercoop_fast.game.protocol import Floats, Masks
 from layercoop_fast.game.worths import Worths
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.surrogate.pairs import finite_pairs
 from layercoop_fast.surrogate.quality import r_squared
 

@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 
 from layercoop_fast import _C
-from layercoop_fast.game.masks import stratified_masks
+from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.surrogate import marginals, predict_logits
-from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.masks.stratified import stratified_masks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from layercoop_fast import stratified_masks
-from layercoop_fast.game.masks import all_masks
+from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.surrogate import marginals, predict
+from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.shapley.enumeration import enumerate_masks
-from layercoop_fast.surrogate.networks import Networks
 
 PLAYERS, HIDDEN, BATCH = 32, 64, 1 << 12
 

@@ -14,7 +14,7 @@ from typing import Any
 import layercoop_fast
 from layercoop_fast.bench.results import Figure, Results
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.processes import tied
+from layercoop_fast.system.processes import tied
 
 SIZES = ("quick", "full")
 

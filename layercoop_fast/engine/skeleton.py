@@ -30,7 +30,7 @@ from layercoop_fast.engine.calls import (
     refuse_caches,
     replaced_forward,
 )
-from layercoop_fast.engine.entry import find_entry, only_in_first, standing_aside, stop_rescaling
+from layercoop_fast.engine.first_block import find_entry, only_in_first, standing_aside, stop_rescaling
 from layercoop_fast.engine.quantised import protect_scales
 from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.engine.structure import find_blocks
@@ -44,7 +44,7 @@ class Skeleton:
 
     Args:
         model: a `PreTrainedModel` with a language-model head; it is put in evaluation mode, an RWKV is set to run on
-            its weights as they are stored (`engine/entry.py`), the scales of a bitsandbytes model are kept for
+            its weights as they are stored (`engine/first_block.py`), the scales of a bitsandbytes model are kept for
             `state_dict()` (`engine/quantised.py`), and it is otherwise unchanged.
         blocks: dotted path of the block list, where it is not found by itself.
         streamed: the matrices of the blocks, where those are read when a block is used.

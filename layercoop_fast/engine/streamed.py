@@ -224,7 +224,7 @@ def _layout(block: Sequence[Matrix]) -> list[int]:
     """Where each matrix of a block begins in its memory.
 
     Matrices of sibling modules (the projections of one attention, say) stand right behind each other in their order, so
-    that some of them can be used as one (`engine/projections.py`) without a copy.
+    that some of them can be used as one (`llama/projections.py`) without a copy.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for index, matrix in enumerate(block):

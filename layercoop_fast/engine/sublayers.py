@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from layercoop_fast.engine.quantised import parameters_of
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.masks.halves import PARTS
 
-PARTS = ("attn", "mlp")
 _PROBE_TOKENS = 8
 
 

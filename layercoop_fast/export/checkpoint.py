@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from layercoop_fast.engine.entry import only_in_first
+from layercoop_fast.engine.first_block import only_in_first
 from layercoop_fast.engine.loading import SPREAD, quiet_transformers
 from layercoop_fast.engine.quantised import protect_scales
 from layercoop_fast.engine.skeleton import Skeleton
@@ -30,7 +30,7 @@ from layercoop_fast.export.proof import NoRoom, Written, masked_reference, probe
 from layercoop_fast.export.quantised import checkpoint_folder, graft_quantised, is_copied, stored_tensors
 from layercoop_fast.export.streaming import save_weights
 from layercoop_fast.files import reason, written_whole
-from layercoop_fast.game.players import make_players
+from layercoop_fast.masked.players import make_players
 
 T = TypeVar("T")
 

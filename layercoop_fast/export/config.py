@@ -15,7 +15,7 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.patterns import Rule, cheapest_mask, interval_layouts, periodic_layouts
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.types import Floats, Masks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

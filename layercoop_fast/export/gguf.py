@@ -7,29 +7,20 @@ No weight is decoded, so any quantisation stays what it is, and nothing of torch
 
 from __future__ import annotations
 
-import os
 import re
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from layercoop_fast.errors import RequestError
-from layercoop_fast.export.deci import ATTENTION, MLP, halved, joined, renamed
+from layercoop_fast.export.deci import halved, joined, renamed
 from layercoop_fast.export.gguf_file import GGUF, Tensor, read_gguf, write_gguf
 from layercoop_fast.export.gguf_proof import check_cut, compare_logits
 from layercoop_fast.export.gguf_rules import architecture, block_count, rewritten
-from layercoop_fast.files import RECORD, check_target
-from layercoop_fast.inputs.bounds import MAX_PLAYERS
-from layercoop_fast.inputs.text import as_saved, read_json
-
-PARTS = (ATTENTION, MLP)
-_ITEM = re.compile(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?(?:\.(attn|mlp))?\s*")
-Halves = frozenset[tuple[int, str]]
-"""What goes: (block, "attn" or "mlp"); a whole block is both of its halves."""
+from layercoop_fast.files import check_target
+from layercoop_fast.masks.halves import PARTS
+from layercoop_fast.masks.text import RemovedHalves
 
 
 @dataclass(frozen=True)
@@ -49,66 +40,9 @@ class Cut:
     asked for; else as `verified` of a checkpoint, with `reason` where transformers cannot open the files here)."""
 
 
-def parse_removed(text: str, option: str = "--remove") -> Halves:
-    """Read `3,7,13-18` or `12.attn,13.mlp,20-22.mlp`. Raises `RequestError` where it says something else."""
-    # Ranges may be long and many: their ends are marked, and what lies between is counted out once.
-    marked = {part: np.zeros(MAX_PLAYERS + 1, np.int64) for part in PARTS}
-    for item in text.split(","):
-        match = _ITEM.fullmatch(item)
-        if match is None:
-            raise RequestError(
-                f"{option} takes blocks like 3,7,13-18 or halves like 12.attn,13.mlp, not {reprlib.repr(text)}"
-            )
-        first = int(match[1])
-        last = int(match[2] or first)
-        if last < first:
-            raise RequestError(f"{option} {item.strip()}: the range ends before it begins")
-        if last >= MAX_PLAYERS:
-            raise RequestError(f"{option} {item.strip()}: blocks have numbers up to {MAX_PLAYERS - 1:,}")
-        for part in (match[3],) if match[3] else PARTS:
-            marked[part][first] += 1
-            marked[part][last + 1] -= 1
-    return frozenset(
-        (block, part) for part, marks in marked.items() for block in np.flatnonzero(np.cumsum(marks)).tolist()
-    )
-
-
-def removed_of(folder: Path, option: str = "--from") -> tuple[Halves, int]:
-    """Read what a search removed from the `layercoop.json` of the folder it wrote, and of how many layers.
-
-    `FOLDER@3` is the mask without 3 players of a family that `prune --nested` found.
-    """
-    folder, size = family_size(folder)
-    path = folder / RECORD if os.path.isdir(folder) else folder
-    takes = f"{option} takes a folder that `prune` wrote"
-    record = read_json(path, hint=takes)
-    with as_saved(path, f"it does not list what was removed and kept: {takes}"):
-        removed, kept = (_units(record[name]) for name in ("removed", "kept"))
-        sizes = {one["n_removed"]: _units(one["removed"]) for one in (record.get("nested") or {"sizes": []})["sizes"]}
-    layers = 1 + max((block for block, _ in removed | kept), default=-1)
-    if size is None:
-        return removed, layers
-    if not sizes:
-        raise RequestError(f"{path} holds no family of sizes, so there is no @{size}: `prune --nested` writes one")
-    if size not in sizes:
-        raise RequestError(f"{path} holds no mask without {size} players: {', '.join(f'@{one}' for one in sizes)}")
-    return sizes[size], layers
-
-
-def family_size(folder: Path) -> tuple[Path, int | None]:
-    """`FOLDER@3` as folder and size; a path that is there as it is has no size.
-
-    The text may be no path at all: `os.path` says so, where `Path.exists` raises for a name that is too long.
-    """
-    base, at, size = str(folder).rpartition("@")
-    if not at or not base or not size.isdecimal() or len(size) > 6 or os.path.exists(folder):
-        return folder, None
-    return Path(base), int(size)
-
-
 def cut_gguf(
     model: Path,
-    removed: Halves,
+    removed: RemovedHalves,
     out: Path,
     *,
     n_layers: int | None = None,
@@ -178,19 +112,6 @@ def _check_whole(source: GGUF) -> None:
         raise RequestError(
             f"{source.path} is one part of a split model: join the parts first (llama-gguf-split --merge)"
         )
-
-
-def _units(labels: list[Any]) -> Halves:
-    """`[12, "13.mlp"]` as halves. Raises `ValueError` for any other list."""
-    halves: set[tuple[int, str]] = set()
-    if not isinstance(labels, list):
-        raise ValueError("no list of layers")  # noqa: TRY004 (one kind for all that a record can hold)
-    for label in labels:
-        match = _ITEM.fullmatch(str(label)) if type(label) in (int, str) else None
-        if match is None or match[2] is not None or int(match[1]) >= MAX_PLAYERS:
-            raise ValueError(f"no layer: {str(label)[:40]!r}")
-        halves |= {(int(match[1]), part) for part in ((match[3],) if match[3] else PARTS)}
-    return frozenset(halves)
 
 
 def _parameters(tensors: Sequence[Tensor]) -> int:

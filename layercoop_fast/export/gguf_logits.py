@@ -10,7 +10,6 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.loading import quiet_transformers
 from layercoop_fast.engine.quantised import drop_weights
 from layercoop_fast.engine.skeleton import Skeleton
@@ -18,8 +17,9 @@ from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.gguf_file import GGUF, read_gguf
 from layercoop_fast.export.gguf_rules import architecture
 from layercoop_fast.export.proof import Written, masked_reference, probe_ids
-from layercoop_fast.game.players import make_players
 from layercoop_fast.inputs.libraries import first_line, library_reads
+from layercoop_fast.masked.forward import free_memory
+from layercoop_fast.masked.players import make_players
 
 # Transformers unpacks to fp32, and holds a tensor packed and unpacked while it reads.
 _BYTES_A_PARAMETER = 8

@@ -15,7 +15,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.types import Floats, Masks
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from transformers import PretrainedConfig
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.config import ExportableMasks
-from layercoop_fast.game.in_order import in_order_of_cost
-from layercoop_fast.game.players import Players
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masked.players import Players
+from layercoop_fast.masks.cheapest import in_order_of_cost
+from layercoop_fast.masks.types import Floats, Masks
 
 
 class ExportablePlayers:

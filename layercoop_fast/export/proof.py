@@ -24,17 +24,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.loading import check_device, open_checkpoint
 from layercoop_fast.engine.quantised import is_quantised
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.streamed import StreamedBlocks
-from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import reason
-from layercoop_fast.game.players import Players
-from layercoop_fast.game.protocol import Floats
-from layercoop_fast.game.utility import token_nll
+from layercoop_fast.masked.forward import free_memory
+from layercoop_fast.masked.players import Players
+from layercoop_fast.masked.scoring import token_nll
+from layercoop_fast.masked.windows import Windows
+from layercoop_fast.masks.types import Floats
 
 T = TypeVar("T")
 

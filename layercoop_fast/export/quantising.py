@@ -21,8 +21,8 @@ from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.carried import copy_own
 from layercoop_fast.export.proof import NoRoom, Written, masked_reference, not_verified, probe_ids
 from layercoop_fast.files import RECORD, check_spared, reason, written_whole
-from layercoop_fast.game.players import make_players
 from layercoop_fast.inputs.text import is_flat, read_json
+from layercoop_fast.masked.players import make_players
 
 _GROUP = 32
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from layercoop_fast.game.domains import Domains, Floats, Ints, one_domain
+from layercoop_fast.texts.domains import Domains, Floats, Ints, one_domain
 
 RESAMPLES = 2000
 

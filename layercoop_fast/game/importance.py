@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.choices import Choices
-from layercoop_fast.game.protocol import Floats, Progress
-from layercoop_fast.game.utility import token_nll
+from layercoop_fast.masked.scoring import token_nll
+from layercoop_fast.masks.types import Floats, Progress
+from layercoop_fast.texts.items import Items
 
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
@@ -48,7 +48,7 @@ def block_influence(game: ModelGame) -> Floats:
     Averaged over all calibration tokens, summed over the units of a group; what pads windows of items is left out.
     Source: ShortGPT (arXiv 2403.03853).
     """
-    filled = game.calibration.packs.filled if isinstance(game.calibration, Choices) else None
+    filled = game.calibration.packs.filled if isinstance(game.calibration, Items) else None
     stream = residual_stream(game)
     before = next(stream)
     influence = []
@@ -69,7 +69,7 @@ def cka_distances(game: ModelGame) -> Floats:
     mean of cosines asks every token to stay where it is. Summed over the units of a group; what pads windows of items
     is left out. Source: Kornblith and others, arXiv 1905.00414.
     """
-    filled = game.calibration.packs.filled if isinstance(game.calibration, Choices) else None
+    filled = game.calibration.packs.filled if isinstance(game.calibration, Items) else None
 
     def cloud(hidden: Tensor) -> Tensor:
         tokens = (hidden.flatten(0, 1) if filled is None else hidden[filled]).double()

@@ -14,37 +14,38 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-import layercoop_fast
 from layercoop_fast import _C
-from layercoop_fast.engine.flops import count_flops
-from layercoop_fast.engine.forward import free_memory, play, split_memory, states_within
+from layercoop_fast._version import __version__
 from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoint
-from layercoop_fast.engine.plan import build_plan, count_evaluations
 from layercoop_fast.engine.precision import warn_if_slow
 from layercoop_fast.engine.skeleton import Skeleton
-from layercoop_fast.engine.token_tree import check_trees
-from layercoop_fast.engine.units import make_units
-from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import TOKENS, WINDOWS, Calibration
-from layercoop_fast.game.choice_scoring import make_choice_scorer
-from layercoop_fast.game.choice_utility import ChoiceUtility
-from layercoop_fast.game.choices import Choices, check_choices, load_for
-from layercoop_fast.game.domains import Domains
 from layercoop_fast.game.importance import angular_distances, block_influence, cka_distances, taylor_importance
-from layercoop_fast.game.mixture import Texts, texts_of
-from layercoop_fast.game.partial import StagedGame, anew, part_of, require_windows, with_utility
-from layercoop_fast.game.players import Label, Players, make_players
-from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
+from layercoop_fast.game.item_utility import ChoiceUtility
+from layercoop_fast.game.known_scores import KnownScores
 from layercoop_fast.game.remote import measure_by_workers, numerics_of_workers, opening_of
 from layercoop_fast.game.runs import Kept, asked_once, run_on
-from layercoop_fast.game.scoring import InOrder, Scorer, make_scorer, scores_behind
-from layercoop_fast.game.shelf import Shelf
-from layercoop_fast.game.store import Scores, Store, check_store, mask_key
+from layercoop_fast.game.staged import StagedGame, anew, part_of, require_windows, with_utility
+from layercoop_fast.game.store import Store, check_store, mask_key
 from layercoop_fast.game.utility import Utility, get_utility
 from layercoop_fast.game.worths import Worths
+from layercoop_fast.masked.flops import count_flops
+from layercoop_fast.masked.forward import free_memory, play, split_memory, states_within
+from layercoop_fast.masked.item_scoring import make_choice_scorer
+from layercoop_fast.masked.plan import build_plan, count_evaluations
+from layercoop_fast.masked.players import Label, Players, make_players
+from layercoop_fast.masked.scores import Scores
+from layercoop_fast.masked.scoring import InOrder, Scorer, make_scorer, scores_behind
+from layercoop_fast.masked.trees import check_trees
+from layercoop_fast.masked.units import make_units
+from layercoop_fast.masked.windows import Windows
+from layercoop_fast.masks.types import Floats, Masks, Progress, check_masks
+from layercoop_fast.texts.calibration import TOKENS, WINDOWS, Calibration
+from layercoop_fast.texts.domains import Domains
+from layercoop_fast.texts.items import Items, check_choices, load_for
+from layercoop_fast.texts.mixture import Texts, texts_of
 from layercoop_fast.workers.dispatch import Workers
-from layercoop_fast.workers.hire import hire
+from layercoop_fast.workers.opening import hire
 
 # States of a chunk where measured masks are kept in a store: wide enough batches, and a chunk takes seconds.
 STATES_WITH_STORE = 64
@@ -82,12 +83,12 @@ class ModelGame:
 
     Args:
         checkpoint: the opened model.
-        calibration: token windows for it, or items with options (`game/choices.py`).
+        calibration: token windows for it, or items with options (`texts/items.py`).
         utility: "ppl_ratio" (default, as published), "nll", "kl", "blend:0.5" (shares of NLL and KL), or a `Utility`;
             with ":worst" behind it on the worst of several texts (`game/utility.py`); of items "accuracy",
-            "accuracy_norm", "margin", "margin_norm", or a `ChoiceUtility` (`game/choice_utility.py`).
-        players: "layers", "sublayers", groups of labels, or a .json file of them (`game/players.py`).
-        memory: bytes for stored states and the activations of one call (`engine/forward.py`, `split_memory`); default a
+            "accuracy_norm", "margin", "margin_norm", or a `ChoiceUtility` (`game/item_utility.py`).
+        players: "layers", "sublayers", groups of labels, or a .json file of them (`masked/players.py`).
+        memory: bytes for stored states and the activations of one call (`masked/forward.py`, `split_memory`); default a
             quarter of what is free.
         block_path: "auto": fast blocks and the fused head where they fit and agree with the model's own; "hf": the
             model's own only.
@@ -104,7 +105,7 @@ class ModelGame:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        calibration: Calibration | Choices,
+        calibration: Calibration | Items,
         *,
         skeleton: Skeleton | None = None,
         utility: str | Utility | ChoiceUtility = "ppl_ratio",
@@ -127,7 +128,7 @@ class ModelGame:
             calibration.ids,
             score_every,
             None if packs is None else packs.positions,
-            None if isinstance(calibration, Choices) else calibration.pictures,
+            None if isinstance(calibration, Items) else calibration.pictures,
         )
         if self.windows.pictures is not None and workers is not None:
             raise RequestError("pictures are not sent to workers: leave one of the two out")
@@ -152,7 +153,7 @@ class ModelGame:
         # All counts that an evaluation of this game adds to: its own, and those of the game it is a part of.
         self.charged: tuple[Evaluations, ...] = (self.evaluations,)
         self._fingerprints: dict[str, Any] | None = None
-        self._known = Shelf() if store is None else self._claim(Store(store, write=True))
+        self._known = KnownScores() if store is None else self._claim(Store(store, write=True))
         self._has_teacher = False
         # Of a run: the game that measures for it, and what rules said of the full model. See `game/runs.py`.
         self.source: ModelGame | None = None
@@ -194,8 +195,8 @@ class ModelGame:
         With `workers` (a number of local processes, "ray" or "ray:HOST:PORT") these measure on `device`, and the model
         is opened on the CPU here; `tolerant` takes workers on unlike machines.
 
-        The calibration is one SPEC or several, each with a weight if wanted (`game/mixture.py`): `windows` windows are
-        cut from every text. With `chat` they go through the model's chat template (`game/chat.py`).
+        The calibration is one SPEC or several, each with a weight if wanted (`texts/mixture.py`): `windows` windows are
+        cut from every text. With `chat` they go through the model's chat template (`texts/chat.py`).
 
         Raises `RequestError` in one line for whatever is wrong with the request.
         """
@@ -322,19 +323,19 @@ class ModelGame:
     @property
     def has_windows(self) -> bool:
         """Whether scores are of windows of a text, which can be raced on a few; items with options share theirs."""
-        return not isinstance(self.calibration, Choices)
+        return not isinstance(self.calibration, Items)
 
     @property
     def domains(self) -> Domains | None:
         """Which text each window is of, where the calibration is several texts."""
-        return None if isinstance(self.calibration, Choices) else self.calibration.domains
+        return None if isinstance(self.calibration, Items) else self.calibration.domains
 
     def part(self, first: int, last: int) -> ModelGame:
-        """The same game on windows `first` to `last` − 1 alone (`game/partial.py`)."""
+        """The same game on windows `first` to `last` − 1 alone (`game/staged.py`)."""
         return part_of(self, first, last)
 
     def anew(self) -> ModelGame:
-        """The same game with nothing known and nothing counted, and no store (`game/partial.py`)."""
+        """The same game with nothing known and nothing counted, and no store (`game/staged.py`)."""
         return anew(self)
 
     def run(self) -> ModelGame:
@@ -342,11 +343,11 @@ class ModelGame:
         return run_on(self)
 
     def staged(self, ends: Sequence[int]) -> StagedGame:
-        """This game on growing numbers of its windows, for masks that race each other (`game/partial.py`)."""
+        """This game on growing numbers of its windows, for masks that race each other (`game/staged.py`)."""
         return StagedGame(self, ends)
 
     def with_utility(self, utility: str | Utility | ChoiceUtility) -> ModelGame:
-        """The same game with another worth, the model and all counts shared (`game/partial.py`)."""
+        """The same game with another worth, the model and all counts shared (`game/staged.py`)."""
         return with_utility(self, utility)
 
     def holds(self, mask: Masks) -> bool:
@@ -412,9 +413,9 @@ class ModelGame:
     def _numerics(self) -> dict[str, Any]:
         """What decides the bits of a worth that this process measures."""
         on_gpu = self.skeleton.device.type == "cuda"
-        shared = ("shared" if self.calibration.share else "whole") if isinstance(self.calibration, Choices) else None
+        shared = ("shared" if self.calibration.share else "whole") if isinstance(self.calibration, Items) else None
         return {
-            "layercoop_fast": layercoop_fast.__version__,
+            "layercoop_fast": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": str(self.skeleton.device),
@@ -430,14 +431,14 @@ class ModelGame:
     @property
     def window_tokens(self) -> NDArray[np.int64]:
         """Scored tokens of each window, int64 [W]; of items with options 1 for each scored token, int64 [N]."""
-        if isinstance(self.calibration, Choices):
+        if isinstance(self.calibration, Items):
             return np.ones(len(self.calibration.packs.of_token), dtype=np.int64)
         return np.full(self.windows.n_windows, len(self.windows.scored), dtype=np.int64)
 
-    def _claim(self, store: Store, *, beside: bool = False) -> Shelf:
+    def _claim(self, store: Store, *, beside: bool = False) -> KnownScores:
         """This game's part of an open store, added `beside` the games of others there where that is asked."""
         tokens = self.window_tokens.tolist()
-        return Shelf(store, store.claim(self.fingerprints, self.n_players, tokens, beside=beside))
+        return KnownScores(store, store.claim(self.fingerprints, self.n_players, tokens, beside=beside))
 
     def _measure(self, masks: Masks) -> None:
         """Measure the masks (bool [M, n]) that are not known yet."""
@@ -518,7 +519,7 @@ class ModelGame:
 
     @cached_property
     def flops(self) -> tuple[Floats, float]:
-        """FLOP of each unit on one state (float64 [U]) and of the head on one (`engine/flops.py`)."""
+        """FLOP of each unit on one state (float64 [U]) and of the head on one (`masked/flops.py`)."""
         units, head = count_flops(self.windows, self.players.n_units, self.players.run)
         return units, head * self.scorer.share
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.masks.types import Floats, Masks, check_masks
 
 # Masks turned to float64 at a time: bounds the [rows, n] scratch whatever is asked.
 _BLOCK = 1 << 14

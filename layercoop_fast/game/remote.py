@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.choices import Choices
-from layercoop_fast.game.protocol import Masks
-from layercoop_fast.game.shelf import Shelf
-from layercoop_fast.game.store import Scores, mask_key
+from layercoop_fast.game.known_scores import KnownScores
+from layercoop_fast.game.store import mask_key
+from layercoop_fast.masked.scores import Scores
+from layercoop_fast.masks.types import Masks
+from layercoop_fast.texts.items import Items
 from layercoop_fast.workers.cut import Task, cut_masks
 from layercoop_fast.workers.dispatch import Workers
 
@@ -52,7 +53,7 @@ def open_workers(game: ModelGame) -> Workers:
         "score_every": game.windows.score_every,
         "memory": game.memory,
         "domains": None if game.domains is None else game.domains.as_json(),
-        "choices": game.calibration.as_json() if isinstance(game.calibration, Choices) else None,
+        "choices": game.calibration.as_json() if isinstance(game.calibration, Items) else None,
     }
     workers.open(about, ids=game.calibration.ids.cpu().numpy())
     return workers
@@ -84,7 +85,7 @@ def tasks_for(game: ModelGame, workers: Workers, masks: Masks) -> list[Task]:
     return cut_masks(game.players.unit_masks(masks), workers.transport.n_workers, head_cost=game.head_cost)
 
 
-def measure_by_workers(game: ModelGame, masks: Masks, known: Shelf) -> None:
+def measure_by_workers(game: ModelGame, masks: Masks, known: KnownScores) -> None:
     """Have the masks (bool [M, n], distinct and unknown) measured, and put their numbers on the shelf as they come.
 
     Raises `RequestError` and `RunError` as `Workers.open` and `Workers.map` do; what came before is committed.

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from layercoop_fast.game.protocol import Floats
-from layercoop_fast.game.shelf import Shelf
+from layercoop_fast.game.known_scores import KnownScores
+from layercoop_fast.masks.types import Floats
 
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
@@ -46,7 +46,7 @@ def run_on(source: ModelGame) -> ModelGame:
     run.evaluations = type(source.evaluations)()
     run.charged = (run.evaluations,)
     run._has_teacher = False
-    run._known = Shelf()
+    run._known = KnownScores()
     return run
 
 

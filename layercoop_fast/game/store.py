@@ -2,7 +2,7 @@
 
 A row is one mask of one game: the mean NLL (and, where it was measured, the mean KL) of each window, as float64 bytes.
 Of items with options each scored token is a window of its own, and the game's fingerprint of its calibration says what
-belongs together (`game/choice_utility.py`).
+belongs together (`game/item_utility.py`).
 A game is its fingerprints (`ModelGame.fingerprints`: model, calibration, utility, players, dtype, numerics), so numbers
 that might differ never stand under one name. A file may hold several games, joined by `merge`; a game that a file does
 not hold is refused there, with the part that differs. (An NLL does not depend on the utility. It is part of the key all
@@ -40,10 +40,11 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import check_target, reason, written_whole
-from layercoop_fast.game.protocol import Floats, Masks
 from layercoop_fast.game.worths import Worths, check_measured
 from layercoop_fast.inputs.bounds import MAX_JSON_BYTES
 from layercoop_fast.inputs.text import parse_json
+from layercoop_fast.masked.scores import Scores
+from layercoop_fast.masks.types import Masks
 
 SCHEMA = 1
 # How long to wait for another process's commit.
@@ -70,17 +71,6 @@ _SCHEMA_SQL = f"""
     PRAGMA application_id = {_APPLICATION_ID};
     PRAGMA user_version = {SCHEMA};
 """
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One mask's measured numbers: mean NLL and mean KL to the full model of each window, float64 [W] each.
-
-    `kl` is NaN throughout where it was not measured.
-    """
-
-    nll: Floats
-    kl: Floats
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.choices import Choices
 from layercoop_fast.game.importance import residual_stream
-from layercoop_fast.game.protocol import Floats
+from layercoop_fast.masks.types import Floats
+from layercoop_fast.texts.items import Items
 
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
@@ -40,7 +40,7 @@ def zigzag_changes(game: ModelGame) -> Floats:
 
     Raises `RequestError` where dionysus is not installed.
     """
-    filled = game.calibration.packs.filled if isinstance(game.calibration, Choices) else None
+    filled = game.calibration.packs.filled if isinstance(game.calibration, Items) else None
     before: Complex | None = None
     changes = []
     for hidden in residual_stream(game):

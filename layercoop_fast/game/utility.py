@@ -11,8 +11,8 @@ token of a window but its first) and `full` the model with all its layers:
     kl          −kl(m)
     blend:A     −(A · (nll(m) − nll(full)) + (1 − A) · kl(m))          0 < A < 1, both in nats a token
 
-Of several texts nll and kl are weighted means over the texts (`game/domains.py`), or with `:worst` after the name those
-of the text that rose most: the worth is the least that comes out with nll(full) + rise of nll on one text, and its kl.
+With several texts nll and kl are weighted means over the texts (`texts/domains.py`). With `:worst` after the name the
+worth is the least over the texts, each taken as nll(full) + the rise of its own nll, and its own kl.
 
 A model that breaks down may give NaN or infinity; such worths are carried as they are.
 """
@@ -25,13 +25,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.choice_utility import CHOICE_UTILITIES, ChoiceUtility
-from layercoop_fast.game.domains import OBJECTIVES, Domains
+from layercoop_fast.game.item_utility import CHOICE_UTILITIES, ChoiceUtility
+from layercoop_fast.texts.domains import OBJECTIVES, Domains
 
 Floats = NDArray[np.float64]
 
@@ -139,24 +137,3 @@ def _named(name: str) -> Utility | ChoiceUtility:
     if isinstance(found, ChoiceUtility):
         raise RequestError(f"--objective {objective} is over several texts: {found.name} is of items with options")
     return worst_of_texts(found)
-
-
-def token_nll(logits: Tensor, ids: Tensor) -> Tensor:
-    """−log q(next token): logits [B, T, V] (any float dtype), ids int64 [B, T] → fp32 [B, T−1].
-
-    Window by window: the fp32 copy of one window's logits still fits a processor's cache, that of many does not.
-    """
-    rows = [
-        torch.nn.functional.cross_entropy(window[:-1].float(), tokens[1:], reduction="none")
-        for window, tokens in zip(logits, ids, strict=True)
-    ]
-    return torch.stack(rows)
-
-
-def token_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher ‖ student) after each scored position: logits [B, T, V] both (any float dtype) → fp32 [B, T−1]."""
-    rows = []
-    for p, q in zip(teacher, student, strict=True):
-        log_p, log_q = p[:-1].float().log_softmax(-1), q[:-1].float().log_softmax(-1)
-        rows.append((log_p.exp() * (log_p - log_q)).sum(-1))
-    return torch.stack(rows)

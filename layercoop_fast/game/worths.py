@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layercoop_fast.engine.sublayers import PARTS
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import written_whole
-from layercoop_fast.game.choice_utility import Layout, item_values
-from layercoop_fast.game.domains import Domains
+from layercoop_fast.game.item_utility import Layout, item_values
 from layercoop_fast.inputs.arrays import read_array, read_arrays
 from layercoop_fast.inputs.bounds import MAX_PLAYERS
 from layercoop_fast.inputs.text import as_saved, is_flat, parse_json
+from layercoop_fast.masks.halves import PARTS
+from layercoop_fast.texts.domains import Domains
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Worths:
         worths: float64 [M]; NaN and infinity are carried as measured.
         nll: float64 [M], mean negative log-likelihood in nats a token.
         window_nll: float64 [M, W], the same for each window. Of items with options each scored token is such a window,
-            option by option (`game/choice_utility.py`), and `nll` is the mean over the true options' tokens.
+            option by option (`game/item_utility.py`), and `nll` is the mean over the true options' tokens.
         window_tokens: int64 [W], scored tokens of each window.
         fingerprints: what the numbers belong to (model, calibration, utility, score_every, players, dtype, numerics).
     """

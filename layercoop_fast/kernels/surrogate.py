@@ -17,9 +17,9 @@ import torch.nn.functional as F
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.kernels.memory import gpu_named
-from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.kernels.networks import Networks
+from layercoop_fast.masks.types import Floats, Masks, check_masks
 
 if TYPE_CHECKING:
     from layercoop_fast.kernels.gpu.surrogate import DeviceNetworks

@@ -1,6 +1,6 @@
 """Repairing a mask: from shallow to deep, each gap on the stream that the repairs before it leave.
 
-For each gap (`repair/runs.py`) the last linear map of the kept unit before it, or the gains of the norm that it ends
+For each gap (`repair/gaps.py`) the last linear map of the kept unit before it, or the gains of the norm that it ends
 in, gets the ridge regression to what is missing behind it. The strength of the ridge is chosen by the NLL of each
 domain's held-out windows, half under the fit to all domains and half under a fit to the other domains alone, since text
 to come is partly of kinds that the fit has seen and partly not; every domain counts alike. A fit stays only where no
@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from layercoop_fast.engine.forward import free_memory
 from layercoop_fast.engine.quantised import is_quantised
-from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.protocol import Floats, Masks, Progress, check_masks
+from layercoop_fast.masked.forward import free_memory
+from layercoop_fast.masked.windows import Windows
+from layercoop_fast.masks.types import Floats, Masks, Progress, check_masks
 from layercoop_fast.repair.gains import GainSite
+from layercoop_fast.repair.gaps import Gap, find_gaps
 from layercoop_fast.repair.patches import Patch, applied, patch
 from layercoop_fast.repair.ridge import Equations
-from layercoop_fast.repair.runs import Gap, find_gaps
 from layercoop_fast.repair.sites import Site, find_site
 from layercoop_fast.repair.streams import HeldOut, Streams
 from layercoop_fast.repair.strengths import USUAL, best_trial

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.players import Players
+from layercoop_fast.masked.players import Players
 from layercoop_fast.repair.gains import GainSite, gains_of
 from layercoop_fast.repair.ridge import NormalEquations
 

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
 from layercoop_fast.engine.skeleton import Skeleton
-from layercoop_fast.engine.units import GeneralUnits, Units
-from layercoop_fast.engine.windows import Windows
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.players import Players
-from layercoop_fast.game.scoring import FusedScorer, GeneralScorer, Scorer
-from layercoop_fast.game.store import Scores
+from layercoop_fast.masked.players import Players
+from layercoop_fast.masked.scores import Scores
+from layercoop_fast.masked.scoring import FusedScorer, GeneralScorer, Scorer
+from layercoop_fast.masked.units import GeneralUnits, Units
+from layercoop_fast.masked.windows import Windows
 from layercoop_fast.repair.gains import GainSite
+from layercoop_fast.repair.gaps import Gap
 from layercoop_fast.repair.patches import Patch, applied
-from layercoop_fast.repair.runs import Gap
 from layercoop_fast.repair.sites import Site
 
 # Tokens of a chunk: enough that products run at full speed, few enough that activations in float64 stay small.

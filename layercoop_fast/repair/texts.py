@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import (
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.masks.types import Progress
+from layercoop_fast.texts.calibration import (
     TOKENS,
     Calibration,
     begin_tokens,
@@ -24,10 +26,8 @@ from layercoop_fast.game.calibration import (
     sample_from_model,
     window_starts,
 )
-from layercoop_fast.game.chat import stretch_of
-from layercoop_fast.game.choices import Choices
-from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.protocol import Progress
+from layercoop_fast.texts.chat import stretch_of
+from layercoop_fast.texts.items import Items
 
 DEFAULT_TOKENS = 65_536
 # Held out of each domain: windows by which the strength is chosen, and as many to check the whole with.
@@ -172,7 +172,7 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
 def _played(game: ModelGame, spec: str, tokens: int, body: int) -> tuple[NDArray[np.int64], int]:
     """First tokens of the stretches of a text of so many tokens that the game is played on, and their length."""
     text = game.calibration
-    if isinstance(text, Choices):
+    if isinstance(text, Items):
         count = len(text.groups) + text.shots if text.spec == spec and text.stretch else 0
         length = text.stretch
     else:

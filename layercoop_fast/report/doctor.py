@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from layercoop_fast.engine.fast_blocks import why_not
-from layercoop_fast.engine.forward import free_memory
-from layercoop_fast.engine.fused_head import fused_head
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.quantised import is_quantised, method_of, parameters_of
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
-from layercoop_fast.engine.units import FastUnits, make_units
-from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.config import exportable
+from layercoop_fast.llama.fast_blocks import why_not
+from layercoop_fast.llama.fused_head import fused_head
+from layercoop_fast.masked.forward import free_memory
+from layercoop_fast.masked.units import FastUnits, make_units
+from layercoop_fast.masked.windows import Windows
 
 
 def examine(

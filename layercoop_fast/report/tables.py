@@ -13,8 +13,8 @@ from layercoop_fast.report.console import plain_console
 from layercoop_fast.spans import BLOCK_PRODUCTS, HEAD_PRODUCTS, NAMES
 
 if TYPE_CHECKING:
-    from layercoop_fast.game.outlook import Outlook
-    from layercoop_fast.pruning import Pruned
+    from layercoop_fast.game.cost_forecast import CostForecast
+    from layercoop_fast.pruning.prune import Pruned
     from layercoop_fast.shapley.values import ShapleyValues
     from layercoop_fast.spans import Spans
 
@@ -171,7 +171,7 @@ def _exports(found: dict[str, Any]) -> str:
     return f"can be written for {found['exportable']} of {found['of']} layers; otherwise: {found['refusal']}"
 
 
-def show_outlook(ahead: Outlook, console: Console | None = None) -> None:
+def show_outlook(ahead: CostForecast, console: Console | None = None) -> None:
     """What an evaluation will take, in a few lines before it begins."""
     console = console or plain_console()
     known = f", {ahead.known:,} of them known already" if ahead.known else ""

@@ -18,7 +18,7 @@ from layercoop_fast.report.tables import bar
 from layercoop_fast.search.base import finite_or_none
 
 if TYPE_CHECKING:
-    from layercoop_fast.valuation import Valuation
+    from layercoop_fast.search.valuation import Valuation
 
 LEVEL = 0.95
 _COLUMNS = 62  # what the other columns take of a line; the rest is for bars

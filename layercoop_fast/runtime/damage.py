@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.runtime.masks import Halves
+from layercoop_fast.masks.halves import Halves
 
 # Magnitudes that integers with fp16 scales hold for certain: int8 reaches 127 times the largest scale, int4 keeps a
 # group's smallest weight in fp16 as it is.

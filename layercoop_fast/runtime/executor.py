@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.runtime.masks import Halves, MaskLike, read_mask
+from layercoop_fast.masks.halves import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.pages import PAGE, PagePool
 from layercoop_fast.runtime.sequences import Sequence, pages_for
 from layercoop_fast.runtime.sharing import find_parents

@@ -22,9 +22,9 @@ from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import RequestError
+from layercoop_fast.masks.halves import WHOLE, Halves
 from layercoop_fast.runtime.caches import CacheKinds, StateListKinds
 from layercoop_fast.runtime.executor import Executor, Rows
-from layercoop_fast.runtime.masks import WHOLE, Halves
 from layercoop_fast.runtime.storage import PageShape, PageStorage
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")

@@ -1,7 +1,7 @@
 """Llama-shaped models on a GPU: all requests go through one captured step a token, whatever their masks.
 
 A step of one token a sequence is the same work each time, on memory that holds other numbers: tokens, positions, tables
-of pages, and which halves of blocks each sequence keeps. It is captured in a graph (`engine/queues.py`) for each number
+of pages, and which halves of blocks each sequence keeps. It is captured in a graph (`masked/queues.py`) for each number
 of sequences and of pages, in powers of two, and each set of blocks that run. What one of them needs goes to the device
 in one vector. Where all sequences have one mask, nothing else is read or computed than its blocks; where they differ, a
 sequence passes a block by as one that adds 0, which costs no memory traffic, and that is what a token waits for.
@@ -24,20 +24,20 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
-from layercoop_fast.engine.fused_head import FusedHead, fused_head
-from layercoop_fast.engine.llama_shape import Rope, UnfitError, find_rope
-from layercoop_fast.engine.pool_block import PoolBlock
-from layercoop_fast.engine.pool_units import pool_block
-from layercoop_fast.engine.queues import Queue, queue_of
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.decode_attention import decode_attention, decode_attention_reference
 from layercoop_fast.kernels.gpu.paged_attention import paged_attention, paged_attention_reference
 from layercoop_fast.kernels.memory import on_gpu
+from layercoop_fast.llama.fused_head import FusedHead, fused_head
+from layercoop_fast.llama.gpu_block import PoolBlock
+from layercoop_fast.llama.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds
+from layercoop_fast.llama.gpu_quantised import BITS, QuantisedBlock
+from layercoop_fast.llama.shape import Rope, UnfitError, find_rope
+from layercoop_fast.masked.pool_units import pool_block
+from layercoop_fast.masked.queues import Queue, queue_of
+from layercoop_fast.masks.halves import WHOLE, Halves
 from layercoop_fast.runtime.executor import Executor, Rows
-from layercoop_fast.runtime.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds
-from layercoop_fast.runtime.gpu_quantised import BITS, QuantisedBlock
-from layercoop_fast.runtime.masks import WHOLE, Halves
 from layercoop_fast.runtime.pages import PAGE, PagePool
 
 # Cosines and sines are held for so many positions at most.

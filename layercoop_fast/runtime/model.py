@@ -21,9 +21,9 @@ import numpy as np
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.masks.halves import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.batching import PREFILL_TOKENS, Batcher
 from layercoop_fast.runtime.damage import check_mask
-from layercoop_fast.runtime.masks import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.opening import Opened, open_runtime
 from layercoop_fast.runtime.requests import Generation, Request, Running, Step, read_stops
 from layercoop_fast.runtime.sampling import Sampling
@@ -47,7 +47,7 @@ class LayerSkipModel:
         executor: what computes; `executor.name` says how.
         tokenizer: None where the checkpoint has none.
         eos: tokens that end a text.
-        held: uint8 [L], the halves of blocks whose weights are there (`runtime/masks.py`).
+        held: uint8 [L], the halves of blocks whose weights are there (`masks/halves.py`).
         why_general: why blocks run through transformers' own code, where a faster way was looked for; else None.
         batcher: the requests under way, with the keys and values kept for later ones.
     """

@@ -3,7 +3,7 @@
     reason = fits(model)                                   # None, or why the general executor has to do
     executor = NativeExecutor(model, "int8", held, kv_bytes=1 << 30)   # the model's own weights are let go of
 
-What is computed is what `tests/native_oracle.py` says; matrices are fp32, bf16, int8 or int4
+What is computed is what `tests/support/native_oracle.py` says; matrices are fp32, bf16, int8 or int4
 (`csrc/decode/matrix.h`), keys and values fp32, bf16, fp16 or int8, all other numbers fp32.
 """
 
@@ -20,14 +20,14 @@ from transformers import PreTrainedModel
 
 from layercoop_fast import _C
 from layercoop_fast.engine.calls import BlockCall
-from layercoop_fast.engine.fused_head import FusedHead
-from layercoop_fast.engine.llama_shape import Norm, UnfitError
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.llama.fused_head import FusedHead
+from layercoop_fast.llama.native_packing import FORMATS, Packed
+from layercoop_fast.llama.shape import Norm, UnfitError
+from layercoop_fast.llama.weights import ATTENTION, BlockWeights, LlamaWeights, find_weights, let_go
+from layercoop_fast.masks.halves import WHOLE, Halves
 from layercoop_fast.runtime.executor import Executor, Rows
-from layercoop_fast.runtime.llama_weights import ATTENTION, BlockWeights, LlamaWeights, find_weights, let_go
-from layercoop_fast.runtime.masks import WHOLE, Halves
-from layercoop_fast.runtime.native_packing import FORMATS, Packed
 from layercoop_fast.runtime.pages import PagePool
 
 KV_FORMATS = ("fp32", "bf16", "fp16", "int8")

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from layercoop_fast.engine.forward import free_memory
-from layercoop_fast.engine.llama_shape import UnfitError
 from layercoop_fast.engine.loading import SPREAD, check_device, open_checkpoint
 from layercoop_fast.engine.precision import warn_if_slow
 from layercoop_fast.engine.skeleton import Skeleton
-from layercoop_fast.engine.sublayers import PARTS, Sublayers
+from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import RequestError
-from layercoop_fast.export.gguf import removed_of
 from layercoop_fast.kernels.memory import gpu_named, has_triton
+from layercoop_fast.llama.shape import UnfitError
+from layercoop_fast.masked.forward import free_memory
+from layercoop_fast.masks.halves import PARTS, WHOLE, Halves, MaskLike, read_mask
+from layercoop_fast.masks.text import removed_of
 from layercoop_fast.runtime.damage import find_damage
 from layercoop_fast.runtime.executor import Executor
 from layercoop_fast.runtime.general import GeneralExecutor
-from layercoop_fast.runtime.masks import WHOLE, Halves, MaskLike, read_mask
 from layercoop_fast.runtime.native import KV_FORMATS, NativeExecutor, fits
 
 EXECUTORS = ("auto", "native", "transformers")

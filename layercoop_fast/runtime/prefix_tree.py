@@ -14,7 +14,7 @@ from collections.abc import Sequence as Several
 import numpy as np
 import numpy.typing as npt
 
-from layercoop_fast.runtime.masks import Halves
+from layercoop_fast.masks.halves import Halves
 from layercoop_fast.runtime.pages import PAGE, PagePool
 from layercoop_fast.runtime.sequences import Sequence, common_blocks
 

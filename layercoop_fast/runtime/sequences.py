@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.runtime.masks import Halves
+from layercoop_fast.masks.halves import Halves
 from layercoop_fast.runtime.pages import PAGE, PagePool
 
 

@@ -19,9 +19,9 @@ from time import perf_counter
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.masks.halves import Halves, MaskLike, read_mask
+from layercoop_fast.runtime.draft_length import DraftLength
 from layercoop_fast.runtime.executor import Chunk, Executor
-from layercoop_fast.runtime.masks import Halves, MaskLike, read_mask
-from layercoop_fast.runtime.pace import Pace
 from layercoop_fast.runtime.sampling import Sampler
 from layercoop_fast.runtime.sequences import Sequence
 
@@ -56,7 +56,7 @@ class Speculator:
     """
 
     def __init__(
-        self, executor: Executor, mask: MaskLike, whole: MaskLike | None = None, *, pace: Pace | None = None
+        self, executor: Executor, mask: MaskLike, whole: MaskLike | None = None, *, pace: DraftLength | None = None
     ) -> None:
         if not executor.rewindable:
             raise RequestError(
@@ -67,7 +67,7 @@ class Speculator:
         full = read_mask(whole, executor.n_layers, executor.held)
         if (self.mask == full).all():
             raise RequestError("the mask of the draft keeps every block: drafting would save nothing")
-        self.pace = Pace(float((self.mask > 0).sum() / (full > 0).sum())) if pace is None else pace
+        self.pace = DraftLength(float((self.mask > 0).sum() / (full > 0).sum())) if pace is None else pace
 
     def advance(self, writers: Several[Writer]) -> list[list[int]]:
         """Write at least one token behind each writer's last; the new tokens of each.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from layercoop_fast.game.protocol import Game, Progress, n_players_of
+from layercoop_fast.masks.types import Game, Progress, n_players_of
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable, offered
 
 

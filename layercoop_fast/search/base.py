@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Game, Masks, Progress
+from layercoop_fast.masks.types import Floats, Game, Masks, Progress
 
 METHODS: dict[str, str] = {
     "coop": "ours: a lazy greedy chain, then what a surrogate expects to gain, until that is below the noise",

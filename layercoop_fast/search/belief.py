@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layercoop_fast.game.protocol import Floats, Masks
-from layercoop_fast.search.ledger import Entry, Ledger
+from layercoop_fast.masks.types import Floats, Masks
+from layercoop_fast.search.measurements import Entry, Measurements
 from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion
 
@@ -26,7 +26,7 @@ class Belief:
         target: what is wanted; losses up to that of the best mask that meets it are fitted with full trust.
     """
 
-    def __init__(self, ledger: Ledger, target: Target) -> None:
+    def __init__(self, ledger: Measurements, target: Target) -> None:
         self.ledger, self.target = ledger, target
         self._fit: Expansion | None = None
         self._fitted, self._chosen = -1, 0

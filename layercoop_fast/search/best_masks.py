@@ -13,7 +13,7 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.pairwise import PairwiseGame
-from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play
+from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of, play
 from layercoop_fast.search.base import Allowed, check_n_remove, least_valuable
 from layercoop_fast.search.branch_and_bound import Pool, branch_and_bound
 

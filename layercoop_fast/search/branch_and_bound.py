@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layercoop_fast.game.pairwise import PairwiseGame
-from layercoop_fast.game.protocol import Floats, Masks, Progress
+from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.search.base import Allowed
 
 Players: TypeAlias = npt.NDArray[np.intp]

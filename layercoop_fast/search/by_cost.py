@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Game, Progress, n_players_of
+from layercoop_fast.masks.types import Floats, Game, Progress, n_players_of
 from layercoop_fast.search import coop
 from layercoop_fast.search.base import Allowed, Choice, get_method, worst_last
 from layercoop_fast.search.target import Target

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from layercoop_fast.game.protocol import Floats, Masks
-from layercoop_fast.search.ledger import Entry
+from layercoop_fast.masks.types import Floats, Masks
+from layercoop_fast.search.measurements import Entry
 from layercoop_fast.surrogate.expansion import Expansion
 
 # Exchanges of a climb that are tried for being allowed, and the least gain of a step in units of the noise.

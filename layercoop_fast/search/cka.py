@@ -6,7 +6,7 @@ plain relative of topology-aware pruning (arXiv 2604.16502), which is the method
 
 from __future__ import annotations
 
-from layercoop_fast.game.protocol import Game, Progress, n_players_of
+from layercoop_fast.masks.types import Game, Progress, n_players_of
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable, offered
 
 

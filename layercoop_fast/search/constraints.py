@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.in_order import in_order_of_cost
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.cheapest import in_order_of_cost
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.search.base import Allowed
 
 

@@ -6,10 +6,10 @@
     refinement rounds of the masks of the wanted size with the highest expected improvement, among swaps of the best,
                additions to the chain, and the best that the surrogate predicts
 
-The surrogate (`surrogate/expansion.py`) is fitted anew after every step to everything measured, on the scale of losses
+The surrogate (`surrogate/expansion.py`) is fitted again after every step to everything measured, on the scale of losses
 and with most trust near the size that is wanted. On a model masks race each other on few windows first
-(`search/ledger.py`). The search ends when no mask is expected to gain more than `TOLERANCE`, or than a tenth of the
-standard error that the text leaves between the two best.
+(`search/measurements.py`). The search ends when no mask is expected to gain more than `TOLERANCE`, or more than a tenth
+of the standard error that the text leaves between the two best.
 
 The sizes on the way are answered too (`details["path"]`), and so is how sure the choice is: the share of resampled
 windows on which the runner-up is better.
@@ -26,11 +26,11 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.bootstrap import probability_better
-from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of
+from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, worst_last
 from layercoop_fast.search.belief import Belief
 from layercoop_fast.search.chains import best_chain
-from layercoop_fast.search.ledger import Entry, Ledger
+from layercoop_fast.search.measurements import Entry, Measurements
 from layercoop_fast.search.proposals import (
     additions,
     choose,
@@ -105,7 +105,7 @@ def search_for(
             f"coop measures every player alone first and then masks of the size: a budget of {n + 1} at least, "
             f"not {most}"
         )
-    run = Run(Ledger(game, n, most), target, allowed, np.random.default_rng(seed), progress)
+    run = Run(Measurements(game, n, most), target, allowed, np.random.default_rng(seed), progress)
     run.seeds()
     run.chain()
     stopped = run.refine()
@@ -122,7 +122,7 @@ class Run:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Measurements,
         target: Target,
         allowed: Allowed | None,
         rng: np.random.Generator,

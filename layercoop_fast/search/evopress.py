@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.domains import first_windows
-from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play
+from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of, play
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
+from layercoop_fast.texts.domains import first_windows
 
 DEFAULT_BUDGET = 500
 OFFSPRING = 16

@@ -8,7 +8,7 @@ from math import comb
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Game, Masks, Progress, n_players_of, play
+from layercoop_fast.masks.types import Game, Masks, Progress, n_players_of, play
 from layercoop_fast.search.base import Allowed, Choice, check_budget, check_n_remove, finite_or_none
 
 DEFAULT_BUDGET = 20_000

@@ -15,7 +15,7 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.protocol import Masks, Progress
+from layercoop_fast.masks.types import Masks, Progress
 from layercoop_fast.repair.fit import Repaired, fit_repair, repaired_worth
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, texts_to_fit
 from layercoop_fast.search.base import Choice, finite_or_none

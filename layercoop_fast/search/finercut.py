@@ -9,7 +9,7 @@ measures.
 from __future__ import annotations
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Game, Progress
+from layercoop_fast.masks.types import Game, Progress
 from layercoop_fast.search.base import Allowed, Choice
 from layercoop_fast.search.greedy import greedy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from layercoop_fast.game.protocol import Game, Progress, n_players_of, play
+from layercoop_fast.masks.types import Game, Progress, n_players_of, play
 from layercoop_fast.search.base import Allowed, Choice, check_budget, check_n_remove, finite_or_none, least_valuable
 from layercoop_fast.search.target import Target
 

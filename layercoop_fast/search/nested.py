@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of
+from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of
 from layercoop_fast.search import coop
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none
 from layercoop_fast.search.chains import best_chain, climbed, neighbours
 from layercoop_fast.search.coop import SPENT, TOLERANCE, Run
-from layercoop_fast.search.ledger import Entry, Ledger
+from layercoop_fast.search.measurements import Entry, Measurements
 from layercoop_fast.search.proposals import expected_improvement
 from layercoop_fast.search.target import Target
 
@@ -63,14 +63,20 @@ def search(
             f"a nested family takes a mask of every player alone and one of every size: a budget of {n + n_remove} at "
             f"least, not {most}"
         )
-    return _Family(game, Ledger(game, n, most), n_remove, allowed, seed, progress).choice()
+    return _Family(game, Measurements(game, n, most), n_remove, allowed, seed, progress).choice()
 
 
 class _Family:
     """One search."""
 
     def __init__(
-        self, game: Game, ledger: Ledger, n_remove: int, allowed: Allowed | None, seed: int, progress: Progress | None
+        self,
+        game: Game,
+        ledger: Measurements,
+        n_remove: int,
+        allowed: Allowed | None,
+        seed: int,
+        progress: Progress | None,
     ) -> None:
         self.game, self.ledger, self.allowed = game, ledger, allowed
         self.n = ledger.n_players

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import published_strata, stratified_masks
-from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play
+from layercoop_fast.masks.stratified import published_strata, stratified_masks
+from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of, play
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
 from layercoop_fast.shapley.permutation import shapley_values
 from layercoop_fast.shapley.stratified import stratified_marginals

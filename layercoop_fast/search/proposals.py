@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.search.base import Allowed
 from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion

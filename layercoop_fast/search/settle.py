@@ -17,16 +17,16 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.bootstrap import probability_better
-from layercoop_fast.game.calibration import Calibration
-from layercoop_fast.game.domains import one_domain
-from layercoop_fast.game.mixture import grown_from
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.partial import beside, hand_over, on_windows, same_bits
-from layercoop_fast.game.protocol import Floats, Masks, Progress
-from layercoop_fast.game.store import Scores
+from layercoop_fast.game.staged import beside, hand_over, on_windows, same_bits
 from layercoop_fast.game.utility import Utility
+from layercoop_fast.masked.scores import Scores
+from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.search.base import Choice, finite_or_none
 from layercoop_fast.search.finalists import best_measured
+from layercoop_fast.texts.calibration import Calibration
+from layercoop_fast.texts.domains import one_domain
+from layercoop_fast.texts.mixture import grown_from
 
 MOST_WINDOWS = 160
 """Windows of each text at which growing ends unless told otherwise."""

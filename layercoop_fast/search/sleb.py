@@ -5,7 +5,7 @@ Source: SLEB, arXiv 2402.09025.
 
 from __future__ import annotations
 
-from layercoop_fast.game.protocol import Game, Progress
+from layercoop_fast.masks.types import Game, Progress
 from layercoop_fast.search.base import Allowed, Choice
 from layercoop_fast.search.greedy import greedy
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.search.base import Allowed, least_valuable
 
 # Sums of costs differ by rounding.

@@ -6,7 +6,7 @@ arXiv 2410.11042 and, on vision-language models, 2604.16502). `cka` is its plain
 
 from __future__ import annotations
 
-from layercoop_fast.game.protocol import Game, Progress, n_players_of
+from layercoop_fast.masks.types import Game, Progress, n_players_of
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable, offered
 
 

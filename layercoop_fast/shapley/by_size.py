@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Masks, require_finite
+from layercoop_fast.masks.types import Floats, Masks, require_finite
 from layercoop_fast.shapley.values import ShapleyValues
 from layercoop_fast.surrogate.pairs import check_pairs
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.pairwise import PairwiseGame
-from layercoop_fast.game.protocol import Floats, Game, Masks
+from layercoop_fast.masks.types import Floats, Game, Masks
 
 # Ridge of `fit_pairwise`, as a share of the mean variance of a feature: settles what the sample leaves open.
 _RIDGE = 1e-3

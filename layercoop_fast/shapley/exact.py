@@ -7,8 +7,8 @@ from math import comb
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks
-from layercoop_fast.game.protocol import Game, n_players_of, play, require_finite
+from layercoop_fast.masks.stratified import all_masks
+from layercoop_fast.masks.types import Game, n_players_of, play, require_finite
 from layercoop_fast.shapley.values import ShapleyValues
 
 _MAX_PLAYERS = 16

@@ -20,7 +20,7 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.types import Floats, Masks
 
 DEGREES = (3, 5)
 # Tried: what degree 5 weighs beside degree 3, and the ridge as the variance of the interactions beside the noise's.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Game, Masks
+from layercoop_fast.masks.types import Floats, Game, Masks
 from layercoop_fast.shapley.values import ShapleyValues
 
 if TYPE_CHECKING:

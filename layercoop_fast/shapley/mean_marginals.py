@@ -9,7 +9,7 @@ from math import comb, exp, lgamma
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats
+from layercoop_fast.masks.types import Floats
 
 
 @dataclass(frozen=True, eq=False)

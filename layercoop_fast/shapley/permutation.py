@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play, require_finite
+from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of, play, require_finite
 from layercoop_fast.shapley.control import Control, check_control, fit_pairwise
 from layercoop_fast.shapley.values import Moments, ShapleyValues
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import stratified_masks
-from layercoop_fast.game.protocol import Floats, Game, Masks, Progress, n_players_of, play, require_finite
+from layercoop_fast.masks.stratified import stratified_masks
+from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of, play, require_finite
 from layercoop_fast.shapley.control import Control, check_control
 from layercoop_fast.shapley.interactions import interaction_features
 from layercoop_fast.shapley.values import ShapleyValues

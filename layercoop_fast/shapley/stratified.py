@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import (
+from layercoop_fast.masks.types import (
     FlipGame,
     Floats,
     Game,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from layercoop_fast.game.protocol import Floats
+from layercoop_fast.masks.types import Floats
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.types import Floats, Masks
 
 REACH = 3
 # Variances, in units of that of a single player's own part. The common parts are little known beforehand.

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.kernels.networks import Networks
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.surrogate.link import Link
-from layercoop_fast.surrogate.networks import Networks
 from layercoop_fast.surrogate.quality import Quality, Report, r_squared, report
 from layercoop_fast.surrogate.ridge import RidgeSurrogate, weighted_lines
 from layercoop_fast.surrogate.threads import one_thread

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats
+from layercoop_fast.masks.types import Floats
 
 SCALES = ("auto", "log", "identity")
 

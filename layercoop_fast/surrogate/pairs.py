@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.masks.types import Floats, Masks, check_masks
 
 
 def check_pairs(masks: Masks, worths: Floats) -> tuple[Masks, Floats]:

@@ -15,11 +15,11 @@ from safetensors.torch import save as safetensors_bytes
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason, written_whole
-from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.inputs.safetensors import read_header
 from layercoop_fast.inputs.text import as_saved, parse_json
+from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.surrogate import flips, marginals, predict
-from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.masks.types import Floats, Masks, check_masks
 from layercoop_fast.surrogate.pairs import check_pairs, fittable_pairs
 from layercoop_fast.surrogate.threads import one_thread
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.types import Floats, Masks
 
 
 @dataclass(frozen=True)

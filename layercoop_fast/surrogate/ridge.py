@@ -13,8 +13,8 @@ import torch
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.pairwise import PairwiseGame
-from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.inputs.text import as_saved
+from layercoop_fast.masks.types import Floats, Masks, check_masks
 from layercoop_fast.surrogate.archive import read_archive, write_archive
 from layercoop_fast.surrogate.link import Link
 from layercoop_fast.surrogate.pairs import fittable_pairs

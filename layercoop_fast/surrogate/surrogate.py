@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats, Masks, check_masks
 from layercoop_fast.inputs.text import as_saved
+from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.surrogate import flips, marginals, predict
+from layercoop_fast.masks.types import Floats, Masks, check_masks
 from layercoop_fast.surrogate.archive import read_archive, write_archive
 from layercoop_fast.surrogate.fit import Fitted, fit_networks, refit_networks
 from layercoop_fast.surrogate.link import Link
-from layercoop_fast.surrogate.networks import Networks
 from layercoop_fast.surrogate.pairs import fittable_pairs
 from layercoop_fast.surrogate.quality import Quality, Report, r_squared, report
 

@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.bootstrap import draw_windows
-from layercoop_fast.game.domains import Domains, one_domain
-from layercoop_fast.game.protocol import Floats, Game, Masks, check_masks
+from layercoop_fast.masks.types import Floats, Game, Masks, check_masks
 from layercoop_fast.surrogate.link import Link
 from layercoop_fast.surrogate.ridge import RidgeSurrogate
+from layercoop_fast.texts.domains import Domains, one_domain
 
 
 class Estimate(Protocol):

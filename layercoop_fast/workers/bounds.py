@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layercoop_fast import machine
 from layercoop_fast.errors import RequestError
 from layercoop_fast.inputs.text import read_json
+from layercoop_fast.system import machine
 
 BASE_BYTES = 300 * 10**6
 """What a worker takes beside the weights: interpreter, torch, transformers (docs/clusters.md)."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from layercoop_fast.engine.plan import build_plan, count_evaluations
+from layercoop_fast.masked.plan import build_plan, count_evaluations
 
 _MOST_ROUNDS = 5
 # More rounds may take so much longer where all workers are alike: they pay where some are slower.

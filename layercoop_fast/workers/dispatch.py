@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.workers.cut import Task
-from layercoop_fast.workers.likeness import common_fingerprints, likeness
+from layercoop_fast.workers.fingerprints import common_fingerprints, likeness
 from layercoop_fast.workers.messages import Array, Message, pack, unpack
 
 # How long one wait for messages lasts at most: between two of them Ctrl-C is seen, and what came is committed.

@@ -25,7 +25,7 @@ import torch
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import reason
-from layercoop_fast.processes import parent_mark
+from layercoop_fast.system.processes import parent_mark
 
 PROGRAM = ("-m", "layercoop_fast.workers.process")
 """What the interpreter of a worker runs; `parent_mark()` and the number of its socket are the last two arguments."""

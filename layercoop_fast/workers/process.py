@@ -12,7 +12,7 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 
-from layercoop_fast.processes import end_with_parent
+from layercoop_fast.system.processes import end_with_parent
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
 
     threading.Thread(target=read, name="driver", daemon=True).start()
 
-    from layercoop_fast.worker import serve  # here, since it loads torch
+    from layercoop_fast.workers.worker import serve  # here, since it loads torch
 
     serve(inbox.get, connection.send_bytes)
 

@@ -33,7 +33,7 @@ class Host:
 
         import ray
 
-        from layercoop_fast.worker import serve  # in the actor's process only: it loads torch
+        from layercoop_fast.workers.worker import serve  # in the actor's process only: it loads torch
 
         self.inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()

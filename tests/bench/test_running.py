@@ -86,7 +86,7 @@ def test_a_benchmark_that_fails_is_a_failure_and_writes_nothing(folder: Path, tm
 
 def test_bad_requests(folder: Path, tmp_path: Path) -> None:
     assert suites(folder) == ["toy"]
-    assert {"csrc", "engine", "game", "surrogate"} <= set(suites(REAL))
+    assert {"csrc", "game", "masked", "surrogate"} <= set(suites(REAL))
     with pytest.raises(RequestError, match=r"unknown benchmarks 'toys': choose from toy, or compare"):
         run_benchmarks(folder, ["toys"], size="quick", model=None)
     with pytest.raises(RequestError, match="stand in the project's source tree"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from layercoop_fast.engine.plan import EMBED, Evaluations, Plan, Step
+from layercoop_fast.masked.plan import EMBED, Evaluations, Plan, Step
 
 Prefix = tuple[int, ...]
 """The kept players of a mask, or the first few of them: what names a state."""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from plan_oracle import Run, count, distinct_masks, kept, prefixes, simulate, states_without_recompute
 
 from layercoop_fast import _C
-from layercoop_fast.engine.plan import Plan, build_plan, count_evaluations, last_states
 from layercoop_fast.errors import RequestError
+from layercoop_fast.masked.plan import Plan, build_plan, count_evaluations, last_states
 
 Masks = npt.NDArray[np.bool_]
 

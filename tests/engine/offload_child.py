@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from layercoop_fast.engine.loading import open_checkpoint
-from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.texts.calibration import Calibration
 
 
 def status(name: str) -> int:

@@ -15,9 +15,9 @@ from tiny_models import save_tiny
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.game.cost_forecast import outlook
 from layercoop_fast.game.model_game import STATES_WITH_STORE, ModelGame
-from layercoop_fast.game.outlook import outlook
+from layercoop_fast.texts.calibration import Calibration
 
 L, W, T = 5, 2, 21
 MASKS = np.random.default_rng(0).random((14, L)) < 0.6

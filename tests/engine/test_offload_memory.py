@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.export.streaming import save_weights
-from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.texts.calibration import Calibration
 
 HIDDEN = 1024
 # Beside two blocks. What may be allocated counts stacks of threads, 8 MiB each, that are hardly touched; so both sides

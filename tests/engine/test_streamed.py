@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from layercoop_fast.engine.plan import build_plan, layer_visits
 from layercoop_fast.engine.streamed import Matrix, StreamedBlocks
 from layercoop_fast.engine.weight_files import WeightFiles
 from layercoop_fast.errors import RunError
+from layercoop_fast.masked.plan import build_plan, layer_visits
 from layercoop_fast.spans import READING, Spans
 
 

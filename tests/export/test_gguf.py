@@ -21,8 +21,9 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.export import gguf as gguf_module
 from layercoop_fast.export import gguf_file
 from layercoop_fast.export.checkpoint import export_checkpoint
-from layercoop_fast.export.gguf import cut_gguf, parse_removed, removed_of
+from layercoop_fast.export.gguf import cut_gguf
 from layercoop_fast.export.gguf_file import Value
+from layercoop_fast.masks.text import parse_removed, removed_of
 
 L = 6
 IDS = torch.arange(24).reshape(2, 12) * 7 % 300

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.export.gguf import cut_gguf, parse_removed
+from layercoop_fast.export.gguf import cut_gguf
+from layercoop_fast.masks.text import parse_removed
 
 GIB = 2**30
 

@@ -22,9 +22,9 @@ from layercoop_fast.export import checkpoint, proof
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.proof import Allowed, Reference, Written, allowed
 from layercoop_fast.export.quantising import quantise_checkpoint
-from layercoop_fast.game.calibration import load_calibration
-from layercoop_fast.game.utility import token_nll
-from layercoop_fast.pruning import prune
+from layercoop_fast.masked.scoring import token_nll
+from layercoop_fast.pruning.prune import prune
+from layercoop_fast.texts.calibration import load_calibration
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ["--method", "reverse", "--windows", 2, "--tokens", 24, "--no-cost", "--samples", 0, "--no-repair"]

@@ -21,8 +21,8 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.quantising import quantise_checkpoint, uncalled
-from layercoop_fast.pruning import prune
-from layercoop_fast.report.cost import Cost
+from layercoop_fast.pruning.checkpoint_costs import Cost
+from layercoop_fast.pruning.prune import prune
 from layercoop_fast.report.html.page import report_page
 
 Run = Callable[..., tuple[int, str, str]]
@@ -209,7 +209,7 @@ def test_prune_of_a_quantised_model_measures_and_writes_samples(
 ) -> None:
     """Both let go of the searched model's weights first, which no call of bitsandbytes' own does."""
     cost = Cost(1, 2, 3, 4, 5.0, 6.0)
-    monkeypatch.setattr("layercoop_fast.prune_export.measure_costs", lambda paths, **_: [cost, cost])
+    monkeypatch.setattr("layercoop_fast.pruning.writing.measure_costs", lambda paths, **_: [cost, cost])
     out = tmp_path / "pruned"
     request = ["--remove", 1, "--method", "ppl", "--windows", 2, "--tokens", 32, "--samples", 1]
     status, _, said = run("prune", nf4, *request, "--out", out)

@@ -16,8 +16,8 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RunError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.streaming import save_weights
-from layercoop_fast.game.players import make_players
-from layercoop_fast.pruning import prune
+from layercoop_fast.masked.players import make_players
+from layercoop_fast.pruning.prune import prune
 
 L = 5
 
@@ -91,7 +91,7 @@ def test_costs_are_not_measured_of_what_does_not_fit(tmp_path: Path, monkeypatch
     def never(*_: object, **__: object) -> None:
         raise AssertionError("loads the whole model")
 
-    monkeypatch.setattr("layercoop_fast.prune_export.measure_costs", never)
+    monkeypatch.setattr("layercoop_fast.pruning.writing.measure_costs", never)
     model = save_tiny(tmp_path / "model", "llama", L)
     done = prune(str(model), tmp_path / "out", remove=1, windows=1, tokens=24, offload=True, method="random")
     assert done.record["cost"] is None

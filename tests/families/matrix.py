@@ -26,14 +26,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from layercoop_fast.engine.loading import Checkpoint, quiet_transformers
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
-from layercoop_fast.engine.units import make_units
-from layercoop_fast.engine.windows import Windows
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.config import exportable, prune_config
 from layercoop_fast.export.quantising import left_whole
-from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.masked.units import make_units
+from layercoop_fast.masked.windows import Windows
+from layercoop_fast.texts.calibration import Calibration
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 FOUR_BIT = find_spec("bitsandbytes") is not None

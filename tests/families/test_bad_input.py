@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_models import save_tiny, tiny_tokenizer
 
-from layercoop_fast.game.calibration import read_text
-from layercoop_fast.game.chat import chat_windows, stretch_of
+from layercoop_fast.texts.calibration import read_text
+from layercoop_fast.texts.chat import chat_windows, stretch_of
 
 Run = Callable[..., tuple[int, str, str]]
 

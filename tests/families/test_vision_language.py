@@ -17,8 +17,8 @@ from layercoop_fast.engine.loading import Checkpoint, open_checkpoint, quiet_tra
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.checkpoint import export_checkpoint
-from layercoop_fast.game.calibration import Calibration, image_text
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.texts.calibration import Calibration, image_text
 
 LAYERS, WINDOWS, TEXT = 3, 3, 12
 IMAGE, START, END, VIDEO = 290, 291, 292, 293

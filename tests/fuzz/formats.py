@@ -109,8 +109,9 @@ class Store(Format):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        from layercoop_fast.game.store import Scores, mask_key
         from layercoop_fast.game.store import Store as Opened
+        from layercoop_fast.game.store import mask_key
+        from layercoop_fast.masked.scores import Scores
 
         self.prints = {"model": "a" * 64, "utility": "nll", "players": "layers", "dtype": "float32"}
         self.prints |= {"calibration": "b" * 64, "numerics": {"threads": 2}}  # type: ignore[dict-item]
@@ -150,7 +151,7 @@ class Store(Format):
             elif games:
                 read = store.worths(games[0].key)
                 assert len(read.masks) == len(read.worths) == games[0].masks
-                from layercoop_fast.cli_store import _show
+                from layercoop_fast.cli.store import _show
 
                 _show({"file": str(file), "schema": 1, "bytes": 1, "games": [asdict(game) for game in games]})
 
@@ -229,8 +230,9 @@ class Gguf(Format):
 
     def attempt(self, rng: Random, place: Path) -> None:
         """Bytes and numbers of the header; what is written is never much larger than what was read."""
-        from layercoop_fast.export.gguf import cut_gguf, parse_removed
+        from layercoop_fast.export.gguf import cut_gguf
         from layercoop_fast.export.gguf_file import read_gguf
+        from layercoop_fast.masks.text import parse_removed
 
         content = small_files.gguf_bytes(rng)
         if rng.random() < 0.4:
@@ -306,10 +308,9 @@ class Record(Format):
 
     def attempt(self, rng: Random, place: Path) -> None:
         """Values and bytes of the document."""
-        from layercoop_fast.export.gguf import removed_of
+        from layercoop_fast.masks.text import mask_of, removed_of
         from layercoop_fast.report.html.page import report_page
         from layercoop_fast.report.html.record import load_record
-        from layercoop_fast.runtime.mask_text import mask_of
 
         record = _RECORD
         how = rng.randrange(3)
@@ -331,8 +332,7 @@ class MaskText(Format):
 
     def attempt(self, rng: Random, place: Path) -> None:
         """Items, long ranges, many of them, and any text."""
-        from layercoop_fast.export.gguf import parse_removed
-        from layercoop_fast.runtime.mask_text import mask_of
+        from layercoop_fast.masks.text import mask_of, parse_removed
 
         items = (
             "3",
@@ -372,8 +372,8 @@ class Items(Format):
 
     def attempt(self, rng: Random, place: Path) -> None:
         """Values and bytes of lines."""
-        from layercoop_fast.game.calibration import read_text
-        from layercoop_fast.game.choices import read_items, tokenise
+        from layercoop_fast.texts.calibration import read_text
+        from layercoop_fast.texts.items import read_items, tokenise
 
         items: list[Any] = [
             {"context": "One and one is", "options": ["two", "three"], "label": 0},
@@ -408,8 +408,8 @@ class Groups(Format):
     def attempt(self, rng: Random, place: Path) -> None:
         """Values and bytes of the documents."""
         from layercoop_fast.bench.results import Results
-        from layercoop_fast.game.players import make_players
-        from layercoop_fast.report.player_costs import read_seconds
+        from layercoop_fast.masked.players import make_players
+        from layercoop_fast.pruning.player_costs import read_seconds
 
         file = place / "any.json"
         how = rng.randrange(4)

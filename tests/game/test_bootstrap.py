@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from layercoop_fast.game.bootstrap import draw_windows, probability_better
-from layercoop_fast.game.domains import Domains, one_domain
+from layercoop_fast.texts.domains import Domains, one_domain
 
 # Two texts that take turns, the second of which counts three times as much and has two windows.
 TWO = Domains(np.array([0, 1, 0, 1, 0]), np.array([1.0, 3.0]), ("a", "b"))

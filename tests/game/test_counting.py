@@ -12,14 +12,14 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.engine.token_tree import Scored
 from layercoop_fast.game.bootstrap import probability_better
-from layercoop_fast.game.calibration import Calibration
-from layercoop_fast.game.choice_utility import Layout
-from layercoop_fast.game.choices import Choices
+from layercoop_fast.game.item_utility import Layout
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.store import Store
 from layercoop_fast.game.utility import get_utility
+from layercoop_fast.texts.calibration import Calibration
+from layercoop_fast.texts.items import Items
+from layercoop_fast.texts.token_tree import Scored
 
 LAYERS = 3
 MASKS = np.array([[True, False, True], [False, True, True], [True, True, False], [True, True, True]])
@@ -67,7 +67,7 @@ def test_a_blend_weighs_the_rise_of_nll_by_its_share() -> None:
 def test_what_stands_before_options_is_part_of_what_items_are() -> None:
     layout = Layout(*(np.array(numbers, np.int64) for numbers in ([2], [0], [1, 1], [3, 3])))
     prints = [
-        Choices(((Scored((context, 5, 7), 2), Scored((context, 5, 8), 2)),), layout, "test").fingerprint
+        Items(((Scored((context, 5, 7), 2), Scored((context, 5, 8), 2)),), layout, "test").fingerprint
         for context in (1, 2)
     ]
     assert prints[0]["items"] != prints[1]["items"]

@@ -12,10 +12,11 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import Calibration
+from layercoop_fast.game.known_scores import KnownScores
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.shelf import Shelf
-from layercoop_fast.game.store import SCHEMA, Scores, Store, mask_key
+from layercoop_fast.game.store import SCHEMA, Store, mask_key
+from layercoop_fast.masked.scores import Scores
+from layercoop_fast.texts.calibration import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_the_number_of_threads_is_part_of_them(game: ModelGame) -> None:
 def test_closing_a_shelf_commits_what_waits(tmp_path: Path) -> None:
     store = Store(tmp_path / "a", write=True)
     key = mask_key(np.array([True, False, True]))
-    shelf = Shelf(store, store.claim({"model": "a"}, 3, [7, 7]))
+    shelf = KnownScores(store, store.claim({"model": "a"}, 3, [7, 7]))
     shelf.add(key, Scores(np.array([1.0, 2.0]), np.full(2, np.nan)))
     assert not shelf.settled
     shelf.close()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.store import Scores, Store, _crc, mask_key, merge
+from layercoop_fast.game.store import Store, _crc, mask_key, merge
+from layercoop_fast.masked.scores import Scores
 
 PRINTS = {"model": "a" * 64, "utility": "nll", "players": "layers", "numerics": {"threads": 2}}
 

@@ -11,8 +11,8 @@ from tiny_models import FAMILIES, tiny_tokenizer
 
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.texts.calibration import Calibration
 
 L, W, T = 6, 3, 20
 

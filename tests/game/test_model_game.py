@@ -12,9 +12,9 @@ from tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.utility import Utility
+from layercoop_fast.texts.calibration import Calibration
 
 L = 6
 
@@ -107,14 +107,14 @@ def test_the_batch_width_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
     masks = random_masks(20)
     wide = game_of().evaluate(masks)
     for rows in (1, 120, 180):
-        monkeypatch.setattr("layercoop_fast.engine.width.ROWS_PER_CALL", rows)
+        monkeypatch.setattr("layercoop_fast.masked.batch_width.ROWS_PER_CALL", rows)
         assert np.array_equal(game_of().evaluate(masks).window_nll, wide.window_nll)
 
 
 def test_the_head_tile_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = random_masks(5)
     whole = game_of(utility="kl", block_path="hf").evaluate(masks)
-    monkeypatch.setattr("layercoop_fast.game.scoring.HEAD_BYTES", 1)
+    monkeypatch.setattr("layercoop_fast.masked.scoring.HEAD_BYTES", 1)
     tiled = game_of(utility="kl", block_path="hf").evaluate(masks)
     assert np.array_equal(tiled.window_nll, whole.window_nll)
     assert np.array_equal(tiled.worths, whole.worths)

@@ -5,9 +5,9 @@ import pytest
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game import pairwise
-from layercoop_fast.game.masks import all_masks, stratified_masks
 from layercoop_fast.game.pairwise import PairwiseGame
-from layercoop_fast.game.protocol import FlipGame
+from layercoop_fast.masks.stratified import all_masks, stratified_masks
+from layercoop_fast.masks.types import FlipGame
 from layercoop_fast.shapley.exact import exact_shapley
 
 

@@ -19,9 +19,10 @@ import pytest
 from store_player import MASKS, NOBODY, Player
 
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.game.shelf import Shelf, store_beside
-from layercoop_fast.game.store import Scores, Store, differences, mask_key, merge
+from layercoop_fast.game.known_scores import KnownScores, store_beside
+from layercoop_fast.game.store import Store, differences, mask_key, merge
 from layercoop_fast.game.worths import Worths
+from layercoop_fast.masked.scores import Scores
 
 W = 3
 TOKENS = [7] * W
@@ -152,10 +153,10 @@ def test_long_values_that_begin_alike_are_told_apart() -> None:
 
 def test_a_shelf_commits_in_time_and_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("layercoop_fast.game.shelf.time.monotonic", lambda: now)
+    monkeypatch.setattr("layercoop_fast.game.known_scores.time.monotonic", lambda: now)
     path, rows = tmp_path / "a", some_rows(11, 6)
     store = Store(path, write=True)
-    shelf = Shelf(store, store.claim(prints(), 11, TOKENS))
+    shelf = KnownScores(store, store.claim(prints(), 11, TOKENS))
     shelf.add(*rows[0])
     assert (rows[0][0] in shelf, shelf.settled, held(path)) == (True, False, 0)
     now += 0.6
@@ -180,7 +181,7 @@ def test_a_shelf_commits_in_time_and_when_told(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_shelf_without_a_store_is_a_memory(tmp_path: Path) -> None:
-    shelf, (key, scores) = Shelf(), some_rows(11, 1)[0]
+    shelf, (key, scores) = KnownScores(), some_rows(11, 1)[0]
     assert key not in shelf
     shelf.add(key, scores)
     assert shelf[key] is scores
@@ -195,7 +196,7 @@ def test_what_could_not_be_committed_is_not_known(
 ) -> None:
     path, rows = make(tmp_path / "a", count=10), some_rows(11, 10, seed=9)
     store = Store(path, write=True)
-    shelf = Shelf(store, store.claim(prints(), 11, TOKENS))
+    shelf = KnownScores(store, store.claim(prints(), 11, TOKENS))
     connection = store.connection
 
     class Failing:

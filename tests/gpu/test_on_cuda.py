@@ -14,15 +14,15 @@ from tiny_models import FAMILIES, save_tiny, tiny_model
 
 from layercoop_fast import ModelGame
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.engine.pool_units import PoolUnits
-from layercoop_fast.engine.queues import CudaQueue, queue_of
 from layercoop_fast.engine.skeleton import Skeleton
-from layercoop_fast.game.calibration import Calibration
-from layercoop_fast.game.scoring import FusedScorer
+from layercoop_fast.masked.pool_units import PoolUnits
+from layercoop_fast.masked.queues import CudaQueue, queue_of
+from layercoop_fast.masked.scoring import FusedScorer
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.general import GeneralExecutor
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.spans import DEVICE_BLOCKS, DEVICE_HEAD, Spans
+from layercoop_fast.texts.calibration import Calibration
 
 DEVICE = "cuda"
 pytestmark = [

@@ -118,7 +118,7 @@ def test_errors_of_our_own_pass_through(tmp_path: Path) -> None:
 
 
 def test_long_and_many_ranges_of_blocks_take_no_time() -> None:
-    from layercoop_fast.export.gguf import parse_removed
+    from layercoop_fast.masks.text import parse_removed
 
     started = time.process_time()
     assert len(parse_removed(",".join(["0-65535"] * 20_000))) == 2 * 65_536
@@ -131,7 +131,7 @@ def test_long_and_many_ranges_of_blocks_take_no_time() -> None:
 
 @pytest.mark.parametrize(("players", "masks"), [(32, 10**12), (65_537, 1), (10**12, 10**12)])
 def test_more_masks_than_any_memory_holds_are_refused(players: int, masks: int) -> None:
-    from layercoop_fast.game.samplers import SAMPLERS
+    from layercoop_fast.masks.samplers import SAMPLERS
 
     for draw in SAMPLERS.values():
         with pytest.raises(RequestError, match=r"too many to lay out|strata have fewer|cut has"):

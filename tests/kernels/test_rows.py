@@ -10,15 +10,15 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from layercoop_fast.engine import width
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
-from layercoop_fast.engine.units import make_units
-from layercoop_fast.engine.windows import Windows
-from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.kernels import rows
 from layercoop_fast.kernels.rows import MANY_ROWS, MIN_ROWS, Product, rows_alike_from
+from layercoop_fast.masked import batch_width as width
+from layercoop_fast.masked.units import make_units
+from layercoop_fast.masked.windows import Windows
+from layercoop_fast.texts.calibration import Calibration
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -11,6 +11,7 @@ from random_networks import SPIKES, magnitude, random_networks, spiked
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.networks import Activation, Networks, Output
 from layercoop_fast.kernels.surrogate import (
     flips,
     flips_reference,
@@ -21,7 +22,6 @@ from layercoop_fast.kernels.surrogate import (
     predict_logits_reference,
     predict_reference,
 )
-from layercoop_fast.surrogate.networks import Activation, Networks, Output
 
 pytestmark = pytest.mark.usefixtures("restore_core")
 

@@ -10,10 +10,10 @@ from tiny_models import FAMILIES, tiny_tokenizer
 
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
-from layercoop_fast.game.calibration import load_calibration, read_text
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.repair import fit, strengths
 from layercoop_fast.repair.fit import fit_repair
+from layercoop_fast.texts.calibration import load_calibration, read_text
 
 
 def test_the_last_word_is_had_by_the_repaired_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,12 @@ from layercoop_fast import ModelGame, fit_repair, prune, repaired_worth
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import Calibration, begin_tokens, load_calibration, read_text, window_starts
-from layercoop_fast.game.choices import Item, fitting, load_choices, tokenise
-from layercoop_fast.game.domains import Domains
 from layercoop_fast.repair import fit, streams, strengths
 from layercoop_fast.repair.ridge import NormalEquations
 from layercoop_fast.repair.texts import _free_starts, default_texts, load_domains, own_texts
+from layercoop_fast.texts.calibration import Calibration, begin_tokens, load_calibration, read_text, window_starts
+from layercoop_fast.texts.domains import Domains
+from layercoop_fast.texts.items import Item, fitting, load_choices, tokenise
 
 T = 16
 TOKENS = 2 * 32 * T

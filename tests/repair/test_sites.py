@@ -7,7 +7,7 @@ from torch import nn
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.players import make_players
+from layercoop_fast.masked.players import make_players
 from layercoop_fast.repair.gains import GainSite, gains_of
 from layercoop_fast.repair.patches import applied, patch
 from layercoop_fast.repair.sites import find_site

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from layercoop_fast import ModelGame, fit_repair
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.game.calibration import Calibration, read_text
 from layercoop_fast.repair import fit, streams, strengths
 from layercoop_fast.repair.texts import Domains, load_domains
+from layercoop_fast.texts.calibration import Calibration, read_text
 
 L, T = 7, 16
 GRID = (0.01, 0.3, 10.0)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.masks.halves import read_mask
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk
-from layercoop_fast.runtime.masks import read_mask
 from layercoop_fast.runtime.requests import Request, Running
 from layercoop_fast.runtime.sampling import Sampling
 

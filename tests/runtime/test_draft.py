@@ -11,9 +11,9 @@ from torch import nn
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.runtime.draft import DraftGame, Times, find_draft, measured_times
+from layercoop_fast.runtime.draft_length import DraftLength, speed_up
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.general import GeneralExecutor
-from layercoop_fast.runtime.pace import Pace, speed_up
 from layercoop_fast.runtime.sampling import Sampler, Sampling
 from layercoop_fast.runtime.speculative import Speculator, Writer
 
@@ -72,7 +72,7 @@ def test_acceptance_of_sampled_drafts_is_what_rejection_keeps(executor: GeneralE
     for index in range(60):
         sequence = executor.sequence()
         executor.run([Chunk(sequence, text[:20], wanted=0)])
-        pace = Pace(0.5)
+        pace = DraftLength(0.5)
         writer = Writer(sequence, text[20], Sampler(asked, text[:21], index=index), 20)
         Speculator(executor, mask, pace=pace).round([writer], 2)
         kept, tried = kept + pace.accepted, tried + pace.judged

@@ -15,12 +15,12 @@ from tiny_models import save_tiny
 from torch import Tensor
 
 from layercoop_fast import LayerSkipModel, RequestError
+from layercoop_fast.masks.halves import read_mask
 from layercoop_fast.runtime import speculative
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.draft import Draft
+from layercoop_fast.runtime.draft_length import DraftLength
 from layercoop_fast.runtime.executor import Rows
-from layercoop_fast.runtime.masks import read_mask
-from layercoop_fast.runtime.pace import Pace
 from layercoop_fast.runtime.pages import PoolFullError
 from layercoop_fast.runtime.requests import Request
 from layercoop_fast.runtime.speculative import Speculators, Writer
@@ -61,7 +61,7 @@ def expected(asked: Request) -> list[int]:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three drafts whenever there is room."""
-    monkeypatch.setattr(Pace, "length", lambda self, room: min(3, room - 1))
+    monkeypatch.setattr(DraftLength, "length", lambda self, room: min(3, room - 1))
 
 
 REQUESTS = st.lists(

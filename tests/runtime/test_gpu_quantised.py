@@ -15,19 +15,19 @@ from native_oracle import OracleExecutor
 from tiny_models import save_tiny, tiny_model
 from torch import nn
 
-from layercoop_fast.engine.llama_shape import UnfitError
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import interpreted
 from layercoop_fast.kernels.memory import through_interpreter
+from layercoop_fast.llama.gpu_quantised import QuantisedMap
+from layercoop_fast.llama.native_packing import pack_rows
+from layercoop_fast.llama.shape import UnfitError
+from layercoop_fast.llama.weights import find_weights
 from layercoop_fast.runtime import opening
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.gpu import GpuExecutor
-from layercoop_fast.runtime.gpu_quantised import QuantisedMap
-from layercoop_fast.runtime.llama_weights import find_weights
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.runtime.native import NativeExecutor
-from layercoop_fast.runtime.native_packing import pack_rows
 
 BUDGET = 2**21
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}

@@ -7,8 +7,8 @@ import pytest
 from fake_executor import FakeExecutor
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.masks.halves import read_mask
 from layercoop_fast.runtime.executor import Chunk
-from layercoop_fast.runtime.masks import read_mask
 
 
 def test_a_call_that_fails_gives_its_pages_back() -> None:

@@ -17,12 +17,12 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.llama.native_packing import FORMATS, pack_rows
+from layercoop_fast.llama.weights import LlamaWeights, find_weights
 from layercoop_fast.runtime import batching
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk, Executor
-from layercoop_fast.runtime.llama_weights import LlamaWeights, find_weights
 from layercoop_fast.runtime.native import NativeExecutor
-from layercoop_fast.runtime.native_packing import FORMATS, pack_rows
 from layercoop_fast.runtime.requests import Request
 from layercoop_fast.runtime.sampling import Sampling
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.llama.weights import find_weights
 from layercoop_fast.runtime.executor import Chunk
-from layercoop_fast.runtime.llama_weights import find_weights
 from layercoop_fast.runtime.native import NativeExecutor, fits
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from fake_executor import FakeExecutor
 
+from layercoop_fast.masks.halves import read_mask
 from layercoop_fast.runtime.batching import Batcher
-from layercoop_fast.runtime.masks import read_mask
 from layercoop_fast.runtime.requests import Request
 from layercoop_fast.runtime.speculative import Speculators
 

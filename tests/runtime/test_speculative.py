@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.runtime.draft_length import DraftLength
 from layercoop_fast.runtime.executor import Chunk, Executor, Rows
 from layercoop_fast.runtime.general import GeneralExecutor
-from layercoop_fast.runtime.pace import Pace
 from layercoop_fast.runtime.pages import PagePool
 from layercoop_fast.runtime.sampling import Sampler, Sampling
 from layercoop_fast.runtime.speculative import Speculator, Writer
@@ -184,7 +184,7 @@ def test_advance_takes_steps_and_rounds_as_the_pace_says() -> None:
     executor = opened()
     expected = plainly(executor, Sampling(), 50)
     writer = begun(executor, Sampling(), 49)
-    pace = Pace(share=0.01, acceptance=0.99)
+    pace = DraftLength(share=0.01, acceptance=0.99)
     speculator, found = Speculator(executor, without(2), pace=pace), [writer.last]
     while writer.room:
         found += speculator.advance([writer])[0]

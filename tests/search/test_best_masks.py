@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from toy_games import Additive, Counting, Family, Redundant, Spoilt, Table
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.pairwise import PairwiseGame
+from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search.best_masks import best_masks
 
 NO_NEIGHBOURS = Family(lambda mask: not (~mask[1:] & ~mask[:-1]).any())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from layercoop_fast.search.chains import best_chain
-from layercoop_fast.search.ledger import Entry
+from layercoop_fast.search.measurements import Entry
 
 N = 6
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toy_games import Family, Influential
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks
+from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search.base import METHODS, get_method
 from layercoop_fast.search.constraints import Constraints
 

@@ -13,15 +13,15 @@ from toy_games import Additive, Counting, Family, Redundant, Spoilt, Table
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.bootstrap import probability_better
-from layercoop_fast.game.calibration import Calibration
-from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import coop, ppl
 from layercoop_fast.search.base import METHODS, get_method
 from layercoop_fast.search.constraints import Constraints
-from layercoop_fast.search.ledger import Ledger
+from layercoop_fast.search.measurements import Measurements
 from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion
+from layercoop_fast.texts.calibration import Calibration
 
 N, REMOVE = 12, 4
 
@@ -59,7 +59,7 @@ def model_game() -> ModelGame:
 
 def test_it_begins_with_what_the_one_pass_methods_choose() -> None:
     game = model_game().anew()
-    run = coop.Run(Ledger(game, N, 100), Target.of_count(N, REMOVE), None, np.random.default_rng(0), None)
+    run = coop.Run(Measurements(game, N, 100), Target.of_count(N, REMOVE), None, np.random.default_rng(0), None)
     run.seeds()
     chosen = {name: np.flatnonzero(~mask).tolist() for name, mask in run._seeds}
     assert list(chosen) == ["ppl", "shortgpt", "angular"]

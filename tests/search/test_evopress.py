@@ -7,10 +7,10 @@ from tiny_models import FAMILIES, tiny_tokenizer
 from toy_games import Additive, Counting, Family, Redundant, Table
 
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.game.calibration import Calibration
-from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import evopress, exhaustive
+from layercoop_fast.texts.calibration import Calibration
 
 
 def rugged(n: int, seed: int) -> Table:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from toy_games import Counting, Family, Table
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks
+from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import exhaustive
 
 

@@ -10,14 +10,14 @@ import pytest
 from tiny_models import save_tiny
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import read_text
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.pruning import prune
+from layercoop_fast.pruning.prune import prune
 from layercoop_fast.repair import fit, strengths
 from layercoop_fast.repair.fit import fit_repair, repaired_worth
 from layercoop_fast.report.html.page import report_page
 from layercoop_fast.search import coop, sleb
 from layercoop_fast.search.finalists import best_measured, best_repaired
+from layercoop_fast.texts.calibration import read_text
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = {"windows": 2, "tokens": 16}

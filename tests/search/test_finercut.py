@@ -7,9 +7,9 @@ import torch
 from tiny_models import FAMILIES, tiny_tokenizer
 
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.search import finercut, sleb
+from layercoop_fast.texts.calibration import Calibration
 
 L = 4
 

@@ -7,7 +7,7 @@ import pytest
 from toy_games import Counting, Redundant, Spoilt
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import stratified_masks
+from layercoop_fast.masks.stratified import stratified_masks
 from layercoop_fast.search import official
 from layercoop_fast.surrogate.published import PublishedSurrogate
 

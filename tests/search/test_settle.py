@@ -14,10 +14,10 @@ from layercoop_fast import ModelGame
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.game.bootstrap import probability_better
-from layercoop_fast.game.calibration import Calibration, read_text, window_starts
-from layercoop_fast.game.protocol import Masks
+from layercoop_fast.masks.types import Masks
 from layercoop_fast.search.base import Choice
 from layercoop_fast.search.settle import settle
+from layercoop_fast.texts.calibration import Calibration, read_text, window_starts
 
 L, T, FIRST = 5, 16, 3
 ONE_GOES = ~np.eye(L, dtype=np.bool_)

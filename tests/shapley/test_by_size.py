@@ -5,8 +5,8 @@ import pytest
 from toy_games import Additive, Redundant, Table
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks, stratified_masks
-from layercoop_fast.game.samplers import chain_masks, two_stage_masks
+from layercoop_fast.masks.samplers import chain_masks, two_stage_masks
+from layercoop_fast.masks.stratified import all_masks, stratified_masks
 from layercoop_fast.shapley.by_size import size_values
 from layercoop_fast.shapley.exact import exact_shapley
 

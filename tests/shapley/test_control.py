@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks, stratified_masks
 from layercoop_fast.game.pairwise import PairwiseGame
+from layercoop_fast.masks.stratified import all_masks, stratified_masks
 from layercoop_fast.shapley import control
 from layercoop_fast.shapley.control import Control, check_control, fit_pairwise
 

@@ -16,12 +16,12 @@ from random_networks import SPIKES, magnitude, random_networks, spiked
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.surrogate import output, predict_logits_reference, predict_reference
+from layercoop_fast.masks.stratified import all_masks
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.shapley.enumeration import Enumerated, EnumerationInterrupted, enumerate_masks
 from layercoop_fast.shapley.exact import exact_shapley
-from layercoop_fast.surrogate.networks import Networks
 
 ISAS = _C.isa_available()
 

@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from layercoop_fast.game.masks import all_masks, stratified_masks
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.stratified import all_masks, stratified_masks
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.shapley import interactions
 from layercoop_fast.shapley.exact import exact_shapley
 from layercoop_fast.shapley.interactions import interaction_features, interaction_kernel

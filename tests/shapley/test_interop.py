@@ -16,9 +16,9 @@ from toy_games import Additive
 
 from layercoop_fast import ModelGame
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks, stratified_masks
 from layercoop_fast.game.pairwise import PairwiseGame
-from layercoop_fast.game.protocol import Floats, Masks, check_masks
+from layercoop_fast.masks.stratified import all_masks, stratified_masks
+from layercoop_fast.masks.types import Floats, Masks, check_masks
 from layercoop_fast.shapley.enumeration import enumerate_masks
 from layercoop_fast.shapley.exact import exact_shapley
 from layercoop_fast.shapley.interop import from_interaction_values, single_masks, to_interaction_values

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from toy_games import Additive, Counting, Table
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.pairwise import PairwiseGame
+from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.shapley import permutation
 from layercoop_fast.shapley.control import Control
 from layercoop_fast.shapley.exact import exact_shapley

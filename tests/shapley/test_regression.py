@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from toy_games import Additive, Counting, Table
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks
 from layercoop_fast.game.pairwise import PairwiseGame
-from layercoop_fast.game.protocol import Floats, Masks
+from layercoop_fast.masks.stratified import all_masks
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.shapley.control import Control
 from layercoop_fast.shapley.exact import exact_shapley
 from layercoop_fast.shapley.regression import kernel_shap

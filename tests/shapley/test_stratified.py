@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from toy_games import Additive, Counting, Table
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks, published_strata, stratified_masks
-from layercoop_fast.game.protocol import FlipGame, MarginalGame
+from layercoop_fast.masks.stratified import all_masks, published_strata, stratified_masks
+from layercoop_fast.masks.types import FlipGame, MarginalGame
 from layercoop_fast.shapley.stratified import stratified_marginals
 from layercoop_fast.surrogate.published import PublishedSurrogate
 

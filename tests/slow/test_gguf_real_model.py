@@ -15,7 +15,8 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from layercoop_fast.export.checkpoint import export_checkpoint
-from layercoop_fast.export.gguf import cut_gguf, parse_removed, removed_of
+from layercoop_fast.export.gguf import cut_gguf
+from layercoop_fast.masks.text import parse_removed, removed_of
 
 pytestmark = pytest.mark.slow
 

@@ -46,7 +46,7 @@ def address() -> Iterator[str]:
     """Of a cluster of two nodes with one processor each."""
     from ray.cluster_utils import Cluster
 
-    parents = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    parents = [str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, parents))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

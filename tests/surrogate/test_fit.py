@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from layercoop_fast.game.masks import stratified_masks
+from layercoop_fast.masks.stratified import stratified_masks
 from layercoop_fast.surrogate.fit import Coordinates, _held_out, _strata_left_out, bootstrap_counts, fit_networks
 from layercoop_fast.surrogate.training import Parameters, forward
 

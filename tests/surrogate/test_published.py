@@ -8,7 +8,7 @@ import torch
 from toy_games import Redundant
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks, stratified_masks
+from layercoop_fast.masks.stratified import all_masks, stratified_masks
 from layercoop_fast.surrogate.pairs import finite_pairs
 from layercoop_fast.surrogate.published import PublishedSurrogate
 from layercoop_fast.surrogate.threads import one_thread

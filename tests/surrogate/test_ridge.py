@@ -8,8 +8,8 @@ import pytest
 from toy_games import Redundant
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks, stratified_masks
-from layercoop_fast.game.protocol import FlipGame
+from layercoop_fast.masks.stratified import all_masks, stratified_masks
+from layercoop_fast.masks.types import FlipGame
 from layercoop_fast.shapley.exact import exact_shapley
 from layercoop_fast.surrogate.ridge import RidgeSurrogate, best_penalty, weighted_lines
 

@@ -12,8 +12,8 @@ from toy_games import Additive, Redundant
 
 from layercoop_fast import Surrogate
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.masks import all_masks, stratified_masks
-from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.kernels.networks import Networks
+from layercoop_fast.masks.stratified import all_masks, stratified_masks
 
 N = 12
 

@@ -9,14 +9,14 @@ from toy_games import Additive, Redundant
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.bootstrap import draw_windows
-from layercoop_fast.game.domains import Domains
-from layercoop_fast.game.masks import stratified_masks
+from layercoop_fast.masks.stratified import stratified_masks
 from layercoop_fast.shapley.exact import exact_shapley
 from layercoop_fast.shapley.permutation import shapley_values
 from layercoop_fast.surrogate.link import Link
 from layercoop_fast.surrogate.ridge import RidgeSurrogate
 from layercoop_fast.surrogate.surrogate import Surrogate
 from layercoop_fast.surrogate.uncertainty import Intervals, intervals, text_bootstrap
+from layercoop_fast.texts.domains import Domains
 
 NO_TEXT = np.empty((0, 3))
 

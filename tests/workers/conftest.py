@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from layercoop_fast import machine
+from layercoop_fast.system import machine
 
 
 @pytest.fixture(autouse=True)

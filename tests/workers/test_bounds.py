@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from thread_workers import opening
 
-from layercoop_fast import machine, prune
+from layercoop_fast import prune
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.system import machine
 from layercoop_fast.workers.bounds import BASE_BYTES, check_count, worker_bytes
-from layercoop_fast.workers.hire import hire
+from layercoop_fast.workers.opening import hire
 from layercoop_fast.workers.ray_workers import _lay_out
 
 GIB = 2**30

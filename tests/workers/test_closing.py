@@ -11,9 +11,11 @@ import pytest
 from thread_workers import ThreadTransport
 from tiny_models import save_tiny
 
-from layercoop_fast import comparison, prune, prune_stages
+from layercoop_fast import prune
+from layercoop_fast.comparing import compare as comparison
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.pruning import stages as prune_stages
 from layercoop_fast.workers.dispatch import Workers
 
 L = 3

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layercoop_fast.engine.plan import build_plan, count_evaluations
-from layercoop_fast.game.masks import stratified_masks
+from layercoop_fast.masked.plan import build_plan, count_evaluations
+from layercoop_fast.masks.stratified import stratified_masks
 from layercoop_fast.workers.cut import cut_masks, sharing
 
 

@@ -12,9 +12,9 @@ from tiny_models import save_tiny
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.choice_utility import choice_utility
-from layercoop_fast.game.choices import Choices, Item, fitting, tokenise
+from layercoop_fast.game.item_utility import choice_utility
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.texts.items import Item, Items, fitting, tokenise
 from layercoop_fast.workers.dispatch import Workers
 
 L = 4
@@ -79,10 +79,10 @@ def test_a_store_filled_by_workers_is_known_to_one_process(model: Path, tmp_path
 
 def test_items_by_message(model: Path) -> None:
     game = game_of(model, workers=False)
-    assert isinstance(game.calibration, Choices)
-    again = Choices.of(game.calibration.as_json(), "cpu")
+    assert isinstance(game.calibration, Items)
+    again = Items.of(game.calibration.as_json(), "cpu")
     assert again.fingerprint == game.calibration.fingerprint
     assert again.description == game.calibration.description
     assert again.groups == game.calibration.groups
     with pytest.raises(RequestError, match="these are no items with options"):
-        Choices.of({"groups": [], "layout": None, "spec": "", "shots": 0, "share": True}, "cpu")
+        Items.of({"groups": [], "layout": None, "spec": "", "shots": 0, "share": True}, "cpu")

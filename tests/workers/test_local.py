@@ -20,8 +20,8 @@ from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.worths import Worths
 from layercoop_fast.workers import local
-from layercoop_fast.workers.hire import hire
 from layercoop_fast.workers.local import LocalProcesses
+from layercoop_fast.workers.opening import hire
 
 L = 6
 SMALL: dict[str, Any] = {"windows": 2, "tokens": 24}

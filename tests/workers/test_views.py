@@ -11,13 +11,13 @@ import torch
 from thread_workers import ThreadTransport, opening
 from tiny_models import save_tiny
 
-from layercoop_fast import worker
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.calibration import Calibration
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.store import Store
 from layercoop_fast.search.base import get_method
+from layercoop_fast.texts.calibration import Calibration
+from layercoop_fast.workers import worker
 from layercoop_fast.workers.dispatch import Workers
 from layercoop_fast.workers.messages import Message
 

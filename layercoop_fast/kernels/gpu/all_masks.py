@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.protocol import Floats
 from layercoop_fast.kernels.gpu.enumeration import CONFIGS, Found, Tables, launch_enumerate, launch_scores
 from layercoop_fast.kernels.gpu.frame import Config
 from layercoop_fast.kernels.gpu.surrogate import DeviceNetworks
+from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.surrogate import predict_reference
-from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.masks.types import Floats
 
 MOST_PLAYERS = 44
 CHUNK = 8

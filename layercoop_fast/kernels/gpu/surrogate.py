@@ -28,7 +28,7 @@ from torch import Tensor
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.surrogate.networks import Networks
+from layercoop_fast.kernels.networks import Networks
 
 ACTIVATIONS = {"celu": 0, "relu": 1, "gelu": 2, "tanh": 3}
 FACTORED_BELOW = 80.0
@@ -44,7 +44,7 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class DeviceNetworks:
-    """Networks as tensors on a device: see `layercoop_fast.surrogate.networks.Networks`."""
+    """Networks as tensors on a device: see `layercoop_fast.kernels.networks.Networks`."""
 
     hidden_weight: Tensor
     hidden_bias: Tensor

@@ -14,13 +14,13 @@ from layercoop_fast.kernels.gpu.all_masks import AllMasks
 from layercoop_fast.kernels.gpu.enumeration import CONFIGS as ENUMERATION
 from layercoop_fast.kernels.gpu.surrogate import CONFIGS, DeviceNetworks, launch_marginals, marginals, surrogate_logits
 from layercoop_fast.kernels.memory import through_interpreter
+from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.surrogate import marginals_reference, predict_logits, predict_logits_reference
+from layercoop_fast.search.valuation import value_players
 from layercoop_fast.shapley.enumeration import enumerate_masks
 from layercoop_fast.shapley.stratified import stratified_marginals
-from layercoop_fast.surrogate.networks import Networks
 from layercoop_fast.surrogate.published import PublishedSurrogate
 from layercoop_fast.surrogate.surrogate import NetworkGame
-from layercoop_fast.valuation import value_players
 
 SMALL = ENUMERATION["small"]
 

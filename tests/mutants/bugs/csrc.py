@@ -48,7 +48,7 @@ BUGS = [
         old="if (packed[(row + 1) * n_words - 1] >> (n_players % 64) == 0) continue;",
         new="if (packed[row * n_words] >> (n_players % 64) == 0 || n_words > 1) continue;",
         means="packed masks with bits past the last player are taken as they are",
-        tests="tests/csrc/test_masks.py tests/game/test_masks.py tests/kernels/test_surrogate.py",
+        tests="tests/csrc/test_masks.py tests/masks/test_stratified.py tests/kernels/test_surrogate.py",
     ),
     Bug(
         "plan-slot-freed-within-a-step",

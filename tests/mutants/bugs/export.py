@@ -80,7 +80,7 @@ BUGS = [
         old="        if name in zeros:\n            return torch.zeros_like(tensor)",
         new="        if name not in original:\n            return torch.zeros_like(tensor)",
         means="with --offload a removed half stays in the written checkpoint",
-        tests="tests/export/test_streaming.py tests/test_cli_offload.py",
+        tests="tests/export/test_streaming.py tests/cli/test_offload.py",
     ),
     Bug(
         "counts-first-dense",
@@ -212,11 +212,11 @@ BUGS = [
     ),
     Bug(
         "gguf-range-end",
-        "layercoop_fast/export/gguf.py",
+        "layercoop_fast/masks/text.py",
         old="marked[part][last + 1] -= 1",
         new="marked[part][max(last, first + 1)] -= 1",
         means="`--remove 13-18` keeps block 18",
-        tests="tests/export/test_gguf.py tests/runtime/test_mask_text.py",
+        tests="tests/export/test_gguf.py tests/masks/test_text.py",
     ),
     Bug(
         "gguf-over-itself",
@@ -256,6 +256,6 @@ BUGS = [
         old="        if units[unit ^ 1]\n",
         new="        if not units[unit ^ 1]\n",
         means="of a half removed nothing is zeroed",
-        tests="tests/game/test_players.py tests/families/test_interplay.py tests/test_cli_budgets.py",
+        tests="tests/masked/test_players.py tests/families/test_interplay.py tests/cli/test_goals.py",
     ),
 ]

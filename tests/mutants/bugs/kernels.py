@@ -75,7 +75,7 @@ BUGS = [
         old="launch_norm(x, weight, eps, out, delta=delta, total=total)",
         new="launch_norm(x, weight, eps, out)",
         means="on a GPU what attention added is left out of the norm behind it",
-        tests="tests/kernels/gpu/test_gather_norm.py tests/engine/test_pool_units.py",
+        tests="tests/kernels/gpu/test_gather_norm.py tests/masked/test_pool_units.py",
     ),
     Bug(
         "pool-residual",
@@ -83,7 +83,7 @@ BUGS = [
         old="stream = pool[sources.long()] if sources is not None else residual",
         new="stream = pool[targets.long()] if sources is not None else residual",
         means="without Triton a GPU's blocks add to the state that they are to replace",
-        tests="tests/engine/test_pool_units.py tests/kernels/gpu/test_scatter_residual.py",
+        tests="tests/masked/test_pool_units.py tests/kernels/gpu/test_scatter_residual.py",
     ),
     Bug(
         "weights-beyond-fp32",

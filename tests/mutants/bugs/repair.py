@@ -138,11 +138,11 @@ BUGS = [
     ),
     Bug(
         "first-run-not-made-up-for",
-        "layercoop_fast/repair/runs.py",
+        "layercoop_fast/repair/gaps.py",
         old="(*range(unit), *range(unit + 1, behind)) if number == 0",
         new="(*range(unit), *range(unit + 1, behind)) if number == -1",
         means="blocks removed at the very beginning are not repaired",
-        tests="tests/repair/test_runs.py",
+        tests="tests/repair/test_gaps.py",
     ),
     Bug(
         "strengths-one-way",

@@ -8,7 +8,7 @@ import pytest
 from html_page import Page
 from tiny_models import save_tiny
 
-from layercoop_fast.comparison import Comparison, compare
+from layercoop_fast.comparing.compare import Comparison, compare
 from layercoop_fast.report.html.compared import comparison_page
 from layercoop_fast.report.html.markup import number
 

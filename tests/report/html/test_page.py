@@ -13,8 +13,8 @@ from html_page import Page
 from tiny_models import save_tiny
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.pruning import Pruned, prune
-from layercoop_fast.report.cost import Cost
+from layercoop_fast.pruning.checkpoint_costs import Cost
+from layercoop_fast.pruning.prune import Pruned, prune
 from layercoop_fast.report.html.markup import number
 from layercoop_fast.report.html.page import report_page
 
@@ -32,7 +32,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Pruned:
         Cost(750_001, 3_000_004, 960, 42_620_000, 7402.5, 139.7),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layercoop_fast.prune_export.measure_costs", lambda paths, **_: costs)
+        patch.setattr("layercoop_fast.pruning.writing.measure_costs", lambda paths, **_: costs)
         return prune(str(model), folder / "out", remove=3, method="coop", **SMALL)
 
 

@@ -1,0 +1,83 @@
+"""`layercoop-fast bench`: run the benchmarks of the source tree, or compare what two runs measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layercoop_fast.cli.options import AsJson, Force, print_json
+from layercoop_fast.errors import RequestError
+
+COMPARE = "compare"
+GPU = "gpu"
+
+
+def bench(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITE...] | gpu | compare A.json B.json",
+            help="Suites to run (all of them if none); gpu measures the GPU that is here.",
+        ),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full/--quick", help="The sizes of the published figures, or small ones.")] = (
+        False
+    ),
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder; default the small real model.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="The benchmarks folder of a clone.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON to write: machine, versions, raw samples.")] = None,
+    force: Force = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="With gpu: run its code without one, on next to nothing.")] = (
+        False
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Run benchmarks and print each figure beside its peers, or say what changed between two runs beyond noise."""
+    from layercoop_fast.bench.running import benchmarks_folder, run_benchmarks, run_on_gpu
+    from layercoop_fast.bench.tables import show_results
+    from layercoop_fast.files import check_target
+
+    names = what or []
+    if names and names[0] == COMPARE:
+        _compare(names[1:], as_json=as_json)
+        return
+    if GPU in names:
+        out = out or Path("bench-gpu.json")
+        check_target(out, force=force)
+        found = run_on_gpu(benchmarks_folder(folder), names, out, tiny=tiny, quiet=as_json)
+        if as_json:
+            print_json(found)
+        return
+    if tiny:
+        raise RequestError("--tiny is for bench gpu: leave it out")
+    if out is not None:
+        check_target(out, force=force)
+    results = run_benchmarks(benchmarks_folder(folder), names, size="full" if full else "quick", model=model)
+    if out is not None:
+        results.save(out, force=force)
+    if as_json:
+        print_json(results.as_json())
+    else:
+        show_results(results)
+
+
+def _compare(files: Sequence[str], *, as_json: bool) -> None:
+    from layercoop_fast.bench.comparing import compare, differing_machines
+    from layercoop_fast.bench.results import Results
+    from layercoop_fast.bench.tables import show_changes
+
+    if len(files) != 2:
+        raise RequestError("compare takes two files: layercoop-fast bench compare A.json B.json")
+    first, second = (Results.load(Path(file)) for file in files)
+    changes = compare(first, second)
+    if not changes:
+        raise RequestError("the two files have no figure in common: nothing can be compared")
+    differing = differing_machines(first, second)
+    if as_json:
+        print_json({"changes": [asdict(change) for change in changes], "differing": differing})
+    else:
+        show_changes(changes, differing)

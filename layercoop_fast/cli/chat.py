@@ -1,0 +1,223 @@
+"""`layercoop-fast chat`: talk with a model in the terminal, and change its mask while talking."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from layercoop_fast.cli.options import (
+    DraftOption,
+    ExecutorOption,
+    FreshSeed,
+    KvDtype,
+    KvMemory,
+    MaxNewTokens,
+    MinP,
+    Model,
+    RepetitionPenalty,
+    RuntimeDevice,
+    RuntimeDtype,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    sampling_of,
+    size_in_bytes,
+)
+from layercoop_fast.errors import LayercoopError, RequestError
+from layercoop_fast.report.console import write_generated
+from layercoop_fast.shown import shown
+
+if TYPE_CHECKING:
+    from layercoop_fast.runtime.conversation import Conversation
+
+_HELP = """\
+/mask NAME       let this mask answer: full, or one that was named
+/mask BLOCKS     leave these blocks out: 13-18, or halves like 12.attn
+/mask NAME=BLOCKS, /mask NAME=DIR   the same, and give it a name
+/mask            which masks there are
+/draft BLOCKS    write faster with a draft that leaves these out; /draft off
+/reset           forget what was said
+/help, /quit
+Ctrl-C stops an answer; Ctrl-D leaves."""
+_MEMORY = {"weights": "weights", "keys and values": "kv", "process": "resident"}
+
+
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="What the model is told before everything.")] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A mask to change to with /mask NAME (fast without a name): blocks to leave out, or a folder that "
+            "`prune` wrote; repeatable.",
+            metavar="[NAME=]BLOCKS|DIR[@N]",
+        ),
+    ] = None,
+    draft: DraftOption = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.9,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: FreshSeed = None,
+    stop: Stop = None,
+    dtype: RuntimeDtype = "auto",
+    executor: ExecutorOption = "auto",
+    device: RuntimeDevice = "cpu",
+    kv_memory: KvMemory = None,
+    kv_dtype: KvDtype = "auto",
+) -> None:
+    """Conversation with a model. /mask fast changes to a mask given with --mask; /help says the rest."""
+    if temperature == 0:
+        top_p = 1.0 if top_p == 0.9 else top_p  # the default is about drawing
+    sampling = sampling_of(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    budget = size_in_bytes(kv_memory, "--kv-memory")
+
+    from layercoop_fast.masks.text import mask_of
+    from layercoop_fast.runtime.conversation import Conversation
+    from layercoop_fast.runtime.model import LayerSkipModel
+    from layercoop_fast.runtime.stops import check_stops
+
+    opened = LayerSkipModel.from_pretrained(
+        model, dtype, kv_memory=budget, kv_dtype=kv_dtype, executor=executor, device=device
+    )
+    talk = Conversation(opened, sampling, max_new_tokens, check_stops(stop or ()), system)
+    for given in mask or []:
+        name, named, text = given.partition("=")
+        talk.masks[name if named else "fast"] = opened.mask(mask_of(text if named else given, opened.n_layers))
+    if draft is not None:
+        from layercoop_fast.cli.generate import draft_of
+
+        prompt = tuple(talk.tokens([{"role": "user", "content": "Tell me about yourself."}]))
+        talk.draft = draft_of(draft, opened, opened.mask(), [prompt], sampling, quiet=False)
+    _Terminal(talk).run()
+
+
+class _Terminal:
+    """Reads what the user types, and shows what the model says."""
+
+    def __init__(self, talk: Conversation) -> None:
+        self._talk = talk
+        self._console = Console(highlight=False)
+        self._typed = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Conversation until the user leaves."""
+        if self._typed:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (lines can be edited, and called back)
+            self._say(f"{self._talk.model.executor.name}, {self._mask()}. /help says what there is.")
+        while True:
+            try:
+                line = input("> " if self._typed else "").strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                self._say("\nCtrl-D or /quit leaves.")
+                continue
+            if line in ("/quit", "/exit", "/q"):
+                return
+            if not line:
+                continue
+            try:
+                if line.startswith("/"):
+                    self._command(line)
+                else:
+                    self._answer(line)
+            except LayercoopError as error:
+                self._say(str(error), style="red")
+
+    def _command(self, line: str) -> None:
+        talk = self._talk
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if name == "/help":
+            self._say(_HELP)
+        elif name == "/reset":
+            talk.reset()
+            self._say("forgotten")
+        elif name == "/mask" and rest:
+            talk.use(rest)
+            self._say(f"from now on: {self._mask()}")
+        elif name == "/mask":
+            from layercoop_fast.masks.text import text_of
+
+            for known, mask in talk.masks.items():
+                left = text_of(mask)
+                mark = "*" if known == talk.name else " "
+                self._say(f"{mark} {known}: leaves out {'nothing' if left == 'full' else left}")
+        elif name == "/draft" and rest:
+            self._draft(rest)
+        else:
+            raise RequestError(f"there is no {line.split()[0]} of this form: /help says what there is")
+
+    def _draft(self, text: str) -> None:
+        from layercoop_fast.masks.text import mask_of
+
+        talk = self._talk
+        talk.draft = None if text == "off" else talk.model.mask(mask_of(text, talk.model.n_layers, "/draft"))
+        self._say("no drafts" if talk.draft is None else f"drafts leave out {text}")
+
+    def _answer(self, line: str) -> None:
+        talk, stopped = self._talk, False
+        parts = talk.say(line)
+        try:
+            with _interrupts() as pressed:
+                for part in parts:
+                    write_generated(part)
+                    if pressed:
+                        stopped = True
+                        break
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            parts.close()
+            if talk.answer.tokens:
+                sys.stdout.write("\n")
+        self._say(self._status(stopped), style="dim")
+
+    def _mask(self) -> str:
+        """The mask that answers, in words."""
+        mask = self._talk.masks[self._talk.name]
+        return f"mask {self._talk.name}, {int((mask > 0).sum())} of {len(mask)} blocks"
+
+    def _status(self, stopped: bool) -> str:
+        answer, memory = self._talk.answer, self._talk.model.memory()
+        parts = [self._mask(), f"{answer.tokens} tokens{' until stopped' if stopped else ''}"]
+        if answer.rate is not None:
+            parts.append(f"{answer.rate:.1f} a second")
+        parts.append(f"first after {answer.first_seconds:.2f} s")
+        sizes = {name: f"{memory[key] / 2**20:,.0f} MiB" for name, key in _MEMORY.items()}
+        parts.append(", ".join(f"{name} {size}" for name, size in sizes.items()))
+        if answer.forgotten:
+            parts.append(f"the first {answer.forgotten} turns no longer fit and are forgotten")
+        return " · ".join(parts)
+
+    def _say(self, text: str, style: str = "dim") -> None:
+        self._console.print(Text(shown(text, "\n"), style=style))
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C adds to the list that this gives, so that no computation is torn apart; the second one does."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

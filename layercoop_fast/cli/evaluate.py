@@ -1,0 +1,242 @@
+"""`layercoop-fast evaluate`: measure masks and write their worths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from layercoop_fast.cli.options import (
+    AsJson,
+    BlockPath,
+    Blocks,
+    CalibrationOption,
+    Chat,
+    Device,
+    Dtype,
+    Force,
+    Memory,
+    Model,
+    Objective,
+    Offload,
+    Players,
+    ScoreEvery,
+    Seed,
+    ShareContext,
+    Shots,
+    StoreOption,
+    Tokens,
+    Tolerant,
+    TrustRemoteCode,
+    Utility,
+    WindowsOption,
+    WorkersOption,
+    check_distinct,
+    print_json,
+    size_in_bytes,
+    with_objective,
+)
+from layercoop_fast.errors import RequestError
+from layercoop_fast.report.console import say
+from layercoop_fast.system.stopping import STOPS, Stopped
+
+if TYPE_CHECKING:
+    from layercoop_fast.game.cost_forecast import CostForecast
+    from layercoop_fast.game.model_game import ModelGame
+    from layercoop_fast.game.worths import Worths
+    from layercoop_fast.spans import Spans
+
+_PER_LAYER = {"layers": 1, "sublayers": 2}
+"""Players a layer, of the kinds of players that follow from the config."""
+
+
+def evaluate(
+    model: Model,
+    masks: Annotated[Path, typer.Option(help="A .npy of bool, masks x players, True = kept.")],
+    out: Annotated[Path, typer.Option(help="The worths.npz to write.")],
+    calibration: CalibrationOption = None,
+    objective: Objective = "mean",
+    chat: Chat = False,
+    utility: Utility = "ppl_ratio",
+    players: Players = "layers",
+    windows: WindowsOption = 10,
+    tokens: Tokens = 128,
+    shots: Shots = 0,
+    share_context: ShareContext = True,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    memory: Memory = None,
+    blocks: Blocks = None,
+    block_path: BlockPath = "auto",
+    score_every: ScoreEvery = 1,
+    store: StoreOption = None,
+    workers: WorkersOption = None,
+    tolerant: Tolerant = False,
+    offload: Offload = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from OUT.store, left by a run that did not end.")
+    ] = False,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write where the time went to this Chrome trace (.json).")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure the worths of masks and write them to a worths.npz.
+
+    Until that is there, what is measured is kept in OUT.store: a run that was killed goes on with --resume. With
+    --store it is kept in a file of yours instead, from which every later run goes on by itself.
+    """
+    from layercoop_fast.engine.loading import stated_layers
+    from layercoop_fast.files import check_target
+    from layercoop_fast.game.cost_forecast import outlook
+    from layercoop_fast.game.known_scores import store_beside
+    from layercoop_fast.game.model_game import ModelGame
+    from layercoop_fast.game.store import check_store
+    from layercoop_fast.game.worths import check_width, load_masks
+    from layercoop_fast.progress import Bars
+    from layercoop_fast.report.tables import show_outlook
+    from layercoop_fast.spans import Spans
+
+    check_distinct(out=out, profile=profile, store=store, masks=masks)
+    for target in (out, profile):
+        if target is not None:
+            check_target(target, force=force)
+    if workers is not None and profile is not None:
+        raise RequestError(
+            "--profile watches this process, and with --workers others do the work: leave one of them out"
+        )
+    if store is not None and resume:
+        raise RequestError("--resume goes on from OUT.store; with --store FILE every run goes on from FILE by itself")
+    asked = load_masks(masks)
+    if store is not None:
+        check_store(store)
+    # Players of other kinds, and blocks named by hand, are counted in the opened model alone.
+    if blocks is None and players in _PER_LAYER:
+        layers = stated_layers(model, trust_remote_code=trust_remote_code)
+        if layers is not None:
+            check_width(asked, _PER_LAYER[players] * layers, masks)
+    kept = nullcontext(store) if store is not None else store_beside(out, resume=resume)
+    with kept as place, Bars("opening the model") as bars:
+        opened = ModelGame.from_pretrained(
+            model,
+            calibration or "builtin",
+            utility=with_objective(utility, objective),
+            players=players,
+            windows=windows,
+            tokens=tokens,
+            shots=shots,
+            share_context=share_context,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            memory=size_in_bytes(memory),
+            blocks=blocks,
+            block_path=block_path,
+            score_every=score_every,
+            trust_remote_code=trust_remote_code,
+            store=place,
+            workers=workers,
+            tolerant=tolerant,
+            offload=offload,
+            chat=chat,
+            on_progress=bars.update,
+        )
+        with closing(opened) as game:
+            check_width(asked, game.n_players, masks)
+            ahead = outlook(game, asked)
+            if not as_json:
+                show_outlook(ahead)
+            read_before = game.weights_read
+            spans = Spans(trace=profile is not None)
+            again = "" if store is not None else " with --resume"
+            with _kept_in(place, again, game), spans:
+                measured = game.evaluate(asked)
+        measured.save(out, force=force)
+    summary = _summary(out, game, measured, ahead, spans, game.weights_read - read_before)
+    if profile is not None:
+        spans.write_trace(profile, force=force)
+    if as_json:
+        print_json(summary)
+    else:
+        _show(summary, game, measured, spans, utility, place, profile)
+
+
+@contextmanager
+def _kept_in(place: Path, again: str, game: ModelGame) -> Iterator[None]:
+    """Say on Ctrl-C, or a signal, that what was measured is kept."""
+    try:
+        yield
+    except STOPS as stop:
+        if game.n_known == 0:
+            raise
+        raise Stopped(
+            f"The {game.n_known} masks measured so far are kept in {place}: the same command{again} goes on from there",
+            stop,
+        ) from stop
+
+
+def _summary(
+    out: Path, game: ModelGame, measured: Worths, ahead: CostForecast, spans: Spans, weights_read: int
+) -> dict[str, Any]:
+    """What was done, as JSON can hold it."""
+    import numpy as np
+
+    from layercoop_fast.search.base import finite_or_none
+
+    def median(errors: Any) -> float | None:
+        return finite_or_none(float(np.median(errors)))
+
+    worth_stderr = measured.worth_stderr if len(measured.masks) else None
+    return {
+        "out": str(out),
+        "not_finite": measured.n_not_finite,
+        "nll_stderr": median(measured.nll_stderr) if len(measured.masks) else None,
+        **({} if worth_stderr is None else {"worth_stderr": median(worth_stderr)}),
+        "seconds": round(spans.wall, 3),
+        "from_store": game.n_known - game.evaluations.unique,
+        "evaluations": asdict(game.evaluations),
+        "weights_read": weights_read,
+        "outlook": asdict(ahead),
+        "seconds_by_work": {**spans.seconds, "idle": spans.idle},
+        "share_of_products": spans.share_of_products,
+    }
+
+
+def _show(
+    summary: dict[str, Any],
+    game: ModelGame,
+    measured: Worths,
+    spans: Spans,
+    utility: str,
+    place: Path,
+    profile: Path | None,
+) -> None:
+    """The same for people."""
+    from layercoop_fast.report.tables import show_breakdown
+
+    counts = game.evaluations
+    known = f", {summary['from_store']} of them taken from {place}" if summary["from_store"] else ""
+    say(
+        f"{len(measured.masks)} masks measured in {summary['seconds']} s by {counts.layer_evals:,} layer evaluations "
+        f"(naive: {counts.layer_evals_naive:,}){known}; {measured.n_not_finite} worths are not finite. "
+        f"Written to {summary['out']}"
+    )
+    if "worth_stderr" in summary:
+        error = math.nan if summary["worth_stderr"] is None else summary["worth_stderr"]
+        say(f"standard error of a mask's {utility} over items, median: {error:.3g}")
+    elif summary["nll_stderr"] is not None:
+        say(f"standard error of a mask's NLL over windows, median: {summary['nll_stderr']:.3g} nats a token")
+    if summary["weights_read"]:
+        say(f"read {summary['weights_read'] / 2**30:.2f} GiB of weights from the checkpoint's files")
+    if game.workers is None:
+        show_breakdown(spans)
+    if profile is not None:
+        say(f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev")

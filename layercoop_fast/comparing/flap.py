@@ -1,0 +1,225 @@
+"""Heads and MLP channels of llama-shaped models by how much they fluctuate, what they lose put back as a bias.
+
+    rival = flap(game, n_params)               # as many parameters go as the removed layers have
+    rival.removed_params                       # exactly, at most one channel less than asked
+    rival.window_nll(unseen.windows.ids)       # float64 [W], to set beside a game's
+
+A rival to compare layer pruning with, not a way to prune: nothing is exported. Input channel j of an output projection
+W (of attention, or of the MLP) matters by what would be lost if it stood at its mean over the calibration text:
+
+    s_j = var(x_j) · Σ_i W_ij²,        var with N − 1 over the N calibration tokens
+
+A head's score is the mean over its channels. To be comparable between projections, scores are standardised within each:
+(s − mean) / std. Then the lowest go, of all blocks, heads and channels together, until the parameters are spent. What
+goes is replaced by its mean, which is what the bias W · mean of the pruned projection adds.
+
+A head is a key-value head with all query heads that share it, since only such a group can be cut out. It takes its rows
+of the query, key and value projections and its columns of the output one with it, a channel its rows of gate and up and
+its column of down, biases included; the new bias of each output projection that loses something is counted as kept.
+
+Source: FLAP, arXiv 2312.11983, with weighted input feature variance and its adaptive structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.llama.shape import Parts, UnfitError, find_parts
+from layercoop_fast.masked.scoring import token_nll
+from layercoop_fast.masks.types import Floats, Masks
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """An output projection, seen as groups of input channels that go together.
+
+    Attributes:
+        linear: the projection, [out, in].
+        group: channels of each group, which follow each other (1 in an MLP).
+        cost: parameters that go with one group.
+        new_bias: parameters of the bias that it gets once a group goes.
+    """
+
+    linear: nn.Linear
+    group: int
+    cost: int
+    new_bias: int
+
+    @property
+    def n_groups(self) -> int:
+        """Groups of input channels."""
+        return self.linear.in_features // self.group
+
+
+@dataclass(frozen=True, eq=False)
+class Fluctuation:
+    """Mean and variance (N − 1) of the input channels of one projection over all calibration tokens, float64 [in]."""
+
+    mean: Floats
+    variance: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class WidthPruned:
+    """A model without some of its heads and channels, as long as it is asked."""
+
+    model: nn.Module
+    projections: list[Projection]
+    """Of attention and MLP in turn, block by block."""
+    kept: list[Masks]
+    """For each projection which groups stay, `bool[groups]`."""
+    means: list[Floats]
+    removed_params: int
+    """Parameters that a model really cut so would lack, the new biases taken off."""
+
+    def window_nll(self, ids: Tensor) -> Floats:
+        """Mean NLL of each window of `ids` (int64 [W, T]), every position scored: float64 [W]."""
+        with ExitStack() as stack, torch.inference_mode():
+            for projection, kept, mean in zip(self.projections, self.kept, self.means, strict=True):
+                if not kept.all():
+                    stack.enter_context(_handed(projection.linear, _fixed(projection, kept, mean)))
+            losses = [
+                token_nll(self.model(input_ids=row, use_cache=False).logits, row).double() for row in ids[:, None]
+            ]
+        return np.array([float(loss.mean()) for loss in losses])
+
+
+def flap(game: ModelGame, n_params: int) -> WidthPruned:
+    """Prune heads and channels that hold at most `n_params` parameters, and less than one channel fewer.
+
+    The statistics are of the game's calibration windows: one pass, counted in `token_evals`.
+
+    Raises `RequestError` for a model whose blocks are not llama-shaped or not in memory, and where there are
+    not so many parameters.
+    """
+    if game.skeleton.streamed is not None:
+        raise RequestError("width pruning needs all weights in memory: this model's blocks are read from files")
+    projections = find_projections(game)
+    fluctuations = measure_fluctuation(game, projections)
+    scores = [standardised(group_scores(one, two)) for one, two in zip(projections, fluctuations, strict=True)]
+    kept, removed = choose(projections, scores, n_params)
+    return WidthPruned(game.checkpoint.model, projections, kept, [one.mean for one in fluctuations], removed)
+
+
+def find_projections(game: ModelGame) -> list[Projection]:
+    """The output projections of attention and MLP of every block in turn; `RequestError` where a block has none."""
+    found = []
+    for layer, block in enumerate(game.skeleton.blocks):
+        try:
+            parts = find_parts(block)
+        except UnfitError as reason:
+            raise RequestError(
+                f"width pruning is for llama-shaped models, and block {layer} is not one: {reason}"
+            ) from reason
+        found += _projections_of(parts)
+    return found
+
+
+def _projections_of(parts: Parts) -> list[Projection]:
+    heads, kv_heads = parts.query.out_features // parts.head_dim, parts.key.out_features // parts.head_dim
+    width = heads // kv_heads * parts.head_dim
+
+    def rows(linear: nn.Linear, count: int) -> int:
+        return count * (linear.in_features + (linear.bias is not None))
+
+    def bias(linear: nn.Linear) -> int:
+        return linear.out_features if linear.bias is None else 0
+
+    head = rows(parts.query, width) + rows(parts.key, parts.head_dim) + rows(parts.value, parts.head_dim)
+    head += width * parts.output.out_features
+    channel = rows(parts.gate, 1) + rows(parts.up, 1) + parts.down.out_features
+    return [
+        Projection(parts.output, width, head, bias(parts.output)),
+        Projection(parts.down, 1, channel, bias(parts.down)),
+    ]
+
+
+def measure_fluctuation(game: ModelGame, projections: list[Projection]) -> list[Fluctuation]:
+    """Mean and variance of what each projection is handed, over all tokens of the game's windows."""
+    sums = [np.zeros((2, one.linear.in_features)) for one in projections]
+
+    def adding(total: Floats) -> Callable[[Tensor], Tensor]:
+        def add(x: Tensor) -> Tensor:
+            rows = x.double().reshape(-1, x.shape[-1])
+            total[0] += rows.sum(0).cpu().numpy()
+            total[1] += (rows * rows).sum(0).cpu().numpy()
+            return x
+
+        return add
+
+    ids = game.windows.ids
+    with ExitStack() as stack, torch.inference_mode():
+        for projection, total in zip(projections, sums, strict=True):
+            stack.enter_context(_handed(projection.linear, adding(total)))
+        for row in ids[:, None]:
+            game.checkpoint.model(input_ids=row, use_cache=False)
+    game.charge(game.players.n_units)
+    count = ids.numel()
+    means = [total[0] / count for total in sums]
+    variances = [np.maximum(t[1] - count * m * m, 0.0) / (count - 1) for t, m in zip(sums, means, strict=True)]
+    return [Fluctuation(mean, variance) for mean, variance in zip(means, variances, strict=True)]
+
+
+def group_scores(projection: Projection, fluctuation: Fluctuation) -> Floats:
+    """Score of each group, float64 [groups]: the mean over its channels of variance times squared column norm."""
+    columns = projection.linear.weight.detach().double().square().sum(0).cpu().numpy()
+    scores: Floats = (fluctuation.variance * columns).reshape(projection.n_groups, -1).mean(axis=1)
+    return scores
+
+
+def standardised(scores: Floats) -> Floats:
+    """(s − mean) / std (N − 1); zeros where all are alike, a single one for instance."""
+    spread = scores.std(ddof=1) if len(scores) > 1 else 0.0
+    return (scores - scores.mean()) / spread if spread > 0 else np.zeros(len(scores))
+
+
+def choose(projections: list[Projection], scores: list[Floats], n_params: int) -> tuple[list[Masks], int]:
+    """Which groups stay, `bool[groups]` each, and the parameters that the others hold, at most `n_params`.
+
+    From the lowest score up each group goes that still fits, so that little is left over where heads no longer do.
+    """
+    most = sum(one.n_groups * one.cost - one.new_bias for one in projections)
+    if not 0 < n_params <= most:
+        raise RequestError(f"heads and channels hold {most} parameters: 1 to so many can go, not {n_params}")
+    kept = [np.ones(one.n_groups, dtype=np.bool_) for one in projections]
+    owner = np.repeat(np.arange(len(projections)), [one.n_groups for one in projections])
+    place = np.concatenate([np.arange(one.n_groups) for one in projections])
+    left = n_params
+    for entry in np.argsort(np.concatenate(scores), kind="stable").tolist():
+        which = int(owner[entry])
+        cost = projections[which].cost - (projections[which].new_bias if kept[which].all() else 0)
+        if cost <= left:
+            kept[which][place[entry]] = False
+            left -= cost
+    return kept, n_params - left
+
+
+def _fixed(projection: Projection, kept: Masks, mean: Floats) -> Callable[[Tensor], Tensor]:
+    """Replaces the channels that are gone by their mean."""
+    stays = torch.from_numpy(np.repeat(kept, projection.group))
+    weight = projection.linear.weight
+    stays, instead = stays.to(weight.device), torch.from_numpy(mean).to(weight)
+    return lambda x: torch.where(stays, x, instead)
+
+
+@contextmanager
+def _handed(linear: nn.Linear, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, `linear` is handed `change(x)` instead of x."""
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:])
+
+    handle = linear.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,135 @@
+"""What a comparison will take at most, before it begins.
+
+Which masks a search asks for is not known before; what masks like them take is. So each method is taken to spend its
+whole budget on masks drawn at random, of which real ones share more: `coop` rarely spends its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from layercoop_fast.game.cost_forecast import time_pilot
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.masked.plan import count_evaluations
+from layercoop_fast.masks.stratified import stratified_masks
+from layercoop_fast.masks.types import Masks
+from layercoop_fast.search import coop, evopress, exhaustive, official, random
+
+# Passes of the full model of methods that measure no mask.
+_OF_RULES = {"shortgpt": 1, "cka": 1, "zigzag": 1, "angular": 1, "taylor": 3, "flap": 1, "reverse": 0}
+# The share of the windows that offspring are measured on: all on a fifth, a quarter of them on half, an eighth on all.
+_EVOLVED = 0.2 + 0.3 / 4 + 0.5 / 8
+# Masks that stand for all those of a larger budget.
+_DRAWN = 500
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Work ahead, at most.
+
+    Attributes:
+        rows: methods times sizes that are to be found, and
+        kept: those that are known from an earlier comparison.
+        passes: of the full model over the calibration text, by method, for all its sizes together.
+        text_passes: the same for what is chosen on all texts that are only measured on.
+        repair_passes: the same for fitting repairs to what is chosen, each gap of each choice; 0 where none is fitted.
+        seconds: of all that, by a short pilot on states one by one; wider batches are mostly faster.
+    """
+
+    rows: int
+    kept: int
+    passes: dict[str, float]
+    text_passes: float
+    repair_passes: float
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        """Passes of the full model over the calibration text, all together."""
+        return sum(self.passes.values()) + self.text_passes + self.repair_passes
+
+
+def ahead_of(
+    games: Sequence[ModelGame],
+    wanted: Sequence[tuple[int, str]],
+    asked: int,
+    budget: int | None,
+    seed: int,
+    repair_tokens: int,
+) -> Ahead:
+    """What finding the rows of these sizes and methods takes, on a game and the same model on other texts.
+
+    `asked` is how many there are with those that are kept. A repair is fitted to `repair_tokens` tokens.
+    """
+    game = games[0]
+    n, units = game.n_players, game.players.n_units
+    passes: dict[str, float] = {}
+    masks = 0.0
+    # What the largest size measures the smaller ones of the same method need not.
+    for method in dict.fromkeys(method for _, method in wanted):
+        sizes = [size for size, name in wanted if name == method]
+        together = method in ("official", "sleb", "finercut", "ppl")
+        for size in [max(sizes)] if together else sizes:
+            if method in _OF_RULES:
+                spent, count = float(_OF_RULES[method]), 0.0
+            else:
+                drawn, count = _like(method, n, size, budget, seed)
+                each = count_evaluations(game.players.unit_masks(drawn)).plan / len(drawn)
+                count *= _EVOLVED if method == "evopress" else 1.0
+                spent = count * each / units
+            passes[method] = passes.get(method, 0.0) + spent
+            masks += count
+    own = game.windows.ids.numel()
+    tokens = sum(one.windows.ids.numel() for one in games[1:])
+    stays = sum(1 - size / n for size, _ in wanted)
+    text_passes = tokens / own * stays
+    # The full and the pruned stream, the pruned one again from each gap on.
+    repair_passes = 2 * repair_tokens / own * len(wanted)
+    unit, head = time_pilot(game) if wanted else (0.0, 0.0)
+    heads = masks + tokens / own * len(wanted)
+    total = sum(passes.values()) + text_passes + repair_passes
+    return Ahead(
+        len(wanted), asked - len(wanted), passes, text_passes, repair_passes, total * units * unit + heads * head
+    )
+
+
+def _like(method: str, n: int, size: int, budget: int | None, seed: int) -> tuple[Masks, float]:
+    """Masks like those that a method asks for to remove `size` of `n` players, and how many it asks for at most.
+
+    The masks may be fewer, but one at least.
+    """
+    if method == "official":
+        count = official.DEFAULT_BUDGET if budget is None else budget
+        return stratified_masks(n, min(count, official.DEFAULT_BUDGET), seed=seed), count
+    if method in ("sleb", "finercut"):
+        rounds = _rounds(n, size, seed)
+        return rounds, len(rounds)
+    if method == "ppl":
+        return ~np.eye(n, dtype=np.bool_), n
+    count = {
+        "coop": coop.default_budget(n, size) if budget is None else budget,
+        "evopress": evopress.DEFAULT_BUDGET if budget is None else budget,
+        "random": random.DEFAULT_BUDGET if budget is None else budget,
+        "exhaustive": comb(n, size) if comb(n, size) <= exhaustive.DEFAULT_BUDGET else 0,  # or it refuses
+    }[method]
+    count = min(count, comb(n, size) + n)
+    rng = np.random.default_rng(seed)
+    drawn = np.argsort(rng.random((min(max(count, 1), _DRAWN), n)), axis=1) >= size
+    return drawn, count
+
+
+def _rounds(n: int, size: int, seed: int) -> Masks:
+    """The candidates of greedy removal in some order."""
+    order = np.random.default_rng(seed).permutation(n)
+    rounds = []
+    for gone in range(size):
+        left = order[gone:]
+        candidates = np.ones((len(left), n), dtype=np.bool_)
+        candidates[:, order[:gone]] = False
+        candidates[np.arange(len(left)), left] = False
+        rounds.append(candidates)
+    return np.concatenate(rounds)

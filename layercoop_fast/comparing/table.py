@@ -1,0 +1,98 @@
+"""A comparison as a table for people, and its rows one by one as they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from layercoop_fast.comparing.compare import Comparison
+from layercoop_fast.comparing.forecast import Ahead
+from layercoop_fast.comparing.rows import Measured, Row
+from layercoop_fast.progress import duration
+from layercoop_fast.report.console import plain_console
+
+_OF_REPAIRS = (
+    " Repaired models are compared with the best repaired one; - no better than without the repair on that text, or "
+    "worse (paired test, p ≥ 0.05); seconds are with the repair's."
+)
+
+
+def ahead_line(ahead: Ahead) -> str:
+    """What a comparison will take, in a line before it begins."""
+    kept = f", {ahead.kept} of them kept" if ahead.kept else ""
+    dearest = sorted(ahead.passes.items(), key=lambda item: -item[1])
+    parts = [f"{method} {passes:,.0f}" for method, passes in dearest if passes >= 1]
+    parts += [f"the other texts {ahead.text_passes:,.0f}"] if ahead.text_passes >= 1 else []
+    parts += [f"repairs {ahead.repair_passes:,.0f}"] if ahead.repair_passes >= 1 else []
+    return (
+        f"{ahead.rows + ahead.kept} rows{kept}: at most about {ahead.total:,.0f} forward passes of the full model over "
+        f"the searched text ({', '.join(parts) or 'none'}), {duration(ahead.seconds)} by a short pilot"
+    )
+
+
+def row_line(row: Row) -> str:
+    """A row as soon as it is there."""
+    texts = ", ".join(f"{Path(one.text).stem} {_plain_ppl(one)}" for one in row.texts)
+    if not row.n_remove:
+        return f"full model: ppl {texts}"
+    goes = f"{row.params:,} parameters of width" if row.removed is None else " ".join(map(str, row.removed))
+    return f"{row.label}, {row.n_remove} removed: ppl {texts}; {row.passes:.1f} passes, {row.seconds:.1f} s; {goes}"
+
+
+def show_comparison(compared: Comparison, console: Console | None = None) -> None:
+    """One row a method and size; a perplexity as good as the best of its size and text, by a paired test, is marked."""
+    console = console or plain_console()
+    title = f"{compared.about['model'].rstrip('/').rsplit('/', 1)[-1]}, {compared.about['n_players']} players"
+    table = Table(title=title)
+    table.add_column("removed", justify="right")
+    table.add_column("method")
+    for text in compared.about["texts"]:
+        table.add_column(f"ppl {Path(text).stem}", justify="right")
+    for name in ("passes", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("players that go")
+    last = None
+    for row in [compared.full, *compared.rows]:
+        if last is not None and row.n_remove != last:
+            table.add_section()
+        last = row.n_remove
+        removed = f"{row.params:,} parameters of width" if row.removed is None else " ".join(map(str, row.removed))
+        cost = ("", "") if row is compared.full else (f"{row.passes:.1f}", f"{row.seconds:.1f}")
+        table.add_row(str(row.n_remove), row.label, *(_ppl(row, one) for one in row.texts), *cost, removed)
+    console.print(table)
+    windows = ", ".join(map(str, compared.about["windows"]))
+    repaired = any(row.repair is not None for row in compared.rows)
+    console.print(
+        f"ppl ± standard error over windows ({windows}); * as good as the best of its size on that text (paired test, "
+        "p ≥ 0.05). The first text is the one searched on. Passes: cost in forward passes of the full model over it, "
+        f"of each method by itself. All searches together took {compared.about['passes_spent']:.1f}, since no mask is "
+        "measured twice; seconds are what that took." + (_OF_REPAIRS if repaired else ""),
+        highlight=False,
+    )
+    for one in compared.about["refused"]:
+        console.print(
+            f"{one['method']} has no row at {one['remove']}: {one['reason']}", highlight=False, soft_wrap=True
+        )
+
+
+def _ppl(row: Row, one: Measured) -> str:
+    if one.ppl is None:
+        return _plain_ppl(one)
+    mark = "*" if row.n_remove and one.p_best is not None and one.p_best >= 0.05 else " "
+    return f"{_plain_ppl(one)}{_no_gain(row, one)}{mark}"
+
+
+def _plain_ppl(one: Measured) -> str:
+    """A perplexity with its standard error."""
+    if one.ppl is None:
+        return "not finite"
+    return f"{one.ppl:.1f}" + ("" if one.ppl_stderr is None else f" ± {one.ppl_stderr:.1f}")
+
+
+def _no_gain(row: Row, one: Measured) -> str:
+    """A mark where a repair has not made a text better beyond doubt."""
+    if row.repair is None:
+        return ""
+    return "-" if one.p_unrepaired is None or one.p_unrepaired >= 0.05 else " "

@@ -1,0 +1,1 @@
+"""The llama block: its description, and the versions of it that run."""

@@ -1,0 +1,281 @@
+"""A llama-shaped block on the CPU without the small change: joint projections, and C++ for all that is no product.
+
+    fast.run([pool[2], pool[5]], [pool[2], pool[7]])         # stored states, in place or not, without a copy
+
+With x [W, T, H] a state of W windows, it is
+
+    x = x + o_proj(attention(rotary(qkv_proj(rms_norm(x)))))       causal, grouped queries, perhaps QK-norm and biases
+    x = x + down_proj(silu(gate_proj(n)) · up_proj(n)),   n = rms_norm(x)
+
+and either line can be run alone. What a window comes to does not depend on the windows beside it, bit for bit: each
+kernel works row by row or window by window in a fixed order, and torch's products do alike from some number of rows on
+(`kernels/rows.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from layercoop_fast.engine.calls import BlockCall, Convention
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.attention import causal_attention
+from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm
+from layercoop_fast.kernels.rotary import rotary_
+from layercoop_fast.kernels.rows import MIN_ROWS, Product
+from layercoop_fast.kernels.swiglu import swiglu
+from layercoop_fast.llama.projections import Projection
+from layercoop_fast.llama.shape import Parts, Rope, read_rope
+from layercoop_fast.spans import ATTENTION, BLOCK_REST, timed
+
+Half = Literal["attn", "mlp"]
+
+
+@dataclass
+class Workspace:
+    """Memory for activations that fast blocks share, grown as needed and never given back.
+
+    For R rows (tokens of one call) it holds R · (2H + max(C, 2I) + max(A, I)) numbers, H being the hidden width, C and
+    A the widths of the joint projection and of the attention's output, I the MLP's.
+    """
+
+    _buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def matrix(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """A matrix [rows, columns] with any content; it is valid until the next one of this name is asked for."""
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < rows * columns:
+            buffer = self._buffers[name, dtype] = torch.zeros(rows * columns, dtype=dtype)
+        return buffer[: rows * columns].view(rows, columns)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """States of one call: their rows [r, H] where they are stored, and where they stand among all rows of the call."""
+
+    sources: list[Tensor]
+    targets: list[Tensor]
+    spans: list[slice]
+    rows: int
+
+
+class FastBlock:
+    """A llama-shaped block, computed another way; `llama/fast_blocks.py` makes and checks it.
+
+    Args:
+        parts: the block's modules; the weights of the joint projections become views of new memory.
+        rope: of the windows that it will be run on, all of T tokens; where they are trees, a state has all of them,
+            or so many of the first.
+        workspace: shared with other blocks that run one after another, never at the same time.
+    """
+
+    def __init__(self, parts: Parts, rope: Rope, workspace: Workspace) -> None:
+        self.rope = rope
+        self.workspace = workspace
+        self.dtype = parts.query.weight.dtype
+        self.head_dim = parts.head_dim
+        self.scale = parts.scale
+        self.heads = parts.query.out_features // parts.head_dim
+        self.kv_heads = parts.key.out_features // parts.head_dim
+        self.input_norm = parts.input_norm
+        self.mlp_norm = parts.mlp_norm
+        self.query_norm = parts.query_norm
+        self.key_norm = parts.key_norm
+        self.qkv = Projection([parts.query, parts.key, parts.value])
+        self.output = Projection([parts.output])
+        self.gate_up = Projection([parts.gate, parts.up])
+        self.down = Projection([parts.down])
+
+    def extend(self, call: BlockCall, convention: Convention, positions: Tensor) -> None:
+        """Go on to more windows that are trees, at `positions` (int64 [W, T]), called as before."""
+        self.rope = read_rope(call, convention, self.head_dim, self.dtype, positions)
+
+    @property
+    def holds(self) -> bool:
+        """Whether its joint weights are still whole: a block that shares some with a later one has lost them to it."""
+        return all(projection.holds for projection in (self.qkv, self.output, self.gate_up, self.down))
+
+    @property
+    def bytes_a_row(self) -> int:
+        """Bytes of workspace that a row (token) of a call takes."""
+        hidden, mixed, inner = len(self.input_norm.weight), self.heads * self.head_dim, self.gate_up.out_features // 2
+        numbers = 2 * hidden + max(self.qkv.out_features, 2 * inner) + max(mixed, inner)
+        return numbers * self.input_norm.weight.element_size()
+
+    def products(self, half: Half | None = None, *, some_rows: bool = False) -> frozenset[Product]:
+        """The products that `run` makes of all rows; with `some_rows` also those that it makes of some."""
+        attention = {self.qkv.product(), self.output.product()}
+        if some_rows:
+            attention |= {self.qkv.product(slice(0, 1)), self.qkv.product(slice(1, 3))}
+        feed = {self.gate_up.product(), self.down.product()}
+        return frozenset(attention | feed if half is None else attention if half == "attn" else feed)
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        """Tokens T and hidden width H of the states it takes."""
+        return self.rope.tokens, len(self.input_norm.weight)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Run the block on hidden [W, T, H]; returns a new tensor."""
+        out = torch.empty_like(hidden)
+        self.run([hidden], [out])
+        return out
+
+    def run(
+        self,
+        sources: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        half: Half | None = None,
+        rows: Tensor | None = None,
+    ) -> None:
+        """Run the block, or one half of it, on states [W, T, H] (contiguous; W may differ), each into its target.
+
+        A target may be its own source. Both halves one after the other are the block, bit for bit. With `rows` (int64
+        [S], ascending) only these positions of each window are written, to the bits that they have without; what
+        attention does not need is then computed for them alone. Raises `RequestError` for a state of another shape,
+        layout or dtype.
+        """
+        batch = self._batch(sources, targets)
+        if batch.rows == 0:
+            return
+        with timed(BLOCK_REST):
+            if rows is None:
+                self._run(batch, half)
+            else:
+                self._run_rows(batch, half, rows)
+
+    def _run(self, batch: _Batch, half: Half | None) -> None:
+        hidden = len(self.input_norm.weight)
+        normed = self._matrix("normed", batch.rows, hidden)
+        delta = self._matrix("delta", batch.rows, hidden)
+        weight, eps = self.mlp_norm.weight, self.mlp_norm.eps
+        if half == "mlp":
+            for source, span in zip(batch.sources, batch.spans, strict=True):
+                rms_norm(source, weight, eps, out=normed[span])
+        else:
+            self.output(self._attend(batch, normed), out=delta)
+        if half is None:
+            for source, target, span in zip(batch.sources, batch.targets, batch.spans, strict=True):
+                add_rms_norm(source, delta[span], weight, eps, out=normed[span], total=target)
+        if half != "attn":
+            self._feed(batch.rows, normed, delta)
+        streams = batch.targets if half is None else batch.sources
+        for stream, target, span in zip(streams, batch.targets, batch.spans, strict=True):
+            torch.add(stream, delta[span], out=target)
+
+    def _run_rows(self, batch: _Batch, half: Half | None, rows: Tensor) -> None:
+        tokens, hidden = self.state_shape
+        windows = torch.arange(0, batch.rows, tokens)
+        index = (windows[:, None] + rows).reshape(-1)
+        parts = [(windows[: len(source) // tokens, None] + rows).reshape(-1) for source in batch.sources]
+        count = len(index)
+        stream = torch.cat([source[part] for source, part in zip(batch.sources, parts, strict=True)])
+        delta = self._matrix("delta", count, hidden)
+        weight, eps = self.mlp_norm.weight, self.mlp_norm.eps
+        if half != "mlp":
+            self.output(self._attend(batch, self._matrix("normed", batch.rows, hidden), (rows, index)), out=delta)
+        normed = self._matrix("normed", count, hidden)
+        if half is None:
+            total = torch.empty_like(stream)
+            add_rms_norm(stream, delta[:count], weight, eps, out=normed[:count], total=total)
+            stream = total
+        elif half == "mlp":
+            rms_norm(stream, weight, eps, out=normed[:count])
+        if half != "attn":
+            self._feed(count, normed, delta)
+        torch.add(stream, delta[:count], out=stream)
+        first = 0
+        for target, part in zip(batch.targets, parts, strict=True):
+            target[part] = stream[first : first + len(part)]
+            first += len(part)
+
+    def _attend(self, batch: _Batch, normed: Tensor, some: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """What attention mixes for every row of the states, before its output projection: [R, A].
+
+        Or for some rows alone: positions [S] of every window, and the same [W·S] among all rows.
+        """
+        for source, span in zip(batch.sources, batch.spans, strict=True):
+            rms_norm(source, self.input_norm.weight, self.input_norm.eps, out=normed[span])
+        asked, index = (None, None) if some is None else some
+        qkv = self._project(normed, index)[: batch.rows]
+        rope = self.rope
+        pattern = min(len(rope.cos), len(batch.sources[0]))  # of trees, those of the windows that a state has
+        rotary_(
+            qkv,
+            rope.cos[:pattern],
+            rope.sin[:pattern],
+            self.heads,
+            self.kv_heads,
+            query_norm=None if self.query_norm is None else self.query_norm.weight,
+            key_norm=None if self.key_norm is None else self.key_norm.weight,
+            eps=0.0 if self.query_norm is None else self.query_norm.eps,
+        )
+        rows = batch.rows if index is None else len(index)
+        mixed = self._matrix("inner", rows, self.heads * self.head_dim)
+        positions = None if rope.positions is None else rope.positions[:pattern]
+        with timed(ATTENTION):
+            causal_attention(
+                qkv,
+                rope.tokens,
+                self.heads,
+                self.kv_heads,
+                self.scale,
+                asked=asked,
+                positions=positions,
+                out=mixed[:rows],
+            )
+        return mixed
+
+    def _project(self, normed: Tensor, index: Tensor | None) -> Tensor:
+        """Queries, keys and values of all rows; where `index` is given, queries of these rows alone."""
+        wide = self._matrix("wide", len(normed), self.qkv.out_features)
+        if index is None:
+            return self.qkv(normed, out=wide)
+        queries = self.heads * self.head_dim
+        self.qkv(normed, out=wide[:, queries:], maps=slice(1, 3))
+        asking = normed[index]
+        padded = torch.cat([asking, asking[:1].expand(max(MIN_ROWS - len(asking), 0), -1)])
+        wide[index, :queries] = self.qkv(padded, out=padded.new_empty(len(padded), queries), maps=slice(0, 1))[
+            : len(index)
+        ]
+        return wide
+
+    def _feed(self, rows: int, normed: Tensor, delta: Tensor) -> None:
+        """What the MLP adds to the states, from their normed rows, into delta."""
+        gate_up = self.gate_up(normed, out=self._matrix("wide", rows, self.gate_up.out_features))
+        inner = self._matrix("inner", rows, self.gate_up.out_features // 2)
+        swiglu(gate_up[:rows], out=inner[:rows])
+        self.down(inner, out=delta)
+
+    def _matrix(self, name: str, rows: int, columns: int) -> Tensor:
+        # What stands in the rows of padding does not matter: no row of a product looks at another.
+        return self.workspace.matrix(name, max(rows, MIN_ROWS), columns, self.dtype)
+
+    def _batch(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> _Batch:
+        states = [self._rows(state) for state in sources]
+        results = [self._rows(state) for state in targets]
+        if [state.shape for state in states] != [result.shape for result in results]:
+            raise RequestError("fast block: expected as many targets as sources, of the same shapes")
+        sizes = {len(state) for state in states}
+        if self.rope.positions is not None and (len(sizes) > 1 or max(sizes, default=0) > len(self.rope.cos)):
+            raise RequestError("fast block: expected states of the same windows, of those it was made for")
+        spans, rows = [], 0
+        for state in states:
+            spans.append(slice(rows, rows + len(state)))
+            rows += len(state)
+        return _Batch(states, results, spans, rows)
+
+    def _rows(self, state: Tensor) -> Tensor:
+        tokens, hidden = self.state_shape
+        if state.dim() != 3 or tuple(state.shape[1:]) != (tokens, hidden) or not state.is_contiguous():
+            raise RequestError(
+                f"fast block: expected contiguous states [W, {tokens}, {hidden}], got {list(state.shape)} "
+                f"with strides {list(state.stride())}"
+            )
+        if state.dtype != self.dtype or state.device.type != "cpu":
+            raise RequestError(f"fast block: expected {self.dtype} on the CPU, got {state.dtype} on {state.device}")
+        return state.view(-1, hidden)

@@ -1,0 +1,104 @@
+"""Fast blocks where they fit: made from a model's own blocks, and checked against them by running both.
+
+    workspace = Workspace()
+    fast = fast_block(block, call, convention, workspace)    # None where it does not fit: why_not(...) says the reason
+
+Whether a block is llama-shaped is seen from its parts and their attributes and from the arguments it is called with,
+and then checked by running it: on random input the fast block must agree with the block itself, or it is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from layercoop_fast.engine.calls import BlockCall, Convention
+from layercoop_fast.llama.cpu_block import FastBlock, Workspace
+from layercoop_fast.llama.shape import UnfitError, find_parts, find_rope
+
+# How far a fast block may be from the block itself: |fast - block| / |block - input|, Euclidean norms over the whole
+# random input. In bf16 both round after every step, each a little differently.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+# Small beside what a block adds, so that rounding of the sum in bf16 does not hide a difference in what was added.
+_CHECK_SCALE = 0.125
+
+
+def fast_block(
+    block: nn.Module,
+    call: BlockCall,
+    convention: Convention,
+    workspace: Workspace,
+    positions: Tensor | None = None,
+) -> FastBlock | None:
+    """The fast form of a block as it is called for a batch of windows, or None where it has none.
+
+    Args:
+        block: a block of a model in evaluation mode.
+        call: the arguments it gets; their hidden state is not looked at. The fast block is for windows of as many
+            tokens, and any number of them.
+        convention: where the hidden state goes in and comes out.
+        workspace: shared among the blocks of a model.
+        positions: of the rows of those windows, int64 [W, T], where they are trees (`kernels/attention.py`).
+    """
+    fast = _build(block, call, convention, workspace, positions)
+    return fast if isinstance(fast, FastBlock) else None
+
+
+def why_not(block: nn.Module, call: BlockCall, convention: Convention) -> str | None:
+    """Why `fast_block` gives none, in one line; None where it does give one."""
+    fast = _build(block, call, convention, Workspace())
+    return None if isinstance(fast, FastBlock) else fast
+
+
+def _build(
+    block: nn.Module,
+    call: BlockCall,
+    convention: Convention,
+    workspace: Workspace,
+    positions: Tensor | None = None,
+) -> FastBlock | str:
+    try:
+        parts = find_parts(block)
+        fast = FastBlock(parts, find_rope(call, convention, parts, positions), workspace)
+        check_block(fast, block, call, convention, *fast.state_shape, TOLERANCE)
+    except UnfitError as reason:
+        return str(reason)
+    return fast
+
+
+def check_block(
+    fast: Callable[[Tensor], Tensor],
+    block: nn.Module,
+    call: BlockCall,
+    convention: Convention,
+    tokens: int,
+    width: int,
+    tolerances: Mapping[torch.dtype, float],
+) -> None:
+    """Raise `UnfitError` unless fast form and block agree on random input [W, tokens, width] of the call's batch."""
+    parameter = next(block.parameters())
+    dtype = parameter.dtype
+    random = torch.randn(_windows(call, convention), tokens, width, generator=torch.Generator().manual_seed(0))
+    hidden = random.mul_(_CHECK_SCALE).to(parameter.device, dtype)
+    with torch.inference_mode():
+        whole = call.with_hidden(convention.takes, hidden.clone())
+        expected = convention.unwrap(block(*whole.args, **whole.kwargs)).double()
+        added = (expected - hidden.double()).norm()
+        difference = float((fast(hidden).double() - expected).norm() / added)
+    if not difference <= tolerances[dtype]:
+        raise UnfitError(
+            f"on random input the fast block differs from the block by {difference:.1e} of what it adds "
+            f"({tolerances[dtype]:.0e} allowed)"
+        )
+
+
+def _windows(call: BlockCall, convention: Convention) -> int:
+    """The batch size that a call's arguments are made for."""
+    found = 1
+    for where, value in call.arguments():
+        tensors = value if isinstance(value, (tuple, list)) else [value]
+        if where != convention.takes:
+            found = max([found, *(len(item) for item in tensors if isinstance(item, Tensor) and item.dim() > 1)])
+    return found

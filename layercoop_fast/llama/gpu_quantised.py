@@ -1,0 +1,150 @@
+"""Linear maps and blocks of int8 or int4 weights on a GPU, for steps of a few tokens that wait for weights alone.
+
+    x → x · Ŵᵀ,    or with the norm before it  rms_norm(x) · Ŵᵀ      Ŵ: quantised in groups of 32 columns, as on the CPU
+
+Weights are quantised on the CPU by `kernels/quantise.py`, as the native executor's are, so both multiply by the same
+numbers; a model made from a GGUF file of Q8_0 or Q4_1 blocks keeps its own. The GPU never holds others: what it needs
+is a quarter or an eighth of fp32. Up to 64 rows go through `kernels/gpu/gemv.py` by sixteens, with the norm in the same
+kernel; more (prompts) through the library's product, of weights widened a piece at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layercoop_fast.kernels.gpu.gemv import (
+    MOST_ROWS,
+    Quantized,
+    dequantize,
+    quantize,
+    quantized_linear,
+    quantized_linear_reference,
+)
+from layercoop_fast.kernels.memory import on_gpu
+from layercoop_fast.kernels.quantise import GROUP
+from layercoop_fast.kernels.rms_norm import rms_norm
+from layercoop_fast.kernels.swiglu import swiglu
+from layercoop_fast.llama.gpu_block import PoolBlock, turn_heads
+from layercoop_fast.llama.shape import Norm, UnfitError
+from layercoop_fast.llama.weights import let_go
+
+BITS = {"int8": 8, "int4": 4}
+# Rows up to which reading the packed weights anew for every sixteen is less than widening them once.
+_FEW_ROWS = 64
+# Output columns whose weights are widened at a time.
+_PIECE = 4096
+
+
+class QuantisedMap:
+    """Linear maps of one input as one, their weights [O, K] quantised.
+
+    Args:
+        linears: on the CPU, fp32, bf16 or fp16.
+        bits: 8 or 4.
+        device: where the packed weights go.
+
+    Raises `UnfitError` where K is no multiple of 32.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], bits: int, device: torch.device) -> None:
+        if linears[0].in_features % GROUP:
+            raise UnfitError(f"a product of {linears[0].in_features} columns does not fall into groups of {GROUP}")
+        parts = [quantize(linear.weight.detach(), bits) for linear in linears]
+        minimums = [part.minimum for part in parts if part.minimum is not None]
+        self.weight = Quantized(
+            torch.cat([part.values for part in parts]).to(device),
+            torch.cat([part.scale for part in parts]).to(device),
+            torch.cat(minimums).to(device) if minimums else None,
+        )
+        self.bias: Tensor | None = None
+        if any(linear.bias is not None for linear in linears):
+            biases = [
+                linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+                for linear in linears
+            ]
+            self.bias = torch.cat(biases).to(device)
+
+    @property
+    def nbytes(self) -> int:
+        """What a product reads."""
+        weight = self.weight
+        return sum(part.nbytes for part in (weight.values, weight.scale, weight.minimum) if part is not None)
+
+    def __call__(self, x: Tensor, norm: Norm | None = None) -> Tensor:
+        """Norm, where one is given, and multiply: [R, K] → [R, O] in x's dtype."""
+        if len(x) <= _FEW_ROWS:
+            found = [self._few(rows, norm) for rows in torch.split(x, MOST_ROWS)]
+            out = found[0] if len(found) == 1 else torch.cat(found)
+        else:
+            x = x if norm is None else rms_norm(x, norm.weight, norm.eps)
+            pieces = range(0, len(self.weight.values), _PIECE)
+            out = torch.cat([F.linear(x, self._rows(slice(first, first + _PIECE), x.dtype)) for first in pieces], dim=1)
+        return out if self.bias is None else out + self.bias
+
+    def _few(self, x: Tensor, norm: Norm | None) -> Tensor:
+        weight = self.weight
+        scaled, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        if not on_gpu(x):
+            return quantized_linear_reference(x, weight, scaled, eps)
+        multiplied: Tensor = quantized_linear(x, weight.values, weight.scale, weight.minimum, scaled, eps)
+        return multiplied
+
+    def _rows(self, some: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        weight = self.weight
+        part = Quantized(
+            weight.values[some], weight.scale[some], None if weight.minimum is None else weight.minimum[some]
+        )
+        return dequantize(part).to(dtype)
+
+    def embed(self, words: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of the weights, of int64 [N]: [N, K]."""
+        return self._rows(words, dtype)
+
+
+class QuantisedBlock:
+    """A llama-shaped block of quantised weights: what `PoolBlock` does in generation, on a device.
+
+    Args:
+        block: on the CPU, checked; the memory of its matrices is given back.
+        bits: of the weights, 8 or 4.
+        device: where it goes.
+    """
+
+    def __init__(self, block: PoolBlock, bits: int, device: torch.device) -> None:
+        parts = block.parts
+        self.rope = block.rope
+        self.head_dim, self.scale, self.heads, self.kv_heads = block.head_dim, block.scale, block.heads, block.kv_heads
+        self.input_norm, self.mlp_norm = norm_on(parts.input_norm, device), norm_on(parts.mlp_norm, device)
+        self.query_norm = None if parts.query_norm is None else norm_on(parts.query_norm, device)
+        self.key_norm = None if parts.key_norm is None else norm_on(parts.key_norm, device)
+        self._qkv = QuantisedMap([parts.query, parts.key, parts.value], bits, device)
+        self._output = QuantisedMap([parts.output], bits, device)
+        self._gate_up = QuantisedMap([parts.gate, parts.up], bits, device)
+        self._down = QuantisedMap([parts.down], bits, device)
+        let_go([parts.query, parts.key, parts.value, parts.output, parts.gate, parts.up, parts.down])
+
+    @property
+    def nbytes(self) -> int:
+        """What its products read."""
+        return sum(each.nbytes for each in (self._qkv, self._output, self._gate_up, self._down))
+
+    def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The norm's queries and keys, rotated, and values: [R, H] → [R, (heads + 2·kv_heads)·D]."""
+        return turn_heads(self, self._qkv(hidden, self.input_norm), cos, sin)
+
+    def behind_attention(self, mixed: Tensor) -> Tensor:
+        """What attention adds, of what it mixed: [R, heads·D] → [R, H]."""
+        return self._output(mixed)
+
+    def normed_mlp(self, hidden: Tensor) -> Tensor:
+        """What the MLP adds to a state: [R, H] → [R, H]."""
+        return self._down(swiglu(self._gate_up(hidden, self.mlp_norm)))
+
+
+def norm_on(norm: Norm, device: torch.device) -> Norm:
+    """A norm with its weight on a device."""
+    return Norm(norm.weight.detach().to(device), norm.eps)

@@ -1,0 +1,198 @@
+"""Weights of a llama-shaped model, packed for the C++ step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from layercoop_fast import _C
+from layercoop_fast.llama.shape import Norm
+from layercoop_fast.llama.weights import ATTENTION, MLP, BlockWeights, LlamaWeights
+
+Floats = npt.NDArray[np.float32]
+
+FORMATS = ("fp32", "bf16", "int8", "int4")
+_INTEGERS = ("int8", "int4")
+TILE = 16
+"""Rows of gate, then as many of up: what the C++ step joins without a barrier."""
+
+# Weights are widened to fp32 in pieces of so many numbers on their way to packed ones.
+_PIECE = 1 << 22
+_ORIGINS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def _origin(format: str, *parts: Tensor) -> str:
+    """What weights were last rounded to, which tells the grid they lie on: also where fp32 holds what bf16 could."""
+    if format in _INTEGERS and all(part.dtype == torch.float32 for part in parts):
+        for dtype in (torch.bfloat16, torch.float16):
+            # Most that are of another kind show it in a few rows.
+            if all(torch.equal(rows.to(dtype).float(), rows) for part in parts for rows in (part[:TILE], part)):
+                return _ORIGINS[dtype]
+    return _ORIGINS[parts[0].dtype]
+
+
+def pack_rows(format: str, parts: Sequence[Tensor]) -> _C.PackedMatrix:
+    """Matrices [rows, columns] one under the other, packed."""
+    columns = parts[0].shape[1]
+    packed = _C.PackedMatrix(format, sum(len(part) for part in parts), columns)
+    first = 0
+    for part in parts:
+        origin = _origin(format, part.detach())
+        for piece in torch.split(part, max(TILE, _PIECE // columns // TILE * TILE)):
+            packed.fill(first, np.ascontiguousarray(piece.detach().float().numpy()), origin)
+            first += len(piece)
+    return packed
+
+
+def pack_gate_up(format: str, gate: Tensor, up: Tensor) -> _C.PackedMatrix:
+    """Sixteen rows of gate, sixteen of up, by turns, both [I, H]; padded with zeros."""
+    inner, columns = gate.shape
+    padded = -(-inner // TILE) * TILE
+    packed = _C.PackedMatrix(format, 2 * padded, columns)
+    rows = max(TILE, _PIECE // (2 * columns) // TILE * TILE)
+    origin = _origin(format, gate.detach(), up.detach())
+    for first in range(0, inner, rows):
+        pair = [_padded(part[first : first + rows].detach().float()) for part in (gate, up)]
+        turns = torch.stack([part.view(-1, TILE, columns) for part in pair], dim=1)
+        packed.fill(2 * first, np.ascontiguousarray(turns.view(-1, columns).numpy()), origin)
+    return packed
+
+
+def _padded(rows: Tensor) -> Tensor:
+    missing = -len(rows) % TILE
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+
+
+def _bias(*linears: nn.Linear) -> Floats | None:
+    """The biases of maps one under the other; zeros where only others have one."""
+    biases = [dict(linear.named_parameters()).get("bias") for linear in linears]
+    if all(bias is None for bias in biases):
+        return None
+    return _floats(
+        torch.cat(
+            [
+                torch.zeros(linear.out_features) if bias is None else bias.detach().float()
+                for linear, bias in zip(linears, biases, strict=True)
+            ]
+        )
+    )
+
+
+def _gate_up_bias(block: BlockWeights) -> Floats | None:
+    both = _bias(block.gate, block.up)
+    if both is None:
+        return None
+    pair = [_padded(part) for part in torch.from_numpy(both).chunk(2)]
+    return _floats(torch.stack([part.view(-1, TILE) for part in pair], dim=1).reshape(-1))
+
+
+def _norm(norm: Norm) -> tuple[Floats, float]:
+    return _floats(norm.weight), norm.eps
+
+
+def _norm_or_none(norm: Norm | None) -> tuple[Floats, float] | None:
+    return None if norm is None else _norm(norm)
+
+
+def _floats(values: Tensor) -> Floats:
+    found: Floats = values.float().contiguous().numpy()
+    return found
+
+
+class Packed:
+    """A model in C++ that grows block by block.
+
+    Args:
+        weights: of the model; only its sizes are read here.
+        format: of the matrices. With int4 embedding and head are int8.
+        drop: called with a block's linear maps once they are packed.
+
+    Attributes:
+        model: what runs.
+        nbytes: of the packed matrices.
+    """
+
+    def __init__(self, weights: LlamaWeights, format: str, drop: Callable[[Sequence[nn.Linear]], None]) -> None:
+        first = weights.first
+        self.weights = weights
+        self.format = format
+        self.drop = drop
+        self.nbytes = 0
+        self.positions = 0
+        self.model = _C.DecodeModel(
+            hidden=weights.hidden,
+            heads=weights.heads,
+            kv_heads=weights.kv_heads,
+            width=first.head_dim,
+            inner=weights.inner,
+            scale=first.scale,
+            score_cap=first.score_cap,
+            activation=first.activation,
+        )
+        self.reach(1)
+
+    def reach(self, positions: int) -> None:
+        """Make sure that there are cosines and sines for so many positions."""
+        if positions <= self.positions:
+            return
+        limit = self.weights.max_tokens
+        count = max(positions, min(2 * positions, positions if limit is None else limit), 256)
+        tables = [rotary.table(count) for rotary in self.weights.rotaries]
+        self.model.set_rotaries([(_floats(cos), _floats(sin)) for cos, sin in tables])
+        self.positions = count
+
+    def add_block(self, block: BlockWeights | None, halves: int = ATTENTION | MLP) -> None:
+        """Pack the halves of a block that are held, and let go of all its matrices; None holds its place."""
+        if block is None:
+            return self.model.add_block()
+        arguments: dict[str, Any] = {"rotary": block.rotary, "window": block.window}
+        if halves & ATTENTION:
+            arguments |= {
+                "attention_norm": _norm(block.attention_norm),
+                "qkv": self._keep(pack_rows(self.format, [m.weight for m in (block.query, block.key, block.value)])),
+                "qkv_bias": _bias(block.query, block.key, block.value),
+                "query_norm": _norm_or_none(block.query_norm),
+                "key_norm": _norm_or_none(block.key_norm),
+                "output": self._keep(pack_rows(self.format, [block.output.weight])),
+                "output_bias": _bias(block.output),
+                "after_attention": _norm_or_none(block.after_attention),
+            }
+        if halves & MLP:
+            arguments |= {
+                "mlp_norm": _norm(block.mlp_norm),
+                "gate_up": self._keep(pack_gate_up(self.format, block.gate.weight, block.up.weight)),
+                "gate_up_bias": _gate_up_bias(block),
+                "down": self._keep(pack_rows(self.format, [block.down.weight])),
+                "down_bias": _bias(block.down),
+                "after_mlp": _norm_or_none(block.after_mlp),
+            }
+        self.model.add_block(**arguments)
+        self.drop([block.query, block.key, block.value, block.output, block.gate, block.up, block.down])
+        return None
+
+    def set_ends(self) -> None:
+        """Pack embedding and head, once where they are the same."""
+        weights = self.weights
+        format = "int8" if self.format == "int4" else self.format
+        projection = weights.head.projection
+        head = self._keep(pack_rows(format, [projection.weight]))
+        embedding = head if weights.tied else self._keep(pack_rows(format, [weights.embedding]))
+        self.model.set_ends(
+            embedding=embedding,
+            final_norm=_norm(weights.final_norm),
+            head=head,
+            head_bias=_bias(projection),
+            embedding_scale=weights.embedding_scale,
+            logit_scale=weights.head.scale,
+            logit_cap=weights.head.soft_cap or 0.0,
+        )
+        self.drop([projection])
+
+    def _keep(self, packed: _C.PackedMatrix) -> _C.PackedMatrix:
+        self.nbytes += packed.nbytes
+        return packed

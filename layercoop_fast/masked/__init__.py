@@ -1,0 +1,1 @@
+"""A model under masks: plans, units, windows and scores."""

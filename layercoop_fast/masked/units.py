@@ -1,0 +1,231 @@
+"""How a game's units are computed: by the model's own modules, or by fast blocks where those fit.
+
+The scheduler (`masked/forward.py`) hands a unit a batch of stored states, each where it lies in the pool, and the slots
+for what comes out. What a state comes to does not depend on the states beside it, on either path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from layercoop_fast.engine.quantised import is_quantised
+from layercoop_fast.engine.skeleton import Context, Skeleton
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.memory import NATIVE_DTYPES
+from layercoop_fast.kernels.rows import Product
+from layercoop_fast.llama.cpu_block import FastBlock, Half, Workspace
+from layercoop_fast.llama.fast_blocks import fast_block
+from layercoop_fast.masked.queues import queue_of
+from layercoop_fast.masked.windows import Windows
+from layercoop_fast.spans import COPIES, HF_BLOCKS, timed
+
+BLOCK_PATHS = ("auto", "hf")
+# Windows of the batch on which a fast block is compared with the block itself. All windows of a game have one length,
+# so two of them show what every batch is handed (of trees: what positions and masks of such a kind come to).
+_CHECK_WINDOWS = 2
+
+
+class Units(Protocol):
+    """What the scheduler needs of a game's units."""
+
+    path: str
+    """Name of the numerics, for fingerprints: worths of different paths are different numbers."""
+    bytes_a_row: int
+    """Bytes of activations that a row (token) of a call takes; 0 where that is the model's own affair."""
+
+    @property
+    def products(self) -> Sequence[frozenset[Product]]:
+        """Of each unit, the products with weights that it makes of rows; those within experts are not counted."""
+        ...
+
+    def on(self, windows: Windows) -> Units:
+        """The same units for other windows of the same length; nothing is checked again."""
+        ...
+
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        """One unit on states [W, T, H], each written to its target; a target may be its own source.
+
+        With `rows` (int64 [S]) only these positions of each window need be written: the state is a mask's last, and
+        only they are scored.
+        """
+        ...
+
+
+class GeneralUnits:
+    """Units of any model, computed by its own modules.
+
+    Args:
+        windows: of the game.
+        run_unit: one unit on a batch, [B, T, H] → [B, T, H], in a context of that batch.
+        halves: whether units are the halves of blocks (2L) instead of whole ones (L).
+    """
+
+    path = "hf"
+    bytes_a_row = 0
+
+    def __init__(
+        self,
+        windows: Windows,
+        run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run,
+        *,
+        halves: bool = False,
+    ) -> None:
+        self.windows = windows
+        self.run_unit = run_unit
+        self.halves = halves
+
+    def on(self, windows: Windows) -> GeneralUnits:
+        """The same units for other windows."""
+        return GeneralUnits(windows, self.run_unit, halves=self.halves)
+
+    @cached_property
+    def products(self) -> Sequence[frozenset[Product]]:
+        """Of each unit; of halves those of their whole block.
+
+        Found once: every plan asks, and a model has many modules.
+        """
+        blocks = [_products(block) for block in self.windows.skeleton.blocks]
+        return [made for made in blocks for _ in range(2 if self.halves else 1)]
+
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        """Gather the states, run the unit once, and write its results back, all positions of them."""
+        context = self.windows.context(len(sources))
+        with timed(COPIES):
+            self._run(context, unit, sources, targets)
+
+    def _run(self, context: Context, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        # Gathered into a fresh tensor: a block may write into its input, and a stored state must survive that.
+        batch = torch.cat(list(sources))
+        padding = context.ids.shape[0] - batch.shape[0]
+        if padding:
+            batch = torch.cat([batch, batch[:1].expand(padding, -1, -1)])
+        with timed(HF_BLOCKS):
+            out = self.run_unit(context, unit, batch)
+        for index, target in enumerate(targets):
+            target.copy_(out[index * len(target) : (index + 1) * len(target)])
+
+
+class FastUnits:
+    """Units whose blocks have a fast form run it; those of the other blocks run as `GeneralUnits`.
+
+    Args:
+        general: the same units by the model's own modules.
+        blocks: the fast form of each block, None where it has none.
+        halves: whether units are the halves of blocks (2L) instead of whole ones (L).
+    """
+
+    def __init__(self, general: GeneralUnits, blocks: Sequence[FastBlock | None], *, halves: bool) -> None:
+        self.general = general
+        self.blocks = list(blocks)
+        self.halves = halves
+        self.bytes_a_row = max((block.bytes_a_row for block in blocks if block is not None), default=0)
+        slow = [str(layer) for layer, block in enumerate(blocks) if block is None]
+        self.path = f"fast but for blocks {','.join(slow)}" if slow else "fast"
+
+    def on(self, windows: Windows) -> FastUnits:
+        """The same units for other windows, fast blocks shared."""
+        return FastUnits(self.general.on(windows), self.blocks, halves=self.halves)
+
+    @cached_property
+    def products(self) -> Sequence[frozenset[Product]]:
+        """Of each unit; those of some rows too where not all positions are scored."""
+        found, some_rows = list(self.general.products), self.general.windows.score_every > 1
+        for unit in range(len(found)):
+            layer, half = self._part(unit)
+            block = self.blocks[layer]
+            if block is not None:
+                found[unit] = block.products(half, some_rows=some_rows)
+        return found
+
+    def _part(self, unit: int) -> tuple[int, Half | None]:
+        """A unit's layer, and which half of it the unit is."""
+        if not self.halves:
+            return unit, None
+        return unit // 2, "mlp" if unit % 2 else "attn"
+
+    def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        """Run the unit on the states where they lie."""
+        layer, half = self._part(unit)
+        block = self.blocks[layer]
+        if block is None:
+            self.general.run(unit, sources, targets)
+            return
+        self.general.windows.skeleton.block(layer)  # its weights may have to be read first
+        block.run(sources, targets, half, rows)
+
+
+def _products(block: nn.Module) -> frozenset[Product]:
+    """Of the linear maps of a block, quantised ones included."""
+    found: set[Product] = set()
+    for module in block.modules():
+        terms, columns = ("nx", "nf") if isinstance(module, Conv1D) else ("in_features", "out_features")
+        shape = getattr(module, terms, None), getattr(module, columns, None)
+        if isinstance(shape[0], int) and isinstance(shape[1], int):
+            found.add((shape[0], shape[1]))
+    return frozenset(found)
+
+
+def _stays_joined(skeleton: Skeleton, layer: int, fast: FastBlock) -> bool:
+    """Whether a streamed block's joint weights are joint wherever it is read to, and are all its own."""
+    if skeleton.streamed is None:
+        return True
+    skeleton.streamed.renew(layer)
+    matrices = {name for name, parameter in skeleton.blocks[layer].named_parameters() if parameter.dim() > 1}
+    return matrices == skeleton.streamed.within(layer) and fast.holds
+
+
+def make_units(
+    windows: Windows,
+    run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run,
+    *,
+    halves: bool = False,
+    block_path: str = "auto",
+) -> Units:
+    """The units of a model's blocks for these windows: fast where that fits, unless `block_path` is "hf".
+
+    Args:
+        windows: of the game.
+        run_unit: a unit by the model's own modules.
+        halves: whether units are the attention and MLP halves of blocks, in this order.
+        block_path: "auto" or "hf".
+
+    Raises `RequestError` for another block path.
+    """
+    if block_path not in BLOCK_PATHS:
+        raise RequestError(f"unknown block path {block_path!r}: choose from {', '.join(BLOCK_PATHS)}")
+    general = GeneralUnits(windows, run_unit, halves=halves)
+    skeleton = windows.skeleton
+    if block_path == "hf":
+        return general
+    if skeleton.device.type == "cuda":
+        from layercoop_fast.masked.pool_units import make_pool_units  # here, since it needs what stands above
+
+        # Trees of texts, and models spread over devices, go by the model's own blocks there.
+        whole = windows.positions is None and skeleton.one_device
+        pooled = make_pool_units(windows, general, queue_of(skeleton.device), halves=halves) if whole else None
+        return general if pooled is None else pooled
+    # Some libraries (torchao) keep plain modules, whose weights are no plain memory.
+    if skeleton.dtype not in NATIVE_DTYPES or is_quantised(skeleton.model):
+        return general
+    count = min(_CHECK_WINDOWS, windows.n_windows)
+    context = windows.part(0, count)
+    positions = None if windows.positions is None else windows.positions[:count]
+    workspace = Workspace()
+    skeleton.expect(range(skeleton.n_layers))
+    blocks = []
+    for layer in range(skeleton.n_layers):
+        fast = fast_block(skeleton.block(layer), context.call(layer), skeleton.convention, workspace, positions)
+        if fast is not None and windows.positions is not None:
+            # Checked on the first windows, it goes on to all of them.
+            fast.extend(windows.context(1).call(layer), skeleton.convention, windows.positions)
+        blocks.append(fast if fast is None or _stays_joined(skeleton, layer, fast) else None)
+    if skeleton.streamed is None:
+        # Asked at the end: a block that shares weights with a later one has lost them to it.
+        blocks = [block if block is not None and block.holds else None for block in blocks]
+    return FastUnits(general, blocks, halves=halves) if any(blocks) else general

@@ -1,0 +1,1 @@
+"""Masks over players: their types, how they are drawn, and how people write them."""

@@ -1,0 +1,1 @@
+"""The road from a request to a pruned checkpoint, stage by stage."""

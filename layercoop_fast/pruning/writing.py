@@ -1,0 +1,231 @@
+"""The last stage of `prune`: the folder with the checkpoint, its record and its report."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from layercoop_fast.engine.quantised import drop_weights
+from layercoop_fast.errors import RunError
+from layercoop_fast.export.checkpoint import export_checkpoint, is_folded
+from layercoop_fast.export.players import zeroed_halves
+from layercoop_fast.export.proof import PROBE_TOKENS, NoRoom, Reference, Written, masked_reference, not_verified
+from layercoop_fast.files import RECORD
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.masks.types import Floats
+from layercoop_fast.pruning.checkpoint_costs import measure_costs
+from layercoop_fast.pruning.generations import Prompts
+from layercoop_fast.pruning.record import record_of
+from layercoop_fast.pruning.stages import Judged, Opened, Watch
+from layercoop_fast.repair.fit import Repaired
+from layercoop_fast.report.html.page import report_page
+from layercoop_fast.search.base import Choice, finite_or_none, perplexity
+
+# Tokens of a window that stand for it in a report.
+EXCERPT_TOKENS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """Stage 6: the folder, with what the models write, what they cost, the record and the report."""
+
+    opened: Opened
+    game: ModelGame
+    choice: Choice
+    repaired: Repaired | None
+    judged: Judged
+    watch: Watch
+    command: str | None
+    seed: int
+    how_opened: dict[str, Any]
+    report: bool
+    verify: bool
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, model: str, out: Path, *, measure_cost: bool, force: bool) -> dict[str, Any]:
+        """Write the folder whole and return its record.
+
+        Raises `RunError` where what was written is not the masked model; nothing is left then.
+        """
+        self._fill()  # while the weights are there to be counted
+        reference = self._reference() if self.verify else None
+
+        def finish(folder: Path) -> dict[str, str]:
+            excerpts = self._excerpts()
+            full = self._samples(self.game.checkpoint.model)
+            if full is not None or reference is not None or measure_cost:
+                self._let_go()
+            wanted = reference is not None or full is not None
+            written = self._written(folder) if wanted else None
+            if reference is not None and written is not None:
+                try:
+                    with self.watch("verify", "comparing what was written"):
+                        self._prove(reference, written)
+                except NoRoom as short:
+                    self._say_unproven(short)
+            pruned = None if written is None or full is None else self._samples(written.model)
+            del written
+            costs = self._costs(model, folder) if measure_cost else None
+            self.record.update(
+                cost=costs, excerpts=excerpts, generations=self._beside(full, pruned), seconds=self.watch.seconds
+            )
+            page = {"report.html": report_page(self.record)} if self.report else {}
+            return {RECORD: json.dumps(self.record, indent=1, allow_nan=False) + "\n", **page}
+
+        game = self.game
+        self.watch.tell("writing the checkpoint", 0)
+        export_checkpoint(
+            game.checkpoint.model,
+            [int(layer) for layer in np.flatnonzero(game.players.layer_mask(self.choice.mask))],
+            out,
+            zeroed=zeroed_halves(game.players, self.choice.mask),
+            replaced=None if self.repaired is None else self.repaired.tensors(),
+            blocks_path=game.skeleton.blocks_path,
+            tokenizer=game.checkpoint.tokenizer,
+            force=force,
+            finish=finish,
+            streamed=game.skeleton.streamed,
+            verify=False,  # `finish` does, when the original has been let go
+        )
+        self.watch.tell("writing the checkpoint", 1)
+        return self.record
+
+    def _reference(self) -> Reference:
+        """The masked pass on the first tokens of the calibration text, halves left out and a repair in place."""
+        game = self.game
+        units = np.flatnonzero(game.players.unit_masks(self.choice.mask[None])[0])
+        with self.watch("verify"), nullcontext() if self.repaired is None else self.repaired.applied():
+            return masked_reference(
+                game.players,
+                [int(unit) for unit in units],
+                game.windows.ids[:1, :PROBE_TOKENS],
+                rounded=is_folded(game.checkpoint.model),
+            )
+
+    def _let_go(self) -> None:
+        """Let go of the original's weights: two copies of a large model would not fit."""
+        drop_weights(self.game.checkpoint.model)
+        if self.game.skeleton.streamed is not None:
+            self.game.skeleton.streamed.free()
+        for played in (self.opened.game, self.game, self.opened.heldout):
+            if played is not None:
+                played.windows.free()
+        torch.cuda.empty_cache()  # does nothing where no GPU was used
+
+    def _written(self, folder: Path) -> Written | None:
+        """The folder opened again, to be compared and for samples; None where memory is short.
+
+        For samples alone, None as well where it cannot be opened: nobody asked for a proof.
+        """
+        on_cpu = self.game.skeleton.device.type == "cpu"  # with workers, whatever these measure on
+        try:
+            return Written.open(
+                folder,
+                device="cpu" if on_cpu else self.how_opened["device"],
+                trust_remote_code=self.how_opened["trust_remote_code"],
+                offload=self.game.skeleton.streamed is not None,
+            )
+        except RunError as refused:
+            if not self.verify:
+                self._leave_samples_out(refused)
+            elif isinstance(refused, NoRoom):
+                self._say_unproven(refused)
+            else:
+                raise
+            return None
+
+    def _say_unproven(self, why: NoRoom) -> None:
+        warnings.warn(f"the written checkpoint was not compared with the masked pass: {why}", stacklevel=3)
+        self.record["verified"] = not_verified(str(why))
+
+    def _leave_samples_out(self, why: RunError) -> None:
+        warnings.warn(f"no samples are in the report: {why}", stacklevel=3)
+        self.record["generations_left_out"] = str(why)
+
+    def _prove(self, reference: Reference, written: Written) -> None:
+        """Compare the folder with the masked pass, and put its own perplexities into the record."""
+        proof = reference.check(written)
+        texts = [(self.game, self.record), (self.opened.heldout, self.record.get("heldout"))]
+        for game, record in texts:
+            # Items with options are scored in trees of tokens, which are no plain text.
+            if game is None or record is None or not game.has_windows:
+                continue
+            window_nll = written.window_nll(game.windows)
+            masked = np.array(record["window_nll"]["pruned"], dtype=np.float64)
+            reference.check_nll(float(window_nll.mean()), float(masked.mean()))
+            self._put(game, record, window_nll)
+            proof["perplexity"] = "folder"
+        self.record["verified"] = proof
+
+    def _put(self, game: ModelGame, record: dict[str, Any], window_nll: Floats) -> None:
+        """Put what the folder itself came to in the place of what the masked pass came to."""
+        full = np.array(record["window_nll"]["full"], dtype=np.float64)
+        with np.errstate(all="ignore"):
+            worth, nll = game.utility.judge(
+                window_nll[None], np.full_like(window_nll, np.nan)[None], full, game.fingerprints["calibration"]
+            )
+        record["nll"]["pruned"] = finite_or_none(nll[0])
+        record["ppl"]["pruned"] = perplexity(float(nll[0]))
+        record["window_nll"]["pruned"] = [finite_or_none(value) for value in window_nll]
+        if not game.utility.needs_teacher and math.isfinite(worth[0]):
+            record["worth"]["pruned"] = float(worth[0])
+
+    def _excerpts(self) -> list[str]:
+        """The first tokens of each window of text; none where no text is to be kept."""
+        prompts, game = self.opened.prompts, self.game
+        if prompts is None or not game.has_windows:
+            return []
+        return Prompts(game.windows.ids[:, :EXCERPT_TOKENS], prompts.tokenizer).texts()
+
+    def _samples(self, model: PreTrainedModel) -> list[str] | None:
+        """What a model writes after the prompts; None where there are none, or it cannot generate here."""
+        if self.opened.prompts is None:
+            return None
+        try:
+            with self.watch("samples", "writing samples"):
+                return self.opened.prompts.continued(model)
+        except RunError as refused:  # no reason to lose what was searched for
+            self._leave_samples_out(refused)
+            return None
+
+    def _beside(self, full: list[str] | None, pruned: list[str] | None) -> list[dict[str, str]] | None:
+        """Prompt by prompt what both models wrote; None where one of them wrote nothing."""
+        if self.opened.prompts is None or full is None or pruned is None:
+            return None
+        columns = zip(self.opened.prompts.texts(), full, pruned, strict=True)
+        return [dict(zip(("prompt", "full", "pruned"), column, strict=True)) for column in columns]
+
+    def _costs(self, model: str, folder: Path) -> dict[str, Any] | None:
+        """Memory and speed of both models, each loaded anew by a process of its own; None where that fails."""
+        with self.watch("measure", "measuring memory and speed"):
+            try:
+                full, pruned = measure_costs([model, folder], **self.how_opened)
+            except RunError as failed:  # no reason to lose what was searched for
+                warnings.warn(f"{failed}; the record says nothing of it", stacklevel=2)
+                return None
+        return {"full": asdict(full), "pruned": asdict(pruned)}
+
+    def _fill(self) -> None:
+        """Put into the record what is known before anything is written; what is measured then takes its place there."""
+        game, opened, found = self.game, self.opened, self.judged
+        self.record.update(
+            record_of(game, self.choice, found.quality, found.unseen, self.seed),
+            budget=opened.spending.record(self.choice.mask, game.players),
+            constraints=opened.limits.record(),
+            nested=found.family,
+            repair=None if self.repaired is None else self.repaired.record,
+            excerpts=[],
+            generations=None,
+            generations_left_out=None,
+            verified=not_verified("not asked for"),
+            command=self.command,
+        )

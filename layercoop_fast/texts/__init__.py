@@ -1,0 +1,1 @@
+"""Texts and items: from a SPEC to windows of tokens."""

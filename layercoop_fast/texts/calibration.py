@@ -1,0 +1,379 @@
+"""Calibration text: from a SPEC to equal token windows.
+
+SPEC is what `--calibration` takes:
+
+    novels.txt, items.jsonl            a UTF-8 text file; a JSON-lines file with a "text" field in each line
+    hf:NAME[/CONFIG][/SPLIT]           a data set through `datasets` (extra `[datasets]`), its "text" column
+    builtin, builtin-heldout           text the standard library ships (two halves that share no topic)
+    builtin-docstrings, builtin-code   docstrings of its modules, and source code of others
+    self                               text the model writes itself, sampled from its begin-of-text token
+
+Windows are cut without overlap and spread evenly over the whole text, so that no seed decides what is measured. Where a
+tokenizer puts a begin-of-text token before a text, every window begins with one, as the model is used to. Several texts
+with weights are put together in `texts/mixture.py`; `texts/chat.py` puts windows through a chat template.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import re
+import sysconfig
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import Cache
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.files import reason
+from layercoop_fast.inputs.bounds import MAX_TOKENS
+from layercoop_fast.inputs.text import parse_json
+from layercoop_fast.inputs.text import read_text as read_utf8
+from layercoop_fast.masks.types import Progress
+from layercoop_fast.texts.chat import chat_windows, stretch_of
+from layercoop_fast.texts.domains import Domains
+from layercoop_fast.texts.pictures import Pictures
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from layercoop_fast.engine.skeleton import Skeleton
+
+WINDOWS = 10
+TOKENS = 128
+_MODULE_CHARACTERS = 6000  # of a module of the standard library: no one of them fills a text
+_SPLITS = ("train", "validation", "valid", "test", "dev")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Equal windows of tokens.
+
+    Attributes:
+        ids: int64 [W, T].
+        spec: the SPEC they came from, or several with " + " between them.
+        domains: which text each window is of, where there are several.
+        chat: whether they went through the model's chat template.
+        pictures: what a vision-language model sees before each window's text (`image_text`).
+    """
+
+    ids: Tensor
+    spec: str
+    domains: Domains | None = None
+    chat: bool = False
+    pictures: Pictures | None = None
+
+    @property
+    def fingerprint(self) -> str | dict[str, Any]:
+        """SHA-256 over the tokens and their shape: equal for equal windows, wherever they came from.
+
+        Of several texts a mapping that also says which window is of which text, and the weights.
+        """
+        ids = self.ids.cpu().numpy().astype("<i8")
+        hashed = hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes())
+        if self.pictures is not None:
+            for name, value in sorted(self.pictures.inputs.items()):
+                hashed.update(f"{name} {tuple(value.shape)} {self.pictures.first}".encode())
+                hashed.update(value.detach().double().cpu().numpy().tobytes())
+        digest = hashed.hexdigest()
+        return digest if self.domains is None else {"text": digest, **self.domains.as_json()}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """For `layercoop.json`."""
+        found: dict[str, Any] = {
+            "spec": self.spec,
+            "windows": int(self.ids.shape[0]),
+            "tokens": int(self.ids.shape[1]),
+        }
+        if self.pictures is not None:
+            found["pictures"] = {name: list(value.shape) for name, value in self.pictures.inputs.items()}
+        if self.chat:
+            found["chat"] = True
+        if self.domains is not None:
+            counts = np.bincount(self.domains.of_window, minlength=len(self.domains.weights)).tolist()
+            rows = zip(self.domains.names, self.domains.weights.tolist(), counts, strict=True)
+            found["domains"] = [{"spec": spec, "weight": weight, "windows": count} for spec, weight, count in rows]
+        return found
+
+
+def image_text(
+    ids: Tensor, inputs: Mapping[str, Tensor], prefix: int, skeleton: Skeleton, spec: str = "pictures"
+) -> Calibration:
+    """Windows that begin with a picture: image-text calibration of a vision-language model.
+
+    Args:
+        ids: int64 [W, T], each row the tokens that stand for the picture (and what comes before it), then text.
+        inputs: what the model's forward takes beside them, as its processor makes it for the W pictures in order: the
+            same number of rows for each.
+        prefix: tokens of a window up to the end of the picture; only the text behind them is scored.
+        skeleton: of the model.
+        spec: a name for records.
+
+    Raises `RequestError` where rows and windows do not match or no text is left.
+    """
+    n_windows, tokens = ids.shape
+    for name, value in inputs.items():
+        if value.shape[0] % n_windows:
+            raise RequestError(f"{name} has {value.shape[0]} rows for {n_windows} windows: as many for each are needed")
+    if not 1 <= prefix < tokens:
+        raise RequestError(f"the pictures take {prefix} of {tokens} tokens of a window: from 1 to {tokens - 1} can")
+    moved = {name: value.to(skeleton.device) for name, value in inputs.items()}
+    return Calibration(ids.to(skeleton.device), spec, pictures=Pictures(moved, prefix - 1))
+
+
+def load_calibration(
+    spec: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    skeleton: Skeleton,
+    *,
+    windows: int = WINDOWS,
+    tokens: int = TOKENS,
+    seed: int = 0,
+    chat: bool = False,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Make `windows` windows of `tokens` tokens from a SPEC; `self` tells its progress in tokens a window.
+
+    With `chat` each is a conversation in the model's chat template (`texts/chat.py`).
+
+    Raises `RequestError` in one line: what is wrong with the SPEC, the file or the text, and what would be right.
+    """
+    if windows < 1 or tokens < 2:
+        raise RequestError(
+            f"{windows} windows of {tokens} tokens: at least 1 window of 2 tokens is needed to score one"
+        )
+    if windows * tokens > MAX_TOKENS:
+        raise RequestError(f"{windows} windows of {tokens} tokens are more than {MAX_TOKENS:,} tokens: ask for fewer")
+    if skeleton.max_tokens is not None and tokens > skeleton.max_tokens:
+        raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
+    if spec == "self":
+        if chat:
+            raise RequestError("--chat puts a text into turns, and 'self' is none: give a text, or leave --chat out")
+        if skeleton.streamed is not None:
+            raise RequestError("'self' would read all weights once a token with --offload: give a text, or 'builtin'")
+        ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
+    else:
+        ids = cut_windows(read_text(spec), require_tokenizer(tokenizer), windows, tokens, spec, chat=chat)
+    if int(ids.max()) >= skeleton.vocab_size:
+        raise RequestError(
+            f"the tokenizer gives token {int(ids.max())}, the model's vocabulary has {skeleton.vocab_size}: "
+            "they do not belong together"
+        )
+    return Calibration(ids.to(skeleton.device), spec, chat=chat)
+
+
+def read_text(spec: str) -> str:
+    """The text that a SPEC names (any but `self`)."""
+    if spec in ("builtin", "builtin-heldout"):
+        return _standard_library_text(heldout=spec == "builtin-heldout")
+    if spec in ("builtin-docstrings", "builtin-code"):
+        return _standard_library_modules(docstrings=spec == "builtin-docstrings")
+    if spec.startswith("hf:"):
+        return _dataset_text(spec.removeprefix("hf:"))
+    path = Path(spec)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise RequestError(
+            f"calibration {spec!r} is not understood: give a .txt or .jsonl file, hf:NAME[/CONFIG][/SPLIT], "
+            "builtin, builtin-heldout, builtin-docstrings, builtin-code or self"
+        )
+    text = read_utf8(path)
+    if path.suffix == ".jsonl":
+        text = _json_lines(text, spec)
+    if not text.strip():
+        raise RequestError(f"{spec} holds no text")
+    return text
+
+
+def require_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """The tokenizer, where there is one; `RequestError` otherwise."""
+    if tokenizer is None:
+        raise RequestError("the model's folder holds no tokenizer, so text cannot be cut into tokens; use 'self'")
+    return tokenizer
+
+
+def cut_windows(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: int,
+    tokens: int,
+    spec: str = "the text",
+    *,
+    chat: bool = False,
+) -> Tensor:
+    """Cut `windows` windows of `tokens` tokens, evenly spread over the text: int64 [windows, tokens].
+
+    With `chat` each is put through the chat template, which brings a begin-of-text token where it wants one.
+    """
+    stream = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    start = [] if chat else begin_tokens(tokenizer)
+    body = stretch_of(tokens) if chat else tokens - len(start)
+    if body < 1 or len(stream) < windows * body:
+        raise RequestError(
+            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens}{' with --chat' if chat else ''} need "
+            f"{windows * max(body, 1)}: "
+            "give a longer text, or ask for fewer or shorter windows"
+        )
+    first = window_starts(len(stream), body, windows)
+    bodies = stream[first[:, None] + np.arange(body)]
+    if chat:
+        return chat_windows(bodies, tokens, tokenizer, spec)
+    return torch.from_numpy(np.hstack([np.tile(np.asarray(start, dtype=np.int64), (windows, 1)), bodies]))
+
+
+def window_starts(stream: int, body: int, windows: int) -> NDArray[np.int64]:
+    """First tokens, int64 [windows], of windows of `body` tokens evenly spread over a stream of so many tokens."""
+    return np.linspace(0, stream - body, windows).astype(np.int64) if windows > 1 else np.zeros(1, np.int64)
+
+
+def sample_from_model(
+    skeleton: Skeleton,
+    tokenizer: PreTrainedTokenizerBase | None,
+    windows: int,
+    tokens: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Windows that the full model writes itself (temperature 1) from its begin-of-text token: int64 [windows, tokens].
+
+    Ended texts go on: the end token is not drawn, so that all windows have the same length. Models that answer with a
+    cache of keys and values are asked for one token at a time; of others the whole text runs again for each token.
+    """
+    config = skeleton.model.config.get_text_config(decoder=True)
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    start = config.bos_token_id if tokenizer is None or tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        start = next((stop for stop in stops if stop is not None), None)
+    if start is None:
+        raise RequestError("'self' needs a begin-of-text or end-of-text token, and the model names neither")
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((windows, 1), int(start), dtype=torch.int64, device=skeleton.device)
+    takes = inspect.signature(skeleton.model.forward).parameters
+    last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    # The first is its name since transformers 5.
+    name = next((name for name in ("cache", "past_key_values") if name in takes), "")
+    cached: dict[str, Any] = {"use_cache": bool(name)}
+    with torch.inference_mode():
+        for _ in range(tokens - 1):
+            answer = skeleton.model(input_ids=ids[:, -1:] if name in cached else ids, **cached, **last)
+            if name and isinstance(cache := getattr(answer, name, None), Cache):
+                cached[name] = cache
+            logits = answer.logits[:, -1].clone()
+            logits[:, [stop for stop in stops if stop is not None]] = -torch.inf
+            drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
+            ids = torch.cat([ids, drawn.to(ids.device)], dim=1)
+            if progress is not None:
+                progress("tokens of text", ids.shape[1], tokens)
+    return ids
+
+
+def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text of its own accord: [] or [begin-of-text]."""
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return [int(ids[0])] if ids and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+
+
+def check_characters(*texts: str) -> None:
+    """Raise `RequestError` for half of a surrogate pair, which JSON can write but no tokenizer can read."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start])
+            raise RequestError(f"it has half of a character, {half}: write both halves, or leave it out") from error
+
+
+def _json_lines(text: str, spec: str) -> str:
+    parts = []
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other ends of lines inside its strings
+        if not line.strip():
+            continue
+        try:
+            part = parse_json(line, "it")["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(
+                f'{spec} line {number} is not a JSON object with a "text" field (items with options go with --utility '
+                "accuracy, accuracy_norm, margin or margin_norm)"
+            ) from error
+        if not isinstance(part, str):
+            raise RequestError(f'{spec} line {number}: "text" is {type(part).__name__}, not a string')
+        try:
+            check_characters(part)
+        except RequestError as error:
+            raise RequestError(f"{spec} line {number}: {error}") from error
+        parts.append(part)
+    return "\n\n".join(parts)
+
+
+def _standard_library_text(*, heldout: bool) -> str:
+    """Python's language reference as `pydoc` ships it: every second topic, each paragraph once.
+
+    Topics quote each other; a paragraph of the first half is left out of the held-out one.
+    """
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    first, second = (
+        [paragraph for name in half for paragraph in re.split(r"\n\n+", topics[name].strip("\n"))]
+        for half in (names[::2], names[1::2])
+    )
+    if not heldout:
+        return "\n\n".join(dict.fromkeys(first))
+    seen = set(first)
+    return "\n\n".join(paragraph for paragraph in dict.fromkeys(second) if paragraph not in seen)
+
+
+def _standard_library_modules(*, docstrings: bool) -> str:
+    """The beginnings of the standard library's own modules: the docstrings of every second one, or the others' code."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    texts = []
+    for path in sorted(folder.glob("*.py"))[1 - docstrings :: 2]:
+        try:
+            source = path.read_text(encoding="utf-8")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of escapes in strings that are none of ours
+                nodes = list(ast.walk(ast.parse(source))) if docstrings else []
+        except (OSError, ValueError, SyntaxError):
+            continue
+        if docstrings:
+            kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+            found = [ast.get_docstring(node) for node in nodes if isinstance(node, kinds)]
+            source = "\n\n".join(text for text in found if text)
+        texts.append(source[:_MODULE_CHARACTERS])
+    if not texts:
+        raise RequestError(f"the standard library has no sources in {folder}: give another text")
+    return "\n\n".join(texts)
+
+
+def _dataset_text(name: str) -> str:
+    try:
+        import datasets
+    except ImportError as error:
+        raise RequestError(
+            "calibration from a data set needs the extra: pip install layercoop-fast[datasets]"
+        ) from error
+    if not name.strip("/"):
+        raise RequestError("hf: names no data set: write hf:NAME, hf:NAME/CONFIG or hf:NAME/CONFIG/SPLIT")
+    parts = name.split("/")
+    split = parts.pop() if parts[-1].split("[")[0] in _SPLITS else "train"
+    # NAME may hold a slash itself (an organisation, a folder), so the longest name that exists wins.
+    failure: Exception | None = None
+    for taken in range(len(parts), max(0, len(parts) - 2), -1):
+        config = "/".join(parts[taken:]) or None
+        try:
+            data = datasets.load_dataset("/".join(parts[:taken]), config, split=split)
+        except (ValueError, OSError) as error:
+            failure = failure or error
+            continue
+        if "text" not in data.column_names:
+            raise RequestError(f'hf:{name} has no "text" column; its columns are {", ".join(data.column_names)}')
+        return "\n\n".join(data["text"])
+    raise RequestError(f"hf:{name} cannot be loaded: {reason(failure) if failure else 'no name given'}")

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAMILIES
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from layercoop_fast import _C
+from layercoop_fast.engine.calls import BlockCall
+from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.errors import RequestError
+from layercoop_fast.llama.cpu_block import FastBlock, Workspace
+from layercoop_fast.llama.fast_blocks import fast_block, why_not
+
+# Families with a fast path; mistral and qwen2 with windows of attention at least as long as the text.
+FAST: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 24},
+    "qwen2": {"sliding_window": 24},
+    "qwen3": {},
+}
+TOKENS = 24
+
+
+def ids_of(model: PreTrainedModel, windows: int, tokens: int = TOKENS) -> Tensor:
+    generator = torch.Generator().manual_seed(windows)
+    return torch.randint(model.config.vocab_size, (windows, tokens), generator=generator)
+
+
+def calls_of(skeleton: Skeleton, ids: Tensor) -> list[BlockCall]:
+    """The arguments that each block is called with, seen from outside."""
+    calls: list[BlockCall] = []
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(BlockCall(args, kwargs))
+
+    handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in skeleton.blocks]
+    with torch.inference_mode():
+        skeleton.model(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def fast_blocks(skeleton: Skeleton, ids: Tensor) -> list[FastBlock]:
+    workspace = Workspace()
+    made = []
+    for block, call in zip(skeleton.blocks, calls_of(skeleton, ids), strict=True):
+        assert why_not(block, call, skeleton.convention) is None
+        fast = fast_block(block, call, skeleton.convention, workspace)
+        assert fast is not None
+        made.append(fast)
+    return made
+
+
+def run_all(blocks: list[FastBlock], hidden: Tensor) -> Tensor:
+    with torch.inference_mode():
+        for block in blocks:
+            hidden = block(hidden)
+    return hidden
+
+
+@pytest.fixture(params=_C.isa_available())
+def level(request: pytest.FixtureRequest) -> Any:
+    before = _C.isa()
+    _C.set_isa(request.param)
+    yield request.param
+    _C.set_isa(before)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, TOKENS])
+@pytest.mark.parametrize("family", FAST)
+def test_logits_are_those_of_hugging_face(level: str, family: str, tokens: int) -> None:
+    model = FAMILIES[family](n_layers=4, **FAST[family])
+    skeleton = Skeleton(model)
+    ids = ids_of(model, 3, tokens)
+    with torch.inference_mode():
+        expected = model(ids, use_cache=False).logits
+    context = skeleton.context(ids)
+    blocks = fast_blocks(skeleton, ids)
+    with torch.inference_mode():
+        logits = context.logits(run_all(blocks, context.embedding))
+        assert torch.equal(model(ids, use_cache=False).logits, expected), "joining the weights changed the model"
+    assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_bf16_is_as_close_to_fp32_as_hugging_face(family: str) -> None:
+    exact_model = FAMILIES[family](n_layers=4, **FAST[family])
+    skeleton = Skeleton(FAMILIES[family](n_layers=4, **FAST[family]).to(torch.bfloat16))
+    ids = ids_of(exact_model, 2)
+    with torch.inference_mode():
+        # The same rounded weights in fp32: what bf16 arithmetic is measured against.
+        exact_model.load_state_dict({name: value.float() for name, value in skeleton.model.state_dict().items()})
+        exact = exact_model(ids, use_cache=False).logits
+        theirs = skeleton.model(ids, use_cache=False).logits
+        context = skeleton.context(ids)
+        ours = context.logits(run_all(fast_blocks(skeleton, ids), context.embedding))
+    errors = [float((logits.float() - exact).norm() / exact.norm()) for logits in (ours, theirs)]
+    assert errors[0] < 1.2 * errors[1]
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_a_window_does_not_depend_on_the_batch(level: str, family: str) -> None:
+    skeleton = Skeleton(FAMILIES[family](n_layers=2, **FAST[family]))
+    ids = ids_of(skeleton.model, 7)
+    blocks = fast_blocks(skeleton, ids[:1])
+    embedding = skeleton.context(ids).embedding
+    together = run_all(blocks, embedding)
+    for windows in (1, 2, 3, 5):
+        assert torch.equal(run_all(blocks, embedding[:windows].contiguous()), together[:windows])
+        assert torch.equal(run_all(blocks, embedding[-windows:].contiguous()), together[-windows:])
+
+
+def test_a_few_rows_are_like_many() -> None:
+    skeleton = Skeleton(FAMILIES["llama"](n_layers=2))
+    ids = ids_of(skeleton.model, 40, tokens=1)
+    blocks = fast_blocks(skeleton, ids[:1])
+    embedding = skeleton.context(ids).embedding
+    together = run_all(blocks, embedding)
+    for windows in (1, 3, 17):
+        assert torch.equal(run_all(blocks, embedding[:windows].contiguous()), together[:windows])
+
+
+def test_several_states_at_once_in_place_and_not() -> None:
+    skeleton = Skeleton(FAMILIES["qwen3"](n_layers=2))
+    ids = ids_of(skeleton.model, 2)
+    block = fast_blocks(skeleton, ids)[0]
+    with torch.inference_mode():
+        embedding = skeleton.context(ids).embedding
+        pool = torch.stack([embedding, embedding * 2, embedding * 3, embedding * 4])
+        expected = [block(state) for state in pool]
+        block.run([pool[0], pool[2]], [pool[0], pool[3]])
+        assert torch.equal(pool[0], expected[0])
+        assert torch.equal(pool[3], expected[2])
+        assert torch.equal(pool[2], embedding * 3), "a source that is no target changed"
+        assert torch.equal(pool[1], embedding * 2)
+        block.run([], [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("half", [None, "attn", "mlp"])
+@pytest.mark.parametrize("rows", [[0], [TOKENS - 1], [2, 5, 8, 11, 14, 17, 20], list(range(TOKENS))])
+def test_some_rows_alone_have_the_bits_they_have_among_all(dtype: torch.dtype, half: Any, rows: list[int]) -> None:
+    skeleton = Skeleton(FAMILIES["qwen3"](n_layers=2).to(dtype))
+    ids = ids_of(skeleton.model, 2)
+    block = fast_blocks(skeleton, ids)[0]
+    with torch.inference_mode():
+        embedding = skeleton.context(ids).embedding
+        states = [embedding, (embedding[:1] * 2).contiguous(), embedding * 3]
+        whole = [torch.empty_like(state) for state in states]
+        block.run(states, whole, half)
+        some = [torch.full_like(state, 7.0) for state in states]
+        some[2].copy_(states[2])
+        block.run([*states[:2], some[2]], some, half, torch.tensor(rows))  # the last one in place
+        others = [row for row in range(TOKENS) if row not in rows]
+        for found, expected, left in zip(some, whole, [7.0, 7.0, None], strict=True):
+            assert torch.equal(found[:, rows], expected[:, rows])
+            if left is not None:
+                assert (found[:, others] == left).all(), "other rows were written"
+
+
+def test_weights_are_shared_with_the_block() -> None:
+    skeleton = Skeleton(FAMILIES["qwen2"](n_layers=2, **FAST["qwen2"]))
+    block = skeleton.blocks[0]
+    before = {name: parameter.clone() for name, parameter in block.named_parameters()}
+    ids = ids_of(skeleton.model, 2)
+    fast = fast_blocks(skeleton, ids)[0]
+    assert all(torch.equal(parameter, before[name]) for name, parameter in block.named_parameters())
+    memory = {parameter.untyped_storage().data_ptr() for parameter in block.self_attn.q_proj.parameters()}
+    assert {fast.qkv.weight.untyped_storage().data_ptr(), fast.qkv.bias.untyped_storage().data_ptr()} == memory  # type: ignore[union-attr]
+    with torch.inference_mode():
+        hidden = skeleton.context(ids).embedding
+        for parameter in block.parameters():
+            parameter.zero_()
+        assert torch.equal(fast(hidden), hidden)
+    again = fast_block(block, calls_of(skeleton, ids)[0], skeleton.convention, Workspace())
+    assert again is None or again.qkv.weight.data_ptr() == fast.qkv.weight.data_ptr()
+
+
+def test_bytes_a_row_are_what_the_workspace_holds() -> None:
+    skeleton = Skeleton(FAMILIES["qwen3"](n_layers=2))
+    block = fast_blocks(skeleton, ids_of(skeleton.model, 1))[0]
+    with torch.inference_mode():
+        block(skeleton.context(ids_of(skeleton.model, 5)).embedding)
+    held = sum(buffer.numel() * buffer.element_size() for buffer in block.workspace._buffers.values())
+    assert block.bytes_a_row * 5 * TOKENS == held
+
+
+def test_a_workspace_of_many_rows_serves_few() -> None:
+    skeleton = Skeleton(FAMILIES["llama"](n_layers=2))
+    blocks = fast_blocks(skeleton, ids_of(skeleton.model, 1))
+    embedding = skeleton.context(ids_of(skeleton.model, 9)).embedding
+    with torch.inference_mode():
+        first = blocks[0](embedding[:1].contiguous())
+        blocks[0].workspace.matrix("normed", 1000, 48, torch.float32).fill_(float("nan"))
+        blocks[0](embedding * float("nan"))
+        assert torch.equal(blocks[0](embedding[:1].contiguous()), first)
+
+
+def refused(
+    family: str, message: str, *, layer: int = 0, change: Callable[[Any], Any] | None = None, **config: Any
+) -> None:
+    skeleton = Skeleton(FAMILIES[family](n_layers=3, **config))
+    block = skeleton.blocks[layer]
+    if change is not None:
+        change(block)
+    call = calls_of(skeleton, ids_of(skeleton.model, 2))[layer]
+    reason = why_not(block, call, skeleton.convention)
+    assert reason is not None
+    assert message in reason
+    assert fast_block(block, call, skeleton.convention, Workspace()) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("gpt2", "no attention made of q_proj"),
+        ("phi3", "no attention made of q_proj"),
+        ("gemma2", "a further parameter, pre_feedforward_layernorm.weight"),
+    ],
+)
+def test_other_families_are_refused(family: str, message: str) -> None:
+    refused(family, message)
+
+
+def test_only_the_experts_of_a_sparse_model_are_refused() -> None:
+    refused("qwen2_moe", "no gated MLP", layer=1)
+    fast_blocks(Skeleton(FAMILIES["qwen2_moe"](n_layers=1)), torch.zeros(1, 9, dtype=torch.int64))
+
+
+def test_a_sliding_window_shorter_than_the_text_is_refused() -> None:
+    refused("mistral", "more than a causal mask", sliding_window=8)
+
+
+def test_another_activation_is_refused() -> None:
+    refused("llama", "not gated by SiLU", hidden_act="gelu")
+
+
+def test_a_layer_without_rotary_is_refused_by_the_self_check() -> None:
+    skeleton = Skeleton(FAMILIES["smollm3"](n_layers=3))
+    calls = calls_of(skeleton, ids_of(skeleton.model, 2))
+    reasons = [why_not(block, call, skeleton.convention) for block, call in zip(skeleton.blocks, calls, strict=True)]
+    assert reasons[:2] == [None, None]
+    assert reasons[2] is not None
+    assert "on random input the fast block differs from the block by" in reasons[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda block: block.mlp.up_proj.register_parameter("extra", nn.Parameter(torch.ones(1))), "up_proj.extra"),
+        (
+            lambda block: setattr(block.self_attn, "o_proj", nn.Sequential(block.self_attn.o_proj)),
+            "its o_proj is a Sequential",
+        ),
+        (lambda block: setattr(block, "post_attention_layernorm", nn.LayerNorm(48)), "no root-mean-square norm"),
+        (lambda block: setattr(block.self_attn, "scaling", 0.5), ""),
+        (lambda block: setattr(block.self_attn, "scaling", -1.0), "scales its scores by -1.0"),
+    ],
+)
+def test_changed_blocks(change: Callable[[Any], Any], message: str) -> None:
+    if message:
+        refused("llama", message, change=change)
+        return
+    skeleton = Skeleton(FAMILIES["llama"](n_layers=2))
+    change(skeleton.blocks[0])
+    assert why_not(skeleton.blocks[0], calls_of(skeleton, ids_of(skeleton.model, 2))[0], skeleton.convention) is None
+
+
+def test_bad_states() -> None:
+    skeleton = Skeleton(FAMILIES["llama"](n_layers=2))
+    block = fast_blocks(skeleton, ids_of(skeleton.model, 1))[0]
+    good = torch.zeros(2, TOKENS, 48)
+    with pytest.raises(RequestError, match=r"expected contiguous states \[W, 24, 48\], got \[2, 23, 48\]"):
+        block(good[:, 1:])
+    with pytest.raises(RequestError, match=r"expected torch\.float32 on the CPU, got torch\.float64"):
+        block(good.double())
+    with pytest.raises(RequestError, match="as many targets as sources"):
+        block.run([good], [good[:1]])
