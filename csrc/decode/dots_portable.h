@@ -5,20 +5,20 @@
 #include <cstdint>
 #include <cstring>
 
-#include "blocks/lanes_portable.h"
 #include "half.h"
+#include "simd/floats_portable.h"
 
 namespace layercoop::decode {
 namespace {
 
-using blocks::Lanes;
+using simd::Lanes;
 
 constexpr int kFloatRows = 4;  // input rows whose sums fit the registers
 constexpr int kIntRows = 4;
 constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run side by side
 
 // The first, and the second, of sixteen pairs of bf16 numbers.
-LANES_FN Lanes load_first_of_pairs(const std::uint8_t* p) {
+LAYERCOOP_INLINE Lanes load_first_of_pairs(const std::uint8_t* p) {
   Lanes x;
   for (int i = 0; i < 16; ++i) {
     std::uint32_t pair;
@@ -27,7 +27,7 @@ LANES_FN Lanes load_first_of_pairs(const std::uint8_t* p) {
   }
   return x;
 }
-LANES_FN Lanes load_second_of_pairs(const std::uint8_t* p) {
+LAYERCOOP_INLINE Lanes load_second_of_pairs(const std::uint8_t* p) {
   Lanes x;
   for (int i = 0; i < 16; ++i) {
     std::uint32_t pair;
@@ -38,7 +38,7 @@ LANES_FN Lanes load_second_of_pairs(const std::uint8_t* p) {
 }
 
 // 32 whole numbers in -127..127.
-LANES_FN void store_int8(std::int8_t* p, Lanes a, Lanes b) {
+LAYERCOOP_INLINE void store_int8(std::int8_t* p, Lanes a, Lanes b) {
   for (int i = 0; i < 16; ++i) {
     p[i] = static_cast<std::int8_t>(a.at[i]);
     p[16 + i] = static_cast<std::int8_t>(b.at[i]);
@@ -48,8 +48,8 @@ LANES_FN void store_int8(std::int8_t* p, Lanes a, Lanes b) {
 // dots[r] = a group's sum of q * x for each of sixteen rows of weights (layout.h) and `rows` rows of inputs, `stride`
 // apart, exact. x_sums: the sum of each row's x, `sums_stride` apart.
 template <int rows>
-LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
-                        std::int64_t, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
+                                std::int64_t, Lanes (&dots)[rows]) {
   for (int r = 0; r < rows; ++r) {
     std::int32_t sums[16] = {};
     for (int quad = 0; quad < 8; ++quad) {
@@ -64,7 +64,7 @@ LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_
 }
 
 template <int rows>
-LANES_FN void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, Lanes (&dots)[rows]) {
   for (int r = 0; r < rows; ++r) {
     std::int32_t sums[16] = {};
     for (int eight = 0; eight < 4; ++eight) {

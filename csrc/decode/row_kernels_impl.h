@@ -1,4 +1,5 @@
-// The kernels of row_kernels.h, written once over the sixteen lanes that the including file has chosen, in its own copy.
+// The kernels of row_kernels.h, written once over the sixteen lanes that the including file has chosen, in its own
+// copy.
 //
 // No lambdas here: a lambda does not inherit its function's target attribute.
 #pragma once
@@ -7,17 +8,17 @@
 #include <cmath>
 #include <cstdint>
 
-#include "blocks/lanes_math.h"
 #include "decode/row_kernels.h"
+#include "simd/functions.h"
 
 namespace layercoop::decode {
 namespace {
 
-using namespace layercoop::blocks;
+using namespace simd;
 
 static_assert(kPage == kLanes, "a page's scores of one query are one vector");
 
-LANES_TARGET void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) {
+LAYERCOOP_TARGET void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) {
   const Lanes scale = splat(inverse_rms(sum_of_squares(x, width), width, eps));
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
@@ -25,7 +26,7 @@ LANES_TARGET void rms_norm(const float* x, const float* weight, float eps, std::
   }
 }
 
-LANES_TARGET void add_row(const float* delta, std::int64_t width, float* x) {
+LAYERCOOP_TARGET void add_row(const float* delta, std::int64_t width, float* x) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
     write(x + j, n, add(read(x + j, n), read(delta + j, n)));
@@ -33,12 +34,12 @@ LANES_TARGET void add_row(const float* delta, std::int64_t width, float* x) {
 }
 
 // cap * tanh(x / cap), tanh(u) = 1 - 2 / (exp(2u) + 1)
-LANES_FN Lanes capped(Lanes x, float cap) {
+LAYERCOOP_INLINE Lanes capped(Lanes x, float cap) {
   const Lanes e = exp(mul(x, splat(2.0f / cap)));
   return mul(splat(cap), sub(splat(1.0f), div(splat(2.0f), add(e, splat(1.0f)))));
 }
 
-LANES_TARGET void scale_and_cap(float factor, float cap, std::int64_t width, float* x) {
+LAYERCOOP_TARGET void scale_and_cap(float factor, float cap, std::int64_t width, float* x) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
     const Lanes scaled = mul(read(x + j, n), splat(factor));
@@ -48,7 +49,7 @@ LANES_TARGET void scale_and_cap(float factor, float cap, std::int64_t width, flo
 
 // Both are g / (1 + exp(-u)): u = g for SiLU; for GELU by tanh, since (1 + tanh(t)) / 2 = 1 / (1 + exp(-2t)),
 // u = 2 sqrt(2 / pi) (g + 0.044715 g^3).
-LANES_TARGET void gated(const float* gate_up, Activation activation, std::int64_t width, float* out) {
+LAYERCOOP_TARGET void gated(const float* gate_up, Activation activation, std::int64_t width, float* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const Lanes g = load(gate_up + 2 * j);
     Lanes u = g;
@@ -61,7 +62,7 @@ LANES_TARGET void gated(const float* gate_up, Activation activation, std::int64_
   }
 }
 
-LANES_TARGET void rotate_head(const float* cos, const float* sin, std::int64_t width, float* x) {
+LAYERCOOP_TARGET void rotate_head(const float* cos, const float* sin, std::int64_t width, float* x) {
   const std::int64_t half = width / 2;
   for (std::int64_t j = 0; j < half; j += kLanes) {
     const int n = lanes_left(j, half);
@@ -74,7 +75,7 @@ LANES_TARGET void rotate_head(const float* cos, const float* sin, std::int64_t w
   }
 }
 
-LANES_TARGET std::int64_t largest_of(const float* x, std::int64_t width) {
+LAYERCOOP_TARGET std::int64_t largest_of(const float* x, std::int64_t width) {
   Lanes most = splat(-std::numeric_limits<float>::infinity());
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
@@ -87,17 +88,17 @@ LANES_TARGET std::int64_t largest_of(const float* x, std::int64_t width) {
   return 0;  // nothing but NaN
 }
 
-LANES_TARGET void store_fp32(const float* x, std::int64_t width, float* out) {
+LAYERCOOP_TARGET void store_fp32(const float* x, std::int64_t width, float* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) store(out + j, read(x + j, lanes_left(j, width)));
 }
 
-LANES_TARGET void store_bf16(const float* x, std::int64_t width, std::uint16_t* out) {
+LAYERCOOP_TARGET void store_bf16(const float* x, std::int64_t width, std::uint16_t* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     store(reinterpret_cast<Bf16*>(out) + j, read(x + j, lanes_left(j, width)));
   }
 }
 
-LANES_TARGET void store_fp16(const float* x, std::int64_t width, std::uint16_t* out) {
+LAYERCOOP_TARGET void store_fp16(const float* x, std::int64_t width, std::uint16_t* out) {
   constexpr float most = 65504.0f;
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const Lanes kept = at_most(at_least(read(x + j, lanes_left(j, width)), -most), most);
@@ -105,7 +106,7 @@ LANES_TARGET void store_fp16(const float* x, std::int64_t width, std::uint16_t* 
   }
 }
 
-LANES_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* out) {
+LAYERCOOP_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* out) {
   float most = 0.0f;
   float finite = 0.0f;  // what is not makes it NaN, and so the scale
   for (std::int64_t j = 0; j < width; ++j) {
@@ -125,8 +126,8 @@ LANES_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* o
 
 // scores[i][kPage] of one page: the queries' products with its keys.
 template <typename T, int queries>
-LANES_FN void score_page(const Chunk& chunk, const T* keys, const float* scales, float (*scores)[kChunk],
-                         std::int64_t at) {
+LAYERCOOP_INLINE void score_page(const Chunk& chunk, const T* keys, const float* scales, float (*scores)[kChunk],
+                                 std::int64_t at) {
   Lanes sums[queries];
 #pragma GCC unroll 6
   for (int i = 0; i < queries; ++i) sums[i] = splat(0.0f);
@@ -144,14 +145,14 @@ LANES_FN void score_page(const Chunk& chunk, const T* keys, const float* scales,
 }
 
 // The numbers from `first` to `last` of sixteen, `other` elsewhere.
-LANES_FN Lanes between(Lanes x, std::int64_t first, std::int64_t last, float other) {
+LAYERCOOP_INLINE Lanes between(Lanes x, std::int64_t first, std::int64_t last, float other) {
   const int low = static_cast<int>(std::clamp<std::int64_t>(first, 0, kLanes));
   const int high = static_cast<int>(std::clamp<std::int64_t>(last, 0, kLanes));
   return select_first(low, splat(other), select_first(high, x, splat(other)));
 }
 
 // Scores begin .. end to exp(score - largest), 0 for keys that the query does not see.
-LANES_FN void weigh(const Chunk& chunk, int query, std::int64_t begin, std::int64_t end, float* scores) {
+LAYERCOOP_INLINE void weigh(const Chunk& chunk, int query, std::int64_t begin, std::int64_t end, float* scores) {
   const std::int64_t first = chunk.first[query];
   const std::int64_t last = chunk.last[query];
   Lanes most = splat(kLowest);
@@ -171,7 +172,7 @@ LANES_FN void weigh(const Chunk& chunk, int query, std::int64_t begin, std::int6
 }
 
 template <typename T, int queries>
-LANES_TARGET void attend_some(const Chunk& chunk) {
+LAYERCOOP_TARGET void attend_some(const Chunk& chunk) {
   alignas(64) float scores[queries][kChunk];
   std::int64_t first = kChunk;
   std::int64_t last = 0;
@@ -218,7 +219,7 @@ LANES_TARGET void attend_some(const Chunk& chunk) {
 }
 
 template <typename T>
-LANES_TARGET void attend(const Chunk& chunk) {
+LAYERCOOP_TARGET void attend(const Chunk& chunk) {
   switch (chunk.queries) {
     case 1: return attend_some<T, 1>(chunk);
     case 2: return attend_some<T, 2>(chunk);
@@ -229,8 +230,8 @@ LANES_TARGET void attend(const Chunk& chunk) {
   }
 }
 
-LANES_TARGET void merge(float largest, float sum, const float* out, std::int64_t padded_width, float* total_largest,
-                        float* total_sum, float* total_out) {
+LAYERCOOP_TARGET void merge(float largest, float sum, const float* out, std::int64_t padded_width, float* total_largest,
+                            float* total_sum, float* total_out) {
   if (sum == 0.0f) return;
   if (*total_sum == 0.0f) {
     *total_largest = largest;
@@ -248,10 +249,10 @@ LANES_TARGET void merge(float largest, float sum, const float* out, std::int64_t
   }
 }
 
-constexpr RowKernels row_kernels_here() {
-  return {rms_norm,      add_row,      scale_and_cap, gated,      rotate_head,
-          largest_of,    store_fp32,   store_bf16,    store_fp16, store_int8,
-          attend<float>, attend<Bf16>, attend<Fp16>,  attend<std::int8_t>, merge};
+constexpr RowKernels make_row_kernels() {
+  return {rms_norm,   add_row,    scale_and_cap, gated,         rotate_head,  largest_of,   store_fp32,
+          store_bf16, store_fp16, store_int8,    attend<float>, attend<Bf16>, attend<Fp16>, attend<std::int8_t>,
+          merge};
 }
 
 }  // namespace

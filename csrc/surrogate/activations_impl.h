@@ -1,7 +1,7 @@
 // Activations and the sigmoid on vectors; included after one of the vec_*.h, which define V and LAYERCOOP_TARGET.
 #pragma once
 
-#include "surrogate/kernels.h"
+#include "surrogate/network_kernels.h"
 
 namespace layercoop::surrogate {
 namespace {

@@ -108,7 +108,7 @@ std::vector<FlatNetwork> flatten(const Networks& networks, bool with_flips) {
   return flat;
 }
 
-// Room for `Kernels::flip` on any of these networks.
+// Room for `NetworkKernels::flip` on any of these networks.
 std::size_t scratch_of(const std::vector<FlatNetwork>& flat) {
   std::size_t room = 0;
   for (const FlatNetwork& network : flat) room = std::max(room, 2 * network.bias.size());
@@ -117,10 +117,10 @@ std::size_t scratch_of(const std::vector<FlatNetwork>& flat) {
 
 // +1 where the flip of a player puts it in, −1 where it takes it out; four at a time.
 void signs_of(const std::uint64_t* mask, int n_players, float* signs) {
-  static constexpr float kSigns[16][kNibble] = {
-      {1, 1, 1, 1}, {-1, 1, 1, 1}, {1, -1, 1, 1}, {-1, -1, 1, 1}, {1, 1, -1, 1}, {-1, 1, -1, 1},
-      {1, -1, -1, 1}, {-1, -1, -1, 1}, {1, 1, 1, -1}, {-1, 1, 1, -1}, {1, -1, 1, -1}, {-1, -1, 1, -1},
-      {1, 1, -1, -1}, {-1, 1, -1, -1}, {1, -1, -1, -1}, {-1, -1, -1, -1}};
+  static constexpr float kSigns[16][kNibble] = {{1, 1, 1, 1},   {-1, 1, 1, 1},   {1, -1, 1, 1},   {-1, -1, 1, 1},
+                                                {1, 1, -1, 1},  {-1, 1, -1, 1},  {1, -1, -1, 1},  {-1, -1, -1, 1},
+                                                {1, 1, 1, -1},  {-1, 1, 1, -1},  {1, -1, 1, -1},  {-1, -1, 1, -1},
+                                                {1, 1, -1, -1}, {-1, 1, -1, -1}, {1, -1, -1, -1}, {-1, -1, -1, -1}};
   for (int i = 0; i < n_players; i += kNibble) std::copy_n(kSigns[mask[i / 64] >> (i % 64) & 15], kNibble, signs + i);
 }
 
@@ -128,7 +128,7 @@ void signs_of(const std::uint64_t* mask, int n_players, float* signs) {
 
 void predict_logits(const Networks& networks, const std::uint64_t* masks, std::int64_t count, float* logits) {
   const std::vector<FlatNetwork> flat = flatten(networks, false);
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   const int n_words = words(networks.n_players);
   const int n_networks = networks.n_networks;
   cpu::parallel_for(count, kMasksPerRange, [&](std::int64_t begin, std::int64_t end) {
@@ -148,7 +148,7 @@ void predict_logits(const Networks& networks, const std::uint64_t* masks, std::i
 void flip_logits(const Networks& networks, const std::uint64_t* masks, std::int64_t count, float* logits,
                  float* flipped) {
   const std::vector<FlatNetwork> flat = flatten(networks, true);
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   const int n = networks.n_players;
   const int n_words = words(n);
   const std::int64_t n_networks = networks.n_networks;
@@ -168,7 +168,7 @@ void flip_logits(const Networks& networks, const std::uint64_t* masks, std::int6
 void marginals(const Networks& networks, const std::uint64_t* masks, std::int64_t count, double* mean,
                double* stderr_) {
   const std::vector<FlatNetwork> flat = flatten(networks, true);
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   const int n = networks.n_players;
   const int n_padded = rounded_up(n, kPadding);
   const int n_words = words(n);
@@ -227,8 +227,7 @@ struct Flipper::Tables {
   Floats scratch, logits;
 };
 
-Flipper::Flipper(const Networks& networks)
-    : tables_(new Tables{flatten(networks, true), networks.n_players, {}, {}}) {
+Flipper::Flipper(const Networks& networks) : tables_(new Tables{flatten(networks, true), networks.n_players, {}, {}}) {
   tables_->scratch.resize(scratch_of(tables_->flat));
   tables_->logits.resize(static_cast<std::size_t>(rounded_up(networks.n_players, kPadding)));
 }
@@ -236,7 +235,7 @@ Flipper::Flipper(const Networks& networks)
 Flipper::~Flipper() = default;
 
 double Flipper::scores(std::uint64_t mask, double* flipped) const {
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   double score = 0;
   std::fill_n(flipped, tables_->n_players, 0.0);
   for (const FlatNetwork& network : tables_->flat) {

@@ -5,7 +5,7 @@
 
 #include "masks.h"
 #include "surrogate/activations_impl.h"
-#include "surrogate/kernels.h"
+#include "surrogate/network_kernels.h"
 
 namespace layercoop::surrogate {
 namespace {

@@ -51,9 +51,7 @@ LAYERCOOP_AVX2 inline V celu_term(V linear, V factor_a, V factor_b, V scale) {
   return max(linear, min(factor_a * factor_b, scale));
 }
 
-LAYERCOOP_AVX2 inline V round(V a) {
-  return {_mm256_round_ps(a.x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+LAYERCOOP_AVX2 inline V round(V a) { return {_mm256_round_ps(a.x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
 LAYERCOOP_AVX2 inline V scale_by_power_of_two(V a, V exponent) {
   const __m256i bits = _mm256_slli_epi32(_mm256_cvtps_epi32(exponent.x), 23);

@@ -1,13 +1,13 @@
 #include "cpu/dispatch.h"
-
 #if LAYERCOOP_X86
 
 #include "surrogate/vec_avx2.h"
-#include "surrogate/kernels_impl.h"
+
+#include "surrogate/network_kernels_impl.h"
 
 namespace layercoop::surrogate {
 
-const Kernels kAvx2 = make_kernels();
+const NetworkKernels kNetworkKernelsAvx2 = make_network_kernels();
 
 }  // namespace layercoop::surrogate
 

@@ -7,7 +7,7 @@
 
 #include "surrogate/activations_impl.h"
 #include "surrogate/flips_impl.h"
-#include "surrogate/kernels.h"
+#include "surrogate/network_kernels.h"
 
 namespace layercoop::surrogate {
 namespace {
@@ -169,9 +169,9 @@ LAYERCOOP_TARGET void scale_table(const double* base, const double* factors, int
   }
 }
 
-constexpr Kernels make_kernels() {
-  return {predict, flip,       add_changes, add_moments, evaluate,    add_sigmoid,
-          add,     gather,     affordable,  add_rows,    shift_table, scale_table};
+constexpr NetworkKernels make_network_kernels() {
+  return {predict, flip,   add_changes, add_moments, evaluate,    add_sigmoid,
+          add,     gather, affordable,  add_rows,    shift_table, scale_table};
 }
 
 }  // namespace

@@ -9,15 +9,17 @@
 #include <limits>
 #include <vector>
 
-#include "blocks/lanes_math.h"
-#include "blocks/levels.h"
+#include "blocks/block_kernels.h"
+#include "simd/functions.h"
 
 namespace layercoop::blocks {
 namespace {
 
+using namespace simd;
+
 // out = weight * T(x * scale)
 template <typename T, typename Out>
-LANES_FN void scale_row(const T* x, const T* weight, float scale, std::int64_t width, Out* out) {
+LAYERCOOP_INLINE void scale_row(const T* x, const T* weight, float scale, std::int64_t width, Out* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
     const Lanes unit = rounded(mul(read(x + j, n), splat(scale)), x);
@@ -26,7 +28,7 @@ LANES_FN void scale_row(const T* x, const T* weight, float scale, std::int64_t w
 }
 
 template <typename T>
-LANES_TARGET void rms_norm(const RmsNorm<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void rms_norm(const RmsNorm<T>& work, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
     const std::int64_t at = row * work.width;
     const T* x = work.x + at;
@@ -46,7 +48,7 @@ LANES_TARGET void rms_norm(const RmsNorm<T>& work, std::int64_t begin, std::int6
 // x * cos + rotate_half(x) * sin for one head; each product and the sum are rounded to T, as torch does. `x` may be
 // `out`.
 template <typename T, typename In>
-LANES_FN void rotate(const In* x, const T* cos, const T* sin, std::int64_t width, T* out) {
+LAYERCOOP_INLINE void rotate(const In* x, const T* cos, const T* sin, std::int64_t width, T* out) {
   const std::int64_t half = width / 2;
   for (std::int64_t j = 0; j < half; j += kLanes) {
     const int n = lanes_left(j, half);
@@ -62,7 +64,7 @@ LANES_FN void rotate(const In* x, const T* cos, const T* sin, std::int64_t width
 }
 
 template <typename T>
-LANES_TARGET void rotary(const Rotary<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void rotary(const Rotary<T>& work, std::int64_t begin, std::int64_t end) {
   std::vector<float> normed(static_cast<std::size_t>(work.width));
   for (std::int64_t row = begin; row < end; ++row) {
     const std::int64_t position = (row % work.tokens) * work.width;
@@ -81,7 +83,7 @@ LANES_TARGET void rotary(const Rotary<T>& work, std::int64_t begin, std::int64_t
 }
 
 template <typename T>
-LANES_TARGET void swiglu(const Swiglu<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void swiglu(const Swiglu<T>& work, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
     const T* gate = work.gate_up + row * 2 * work.width;
     const T* up = gate + work.width;
@@ -98,12 +100,14 @@ LANES_TARGET void swiglu(const Swiglu<T>& work, std::int64_t begin, std::int64_t
 constexpr std::int64_t kTileRows = 6;
 constexpr std::int64_t kTileColumns = kTileVectors * kLanes;
 
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 // c[6, 16 * vectors] = a[6, depth] b[depth, 16 * vectors]. Each sum runs over the depth in order.
 template <int vectors>
-LANES_FN void product_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
-                           std::int64_t depth, float* c, std::int64_t c_stride) {
+LAYERCOOP_INLINE void product_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
+                                   std::int64_t depth, float* c, std::int64_t c_stride) {
   Lanes sums[kTileRows][vectors];
 #pragma GCC unroll 6
   for (int i = 0; i < kTileRows; ++i) {
@@ -129,8 +133,8 @@ LANES_FN void product_tile(const float* a, std::int64_t a_stride, const float* b
 }
 
 // c[6, columns] = a[6, depth] b[depth, columns]; columns is a multiple of 16.
-LANES_TARGET void product(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
-                          std::int64_t depth, std::int64_t columns, float* c, std::int64_t c_stride) {
+LAYERCOOP_TARGET void product(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
+                              std::int64_t depth, std::int64_t columns, float* c, std::int64_t c_stride) {
   std::int64_t j = 0;
   for (; j + kTileColumns <= columns; j += kTileColumns) {
     product_tile<kTileVectors>(a, a_stride, b + j, b_stride, depth, c + j, c_stride);
@@ -139,7 +143,7 @@ LANES_TARGET void product(const float* a, std::int64_t a_stride, const float* b,
 }
 
 // scores[0..n) become exp(scale * (score - largest)), the numbers from n to `columns` 0; returns their sum.
-LANES_TARGET float exponentials(float* scores, std::int64_t n, std::int64_t columns, float scale) {
+LAYERCOOP_TARGET float exponentials(float* scores, std::int64_t n, std::int64_t columns, float scale) {
   Lanes most = splat(kLowest);
   for (std::int64_t j = 0; j < n; j += kLanes) {
     most = larger(select_first(lanes_left(j, n), load(scores + j), splat(kLowest)), most);
@@ -178,7 +182,7 @@ struct AttentionSpace {
 };
 
 template <typename T>
-LANES_FN void widen_row(const T* x, std::int64_t width, float* out) {
+LAYERCOOP_INLINE void widen_row(const T* x, std::int64_t width, float* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
     write(out + j, n, read(x + j, n));
@@ -187,8 +191,9 @@ LANES_FN void widen_row(const T* x, std::int64_t width, float* out) {
 
 // Consecutive rows, the first of them at `position`.
 template <typename T>
-LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std::int64_t count, std::int64_t position,
-                                   std::int64_t columns, std::int64_t kv_head, AttentionSpace& space) {
+LAYERCOOP_INLINE void load_keys_and_values(const Attention<T>& work, const T* rows, std::int64_t count,
+                                           std::int64_t position, std::int64_t columns, std::int64_t kv_head,
+                                           AttentionSpace& space) {
   const std::int64_t first_key = (work.heads + kv_head) * work.width;
   const std::int64_t first_value = first_key + work.kv_heads * work.width;
   float* row = space.queries.data();
@@ -197,8 +202,7 @@ LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std:
     for (std::int64_t j = 0; j < work.width; ++j) {
       space.keys[static_cast<std::size_t>(j * space.token_columns + position + t)] = row[j];
     }
-    widen_row(rows + t * columns + first_value, work.width,
-              space.values.data() + (position + t) * space.width_columns);
+    widen_row(rows + t * columns + first_value, work.width, space.values.data() + (position + t) * space.width_columns);
   }
 }
 
@@ -206,9 +210,9 @@ LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std:
 // which token `first` stands at `position`. (Of fewer, the rest are left over from before, and their results unused.) A
 // query's bits do not depend on the others: to the keys behind it belong scores of zero, which add nothing.
 template <typename T>
-LANES_FN void attend(const Attention<T>& work, const T* rows, const std::int64_t* tokens, std::int64_t queries,
-                     std::int64_t first, std::int64_t position, std::int64_t columns, T* out, std::int64_t head,
-                     AttentionSpace& space) {
+LAYERCOOP_INLINE void attend(const Attention<T>& work, const T* rows, const std::int64_t* tokens, std::int64_t queries,
+                             std::int64_t first, std::int64_t position, std::int64_t columns, T* out, std::int64_t head,
+                             AttentionSpace& space) {
   for (std::int64_t i = 0; i < queries; ++i) {
     widen_row(rows + tokens[i] * columns + head * work.width, work.width,
               space.queries.data() + i * space.width_columns);
@@ -238,7 +242,7 @@ LANES_FN void attend(const Attention<T>& work, const T* rows, const std::int64_t
 // A run of rows at consecutive positions finds what its rows see in front of it in the space: depth first, that is what
 // was written there last.
 template <typename T>
-LANES_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::int64_t end) {
   AttentionSpace space(work.depth, work.width);
   const std::int64_t columns = (work.heads + 2 * work.kv_heads) * work.width;
   const std::int64_t out_columns = work.heads * work.width;
@@ -268,7 +272,7 @@ LANES_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::i
 
 // scale * logit, softly capped, into z; returns the largest. tanh(u) = 1 - 2 / (exp(2u) + 1).
 template <typename T>
-LANES_FN float scaled_logits(const T* logits, std::int64_t words, float scale, float cap, float* z) {
+LAYERCOOP_INLINE float scaled_logits(const T* logits, std::int64_t words, float scale, float cap, float* z) {
   Lanes most = splat(kLowest);
   for (std::int64_t j = 0; j < words; j += kLanes) {
     const int n = lanes_left(j, words);
@@ -292,7 +296,7 @@ inline float rescale(Running& running, float tile_largest) {
   return factor;
 }
 
-LANES_FN float sum_exponentials(const float* z, std::int64_t words, float shift) {
+LAYERCOOP_INLINE float sum_exponentials(const float* z, std::int64_t words, float shift) {
   Lanes sum = splat(0.0f);
   for (std::int64_t j = 0; j < words; j += kLanes) {
     sum = add(sum, select_first(lanes_left(j, words), exp_of_term(sub(load(z + j), splat(shift))), splat(0.0f)));
@@ -301,7 +305,7 @@ LANES_FN float sum_exponentials(const float* z, std::int64_t words, float shift)
 }
 
 template <typename T>
-LANES_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end) {
   const auto columns = static_cast<std::size_t>(round_up(work.words, kLanes));
   std::vector<float> student(columns);
   std::vector<float> teacher(work.teacher != nullptr ? columns : 0);
@@ -333,7 +337,7 @@ LANES_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end
 }
 
 template <typename T>
-constexpr Kernels<T> kernels_of() {
+constexpr KernelsOf<T> kernels_of() {
   return {rms_norm<T>, rotary<T>, swiglu<T>, attention<T>, loss<T>};
 }
 

@@ -1,8 +1,8 @@
-// The products of levels.h, written once over the sixteen lanes (blocks/lanes_*.h) and the dot products of four columns
+// The products of product_kernels.h, written once over the sixteen lanes (simd/floats_*.h) and the dot products of four columns
 // (dots_*.h) that the including file has chosen, in its own copy.
 //
-// An output is one chain of sums over the columns in order, whatever is computed beside it: so a row's bits do not depend
-// on the other rows. What hides the latency of a chain is other chains, of more rows or more tiles.
+// An output is one chain of sums over the columns in order, whatever is computed beside it: so a row's bits do not
+// depend on the other rows. What hides the latency of a chain is other chains, of more rows or more tiles.
 //
 // No lambdas here: a lambda does not inherit its function's target attribute.
 #pragma once
@@ -12,12 +12,12 @@
 #include <limits>
 
 #include "decode/layout.h"
-#include "decode/levels.h"
+#include "decode/product_kernels.h"
 
 namespace layercoop::decode {
 namespace {
 
-using namespace layercoop::blocks;
+using namespace simd;
 
 // What a kind of product does for `rows` input rows, beginning at `row`, and `tiles` tiles at `weights`: the sums of
 // all. `most_rows` at a time fit the registers, `tiles_of(rows)` tiles are taken at once.
@@ -26,8 +26,8 @@ struct Fp32 {
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
 
   template <int rows, int tiles>
-  static LANES_FN void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs, std::int64_t row,
-                           Lanes (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs,
+                                   std::int64_t row, Lanes (&sums)[tiles][rows]) {
     const float* x = inputs.row(row);
     const std::int64_t stride = inputs.stride();
     const std::int64_t depth = tile_bytes / kLine;
@@ -48,8 +48,8 @@ struct Bf16Widened {
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
 
   template <int rows, int tiles>
-  static LANES_FN void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs, std::int64_t row,
-                           Lanes (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs,
+                                   std::int64_t row, Lanes (&sums)[tiles][rows]) {
     const float* x = inputs.row(row);
     const std::int64_t stride = inputs.stride();
     const std::int64_t pairs = tile_bytes / kLine;
@@ -75,8 +75,8 @@ struct Int8 {
   static constexpr int tiles_of(int) { return 1; }
 
   template <int rows, int tiles>
-  static LANES_FN void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
-                           Lanes (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
+                                   Lanes (&sums)[tiles][rows]) {
     const std::int64_t stride = inputs.stride();
     const std::int64_t groups = inputs.group_stride();
     const std::int8_t* q = inputs.q() + row * stride;
@@ -101,8 +101,8 @@ struct Int4 {
   static constexpr int tiles_of(int) { return 1; }
 
   template <int rows, int tiles>
-  static LANES_FN void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
-                           Lanes (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
+                                   Lanes (&sums)[tiles][rows]) {
     const std::int64_t stride = inputs.stride();
     const std::int64_t groups = inputs.group_stride();
     const std::int8_t* q = inputs.q() + row * stride;
@@ -125,8 +125,8 @@ struct Int4 {
 };
 
 template <typename Kind, int rows, int tiles>
-LANES_FN void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out, std::int64_t out_stride,
-                       std::int64_t tile) {
+LAYERCOOP_INLINE void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
+                               std::int64_t out_stride, std::int64_t tile) {
   Lanes sums[tiles][rows];
 #pragma GCC unroll 8
   for (int t = 0; t < tiles; ++t) {
@@ -147,8 +147,8 @@ LANES_FN void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t 
 }
 
 template <typename Kind, int rows>
-LANES_TARGET void some_rows(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
-                            std::int64_t out_stride, std::int64_t tile, std::int64_t end) {
+LAYERCOOP_TARGET void some_rows(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
+                                std::int64_t out_stride, std::int64_t tile, std::int64_t end) {
   constexpr int wide = Kind::tiles_of(rows);
   if constexpr (wide > 1) {
     for (; tile + wide <= end; tile += wide) {
@@ -159,8 +159,8 @@ LANES_TARGET void some_rows(const Matrix& matrix, const Inputs& inputs, std::int
 }
 
 template <typename Kind>
-LANES_TARGET void product(const Matrix& matrix, const Inputs& inputs, float* out, std::int64_t out_stride,
-                          std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void product(const Matrix& matrix, const Inputs& inputs, float* out, std::int64_t out_stride,
+                              std::int64_t begin, std::int64_t end) {
   const std::int64_t first = begin / kTile;
   const std::int64_t last = (end + kTile - 1) / kTile;
   const std::int64_t rows = inputs.rows();
@@ -178,14 +178,19 @@ LANES_TARGET void product(const Matrix& matrix, const Inputs& inputs, float* out
         case 2: some_rows<Kind, 2>(matrix, inputs, row, out, out_stride, tile, stop); break;
         case 3: some_rows<Kind, 3>(matrix, inputs, row, out, out_stride, tile, stop); break;
         case 4: some_rows<Kind, 4>(matrix, inputs, row, out, out_stride, tile, stop); break;
-        case 5: if constexpr (Kind::most_rows >= 5) some_rows<Kind, 5>(matrix, inputs, row, out, out_stride, tile, stop); break;
-        case 6: if constexpr (Kind::most_rows >= 6) some_rows<Kind, 6>(matrix, inputs, row, out, out_stride, tile, stop); break;
+        case 5:
+          if constexpr (Kind::most_rows >= 5) some_rows<Kind, 5>(matrix, inputs, row, out, out_stride, tile, stop);
+          break;
+        case 6:
+          if constexpr (Kind::most_rows >= 6) some_rows<Kind, 6>(matrix, inputs, row, out, out_stride, tile, stop);
+          break;
       }
     }
   }
 }
 
-LANES_TARGET inline void quantise(const float* x, std::int64_t groups, std::int8_t* q, float* scales, std::int32_t* sums) {
+LAYERCOOP_TARGET inline void quantise(const float* x, std::int64_t groups, std::int8_t* q, float* scales,
+                                      std::int32_t* sums) {
   for (std::int64_t g = 0; g < groups; ++g) {
     const Lanes a = load(x + g * kGroup);
     const Lanes b = load(x + g * kGroup + kTile);
@@ -209,7 +214,7 @@ LANES_TARGET inline void quantise(const float* x, std::int64_t groups, std::int8
   }
 }
 
-LANES_TARGET inline void narrow_all(const float* x, std::int64_t groups, std::uint16_t* out) {
+LAYERCOOP_TARGET inline void narrow_all(const float* x, std::int64_t groups, std::uint16_t* out) {
   for (std::int64_t i = 0; i < groups * kGroup; i += kTile) store(reinterpret_cast<Bf16*>(out + i), load(x + i));
 }
 
