@@ -21,7 +21,7 @@
 namespace layercoop::decode {
 namespace {
 
-using simd::Lanes;
+using simd::Floats16;
 
 constexpr int kFloatRows = 6;
 constexpr int kIntRows = 6;
@@ -29,15 +29,15 @@ constexpr int float_tiles(int rows) { return rows <= 2 ? 4 : 2; }
 
 LAYERCOOP_INLINE __m512i bytes_at(const void* p) { return _mm512_loadu_si512(p); }
 
-LAYERCOOP_INLINE Lanes load_first_of_pairs(const std::uint8_t* p) {
+LAYERCOOP_INLINE Floats16 load_first_of_pairs(const std::uint8_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(bytes_at(p), 16));
 }
-LAYERCOOP_INLINE Lanes load_second_of_pairs(const std::uint8_t* p) {
+LAYERCOOP_INLINE Floats16 load_second_of_pairs(const std::uint8_t* p) {
   return _mm512_castsi512_ps(_mm512_and_si512(bytes_at(p), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
-LAYERCOOP_INLINE void store_int8(std::int8_t* p, Lanes a, Lanes b) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(b)));
+LAYERCOOP_INLINE void store_int8(std::int8_t* p, Floats16 a, Floats16 b) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.x)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(b.x)));
 }
 
 // The same four bytes in every lane.
@@ -52,7 +52,7 @@ LAYERCOOP_INLINE __m512i four(const std::int8_t* x) {
 // The instruction takes unsigned bytes times signed ones: q + 128, and 128 times the sum of x taken off.
 template <int rows>
 LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
-                                const std::int32_t* x_sums, std::int64_t sums_stride, Lanes (&dots)[rows]) {
+                                const std::int32_t* x_sums, std::int64_t sums_stride, Floats16 (&dots)[rows]) {
   __m512i sums[rows];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) sums[r] = _mm512_set1_epi32(-128 * x_sums[r * sums_stride]);
@@ -67,7 +67,8 @@ LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std
 }
 
 template <int rows>
-LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
+                                Floats16 (&dots)[rows]) {
   const __m512i nibble = _mm512_set1_epi8(0x0f);
   __m512i sums[rows];
 #pragma GCC unroll 8
@@ -93,7 +94,7 @@ LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std
 // As in dots_avx2.h: maddubs takes |q| and x with the sign of q.
 template <int rows>
 LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
-                                std::int64_t, Lanes (&dots)[rows]) {
+                                std::int64_t, Floats16 (&dots)[rows]) {
   const __m512i ones = _mm512_set1_epi16(1);
   __m512i sums[rows];
 #pragma GCC unroll 8
@@ -115,7 +116,8 @@ LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std
 }
 
 template <int rows>
-LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
+                                Floats16 (&dots)[rows]) {
   const __m512i ones = _mm512_set1_epi16(1);
   const __m512i nibble = _mm512_set1_epi8(0x0f);
   __m512i sums[rows];

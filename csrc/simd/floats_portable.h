@@ -1,5 +1,8 @@
-// Sixteen fp32 lanes in plain C++: what the kernels in the kernels are written over, and the meaning of the same
-// functions in floats_avx2.h and floats_avx512.h. One of the three is included before the kernels.
+// Vectors of floats for any machine: the meaning of the same names in floats_avx2.h and floats_avx512.h. One of the
+// three is included before a file of kernels, which is compiled in a copy of its own for each.
+//
+// `Floats` is what one register holds, `Floats16` sixteen floats, whatever the register. A float converts to a vector
+// that holds it in every lane. Functions work lane by lane where nothing else is said.
 #pragma once
 
 #include <cstdint>
@@ -8,142 +11,99 @@
 #include "half.h"
 
 #define LAYERCOOP_TARGET
-#define LAYERCOOP_INLINE inline
+#define LAYERCOOP_INLINE __attribute__((always_inline)) inline
+
+#include "simd/pair.h"
 
 namespace layercoop::simd {
 namespace {
 
-struct Lanes {
-  float at[16];
+typedef float Float4 __attribute__((vector_size(16)));
+typedef std::int32_t Int4 __attribute__((vector_size(16)));
+
+struct Floats {
+  static constexpr int kLanes = 4;
+  static constexpr int kRegisters = 16;  // of the machine
+  Float4 x;
+
+  Floats() = default;
+  LAYERCOOP_INLINE Floats(Float4 lanes) : x(lanes) {}
+  LAYERCOOP_INLINE Floats(float value) : x{value, value, value, value} {}
+
+  LAYERCOOP_INLINE static Floats load(const float* p) {
+    Floats y;
+    std::memcpy(&y.x, p, sizeof(y.x));
+    return y;
+  }
+  LAYERCOOP_INLINE static Floats load(const Bf16* p) {
+    return Float4{from_bf16(p[0].bits), from_bf16(p[1].bits), from_bf16(p[2].bits), from_bf16(p[3].bits)};
+  }
+  LAYERCOOP_INLINE static Floats load(const Fp16* p) {
+    return Float4{from_half(p[0].bits), from_half(p[1].bits), from_half(p[2].bits), from_half(p[3].bits)};
+  }
+  LAYERCOOP_INLINE static Floats load(const std::int8_t* p) {
+    return Float4{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+                  static_cast<float>(p[3])};
+  }
 };
-constexpr int kTileVectors = 1;  // of the product in attention: how many vectors of sums a row keeps at once
+using Floats16 = Pair<Pair<Floats>>;
 
-LAYERCOOP_INLINE Lanes splat(float x) {
-  Lanes y;
-  for (float& lane : y.at) lane = x;
-  return y;
-}
-LAYERCOOP_INLINE Lanes add(Lanes a, Lanes b) {
-  for (int i = 0; i < 16; ++i) a.at[i] += b.at[i];
-  return a;
-}
-LAYERCOOP_INLINE Lanes sub(Lanes a, Lanes b) {
-  for (int i = 0; i < 16; ++i) a.at[i] -= b.at[i];
-  return a;
-}
-LAYERCOOP_INLINE Lanes mul(Lanes a, Lanes b) {
-  for (int i = 0; i < 16; ++i) a.at[i] *= b.at[i];
-  return a;
-}
-LAYERCOOP_INLINE Lanes div(Lanes a, Lanes b) {
-  for (int i = 0; i < 16; ++i) a.at[i] /= b.at[i];
-  return a;
-}
+LAYERCOOP_INLINE Floats operator+(Floats a, Floats b) { return a.x + b.x; }
+LAYERCOOP_INLINE Floats operator-(Floats a, Floats b) { return a.x - b.x; }
+LAYERCOOP_INLINE Floats operator*(Floats a, Floats b) { return a.x * b.x; }
+LAYERCOOP_INLINE Floats operator/(Floats a, Floats b) { return a.x / b.x; }
 // a * b + c, in one rounding where the machine has it.
-LAYERCOOP_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) { return add(mul(a, b), c); }
-// The larger of the two, `kept` where `a` is NaN.
-LAYERCOOP_INLINE Lanes larger(Lanes a, Lanes kept) {
-  for (int i = 0; i < 16; ++i) a.at[i] = a.at[i] > kept.at[i] ? a.at[i] : kept.at[i];
+LAYERCOOP_INLINE Floats fma(Floats a, Floats b, Floats c) { return a.x * b.x + c.x; }
+// Where one is NaN, b.
+LAYERCOOP_INLINE Floats max(Floats a, Floats b) { return a.x > b.x ? a.x : b.x; }
+LAYERCOOP_INLINE Floats min(Floats a, Floats b) { return a.x < b.x ? a.x : b.x; }
+// The nearest integer, for |a| < 2^22: the sum has no bits left for a fraction.
+LAYERCOOP_INLINE Floats round(Floats a) {
+  const Floats magic = 12582912.0f;  // 1.5 * 2^23
+  return (a + magic) - magic;
+}
+// 2^n for a whole n in -126..127; some number where n is NaN.
+LAYERCOOP_INLINE Floats power_of_two(Floats n) {
+  const Int4 whole = __builtin_convertvector(n.x == n.x ? n.x : Float4{}, Int4);
+  return (Float4)((whole + 127) << 23);
+}
+// a * 2^n for a whole n; neither a nor the result may be subnormal.
+LAYERCOOP_INLINE Floats scale_by_power_of_two(Floats a, Floats n) {
+  return (Float4)((Int4)a.x + (__builtin_convertvector(n.x, Int4) << 23));
+}
+// a in the first n lanes, b in the others; any n.
+LAYERCOOP_INLINE Floats select_first(int n, Floats a, Floats b) { return Int4{0, 1, 2, 3} < n ? a.x : b.x; }
+
+LAYERCOOP_INLINE bool any_at_least(Floats a, Floats b) {
+  const Int4 lanes = a.x >= b.x;
+  return (lanes[0] | lanes[1] | lanes[2] | lanes[3]) != 0;
+}
+// The sum of all lanes; the largest, some number where one is NaN.
+LAYERCOOP_INLINE float total(Floats a) { return (a.x[0] + a.x[2]) + (a.x[1] + a.x[3]); }
+LAYERCOOP_INLINE float largest(Floats a) {
+  const float even = a.x[0] > a.x[2] ? a.x[0] : a.x[2];
+  const float odd = a.x[1] > a.x[3] ? a.x[1] : a.x[3];
+  return even > odd ? even : odd;
+}
+// out[0..3] = constant + the sum of each vector.
+LAYERCOOP_INLINE void total4(Floats a, Floats b, Floats c, Floats d, float constant, float* out) {
+  const float sums[] = {total(a), total(b), total(c), total(d)};
+  for (int i = 0; i < 4; ++i) out[i] = constant + sums[i];
+}
+
+LAYERCOOP_INLINE Bf16 narrowed(float x) { return {x != x ? std::uint16_t{0x7fc0} : to_bf16(x)}; }
+LAYERCOOP_INLINE void store(float* p, Floats a) { std::memcpy(p, &a.x, sizeof(a.x)); }
+LAYERCOOP_INLINE void store(Bf16* p, Floats a) {
+  for (int i = 0; i < 4; ++i) p[i] = narrowed(a.x[i]);
+}
+LAYERCOOP_INLINE void store(Fp16* p, Floats a) {
+  for (int i = 0; i < 4; ++i) p[i] = {to_half(a.x[i])};
+}
+// a as it would come back from memory of the type pointed to.
+LAYERCOOP_INLINE Floats rounded(Floats a, const float*) { return a; }
+LAYERCOOP_INLINE Floats rounded(Floats a, const Bf16*) {
+  for (int i = 0; i < 4; ++i) a.x[i] = from_bf16(narrowed(a.x[i]).bits);
   return a;
-}
-// x within a bound; NaN stays NaN.
-LAYERCOOP_INLINE Lanes at_least(Lanes x, float low) {
-  for (float& lane : x.at) lane = lane < low ? low : lane;
-  return x;
-}
-LAYERCOOP_INLINE Lanes at_most(Lanes x, float high) {
-  for (float& lane : x.at) lane = lane > high ? high : lane;
-  return x;
-}
-// x rounded to an integer, for |x| < 2^22: the sum has no bits left for a fraction.
-LAYERCOOP_INLINE Lanes nearest(Lanes x) {
-  constexpr float magic = 12582912.0f;  // 1.5 * 2^23
-  for (float& lane : x.at) lane = (lane + magic) - magic;
-  return x;
-}
-// 2^n for a whole n in -126..127; any finite number or NaN where n is NaN.
-LAYERCOOP_INLINE Lanes power_of_two(Lanes n) {
-  for (float& lane : n.at) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(lane == lane ? static_cast<int>(lane) + 127 : 127) << 23;
-    std::memcpy(&lane, &bits, sizeof(lane));
-  }
-  return n;
-}
-
-// The first n lanes of a, the others of b.
-LAYERCOOP_INLINE Lanes select_first(int n, Lanes a, Lanes b) {
-  for (int i = 0; i < 16; ++i) a.at[i] = i < n ? a.at[i] : b.at[i];
-  return a;
-}
-LAYERCOOP_INLINE float total(Lanes x) {
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) x.at[i] += x.at[i + width];
-  }
-  return x.at[0];
-}
-LAYERCOOP_INLINE float largest(Lanes x) {
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) x.at[i] = x.at[i] > x.at[i + width] ? x.at[i] : x.at[i + width];
-  }
-  return x.at[0];
-}
-
-LAYERCOOP_INLINE float widen(Bf16 half) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(half.bits) << 16;
-  float x;
-  std::memcpy(&x, &bits, sizeof(x));
-  return x;
-}
-LAYERCOOP_INLINE Bf16 narrow(float x) {
-  if (x != x) return {0x7fc0};
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(x));
-  return {static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
-
-// Lanes past the first n are 0.
-LAYERCOOP_INLINE Lanes load_first(const float* p, int n) {
-  Lanes x = splat(0.0f);
-  for (int i = 0; i < n; ++i) x.at[i] = p[i];
-  return x;
-}
-LAYERCOOP_INLINE Lanes load_first(const Bf16* p, int n) {
-  Lanes x = splat(0.0f);
-  for (int i = 0; i < n; ++i) x.at[i] = widen(p[i]);
-  return x;
-}
-LAYERCOOP_INLINE Lanes load_first(const Fp16* p, int n) {
-  Lanes x = splat(0.0f);
-  for (int i = 0; i < n; ++i) x.at[i] = from_half(p[i].bits);
-  return x;
-}
-LAYERCOOP_INLINE Lanes load_first(const std::int8_t* p, int n) {
-  Lanes x = splat(0.0f);
-  for (int i = 0; i < n; ++i) x.at[i] = p[i];
-  return x;
-}
-LAYERCOOP_INLINE void store_first(float* p, int n, Lanes x) {
-  for (int i = 0; i < n; ++i) p[i] = x.at[i];
-}
-LAYERCOOP_INLINE void store_first(Bf16* p, int n, Lanes x) {
-  for (int i = 0; i < n; ++i) p[i] = narrow(x.at[i]);
-}
-LAYERCOOP_INLINE void store_first(Fp16* p, int n, Lanes x) {
-  for (int i = 0; i < n; ++i) p[i] = {to_half(x.at[i])};
-}
-template <typename T>
-LAYERCOOP_INLINE Lanes load(const T* p) {
-  return load_first(p, 16);
-}
-template <typename T>
-LAYERCOOP_INLINE void store(T* p, Lanes x) {
-  store_first(p, 16, x);
-}
-// x as it would read back from memory of the type pointed to.
-LAYERCOOP_INLINE Lanes rounded(Lanes x, const float*) { return x; }
-LAYERCOOP_INLINE Lanes rounded(Lanes x, const Bf16*) {
-  for (float& lane : x.at) lane = widen(narrow(lane));
-  return x;
 }
 
 }  // namespace

@@ -7,12 +7,14 @@
 #include <numeric>
 #include <utility>
 
+#include "cpu/aligned.h"
 #include "cpu/pool.h"
-#include "surrogate/aligned.h"
 #include "surrogate/beam.h"
 
 namespace layercoop::surrogate {
 namespace {
+
+using cpu::Aligned;
 
 constexpr int kMaxMid = 5;
 constexpr int kMaxInner = 8;
@@ -72,27 +74,27 @@ void fold_lanes(const float* sums, int n_lanes, int subset, double* out) {
 // The tables of one network.
 struct Enumeration::Table {
   SplitNetwork network;
-  Floats low_linear;     // [mid masks, n_units, kBlock]
-  Floats low_factor;     // [mid masks, n_fast, kBlock]
-  Doubles inner_linear;  // [groups, n_units, kGroup]
-  Doubles inner_factor;  // [groups, n_fast, kGroup]
+  Aligned<float> low_linear;     // [mid masks, n_units, kBlock]
+  Aligned<float> low_factor;     // [mid masks, n_fast, kBlock]
+  Aligned<double> inner_linear;  // [groups, n_units, kGroup]
+  Aligned<double> inner_factor;  // [groups, n_fast, kGroup]
 };
 
 // What one thread needs for one task.
 struct Enumeration::Scratch {
-  std::vector<Floats> high_linear;  // a network each, [groups, n_units, kGroup]
-  std::vector<Floats> high_factor;
-  Floats logits;  // of one network; all below are [rows, kBlock]
-  Floats scores;
-  Floats values;
-  Floats by_row;  // over the mid masks of one size
-  Floats sets;    // [sets, kClasses, kBlock]
+  std::vector<Aligned<float>> high_linear;  // a network each, [groups, n_units, kGroup]
+  std::vector<Aligned<float>> high_factor;
+  Aligned<float> logits;  // of one network; all below are [rows, kBlock]
+  Aligned<float> scores;
+  Aligned<float> values;
+  Aligned<float> by_row;  // over the mid masks of one size
+  Aligned<float> sets;    // [sets, kClasses, kBlock]
   alignas(64) float by_class[kInnerClasses * kBlock];
   alignas(64) float squares[kClasses * kBlock];
   alignas(64) float thresholds[kClasses * kBlock];
-  Floats shifts;          // [kClasses, kBlock]
-  Floats remaining;       // [rows] of the budget
-  std::vector<int> hits;  // [rows]
+  Aligned<float> shifts;     // [kClasses, kBlock]
+  Aligned<float> remaining;  // [rows] of the budget
+  std::vector<int> hits;     // [rows]
 
   float* set(int index) { return sets.data() + static_cast<std::ptrdiff_t>(index) * kClasses * kBlock; }
   const float* set(int index) const { return sets.data() + static_cast<std::ptrdiff_t>(index) * kClasses * kBlock; }
@@ -307,7 +309,7 @@ void Enumeration::evaluate_mid(int mid_mask, Scratch& scratch) const {
                     (1 << n_inner_) / kGroup,
                     net.constant,
                     activation_};
-    Floats& logits = e == 0 ? scratch.scores : scratch.logits;
+    Aligned<float>& logits = e == 0 ? scratch.scores : scratch.logits;
     kernel.evaluate(tile, logits.data());
     if (sigmoid_) {
       kernel.add_sigmoid(logits.data(), count, side_, scratch.values.data());

@@ -4,12 +4,14 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/aligned.h"
 #include "cpu/pool.h"
 #include "masks.h"
-#include "surrogate/aligned.h"
 
 namespace layercoop::surrogate {
 namespace {
+
+using cpu::Aligned;
 
 constexpr double kSafeColumn = 40;  // see kSafe in flips_impl.h
 constexpr double kSafeScale = 1e15;
@@ -31,7 +33,7 @@ std::vector<int> units_of(const float* output, int n_hidden) {
 
 // One network in the layout of `FlatTile`, which points into it.
 struct FlatNetwork {
-  Floats nibbles, bias, output, plain_columns, columns, factors, scale, signs;
+  Aligned<float> nibbles, bias, output, plain_columns, columns, factors, scale, signs;
   FlatTile tile;
 
   FlatNetwork(const Networks& networks, int e, bool with_flips) {
@@ -47,9 +49,10 @@ struct FlatNetwork {
     const auto width = static_cast<std::size_t>(n_units);
 
     nibbles.resize(static_cast<std::size_t>(n_nibbles) * 16 * width);
-    for (Floats* row : {&bias, &output, &scale, &signs}) row->resize(width);
+    for (Aligned<float>* row : {&bias, &output, &scale, &signs}) row->resize(width);
     if (with_flips) {
-      for (Floats* table : {&plain_columns, &columns}) table->resize(2 * static_cast<std::size_t>(n_rows) * width);
+      for (Aligned<float>* table : {&plain_columns, &columns})
+        table->resize(2 * static_cast<std::size_t>(n_rows) * width);
       factors.assign(columns.size(), 1.0f);
     }
     int n_negative = 0;
@@ -153,8 +156,8 @@ void flip_logits(const Networks& networks, const std::uint64_t* masks, std::int6
   const int n_words = words(n);
   const std::int64_t n_networks = networks.n_networks;
   cpu::parallel_for(count, kMasksPerRange, [&](std::int64_t begin, std::int64_t end) {
-    Floats scratch(scratch_of(flat));
-    Floats neighbours(static_cast<std::size_t>(rounded_up(n, kPadding)));
+    Aligned<float> scratch(scratch_of(flat));
+    Aligned<float> neighbours(static_cast<std::size_t>(rounded_up(n, kPadding)));
     for (std::int64_t row = begin; row < end; ++row) {
       for (std::int64_t e = 0; e < n_networks; ++e) {
         logits[row * n_networks + e] = kernel.flip(flat[static_cast<std::size_t>(e)].tile, masks + row * n_words,
@@ -181,8 +184,8 @@ void marginals(const Networks& networks, const std::uint64_t* masks, std::int64_
   std::vector<double> sums(static_cast<std::size_t>(n_ranges) * 2 * width);
   cpu::parallel_for(n_ranges, 1, [&](std::int64_t begin, std::int64_t end) {
     const auto padded = static_cast<std::size_t>(n_padded);
-    Floats scratch(scratch_of(flat));
-    Floats logits(padded), changes(padded), signs(padded), few(padded), few_squares(padded);
+    Aligned<float> scratch(scratch_of(flat));
+    Aligned<float> logits(padded), changes(padded), signs(padded), few(padded), few_squares(padded);
     for (std::int64_t range = begin; range < end; ++range) {
       double* const sum = sums.data() + static_cast<std::size_t>(range) * 2 * width;
       const std::int64_t stop = std::min(count, (range + 1) * per_range);
@@ -224,7 +227,7 @@ void marginals(const Networks& networks, const std::uint64_t* masks, std::int64_
 struct Flipper::Tables {
   std::vector<FlatNetwork> flat;
   int n_players;
-  Floats scratch, logits;
+  Aligned<float> scratch, logits;
 };
 
 Flipper::Flipper(const Networks& networks) : tables_(new Tables{flatten(networks, true), networks.n_players, {}, {}}) {
