@@ -111,12 +111,7 @@ constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
 template <int vectors>
 LAYERCOOP_INLINE void product_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
                                    std::int64_t depth, float* c, std::int64_t c_stride) {
-  Floats16 sums[kTileRows][vectors];
-#pragma GCC unroll 6
-  for (int i = 0; i < kTileRows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) sums[i][j] = 0.0f;
-  }
+  Floats16 sums[kTileRows][vectors] = {};
   for (std::int64_t k = 0; k < depth; ++k) {
     Floats16 column[vectors];
 #pragma GCC unroll 4

@@ -11,30 +11,29 @@
 namespace layercoop::decode {
 namespace {
 
+using simd::Floats;
 using simd::Floats16;
 
 constexpr int kFloatRows = 4;  // input rows whose sums fit the registers
 constexpr int kIntRows = 4;
 constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run side by side
 
-// The first, and the second, of sixteen pairs of bf16 numbers.
+// The first, and the second, of four or of sixteen pairs of bf16 numbers.
+LAYERCOOP_INLINE Floats first_of_pairs(const std::uint8_t* p) {
+  simd::Int4 pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return (simd::Float4)(pairs << 16);
+}
+LAYERCOOP_INLINE Floats second_of_pairs(const std::uint8_t* p) {
+  simd::Int4 pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return (simd::Float4)(pairs & ~0xffff);
+}
 LAYERCOOP_INLINE Floats16 load_first_of_pairs(const std::uint8_t* p) {
-  float x[16];
-  for (int i = 0; i < 16; ++i) {
-    std::uint32_t pair;
-    std::memcpy(&pair, p + 4 * i, sizeof pair);
-    x[i] = of_bits(pair << 16);
-  }
-  return Floats16::load(x);
+  return {{first_of_pairs(p), first_of_pairs(p + 16)}, {first_of_pairs(p + 32), first_of_pairs(p + 48)}};
 }
 LAYERCOOP_INLINE Floats16 load_second_of_pairs(const std::uint8_t* p) {
-  float x[16];
-  for (int i = 0; i < 16; ++i) {
-    std::uint32_t pair;
-    std::memcpy(&pair, p + 4 * i, sizeof pair);
-    x[i] = of_bits(pair & 0xffff0000u);
-  }
-  return Floats16::load(x);
+  return {{second_of_pairs(p), second_of_pairs(p + 16)}, {second_of_pairs(p + 32), second_of_pairs(p + 48)}};
 }
 
 // 32 whole numbers in -127..127.

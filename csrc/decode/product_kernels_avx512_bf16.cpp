@@ -1,7 +1,7 @@
 #include "cpu/dispatch.h"
 #if LAYERCOOP_X86
 
-#define LAYERCOOP_DOTS_BF16
+#define LAYERCOOP_TARGET LAYERCOOP_AVX512_BF16
 #include "decode/dots_avx512.h"
 
 #include "decode/product_kernels_impl.h"

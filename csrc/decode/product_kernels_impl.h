@@ -61,8 +61,7 @@ struct Bf16Widened {
         const Floats16 second = load_second_of_pairs(pair);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
-          sums[t][r] = fma(x[r * stride + 2 * k], first, sums[t][r]);
-          sums[t][r] = fma(x[r * stride + 2 * k + 1], second, sums[t][r]);
+          sums[t][r] = fma(x[r * stride + 2 * k + 1], second, fma(x[r * stride + 2 * k], first, sums[t][r]));
         }
       }
     }
@@ -127,12 +126,7 @@ struct Int4 {
 template <typename Kind, int rows, int tiles>
 LAYERCOOP_INLINE void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
                                std::int64_t out_stride, std::int64_t tile) {
-  Floats16 sums[tiles][rows];
-#pragma GCC unroll 8
-  for (int t = 0; t < tiles; ++t) {
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) sums[t][r] = 0.0f;
-  }
+  Floats16 sums[tiles][rows] = {};
   Kind::template run<rows, tiles>(matrix.tile(tile), matrix.tile_bytes(), inputs, row, sums);
 #pragma GCC unroll 8
   for (int t = 0; t < tiles; ++t) {

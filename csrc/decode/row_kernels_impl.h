@@ -128,9 +128,7 @@ LAYERCOOP_TARGET float store_int8(const float* x, std::int64_t width, std::int8_
 template <typename T, int queries>
 LAYERCOOP_INLINE void score_page(const Chunk& chunk, const T* keys, const float* scales, float (*scores)[kChunk],
                                  std::int64_t at) {
-  Floats16 sums[queries];
-#pragma GCC unroll 6
-  for (int i = 0; i < queries; ++i) sums[i] = 0.0f;
+  Floats16 sums[queries] = {};
   for (std::int64_t d = 0; d < chunk.width; ++d) {
     const Floats16 column = Floats16::load(keys + d * kPage);
 #pragma GCC unroll 6
@@ -197,9 +195,7 @@ LAYERCOOP_TARGET void attend_some(const Chunk& chunk) {
     }
   }
   for (std::int64_t d = 0; d < chunk.padded_width; d += kLanes) {
-    Floats16 sums[queries];
-#pragma GCC unroll 6
-    for (int i = 0; i < queries; ++i) sums[i] = 0.0f;
+    Floats16 sums[queries] = {};
     for (std::int64_t page = first_page; page < last_page; ++page) {
       const T* values = reinterpret_cast<const T*>(chunk.values[page]) + d;
       const float* scales = chunk.value_scales[page];

@@ -114,9 +114,7 @@ LAYERCOOP_TARGET void flip_fast(const FlatTile& tile, const std::uint64_t* mask,
   for (int player = 0; player < tile.n_players; player += kFlips) {
     std::int64_t offsets[kFlips];
     flip_offsets(tile, mask, player, offsets);
-    Floats acc[kFlips];
-#pragma GCC unroll 8
-    for (int f = 0; f < kFlips; ++f) acc[f] = 0.0f;
+    Floats acc[kFlips] = {};
     add_flips<Signs::negative>(tile, linear, curve, offsets, 0, negative, acc);
     add_flips<Signs::mixed>(tile, linear, curve, offsets, negative, positive, acc);
     add_flips<Signs::positive>(tile, linear, curve, offsets, positive, tile.n_units, acc);
@@ -130,9 +128,7 @@ LAYERCOOP_TARGET void flip_plain(const FlatTile& tile, const std::uint64_t* mask
   for (int player = 0; player < tile.n_players; player += kFlips) {
     std::int64_t offsets[kFlips];
     flip_offsets(tile, mask, player, offsets);
-    Floats acc[kFlips];
-#pragma GCC unroll 8
-    for (int f = 0; f < kFlips; ++f) acc[f] = 0.0f;
+    Floats acc[kFlips] = {};
     for (int unit = 0; unit < tile.n_units; unit += Floats::kLanes) {
       const Floats base = Floats::load(x + unit);
       const Floats output = Floats::load(tile.output + unit);
