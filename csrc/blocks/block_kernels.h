@@ -26,10 +26,6 @@ struct BlockKernels {
   KernelsOf<Bf16> bf16;
 };
 
-extern const BlockKernels kBlockKernelsPortable;
-#if LAYERCOOP_X86
-extern const BlockKernels kBlockKernelsAvx2;
-extern const BlockKernels kBlockKernelsAvx512;
-#endif
+extern const BlockKernels kBlockKernelsPortable, kBlockKernelsAvx2, kBlockKernelsAvx512;
 
 }  // namespace layercoop::blocks

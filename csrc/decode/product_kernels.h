@@ -30,14 +30,10 @@ struct ProductKernels {
   Narrow* narrow;
 };
 
-extern const ProductKernels kProductKernelsPortable;
-#if LAYERCOOP_X86
-extern const ProductKernels kProductKernelsAvx2;
-extern const ProductKernels kProductKernelsAvx512;
+extern const ProductKernels kProductKernelsPortable, kProductKernelsAvx2, kProductKernelsAvx512;
 // AVX-512 with dot products of int8 (VNNI) and of bf16: only the formats that these serve.
 extern Product* const kInt8Vnni;
 extern Product* const kInt4Vnni;
 extern Product* const kBf16Dots;
-#endif
 
 }  // namespace layercoop::decode

@@ -50,9 +50,6 @@ struct QuantiseKernels {
   bool (*gives_back)(const Group& group, Origin origin, float scale, float low, int least, int most, std::int32_t* q);
 };
 
-extern const QuantiseKernels kQuantiseKernelsPortable;
-#if LAYERCOOP_X86
-extern const QuantiseKernels kQuantiseKernelsAvx2;
-#endif
+extern const QuantiseKernels kQuantiseKernelsPortable, kQuantiseKernelsAvx2;
 
 }  // namespace layercoop::decode

@@ -78,11 +78,7 @@ struct RowKernels {
                 float* total_sum, float* total_out);
 };
 
-extern const RowKernels kRowKernelsPortable;
-#if LAYERCOOP_X86
-extern const RowKernels kRowKernelsAvx2;
-extern const RowKernels kRowKernelsAvx512;
-#endif
+extern const RowKernels kRowKernelsPortable, kRowKernelsAvx2, kRowKernelsAvx512;
 
 // Those of the level in force.
 const RowKernels& row_kernels() noexcept;

@@ -111,11 +111,7 @@ struct NetworkKernels {
   void (*scale_table)(const double* base, const double* factors, int n, float* out);
 };
 
-extern const NetworkKernels kNetworkKernelsPortable;
-#if LAYERCOOP_X86
-extern const NetworkKernels kNetworkKernelsAvx2;
-extern const NetworkKernels kNetworkKernelsAvx512;
-#endif
+extern const NetworkKernels kNetworkKernelsPortable, kNetworkKernelsAvx2, kNetworkKernelsAvx512;
 
 // Those of the instruction set in force.
 const NetworkKernels& network_kernels() noexcept;
