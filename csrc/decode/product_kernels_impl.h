@@ -68,14 +68,17 @@ struct Bf16Widened {
   }
 };
 
-// scale * scale of the input * sum of q * q of the input, group by group.
-struct Int8 {
+// Group by group, scale * scale of the input * sum of q * q of the input; int4 adds min * scale of the input * sum of q
+// of the input.
+template <Format format>
+struct Integers {
   static constexpr int most_rows = kIntRows;
   static constexpr int tiles_of(int) { return 1; }
 
   template <int rows, int tiles>
   static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
                                    Floats16 (&sums)[tiles][rows]) {
+    constexpr bool is_int4 = format == Format::int4;
     const std::int64_t stride = inputs.stride();
     const std::int64_t groups = inputs.group_stride();
     const std::int8_t* q = inputs.q() + row * stride;
@@ -84,44 +87,27 @@ struct Int8 {
     const std::int64_t used = inputs.groups();
     for (std::int64_t g = 0; g < used; ++g) {
       Floats16 dots[rows];
-      dots_int8<rows>(weights + int8_quants(g), q + g * kGroup, stride, q_sums + g, groups, dots);
-      const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(weights + int8_scales(g)));
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        sums[0][r] = fma(dots[r], scale * scales[r * groups + g], sums[0][r]);
+      if constexpr (is_int4) {
+        dots_int4<rows>(weights + int4_quants(g), q + g * kGroup, stride, dots);
+      } else {
+        dots_int8<rows>(weights + int8_quants(g), q + g * kGroup, stride, q_sums + g, groups, dots);
       }
-    }
-  }
-};
-
-// The same, and min * scale of the input * sum of the input's q.
-struct Int4 {
-  static constexpr int most_rows = kIntRows;
-  static constexpr int tiles_of(int) { return 1; }
-
-  template <int rows, int tiles>
-  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
-                                   Floats16 (&sums)[tiles][rows]) {
-    const std::int64_t stride = inputs.stride();
-    const std::int64_t groups = inputs.group_stride();
-    const std::int8_t* q = inputs.q() + row * stride;
-    const float* scales = inputs.scales() + row * groups;
-    const std::int32_t* q_sums = inputs.sums() + row * groups;
-    const std::int64_t used = inputs.groups();
-    for (std::int64_t g = 0; g < used; ++g) {
-      Floats16 dots[rows];
-      dots_int4<rows>(weights + int4_quants(g), q + g * kGroup, stride, dots);
-      const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_scales(g)));
-      const Floats16 low = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_mins(g)));
+      const std::uint8_t* const at = weights + (is_int4 ? int4_scales(g) : int8_scales(g));
+      const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(at));
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const float x_scale = scales[r * groups + g];
         sums[0][r] = fma(dots[r], scale * x_scale, sums[0][r]);
-        sums[0][r] = fma(low, x_scale * static_cast<float>(q_sums[r * groups + g]), sums[0][r]);
+        if constexpr (is_int4) {
+          const Floats16 low = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_mins(g)));
+          sums[0][r] = fma(low, x_scale * static_cast<float>(q_sums[r * groups + g]), sums[0][r]);
+        }
       }
     }
   }
 };
+using Int8 = Integers<Format::int8>;
+using Int4 = Integers<Format::int4>;
 
 template <typename Kind, int rows, int tiles>
 LAYERCOOP_INLINE void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
