@@ -10,7 +10,7 @@
 namespace layercoop::blocks {
 namespace {
 
-// Numbers a thread takes at a time: some tens of microseconds of work, so that waking it pays.
+// Numbers that a thread takes at a time: some tens of microseconds of work, so that waking it pays.
 constexpr std::int64_t kNumbersPerRange = 1 << 16;
 
 constexpr cpu::Versions<const BlockKernels> kVersions = LAYERCOOP_VERSIONS(kBlockKernels);
@@ -49,13 +49,13 @@ void run(const Swiglu<T>& work) {
 
 template <typename T>
 void run(const Attention<T>& work) {
-  // An item is already some hundred microseconds: one at a time, so that threads finish together.
+  // An item takes some hundred microseconds: one at a time, so that threads finish together.
   share(kernels<T>().attention, work, work.windows * work.kv_heads, kNumbersPerRange);
 }
 
 template <typename T>
 void run(const Loss<T>& work) {
-  share(kernels<T>().loss, work, work.rows, work.words);
+  share(kernels<T>().loss, work, work.rows, work.columns);
 }
 
 template void run(const RmsNorm<float>&);
