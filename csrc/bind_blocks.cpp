@@ -1,5 +1,5 @@
-// The kernels of blocks/blocks.h over numpy arrays that share memory with torch's tensors. bf16, which numpy lacks,
-// comes as the uint16 of its bits. Checks every argument, lets go of the GIL, and calls.
+// The kernels of blocks/blocks.h over numpy arrays that share memory with torch's tensors. numpy lacks bf16, so such
+// numbers come as the uint16 of their bits. Checks every argument, releases the GIL and calls.
 #include "bind_blocks.h"
 
 #include <pybind11/numpy.h>
@@ -13,6 +13,7 @@
 #include "blocks/blocks.h"
 
 namespace py = pybind11;
+using namespace layercoop;
 using namespace layercoop::blocks;
 using namespace layercoop::arrays;
 
@@ -24,14 +25,14 @@ void run_without_gil(const Work& work) {
   run(work);
 }
 
-// Calls with a float or a Bf16, by the element type of the argument named.
+// Calls `function` with a float or a Bf16, as the element type of the named argument is.
 template <typename Function>
 void by_type(const py::object& object, const std::string& name, const Function& function) {
   if (py::isinstance<py::array_t<float>>(object)) return function(float{});
   if (py::isinstance<py::array_t<std::uint16_t>>(object)) return function(Bf16{});
   const std::string dtype = py::isinstance<py::array>(object)
                                 ? py::str(py::object(object.attr("dtype"))).cast<std::string>()
-                                : py::str(py::type::of(object).attr("__name__")).cast<std::string>();
+                                : type_name(object);
   throw py::type_error(name + ": expected a numpy array of float32, or uint16 (the bits of bf16), got " + dtype);
 }
 
@@ -43,10 +44,9 @@ void py_rms_norm(const py::object& x, const py::object& weight, float eps, const
     const std::int64_t n = extent.rows;
     const std::int64_t width = within(extent.columns, 1, "columns of x");
     if (delta.is_none() != sum.is_none()) throw py::value_error("delta and sum: expected both or none");
-    run_without_gil(RmsNorm<T>{in<T>(x, "x", {n, width}), in_or_null<T>(delta, "delta", {n, width}),
-                               in<T>(weight, "weight", {width}), eps, n, width,
-                               sum.is_none() ? nullptr : out<T>(sum, "sum", {n, width}),
-                               out<T>(normed, "out", {n, width})});
+    run_without_gil(RmsNorm<T>{
+        in<T>(x, "x", {n, width}), in_or_null<T>(delta, "delta", {n, width}), in<T>(weight, "weight", {width}), eps, n,
+        width, sum.is_none() ? nullptr : out<T>(sum, "sum", {n, width}), out<T>(normed, "out", {n, width})});
   });
 }
 
@@ -87,7 +87,7 @@ void py_swiglu(const py::object& gate_up, const py::object& product) {
   });
 }
 
-// Positions of the rows of windows that are trees, checked; nothing for plain windows.
+// The checked positions of the rows of windows that are trees; nothing for plain windows.
 struct Tree {
   const std::int64_t* positions = nullptr;
   std::int64_t pattern = 0;
@@ -122,7 +122,7 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
     within(heads, 1, "heads");
     within(kv_heads, 1, "kv_heads");
     if (heads % kv_heads != 0) {
-      throw py::value_error("heads: " + std::to_string(heads) + " is no multiple of " + std::to_string(kv_heads) +
+      throw py::value_error("heads: " + std::to_string(heads) + " is not a multiple of " + std::to_string(kv_heads) +
                             " key heads");
     }
     const std::int64_t groups = heads + 2 * kv_heads;
@@ -144,7 +144,7 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
     for (std::int64_t i = 0; i < n_asked; ++i) {
       if (at[i] < (i == 0 ? 0 : at[i - 1] + 1) || at[i] >= tokens) {
         throw py::value_error("asked: expected ascending tokens of a window of " + std::to_string(tokens) + ", got " +
-                              std::to_string(at[i]) + " at place " + std::to_string(i));
+                              std::to_string(at[i]) + " at index " + std::to_string(i));
       }
     }
     const Tree tree(positions, tokens);
@@ -154,14 +154,14 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
   });
 }
 
-void py_running_loss(const py::object& logits, const py::object& targets, std::int64_t first_word,
+void py_running_loss(const py::object& logits, const py::object& targets, std::int64_t first_token,
                      const py::object& running, float scale, float cap, const py::object& teacher,
                      const py::object& teacher_running) {
   by_type(logits, "logits", [&](auto type) {
     using T = decltype(type);
     const Extent extent(logits, "logits");
     const std::int64_t n = extent.rows;
-    within(first_word, 0, "first_word");
+    within(first_token, 0, "first_token");
     if (teacher.is_none() != teacher_running.is_none()) {
       throw py::value_error("teacher and teacher_running: expected both or none");
     }
@@ -169,7 +169,7 @@ void py_running_loss(const py::object& logits, const py::object& targets, std::i
       return reinterpret_cast<Running*>(out<float>(object, name, {n, 3}));
     };
     run_without_gil(Loss<T>{in<T>(logits, "logits", {n, kAny}), in_or_null<T>(teacher, "teacher", {n, extent.columns}),
-                            in<std::int64_t>(targets, "targets", {n}), n, extent.columns, first_word, scale, cap,
+                            in<std::int64_t>(targets, "targets", {n}), n, extent.columns, first_token, scale, cap,
                             state(running, "running"),
                             teacher.is_none() ? nullptr : state(teacher_running, "teacher_running")});
   });
@@ -186,7 +186,7 @@ void bind_blocks(py::module_& module) {
   module.def("swiglu", &py_swiglu, py::arg("gate_up"), py::arg("out"));
   module.def("causal_attention", &py_causal_attention, py::arg("qkv"), py::arg("tokens"), py::arg("heads"),
              py::arg("kv_heads"), py::arg("scale"), py::arg("asked"), py::arg("out"), py::arg("positions") = none);
-  module.def("running_loss", &py_running_loss, py::arg("logits"), py::arg("targets"), py::arg("first_word"),
+  module.def("running_loss", &py_running_loss, py::arg("logits"), py::arg("targets"), py::arg("first_token"),
              py::arg("running"), py::arg("scale") = 1.0f, py::arg("cap") = 0.0f, py::arg("teacher") = none,
              py::arg("teacher_running") = none);
 }
