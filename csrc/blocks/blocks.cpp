@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "blocks/levels.h"
+#include "blocks/block_kernels.h"
 #include "cpu/dispatch.h"
 #include "cpu/pool.h"
 
@@ -14,13 +14,13 @@ namespace {
 constexpr std::int64_t kNumbersPerRange = 1 << 16;
 
 #if LAYERCOOP_X86
-constexpr cpu::Versions<const Level> kLevels{&kPortable, &kAvx2, &kAvx512};
+constexpr cpu::Versions<const BlockKernels> kLevels{&kBlockKernelsPortable, &kBlockKernelsAvx2, &kBlockKernelsAvx512};
 #else
-constexpr cpu::Versions<const Level> kLevels{&kPortable};
+constexpr cpu::Versions<const BlockKernels> kLevels{&kBlockKernelsPortable};
 #endif
 
 template <typename T>
-const Kernels<T>& kernels() {
+const KernelsOf<T>& kernels() {
   if constexpr (std::is_same_v<T, float>) {
     return kLevels.get()->fp32;
   } else {
