@@ -2,7 +2,10 @@
 
 For the query at token t of a window, head h, and g = h // (heads / kv_heads):
 
-    out[t, h] = Σ_{s ≤ t} softmax_s(scale · q[t, h] · k[s, g]) v[s, g]
+    out[t, h] = Σ_{s ≤ t} softmax_s(z[t, s]) v[s, g],    z[t, s] = scale · q[t, h] · k[s, g]
+
+With a soft cap (Gemma 2), z = cap · tanh(scale · q · k / cap). With a sliding window of n tokens, only s > t − n: a token
+sees itself and the n − 1 before it.
 
 qkv: [W·T, (heads + 2·kv_heads)·D], a row's query heads first, then its key heads, then its value heads; out: [W·T,
 heads·D]; fp32 or bf16. Scores, softmax and sums are fp32; only the result is rounded. Where some tokens of each window
@@ -10,7 +13,7 @@ are asked for, out has their rows alone, to the bits they have among all.
 
 With `positions` (int64 [P], P a multiple of T) a window is a tree of texts that share beginnings, written down depth
 first: row r stands at positions[r mod P], and sees itself and at each position below its own the latest row before it
-that stands there. A window begins at 0, and no row stands more than one position beyond the row before it. A row's
+that stands there (with a sliding window, at positions that it reaches). A window begins at 0, and no row stands more than one position beyond the row before it. A row's
 result has the bits that it has where its text stands alone.
 
 Keys and values of one head of a window are held in fp32 (8·T·D bytes a thread; of a tree 8·D for each position). Made
@@ -32,8 +35,11 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
 
 
-def visible_rows(positions: Tensor) -> Tensor:
-    """Which rows of a tree each of its rows sees: positions int64 [W, T] → bool [W, T, T], True where it sees."""
+def visible_rows(positions: Tensor, sliding_window: int = 0) -> Tensor:
+    """Which rows of a tree each of its rows sees: positions int64 [W, T] → bool [W, T, T], True where it sees.
+
+    With a sliding window of n tokens only rows fewer than n positions before its own; 0: all before it.
+    """
     windows, tokens = positions.shape
     seen = torch.zeros(windows, tokens, tokens, dtype=torch.bool)
     for window, row in enumerate(positions.tolist()):
@@ -43,13 +49,24 @@ def visible_rows(positions: Tensor) -> Tensor:
             if position:
                 seen[window, token] = seen[window, latest[position - 1]]
             seen[window, token, token] = True
+    if sliding_window:
+        places = positions.to(seen.device)
+        seen &= places[:, :, None] - places[:, None, :] < sliding_window
     return seen.to(positions.device)
 
 
 def causal_attention_reference(
-    qkv: Tensor, tokens: int, heads: int, kv_heads: int, scale: float, positions: Tensor | None = None
+    qkv: Tensor,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    positions: Tensor | None = None,
+    *,
+    sliding_window: int = 0,
+    cap: float = 0.0,
 ) -> Tensor:
-    """The oracle: one softmax over a square of scores with what a row does not see struck out."""
+    """The oracle: one softmax over a square of scores with what a row does not see struck out. 0: none."""
     wide = qkv.float() if qkv.dtype == torch.bfloat16 else qkv
     width = qkv.shape[1] // (heads + 2 * kv_heads)
     by_head = wide.view(-1, tokens, heads + 2 * kv_heads, width).transpose(1, 2)
@@ -57,11 +74,13 @@ def causal_attention_reference(
     keys = keys.repeat_interleave(heads // kv_heads, dim=1)
     values = values.repeat_interleave(heads // kv_heads, dim=1)
     if positions is None:
-        seen = torch.ones(1, tokens, tokens, dtype=torch.bool, device=qkv.device).tril()
-    else:
-        seen = visible_rows(positions.view(-1, tokens)).repeat(len(qkv) // len(positions), 1, 1)
-    scores = (scale * (queries @ keys.transpose(2, 3))).masked_fill(~seen[:, None], -math.inf)
-    mixed = scores.softmax(-1) @ values
+        positions = torch.arange(tokens, device=qkv.device)
+    by_window = positions.view(-1, tokens)
+    seen = visible_rows(by_window, sliding_window).repeat(len(qkv) // len(positions), 1, 1)
+    scores = scale * (queries @ keys.transpose(2, 3))
+    if cap:
+        scores = cap * (scores / cap).tanh()
+    mixed = scores.masked_fill(~seen[:, None], -math.inf).softmax(-1) @ values
     return mixed.transpose(1, 2).reshape(len(qkv), heads * width).to(qkv.dtype)
 
 
@@ -74,12 +93,14 @@ def causal_attention(
     *,
     asked: Tensor | None = None,
     positions: Tensor | None = None,
+    sliding_window: int = 0,
+    cap: float = 0.0,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attend inside each window, or along the branches of its tree: [W·T, (heads + 2·kv_heads)·D] → [W·T, heads·D].
 
     With `asked` (int64 [S], ascending tokens of a window) only these attend, → [W·S, heads·D], and what stands in place
-    of the others' queries does not matter.
+    of the others' queries does not matter. A sliding window of 0 tokens and a cap of 0 are none.
     """
     require_matrix(qkv, "qkv")
     rows, columns = qkv.shape
@@ -90,6 +111,10 @@ def causal_attention(
         raise RequestError(f"qkv: {columns} columns are not {heads} + 2 x {kv_heads} heads of one width")
     if not (scale > 0 and math.isfinite(scale)):
         raise RequestError(f"scale: {scale} is not a positive number")
+    if sliding_window < 0 or not 0 <= cap < math.inf:
+        raise RequestError(
+            f"sliding_window, cap: expected numbers from 0 on, 0 for none, got {sliding_window} and {cap}"
+        )
     asked = torch.arange(tokens) if asked is None else _checked(asked, tokens)
     if positions is not None:
         _check_positions(positions, rows, tokens)
@@ -99,10 +124,12 @@ def causal_attention(
     require_matrix(out, "out")
     require(out, "out", shape, qkv)
     if not is_native(qkv):
-        mixed = causal_attention_reference(qkv, tokens, heads, kv_heads, scale, positions)
+        mixed = causal_attention_reference(
+            qkv, tokens, heads, kv_heads, scale, positions, sliding_window=sliding_window, cap=cap
+        )
         return out.copy_(mixed.view(-1, tokens, shape[1])[:, asked.to(qkv.device)].reshape(shape))
     where = None if positions is None else positions.numpy()
-    _C.causal_attention(array(qkv), tokens, heads, kv_heads, scale, asked.contiguous().numpy(), array(out), where)
+    _C.causal_attention(array(qkv), tokens, heads, kv_heads, scale, asked.contiguous().numpy(), array(out), where, sliding_window, cap)
     return out
 
 

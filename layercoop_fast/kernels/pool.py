@@ -17,25 +17,27 @@ from layercoop_fast.kernels.memory import on_gpu
 from layercoop_fast.kernels.rms_norm import rms_norm_reference
 
 
-def gather_norm(pool: Tensor, slots: Tensor, weight: Tensor, eps: float) -> Tensor:
+def gather_norm(pool: Tensor, slots: Tensor, weight: Tensor, eps: float, *, gemma: bool = False) -> Tensor:
     """The norm of the picked states: [B·T, H]."""
     if on_gpu(pool):
         from layercoop_fast.kernels.gpu.gather_norm import gather_norm as operation
 
-        normed: Tensor = operation(pool, slots, weight, None, eps)
+        normed: Tensor = operation(pool, slots, weight, None, eps, "rms_gemma" if gemma else "rms")
         return normed
-    return rms_norm_reference(pool[slots.long()].flatten(0, 1), weight, eps)
+    return rms_norm_reference(pool[slots.long()].flatten(0, 1), weight, eps, gemma=gemma)
 
 
-def gather_add_norm(pool: Tensor, slots: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def gather_add_norm(
+    pool: Tensor, slots: Tensor, delta: Tensor, weight: Tensor, eps: float, *, gemma: bool = False
+) -> tuple[Tensor, Tensor]:
     """The picked states plus delta, and the norm of that: both [B·T, H]."""
     if on_gpu(pool):
         from layercoop_fast.kernels.gpu.gather_norm import gather_add_norm as operation
 
-        total, normed = operation(pool, slots, delta, weight, None, eps)
+        total, normed = operation(pool, slots, delta, weight, None, eps, "rms_gemma" if gemma else "rms")
         return total, normed
     total = pool[slots.long()].flatten(0, 1) + delta
-    return total, rms_norm_reference(total, weight, eps)
+    return total, rms_norm_reference(total, weight, eps, gemma=gemma)
 
 
 def scatter_residual_(

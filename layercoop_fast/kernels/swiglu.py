@@ -1,9 +1,10 @@
-"""The gate of a gated MLP, on the joint projection of gate and up.
+"""The gate of a gated MLP, on the joint projection of gate and up: silu (llama) or the tanh form of GELU (Gemma).
 
-    out = silu(gate) · up,    silu(g) = g / (1 + exp(−g))
+    swiglu = silu(gate) · up,    silu(g) = g / (1 + exp(−g))
+    geglu  = gelu(gate) · up,    gelu(g) = g/2 · (1 + tanh(√(2/π) · (g + 0.044715·g³)))
 
-gate_up: [R, 2I], a row's I gates first, then its I ups; out: [R, I]; fp32 or bf16. In bf16 silu(gate) is rounded before
-it is multiplied, as Hugging Face's MLPs do.
+gate_up: [R, 2I], a row's I gates first, then its I ups; out: [R, I]; fp32 or bf16. In bf16 the activation is rounded
+before it is multiplied, as Hugging Face's MLPs do.
 
 Source: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202).
 """
@@ -24,8 +25,23 @@ def swiglu_reference(gate_up: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
+def geglu_reference(gate_up: Tensor) -> Tensor:
+    """The oracle of geglu: [R, 2I] → [R, I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.gelu(gate, approximate="tanh") * up
+
+
 def swiglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Multiply silu(gate) by up: [R, 2I] → [R, I]."""
+    return _gated(gate_up, out, gelu=False)
+
+
+def geglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Multiply gelu(gate), in the tanh form, by up: [R, 2I] → [R, I]."""
+    return _gated(gate_up, out, gelu=True)
+
+
+def _gated(gate_up: Tensor, out: Tensor | None, *, gelu: bool) -> Tensor:
     require_matrix(gate_up, "gate_up")
     rows, columns = gate_up.shape
     if columns % 2:
@@ -37,9 +53,9 @@ def swiglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     if on_gpu(gate_up):
         from layercoop_fast.kernels.gpu.swiglu import launch_gated
 
-        launch_gated(gate_up, out, gelu=False)
+        launch_gated(gate_up, out, gelu=gelu)
         return out
     if not is_native(gate_up):
-        return out.copy_(swiglu_reference(gate_up))
-    _C.swiglu(array(gate_up), array(out))
+        return out.copy_((geglu_reference if gelu else swiglu_reference)(gate_up))
+    (_C.geglu if gelu else _C.swiglu)(array(gate_up), array(out))
     return out

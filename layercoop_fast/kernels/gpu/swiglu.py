@@ -27,18 +27,12 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, require_dtype
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.memory import require_matrix
-from layercoop_fast.kernels.swiglu import swiglu_reference
+from layercoop_fast.kernels.swiglu import geglu_reference, swiglu_reference
 
 __all__ = ["geglu", "geglu_reference", "swiglu", "swiglu_reference"]
 
 # 8 elements of a thread are one 128-bit load of 16-bit numbers; AMD's warps have 64 threads.
 CONFIGS = {"wide": Config("wide", {"BLOCK": 2048}, warps=4), "narrow": Config("narrow", {"BLOCK": 512}, warps=1)}
-
-
-def geglu_reference(gate_up: Tensor) -> Tensor:
-    """The oracle of geglu: [R, 2I] → [R, I]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return torch.nn.functional.gelu(gate, approximate="tanh") * up
 
 
 @triton.jit
