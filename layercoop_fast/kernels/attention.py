@@ -4,8 +4,8 @@ For the query at token t of a window, head h, and g = h // (heads / kv_heads):
 
     out[t, h] = Σ_{s ≤ t} softmax_s(z[t, s]) v[s, g],    z[t, s] = scale · q[t, h] · k[s, g]
 
-With a soft cap (Gemma 2), z = cap · tanh(scale · q · k / cap). With a sliding window of n tokens, only s > t − n: a token
-sees itself and the n − 1 before it.
+With a soft cap (Gemma 2), z = cap · tanh(scale · q · k / cap). With a sliding window of n tokens, only s > t − n: a
+token sees itself and the n − 1 before it.
 
 qkv: [W·T, (heads + 2·kv_heads)·D], a row's query heads first, then its key heads, then its value heads; out: [W·T,
 heads·D]; fp32 or bf16. Scores, softmax and sums are fp32; only the result is rounded. Where some tokens of each window
@@ -13,8 +13,8 @@ are asked for, out has their rows alone, to the bits they have among all.
 
 With `positions` (int64 [P], P a multiple of T) a window is a tree of texts that share beginnings, written down depth
 first: row r stands at positions[r mod P], and sees itself and at each position below its own the latest row before it
-that stands there (with a sliding window, at positions that it reaches). A window begins at 0, and no row stands more than one position beyond the row before it. A row's
-result has the bits that it has where its text stands alone.
+that stands there (with a sliding window, at the positions that it reaches). A window begins at 0, and no row stands more
+than one position beyond the row before it. A row's result has the bits that it has where its text stands alone.
 
 Keys and values of one head of a window are held in fp32 (8·T·D bytes a thread; of a tree 8·D for each position). Made
 for windows that fit a processor's cache (T·D up to some 10⁵), it was seen to be faster than torch's own attention up to
@@ -129,7 +129,9 @@ def causal_attention(
         )
         return out.copy_(mixed.view(-1, tokens, shape[1])[:, asked.to(qkv.device)].reshape(shape))
     where = None if positions is None else positions.numpy()
-    _C.causal_attention(array(qkv), tokens, heads, kv_heads, scale, asked.contiguous().numpy(), array(out), where, sliding_window, cap)
+    _C.causal_attention(
+        array(qkv), tokens, heads, kv_heads, scale, asked.contiguous().numpy(), array(out), where, sliding_window, cap
+    )
     return out
 
 

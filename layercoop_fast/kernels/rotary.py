@@ -8,8 +8,8 @@ and before that, where norm weights are given (QK-norm), h = rms_norm(h). A weig
 itself, as in Qwen3; one of as many numbers as all query or all key heads have norms these together, as in OLMo 2.
 
 x: [R, C], the heads first in a row (queries, then keys), other columns untouched; row r is at position r mod T. cos,
-sin: [T, D], D even. fp32 or bf16, all alike; in bf16 every product and the sum are rounded, as Hugging Face's are. Cosines
-and sines may be fp32 beside bf16: then only the result is rounded.
+sin: [T, D], D even. fp32 or bf16, all alike; in bf16 every product and the sum are rounded, as Hugging Face's are. With
+cosines and sines in fp32 and x in bf16, only the result is rounded.
 
 Source: Su et al., RoFormer (arXiv 2104.09864), in the half-split form that Hugging Face's models use.
 """
@@ -47,7 +47,8 @@ def rotary_reference(
         columns = slice(first * width, (first + heads) * width)
         h = x[:, columns]
         if weight is not None:
-            h = rms_norm_reference(h.reshape(len(x), -1, len(weight)), weight, eps, gemma=gemma)
+            groups = h.reshape(len(x), heads * width // len(weight), len(weight))
+            h = rms_norm_reference(groups, weight, eps, gemma=gemma)
         h = h.reshape(len(x), heads, width)
         turned = torch.cat([-h[..., half:], h[..., :half]], dim=-1)
         out[:, columns] = (h * cos + turned * sin).reshape(len(x), heads * width).to(x.dtype)

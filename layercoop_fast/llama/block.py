@@ -241,9 +241,7 @@ def find_parts(
 
 def _child_with(block: nn.Module, forms: Sequence[Sequence[str]], what: str) -> nn.Module:
     """The one child of a block that has all the layers of a form; `what` names it where there is none."""
-    found = [
-        child for child in block.children() if any(all(hasattr(child, name) for name in names) for names in forms)
-    ]
+    found = [child for child in block.children() if any(all(hasattr(child, name) for name in names) for names in forms)]
     if len(found) != 1:
         raise UnfitError(f"it has no {what} made of {', '.join(forms[0])}")
     return found[0]
@@ -341,9 +339,7 @@ def _sliding_window(attention: nn.Module) -> int:
     return found if isinstance(found, int) else 0
 
 
-def _check_memory(
-    block: nn.Module, dtypes: Sequence[torch.dtype], devices: Sequence[str], *, one_dtype: bool
-) -> None:
+def _check_memory(block: nn.Module, dtypes: Sequence[torch.dtype], devices: Sequence[str], *, one_dtype: bool) -> None:
     for name, parameter in block.named_parameters():
         if not parameter.is_meta and (parameter.device.type not in devices or parameter.dtype not in dtypes):
             taken = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

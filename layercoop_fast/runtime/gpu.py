@@ -270,7 +270,9 @@ class GpuExecutor(Executor):
 
         def mix(qkv: Tensor) -> Tensor:
             if on_gpu(qkv):
-                mixed: Tensor = paged_attention(qkv, starts, self.pages, tables, lengths, int(sizes.max()), block.parts.scale)
+                mixed: Tensor = paged_attention(
+                    qkv, starts, self.pages, tables, lengths, int(sizes.max()), block.parts.scale
+                )
                 return mixed
             return paged_attention_reference(qkv, starts, self.pages, tables, lengths, self.heads, block.parts.scale)
 

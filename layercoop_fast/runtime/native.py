@@ -179,7 +179,9 @@ def _difference(skeleton: Skeleton, weights: ModelParts, context: Context, layer
     probe = torch.randn(tokens, hidden, generator=generator)
     module = copy.deepcopy(skeleton.block(layer)).float()
     with torch.inference_mode():
-        widened = _in_fp32(call, weights, weights.rotary[layer], tokens).with_hidden(skeleton.convention.takes, probe[None])
+        widened = _in_fp32(call, weights, weights.rotary[layer], tokens).with_hidden(
+            skeleton.convention.takes, probe[None]
+        )
         expected = skeleton.convention.unwrap(module(*widened.args, **widened.kwargs))[0]
     del module
     # The block alone behind an embedding that is the probe; a head of a few directions shows what comes out, normed

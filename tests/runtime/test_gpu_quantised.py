@@ -19,10 +19,10 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import interpreted
 from layercoop_fast.kernels.memory import through_interpreter
-from layercoop_fast.llama.gpu_quantised import QuantisedMap
-from layercoop_fast.llama.native_packing import pack_rows
 from layercoop_fast.llama.block import UnfitError
+from layercoop_fast.llama.gpu_quantised import QuantisedMap
 from layercoop_fast.llama.model import find_model
+from layercoop_fast.llama.native_packing import pack_rows
 from layercoop_fast.runtime import opening
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.gpu import GpuExecutor

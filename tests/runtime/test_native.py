@@ -17,8 +17,8 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.llama.native_packing import FORMATS, pack_rows
 from layercoop_fast.llama.model import ModelParts, find_model
+from layercoop_fast.llama.native_packing import FORMATS, pack_rows
 from layercoop_fast.runtime import batching
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk, Executor
@@ -28,7 +28,7 @@ from layercoop_fast.runtime.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("restore_core")
 
-FITTING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3")
+FITTING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "phi3")
 LEVELS = _C.isa_available()
 LAYERS = 4
 
