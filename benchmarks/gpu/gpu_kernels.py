@@ -13,16 +13,27 @@ import torch.nn.functional as F
 from chips import Peak, seconds
 from torch import Tensor
 
-from layercoop_fast.kernels.attention import causal_attention_reference
-from layercoop_fast.kernels.gpu import decode_attention as decode
-from layercoop_fast.kernels.gpu import gather_norm as norm
-from layercoop_fast.kernels.gpu import gemv
-from layercoop_fast.kernels.gpu import paged_attention as paged
-from layercoop_fast.kernels.gpu import scatter_residual as scatter
-from layercoop_fast.kernels.gpu import swiglu as gate
 from layercoop_fast.kernels.gpu.tuning import tune
-from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from layercoop_fast.kernels.rotary import rotary_, rotary_reference
+from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy
+from layercoop_fast.kernels.pages import decode_attention, paged_attention
+from layercoop_fast.kernels.pool import gather_add_norm, gather_norm, scatter_residual_
+from layercoop_fast.kernels.quantised_linear import pack, quantised_linear
+from layercoop_fast.kernels.reference.attention import (
+    causal_attention_reference,
+    decode_attention_reference,
+    paged_attention_reference,
+)
+from layercoop_fast.kernels.reference.blocks import (
+    gather_norm_reference,
+    geglu_reference,
+    rotary_reference,
+    scatter_residual_reference_,
+    swiglu_reference,
+)
+from layercoop_fast.kernels.reference.head import linear_cross_entropy_reference
+from layercoop_fast.kernels.reference.quantised import quantised_linear_reference
+from layercoop_fast.kernels.rotary import rotary_
+from layercoop_fast.kernels.swiglu import geglu, swiglu
 
 Work = Callable[[], Any]
 _LARGE_PAGE = 256
@@ -150,7 +161,7 @@ def _geglu(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | N
 
 def _gated(name: str, s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
     x = _random(device, dtype, s.rows, 2 * s.inner)
-    ours, oracle = getattr(gate, name), getattr(gate, f"{name}_reference")
+    ours, oracle = (swiglu, swiglu_reference) if name == "swiglu" else (geglu, geglu_reference)
     compiled = _compiled(oracle, compiler)
     ways: dict[str, Work] = {
         "ours": lambda: ours(x),
@@ -177,11 +188,11 @@ def _norm(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | No
     weight = _random(device, dtype, s.hidden)
 
     def reference() -> Tensor:
-        return norm.gather_norm_reference(pool, slots, weight, None, 1e-5, "rms")[1]
+        return gather_norm_reference(pool, slots, weight, 1e-5)[1]
 
     compiled = _compiled(reference, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: norm.gather_norm(pool, slots, weight, None, 1e-5),
+        "ours": lambda: gather_norm(pool, slots, weight, 1e-5),
         "oracle": reference,
         "torch.compile": lambda: compiled(),
     }
@@ -197,11 +208,11 @@ def _add_norm(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str 
     weight, delta = _random(device, dtype, s.hidden), _random(device, dtype, s.rows, s.hidden)
 
     def reference() -> tuple[Tensor, Tensor]:
-        return norm.gather_norm_reference(pool, slots, weight, None, 1e-5, "rms", delta)
+        return gather_norm_reference(pool, slots, weight, 1e-5, delta)
 
     compiled = _compiled(reference, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: norm.gather_add_norm(pool, slots, delta, weight, None, 1e-5),
+        "ours": lambda: gather_add_norm(pool, slots, delta, weight, 1e-5),
         "oracle": reference,
         "torch.compile": lambda: compiled(),
     }
@@ -221,12 +232,12 @@ def _scatter(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str |
     delta, targets = _random(device, dtype, s.rows, s.hidden), slots + 1
 
     def ours() -> Tensor:
-        scatter.scatter_residual_(pool, targets, delta, None, slots)
+        scatter_residual_(pool, targets, delta, sources=slots)
         return pool
 
     def reference() -> Tensor:
-        states = pool[slots.long()] + delta.view(-1, s.tokens, s.hidden)
-        return pool.index_copy_(0, targets.long(), states)
+        scatter_residual_reference_(pool, targets, delta, sources=slots)
+        return pool
 
     compiled = _compiled(reference, compiler)
     ways: dict[str, Work] = {"ours": ours, "oracle": reference, "torch.compile": lambda: compiled()}
@@ -275,7 +286,7 @@ def _attention(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
     table = torch.zeros(s.windows, 1, dtype=torch.int32, device=device)
     lengths = torch.zeros(s.windows, dtype=torch.int32, device=device)
     ways: dict[str, Work] = {
-        "ours": lambda: paged.paged_attention(qkv, starts, pages, table, lengths, s.tokens, scale),
+        "ours": lambda: paged_attention(qkv, starts, pages, table, lengths, s.tokens, scale),
         "oracle": lambda: causal_attention_reference(qkv, s.tokens, s.heads, s.kv_heads, scale),
         "torch.compile": lambda: compiled(),
         "SDPA": lambda: F.scaled_dot_product_attention(
@@ -317,8 +328,8 @@ def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | N
 
     compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: paged.paged_attention(qkv, starts, pages, tables, lengths, new, scale),
-        "oracle": lambda: paged.paged_attention_reference(qkv, starts, pages, tables, lengths, s.heads, scale),
+        "ours": lambda: paged_attention(qkv, starts, pages, tables, lengths, new, scale),
+        "oracle": lambda: paged_attention_reference(qkv, starts, pages, tables, lengths, s.heads, scale),
         "copy, SDPA": library,
         "copy, SDPA, torch.compile": lambda: compiled(),
     }
@@ -342,8 +353,8 @@ def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
 
     compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: decode.decode_attention(queries, pages, tables, lengths, scale),
-        "oracle": lambda: decode.decode_attention_reference(queries, pages, tables, lengths, scale),
+        "ours": lambda: decode_attention(queries, pages, tables, lengths, scale),
+        "oracle": lambda: decode_attention_reference(queries, pages, tables, lengths, scale),
         "SDPA without pages": lambda: F.scaled_dot_product_attention(q, keys, values, scale=scale, enable_gqa=True),
         "copy, SDPA": library,
         "copy, SDPA, torch.compile": lambda: compiled(),
@@ -365,29 +376,29 @@ def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
 
 
 def _int8(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    return _quantized(s, device, dtype, compiler, 8, 1)
+    return _quantised(s, device, dtype, compiler, 8, 1)
 
 
 def _int4(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    return _quantized(s, device, dtype, compiler, 4, 1)
+    return _quantised(s, device, dtype, compiler, 4, 1)
 
 
 def _int4_rows(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    return _quantized(s, device, dtype, compiler, 4, 8)
+    return _quantised(s, device, dtype, compiler, 4, 8)
 
 
-def _quantized(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None, bits: int, rows: int) -> Row:
+def _quantised(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None, bits: int, rows: int) -> Row:
     """Gate and up of one token or of some, the norm before them; beside it the product with weights of 16 bits."""
     weight = _random(device, dtype, 2 * s.inner, s.hidden) * s.hidden**-0.5
-    packed = gemv.quantize(weight.float(), bits)
+    packed = pack(weight.float(), bits)
     x, scale = _random(device, dtype, rows, s.hidden), _random(device, dtype, s.hidden)
 
     def reference() -> Tensor:
-        return gemv.quantized_linear_reference(x, packed, scale, 1e-5)
+        return quantised_linear_reference(x, packed, scale, 1e-5)
 
     compiled = _compiled(reference, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: gemv.quantized_linear(x, packed.values, packed.scale, packed.minimum, scale, 1e-5),
+        "ours": lambda: quantised_linear(x, packed, scale, 1e-5),
         "oracle": reference,
         "torch.compile": lambda: compiled(),
     }
@@ -395,7 +406,7 @@ def _quantized(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
         each.numel() * each.element_size() for each in (packed.values, packed.scale, packed.minimum) if each is not None
     )
     return Row(
-        f"quantized_linear, {bits} bits", f"[{rows}, {s.hidden}] × {2 * s.inner}", ways, bytes=size,
+        f"quantised_linear, {bits} bits", f"[{rows}, {s.hidden}] × {2 * s.inner}", ways, bytes=size,
         flops=4 * rows * s.inner * s.hidden, product=lambda: F.linear(x, weight),
     )  # fmt: skip
 

@@ -30,39 +30,7 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
-
-
-def visible_rows(positions: Tensor) -> Tensor:
-    """Which rows of a tree each of its rows sees: positions int64 [W, T] → bool [W, T, T], True where it sees."""
-    windows, tokens = positions.shape
-    seen = torch.zeros(windows, tokens, tokens, dtype=torch.bool)
-    for window, row in enumerate(positions.tolist()):
-        latest: dict[int, int] = {}
-        for token, position in enumerate(row):
-            latest[position] = token
-            if position:
-                seen[window, token] = seen[window, latest[position - 1]]
-            seen[window, token, token] = True
-    return seen.to(positions.device)
-
-
-def causal_attention_reference(
-    qkv: Tensor, tokens: int, heads: int, kv_heads: int, scale: float, positions: Tensor | None = None
-) -> Tensor:
-    """The oracle: one softmax over a square of scores with what a row does not see struck out."""
-    wide = qkv.float() if qkv.dtype == torch.bfloat16 else qkv
-    width = qkv.shape[1] // (heads + 2 * kv_heads)
-    by_head = wide.view(-1, tokens, heads + 2 * kv_heads, width).transpose(1, 2)
-    queries, keys, values = torch.split(by_head, [heads, kv_heads, kv_heads], dim=1)
-    keys = keys.repeat_interleave(heads // kv_heads, dim=1)
-    values = values.repeat_interleave(heads // kv_heads, dim=1)
-    if positions is None:
-        seen = torch.ones(1, tokens, tokens, dtype=torch.bool, device=qkv.device).tril()
-    else:
-        seen = visible_rows(positions.view(-1, tokens)).repeat(len(qkv) // len(positions), 1, 1)
-    scores = (scale * (queries @ keys.transpose(2, 3))).masked_fill(~seen[:, None], -math.inf)
-    mixed = scores.softmax(-1) @ values
-    return mixed.transpose(1, 2).reshape(len(qkv), heads * width).to(qkv.dtype)
+from layercoop_fast.kernels.reference.attention import causal_attention_reference
 
 
 def causal_attention(

@@ -19,7 +19,7 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, require, require_matrix
-from layercoop_fast.kernels.quantise import GROUP, ORIGINS, groups_of
+from layercoop_fast.kernels.quantise import ORIGINS
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
 _ROWS_AT_A_TIME = 512  # rows that are fp32 beside the packed ones while packing
@@ -91,25 +91,3 @@ class PackedLinear:
         require(out, "out", (len(x), rows), x)
         self.packed.multiply(array(x), array(out))
         return out
-
-
-def linear_reference(x: Tensor, weight: Tensor, format: str) -> Tensor:
-    """The oracle, in the dtype of `weight`: x [R, K], and ŵ [N, K] as `PackedLinear.unpack` gives it."""
-    if format in ("int8", "int4"):
-        q, scales = quantise_inputs_reference(x)
-        x = scales.repeat_interleave(GROUP, dim=1)[:, : x.shape[1]].to(weight.dtype) * q
-    elif format == "bf16" and "bf16" in _C.dots():
-        x = x.bfloat16()
-    return x.to(weight.dtype) @ weight.T
-
-
-def quantise_inputs_reference(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers [R, K] and scales [R, G] of fp32 inputs."""
-    rows, columns = x.shape
-    padded = torch.nn.functional.pad(x, (0, -columns % GROUP))
-    groups = padded.reshape(rows, groups_of(columns), GROUP)
-    largest = groups.abs().amax(dim=2)
-    inverse = torch.where(largest > 1e-30, 127 / largest, 0.0)
-    q = (groups * inverse[:, :, None]).round()
-    scales = torch.where(largest > 1e-30, largest / 127, 0.0)
-    return q.reshape(padded.shape)[:, :columns], scales

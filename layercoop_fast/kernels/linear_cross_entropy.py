@@ -19,14 +19,13 @@ fewer than `MIN_ROWS` rows are padded, since torch multiplies a handful of rows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
+from layercoop_fast.kernels.reference.head import TokenLosses, linear_cross_entropy_reference
 from layercoop_fast.kernels.rows import MIN_ROWS
 from layercoop_fast.spans import HEAD_PRODUCTS, timed
 
@@ -36,41 +35,6 @@ TILE_WORDS = 2048
 TILE_ROWS = 2048
 
 _LOWEST = torch.finfo(torch.float32).min
-
-
-@dataclass(frozen=True)
-class TokenLosses:
-    """Losses of each row, fp32 [R], in nats; `kl` is None without a teacher."""
-
-    nll: Tensor
-    kl: Tensor | None = None
-
-
-def linear_cross_entropy_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    soft_cap: float | None = None,
-    teacher: Tensor | None = None,
-) -> TokenLosses:
-    """The oracle: all logits at once, losses in fp32 (float64 for float64 inputs)."""
-
-    def log_q(states: Tensor) -> Tensor:
-        logits = torch.nn.functional.linear(states, weight, bias)
-        logits = scale * (logits if logits.dtype == torch.float64 else logits.float())
-        if soft_cap is not None:
-            logits = soft_cap * torch.tanh(logits / soft_cap)
-        return logits.log_softmax(-1)
-
-    student = log_q(hidden)
-    nll = -student.gather(1, targets[:, None])[:, 0]
-    if teacher is None:
-        return TokenLosses(nll)
-    expected = log_q(teacher)
-    return TokenLosses(nll, (expected.exp() * (expected - student)).sum(-1))
 
 
 def linear_cross_entropy(

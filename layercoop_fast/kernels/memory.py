@@ -88,3 +88,16 @@ def require_matrix(tensor: Tensor, name: str) -> None:
             f"{name}: expected a contiguous floating-point matrix, got {tensor.dtype} {list(tensor.shape)} "
             f"with strides {list(tensor.stride())}"
         )
+
+
+def require_index(tensor: Tensor, name: str, size: int, like: Tensor) -> None:
+    """Raise `RequestError` unless a tensor is a contiguous int32 or int64 vector of this size on the device of `like`.
+
+    What its numbers point to is not read: that would make the host wait for the device.
+    """
+    fits = tensor.dim() == 1 and len(tensor) == size and tensor.is_contiguous() and tensor.device == like.device
+    if not fits or tensor.dtype not in (torch.int32, torch.int64):
+        raise RequestError(
+            f"{name}: expected contiguous int32 or int64 [{size}] on {like.device}, got {tensor.dtype} "
+            f"{list(tensor.shape)} on {tensor.device}"
+        )

@@ -16,13 +16,7 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
-
-
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The oracle: x [..., H] → [..., H]."""
-    wide = x.float() if x.dtype == torch.bfloat16 else x
-    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return weight * unit.to(x.dtype)
+from layercoop_fast.kernels.reference.blocks import rms_norm_reference
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:

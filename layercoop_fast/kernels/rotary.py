@@ -14,40 +14,12 @@ Source: Su et al., RoFormer (arXiv 2104.09864), in the half-split form that Hugg
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
-from layercoop_fast.kernels.rms_norm import rms_norm_reference
-
-
-def rotary_reference(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    query_heads: int,
-    key_heads: int,
-    *,
-    query_norm: Tensor | None = None,
-    key_norm: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """The oracle: a new tensor [R, C]."""
-    tokens, width = cos.shape
-    half = width // 2
-    positions = torch.arange(len(x), device=x.device) % tokens
-    cos, sin = cos[positions], sin[positions]
-    out = x.clone()
-    for head in range(query_heads + key_heads):
-        h = x[:, head * width : (head + 1) * width]
-        weight = query_norm if head < query_heads else key_norm
-        if weight is not None:
-            h = rms_norm_reference(h, weight, eps)
-        turned = torch.cat([-h[:, half:], h[:, :half]], dim=1)
-        out[:, head * width : (head + 1) * width] = h * cos + turned * sin
-    return out
+from layercoop_fast.kernels.reference.blocks import rotary_reference
 
 
 def rotary_(

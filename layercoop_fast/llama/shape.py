@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import BlockCall, Convention
-from layercoop_fast.kernels.attention import visible_rows
 from layercoop_fast.kernels.memory import NATIVE_DTYPES
+from layercoop_fast.kernels.reference.attention import visible_rows
 
 
 class UnfitError(Exception):

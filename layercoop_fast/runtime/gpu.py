@@ -26,9 +26,7 @@ from torch import Tensor
 from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.decode_attention import decode_attention, decode_attention_reference
-from layercoop_fast.kernels.gpu.paged_attention import paged_attention, paged_attention_reference
-from layercoop_fast.kernels.memory import on_gpu
+from layercoop_fast.kernels.pages import decode_attention, paged_attention
 from layercoop_fast.llama.fused_head import FusedHead, fused_head
 from layercoop_fast.llama.gpu_block import PoolBlock
 from layercoop_fast.llama.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds
@@ -248,10 +246,7 @@ class GpuExecutor(Executor):
     def _decoding(self, block: DecodeBlock, tables: Tensor, lengths: Tensor) -> Callable[[Tensor], Tensor]:
         def mix(qkv: Tensor) -> Tensor:
             queries = qkv[:, : self.heads * self.width]
-            if on_gpu(qkv):
-                mixed: Tensor = decode_attention(queries, self.pages, tables, lengths, block.scale)
-                return mixed
-            return decode_attention_reference(queries, self.pages, tables, lengths, block.scale)
+            return decode_attention(queries, self.pages, tables, lengths, block.scale)
 
         return mix
 
@@ -268,10 +263,7 @@ class GpuExecutor(Executor):
         into = rows.tables[rows.sequence[some], layer, positions // PAGE]
 
         def mix(qkv: Tensor) -> Tensor:
-            if on_gpu(qkv):
-                mixed: Tensor = paged_attention(qkv, starts, self.pages, tables, lengths, int(sizes.max()), block.scale)
-                return mixed
-            return paged_attention_reference(qkv, starts, self.pages, tables, lengths, self.heads, block.scale)
+            return paged_attention(qkv, starts, self.pages, tables, lengths, int(sizes.max()), block.scale)
 
         return mix, (_index(into, device), _index(positions % PAGE, device))
 

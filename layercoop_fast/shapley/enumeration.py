@@ -20,7 +20,8 @@ from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import gpu_named
 from layercoop_fast.kernels.networks import Networks
-from layercoop_fast.kernels.surrogate import output, predict_logits, predict_logits_reference, predict_reference
+from layercoop_fast.kernels.reference.networks import output, predict_logits_reference, predict_reference
+from layercoop_fast.kernels.surrogate import predict_logits
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.shapley.mean_marginals import MeanMarginals, interactions_by_size, marginals_by_size
 from layercoop_fast.surrogate.threads import one_thread

@@ -8,7 +8,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.rotary import rotary_, rotary_reference
+from layercoop_fast.kernels.reference.blocks import rotary_reference
+from layercoop_fast.kernels.rotary import rotary_
 
 # rows, tokens, head width, query heads, key heads, columns that follow
 SHAPES = [

@@ -7,7 +7,8 @@ from close import assert_near, assert_within_a_rounding, noise
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.swiglu import swiglu, swiglu_reference
+from layercoop_fast.kernels.reference.blocks import swiglu_reference
+from layercoop_fast.kernels.swiglu import swiglu
 
 SHAPES = [(1, 1), (0, 4), (3, 16), (5, 17), (2, 1536), (701, 97)]
 

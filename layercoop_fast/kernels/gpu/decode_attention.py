@@ -29,7 +29,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import (
     Case,
     Config,
@@ -38,10 +37,10 @@ from layercoop_fast.kernels.gpu.frame import (
     launch,
     meta,
     power_of_two,
-    require_dtype,
 )
-from layercoop_fast.kernels.gpu.paged_attention import NO_WINDOW, attend, exponents, require_pages, tile
+from layercoop_fast.kernels.gpu.paged_attention import attend, exponents, tile
 from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.reference.attention import NO_WINDOW
 
 CONFIGS = {
     "split": Config("split", {"BLOCK_N": 64}, warps=4, stages=3),
@@ -54,36 +53,6 @@ _COMBINE = Config("combine", warps=2, stages=1)
 PROGRAMS = 264
 # A part of fewer tokens costs more to put together than it saves.
 _LEAST_TOKENS = 128
-
-
-def decode_attention_reference(
-    queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    scale: float,
-    *,
-    window: int | None = None,
-    soft_cap: float | None = None,
-) -> Tensor:
-    """The oracle: one sequence after the other; float64 where the queries are, else fp32."""
-    _, _, kv_heads, page, width = pages.shape
-    wide = torch.float64 if queries.dtype == torch.float64 else torch.float32
-    out = torch.zeros(queries.shape, dtype=wide, device=queries.device)
-    heads = queries.shape[1] // width
-    for sequence, length in enumerate(lengths.tolist()):
-        if int(tables[sequence, 0]) < 0 or length == 0:
-            continue
-        known = pages[tables[sequence, : blocks(length, page)].long()].to(wide)
-        known = known.permute(1, 2, 0, 3, 4).reshape(2, kv_heads, -1, width)
-        keys, values = known[:, :, max(0, length - (window or NO_WINDOW)) : length].repeat_interleave(
-            heads // kv_heads, dim=1
-        )
-        scores = scale * (keys @ queries[sequence].to(wide).view(heads, width, 1))[:, :, 0]
-        if soft_cap is not None:
-            scores = soft_cap * torch.tanh(scores / soft_cap)
-        out[sequence] = (scores.softmax(-1)[:, None] @ values).reshape(-1)
-    return out.to(queries.dtype)
 
 
 @triton.jit
@@ -186,46 +155,6 @@ def choose_config(width: int, dtype: torch.dtype) -> Config:
         return CONFIGS["tiny"]
     default = "full" if dtype == torch.float32 else "wide" if width > 128 else "split"
     return chosen("decode_attention", (width, dtype.itemsize), CONFIGS, default)
-
-
-@torch.library.custom_op("layercoop_fast::decode_attention", mutates_args=())
-def decode_attention(
-    queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int = NO_WINDOW,
-    soft_cap: float = 0.0,
-) -> Tensor:
-    """Attend: queries [S, heads·D] → [S, heads·D].
-
-    Raises `RequestError` for shapes and dtypes that do not fit; what is in tables and lengths is not read here.
-    """
-    out: Tensor = _output(queries, pages, tables, lengths, scale, window, soft_cap)
-    launch_decode(queries, pages, tables, lengths, out, scale, window, soft_cap)
-    return out
-
-
-@decode_attention.register_fake
-def _output(
-    queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int = NO_WINDOW,
-    soft_cap: float = 0.0,
-) -> Tensor:
-    require_dtype(queries, "queries")
-    if queries.dim() != 2 or queries.stride(1) != 1 or len(queries) != len(lengths):
-        raise RequestError(f"queries: expected [{len(lengths)}, heads·D], got {list(queries.shape)}")
-    require_pages(pages, tables, lengths, queries, scale, window, soft_cap)
-    kv_heads, width = pages.shape[2], pages.shape[4]
-    heads, rest = divmod(queries.shape[1], width)
-    if rest or heads < 1 or heads % kv_heads:
-        raise RequestError(f"queries: {queries.shape[1]} columns are not heads of {width} over {kv_heads} of keys")
-    return queries.new_empty(len(queries), queries.shape[1])
 
 
 def cases() -> list[Case]:

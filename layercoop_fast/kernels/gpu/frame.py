@@ -18,11 +18,6 @@ import torch
 import triton
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the kernels take unless their file says otherwise."""
-
 
 @dataclass(frozen=True)
 class Config:
@@ -119,22 +114,3 @@ def power_of_two(size: int) -> int:
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU (TRITON_INTERPRET=1, set before Triton is imported)."""
     return bool(triton.knobs.runtime.interpret)
-
-
-def require_dtype(tensor: Tensor, name: str) -> None:
-    """Raise `RequestError` for a dtype that the kernels do not take."""
-    if tensor.dtype not in DTYPES:
-        raise RequestError(f"{name}: expected one of fp32, bf16, fp16 on a GPU, got {tensor.dtype}")
-
-
-def require_index(tensor: Tensor, name: str, size: int, like: Tensor) -> None:
-    """Raise `RequestError` unless a tensor is a contiguous int32 or int64 vector of this size beside `like`.
-
-    What its numbers point to is not read: that would make the host wait for the device.
-    """
-    fits = tensor.dim() == 1 and len(tensor) == size and tensor.is_contiguous() and tensor.device == like.device
-    if not fits or tensor.dtype not in (torch.int32, torch.int64):
-        raise RequestError(
-            f"{name}: expected contiguous int32 or int64 [{size}] on {like.device}, got {tensor.dtype} "
-            f"{list(tensor.shape)} on {tensor.device}"
-        )

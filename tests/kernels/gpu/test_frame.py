@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import Config, launch
-from layercoop_fast.kernels.gpu.gather_norm import gather_norm
-from layercoop_fast.kernels.gpu.paged_attention import MOST_SEQUENCES, paged_attention
+from layercoop_fast.kernels.pages import MOST_SEQUENCES, paged_attention
+from layercoop_fast.kernels.pool import gather_norm
 
 
 def test_a_kernel_is_launched_on_its_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_numbers_that_do_not_lie_side_by_side_are_refused(device: str) -> None:
     pool, slots = noise(2, 1, 16).to(device), torch.zeros(1, dtype=torch.int32, device=device)
     every_other = noise(32).to(device)[::2]
     with pytest.raises(RequestError, match=r"weight: expected a contiguous tensor, got strides \[2\]"):
-        gather_norm(pool, slots, every_other, None, 1e-5)
+        gather_norm(pool, slots, every_other, 1e-5)
 
 
 def test_more_sequences_than_cuda_has_programs_side_by_side_are_refused() -> None:

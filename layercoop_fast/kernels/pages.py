@@ -1,0 +1,127 @@
+"""Attention over keys and values in pages: prompts whose beginning is known, and one new token a sequence.
+
+A context is what a mask's kept prefix and the first tokens of a text have computed. Its pages are shared by every mask
+and text that begin so; only what differs is computed. The formulas are those of `reference/attention.py`; on a GPU
+`gpu/paged_attention.py` and `gpu/decode_attention.py` compute them.
+
+Contents of tables, starts and lengths are not checked: reading them would make the host wait for the device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.memory import on_gpu, require_index, require_matrix
+from layercoop_fast.kernels.reference.attention import (
+    NO_WINDOW,
+    decode_attention_reference,
+    paged_attention_reference,
+)
+
+# CUDA runs at most so many programs side by side in the third direction.
+MOST_SEQUENCES = 65535
+
+
+def paged_attention(
+    qkv: Tensor,
+    starts: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    longest: int,
+    scale: float,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """Attend: qkv [N, (heads + 2·kv_heads)·D] → [N, heads·D]; arguments as of `paged_attention_reference`.
+
+    Rows of `tables` may lie apart: `tables[:, layer]` of one table [S, L, M] for all blocks. `longest` is a bound of
+    the own tokens of a sequence.
+
+    Raises:
+        RequestError: for shapes, dtypes and numbers that do not fit, and more than 65,535 sequences.
+    """
+    require_matrix(qkv, "qkv")
+    _check(pages, tables, lengths, qkv, scale, window, soft_cap)
+    require_index(starts, "starts", len(lengths) + 1, qkv)
+    kv_heads, width = pages.shape[2], pages.shape[4]
+    heads = qkv.shape[1] // width - 2 * kv_heads
+    if qkv.shape[1] % width or heads < 1 or heads % kv_heads:
+        raise RequestError(f"qkv: {qkv.shape[1]} columns are not heads of {width} over {kv_heads} key and value heads")
+    if longest < 0:
+        raise RequestError(f"longest: {longest} is not a number of tokens")
+    if len(lengths) > MOST_SEQUENCES:
+        raise RequestError(f"lengths: {len(lengths)} sequences are more than the {MOST_SEQUENCES} of one call")
+    if not on_gpu(qkv):
+        return paged_attention_reference(
+            qkv, starts, pages, tables, lengths, heads, scale, window=window, soft_cap=soft_cap
+        )
+    from layercoop_fast.kernels.gpu.paged_attention import launch_paged
+
+    out = qkv.new_empty(len(qkv), heads * width)
+    launch_paged(qkv, starts, pages, tables, lengths, out, longest, scale, window or NO_WINDOW, soft_cap or 0.0)
+    return out
+
+
+def decode_attention(
+    queries: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """Attend: queries [S, heads·D] → [S, heads·D]; arguments as of `decode_attention_reference`.
+
+    Rows of `queries` may lie apart (the first columns of a joint projection), and so may those of `tables`.
+
+    Raises:
+        RequestError: for shapes, dtypes and numbers that do not fit.
+    """
+    if queries.dim() != 2 or queries.stride(1) != 1 or len(queries) != len(lengths):
+        raise RequestError(f"queries: expected [{len(lengths)}, heads·D], got {list(queries.shape)}")
+    _check(pages, tables, lengths, queries, scale, window, soft_cap)
+    kv_heads, width = pages.shape[2], pages.shape[4]
+    heads, rest = divmod(queries.shape[1], width)
+    if rest or heads < 1 or heads % kv_heads:
+        raise RequestError(f"queries: {queries.shape[1]} columns are not heads of {width} over {kv_heads} of keys")
+    if not on_gpu(queries):
+        return decode_attention_reference(queries, pages, tables, lengths, scale, window=window, soft_cap=soft_cap)
+    from layercoop_fast.kernels.gpu.decode_attention import launch_decode
+
+    out = queries.new_empty(queries.shape)
+    launch_decode(queries, pages, tables, lengths, out, scale, window or NO_WINDOW, soft_cap or 0.0)
+    return out
+
+
+def _check(
+    pages: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    like: Tensor,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    if pages.dim() != 5 or pages.shape[1] != 2 or not pages.is_contiguous() or 0 in pages.shape:
+        raise RequestError(f"pages: expected contiguous [P, 2, kv_heads, PAGE, D], got {list(pages.shape)}")
+    if pages.dtype != like.dtype or pages.device != like.device:
+        raise RequestError(f"pages: expected {like.dtype} on {like.device}, got {pages.dtype} on {pages.device}")
+    require_index(lengths, "lengths", len(lengths), like)
+    if tables.dim() != 2 or tables.stride(1) != 1 or len(tables) != len(lengths) or tables.shape[1] < 1:
+        raise RequestError(f"tables: expected [{len(lengths)}, M] with M of at least 1, got {list(tables.shape)}")
+    if tables.dtype != torch.int32 or tables.device != like.device:
+        raise RequestError(f"tables: expected int32 on {like.device}, got {tables.dtype} on {tables.device}")
+    if not (scale > 0 and math.isfinite(scale)):
+        raise RequestError(f"scale: {scale} is not a positive number")
+    if window is not None and not 1 <= window <= NO_WINDOW:
+        raise RequestError(f"window: {window} is not a number of tokens from 1 to {NO_WINDOW}")
+    if soft_cap is not None and not (soft_cap > 0 and math.isfinite(soft_cap)):
+        raise RequestError(f"soft_cap: {soft_cap} is not a positive number")
