@@ -19,6 +19,7 @@ from layercoop_fast.kernels.pages import decode_attention, paged_attention
 from layercoop_fast.kernels.pool import gather_add_norm, gather_norm, scatter_residual_
 from layercoop_fast.kernels.quantised_linear import pack, quantised_linear
 from layercoop_fast.kernels.reference.attention import (
+    PagedContext,
     causal_attention_reference,
     decode_attention_reference,
     paged_attention_reference,
@@ -282,11 +283,13 @@ def _attention(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
     q, k, v = torch.split(by_head, [s.heads, s.kv_heads, s.kv_heads], dim=1)
     compiled = _compiled(lambda: causal_attention_reference(qkv, s.tokens, s.heads, s.kv_heads, scale), compiler)
     starts = torch.arange(0, s.rows + 1, s.tokens, dtype=torch.int32, device=device)
-    pages = torch.zeros(1, 2, s.kv_heads, s.page, s.width, dtype=dtype, device=device)
-    table = torch.zeros(s.windows, 1, dtype=torch.int32, device=device)
-    lengths = torch.zeros(s.windows, dtype=torch.int32, device=device)
+    nothing = PagedContext(
+        torch.zeros(1, 2, s.kv_heads, s.page, s.width, dtype=dtype, device=device),
+        torch.zeros(s.windows, 1, dtype=torch.int32, device=device),
+        torch.zeros(s.windows, dtype=torch.int32, device=device),
+    )
     ways: dict[str, Work] = {
-        "ours": lambda: paged_attention(qkv, starts, pages, table, lengths, s.tokens, scale),
+        "ours": lambda: paged_attention(qkv, starts, nothing, s.tokens, scale),
         "oracle": lambda: causal_attention_reference(qkv, s.tokens, s.heads, s.kv_heads, scale),
         "torch.compile": lambda: compiled(),
         "SDPA": lambda: F.scaled_dot_product_attention(
@@ -298,21 +301,21 @@ def _attention(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
     return Row("attention of windows", f"{s.windows} × {s.tokens}", ways, bytes=size, flops=flops)
 
 
-def _context(s: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _context(s: Sizes, device: torch.device, dtype: torch.dtype) -> PagedContext:
     room = -(-s.context // s.page)
     pages = _random(device, dtype, s.sequences * room, 2, s.kv_heads, s.page, s.width)
     tables = torch.randperm(s.sequences * room, device=device).view(s.sequences, room).to(torch.int32)
-    return pages, tables, torch.full((s.sequences,), s.context, dtype=torch.int32, device=device)
+    return PagedContext(pages, tables, torch.full((s.sequences,), s.context, dtype=torch.int32, device=device))
 
 
-def _dense(s: Sizes, pages: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+def _dense(s: Sizes, context: PagedContext) -> tuple[Tensor, Tensor]:
     """Keys and values of the contexts as libraries want them, [sequences, kv_heads, context, width] each."""
-    known = pages[tables.long()].permute(2, 0, 3, 1, 4, 5).flatten(3, 4)[:, :, :, : s.context]
+    known = context.pages[context.tables.long()].permute(2, 0, 3, 1, 4, 5).flatten(3, 4)[:, :, :, : s.context]
     return known[0].contiguous(), known[1].contiguous()
 
 
 def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    pages, tables, lengths = _context(s, device, dtype)
+    context = _context(s, device, dtype)
     new, scale = max(2, s.tokens), s.width**-0.5
     qkv = _random(device, dtype, s.sequences * new, (s.heads + 2 * s.kv_heads) * s.width)
     starts = torch.arange(0, s.sequences * new + 1, new, dtype=torch.int32, device=device)
@@ -321,15 +324,15 @@ def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | N
     seen = torch.ones(new, s.context + new, dtype=torch.bool, device=device).tril(s.context)
 
     def library() -> Tensor:
-        keys, values = _dense(s, pages, tables)
+        keys, values = _dense(s, context)
         keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
         mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, scale=scale, enable_gqa=True)
         return mixed.transpose(1, 2).flatten(2)
 
     compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: paged_attention(qkv, starts, pages, tables, lengths, new, scale),
-        "oracle": lambda: paged_attention_reference(qkv, starts, pages, tables, lengths, s.heads, scale),
+        "ours": lambda: paged_attention(qkv, starts, context, new, scale),
+        "oracle": lambda: paged_attention_reference(qkv, starts, context, scale, None, None),
         "copy, SDPA": library,
         "copy, SDPA, torch.compile": lambda: compiled(),
     }
@@ -342,19 +345,19 @@ def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | N
 
 
 def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    pages, tables, lengths = _context(s, device, dtype)
+    context = _context(s, device, dtype)
     queries, scale = _random(device, dtype, s.sequences, s.heads * s.width), s.width**-0.5
-    keys, values = _dense(s, pages, tables)
+    keys, values = _dense(s, context)
     q = queries.view(s.sequences, s.heads, 1, s.width)
 
     def library() -> Tensor:
-        known = _dense(s, pages, tables)
+        known = _dense(s, context)
         return F.scaled_dot_product_attention(q, *known, scale=scale, enable_gqa=True)
 
     compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: decode_attention(queries, pages, tables, lengths, scale),
-        "oracle": lambda: decode_attention_reference(queries, pages, tables, lengths, scale),
+        "ours": lambda: decode_attention(queries, context, scale),
+        "oracle": lambda: decode_attention_reference(queries, context, scale, None, None),
         "SDPA without pages": lambda: F.scaled_dot_product_attention(q, keys, values, scale=scale, enable_gqa=True),
         "copy, SDPA": library,
         "copy, SDPA, torch.compile": lambda: compiled(),
@@ -365,7 +368,7 @@ def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
         table = torch.arange(len(large[0]), dtype=torch.int32, device=device).view(s.sequences, -1)
         starts = torch.arange(s.sequences + 1, dtype=torch.int32, device=device)
         ways["torch's varlen_attn, pages of 256"] = lambda: varlen(
-            q[:, :, 0], *large, starts, None, 1, s.context, scale=scale, enable_gqa=True, seqused_k=lengths,
+            q[:, :, 0], *large, starts, None, 1, s.context, scale=scale, enable_gqa=True, seqused_k=context.lengths,
             block_table=table,
         )  # fmt: skip
     size = s.sequences * (2 * s.context * s.kv_heads + 2 * s.heads) * s.width * dtype.itemsize

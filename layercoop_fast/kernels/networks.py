@@ -24,16 +24,18 @@ class Networks:
 
     Raises `RequestError` for shapes that do not fit together, a dtype other than float32, NaN or infinite weights, and
     unknown names.
+
+    Attributes:
+        hidden_weight: W, `float32[E, H, n]`.
+        hidden_bias: b, `float32[E, H]`.
+        output_weight: v, `float32[E, H]`.
+        output_bias: c, `float32[E]`.
     """
 
     hidden_weight: Weights
-    """W, `float32[E, H, n]`."""
     hidden_bias: Weights
-    """b, `float32[E, H]`."""
     output_weight: Weights
-    """v, `float32[E, H]`."""
     output_bias: Weights
-    """c, `float32[E]`."""
     activation: Activation = "celu"
     output: Output = "sigmoid"
 

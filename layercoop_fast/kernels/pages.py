@@ -18,6 +18,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import on_gpu, require_index, require_matrix
 from layercoop_fast.kernels.reference.attention import (
     NO_WINDOW,
+    PagedContext,
     decode_attention_reference,
     paged_attention_reference,
 )
@@ -29,87 +30,67 @@ MOST_SEQUENCES = 65535
 def paged_attention(
     qkv: Tensor,
     starts: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
+    context: PagedContext,
     longest: int,
     scale: float,
-    *,
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> Tensor:
     """Attend: qkv [N, (heads + 2·kv_heads)·D] → [N, heads·D]; arguments as of `paged_attention_reference`.
 
-    Rows of `tables` may lie apart: `tables[:, layer]` of one table [S, L, M] for all blocks. `longest` is a bound of
-    the own tokens of a sequence.
+    `longest` is a bound of the own tokens of a sequence.
 
     Raises:
         RequestError: for shapes, dtypes and numbers that do not fit, and more than 65,535 sequences.
     """
     require_matrix(qkv, "qkv")
-    _check(pages, tables, lengths, qkv, scale, window, soft_cap)
-    require_index(starts, "starts", len(lengths) + 1, qkv)
-    kv_heads, width = pages.shape[2], pages.shape[4]
+    _check(context, qkv, scale, window, soft_cap)
+    require_index(starts, "starts", len(context.lengths) + 1, qkv)
+    kv_heads, width = context.pages.shape[2], context.pages.shape[4]
     heads = qkv.shape[1] // width - 2 * kv_heads
     if qkv.shape[1] % width or heads < 1 or heads % kv_heads:
         raise RequestError(f"qkv: {qkv.shape[1]} columns are not heads of {width} over {kv_heads} key and value heads")
     if longest < 0:
         raise RequestError(f"longest: {longest} is not a number of tokens")
-    if len(lengths) > MOST_SEQUENCES:
-        raise RequestError(f"lengths: {len(lengths)} sequences are more than the {MOST_SEQUENCES} of one call")
+    if (count := len(context.lengths)) > MOST_SEQUENCES:
+        raise RequestError(f"lengths: {count} sequences are more than the {MOST_SEQUENCES} of one call")
     if not on_gpu(qkv):
-        return paged_attention_reference(
-            qkv, starts, pages, tables, lengths, heads, scale, window=window, soft_cap=soft_cap
-        )
+        return paged_attention_reference(qkv, starts, context, scale, window, soft_cap)
     from layercoop_fast.kernels.gpu.paged_attention import launch_paged
 
     out = qkv.new_empty(len(qkv), heads * width)
-    launch_paged(qkv, starts, pages, tables, lengths, out, longest, scale, window or NO_WINDOW, soft_cap or 0.0)
+    launch_paged(qkv, starts, context, out, longest, scale, window, soft_cap)
     return out
 
 
 def decode_attention(
-    queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    scale: float,
-    *,
-    window: int | None = None,
-    soft_cap: float | None = None,
+    queries: Tensor, context: PagedContext, scale: float, window: int | None = None, soft_cap: float | None = None
 ) -> Tensor:
     """Attend: queries [S, heads·D] → [S, heads·D]; arguments as of `decode_attention_reference`.
 
-    Rows of `queries` may lie apart (the first columns of a joint projection), and so may those of `tables`.
+    Rows of `queries` may lie apart: the first columns of a joint projection.
 
     Raises:
         RequestError: for shapes, dtypes and numbers that do not fit.
     """
-    if queries.dim() != 2 or queries.stride(1) != 1 or len(queries) != len(lengths):
-        raise RequestError(f"queries: expected [{len(lengths)}, heads·D], got {list(queries.shape)}")
-    _check(pages, tables, lengths, queries, scale, window, soft_cap)
-    kv_heads, width = pages.shape[2], pages.shape[4]
+    if queries.dim() != 2 or queries.stride(1) != 1 or len(queries) != len(context.lengths):
+        raise RequestError(f"queries: expected [{len(context.lengths)}, heads·D], got {list(queries.shape)}")
+    _check(context, queries, scale, window, soft_cap)
+    kv_heads, width = context.pages.shape[2], context.pages.shape[4]
     heads, rest = divmod(queries.shape[1], width)
     if rest or heads < 1 or heads % kv_heads:
         raise RequestError(f"queries: {queries.shape[1]} columns are not heads of {width} over {kv_heads} of keys")
     if not on_gpu(queries):
-        return decode_attention_reference(queries, pages, tables, lengths, scale, window=window, soft_cap=soft_cap)
+        return decode_attention_reference(queries, context, scale, window, soft_cap)
     from layercoop_fast.kernels.gpu.decode_attention import launch_decode
 
     out = queries.new_empty(queries.shape)
-    launch_decode(queries, pages, tables, lengths, out, scale, window or NO_WINDOW, soft_cap or 0.0)
+    launch_decode(queries, context, out, scale, window, soft_cap)
     return out
 
 
-def _check(
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    like: Tensor,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
-) -> None:
+def _check(context: PagedContext, like: Tensor, scale: float, window: int | None, soft_cap: float | None) -> None:
+    pages, tables, lengths = context.pages, context.tables, context.lengths
     if pages.dim() != 5 or pages.shape[1] != 2 or not pages.is_contiguous() or 0 in pages.shape:
         raise RequestError(f"pages: expected contiguous [P, 2, kv_heads, PAGE, D], got {list(pages.shape)}")
     if pages.dtype != like.dtype or pages.device != like.device:

@@ -27,6 +27,7 @@ from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.pages import decode_attention, paged_attention
+from layercoop_fast.kernels.reference.attention import PagedContext
 from layercoop_fast.llama.fused_head import FusedHead, fused_head
 from layercoop_fast.llama.gpu_block import PoolBlock
 from layercoop_fast.llama.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds
@@ -246,7 +247,7 @@ class GpuExecutor(Executor):
     def _decoding(self, block: DecodeBlock, tables: Tensor, lengths: Tensor) -> Callable[[Tensor], Tensor]:
         def mix(qkv: Tensor) -> Tensor:
             queries = qkv[:, : self.heads * self.width]
-            return decode_attention(queries, self.pages, tables, lengths, block.scale)
+            return decode_attention(queries, PagedContext(self.pages, tables, lengths), block.scale)
 
         return mix
 
@@ -258,12 +259,12 @@ class GpuExecutor(Executor):
         members, sizes = np.unique(rows.sequence[some], return_counts=True)
         starts = torch.from_numpy(np.append(0, np.cumsum(sizes)).astype(np.int32)).to(device)
         tables = torch.from_numpy(np.ascontiguousarray(rows.tables[members, layer])).to(device)
-        lengths = torch.from_numpy(rows.lengths[members]).to(device)
+        context = PagedContext(self.pages, tables, torch.from_numpy(rows.lengths[members]).to(device))
         positions = rows.positions[some]
         into = rows.tables[rows.sequence[some], layer, positions // PAGE]
 
         def mix(qkv: Tensor) -> Tensor:
-            return paged_attention(qkv, starts, self.pages, tables, lengths, int(sizes.max()), block.scale)
+            return paged_attention(qkv, starts, context, int(sizes.max()), block.scale)
 
         return mix, (_index(into, device), _index(positions % PAGE, device))
 

@@ -25,11 +25,13 @@ class Control:
     """A game and its exact Shapley values: a `PairwiseGame`, or a surrogate whose 2ⁿ masks were enumerated.
 
     The values are taken at their word: an error in them goes into every estimate made with the control.
+
+    Attributes:
+        values: `float64[n]`, the exact Shapley values of `game`.
     """
 
     game: Game
     values: Floats
-    """`float64[n]`: the exact Shapley values of `game`."""
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float64)

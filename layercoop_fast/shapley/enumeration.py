@@ -41,46 +41,55 @@ class NetworksGame(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TopMasks:
-    """The best masks that keep one number of players, best first, equal scores in no promised order."""
+    """The best masks that keep one number of players, best first, equal scores in no promised order.
+
+    Attributes:
+        masks: `bool[T, n]`, T masks, fewer than asked where there are no more.
+        scores: `float64[T]`, the mean over the networks of the value before the output function. A sigmoid would tie at
+            0.
+        worths: `float64[T]`, the mean over the networks of the value.
+    """
 
     masks: Masks
-    """`bool[T, n]`: T masks, fewer than asked where there are no more."""
     scores: Floats
-    """`float64[T]`: the mean over the networks of the value before the output function. A sigmoid would tie at 0."""
     worths: Floats
-    """`float64[T]`: the mean over the networks of the value."""
 
 
 @dataclass(frozen=True, eq=False)
 class Enumerated(MeanMarginals):
-    """What all 2ⁿ masks of f, the mean over the networks, come to. Indices are methods of `MeanMarginals`."""
+    """What all 2ⁿ masks of f, the mean over the networks, come to. Indices are methods of `MeanMarginals`.
+
+    Attributes:
+        means: `float64[n + 1]`, mean of f over the masks that keep k players.
+        variances: `float64[n + 1]`, variance of f over them (divided by their number: they are all there are).
+        best: By number of kept players, 0 to n; empty unless `top` was asked for.
+        within_budget: The one best mask whose costs sum to at most the budget; None if no budget was given.
+    """
 
     means: Floats
-    """`float64[n + 1]`: mean of f over the masks that keep k players."""
     variances: Floats
-    """`float64[n + 1]`: variance of f over them (divided by their number: they are all there are)."""
     best: list[TopMasks]
-    """By number of kept players, 0 to n; empty unless `top` was asked for."""
     within_budget: TopMasks | None
-    """The one best mask whose costs sum to at most the budget; None if no budget was given."""
 
 
 class EnumerationInterrupted(KeyboardInterrupt):
     """Ctrl-C came before the last mask. It says how far the enumeration was and gives the best masks seen until then.
 
     There are no averages: masks come in the order of their last players, so those seen are no fair sample.
+
+    Attributes:
+        done: Masks seen.
+        total: 2ⁿ.
+        counts: `int64[n + 1]`, masks seen by number of kept players; where it is C(n, k), `best[k]` is final.
+        best: As `Enumerated.best`, of the masks seen; those that cannot be among the best of all may be left out.
     """
 
     def __init__(self, done: int, total: int, counts: npt.NDArray[np.int64], best: list[TopMasks]) -> None:
         super().__init__(f"interrupted after {done:,} of {total:,} masks")
         self.done = done
-        """Masks seen."""
         self.total = total
-        """2ⁿ."""
         self.counts = counts
-        """`int64[n + 1]`: masks seen by number of kept players; where it is C(n, k), `best[k]` is final."""
         self.best = best
-        """As `Enumerated.best`, of the masks seen; those that cannot be among the best of all may be left out."""
 
 
 def enumerate_masks(

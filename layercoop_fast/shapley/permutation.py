@@ -120,12 +120,15 @@ def _count_units(units: _Units, n: int, n_permutations: int, antithetic: bool, s
 
 
 class _Units(Protocol):
-    """How an arrangement of the players becomes orders, and which masks they ask."""
+    """How an arrangement of the players becomes orders, and which masks they ask.
+
+    Attributes:
+        n_orders: Orders a unit.
+        n_masks: Masks a unit, none and all left out.
+    """
 
     n_orders: int
-    """Orders a unit."""
     n_masks: int
-    """Masks a unit, none and all left out."""
 
     def masks(self, orders: Orders, /) -> Masks:
         """Return the masks of each arrangement (`intp[U, n]`), unit by unit: `bool[U·n_masks, n]`."""

@@ -27,15 +27,18 @@ _ROUNDING = 1e-10
 
 @dataclass(frozen=True)
 class _Stratum:
-    """The coalitions of one size, one of each pair of complements."""
+    """The coalitions of one size, one of each pair of complements.
+
+    Attributes:
+        members: C(n, size), or half of it where a size is its own complement's.
+        n_sizes: Sizes it stands for: 2 where the complements are of another size, else 1.
+        mass: Sum of the Shapley kernel over all members and their complements.
+    """
 
     size: int
     members: int
-    """C(n, size), or half of it where a size is its own complement's."""
     n_sizes: int
-    """Sizes it stands for: 2 where the complements are of another size, else 1."""
     mass: float
-    """Sum of the Shapley kernel over all members and their complements."""
 
 
 def kernel_shap(

@@ -29,7 +29,11 @@ CHUNK = 8
 
 
 class _Halves:
-    """The subsets of some players in order of size, padded so that blocks hold one size."""
+    """The subsets of some players in order of size, padded so that blocks hold one size.
+
+    Attributes:
+        kept: float64 [halves, players]: 1 where the half keeps the player; rows of padding have sums of 0 anyway.
+    """
 
     def __init__(self, players: int, block: int, device: torch.device) -> None:
         codes = np.arange(1 << players)
@@ -47,7 +51,6 @@ class _Halves:
         self.size = self.block_size.long().repeat_interleave(block)
         kept = (self.code.clamp_min(0)[:, None] >> torch.arange(max(players, 1), device=device)) & 1
         self.kept = kept[:, :players].double()
-        """float64 [halves, players]: 1 where the half keeps the player; rows of padding have sums of 0 anyway."""
 
 
 class AllMasks:

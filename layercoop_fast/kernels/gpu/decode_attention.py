@@ -22,7 +22,7 @@ Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023); page
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import torch
 import triton
@@ -32,15 +32,14 @@ from torch import Tensor
 from layercoop_fast.kernels.gpu.frame import (
     Case,
     Config,
-    blocks,
     interpreted,
     launch,
     meta,
     power_of_two,
 )
-from layercoop_fast.kernels.gpu.paged_attention import attend, exponents, tile
+from layercoop_fast.kernels.gpu.paged_attention import attend, exponents, meta_context, tile
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.kernels.reference.attention import NO_WINDOW
+from layercoop_fast.kernels.reference.attention import NO_WINDOW, PagedContext
 
 CONFIGS = {
     "split": Config("split", {"BLOCK_N": 64}, warps=4, stages=3),
@@ -108,29 +107,28 @@ def _combine(mixtures, sums, out, splits, WIDTH: tl.constexpr, BLOCK_S: tl.const
 
 def launch_decode(
     queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
+    context: PagedContext,
     out: Tensor,
     scale: float,
-    window: int,
-    soft_cap: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
     *,
     splits: int | None = None,
     config: Config | None = None,
 ) -> None:
-    """Fill out [S, heads·D]; no window is `NO_WINDOW`, no cap is 0."""
+    """Fill out [S, heads·D] from queries [S, heads·D]."""
+    pages, tables = context.pages, context.tables
     kv_heads, page, width = pages.shape[2:]
-    sequences, heads = len(out), out.shape[1] // width
+    sequences, heads, window = len(out), out.shape[1] // width, window or NO_WINDOW
     splits = splits or choose_splits(sequences * kv_heads, min(tables.shape[1] * page, window))
     config = config or choose_config(width, queries.dtype)
     mixtures = torch.empty(sequences * heads, splits, width, dtype=torch.float32, device=out.device)
     sums = torch.empty(sequences * heads, splits, dtype=torch.float32, device=out.device)
     block_d = max(16, power_of_two(width))
     launch(
-        _split, (sequences, kv_heads, splits), queries, pages, tables, lengths, mixtures, sums,
+        _split, (sequences, kv_heads, splits), queries, pages, tables, context.lengths, mixtures, sums,
         *exponents(scale, soft_cap), window, queries.stride(0), tables.stride(0), pages.stride(0), splits,
-        config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=soft_cap > 0,
+        config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=soft_cap is not None,
         WIDEN=interpreted() and queries.dtype == torch.bfloat16, BLOCK_H=max(16, power_of_two(heads // kv_heads)),
         BLOCK_D=block_d,
     )  # fmt: skip
@@ -161,31 +159,17 @@ def cases() -> list[Case]:
     """An 8B llama: one request of 8,192 tokens, and 64 of 2,048; Gemma's heads of 256."""
     found = []
     for name, sequences, length, heads, kv_heads, width, cap in (
-        ("split", 1, 8192, 32, 8, 128, 0.0),
-        ("split", 64, 2048, 32, 8, 128, 0.0),
+        ("split", 1, 8192, 32, 8, 128, None),
+        ("split", 64, 2048, 32, 8, 128, None),
         ("wide", 8, 4096, 8, 4, 256, 50.0),
-        ("full", 1, 8192, 32, 8, 128, 0.0),
-        ("split", 1, 1, 1, 1, 1, 0.0),
+        ("full", 1, 8192, 32, 8, 128, None),
+        ("split", 1, 1, 1, 1, 1, None),
     ):
         full = name == "full"
         dtype = torch.float32 if full else torch.bfloat16
-
-        def run(
-            name: str = name, sequences: int = sequences, length: int = length, heads: int = heads,
-            kv_heads: int = kv_heads, width: int = width, cap: float = cap, dtype: torch.dtype = dtype,
-        ) -> None:  # fmt: skip
-            launch_decode(
-                meta(sequences, heads * width, dtype=dtype),
-                meta(blocks(sequences * length, 16), 2, kv_heads, 16, width, dtype=dtype),
-                meta(sequences, blocks(length, 16), dtype=torch.int32),
-                meta(sequences, dtype=torch.int32),
-                meta(sequences, heads * width, dtype=dtype),
-                1 / math.sqrt(width),
-                NO_WINDOW,
-                cap,
-                config=CONFIGS[name],
-            )
-
+        context = meta_context(sequences, length, kv_heads, width, dtype)
+        queries, out = (meta(sequences, heads * width, dtype=dtype) for _ in range(2))
+        run = partial(launch_decode, queries, context, out, width**-0.5, soft_cap=cap, config=CONFIGS[name])
         found.append(
             Case(
                 "decode_attention",

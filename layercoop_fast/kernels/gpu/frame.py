@@ -47,6 +47,11 @@ class Case:
     `run` calls the launcher on tensors of the meta device. `bytes` counts every input and output once, `flops` a
     multiplication and an addition as two; `operations` are those outside matrix units where they bound the kernel (else
     0). `dot` says that matrix instructions are expected, `wide` that 128-bit loads are.
+
+    Attributes:
+        main: Whether it stands in the table of docs/kernels.md and must not spill registers. The others show that sizes
+            of 1 compile too: Triton makes constants of these.
+        targets: What the names of the targets begin with that it is for: "cuda", "hip", or all.
     """
 
     operation: str
@@ -59,10 +64,7 @@ class Case:
     dot: bool = False
     wide: bool = True
     main: bool = True
-    """Whether it stands in the table of docs/kernels.md and must not spill registers. The others show that sizes of 1
-    compile too: Triton makes constants of these."""
     targets: str | tuple[str, ...] = ""
-    """What the names of the targets begin with that it is for: "cuda", "hip", or all."""
 
 
 _recorded: list[Launch] | None = None

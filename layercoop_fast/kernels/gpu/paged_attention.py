@@ -27,6 +27,8 @@ Source: Dao, FlashAttention-2 (arXiv 2307.08691); pages: Kwon et al. (arXiv 2309
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -42,11 +44,9 @@ from layercoop_fast.kernels.gpu.frame import (
     power_of_two,
 )
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.kernels.reference.attention import NO_WINDOW
+from layercoop_fast.kernels.reference.attention import NO_WINDOW, PagedContext
 
 LOG2E = 1.4426950408889634
-# Of programs side by side in the third direction CUDA has no more.
-MOST_SEQUENCES = 65535
 
 CONFIGS = {
     "long": Config("long", {"BLOCK_M": 128, "BLOCK_N": 32}, warps=8, stages=2),
@@ -143,26 +143,26 @@ def _paged(
 def launch_paged(
     qkv: Tensor,
     starts: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
+    context: PagedContext,
     out: Tensor,
     longest: int,
     scale: float,
-    window: int,
-    soft_cap: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
     *,
     config: Config | None = None,
 ) -> None:
-    """Fill out [N, heads·D]. `longest` bounds the own tokens of a sequence; no window is `NO_WINDOW`, no cap is 0."""
+    """Fill out [N, heads·D]; `longest` is a bound of the own tokens of a sequence."""
+    pages, tables = context.pages, context.tables
     kv_heads, page, width = pages.shape[2:]
     heads = out.shape[1] // width
     config = config or choose_config(longest, width, qkv.dtype)
-    grid = (blocks(longest, config.blocks["BLOCK_M"]), heads, len(lengths))
+    grid = (blocks(longest, config.blocks["BLOCK_M"]), heads, len(context.lengths))
     factors = exponents(scale, soft_cap)
     launch(
-        _paged, grid, qkv, starts, pages, tables, lengths, out, *factors, window, qkv.stride(0), tables.stride(0),
-        pages.stride(0), config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=soft_cap > 0,
+        _paged, grid, qkv, starts, pages, tables, context.lengths, out, *factors, window or NO_WINDOW, qkv.stride(0),
+        tables.stride(0), pages.stride(0), config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page,
+        CAPPED=soft_cap is not None,
         WIDEN=interpreted() and qkv.dtype == torch.bfloat16, BLOCK_D=max(16, power_of_two(width)),
     )  # fmt: skip
 
@@ -176,52 +176,47 @@ def choose_config(longest: int, width: int, dtype: torch.dtype) -> Config:
     return chosen("paged_attention", (width, dtype.itemsize, few), CONFIGS, default)
 
 
-def exponents(scale: float, soft_cap: float) -> tuple[float, float]:
+def exponents(scale: float, soft_cap: float | None) -> tuple[float, float]:
     """What `capped` multiplies by: e^x = 2^(x · log2 e)."""
-    return (scale / soft_cap, soft_cap * LOG2E) if soft_cap > 0 else (scale * LOG2E, 0.0)
+    return (scale * LOG2E, 0.0) if soft_cap is None else (scale / soft_cap, soft_cap * LOG2E)
+
+
+def meta_context(sequences: int, tokens: int, kv_heads: int, width: int, dtype: torch.dtype) -> PagedContext:
+    """Contexts of so many tokens each in pages of 16, without memory, for `Case.run`."""
+    return PagedContext(
+        meta(blocks(sequences * tokens, 16), 2, kv_heads, 16, width, dtype=dtype),
+        meta(sequences, blocks(tokens, 16), dtype=torch.int32),
+        meta(sequences, dtype=torch.int32),
+    )
 
 
 def cases() -> list[Case]:
     """An 8B llama: 16 texts of 512 tokens behind 1,536 shared ones; four drafted tokens of each of 32; Gemma's."""
     found = []
-    for name, sequences, new, context, heads, kv_heads, width, cap in (
-        ("long", 16, 512, 1536, 32, 8, 128, 0.0),
-        ("short", 32, 4, 2048, 32, 8, 128, 0.0),
+    for name, sequences, new, known, heads, kv_heads, width, cap in (
+        ("long", 16, 512, 1536, 32, 8, 128, None),
+        ("short", 32, 4, 2048, 32, 8, 128, None),
         ("wide", 16, 512, 1536, 8, 4, 256, 50.0),
-        ("large", 16, 512, 1536, 32, 8, 128, 0.0),
-        ("full", 1, 512, 1536, 32, 8, 128, 0.0),
-        ("short", 1, 1, 1, 1, 1, 1, 0.0),
+        ("large", 16, 512, 1536, 32, 8, 128, None),
+        ("full", 1, 512, 1536, 32, 8, 128, None),
+        ("short", 1, 1, 1, 1, 1, 1, None),
     ):
         full = name == "full"
         dtype = torch.float32 if full else torch.bfloat16
         size = (
-            dtype.itemsize * (sequences * new * (2 * heads + 2 * kv_heads) + 2 * sequences * context * kv_heads) * width
+            dtype.itemsize * (sequences * new * (2 * heads + 2 * kv_heads) + 2 * sequences * known * kv_heads) * width
         )
-        pairs = sequences * new * (context + (new + 1) // 2)
-
-        def run(
-            sequences: int = sequences, new: int = new, context: int = context, heads: int = heads,
-            kv_heads: int = kv_heads, width: int = width, cap: float = cap, name: str = name,
-            dtype: torch.dtype = dtype,
-        ) -> None:  # fmt: skip
-            launch_paged(
-                meta(sequences * new, (heads + 2 * kv_heads) * width, dtype=dtype),
-                meta(sequences + 1, dtype=torch.int32),
-                meta(blocks(sequences * context, 16), 2, kv_heads, 16, width, dtype=dtype),
-                meta(sequences, blocks(context, 16), dtype=torch.int32),
-                meta(sequences, dtype=torch.int32),
-                meta(sequences * new, heads * width, dtype=dtype),
-                new,
-                width**-0.5,
-                NO_WINDOW,
-                cap,
-                config=CONFIGS[name],
-            )
-
+        pairs = sequences * new * (known + (new + 1) // 2)
+        context = meta_context(sequences, known, kv_heads, width, dtype)
+        qkv = meta(sequences * new, (heads + 2 * kv_heads) * width, dtype=dtype)
+        out, starts = meta(sequences * new, heads * width, dtype=dtype), meta(sequences + 1, dtype=torch.int32)
+        run = partial(
+            launch_paged, qkv, starts, context, out, new, width**-0.5, soft_cap=cap, config=CONFIGS[name]
+        )  # fmt: skip
         found.append(
             Case(
                 "paged_attention",
-                f"{sequences} × {new} behind {context}, {heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
+                f"{sequences} × {new} behind {known}, {heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
                 name,
                 run,
                 bytes=size,

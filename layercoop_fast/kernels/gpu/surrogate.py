@@ -43,7 +43,11 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class DeviceNetworks:
-    """Networks as tensors on a device: see `layercoop_fast.kernels.networks.Networks`."""
+    """Networks as tensors on a device: see `layercoop_fast.kernels.networks.Networks`.
+
+    Attributes:
+        factored: Whether every pre-activation stays within ±80, so that exponentials of its parts may be multiplied.
+    """
 
     hidden_weight: Tensor
     hidden_bias: Tensor
@@ -52,7 +56,6 @@ class DeviceNetworks:
     activation: str
     sigmoid: bool
     factored: bool
-    """Whether every pre-activation stays within ±80, so that exponentials of its parts may be multiplied."""
 
     @classmethod
     def of(cls, networks: Networks, device: torch.device | str) -> DeviceNetworks:

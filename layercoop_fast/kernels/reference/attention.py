@@ -9,12 +9,36 @@ Source: Vaswani et al. (arXiv 1706.03762); grouped queries: Ainslie et al. (arXi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 # A window that no sequence fills: 32 bits hold it, and its sum with a position.
 NO_WINDOW = 1 << 30
+
+
+@dataclass(frozen=True)
+class PagedContext:
+    """Keys and values of S sequences in the pages of one block.
+
+    Attributes:
+        pages: [P, 2, kv_heads, PAGE, D], the keys and then the values of PAGE tokens each.
+        tables: int32 [S, M], the pages of each sequence in order. Rows may lie apart: `tables[:, layer]` of one table
+            [S, L, M] for all blocks.
+        lengths: int32 [S], the tokens C of each sequence that lie in pages.
+    """
+
+    pages: Tensor
+    tables: Tensor
+    lengths: Tensor
+
+    def known(self, sequence: int) -> Tensor:
+        """Keys and values of a sequence's tokens in pages: [2, kv_heads, C, D]."""
+        _, _, kv_heads, page, width = self.pages.shape
+        length = int(self.lengths[sequence])
+        known = self.pages[self.tables[sequence, : -(-length // page)].long()]
+        return known.permute(1, 2, 0, 3, 4).reshape(2, kv_heads, -1, width)[:, :, :length]
 
 
 def visible_rows(positions: Tensor) -> Tensor:
@@ -61,16 +85,7 @@ def causal_attention_reference(
 
 
 def paged_attention_reference(
-    qkv: Tensor,
-    starts: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    heads: int,
-    scale: float,
-    *,
-    window: int | None = None,
-    soft_cap: float | None = None,
+    qkv: Tensor, starts: Tensor, context: PagedContext, scale: float, window: int | None, soft_cap: float | None
 ) -> Tensor:
     """Attention of sequences over their own tokens and a context in pages → [N, heads·D].
 
@@ -84,27 +99,25 @@ def paged_attention_reference(
     Args:
         qkv: [N, (heads + 2·kv_heads)·D], the own tokens of all sequences one after the other, rotated.
         starts: int32 [S + 1], the row at which each sequence begins, and N.
-        pages: [P, 2, kv_heads, PAGE, D], the keys and then the values of PAGE tokens.
-        tables: int32 [S, M], the pages of each context.
-        lengths: int32 [S], the tokens C of each context.
-        heads: number of query heads.
+        context: keys and values of the tokens before them.
         scale: of the products.
         window: how many tokens a token sees, itself included; None: all.
         soft_cap: see above; None: no cap.
     """
-    _, _, kv_heads, _, width = pages.shape
+    kv_heads, width = context.pages.shape[2], context.pages.shape[4]
+    heads = qkv.shape[1] // width - 2 * kv_heads
     wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32
     results = [qkv.new_empty(0, heads * width)]
-    for sequence, context in enumerate(lengths.tolist()):
+    for sequence, length in enumerate(context.lengths.tolist()):
         own = qkv[int(starts[sequence]) : int(starts[sequence + 1])].to(wide).view(-1, heads + 2 * kv_heads, width)
         queries, keys, values = torch.split(own.transpose(0, 1), [heads, kv_heads, kv_heads])
-        known = _from_pages(pages, tables[sequence], context).to(wide)
+        known = context.known(sequence).to(wide)
         keys, values = torch.cat([known[0], keys], dim=1), torch.cat([known[1], values], dim=1)
         scores = scale * (queries @ keys.repeat_interleave(heads // kv_heads, dim=0).transpose(1, 2))
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
-        at = context + torch.arange(len(own), device=qkv.device)[:, None]
-        other = torch.arange(context + len(own), device=qkv.device)[None]
+        at = length + torch.arange(len(own), device=qkv.device)[:, None]
+        other = torch.arange(length + len(own), device=qkv.device)[None]
         seen = (other <= at) & (other > at - (window or NO_WINDOW))
         mixed = scores.masked_fill(~seen, -math.inf).softmax(-1) @ values.repeat_interleave(heads // kv_heads, dim=0)
         results.append(mixed.transpose(0, 1).reshape(len(own), heads * width).to(qkv.dtype))
@@ -112,38 +125,24 @@ def paged_attention_reference(
 
 
 def decode_attention_reference(
-    queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    scale: float,
-    *,
-    window: int | None = None,
-    soft_cap: float | None = None,
+    queries: Tensor, context: PagedContext, scale: float, window: int | None, soft_cap: float | None
 ) -> Tensor:
     """Attention of the last token of each sequence, whose key and value lie in its pages already → [S, heads·D].
 
     As `paged_attention_reference` with queries [S, heads·D] alone and p = lengths[s] − 1. A sequence without pages,
     tables[s, 0] = −1, gets 0: its mask removes the block.
     """
-    _, _, kv_heads, _, width = pages.shape
+    kv_heads, width = context.pages.shape[2], context.pages.shape[4]
     wide = torch.float64 if queries.dtype == torch.float64 else torch.float32
     out = torch.zeros(queries.shape, dtype=wide, device=queries.device)
     heads = queries.shape[1] // width
-    for sequence, length in enumerate(lengths.tolist()):
-        if int(tables[sequence, 0]) < 0 or length == 0:
+    for sequence, length in enumerate(context.lengths.tolist()):
+        if int(context.tables[sequence, 0]) < 0 or length == 0:
             continue
-        known = _from_pages(pages, tables[sequence], length)[:, :, max(0, length - (window or NO_WINDOW)) :].to(wide)
+        known = context.known(sequence)[:, :, max(0, length - (window or NO_WINDOW)) :].to(wide)
         keys, values = known.repeat_interleave(heads // kv_heads, dim=1)
         scores = scale * (keys @ queries[sequence].to(wide).view(heads, width, 1))[:, :, 0]
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
         out[sequence] = (scores.softmax(-1)[:, None] @ values).reshape(-1)
     return out.to(queries.dtype)
-
-
-def _from_pages(pages: Tensor, table: Tensor, length: int) -> Tensor:
-    """Keys and values of the first `length` tokens of a sequence: [2, kv_heads, length, D]."""
-    _, _, kv_heads, page, width = pages.shape
-    known = pages[table[: -(-length // page)].long()]
-    return known.permute(1, 2, 0, 3, 4).reshape(2, kv_heads, -1, width)[:, :, :length]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from close import assert_near, noise
@@ -9,7 +11,11 @@ from torch import Tensor
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.decode_attention import CONFIGS, choose_splits, launch_decode
 from layercoop_fast.kernels.pages import decode_attention
-from layercoop_fast.kernels.reference.attention import NO_WINDOW, decode_attention_reference, paged_attention_reference
+from layercoop_fast.kernels.reference.attention import (
+    PagedContext,
+    decode_attention_reference,
+    paged_attention_reference,
+)
 
 # heads, key and value heads, width, page, lengths, window, soft cap
 SHAPES = [
@@ -27,11 +33,9 @@ def both(shape, dtype: torch.dtype, device: str, splits: int) -> tuple[Tensor, T
     context = paged(lengths, kv_heads, page, width, dtype, device)
     queries = noise(len(lengths), heads * width, dtype=dtype, seed=2).to(device)
     found = torch.empty_like(queries)
-    where = (context.tables, context.lengths)
-    launch_decode(queries, context.pages, *where, found, 0.3, window or NO_WINDOW, cap or 0.0, splits=splits)
-    expected = decode_attention_reference(
-        queries.double(), context.pages.double(), *where, 0.3, window=window, soft_cap=cap
-    )
+    launch_decode(queries, context, found, 0.3, window, cap, splits=splits)
+    known = replace(context, pages=context.pages.double())
+    expected = decode_attention_reference(queries.double(), known, 0.3, window, cap)
     return found, expected
 
 
@@ -54,13 +58,10 @@ def test_the_oracle_is_a_sequence_of_one_own_token(device: str) -> None:
         page = context.pages[int(context.tables[sequence, (length - 1) // 4])]
         page[:, :, (length - 1) % 4] = qkv[sequence, heads * width :].view(2, kv_heads, width)
     starts = torch.tensor([0, 1, 2], dtype=torch.int32, device=device)
-    expected = paged_attention_reference(
-        qkv, starts, context.pages, context.tables, context.lengths - 1, heads, 0.3, window=6, soft_cap=2.0
-    )
+    before = replace(context, lengths=context.lengths - 1)
+    expected = paged_attention_reference(qkv, starts, before, 0.3, 6, 2.0)
     queries = qkv[:, : heads * width]
-    found = decode_attention_reference(
-        queries, context.pages, context.tables, context.lengths, 0.3, window=6, soft_cap=2.0
-    )
+    found = decode_attention_reference(queries, context, 0.3, 6, 2.0)
     assert_near(found, expected, relative=1e-12, absolute=1e-12)
 
 
@@ -71,8 +72,8 @@ def test_masks_have_their_own_pages_or_none(device: str) -> None:
     joint = torch.cat([queries, noise(3, 64, seed=3).to(device)], dim=1)
     every = torch.full((3, 4, context.tables.shape[1]), -1, dtype=torch.int32, device=device)
     every[[0, 2], 2] = context.tables[[0, 2]]
-    found = decode_attention(joint[:, :64], context.pages, every[:, 2], context.lengths, 0.3)
-    expected = decode_attention(queries, context.pages, context.tables, context.lengths, 0.3)
+    found = decode_attention(joint[:, :64], replace(context, tables=every[:, 2]), 0.3)
+    expected = decode_attention(queries, context, 0.3)
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
     assert torch.count_nonzero(found[1]) == 0
     assert torch.count_nonzero(expected[1]) == 64
@@ -90,9 +91,9 @@ def test_every_configuration(config, device: str) -> None:
     context = paged([70, 3], 1, 16, 16, torch.float32, device)
     queries = noise(2, 48, seed=2).to(device)
     out = torch.empty_like(queries)
-    where = (context.tables, context.lengths)
-    launch_decode(queries, context.pages, *where, out, 0.3, NO_WINDOW, 0.0, splits=2, config=config)
-    expected = decode_attention_reference(queries.double(), context.pages.double(), *where, 0.3)
+    launch_decode(queries, context, out, 0.3, splits=2, config=config)
+    known = replace(context, pages=context.pages.double())
+    expected = decode_attention_reference(queries.double(), known, 0.3, None, None)
     assert_near(out, expected, relative=1e-5, absolute=2e-6)
 
 
@@ -103,7 +104,5 @@ def test_every_configuration(config, device: str) -> None:
 def test_bad_arguments(columns: int, rows: int, message: str) -> None:
     whole = {"dtype": torch.int32}
     with pytest.raises(RequestError, match=message):
-        decode_attention(
-            torch.zeros(rows, columns), torch.zeros(4, 2, 2, 4, 16), torch.zeros(2, 3, **whole),
-            torch.zeros(2, **whole), 0.3,
-        )  # fmt: skip
+        context = PagedContext(torch.zeros(4, 2, 2, 4, 16), torch.zeros(2, 3, **whole), torch.zeros(2, **whole))
+        decode_attention(torch.zeros(rows, columns), context, 0.3)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from close import assert_near, noise
@@ -9,7 +11,11 @@ from torch import Tensor
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.paged_attention import CONFIGS, launch_paged
 from layercoop_fast.kernels.pages import paged_attention
-from layercoop_fast.kernels.reference.attention import NO_WINDOW, causal_attention_reference, paged_attention_reference
+from layercoop_fast.kernels.reference.attention import (
+    PagedContext,
+    causal_attention_reference,
+    paged_attention_reference,
+)
 
 # heads, key and value heads, width, page, context lengths, own tokens, window, soft cap
 SHAPES = [
@@ -31,10 +37,9 @@ def both(shape, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     heads, kv_heads, width, page, lengths, news, window, cap = shape
     context = paged(lengths, kv_heads, page, width, dtype, device)
     qkv, starts = own_tokens(heads, kv_heads, width, news, dtype, device)
-    where = (context.tables, context.lengths)
-    found = paged_attention(qkv, starts, context.pages, *where, max(news), 0.3, window=window, soft_cap=cap)
-    known = context.pages.double()
-    expected = paged_attention_reference(qkv.double(), starts, known, *where, heads, 0.3, window=window, soft_cap=cap)
+    found = paged_attention(qkv, starts, context, max(news), 0.3, window, cap)
+    known = replace(context, pages=context.pages.double())
+    expected = paged_attention_reference(qkv.double(), starts, known, 0.3, window, cap)
     assert found.dtype == dtype
     assert found.shape == expected.shape == (sum(news), heads * width)
     return found, expected
@@ -56,7 +61,7 @@ def test_the_oracle_without_context_is_that_of_windows(device: str) -> None:
     heads, kv_heads, width, tokens = 4, 2, 8, 11
     context = paged([0, 0], kv_heads, 4, width, torch.float64, device)
     qkv, starts = own_tokens(heads, kv_heads, width, [tokens, tokens], torch.float64, device)
-    found = paged_attention_reference(qkv, starts, context.pages, context.tables, context.lengths, heads, 0.4)
+    found = paged_attention_reference(qkv, starts, context, 0.4, None, None)
     assert_near(found, causal_attention_reference(qkv, tokens, heads, kv_heads, 0.4), relative=1e-12, absolute=1e-12)
 
 
@@ -72,7 +77,7 @@ def test_a_context_is_what_its_tokens_would_be(device: str) -> None:
         pages[int(table[0, token // page]), :, :, token % page] = keys_and_values[token]
     starts = torch.tensor([0, tokens - cut], dtype=torch.int32, device=device)
     lengths = torch.tensor([cut], dtype=torch.int32, device=device)
-    found = paged_attention(qkv[cut:].contiguous(), starts, pages, table, lengths, tokens - cut, 0.3)
+    found = paged_attention(qkv[cut:].contiguous(), starts, PagedContext(pages, table, lengths), tokens - cut, 0.3)
     assert_near(found, whole[cut:], relative=1e-5, absolute=2e-6)
 
 
@@ -81,9 +86,8 @@ def test_tables_of_one_block_among_all(device: str) -> None:
     qkv, starts = own_tokens(4, 2, 16, [3, 1, 2], torch.float32, device)
     every = torch.full((3, 4, context.tables.shape[1]), -1, dtype=torch.int32, device=device)
     every[:, 2] = context.tables
-    arguments = (context.lengths, 3, 0.3)
-    expected = paged_attention(qkv, starts, context.pages, context.tables, *arguments)
-    assert torch.equal(paged_attention(qkv, starts, context.pages, every[:, 2], *arguments), expected)
+    expected = paged_attention(qkv, starts, context, 3, 0.3)
+    assert torch.equal(paged_attention(qkv, starts, replace(context, tables=every[:, 2]), 3, 0.3), expected)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -91,12 +95,9 @@ def test_every_configuration(config, device: str) -> None:
     context = paged([70, 3], 1, 16, 16, torch.float32, device)
     qkv, starts = own_tokens(1, 1, 16, [40, 21], torch.float32, device)
     out = torch.empty(len(qkv), 16, device=device)
-    launch_paged(
-        qkv, starts, context.pages, context.tables, context.lengths, out, 40, 0.3, NO_WINDOW, 0.0, config=config
-    )
-    expected = paged_attention_reference(
-        qkv.double(), starts, context.pages.double(), context.tables, context.lengths, 1, 0.3
-    )
+    launch_paged(qkv, starts, context, out, 40, 0.3, config=config)
+    known = replace(context, pages=context.pages.double())
+    expected = paged_attention_reference(qkv.double(), starts, known, 0.3, None, None)
     assert_near(out, expected, relative=1e-5, absolute=5e-6)
 
 
@@ -125,4 +126,5 @@ def test_bad_arguments(changed: dict[str, object], message: str) -> None:
         for name, shape in shapes.items()
     }
     with pytest.raises(RequestError, match=message):
-        paged_attention(**tensors, **numbers)
+        context = PagedContext(*(tensors.pop(name) for name in ("pages", "tables", "lengths")))
+        paged_attention(**tensors, context=context, **numbers)
