@@ -117,6 +117,17 @@ def enumerate_masks(
     `progress("masks", done, 2**n)` is called some 25 times a second or less often. Raises `RequestError` for more than
     36 players, for costs without a budget or the other way round, for numbers that are not finite, and when no mask is
     within the budget; `EnumerationInterrupted` on Ctrl-C.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import Surrogate, enumerate_masks, stratified_masks
+        >>> masks = stratified_masks(5, 200, seed=0, strata=[1, 2, 3, 4])
+        >>> surrogate = Surrogate.fit(masks, masks @ np.arange(1.0, 6.0), scale="identity", ensemble=2)
+        >>> found = enumerate_masks(surrogate.link_game, top=1)
+        >>> found.shapley().round(1).tolist()
+        [1.0, 2.0, 3.0, 4.0, 5.0]
+        >>> found.best[2].masks.tolist()  # the best mask that keeps two players
+        [[False, False, False, True, True]]
     """
     networks = game if isinstance(game, Networks) else game.networks
     n = networks.n_players

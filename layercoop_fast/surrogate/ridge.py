@@ -50,6 +50,14 @@ class RidgeSurrogate:
         intercept: c.
         weight: w, `float64[n]`.
         pair_weight: W, `float64[n, n]`, symmetric with a diagonal of 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import RidgeSurrogate, stratified_masks
+        >>> masks = stratified_masks(6, 200, seed=0, strata=[5, 4, 3])
+        >>> ridge = RidgeSurrogate.fit(masks, masks @ np.arange(1.0, 7.0), order=1, scale="identity", penalty=1e-6)
+        >>> ridge.shapley().round(3).tolist()
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     """
 
     order: int
