@@ -1,18 +1,17 @@
-"""Weights to integers, in groups of 32 columns.
+"""Quantising weights to integers, in groups of 32 columns.
 
     int8    w ≈ scale · q           q in −127..127
     int4    w ≈ scale · q + min     q in 0..15
 
-weights: [N, K]; q: [N, K] int8 or uint8; scales, mins: [N, ⌈K / 32⌉] fp16. Integers are w in units of the scale,
-rounded to nearest. The scale (and min) of a group is that of least squared error among: the whole range of its weights
-in equal steps, ranges cut a little at either end, and two refits by least squares to the integers found so.
+weights: [N, K]; q: [N, K] int8 or uint8; scales, mins: [N, G] fp16 with G = ⌈K / 32⌉. Integers are rounded to nearest.
+The scale (and min) of a group has the least squared error among the candidates of `quantise_int8_reference` and
+`quantise_int4_reference` (`reference/quantised.py`).
 
-A group that came from such a grid is recognised and carried exactly: where every weight is scale · q (+ min), computed
-in fp32 and rounded to `origin` (what the weights were last rounded to), those are what comes out. A checkpoint made
-from a GGUF file of Q4_1 or Q8_0 blocks so gets its own blocks back; of several grids that fit, each gives the same
-weights.
+A group whose weights lie on such a grid already is recognised and kept exactly: every weight equals scale · q (+ min),
+computed in fp32 and rounded to `origin`, the dtype to which the weights were last rounded. So a checkpoint made from a
+GGUF file of Q4_1 or Q8_0 blocks gets its own blocks back. Where several grids fit, each gives the same weights.
 
-Source: blocks and rounding as in llama.cpp's Q8_0 and Q4_1.
+Source: blocks and rounding as in Q8_0 and Q4_1 of llama.cpp.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ def quantise_int8(weights: Tensor, origin: torch.dtype | None = None) -> tuple[T
     """Quantise [N, K] of fp32, bf16 or fp16 → q int8 [N, K], scales fp16 [N, G].
 
     Args:
-        weights: the weights.
-        origin: the dtype they were last rounded to; None: their own.
+        weights: [N, K] on the CPU.
+        origin: the dtype to which they were last rounded; None: their own.
 
     Raises:
         RequestError: for anything but a matrix of finite numbers whose scales are within fp16.
@@ -64,7 +63,7 @@ def quantise_int4(weights: Tensor, origin: torch.dtype | None = None) -> tuple[T
 
 
 def _checked(weights: Tensor, origin: torch.dtype | None) -> str:
-    """The name of the origin."""
+    """The name of `origin`."""
     require_matrix(weights, "weights")
     origin = weights.dtype if origin is None else origin
     if origin not in ORIGINS or weights.dtype not in ORIGINS or weights.device.type != "cpu":

@@ -1,9 +1,8 @@
 """An ensemble of networks over masks: values, and what each player adds to them.
 
-With z_e(m) = v_e · act(W_e m + b_e) + c_e and f_e = out(z_e) (see `Networks`), the functions named `..._reference` are
-these formulas in float64, one line after another; the others are the same to the rounding of float32, on the kernels of
-csrc/surrogate, or with `device` "cuda" on those of kernels/gpu (the extra `triton`; other `RequestError`s than there
-are below then say that there is no such device).
+The formulas are those of `reference/networks.py`, in float64; here they hold to the rounding of float32. The core
+computes them (csrc/surrogate), or with `device` "cuda" a GPU does (kernels/gpu, the extra `triton`). Every function
+raises `RequestError` for masks and weights that do not fit, and where there is no such device.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def predict_logits(networks: Networks, masks: Masks, device: str = "cpu") -> Floats:
-    """Return z_e(m), `float64[M, E]`, of masks `bool[M, n]`: the values before the output function."""
+    """z_e(m) of masks `bool[M, n]`, the values before the output function: `float64[M, E]`."""
     if device != "cpu":
         there, sent = _sent(networks, masks, device)
         from layercoop_fast.kernels.gpu.surrogate import launch_logits
@@ -37,7 +36,7 @@ def predict_logits(networks: Networks, masks: Masks, device: str = "cpu") -> Flo
 
 
 def predict(networks: Networks, masks: Masks, device: str = "cpu") -> Floats:
-    """Return f_e(m), `float64[M, E]`, of masks `bool[M, n]`; the ensemble's value is the mean over the last axis.
+    """f_e(m) of masks `bool[M, n]`: `float64[M, E]`. The ensemble's value is the mean over the last axis.
 
     The sigmoid is taken in float64: near 1, float32 has too few digits left to tell two logits apart.
     """
@@ -45,13 +44,17 @@ def predict(networks: Networks, masks: Masks, device: str = "cpu") -> Floats:
 
 
 def marginals(networks: Networks, masks: Masks, device: str = "cpu") -> tuple[Floats, Floats]:
-    """Return the mean over masks `bool[M, n]` of f(m with i) − f(m without i), `float64[n]`, and its standard error.
+    """The mean over masks `bool[M, n]`, M ≥ 2, of f(m with i) − f(m without i), and its standard error.
 
     f is the ensemble's mean value. One of the two masks is m itself; the other has one player flipped, which moves the
     pre-activations by one column. So a mask costs one pre-activation and n flips of H additions each, and for CELU no
     exponential: e^(x ± w) = e^x · e^±w. Nothing of the size [masks, players] is held.
 
-    `stderr` (`float64[n]`) takes the masks as independent draws. Raises `RequestError` for fewer than 2 masks.
+    Returns:
+        Two arrays `float64[n]`. The standard error takes the masks as independent draws.
+
+    Raises:
+        RequestError: for fewer than 2 masks.
     """
     if isinstance(masks, np.ndarray) and masks.ndim == 2 and len(masks) < 2:
         raise RequestError("marginals need at least 2 masks, or their mean has no standard error")
@@ -67,10 +70,10 @@ def marginals(networks: Networks, masks: Masks, device: str = "cpu") -> tuple[Fl
 
 
 def flips(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
-    """Return the ensemble's values `float64[M]` of masks `bool[M, n]`, and `float64[M, n]` with player i flipped.
+    """The ensemble's values `float64[M]` of masks `bool[M, n]`, and `float64[M, n]` with player i flipped.
 
-    As `marginals`, for a caller that needs every neighbour by itself (see `FlipGame`). The output function is taken in
-    float64.
+    For a caller that needs the value of every neighbour (see `FlipGame`), which `marginals` does not hold. The output
+    function is taken in float64.
     """
     logits, flipped = _C.flip_logits(_checked(networks), _packed(networks, masks))
     values: Floats = output(networks, logits.astype(np.float64)).mean(axis=1)
