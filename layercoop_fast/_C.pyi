@@ -8,10 +8,10 @@ All let go of the GIL while they work. Any number of threads may call, with the 
 filling rows of a `PackedMatrix` that it reads or fills, `set_isa` and `allow_dots`.
 """
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
-
-from layercoop_fast.kernels.networks import Networks
 
 MAX_PLAYERS: int
 """The most players a mask can have."""
@@ -189,16 +189,32 @@ def running_loss(
 MAX_ENUMERATED: int
 """The most players whose masks `Enumeration` goes through."""
 
-def predict_logits(networks: Networks, packed: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+class _Networks(Protocol):
+    """What is read of an ensemble: see `layercoop_fast.kernels.networks.Networks`."""
+
+    @property
+    def hidden_weight(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def hidden_bias(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def output_weight(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def output_bias(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def output(self) -> str: ...
+
+def predict_logits(networks: _Networks, packed: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
     """Return float32[M, E]: what each network makes of uint64[M, W], before its output function."""
 
 def flip_logits(
-    networks: Networks, packed: npt.NDArray[np.uint64]
+    networks: _Networks, packed: npt.NDArray[np.uint64]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the logits float32[M, E] of uint64[M, W], and float32[M, E, n] of each mask with player i flipped."""
 
 def marginals(
-    networks: Networks, packed: npt.NDArray[np.uint64]
+    networks: _Networks, packed: npt.NDArray[np.uint64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the mean float64[n] over uint64[M, W], M >= 2, of f(with i) - f(without i), and its standard error.
 
@@ -215,7 +231,7 @@ class Enumeration:
 
     def __init__(
         self,
-        networks: Networks,
+        networks: _Networks,
         shifts: npt.NDArray[np.float64],
         *,
         pairs: bool = False,

@@ -1,43 +1,30 @@
-"""The gate of a gated MLP, on the joint projection of gate and up: silu (llama) or the tanh form of GELU (Gemma).
+"""The gate of a gated MLP, on the joint projection of gate and up.
 
-    swiglu = silu(gate) · up,    silu(g) = g / (1 + exp(−g))
-    geglu  = gelu(gate) · up,    gelu(g) = g/2 · (1 + tanh(√(2/π) · (g + 0.044715·g³)))
+    out = silu(gate) · up,    silu(g) = g / (1 + exp(−g))
 
-gate_up: [R, 2I], a row's I gates first, then its I ups; out: [R, I]; fp32 or bf16. In bf16 the activation is rounded
-before it is multiplied, as Hugging Face's MLPs do.
+gate_up: [R, 2I], a row's I gates first, then its I ups; out: [R, I]; fp32 or bf16. In bf16 silu(gate) is rounded before
+it is multiplied, as Hugging Face's MLPs do.
 
 Source: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
-
-
-def swiglu_reference(gate_up: Tensor) -> Tensor:
-    """The oracle: [R, 2I] → [R, I]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate) * up
-
-
-def geglu_reference(gate_up: Tensor) -> Tensor:
-    """The oracle of geglu: [R, 2I] → [R, I]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return torch.nn.functional.gelu(gate, approximate="tanh") * up
+from layercoop_fast.kernels.reference.blocks import geglu_reference, swiglu_reference
 
 
 def swiglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Multiply silu(gate) by up: [R, 2I] → [R, I]."""
+    """Multiply silu(gate) by up: [R, 2I], a row's gates first → [R, I]."""
     return _gated(gate_up, out, gelu=False)
 
 
 def geglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Multiply gelu(gate), in the tanh form, by up: [R, 2I] → [R, I]."""
+    """Multiply the tanh form of gelu(gate) by up: [R, 2I], a row's gates first → [R, I]."""
     return _gated(gate_up, out, gelu=True)
 
 

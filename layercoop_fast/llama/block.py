@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.kernels.memory import NATIVE_DTYPES
-from layercoop_fast.kernels.rms_norm import rms_norm_reference
+from layercoop_fast.kernels.reference.blocks import rms_norm_reference
 from layercoop_fast.masks.halves import WHOLE
 
 Half = Literal["attn", "mlp"]

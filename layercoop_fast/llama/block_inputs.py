@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.engine.calls import BlockCall, Convention
-from layercoop_fast.kernels.attention import visible_rows
+from layercoop_fast.kernels.reference.attention import visible_rows
 from layercoop_fast.llama.block import BlockParts, UnfitError
 
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import replaced_forward
 from layercoop_fast.engine.skeleton import Context, Skeleton
-from layercoop_fast.kernels.linear_cross_entropy import TokenLosses, linear_cross_entropy
+from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy
 from layercoop_fast.kernels.memory import is_native, on_gpu
+from layercoop_fast.kernels.reference.head import TokenLosses
 from layercoop_fast.kernels.rms_norm import rms_norm
 from layercoop_fast.llama.block import Norm, UnfitError, find_norm
 

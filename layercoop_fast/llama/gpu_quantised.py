@@ -17,16 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layercoop_fast.kernels.gpu.gemv import (
-    MOST_ROWS,
-    Quantized,
-    dequantize,
-    quantize,
-    quantized_linear,
-    quantized_linear_reference,
-)
-from layercoop_fast.kernels.memory import on_gpu
-from layercoop_fast.kernels.quantise import GROUP
+from layercoop_fast.kernels.quantised_linear import pack, quantised_linear
+from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 from layercoop_fast.kernels.rms_norm import rms_norm
 from layercoop_fast.llama.block import LinearRows, Norm, UnfitError, let_go
 from layercoop_fast.llama.gpu_block import PoolBlock, what_is_added
@@ -53,9 +45,9 @@ class QuantisedMap:
     def __init__(self, linears: Sequence[nn.Linear | LinearRows], bits: int, device: torch.device) -> None:
         if linears[0].in_features % GROUP:
             raise UnfitError(f"a product of {linears[0].in_features} columns does not fall into groups of {GROUP}")
-        parts = [quantize(linear.weight.detach(), bits) for linear in linears]
+        parts = [pack(linear.weight.detach(), bits) for linear in linears]
         minimums = [part.minimum for part in parts if part.minimum is not None]
-        self.weight = Quantized(
+        self.weight = PackedWeight(
             torch.cat([part.values for part in parts]).to(device),
             torch.cat([part.scale for part in parts]).to(device),
             torch.cat(minimums).to(device) if minimums else None,
@@ -76,28 +68,20 @@ class QuantisedMap:
         if norm is not None and norm.gemma:  # the product's kernel knows llama's form alone
             x, norm = rms_norm(x, norm.weight, norm.eps, gemma=True), None
         if len(x) <= _FEW_ROWS:
-            found = [self._few(rows, norm) for rows in torch.split(x, MOST_ROWS)]
-            out = found[0] if len(found) == 1 else torch.cat(found)
+            scaled, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+            out = quantised_linear(x, self.weight, scaled, eps)
         else:
             x = x if norm is None else rms_norm(x, norm.weight, norm.eps)
             pieces = range(0, len(self.weight.values), _PIECE)
             out = torch.cat([F.linear(x, self._rows(slice(first, first + _PIECE), x.dtype)) for first in pieces], dim=1)
         return out if self.bias is None else out + self.bias
 
-    def _few(self, x: Tensor, norm: Norm | None) -> Tensor:
-        weight = self.weight
-        scaled, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        if not on_gpu(x):
-            return quantized_linear_reference(x, weight, scaled, eps)
-        multiplied: Tensor = quantized_linear(x, weight.values, weight.scale, weight.minimum, scaled, eps)
-        return multiplied
-
     def _rows(self, some: slice | Tensor, dtype: torch.dtype) -> Tensor:
         weight = self.weight
-        part = Quantized(
+        part = PackedWeight(
             weight.values[some], weight.scale[some], None if weight.minimum is None else weight.minimum[some]
         )
-        return dequantize(part).to(dtype)
+        return part.unpack().to(dtype)
 
     def embed(self, words: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of the weights, of int64 [N]: [N, K]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layercoop_fast.kernels.reference.blocks import HeadNorms
 from layercoop_fast.kernels.rms_norm import add_branch, rms_norm
 from layercoop_fast.kernels.rotary import rotary_
 from layercoop_fast.kernels.swiglu import geglu, swiglu
@@ -35,17 +36,8 @@ def rotate_heads(parts: BlockParts, qkv: Tensor, cos: Tensor, sin: Tensor) -> Te
             return qkv
         cos, sin = qkv.new_ones(1, parts.head_dim), qkv.new_zeros(1, parts.head_dim)
     eps, gemma = (0.0, False) if queries is None else (queries.eps, queries.gemma)
-    return rotary_(
-        qkv,
-        cos,
-        sin,
-        parts.heads,
-        parts.kv_heads,
-        query_norm=None if queries is None else queries.weight,
-        key_norm=None if keys is None else keys.weight,
-        eps=eps,
-        gemma=gemma,
-    )
+    query, key = (None if norm is None else norm.weight for norm in (queries, keys))
+    return rotary_(qkv, cos, sin, parts.heads, parts.kv_heads, HeadNorms(query, key, eps, gemma))
 
 
 def gate_rows(parts: BlockParts, gate_up: Tensor, out: Tensor | None = None) -> Tensor:

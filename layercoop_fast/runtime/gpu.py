@@ -26,9 +26,8 @@ from torch import Tensor
 from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.decode_attention import decode_attention, decode_attention_reference
-from layercoop_fast.kernels.gpu.paged_attention import paged_attention, paged_attention_reference
-from layercoop_fast.kernels.memory import on_gpu
+from layercoop_fast.kernels.pages import decode_attention, paged_attention
+from layercoop_fast.kernels.reference.attention import PagedContext
 from layercoop_fast.llama.block import UnfitError
 from layercoop_fast.llama.block_inputs import Rope, find_rope
 from layercoop_fast.llama.fused_head import FusedHead, fused_head
@@ -249,10 +248,7 @@ class GpuExecutor(Executor):
     def _decoding(self, block: DecodeBlock, tables: Tensor, lengths: Tensor) -> Callable[[Tensor], Tensor]:
         def mix(qkv: Tensor) -> Tensor:
             queries = qkv[:, : self.heads * self.width]
-            if on_gpu(qkv):
-                mixed: Tensor = decode_attention(queries, self.pages, tables, lengths, block.parts.scale)
-                return mixed
-            return decode_attention_reference(queries, self.pages, tables, lengths, block.parts.scale)
+            return decode_attention(queries, PagedContext(self.pages, tables, lengths), block.parts.scale)
 
         return mix
 
@@ -264,17 +260,12 @@ class GpuExecutor(Executor):
         members, sizes = np.unique(rows.sequence[some], return_counts=True)
         starts = torch.from_numpy(np.append(0, np.cumsum(sizes)).astype(np.int32)).to(device)
         tables = torch.from_numpy(np.ascontiguousarray(rows.tables[members, layer])).to(device)
-        lengths = torch.from_numpy(rows.lengths[members]).to(device)
+        context = PagedContext(self.pages, tables, torch.from_numpy(rows.lengths[members]).to(device))
         positions = rows.positions[some]
         into = rows.tables[rows.sequence[some], layer, positions // PAGE]
 
         def mix(qkv: Tensor) -> Tensor:
-            if on_gpu(qkv):
-                mixed: Tensor = paged_attention(
-                    qkv, starts, self.pages, tables, lengths, int(sizes.max()), block.parts.scale
-                )
-                return mixed
-            return paged_attention_reference(qkv, starts, self.pages, tables, lengths, self.heads, block.parts.scale)
+            return paged_attention(qkv, starts, context, int(sizes.max()), block.parts.scale)
 
         return mix, (_index(into, device), _index(positions % PAGE, device))
 

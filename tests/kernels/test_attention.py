@@ -9,7 +9,8 @@ from close import assert_near, noise
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.attention import causal_attention, causal_attention_reference
+from layercoop_fast.kernels.attention import causal_attention
+from layercoop_fast.kernels.reference.attention import causal_attention_reference
 
 # windows, tokens, heads, key heads, head width
 SHAPES = [

@@ -9,13 +9,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.rms_norm import (
-    add_branch,
-    add_branch_reference,
-    add_rms_norm,
-    rms_norm,
-    rms_norm_reference,
-)
+from layercoop_fast.kernels.reference.blocks import add_branch_reference, rms_norm_reference
+from layercoop_fast.kernels.rms_norm import add_branch, add_rms_norm, rms_norm
 
 SHAPES = [(1, 1), (0, 5), (3, 16), (5, 17), (7, 63), (2, 64), (3, 65), (13, 576), (1201, 101)]
 EPS = 1e-5

@@ -9,7 +9,8 @@ from close import assert_near, assert_within_a_rounding, noise
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
+from layercoop_fast.kernels.reference.blocks import geglu_reference, swiglu_reference
+from layercoop_fast.kernels.swiglu import geglu, swiglu
 
 Gate = Callable[[torch.Tensor], torch.Tensor]
 SHAPES = [(1, 1), (0, 4), (3, 16), (5, 17), (2, 1536), (701, 97)]

@@ -65,8 +65,8 @@ BUGS = [
     Bug(
         "fast-block-key-norm",
         "layercoop_fast/llama/steps.py",
-        old="key_norm=None if keys is None else keys.weight,",
-        new="key_norm=None if queries is None else queries.weight,",
+        old="query, key = (None if norm is None else norm.weight for norm in (queries, keys))",
+        new="query, key = (None if norm is None else norm.weight for norm in (queries, queries))",
         means="models with QK-norm never get fast blocks",
         tests="tests/llama/test_fast_blocks.py::test_logits_are_those_of_hugging_face",
     ),
