@@ -8,10 +8,10 @@ Functions release the GIL while they work. Any number of threads may call them, 
 arrays, fill rows of a `PackedMatrix` that it reads or fills, or call `set_isa` or `allow_dots`.
 """
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
-
-from layercoop_fast.kernels.networks import Networks
 
 MAX_PLAYERS: int
 """The most players a mask can have."""
@@ -113,15 +113,21 @@ _Numbers = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 
 def rms_norm(
     x: _Numbers,
-    weight: _Numbers,
+    weight: _Numbers | None,
     eps: float,
-    out: _Numbers,
+    out: _Numbers | None,
     delta: _Numbers | None = None,
     sum: _Numbers | None = None,
+    after: _Numbers | None = None,
+    after_eps: float = 0.0,
+    factor: float = 1.0,
+    gemma: bool = False,
 ) -> None:
     """Root-mean-square norm of each row: x [R, H], weight [H] → out [R, H].
 
-    With delta [R, H], x + delta is written to `sum` [R, H] and normed instead of x.
+    With delta [R, H], x + factor * after(delta) is written to `sum` [R, H] and normed instead of x; `after` [H] is the
+    weight of a norm, and without one delta is taken as it is. Without weight and out only the sum is computed. In
+    Gemma's form norms multiply by 1 + weight.
     """
 
 def rotary(
@@ -133,14 +139,21 @@ def rotary(
     query_norm: _Numbers | None = None,
     key_norm: _Numbers | None = None,
     eps: float = 0.0,
+    gemma: bool = False,
+    joint_norms: bool = False,
 ) -> None:
     """Rotate the first query_heads + key_heads groups of D columns of x [R, C] in place; cos and sin are [T, D].
 
-    Row r is at position r % T. With norm weights [D] each head of queries or keys is normed first.
+    Row r is at position r % T. With norm weights [D] each head of queries or keys is normed first; with `joint_norms`
+    the weights are [query_heads * D] and [key_heads * D], and all heads of queries or keys are normed together. cos and
+    sin may be float32 where x is bfloat16.
     """
 
 def swiglu(gate_up: _Numbers, out: _Numbers) -> None:
     """Multiply silu(gate) by up: gate_up [R, 2I], each row gate first, then up → out [R, I]."""
+
+def geglu(gate_up: _Numbers, out: _Numbers) -> None:
+    """Multiply gelu(gate), in the tanh form, by up: gate_up [R, 2I], a row's gate first → out [R, I]."""
 
 def causal_attention(
     qkv: _Numbers,
@@ -151,10 +164,13 @@ def causal_attention(
     asked: npt.NDArray[np.int64],
     out: _Numbers,
     positions: npt.NDArray[np.int64] | None = None,
+    sliding_window: int = 0,
+    cap: float = 0.0,
 ) -> None:
     """Attend causally inside each window of `tokens` rows, for the queries at its tokens `asked` [S], ascending.
 
-    qkv [W·T, (heads + 2·kv_heads)·D] → out [W·S, heads·D].
+    qkv [W·T, (heads + 2·kv_heads)·D] → out [W·S, heads·D]. With a sliding window of n > 0 a token sees itself and the
+    n - 1 before it; with a cap > 0 a score z becomes cap * tanh(z / cap).
 
     With `positions` [P], P a multiple of `tokens`, windows are trees of texts, depth first, and row r is at
     positions[r % P]: it sees itself and, at each position below its own, the latest earlier row at that position.
@@ -180,16 +196,32 @@ def running_loss(
 MAX_ENUMERATED: int
 """The most players that `Enumeration` takes."""
 
-def predict_logits(networks: Networks, packed: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+class _Networks(Protocol):
+    """What is read of an ensemble: see `layercoop_fast.kernels.networks.Networks`."""
+
+    @property
+    def hidden_weight(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def hidden_bias(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def output_weight(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def output_bias(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def output(self) -> str: ...
+
+def predict_logits(networks: _Networks, packed: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
     """Return the logits float32[M, E] of masks uint64[M, W]: each network before its output function."""
 
 def flip_logits(
-    networks: Networks, packed: npt.NDArray[np.uint64]
+    networks: _Networks, packed: npt.NDArray[np.uint64]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the logits float32[M, E] of masks uint64[M, W], and float32[M, E, n] with player i of the mask flipped."""
 
 def marginals(
-    networks: Networks, packed: npt.NDArray[np.uint64]
+    networks: _Networks, packed: npt.NDArray[np.uint64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the mean float64[n] of f(with i) - f(without i) over masks uint64[M, W], M >= 2, and its standard error.
 
@@ -206,7 +238,7 @@ class Enumeration:
 
     def __init__(
         self,
-        networks: Networks,
+        networks: _Networks,
         shifts: npt.NDArray[np.float64],
         *,
         pairs: bool = False,

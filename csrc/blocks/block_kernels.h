@@ -15,8 +15,9 @@ using Kernel = void(const Work& work, std::int64_t begin, std::int64_t end);
 template <typename T>
 struct KernelsOf {
   Kernel<RmsNorm<T>>* rms_norm;
-  Kernel<Rotary<T>>* rotary;
-  Kernel<Swiglu<T>>* swiglu;
+  Kernel<Rotary<T, T>>* rotary;
+  Kernel<Rotary<T, float>>* rotary_by_floats;
+  Kernel<Gated<T>>* gated;
   Kernel<Attention<T>>* attention;
   Kernel<Loss<T>>* loss;
 };
