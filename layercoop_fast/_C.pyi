@@ -106,15 +106,21 @@ _Numbers = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 
 def rms_norm(
     x: _Numbers,
-    weight: _Numbers,
+    weight: _Numbers | None,
     eps: float,
-    out: _Numbers,
+    out: _Numbers | None,
     delta: _Numbers | None = None,
     sum: _Numbers | None = None,
+    after: _Numbers | None = None,
+    after_eps: float = 0.0,
+    factor: float = 1.0,
+    gemma: bool = False,
 ) -> None:
     """Root-mean-square norm of each row: x [R, H], weight [H] → out [R, H].
 
-    With delta [R, H], x + delta goes to `sum` [R, H] and is what is normed.
+    With delta [R, H], x + factor * after(delta) goes to `sum` [R, H] and is what is normed; `after` [H] is the weight
+    of a norm, and without one delta is taken as it is. Without weight and out only the sum is computed. In Gemma's form
+    norms multiply by 1 + weight.
     """
 
 def rotary(
@@ -126,14 +132,21 @@ def rotary(
     query_norm: _Numbers | None = None,
     key_norm: _Numbers | None = None,
     eps: float = 0.0,
+    gemma: bool = False,
+    joint_norms: bool = False,
 ) -> None:
     """Rotate the first query_heads + key_heads groups of D columns of x [R, C] in place; cos and sin are [T, D].
 
-    Row r stands at position r % T. With norm weights [D] each head is normed first.
+    Row r stands at position r % T. With norm weights [D] each head is normed first; with `joint_norms` the weights are
+    [query_heads * D] and [key_heads * D], and all heads of a kind are normed together. cos and sin may be float32 where
+    x is bfloat16.
     """
 
 def swiglu(gate_up: _Numbers, out: _Numbers) -> None:
     """Multiply silu(gate) by up: gate_up [R, 2I], a row's gate first → out [R, I]."""
+
+def geglu(gate_up: _Numbers, out: _Numbers) -> None:
+    """Multiply gelu(gate), in the tanh form, by up: gate_up [R, 2I], a row's gate first → out [R, I]."""
 
 def causal_attention(
     qkv: _Numbers,
@@ -144,10 +157,13 @@ def causal_attention(
     asked: npt.NDArray[np.int64],
     out: _Numbers,
     positions: npt.NDArray[np.int64] | None = None,
+    sliding_window: int = 0,
+    cap: float = 0.0,
 ) -> None:
     """Attend causally inside each window of `tokens` rows, at its tokens `asked` [S], which ascend.
 
-    qkv [W·T, (heads + 2·kv_heads)·D] → out [W·S, heads·D].
+    qkv [W·T, (heads + 2·kv_heads)·D] → out [W·S, heads·D]. With a sliding window of n > 0 a token sees itself and the
+    n - 1 before it; with a cap > 0 a score z becomes cap * tanh(z / cap).
 
     With `positions` [P], P a multiple of `tokens`, windows are trees written depth first and row r stands at
     positions[r % P]: it sees itself, and at each position below its own the latest row before it that stands there.

@@ -332,7 +332,7 @@ def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | N
     compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
         "ours": lambda: paged_attention(qkv, starts, context, new, scale),
-        "oracle": lambda: paged_attention_reference(qkv, starts, context, scale, None, None),
+        "oracle": lambda: paged_attention_reference(qkv, starts, context, scale),
         "copy, SDPA": library,
         "copy, SDPA, torch.compile": lambda: compiled(),
     }
@@ -357,7 +357,7 @@ def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
     compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
         "ours": lambda: decode_attention(queries, context, scale),
-        "oracle": lambda: decode_attention_reference(queries, context, scale, None, None),
+        "oracle": lambda: decode_attention_reference(queries, context, scale),
         "SDPA without pages": lambda: F.scaled_dot_product_attention(q, keys, values, scale=scale, enable_gqa=True),
         "copy, SDPA": library,
         "copy, SDPA, torch.compile": lambda: compiled(),

@@ -10,40 +10,47 @@
 
 #include <cstdint>
 
+#include "half.h"
+
 namespace layercoop::blocks {
 
-// The upper half of an IEEE single; rounded to nearest, ties to even.
-struct Bf16 {
-  std::uint16_t bits;
+// A root-mean-square norm: weight * T(u), or in Gemma's form T((1 + weight) * u), u = x / sqrt(mean(x^2) + eps).
+template <typename T>
+struct Norm {
+  const T* weight;  // null: there is no such norm
+  float eps;
+  bool gemma;
 };
 
-// sum = x + delta (where there is a delta: otherwise sum = x and is not written), rounded to T;
-// out = weight * T(sum / sqrt(mean(sum^2) + eps)).
+// branch = T(factor * after(delta)), sum = x + branch (where there is a delta: otherwise sum = x and is not written),
+// out = norm(sum); every result is rounded to T.
 // `sum` may be `x` or `delta`, `out` may be either too.
 template <typename T>
 struct RmsNorm {
-  const T* x;       // [rows, width]
-  const T* delta;   // [rows, width] or null
-  const T* weight;  // [width]
-  float eps;
+  const T* x;      // [rows, width]
+  const T* delta;  // [rows, width] or null
+  Norm<T> after;   // [width]
+  float factor;
+  Norm<T> norm;  // [width]; without it only `sum` is written
   std::int64_t rows;
   std::int64_t width;
   T* sum;  // [rows, width] or null
-  T* out;  // [rows, width]
+  T* out;  // [rows, width] or null
 };
 
 // In place, for each of the first query_heads + key_heads groups of `width` columns of a row, h being the group:
-//     h = RmsNorm(h) with the weight of its kind, where there is one;   h = h * cos + rotate_half(h) * sin,
+//     h = norm(h) with the norm of its kind, where there is one;   h = h * cos + rotate_half(h) * sin,
 //     rotate_half(h) = (-h[width/2:], h[:width/2]).
-// Row r stands at position r % tokens. Columns past those groups are left alone.
-template <typename T>
+// A norm's mean is over one head, or with `joint_norms` over all heads of the kind. Row r stands at position
+// r % tokens. Columns past those groups are left alone. Products and sum are rounded to Angle, results to T.
+template <typename T, typename Angle>
 struct Rotary {
-  T* x;          // [rows, columns]
-  const T* cos;  // [tokens, width]
-  const T* sin;  // [tokens, width]
-  const T* query_norm;  // [width] or null
-  const T* key_norm;    // [width] or null
-  float eps;
+  T* x;                // [rows, columns]
+  const Angle* cos;    // [tokens, width]
+  const Angle* sin;    // [tokens, width]
+  Norm<T> query_norm;  // [width], or [query_heads * width] where joint
+  Norm<T> key_norm;    // [width], or [key_heads * width] where joint
+  bool joint_norms;
   std::int64_t rows;
   std::int64_t columns;
   std::int64_t tokens;
@@ -52,22 +59,26 @@ struct Rotary {
   std::int64_t key_heads;
 };
 
-// out = T(silu(gate)) * up, silu(g) = g / (1 + exp(-g)).
+// out = T(activation(gate)) * up: silu(g) = g / (1 + exp(-g)), gelu(g) = g / 2 (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))).
+enum class Activation { silu, gelu };
+
 template <typename T>
-struct Swiglu {
+struct Gated {
   const T* gate_up;  // [rows, 2 * width]: a row's gate, then its up
+  Activation activation;
   std::int64_t rows;
   std::int64_t width;
   T* out;  // [rows, width]
 };
 
-// Causal softmax attention inside each window of `tokens` rows: out_t = sum_{s <= t} softmax_s(scale * q_t . k_s) v_s.
-// Query head h uses key head h / (heads / kv_heads). Scores and their sum stay fp32. Every window has the same queries:
+// Causal softmax attention inside each window of `tokens` rows: out_t = sum_s softmax_s(z_ts) v_s over s <= t, and over
+// s > t - sliding_window where a sliding window is given; z_ts = scale * q_t . k_s, or cap * tanh(scale * q_t . k_s / cap) where a cap is
+// given. Query head h uses key head h / (heads / kv_heads). Scores and their sum stay fp32. Every window has the same queries:
 // those at the tokens `asked`, each to the bits it has among all; what other rows hold for queries is never read.
 //
 // With `positions` a window is not one text but a tree of texts, written down depth first: a row at position p sees
-// itself and at each position below p the latest row before it that stands there. A row's result has the bits that it
-// has in a window that holds its own text alone.
+// itself and at each position below p the latest row before it that stands there (of a sliding window, at positions above
+// p - sliding_window). A row's result has the bits that it has in a window that holds its own text alone.
 template <typename T>
 struct Attention {
   const T* qkv;  // [windows * tokens, (heads + 2 * kv_heads) * width]: queries, keys, values
@@ -77,18 +88,20 @@ struct Attention {
   std::int64_t kv_heads;
   std::int64_t width;
   float scale;                // > 0
+  float cap;                  // 0: none
+  std::int64_t sliding_window;         // tokens that a query sees, itself included; 0: all before it
   const std::int64_t* asked;  // [n_asked], ascending, each below `tokens`
   std::int64_t n_asked;
-  // [pattern] or null. Row r stands at positions[r % pattern]; pattern is a multiple of tokens. A window begins at 0 and
-  // no row is more than one position beyond the row before it.
+  // [pattern] or null. Row r stands at positions[r % pattern]; pattern is a multiple of tokens. A window begins at 0
+  // and no row is more than one position beyond the row before it.
   const std::int64_t* positions;
   std::int64_t pattern;
   std::int64_t depth;  // positions there are, 0 .. depth - 1; `tokens` without `positions`
   T* out;              // [windows * n_asked, heads * width]
 };
 
-// A row of logits seen so far: the largest, the sum of exp(logit - largest), and the target's own logit. A row starts as
-// {lowest finite float, 0, 0}. -log softmax(target) = largest + log(sum) - target.
+// A row of logits seen so far: the largest, the sum of exp(logit - largest), and the target's own logit. A row starts
+// as {lowest finite float, 0, 0}. -log softmax(target) = largest + log(sum) - target.
 struct Running {
   float largest;
   float sum;
@@ -101,9 +114,9 @@ struct Running {
 //     KL(teacher || student) = teacher.target / teacher.sum - lse(teacher) + lse(student).
 template <typename T>
 struct Loss {
-  const T* logits;                  // [rows, words]
-  const T* teacher;                 // [rows, words] or null
-  const std::int64_t* targets;      // [rows]
+  const T* logits;              // [rows, words]
+  const T* teacher;             // [rows, words] or null
+  const std::int64_t* targets;  // [rows]
   std::int64_t rows;
   std::int64_t words;
   std::int64_t first_word;
@@ -115,10 +128,10 @@ struct Loss {
 
 template <typename T>
 void run(const RmsNorm<T>& work);
+template <typename T, typename Angle>
+void run(const Rotary<T, Angle>& work);
 template <typename T>
-void run(const Rotary<T>& work);
-template <typename T>
-void run(const Swiglu<T>& work);
+void run(const Gated<T>& work);
 template <typename T>
 void run(const Attention<T>& work);
 template <typename T>

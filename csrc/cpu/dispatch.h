@@ -49,8 +49,8 @@ void set_isa(const std::string& name);
 void set_isa_from_environment();
 
 // Dot products of 8-bit integers (AVX512-VNNI) and of bf16 numbers (AVX512-BF16): not levels of their own, since what
-// they compute stands beside results of the level avx512. True at that level where the machine has them, unless they were
-// turned off.
+// they compute stands beside results of the level avx512. True at that level where the machine has them, unless they
+// were turned off.
 bool uses_int8_dots() noexcept;
 bool uses_bf16_dots() noexcept;
 void allow_dots(bool allowed) noexcept;

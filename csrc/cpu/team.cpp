@@ -39,7 +39,9 @@ class Gate {
     number_.fetch_add(1);
     // A thread that is about to sleep has counted itself before it looked once more: one of the two sees the other.
     if (sleepers_.load() == 0) return;
-    { const std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
   }
 

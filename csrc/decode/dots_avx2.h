@@ -6,41 +6,41 @@
 #include <cstdint>
 #include <cstring>
 
-#include "blocks/lanes_avx2.h"
+#include "simd/floats_avx2.h"
 
 namespace layercoop::decode {
 namespace {
 
-using blocks::Lanes;
+using simd::Floats16;
 
 constexpr int kFloatRows = 6;  // 6 x 2 sums and their operands fit 16 registers
 constexpr int kIntRows = 4;
 constexpr int float_tiles(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
-LANES_FN __m256i bytes_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+LAYERCOOP_INLINE __m256i bytes_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
-LANES_FN __m256 first_of_pairs_8(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
-LANES_FN __m256 second_of_pairs_8(__m256i pairs) {
+LAYERCOOP_INLINE __m256 first_of_pairs_8(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+LAYERCOOP_INLINE __m256 second_of_pairs_8(__m256i pairs) {
   return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
-LANES_FN Lanes load_first_of_pairs(const std::uint8_t* p) {
+LAYERCOOP_INLINE Floats16 load_first_of_pairs(const std::uint8_t* p) {
   return {first_of_pairs_8(bytes_at(p)), first_of_pairs_8(bytes_at(p + 32))};
 }
-LANES_FN Lanes load_second_of_pairs(const std::uint8_t* p) {
+LAYERCOOP_INLINE Floats16 load_second_of_pairs(const std::uint8_t* p) {
   return {second_of_pairs_8(bytes_at(p)), second_of_pairs_8(bytes_at(p + 32))};
 }
 
-LANES_FN void store_int8(std::int8_t* p, Lanes a, Lanes b) {
+LAYERCOOP_INLINE void store_int8(std::int8_t* p, Floats16 a, Floats16 b) {
   // The packs work within 128-bit halves: the permutation puts the eight quarters back in order.
-  const __m256i words_a = _mm256_packs_epi32(_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high));
-  const __m256i words_b = _mm256_packs_epi32(_mm256_cvtps_epi32(b.low), _mm256_cvtps_epi32(b.high));
+  const __m256i words_a = _mm256_packs_epi32(_mm256_cvtps_epi32(a.low.x), _mm256_cvtps_epi32(a.high.x));
+  const __m256i words_b = _mm256_packs_epi32(_mm256_cvtps_epi32(b.low.x), _mm256_cvtps_epi32(b.high.x));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words_a, words_b), order));
 }
 
 // The same four bytes in every lane.
-LANES_FN __m256i four(const std::int8_t* x) {
+LAYERCOOP_INLINE __m256i four(const std::int8_t* x) {
   std::int32_t bytes;
   std::memcpy(&bytes, x, sizeof bytes);
   return _mm256_set1_epi32(bytes);
@@ -49,19 +49,19 @@ LANES_FN __m256i four(const std::int8_t* x) {
 // A group takes so many instructions that few of its successors' loads are under way by themselves. Asking for memory
 // that is not there does nothing.
 template <int lines>
-LANES_FN void prefetch(const std::uint8_t* p) {
+LAYERCOOP_INLINE void prefetch(const std::uint8_t* p) {
   constexpr int ahead = 2048;
 #pragma GCC unroll 8
   for (int i = 0; i < lines; ++i) _mm_prefetch(reinterpret_cast<const char*>(p) + ahead + i * 64, _MM_HINT_T0);
 }
 
-LANES_FN __m256& half_of(Lanes& x, int half) { return half == 0 ? x.low : x.high; }
+LAYERCOOP_INLINE simd::Floats& half_of(Floats16& x, int half) { return half == 0 ? x.low : x.high; }
 
-// maddubs takes one unsigned and one signed number, and saturates beyond 2^15: |q| * (x with the sign of q), two of which
-// are at most 2 * 128 * 127.
+// maddubs takes one unsigned and one signed number, and saturates beyond 2^15: |q| * (x with the sign of q), two of
+// which are at most 2 * 128 * 127.
 template <int rows>
-LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
-                        std::int64_t, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
+                                std::int64_t, Floats16 (&dots)[rows]) {
   const __m256i ones = _mm256_set1_epi16(1);
   prefetch<8>(q);
 #pragma GCC unroll 2
@@ -86,7 +86,8 @@ LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_
 
 // A group's sixteen products in a 16-bit lane are at most 16 * 15 * 127, below 2^15.
 template <int rows>
-LANES_FN void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
+                                Floats16 (&dots)[rows]) {
   const __m256i ones = _mm256_set1_epi16(1);
   const __m256i nibble = _mm256_set1_epi8(0x0f);
   prefetch<5>(q);

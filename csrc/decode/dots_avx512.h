@@ -7,41 +7,41 @@
 #include <cstdint>
 #include <cstring>
 
-#include "blocks/lanes_avx512.h"
+#include "simd/floats_avx512.h"
 
 // What follows may use more than the lanes do; they are inlined into it.
 #if defined(LAYERCOOP_DOTS_VNNI)
-#undef LANES_TARGET
-#define LANES_TARGET LAYERCOOP_AVX512_VNNI
+#undef LAYERCOOP_TARGET
+#define LAYERCOOP_TARGET LAYERCOOP_AVX512_VNNI
 #elif defined(LAYERCOOP_DOTS_BF16)
-#undef LANES_TARGET
-#define LANES_TARGET LAYERCOOP_AVX512_BF16
+#undef LAYERCOOP_TARGET
+#define LAYERCOOP_TARGET LAYERCOOP_AVX512_BF16
 #endif
 
 namespace layercoop::decode {
 namespace {
 
-using blocks::Lanes;
+using simd::Floats16;
 
 constexpr int kFloatRows = 6;
 constexpr int kIntRows = 6;
 constexpr int float_tiles(int rows) { return rows <= 2 ? 4 : 2; }
 
-LANES_FN __m512i bytes_at(const void* p) { return _mm512_loadu_si512(p); }
+LAYERCOOP_INLINE __m512i bytes_at(const void* p) { return _mm512_loadu_si512(p); }
 
-LANES_FN Lanes load_first_of_pairs(const std::uint8_t* p) {
+LAYERCOOP_INLINE Floats16 load_first_of_pairs(const std::uint8_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(bytes_at(p), 16));
 }
-LANES_FN Lanes load_second_of_pairs(const std::uint8_t* p) {
+LAYERCOOP_INLINE Floats16 load_second_of_pairs(const std::uint8_t* p) {
   return _mm512_castsi512_ps(_mm512_and_si512(bytes_at(p), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
-LANES_FN void store_int8(std::int8_t* p, Lanes a, Lanes b) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(b)));
+LAYERCOOP_INLINE void store_int8(std::int8_t* p, Floats16 a, Floats16 b) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.x)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(b.x)));
 }
 
 // The same four bytes in every lane.
-LANES_FN __m512i four(const std::int8_t* x) {
+LAYERCOOP_INLINE __m512i four(const std::int8_t* x) {
   std::int32_t bytes;
   std::memcpy(&bytes, x, sizeof bytes);
   return _mm512_set1_epi32(bytes);
@@ -51,8 +51,8 @@ LANES_FN __m512i four(const std::int8_t* x) {
 
 // The instruction takes unsigned bytes times signed ones: q + 128, and 128 times the sum of x taken off.
 template <int rows>
-LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t* x_sums,
-                        std::int64_t sums_stride, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
+                                const std::int32_t* x_sums, std::int64_t sums_stride, Floats16 (&dots)[rows]) {
   __m512i sums[rows];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) sums[r] = _mm512_set1_epi32(-128 * x_sums[r * sums_stride]);
@@ -67,7 +67,8 @@ LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_
 }
 
 template <int rows>
-LANES_FN void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
+                                Floats16 (&dots)[rows]) {
   const __m512i nibble = _mm512_set1_epi8(0x0f);
   __m512i sums[rows];
 #pragma GCC unroll 8
@@ -92,8 +93,8 @@ LANES_FN void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_
 
 // As in dots_avx2.h: maddubs takes |q| and x with the sign of q.
 template <int rows>
-LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
-                        std::int64_t, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
+                                std::int64_t, Floats16 (&dots)[rows]) {
   const __m512i ones = _mm512_set1_epi16(1);
   __m512i sums[rows];
 #pragma GCC unroll 8
@@ -115,7 +116,8 @@ LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_
 }
 
 template <int rows>
-LANES_FN void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
+                                Floats16 (&dots)[rows]) {
   const __m512i ones = _mm512_set1_epi16(1);
   const __m512i nibble = _mm512_set1_epi8(0x0f);
   __m512i sums[rows];

@@ -1,12 +1,12 @@
 // The kernels of quantise_kernels.h that tell grids, as quantise_impl.h says, which the including file has included.
 #pragma once
 
-#include "decode/quantise_impl.h"
+#include "decode/quantise_kernels_impl.h"
 
 namespace layercoop::decode {
 namespace {
 
-QUANTISE_TARGET int distinct(const Group& group, float* found) {
+LAYERCOOP_TARGET int distinct(const Group& group, float* found) {
   // Those that equal none before them, without a branch that nobody could predict.
   float first[kGroup];
   int count = 0;
@@ -32,7 +32,7 @@ QUANTISE_TARGET int distinct(const Group& group, float* found) {
   return count;
 }
 
-QUANTISE_INLINE Part to_bf16_and_back(Part x) {
+LAYERCOOP_INLINE Part to_bf16_and_back(Part x) {
   const Bits bits = (Bits)x;
   return (Part)((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
 }
@@ -41,7 +41,7 @@ QUANTISE_INLINE Part to_bf16_and_back(Part x) {
 constexpr float kHalfSlack = 0x1.01p-11f;
 
 template <Origin origin>
-QUANTISE_TARGET std::uint64_t scales_that_fit(const Group& group, int first, int count) {
+LAYERCOOP_TARGET std::uint64_t scales_that_fit(const Group& group, int first, int count) {
   std::uint64_t found = 0;
   for (int at = 0; at < count; at += kPart) {
     Bits half;
@@ -67,7 +67,7 @@ QUANTISE_TARGET std::uint64_t scales_that_fit(const Group& group, int first, int
   return found;
 }
 
-QUANTISE_TARGET std::uint64_t scales(const Group& group, int first, int count, Origin origin) {
+LAYERCOOP_TARGET std::uint64_t scales(const Group& group, int first, int count, Origin origin) {
   switch (origin) {
     case Origin::bf16: return scales_that_fit<Origin::bf16>(group, first, count);
     case Origin::fp16: return scales_that_fit<Origin::fp16>(group, first, count);
@@ -77,8 +77,8 @@ QUANTISE_TARGET std::uint64_t scales(const Group& group, int first, int count, O
 }
 
 template <Origin origin>
-QUANTISE_TARGET bool every_weight(const Group& group, float scale, float low, float least, float most,
-                                  std::int32_t* q) {
+LAYERCOOP_TARGET bool every_weight(const Group& group, float scale, float low, float least, float most,
+                                   std::int32_t* q) {
   // Four at a time, in doubles. Whole, for |x| < 2^51: the sum has no bits left for a fraction.
   using Four = float __attribute__((vector_size(16)));
   using FourBits = std::uint32_t __attribute__((vector_size(16)));
@@ -113,8 +113,8 @@ QUANTISE_TARGET bool every_weight(const Group& group, float scale, float low, fl
   return true;
 }
 
-QUANTISE_TARGET bool gives_back(const Group& group, Origin origin, float scale, float low, int least, int most,
-                                std::int32_t* q) {
+LAYERCOOP_TARGET bool gives_back(const Group& group, Origin origin, float scale, float low, int least, int most,
+                                 std::int32_t* q) {
   const float from = static_cast<float>(least);
   const float to = static_cast<float>(most);
   switch (origin) {
@@ -125,7 +125,7 @@ QUANTISE_TARGET bool gives_back(const Group& group, Origin origin, float scale, 
   return every_weight<Origin::fp32>(group, scale, low, from, to, q);
 }
 
-QUANTISE_TARGET std::uint32_t tops(const Group& group, float largest, Origin origin) {
+LAYERCOOP_TARGET std::uint32_t tops(const Group& group, float largest, Origin origin) {
   constexpr std::uint32_t any = (1u << kPoints) - 1;
   if (!(largest > 0x1p-14f && largest < 0x1p24f)) return any;
   // Half the distance of neighbours is at most `relative` of a number, or `least`.
@@ -150,7 +150,7 @@ QUANTISE_TARGET std::uint32_t tops(const Group& group, float largest, Origin ori
   return alive;
 }
 
-constexpr GroupKernels group_kernels_here() {
+constexpr QuantiseKernels make_quantise_kernels() {
   return {measure, best_int8, best_int4, distinct, scales, tops, gives_back};
 }
 

@@ -4,15 +4,16 @@
 
 #include "cpu/dispatch.h"
 #include "decode/layout.h"
-#include "decode/levels.h"
+#include "decode/product_kernels.h"
 
 namespace layercoop::decode {
 namespace {
 
 #if LAYERCOOP_X86
-constexpr cpu::Versions<const Level> kLevels{&kPortable, &kAvx2, &kAvx512};
+constexpr cpu::Versions<const ProductKernels> kLevels{&kProductKernelsPortable, &kProductKernelsAvx2,
+                                                      &kProductKernelsAvx512};
 #else
-constexpr cpu::Versions<const Level> kLevels{&kPortable};
+constexpr cpu::Versions<const ProductKernels> kLevels{&kProductKernelsPortable};
 #endif
 
 Product* product_of(Format format) {
@@ -49,7 +50,7 @@ void Inputs::prepare(std::int64_t rows, std::int64_t columns, Format format) {
   rows_ = rows;
   columns_ = columns;
   groups_ = padded(columns) / kGroup;
-  const Level& level = *kLevels.get();
+  const ProductKernels& level = *kLevels.get();
   for (std::int64_t r = 0; r < rows; ++r) {
     float* x = row(r);
     std::fill(x + columns, x + groups_ * kGroup, 0.0f);

@@ -4,19 +4,19 @@
 #include <stdexcept>
 
 #include "decode/grids.h"
-#include "half.h"
 #include "decode/quantise_kernels.h"
+#include "half.h"
 
 namespace layercoop::decode {
 namespace {
 
 #if LAYERCOOP_X86
-constexpr cpu::Versions<const GroupKernels> kVersions{&kGroupPortable, &kGroupAvx2};
+constexpr cpu::Versions<const QuantiseKernels> kVersions{&kQuantiseKernelsPortable, &kQuantiseKernelsAvx2};
 #else
-constexpr cpu::Versions<const GroupKernels> kVersions{&kGroupPortable};
+constexpr cpu::Versions<const QuantiseKernels> kVersions{&kQuantiseKernelsPortable};
 #endif
 
-void read_group(const GroupKernels& kernels, const float* weights, std::int64_t count, Group& group) {
+void read_group(const QuantiseKernels& kernels, const float* weights, std::int64_t count, Group& group) {
   const std::int64_t n = std::min(count, kGroup);
   std::copy(weights, weights + n, group.w);
   std::fill(group.w + n, group.w + kGroup, weights[0]);
@@ -27,7 +27,7 @@ void read_group(const GroupKernels& kernels, const float* weights, std::int64_t 
 
 void quantise_int8(const float* weights, std::int64_t rows, std::int64_t columns, Origin origin, std::int8_t* q,
                    std::uint16_t* scales) {
-  const GroupKernels& kernels = *kVersions.get();
+  const QuantiseKernels& kernels = *kVersions.get();
   const std::int64_t groups = (columns + kGroup - 1) / kGroup;
   Group group;
   std::int8_t found[kGroup];
@@ -44,7 +44,7 @@ void quantise_int8(const float* weights, std::int64_t rows, std::int64_t columns
 
 void quantise_int4(const float* weights, std::int64_t rows, std::int64_t columns, Origin origin, std::uint8_t* q,
                    std::uint16_t* scales, std::uint16_t* mins) {
-  const GroupKernels& kernels = *kVersions.get();
+  const QuantiseKernels& kernels = *kVersions.get();
   const std::int64_t groups = (columns + kGroup - 1) / kGroup;
   Group group;
   std::uint8_t found[kGroup];

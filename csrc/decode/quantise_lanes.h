@@ -1,4 +1,4 @@
-// What both versions of the kernels of quantise_kernels.h start from; the including file has defined QUANTISE_TARGET.
+// What both versions of the kernels of quantise_kernels.h start from; the including file has defined LAYERCOOP_TARGET.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "half.h"
 #include "decode/quantise_kernels.h"
+#include "half.h"
 
-#define QUANTISE_INLINE QUANTISE_TARGET __attribute__((always_inline)) inline
+#define LAYERCOOP_INLINE LAYERCOOP_TARGET __attribute__((always_inline)) inline

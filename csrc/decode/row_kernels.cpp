@@ -4,9 +4,9 @@ namespace layercoop::decode {
 namespace {
 
 #if LAYERCOOP_X86
-constexpr cpu::Versions<const RowKernels> kVersions{&kRowPortable, &kRowAvx2, &kRowAvx512};
+constexpr cpu::Versions<const RowKernels> kVersions{&kRowKernelsPortable, &kRowKernelsAvx2, &kRowKernelsAvx512};
 #else
-constexpr cpu::Versions<const RowKernels> kVersions{&kRowPortable};
+constexpr cpu::Versions<const RowKernels> kVersions{&kRowKernelsPortable};
 #endif
 
 }  // namespace

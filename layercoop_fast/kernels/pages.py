@@ -33,8 +33,8 @@ def paged_attention(
     context: PagedContext,
     longest: int,
     scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
+    sliding_window: int = 0,
+    cap: float = 0.0,
 ) -> Tensor:
     """Attend: qkv [N, (heads + 2·kv_heads)·D] → [N, heads·D]; arguments as of `paged_attention_reference`.
 
@@ -44,7 +44,7 @@ def paged_attention(
         RequestError: for shapes, dtypes and numbers that do not fit, and more than 65,535 sequences.
     """
     require_matrix(qkv, "qkv")
-    _check(context, qkv, scale, window, soft_cap)
+    _check(context, qkv, scale, sliding_window, cap)
     require_index(starts, "starts", len(context.lengths) + 1, qkv)
     kv_heads, width = context.pages.shape[2], context.pages.shape[4]
     heads = qkv.shape[1] // width - 2 * kv_heads
@@ -55,16 +55,16 @@ def paged_attention(
     if (count := len(context.lengths)) > MOST_SEQUENCES:
         raise RequestError(f"lengths: {count} sequences are more than the {MOST_SEQUENCES} of one call")
     if not on_gpu(qkv):
-        return paged_attention_reference(qkv, starts, context, scale, window, soft_cap)
+        return paged_attention_reference(qkv, starts, context, scale, sliding_window, cap)
     from layercoop_fast.kernels.gpu.paged_attention import launch_paged
 
     out = qkv.new_empty(len(qkv), heads * width)
-    launch_paged(qkv, starts, context, out, longest, scale, window, soft_cap)
+    launch_paged(qkv, starts, context, out, longest, scale, sliding_window, cap)
     return out
 
 
 def decode_attention(
-    queries: Tensor, context: PagedContext, scale: float, window: int | None = None, soft_cap: float | None = None
+    queries: Tensor, context: PagedContext, scale: float, sliding_window: int = 0, cap: float = 0.0
 ) -> Tensor:
     """Attend: queries [S, heads·D] → [S, heads·D]; arguments as of `decode_attention_reference`.
 
@@ -75,21 +75,21 @@ def decode_attention(
     """
     if queries.dim() != 2 or queries.stride(1) != 1 or len(queries) != len(context.lengths):
         raise RequestError(f"queries: expected [{len(context.lengths)}, heads·D], got {list(queries.shape)}")
-    _check(context, queries, scale, window, soft_cap)
+    _check(context, queries, scale, sliding_window, cap)
     kv_heads, width = context.pages.shape[2], context.pages.shape[4]
     heads, rest = divmod(queries.shape[1], width)
     if rest or heads < 1 or heads % kv_heads:
         raise RequestError(f"queries: {queries.shape[1]} columns are not heads of {width} over {kv_heads} of keys")
     if not on_gpu(queries):
-        return decode_attention_reference(queries, context, scale, window, soft_cap)
+        return decode_attention_reference(queries, context, scale, sliding_window, cap)
     from layercoop_fast.kernels.gpu.decode_attention import launch_decode
 
     out = queries.new_empty(queries.shape)
-    launch_decode(queries, context, out, scale, window, soft_cap)
+    launch_decode(queries, context, out, scale, sliding_window, cap)
     return out
 
 
-def _check(context: PagedContext, like: Tensor, scale: float, window: int | None, soft_cap: float | None) -> None:
+def _check(context: PagedContext, like: Tensor, scale: float, sliding_window: int, cap: float) -> None:
     pages, tables, lengths = context.pages, context.tables, context.lengths
     if pages.dim() != 5 or pages.shape[1] != 2 or not pages.is_contiguous() or 0 in pages.shape:
         raise RequestError(f"pages: expected contiguous [P, 2, kv_heads, PAGE, D], got {list(pages.shape)}")
@@ -102,7 +102,9 @@ def _check(context: PagedContext, like: Tensor, scale: float, window: int | None
         raise RequestError(f"tables: expected int32 on {like.device}, got {tables.dtype} on {tables.device}")
     if not (scale > 0 and math.isfinite(scale)):
         raise RequestError(f"scale: {scale} is not a positive number")
-    if window is not None and not 1 <= window <= NO_WINDOW:
-        raise RequestError(f"window: {window} is not a number of tokens from 1 to {NO_WINDOW}")
-    if soft_cap is not None and not (soft_cap > 0 and math.isfinite(soft_cap)):
-        raise RequestError(f"soft_cap: {soft_cap} is not a positive number")
+    if not 0 <= sliding_window <= NO_WINDOW:
+        raise RequestError(
+            f"sliding_window: {sliding_window} is not a number of tokens up to {NO_WINDOW}, or 0 for none"
+        )
+    if not 0 <= cap < math.inf:
+        raise RequestError(f"cap: {cap} is not a positive number, or 0 for none")

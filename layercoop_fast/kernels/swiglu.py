@@ -42,7 +42,7 @@ def _gated(gate_up: Tensor, out: Tensor | None, *, gelu: bool) -> Tensor:
 
         launch_gated(gate_up, out, gelu=gelu)
         return out
-    if gelu or not is_native(gate_up):
+    if not is_native(gate_up):
         return out.copy_((geglu_reference if gelu else swiglu_reference)(gate_up))
-    _C.swiglu(array(gate_up), array(out))
+    (_C.geglu if gelu else _C.swiglu)(array(gate_up), array(out))
     return out

@@ -19,7 +19,8 @@ from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import NATIVE_DTYPES
 from layercoop_fast.kernels.rows import Product
-from layercoop_fast.llama.cpu_block import FastBlock, Half, Workspace
+from layercoop_fast.llama.block import Half
+from layercoop_fast.llama.cpu_block import FastBlock, Workspace
 from layercoop_fast.llama.fast_blocks import fast_block
 from layercoop_fast.masked.queues import queue_of
 from layercoop_fast.masked.windows import Windows

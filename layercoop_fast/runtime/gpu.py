@@ -28,11 +28,12 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.pages import decode_attention, paged_attention
 from layercoop_fast.kernels.reference.attention import PagedContext
+from layercoop_fast.llama.block import UnfitError
+from layercoop_fast.llama.block_inputs import Rope, find_rope
 from layercoop_fast.llama.fused_head import FusedHead, fused_head
 from layercoop_fast.llama.gpu_block import PoolBlock
 from layercoop_fast.llama.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds
 from layercoop_fast.llama.gpu_quantised import BITS, QuantisedBlock
-from layercoop_fast.llama.shape import Rope, UnfitError, find_rope
 from layercoop_fast.masked.pool_units import pool_block
 from layercoop_fast.masked.queues import Queue, queue_of
 from layercoop_fast.masks.halves import WHOLE, Halves
@@ -114,7 +115,7 @@ class GpuExecutor(Executor):
         words, kept_as = skeleton.vocab_size, skeleton.dtype  # of weights that are about to go
         if dtype is not None:
             self._quantise(blocks, dtype)
-        self.heads, self.kv_heads, self.width = some.heads, some.kv_heads, some.head_dim
+        self.heads, self.kv_heads, self.width = some.parts.heads, some.parts.kv_heads, some.parts.head_dim
         page = 2 * self.kv_heads * PAGE * self.width * kept_as.itemsize
         kept = int((held > 0).sum())
         if kv_budget < kept * page:
@@ -247,7 +248,7 @@ class GpuExecutor(Executor):
     def _decoding(self, block: DecodeBlock, tables: Tensor, lengths: Tensor) -> Callable[[Tensor], Tensor]:
         def mix(qkv: Tensor) -> Tensor:
             queries = qkv[:, : self.heads * self.width]
-            return decode_attention(queries, PagedContext(self.pages, tables, lengths), block.scale)
+            return decode_attention(queries, PagedContext(self.pages, tables, lengths), block.parts.scale)
 
         return mix
 
@@ -264,7 +265,7 @@ class GpuExecutor(Executor):
         into = rows.tables[rows.sequence[some], layer, positions // PAGE]
 
         def mix(qkv: Tensor) -> Tensor:
-            return paged_attention(qkv, starts, context, int(sizes.max()), block.scale)
+            return paged_attention(qkv, starts, context, int(sizes.max()), block.parts.scale)
 
         return mix, (_index(into, device), _index(positions % PAGE, device))
 
@@ -290,6 +291,8 @@ def _blocks(skeleton: Skeleton, held: Halves) -> list[PoolBlock | None]:
         if isinstance(found, str):
             raise UnfitError(f"block {layer}: {found}")
         short, found.rope = found.rope, find_rope(calls[layer], skeleton.convention, found.parts)
+        if found.rope.sliding_window:
+            raise UnfitError("its sliding window is shorter than its texts may be")
         first = first or found.rope
         alike = torch.equal(found.rope.cos, first.cos) and torch.equal(found.rope.sin, first.sin)
         if not alike or not torch.equal(found.rope.cos[: short.tokens], short.cos):

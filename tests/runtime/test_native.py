@@ -17,8 +17,8 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.llama.model import ModelParts, find_model
 from layercoop_fast.llama.native_packing import FORMATS, pack_rows
-from layercoop_fast.llama.weights import LlamaWeights, find_weights
 from layercoop_fast.runtime import batching
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk, Executor
@@ -53,9 +53,9 @@ def odd_model(heads: int, kv_heads: int, width: int, hidden: int, inner: int, fa
     )
 
 
-def whole(model: Any) -> LlamaWeights:
+def whole(model: Any) -> ModelParts:
     """The weights as they are before an executor takes them away."""
-    return find_weights(Skeleton(model))[0]
+    return find_model(Skeleton(model))[0]
 
 
 def executor_of(model: Any, dtype: str = "fp32", kv_dtype: str = "auto") -> NativeExecutor:
@@ -87,7 +87,7 @@ def conversation(executor: Executor) -> list[Tensor]:
     return [*found, executor.run([Chunk(a, [11]), Chunk(c, words(14, 3))])]
 
 
-def oracle_of(weights: LlamaWeights, **options: Any) -> list[Tensor]:
+def oracle_of(weights: ModelParts, **options: Any) -> list[Tensor]:
     return conversation(OracleExecutor(weights, 1 << 24, **options))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.llama.weights import find_weights
+from layercoop_fast.llama.model import find_model
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.native import NativeExecutor, fits
 
@@ -108,8 +108,8 @@ def test_a_model_that_fits_can_still_be_run_by_itself() -> None:
 
 
 def test_parts_of_gemma_are_found_as_its_config_states_them() -> None:
-    weights, _ = find_weights(Skeleton(tiny_model("gemma3", 6)))
-    windows = [block.window for block in weights.blocks if block is not None]
+    weights, _ = find_model(Skeleton(tiny_model("gemma3", 6)))
+    windows = [block.sliding_window for block in weights.blocks if block is not None]
     assert windows == [8, 8, 0, 8, 8, 0]
     assert len(weights.rotaries) == 2
     assert weights.embedding_scale == pytest.approx(48**0.5, rel=1e-6)

@@ -110,8 +110,8 @@ def launch_decode(
     context: PagedContext,
     out: Tensor,
     scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
+    sliding_window: int = 0,
+    cap: float = 0.0,
     *,
     splits: int | None = None,
     config: Config | None = None,
@@ -119,7 +119,7 @@ def launch_decode(
     """Fill out [S, heads·D] from queries [S, heads·D]."""
     pages, tables = context.pages, context.tables
     kv_heads, page, width = pages.shape[2:]
-    sequences, heads, window = len(out), out.shape[1] // width, window or NO_WINDOW
+    sequences, heads, window = len(out), out.shape[1] // width, sliding_window or NO_WINDOW
     splits = splits or choose_splits(sequences * kv_heads, min(tables.shape[1] * page, window))
     config = config or choose_config(width, queries.dtype)
     mixtures = torch.empty(sequences * heads, splits, width, dtype=torch.float32, device=out.device)
@@ -127,8 +127,8 @@ def launch_decode(
     block_d = max(16, power_of_two(width))
     launch(
         _split, (sequences, kv_heads, splits), queries, pages, tables, context.lengths, mixtures, sums,
-        *exponents(scale, soft_cap), window, queries.stride(0), tables.stride(0), pages.stride(0), splits,
-        config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=soft_cap is not None,
+        *exponents(scale, cap), window, queries.stride(0), tables.stride(0), pages.stride(0), splits,
+        config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=cap > 0,
         WIDEN=interpreted() and queries.dtype == torch.bfloat16, BLOCK_H=max(16, power_of_two(heads // kv_heads)),
         BLOCK_D=block_d,
     )  # fmt: skip
@@ -159,17 +159,17 @@ def cases() -> list[Case]:
     """An 8B llama: one request of 8,192 tokens, and 64 of 2,048; Gemma's heads of 256."""
     found = []
     for name, sequences, length, heads, kv_heads, width, cap in (
-        ("split", 1, 8192, 32, 8, 128, None),
-        ("split", 64, 2048, 32, 8, 128, None),
+        ("split", 1, 8192, 32, 8, 128, 0.0),
+        ("split", 64, 2048, 32, 8, 128, 0.0),
         ("wide", 8, 4096, 8, 4, 256, 50.0),
-        ("full", 1, 8192, 32, 8, 128, None),
-        ("split", 1, 1, 1, 1, 1, None),
+        ("full", 1, 8192, 32, 8, 128, 0.0),
+        ("split", 1, 1, 1, 1, 1, 0.0),
     ):
         full = name == "full"
         dtype = torch.float32 if full else torch.bfloat16
         context = meta_context(sequences, length, kv_heads, width, dtype)
         queries, out = (meta(sequences, heads * width, dtype=dtype) for _ in range(2))
-        run = partial(launch_decode, queries, context, out, width**-0.5, soft_cap=cap, config=CONFIGS[name])
+        run = partial(launch_decode, queries, context, out, width**-0.5, cap=cap, config=CONFIGS[name])
         found.append(
             Case(
                 "decode_attention",

@@ -147,8 +147,8 @@ def launch_paged(
     out: Tensor,
     longest: int,
     scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
+    sliding_window: int = 0,
+    cap: float = 0.0,
     *,
     config: Config | None = None,
 ) -> None:
@@ -158,12 +158,11 @@ def launch_paged(
     heads = out.shape[1] // width
     config = config or choose_config(longest, width, qkv.dtype)
     grid = (blocks(longest, config.blocks["BLOCK_M"]), heads, len(context.lengths))
-    factors = exponents(scale, soft_cap)
+    factors, window = exponents(scale, cap), sliding_window or NO_WINDOW
     launch(
-        _paged, grid, qkv, starts, pages, tables, context.lengths, out, *factors, window or NO_WINDOW, qkv.stride(0),
+        _paged, grid, qkv, starts, pages, tables, context.lengths, out, *factors, window, qkv.stride(0),
         tables.stride(0), pages.stride(0), config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page,
-        CAPPED=soft_cap is not None,
-        WIDEN=interpreted() and qkv.dtype == torch.bfloat16, BLOCK_D=max(16, power_of_two(width)),
+        CAPPED=cap > 0, WIDEN=interpreted() and qkv.dtype == torch.bfloat16, BLOCK_D=max(16, power_of_two(width)),
     )  # fmt: skip
 
 
@@ -176,9 +175,9 @@ def choose_config(longest: int, width: int, dtype: torch.dtype) -> Config:
     return chosen("paged_attention", (width, dtype.itemsize, few), CONFIGS, default)
 
 
-def exponents(scale: float, soft_cap: float | None) -> tuple[float, float]:
+def exponents(scale: float, cap: float) -> tuple[float, float]:
     """What `capped` multiplies by: e^x = 2^(x · log2 e)."""
-    return (scale * LOG2E, 0.0) if soft_cap is None else (scale / soft_cap, soft_cap * LOG2E)
+    return (scale / cap, cap * LOG2E) if cap > 0 else (scale * LOG2E, 0.0)
 
 
 def meta_context(sequences: int, tokens: int, kv_heads: int, width: int, dtype: torch.dtype) -> PagedContext:
@@ -194,12 +193,12 @@ def cases() -> list[Case]:
     """An 8B llama: 16 texts of 512 tokens behind 1,536 shared ones; four drafted tokens of each of 32; Gemma's."""
     found = []
     for name, sequences, new, known, heads, kv_heads, width, cap in (
-        ("long", 16, 512, 1536, 32, 8, 128, None),
-        ("short", 32, 4, 2048, 32, 8, 128, None),
+        ("long", 16, 512, 1536, 32, 8, 128, 0.0),
+        ("short", 32, 4, 2048, 32, 8, 128, 0.0),
         ("wide", 16, 512, 1536, 8, 4, 256, 50.0),
-        ("large", 16, 512, 1536, 32, 8, 128, None),
-        ("full", 1, 512, 1536, 32, 8, 128, None),
-        ("short", 1, 1, 1, 1, 1, 1, None),
+        ("large", 16, 512, 1536, 32, 8, 128, 0.0),
+        ("full", 1, 512, 1536, 32, 8, 128, 0.0),
+        ("short", 1, 1, 1, 1, 1, 1, 0.0),
     ):
         full = name == "full"
         dtype = torch.float32 if full else torch.bfloat16
@@ -211,7 +210,7 @@ def cases() -> list[Case]:
         qkv = meta(sequences * new, (heads + 2 * kv_heads) * width, dtype=dtype)
         out, starts = meta(sequences * new, heads * width, dtype=dtype), meta(sequences + 1, dtype=torch.int32)
         run = partial(
-            launch_paged, qkv, starts, context, out, new, width**-0.5, soft_cap=cap, config=CONFIGS[name]
+            launch_paged, qkv, starts, context, out, new, width**-0.5, cap=cap, config=CONFIGS[name]
         )  # fmt: skip
         found.append(
             Case(

@@ -31,6 +31,7 @@ from layercoop_fast.kernels.gpu.frame import (
     power_of_two,
 )
 from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms
 
 CONFIGS = {"many": Config("many", {"HEADS": 16}, warps=2), "few": Config("few", {"HEADS": 4}, warps=1)}
 
@@ -81,20 +82,17 @@ def launch_rotary(
     sin: Tensor,
     query_heads: int,
     key_heads: int,
-    *,
-    query_norm: Tensor | None = None,
-    key_norm: Tensor | None = None,
-    eps: float = 0.0,
+    norms: HeadNorms = NO_NORMS,
     config: Config | None = None,
 ) -> None:
-    """Rotate x [R, C] in place."""
+    """Rotate x [R, C] in place; norms are llama's, of single heads."""
     rows, columns = x.shape
     tokens, width = cos.shape
     heads, half = query_heads + key_heads, width // 2
     config = config or chosen("rotary", (heads, width), CONFIGS, "many" if heads >= 16 else "few")
     launch(
-        _rotary, (rows * blocks(heads, config.blocks["HEADS"]),), x, cos, sin, query_norm, key_norm, columns,
-        tokens, query_heads, heads, half, eps, config=config, HALF=power_of_two(half),
+        _rotary, (rows * blocks(heads, config.blocks["HEADS"]),), x, cos, sin, norms.query, norms.key, columns,
+        tokens, query_heads, heads, half, norms.eps, config=config, HALF=power_of_two(half),
     )  # fmt: skip
 
 
@@ -103,12 +101,10 @@ def cases() -> list[Case]:
     found, width = [], 128
     for rows, norm in ((16384, False), (16384, True), (1, False)):
         x, table, weight = meta(rows, 48 * width), meta(128, width), meta(width) if norm else None
-        run = partial(
-            launch_rotary, x, table, table, 32, 8, query_norm=weight, key_norm=weight, eps=1e-6,
-            config=CONFIGS["many"],
-        )  # fmt: skip
+        norms = HeadNorms(weight, weight, eps=1e-6)
+        run = partial(launch_rotary, x, table, table, 32, 8, norms, CONFIGS["many"])
         shape = f"[{rows}, (32 + 8 + 8)·{width}]{', QK-norm' if norm else ''}"
         found.append(Case("rotary", shape, "many", run, bytes=2 * 2 * rows * 40 * width + 4 * min(rows, 128) * width))
     one = meta(1, 2)
-    run = partial(launch_rotary, one, one, one, 1, 0, query_norm=one[0], eps=1e-6, config=CONFIGS["few"])
+    run = partial(launch_rotary, one, one, one, 1, 0, HeadNorms(one[0], eps=1e-6), CONFIGS["few"])
     return [*found, Case("rotary", "[1, (1 + 0 + 0)·2], QK-norm", "few", run, bytes=16, wide=False, main=False)]

@@ -41,11 +41,12 @@ class PagedContext:
         return known.permute(1, 2, 0, 3, 4).reshape(2, kv_heads, -1, width)[:, :, :length]
 
 
-def visible_rows(positions: Tensor) -> Tensor:
+def visible_rows(positions: Tensor, sliding_window: int = 0) -> Tensor:
     """Which rows of a tree each row sees: positions int64 [W, T] → bool [W, T, T], True where it sees.
 
     A window is a tree of texts that share beginnings, written depth first: row r stands at position positions[w, r].
-    It sees itself and, at each lower position, the latest row before it that stands there.
+    It sees itself and, at each lower position, the latest row before it that stands there. With a sliding window of n
+    tokens it sees only rows fewer than n positions before its own; 0: all.
     """
     windows, tokens = positions.shape
     seen = torch.zeros(windows, tokens, tokens, dtype=torch.bool)
@@ -56,18 +57,30 @@ def visible_rows(positions: Tensor) -> Tensor:
             if position:
                 seen[window, token] = seen[window, latest[position - 1]]
             seen[window, token, token] = True
+    if sliding_window:
+        places = positions.to(seen.device)
+        seen &= places[:, :, None] - places[:, None, :] < sliding_window
     return seen.to(positions.device)
 
 
 def causal_attention_reference(
-    qkv: Tensor, tokens: int, heads: int, kv_heads: int, scale: float, positions: Tensor | None = None
+    qkv: Tensor,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    positions: Tensor | None = None,
+    *,
+    sliding_window: int = 0,
+    cap: float = 0.0,
 ) -> Tensor:
     """Attention inside each window of `tokens` rows: qkv [W·T, (heads + 2·kv_heads)·D] → [W·T, heads·D].
 
-        out[t, h] = Σ_{s ≤ t} softmax_s(scale · q[t, h] · k[s, g]) v[s, g],    g = h // (heads / kv_heads)
+        out[t, h] = Σ_{s ≤ t} softmax_s(z[t, s]) v[s, g],    z[t, s] = scale · q[t, h] · k[s, g]
 
-    A row of qkv holds its query heads first, then its key heads, then its value heads. With `positions` (int64 [P], P a
-    multiple of T) a window is a tree: row r stands at positions[r mod P] and sees what `visible_rows` says.
+    with g = h // (heads / kv_heads); with a cap above 0, z = cap · tanh(scale · q · k / cap). A row of qkv holds its
+    query heads first, then its key heads, then its value heads. With `positions` (int64 [P], P a multiple of T) a
+    window is a tree: row r stands at positions[r mod P] and sees what `visible_rows` says, as does a sliding window.
     """
     wide = qkv.float() if qkv.dtype == torch.bfloat16 else qkv
     width = qkv.shape[1] // (heads + 2 * kv_heads)
@@ -76,23 +89,23 @@ def causal_attention_reference(
     keys = keys.repeat_interleave(heads // kv_heads, dim=1)
     values = values.repeat_interleave(heads // kv_heads, dim=1)
     if positions is None:
-        seen = torch.ones(1, tokens, tokens, dtype=torch.bool, device=qkv.device).tril()
-    else:
-        seen = visible_rows(positions.view(-1, tokens)).repeat(len(qkv) // len(positions), 1, 1)
-    scores = (scale * (queries @ keys.transpose(2, 3))).masked_fill(~seen[:, None], -math.inf)
-    mixed = scores.softmax(-1) @ values
+        positions = torch.arange(tokens, device=qkv.device)
+    by_window = positions.view(-1, tokens)
+    seen = visible_rows(by_window, sliding_window).repeat(len(qkv) // len(positions), 1, 1)
+    scores = _capped(scale * (queries @ keys.transpose(2, 3)), cap)
+    mixed = scores.masked_fill(~seen[:, None], -math.inf).softmax(-1) @ values
     return mixed.transpose(1, 2).reshape(len(qkv), heads * width).to(qkv.dtype)
 
 
 def paged_attention_reference(
-    qkv: Tensor, starts: Tensor, context: PagedContext, scale: float, window: int | None, soft_cap: float | None
+    qkv: Tensor, starts: Tensor, context: PagedContext, scale: float, sliding_window: int = 0, cap: float = 0.0
 ) -> Tensor:
     """Attention of sequences over their own tokens and a context in pages → [N, heads·D].
 
     For token i of a sequence whose context has C tokens, head h, g = h // (heads / kv_heads) and p = C + i:
 
-        out[i, h] = Σ_j softmax_j(z[j]) v[j, g],   z[j] = scale · q[i, h] · k[j, g],   p − window < j ≤ p
-        with a soft cap z[j] = cap · tanh(scale · q[i, h] · k[j, g] / cap)
+        out[i, h] = Σ_j softmax_j(z[j]) v[j, g],   z[j] = scale · q[i, h] · k[j, g],   p − sliding_window < j ≤ p
+        with a cap above 0, z[j] = cap · tanh(scale · q[i, h] · k[j, g] / cap)
 
     where j runs over the context (j < C, in pages) and then over the sequence's own tokens.
 
@@ -101,8 +114,8 @@ def paged_attention_reference(
         starts: int32 [S + 1], the row at which each sequence begins, and N.
         context: keys and values of the tokens before them.
         scale: of the products.
-        window: how many tokens a token sees, itself included; None: all.
-        soft_cap: see above; None: no cap.
+        sliding_window: how many tokens a token sees, itself included; 0: all before it.
+        cap: soft cap of the scores; 0: none.
     """
     kv_heads, width = context.pages.shape[2], context.pages.shape[4]
     heads = qkv.shape[1] // width - 2 * kv_heads
@@ -113,19 +126,17 @@ def paged_attention_reference(
         queries, keys, values = torch.split(own.transpose(0, 1), [heads, kv_heads, kv_heads])
         known = context.known(sequence).to(wide)
         keys, values = torch.cat([known[0], keys], dim=1), torch.cat([known[1], values], dim=1)
-        scores = scale * (queries @ keys.repeat_interleave(heads // kv_heads, dim=0).transpose(1, 2))
-        if soft_cap is not None:
-            scores = soft_cap * torch.tanh(scores / soft_cap)
+        scores = _capped(scale * (queries @ keys.repeat_interleave(heads // kv_heads, dim=0).transpose(1, 2)), cap)
         at = length + torch.arange(len(own), device=qkv.device)[:, None]
         other = torch.arange(length + len(own), device=qkv.device)[None]
-        seen = (other <= at) & (other > at - (window or NO_WINDOW))
+        seen = (other <= at) & (other > at - (sliding_window or NO_WINDOW))
         mixed = scores.masked_fill(~seen, -math.inf).softmax(-1) @ values.repeat_interleave(heads // kv_heads, dim=0)
         results.append(mixed.transpose(0, 1).reshape(len(own), heads * width).to(qkv.dtype))
     return torch.cat(results)
 
 
 def decode_attention_reference(
-    queries: Tensor, context: PagedContext, scale: float, window: int | None, soft_cap: float | None
+    queries: Tensor, context: PagedContext, scale: float, sliding_window: int = 0, cap: float = 0.0
 ) -> Tensor:
     """Attention of the last token of each sequence, whose key and value lie in its pages already → [S, heads·D].
 
@@ -139,10 +150,12 @@ def decode_attention_reference(
     for sequence, length in enumerate(context.lengths.tolist()):
         if int(context.tables[sequence, 0]) < 0 or length == 0:
             continue
-        known = context.known(sequence)[:, :, max(0, length - (window or NO_WINDOW)) :].to(wide)
+        known = context.known(sequence)[:, :, max(0, length - (sliding_window or NO_WINDOW)) :].to(wide)
         keys, values = known.repeat_interleave(heads // kv_heads, dim=1)
-        scores = scale * (keys @ queries[sequence].to(wide).view(heads, width, 1))[:, :, 0]
-        if soft_cap is not None:
-            scores = soft_cap * torch.tanh(scores / soft_cap)
+        scores = _capped(scale * (keys @ queries[sequence].to(wide).view(heads, width, 1))[:, :, 0], cap)
         out[sequence] = (scores.softmax(-1)[:, None] @ values).reshape(-1)
     return out.to(queries.dtype)
+
+
+def _capped(scores: Tensor, cap: float) -> Tensor:
+    return cap * torch.tanh(scores / cap) if cap else scores

@@ -5,6 +5,8 @@ States are fp32, bf16 or fp16 (float64 for tests). In 16 bits each function roun
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,18 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, gemma: bool = F
     if gemma:
         return (unit * (1 + weight.to(wide.dtype))).to(x.dtype)
     return weight * unit.to(x.dtype)
+
+
+def add_branch_reference(
+    x: Tensor, delta: Tensor, *, after: Tensor | None = None, eps: float = 0.0, gemma: bool = False, factor: float = 1.0
+) -> Tensor:
+    """x + factor · after(delta): [R, H] → [R, H].
+
+    `after` [H] is the weight of a norm, as Gemma and OLMo 2 norm what each half of a block adds; None: no norm. In 16
+    bits the norm, the product with the factor and the sum are rounded one by one.
+    """
+    branch = delta if after is None else rms_norm_reference(delta, after, eps, gemma=gemma)
+    return x + (branch if factor == 1 else branch * factor)
 
 
 def gather_norm_reference(
@@ -68,39 +82,54 @@ def scatter_residual_reference_(
     pool.index_copy_(0, targets.long(), stream.view(states) + delta.view(states))
 
 
+@dataclass(frozen=True)
+class HeadNorms:
+    """Norms of queries and keys before they are rotated (QK-norm).
+
+    Attributes:
+        query: weight of the queries' norm; None: none. A weight [D] norms each head by itself, as in Qwen3; one of
+            [heads·D] norms all heads together, as in OLMo 2.
+        key: likewise of the keys.
+        eps: of both norms.
+        gemma: whether they have Gemma's form (see `rms_norm_reference`).
+    """
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    eps: float = 0.0
+    gemma: bool = False
+
+
+NO_NORMS = HeadNorms()
+
+
 def rotary_reference(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    query_heads: int,
-    key_heads: int,
-    *,
-    query_norm: Tensor | None = None,
-    key_norm: Tensor | None = None,
-    eps: float = 0.0,
+    x: Tensor, cos: Tensor, sin: Tensor, query_heads: int, key_heads: int, norms: HeadNorms = NO_NORMS
 ) -> Tensor:
     """Rotary position embedding on the first heads of each row of x [R, C] → a new tensor [R, C].
 
         h = h · cos[p] + rotate_half(h) · sin[p],    rotate_half(h) = (−h[D/2:], h[:D/2])
 
     for each head h [D] of a row at position p = r mod T: first the query heads, then the key heads. Other columns are
-    copied. Where norm weights [D] are given (QK-norm, as in Qwen3), h = rms_norm(h) before that. cos, sin: [T, D], D
-    even.
+    copied. Heads are normed before they are rotated where `norms` say so. cos, sin: [T, D], D even. In bf16 every
+    product and the sum are rounded; with cos and sin in fp32 only the result is.
 
     Source: Su et al., RoFormer (arXiv 2104.09864), in the half-split form of the models in transformers.
     """
     tokens, width = cos.shape
     half = width // 2
     positions = torch.arange(len(x), device=x.device) % tokens
-    cos, sin = cos[positions], sin[positions]
+    cos, sin = cos[positions, None], sin[positions, None]
     out = x.clone()
-    for head in range(query_heads + key_heads):
-        h = x[:, head * width : (head + 1) * width]
-        weight = query_norm if head < query_heads else key_norm
+    for first, heads, weight in ((0, query_heads, norms.query), (query_heads, key_heads, norms.key)):
+        columns = slice(first * width, (first + heads) * width)
+        h = x[:, columns]
         if weight is not None:
-            h = rms_norm_reference(h, weight, eps)
-        turned = torch.cat([-h[:, half:], h[:, :half]], dim=1)
-        out[:, head * width : (head + 1) * width] = h * cos + turned * sin
+            groups = heads * width // len(weight)
+            h = rms_norm_reference(h.reshape(len(x), groups, len(weight)), weight, norms.eps, gemma=norms.gemma)
+        h = h.reshape(len(x), heads, width)
+        turned = torch.cat([-h[..., half:], h[..., :half]], dim=-1)
+        out[:, columns] = (h * cos + turned * sin).reshape(len(x), heads * width).to(x.dtype)
     return out
 
 

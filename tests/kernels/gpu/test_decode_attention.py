@@ -19,10 +19,10 @@ from layercoop_fast.kernels.reference.attention import (
 
 # heads, key and value heads, width, page, lengths, window, soft cap
 SHAPES = [
-    (1, 1, 1, 1, [1], None, None),
-    (4, 2, 20, 4, [1, 5, 17], None, None),
+    (1, 1, 1, 1, [1], 0, 0.0),
+    (4, 2, 20, 4, [1, 5, 17], 0, 0.0),
     (3, 1, 16, 16, [3, 16, 33], 9, 5.0),
-    (34, 2, 33, 8, [21, 7], 20, None),
+    (34, 2, 33, 8, [21, 7], 20, 0.0),
     (2, 2, 64, 3, [31, 32, 1], 18, 0.7),
 ]
 
@@ -93,7 +93,7 @@ def test_every_configuration(config, device: str) -> None:
     out = torch.empty_like(queries)
     launch_decode(queries, context, out, 0.3, splits=2, config=config)
     known = replace(context, pages=context.pages.double())
-    expected = decode_attention_reference(queries.double(), known, 0.3, None, None)
+    expected = decode_attention_reference(queries.double(), known, 0.3)
     assert_near(out, expected, relative=1e-5, absolute=2e-6)
 
 

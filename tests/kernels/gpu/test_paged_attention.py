@@ -19,10 +19,10 @@ from layercoop_fast.kernels.reference.attention import (
 
 # heads, key and value heads, width, page, context lengths, own tokens, window, soft cap
 SHAPES = [
-    (1, 1, 1, 1, [0], [1], None, None),
-    (4, 2, 20, 4, [0, 5, 17], [7, 1, 3], None, None),
+    (1, 1, 1, 1, [0], [1], 0, 0.0),
+    (4, 2, 20, 4, [0, 5, 17], [7, 1, 3], 0, 0.0),
     (3, 1, 16, 16, [3, 0, 18], [5, 19, 0], 9, 5.0),
-    (4, 2, 33, 8, [24, 7], [2, 17], 1, None),
+    (4, 2, 33, 8, [24, 7], [2, 17], 1, 0.0),
     (2, 2, 64, 3, [31, 32, 1], [16, 17, 1], 18, 0.7),
 ]
 
@@ -61,7 +61,7 @@ def test_the_oracle_without_context_is_that_of_windows(device: str) -> None:
     heads, kv_heads, width, tokens = 4, 2, 8, 11
     context = paged([0, 0], kv_heads, 4, width, torch.float64, device)
     qkv, starts = own_tokens(heads, kv_heads, width, [tokens, tokens], torch.float64, device)
-    found = paged_attention_reference(qkv, starts, context, 0.4, None, None)
+    found = paged_attention_reference(qkv, starts, context, 0.4)
     assert_near(found, causal_attention_reference(qkv, tokens, heads, kv_heads, 0.4), relative=1e-12, absolute=1e-12)
 
 
@@ -97,7 +97,7 @@ def test_every_configuration(config, device: str) -> None:
     out = torch.empty(len(qkv), 16, device=device)
     launch_paged(qkv, starts, context, out, 40, 0.3, config=config)
     known = replace(context, pages=context.pages.double())
-    expected = paged_attention_reference(qkv.double(), starts, known, 0.3, None, None)
+    expected = paged_attention_reference(qkv.double(), starts, known, 0.3)
     assert_near(out, expected, relative=1e-5, absolute=5e-6)
 
 
@@ -107,9 +107,8 @@ BAD = [
     ({"tables": (3, 4)}, r"tables: expected \[2, M\]"),
     ({"starts": (2,)}, r"starts: expected contiguous int32 or int64 \[3\]"),
     ({"scale": 0.0}, "scale: 0.0 is not a positive number"),
-    ({"window": 0}, "window: 0 is not a number of tokens"),
-    ({"soft_cap": -1.0}, "soft_cap: -1.0 is not a positive number"),
-    ({"soft_cap": 0.0}, "soft_cap: 0.0 is not a positive number"),
+    ({"sliding_window": -1}, "sliding_window: -1 is not a number of tokens"),
+    ({"cap": -1.0}, "cap: -1.0 is not a positive number"),
     ({"longest": -1}, "longest: -1"),
 ]
 
@@ -117,7 +116,7 @@ BAD = [
 @pytest.mark.parametrize(("changed", "message"), BAD)
 def test_bad_arguments(changed: dict[str, object], message: str) -> None:
     shapes = {"qkv": (5, 128), "starts": (3,), "pages": (4, 2, 2, 4, 16), "tables": (2, 3), "lengths": (2,)}
-    numbers = {"longest": 3, "scale": 0.3, "window": None, "soft_cap": None}
+    numbers = {"longest": 3, "scale": 0.3, "sliding_window": 0, "cap": 0.0}
     numbers.update({name: value for name, value in changed.items() if name in numbers})
     shapes.update({name: value for name, value in changed.items() if name in shapes})
     integers = ("starts", "tables", "lengths")

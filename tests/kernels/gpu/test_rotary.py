@@ -6,7 +6,7 @@ from close import assert_near, noise
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.rotary import CONFIGS, launch_rotary
-from layercoop_fast.kernels.reference.blocks import rotary_reference
+from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms, rotary_reference
 from layercoop_fast.kernels.rotary import rotary_
 
 # rows, tokens of a window, query heads, key heads, head width, columns behind them
@@ -25,10 +25,9 @@ def given(shape, dtype: torch.dtype, device: str):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fp32_against_float64(shape, norm: bool, device: str) -> None:
     x, cos, sin, query_norm, key_norm = given(shape, torch.float32, device)
-    norms = {"query_norm": query_norm, "key_norm": key_norm, "eps": 1e-6} if norm else {}
-    wide = {name: each.double() if isinstance(each, torch.Tensor) else each for name, each in norms.items()}
-    expected = rotary_reference(x.double(), cos.double(), sin.double(), shape[2], shape[3], **wide)
-    rotary_(x, cos, sin, shape[2], shape[3], **norms)
+    wide = HeadNorms(query_norm.double(), key_norm.double(), 1e-6) if norm else NO_NORMS
+    expected = rotary_reference(x.double(), cos.double(), sin.double(), shape[2], shape[3], wide)
+    rotary_(x, cos, sin, shape[2], shape[3], HeadNorms(query_norm, key_norm, 1e-6) if norm else NO_NORMS)
     assert_near(x, expected, relative=1e-5, absolute=1e-5)
 
 
@@ -36,12 +35,11 @@ def test_fp32_against_float64(shape, norm: bool, device: str) -> None:
 def test_fp16_rounds_where_the_models_do(norm: str, device: str) -> None:
     shape = (6, 3, 3, 2, 16, 16)
     x, cos, sin, query_norm, key_norm = given(shape, torch.float16, device)
-    norms = {
-        "query_norm": query_norm if norm in ("query", "both") else None,
-        "key_norm": key_norm if norm in ("key", "both") else None,
-    }
-    expected = rotary_reference(x, cos, sin, 3, 2, eps=1e-6, **norms)
-    rotary_(x, cos, sin, 3, 2, eps=1e-6, **norms)
+    norms = HeadNorms(
+        query_norm if norm in ("query", "both") else None, key_norm if norm in ("key", "both") else None, 1e-6
+    )
+    expected = rotary_reference(x, cos, sin, 3, 2, norms)
+    rotary_(x, cos, sin, 3, 2, norms)
     if norm == "none":
         assert torch.equal(x, expected)
     # A quotient on the border between two numbers may be rounded the other way.
@@ -67,5 +65,5 @@ def test_bad_arguments(device: str) -> None:
     x, cos, sin, query_norm, _ = given((6, 3, 3, 2, 16, 0), torch.float32, device)
     with pytest.raises(RequestError, match=r"x: 80 columns do not hold 4 \+ 2 heads of 16"):
         rotary_(x, cos, sin, 4, 2)
-    with pytest.raises(RequestError, match=r"query_norm: expected shape \[16\], got \[15\]"):
-        rotary_(x, cos, sin, 3, 2, query_norm=query_norm[:15])
+    with pytest.raises(RequestError, match=r"query_norm: expected shape \[48\], got \[15\]"):
+        rotary_(x, cos, sin, 3, 2, HeadNorms(query_norm[:15]))

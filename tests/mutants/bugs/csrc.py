@@ -117,7 +117,7 @@ BUGS = [
     Bug(
         "team-wakes-without-the-lock",
         "csrc/cpu/team.cpp",
-        old="    { const std::lock_guard<std::mutex> lock(mutex_); }\n",
+        old="    {\n      const std::lock_guard<std::mutex> lock(mutex_);\n    }\n",
         new="",
         means="decoding with several threads stops for ever, once in many million tokens",
         tests="tests/csrc/test_team.py",
@@ -303,8 +303,8 @@ BUGS = [
     Bug(
         "flips-sign-of-a-removal",
         "csrc/surrogate/flips.cpp",
-        old="{1, -1, -1, 1}, {-1, -1, -1, 1}, {1, 1, 1, -1}",
-        new="{1, -1, -1, 1}, {-1, -1, 1, 1}, {1, 1, 1, -1}",
+        old="{-1, -1, -1, 1},",
+        new="{-1, -1, 1, 1},",
         means="marginals of players that are kept in a run of three have the wrong sign",
         tests="tests/kernels/test_surrogate.py",
     ),

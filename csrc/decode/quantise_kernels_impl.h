@@ -13,16 +13,16 @@ constexpr int kParts = kGroup / kPart;
 constexpr std::uint32_t kAllParts = (1u << kPart) - 1;
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: in a sum with it no bits are left for a fraction
 
-QUANTISE_INLINE Part all(float x) { return x - Part{}; }
-QUANTISE_INLINE Part part(const Group& group, int i) {
+LAYERCOOP_INLINE Part all(float x) { return x - Part{}; }
+LAYERCOOP_INLINE Part part(const Group& group, int i) {
   Part x;
   std::memcpy(&x, group.w + i * kPart, sizeof x);
   return x;
 }
-QUANTISE_INLINE Part size(Part x) { return (Part)((Bits)x & 0x7fffffffu); }
-QUANTISE_INLINE Part whole(Part x) { return (x + kMagic) - kMagic; }
+LAYERCOOP_INLINE Part size(Part x) { return (Part)((Bits)x & 0x7fffffffu); }
+LAYERCOOP_INLINE Part whole(Part x) { return (x + kMagic) - kMagic; }
 
-QUANTISE_TARGET bool measure(int n, Group& group) {
+LAYERCOOP_TARGET bool measure(int n, Group& group) {
   Part low = part(group, 0);
   Part high = low;
   Bits finite = ~Bits{};
@@ -44,24 +44,24 @@ QUANTISE_TARGET bool measure(int n, Group& group) {
   return signs(finite) == kAllParts;
 }
 
-QUANTISE_INLINE void require_kept(bool finite) {
+LAYERCOOP_INLINE void require_kept(bool finite) {
   if (!finite) throw std::invalid_argument("weights: too large for scales in fp16");
 }
 
 // Numbers to fp16 and back: eight, or one.
-QUANTISE_INLINE void keep(float* x) {
+LAYERCOOP_INLINE void keep(float* x) {
   halves(x);
   bool finite = true;
   for (int i = 0; i < 8; ++i) finite &= x[i] - x[i] == 0.0f;
   require_kept(finite);
 }
-QUANTISE_INLINE float kept(float x) {
+LAYERCOOP_INLINE float kept(float x) {
   const float half = half_of(x);
   require_kept(std::isfinite(half));
   return half;
 }
 
-QUANTISE_INLINE float inverse_of(float scale) { return scale == 0.0f ? 0.0f : 1.0f / scale; }
+LAYERCOOP_INLINE float inverse_of(float scale) { return scale == 0.0f ? 0.0f : 1.0f / scale; }
 
 // The line of least squared error among those offered; integers from `least` to `most`. `filled`: no column is missing;
 // `centred`: the min is always 0.
@@ -74,20 +74,20 @@ struct Best {
   Line line{0.0f, 0.0f};
   float error = std::numeric_limits<float>::infinity();
 
-  QUANTISE_INLINE Best(const Group& group, float least, float most) : group(group), least(least), most(most) {
+  LAYERCOOP_INLINE Best(const Group& group, float least, float most) : group(group), least(least), most(most) {
     for (int i = 0; i < kGroup; ++i) use[i / kPart][i % kPart] = i < group.n ? 1.0f : 0.0f;
   }
 
-  QUANTISE_INLINE Part used(Part x, int i) const { return filled ? x : x * use[i]; }
+  LAYERCOOP_INLINE Part used(Part x, int i) const { return filled ? x : x * use[i]; }
 
   // (w - low) / scale, rounded.
-  QUANTISE_INLINE Part nearest(int i, const Line& candidate, float inverse) const {
+  LAYERCOOP_INLINE Part nearest(int i, const Line& candidate, float inverse) const {
     const Part apart = centred ? part(group, i) : part(group, i) - candidate.low;
     return whole(smaller(larger(apart * inverse, all(least)), all(most)));
   }
 
   // Of numbers as they are kept. Without a branch: nobody could predict it.
-  QUANTISE_INLINE void offer(const Line& candidate) {
+  LAYERCOOP_INLINE void offer(const Line& candidate) {
     const float inverse = inverse_of(candidate.scale);
     Values squares;
     for (int i = 0; i < kParts; ++i) {
@@ -103,19 +103,19 @@ struct Best {
   }
 
   // Whether it is a better one.
-  QUANTISE_INLINE bool offer_exact(float scale, float low) {
+  LAYERCOOP_INLINE bool offer_exact(float scale, float low) {
     const float before = error;
     offer({kept(scale), centred ? 0.0f : kept(low)});
     return error < before;
   }
 
-  QUANTISE_INLINE void integers(Values& q) const {
+  LAYERCOOP_INLINE void integers(Values& q) const {
     const float inverse = inverse_of(line.scale);
     for (int i = 0; i < kParts; ++i) q[i] = nearest(i, line, inverse);
   }
 
   template <typename Q>
-  QUANTISE_INLINE Line result(Q* q) const {
+  LAYERCOOP_INLINE Line result(Q* q) const {
     Values found;
     integers(found);
     std::int32_t numbers[kGroup];
@@ -135,7 +135,7 @@ constexpr float kCuts4[kLines] = {0.0f, 0.03f, 0.06f, 0.1f, 0.15f};
 constexpr int kRefits = 2;
 
 template <bool filled>
-QUANTISE_TARGET Line search_int8(const Group& group, std::int8_t* to) {
+LAYERCOOP_TARGET Line search_int8(const Group& group, std::int8_t* to) {
   const float largest = std::max(-group.low, group.high);
   Best<filled, true> best(group, -127.0f, 127.0f);
   float scales[8];
@@ -160,7 +160,7 @@ QUANTISE_TARGET Line search_int8(const Group& group, std::int8_t* to) {
 }
 
 template <bool filled>
-QUANTISE_TARGET Line search_int4(const Group& group, std::uint8_t* to) {
+LAYERCOOP_TARGET Line search_int4(const Group& group, std::uint8_t* to) {
   const float range = group.high - group.low;
   Best<filled, false> best(group, 0.0f, 15.0f);
   float lows[8] = {};
@@ -205,11 +205,11 @@ QUANTISE_TARGET Line search_int4(const Group& group, std::uint8_t* to) {
   return best.result(to);
 }
 
-QUANTISE_TARGET Line best_int8(const Group& group, std::int8_t* q) {
+LAYERCOOP_TARGET Line best_int8(const Group& group, std::int8_t* q) {
   return group.n == kGroup ? search_int8<true>(group, q) : search_int8<false>(group, q);
 }
 
-QUANTISE_TARGET Line best_int4(const Group& group, std::uint8_t* q) {
+LAYERCOOP_TARGET Line best_int4(const Group& group, std::uint8_t* q) {
   return group.n == kGroup ? search_int4<true>(group, q) : search_int4<false>(group, q);
 }
 

@@ -3,7 +3,8 @@
 
 #define LAYERCOOP_DOTS_VNNI
 #include "decode/dots_avx512.h"
-#include "decode/kernels.h"
+
+#include "decode/product_kernels_impl.h"
 
 namespace layercoop::decode {
 Product* const kInt8Vnni = product<Int8>;

@@ -13,23 +13,24 @@ template <typename Work>
 using Kernel = void(const Work& work, std::int64_t begin, std::int64_t end);
 
 template <typename T>
-struct Kernels {
+struct KernelsOf {
   Kernel<RmsNorm<T>>* rms_norm;
-  Kernel<Rotary<T>>* rotary;
-  Kernel<Swiglu<T>>* swiglu;
+  Kernel<Rotary<T, T>>* rotary;
+  Kernel<Rotary<T, float>>* rotary_by_floats;
+  Kernel<Gated<T>>* gated;
   Kernel<Attention<T>>* attention;
   Kernel<Loss<T>>* loss;
 };
 
-struct Level {
-  Kernels<float> fp32;
-  Kernels<Bf16> bf16;
+struct BlockKernels {
+  KernelsOf<float> fp32;
+  KernelsOf<Bf16> bf16;
 };
 
-extern const Level kPortable;
+extern const BlockKernels kBlockKernelsPortable;
 #if LAYERCOOP_X86
-extern const Level kAvx2;
-extern const Level kAvx512;
+extern const BlockKernels kBlockKernelsAvx2;
+extern const BlockKernels kBlockKernelsAvx512;
 #endif
 
 }  // namespace layercoop::blocks

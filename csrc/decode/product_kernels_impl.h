@@ -1,8 +1,8 @@
-// The products of levels.h, written once over the sixteen lanes (blocks/lanes_*.h) and the dot products of four columns
-// (dots_*.h) that the including file has chosen, in its own copy.
+// The products of product_kernels.h, written once over the sixteen lanes (simd/floats_*.h) and the dot products of four
+// columns (dots_*.h) that the including file has chosen, in its own copy.
 //
-// An output is one chain of sums over the columns in order, whatever is computed beside it: so a row's bits do not depend
-// on the other rows. What hides the latency of a chain is other chains, of more rows or more tiles.
+// An output is one chain of sums over the columns in order, whatever is computed beside it: so a row's bits do not
+// depend on the other rows. What hides the latency of a chain is other chains, of more rows or more tiles.
 //
 // No lambdas here: a lambda does not inherit its function's target attribute.
 #pragma once
@@ -12,12 +12,12 @@
 #include <limits>
 
 #include "decode/layout.h"
-#include "decode/levels.h"
+#include "decode/product_kernels.h"
 
 namespace layercoop::decode {
 namespace {
 
-using namespace layercoop::blocks;
+using namespace simd;
 
 // What a kind of product does for `rows` input rows, beginning at `row`, and `tiles` tiles at `weights`: the sums of
 // all. `most_rows` at a time fit the registers, `tiles_of(rows)` tiles are taken at once.
@@ -26,17 +26,17 @@ struct Fp32 {
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
 
   template <int rows, int tiles>
-  static LANES_FN void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs, std::int64_t row,
-                           Lanes (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs,
+                                   std::int64_t row, Floats16 (&sums)[tiles][rows]) {
     const float* x = inputs.row(row);
     const std::int64_t stride = inputs.stride();
     const std::int64_t depth = tile_bytes / kLine;
     for (std::int64_t k = 0; k < depth; ++k) {
 #pragma GCC unroll 8
       for (int t = 0; t < tiles; ++t) {
-        const Lanes column = load(reinterpret_cast<const float*>(weights + t * tile_bytes + k * kLine));
+        const Floats16 column = Floats16::load(reinterpret_cast<const float*>(weights + t * tile_bytes + k * kLine));
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r) sums[t][r] = fma(splat(x[r * stride + k]), column, sums[t][r]);
+        for (int r = 0; r < rows; ++r) sums[t][r] = fma(x[r * stride + k], column, sums[t][r]);
       }
     }
   }
@@ -48,8 +48,8 @@ struct Bf16Widened {
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
 
   template <int rows, int tiles>
-  static LANES_FN void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs, std::int64_t row,
-                           Lanes (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs,
+                                   std::int64_t row, Floats16 (&sums)[tiles][rows]) {
     const float* x = inputs.row(row);
     const std::int64_t stride = inputs.stride();
     const std::int64_t pairs = tile_bytes / kLine;
@@ -57,12 +57,12 @@ struct Bf16Widened {
 #pragma GCC unroll 8
       for (int t = 0; t < tiles; ++t) {
         const std::uint8_t* pair = weights + t * tile_bytes + k * kLine;
-        const Lanes first = load_first_of_pairs(pair);
-        const Lanes second = load_second_of_pairs(pair);
+        const Floats16 first = load_first_of_pairs(pair);
+        const Floats16 second = load_second_of_pairs(pair);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
-          sums[t][r] = fma(splat(x[r * stride + 2 * k]), first, sums[t][r]);
-          sums[t][r] = fma(splat(x[r * stride + 2 * k + 1]), second, sums[t][r]);
+          sums[t][r] = fma(x[r * stride + 2 * k], first, sums[t][r]);
+          sums[t][r] = fma(x[r * stride + 2 * k + 1], second, sums[t][r]);
         }
       }
     }
@@ -75,8 +75,8 @@ struct Int8 {
   static constexpr int tiles_of(int) { return 1; }
 
   template <int rows, int tiles>
-  static LANES_FN void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
-                           Lanes (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
+                                   Floats16 (&sums)[tiles][rows]) {
     const std::int64_t stride = inputs.stride();
     const std::int64_t groups = inputs.group_stride();
     const std::int8_t* q = inputs.q() + row * stride;
@@ -84,12 +84,12 @@ struct Int8 {
     const std::int32_t* q_sums = inputs.sums() + row * groups;
     const std::int64_t used = inputs.groups();
     for (std::int64_t g = 0; g < used; ++g) {
-      Lanes dots[rows];
+      Floats16 dots[rows];
       dots_int8<rows>(weights + int8_quants(g), q + g * kGroup, stride, q_sums + g, groups, dots);
-      const Lanes scale = load(reinterpret_cast<const Fp16*>(weights + int8_scales(g)));
+      const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(weights + int8_scales(g)));
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
-        sums[0][r] = fma(dots[r], mul(scale, splat(scales[r * groups + g])), sums[0][r]);
+        sums[0][r] = fma(dots[r], scale * scales[r * groups + g], sums[0][r]);
       }
     }
   }
@@ -101,8 +101,8 @@ struct Int4 {
   static constexpr int tiles_of(int) { return 1; }
 
   template <int rows, int tiles>
-  static LANES_FN void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
-                           Lanes (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
+                                   Floats16 (&sums)[tiles][rows]) {
     const std::int64_t stride = inputs.stride();
     const std::int64_t groups = inputs.group_stride();
     const std::int8_t* q = inputs.q() + row * stride;
@@ -110,28 +110,28 @@ struct Int4 {
     const std::int32_t* q_sums = inputs.sums() + row * groups;
     const std::int64_t used = inputs.groups();
     for (std::int64_t g = 0; g < used; ++g) {
-      Lanes dots[rows];
+      Floats16 dots[rows];
       dots_int4<rows>(weights + int4_quants(g), q + g * kGroup, stride, dots);
-      const Lanes scale = load(reinterpret_cast<const Fp16*>(weights + int4_scales(g)));
-      const Lanes low = load(reinterpret_cast<const Fp16*>(weights + int4_mins(g)));
+      const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_scales(g)));
+      const Floats16 low = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_mins(g)));
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const float x_scale = scales[r * groups + g];
-        sums[0][r] = fma(dots[r], mul(scale, splat(x_scale)), sums[0][r]);
-        sums[0][r] = fma(low, splat(x_scale * static_cast<float>(q_sums[r * groups + g])), sums[0][r]);
+        sums[0][r] = fma(dots[r], scale * x_scale, sums[0][r]);
+        sums[0][r] = fma(low, x_scale * static_cast<float>(q_sums[r * groups + g]), sums[0][r]);
       }
     }
   }
 };
 
 template <typename Kind, int rows, int tiles>
-LANES_FN void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out, std::int64_t out_stride,
-                       std::int64_t tile) {
-  Lanes sums[tiles][rows];
+LAYERCOOP_INLINE void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
+                               std::int64_t out_stride, std::int64_t tile) {
+  Floats16 sums[tiles][rows];
 #pragma GCC unroll 8
   for (int t = 0; t < tiles; ++t) {
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) sums[t][r] = splat(0.0f);
+    for (int r = 0; r < rows; ++r) sums[t][r] = 0.0f;
   }
   Kind::template run<rows, tiles>(matrix.tile(tile), matrix.tile_bytes(), inputs, row, sums);
 #pragma GCC unroll 8
@@ -147,8 +147,8 @@ LANES_FN void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t 
 }
 
 template <typename Kind, int rows>
-LANES_TARGET void some_rows(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
-                            std::int64_t out_stride, std::int64_t tile, std::int64_t end) {
+LAYERCOOP_TARGET void some_rows(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
+                                std::int64_t out_stride, std::int64_t tile, std::int64_t end) {
   constexpr int wide = Kind::tiles_of(rows);
   if constexpr (wide > 1) {
     for (; tile + wide <= end; tile += wide) {
@@ -159,8 +159,8 @@ LANES_TARGET void some_rows(const Matrix& matrix, const Inputs& inputs, std::int
 }
 
 template <typename Kind>
-LANES_TARGET void product(const Matrix& matrix, const Inputs& inputs, float* out, std::int64_t out_stride,
-                          std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void product(const Matrix& matrix, const Inputs& inputs, float* out, std::int64_t out_stride,
+                              std::int64_t begin, std::int64_t end) {
   const std::int64_t first = begin / kTile;
   const std::int64_t last = (end + kTile - 1) / kTile;
   const std::int64_t rows = inputs.rows();
@@ -178,21 +178,26 @@ LANES_TARGET void product(const Matrix& matrix, const Inputs& inputs, float* out
         case 2: some_rows<Kind, 2>(matrix, inputs, row, out, out_stride, tile, stop); break;
         case 3: some_rows<Kind, 3>(matrix, inputs, row, out, out_stride, tile, stop); break;
         case 4: some_rows<Kind, 4>(matrix, inputs, row, out, out_stride, tile, stop); break;
-        case 5: if constexpr (Kind::most_rows >= 5) some_rows<Kind, 5>(matrix, inputs, row, out, out_stride, tile, stop); break;
-        case 6: if constexpr (Kind::most_rows >= 6) some_rows<Kind, 6>(matrix, inputs, row, out, out_stride, tile, stop); break;
+        case 5:
+          if constexpr (Kind::most_rows >= 5) some_rows<Kind, 5>(matrix, inputs, row, out, out_stride, tile, stop);
+          break;
+        case 6:
+          if constexpr (Kind::most_rows >= 6) some_rows<Kind, 6>(matrix, inputs, row, out, out_stride, tile, stop);
+          break;
       }
     }
   }
 }
 
-LANES_TARGET inline void quantise(const float* x, std::int64_t groups, std::int8_t* q, float* scales, std::int32_t* sums) {
+LAYERCOOP_TARGET inline void quantise(const float* x, std::int64_t groups, std::int8_t* q, float* scales,
+                                      std::int32_t* sums) {
   for (std::int64_t g = 0; g < groups; ++g) {
-    const Lanes a = load(x + g * kGroup);
-    const Lanes b = load(x + g * kGroup + kTile);
-    const Lanes zero = splat(0.0f);
-    const float most = largest(larger(larger(sub(zero, a), a), larger(sub(zero, b), b)));
+    const Floats16 a = Floats16::load(x + g * kGroup);
+    const Floats16 b = Floats16::load(x + g * kGroup + kTile);
+    const Floats16 zero = 0.0f;
+    const float most = largest(max(max(zero - a, a), max(zero - b, b)));
     // Zero where all are finite, else NaN.
-    const float finite = total(add(mul(a, zero), mul(b, zero)));
+    const float finite = total(a * zero + b * zero);
     // 127 / most would be infinite below; such inputs are nothing.
     const bool any = most > 1e-30f && finite == 0.0f;
     const float inverse = any ? 127.0f / most : 0.0f;
@@ -202,15 +207,16 @@ LANES_TARGET inline void quantise(const float* x, std::int64_t groups, std::int8
       sums[g] = 0;
       continue;
     }
-    const Lanes near_a = nearest(mul(a, splat(inverse)));
-    const Lanes near_b = nearest(mul(b, splat(inverse)));
+    const Floats16 near_a = round(a * inverse);
+    const Floats16 near_b = round(b * inverse);
     store_int8(q + g * kGroup, near_a, near_b);
-    sums[g] = static_cast<std::int32_t>(total(add(near_a, near_b)));
+    sums[g] = static_cast<std::int32_t>(total(near_a + near_b));
   }
 }
 
-LANES_TARGET inline void narrow_all(const float* x, std::int64_t groups, std::uint16_t* out) {
-  for (std::int64_t i = 0; i < groups * kGroup; i += kTile) store(reinterpret_cast<Bf16*>(out + i), load(x + i));
+LAYERCOOP_TARGET inline void narrow_all(const float* x, std::int64_t groups, std::uint16_t* out) {
+  for (std::int64_t i = 0; i < groups * kGroup; i += kTile)
+    store(reinterpret_cast<Bf16*>(out + i), Floats16::load(x + i));
 }
 
 }  // namespace
