@@ -29,6 +29,7 @@ from layercoop_fast.game.staged import StagedGame, anew, part_of, require_window
 from layercoop_fast.game.store import Store, check_store, mask_key
 from layercoop_fast.game.utility import Utility, get_utility
 from layercoop_fast.game.worths import Worths
+from layercoop_fast.inputs.options import TOKENS, WINDOWS
 from layercoop_fast.masked.flops import count_flops
 from layercoop_fast.masked.forward import free_memory, play, split_memory, states_within
 from layercoop_fast.masked.item_scoring import make_choice_scorer
@@ -40,7 +41,7 @@ from layercoop_fast.masked.trees import check_trees
 from layercoop_fast.masked.units import make_units
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.masks.types import Floats, Masks, Progress, check_masks
-from layercoop_fast.texts.calibration import TOKENS, WINDOWS, Calibration
+from layercoop_fast.texts.calibration import Calibration
 from layercoop_fast.texts.domains import Domains
 from layercoop_fast.texts.items import Items, check_choices, load_for
 from layercoop_fast.texts.mixture import Texts, texts_of

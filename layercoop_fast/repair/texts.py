@@ -17,9 +17,9 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.inputs.options import REPAIR_TOKENS, TOKENS
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import (
-    TOKENS,
     Calibration,
     begin_tokens,
     read_text,
@@ -29,7 +29,7 @@ from layercoop_fast.texts.calibration import (
 from layercoop_fast.texts.chat import stretch_of
 from layercoop_fast.texts.items import Items
 
-DEFAULT_TOKENS = 65_536
+DEFAULT_TOKENS = REPAIR_TOKENS
 # Held out of each domain: windows by which the strength is chosen, and as many to check the whole with.
 HELDOUT_WINDOWS = 8
 # A domain with fewer windows to fit to than are held out of it says too little.

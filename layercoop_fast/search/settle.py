@@ -28,8 +28,6 @@ from layercoop_fast.texts.calibration import Calibration
 from layercoop_fast.texts.domains import one_domain
 from layercoop_fast.texts.mixture import grown_from
 
-MOST_WINDOWS = 160
-"""Windows of each text at which growing ends unless told otherwise."""
 # Masks that go on from the search.
 _FINALISTS = 8
 

@@ -35,6 +35,7 @@ from transformers import Cache
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.inputs.bounds import MAX_TOKENS
+from layercoop_fast.inputs.options import TOKENS, WINDOWS
 from layercoop_fast.inputs.text import parse_json
 from layercoop_fast.inputs.text import read_text as read_utf8
 from layercoop_fast.masks.types import Progress
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
     from layercoop_fast.engine.skeleton import Skeleton
 
-WINDOWS = 10
-TOKENS = 128
 _MODULE_CHARACTERS = 6000  # of a module of the standard library: no one of them fills a text
 _SPLITS = ("train", "validation", "valid", "test", "dev")
 
