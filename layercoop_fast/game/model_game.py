@@ -38,7 +38,7 @@ from layercoop_fast.masked.players import Label, Players, make_players
 from layercoop_fast.masked.scores import Scores
 from layercoop_fast.masked.scoring import InOrder, Scorer, make_scorer, scores_behind
 from layercoop_fast.masked.trees import check_trees
-from layercoop_fast.masked.units import make_units
+from layercoop_fast.masked.unit_choice import make_units
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.masks.types import Floats, Masks, Progress, check_masks
 from layercoop_fast.texts.calibration import Calibration

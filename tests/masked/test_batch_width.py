@@ -17,7 +17,8 @@ from layercoop_fast.kernels.rows import MIN_ROWS
 from layercoop_fast.masked import batch_width as width
 from layercoop_fast.masked.forward import play
 from layercoop_fast.masked.plan import build_plan
-from layercoop_fast.masked.units import Units, make_units
+from layercoop_fast.masked.unit_choice import make_units
+from layercoop_fast.masked.units import Units
 from layercoop_fast.masked.windows import Windows
 
 
