@@ -82,9 +82,10 @@ def _typed(message: str) -> str:
     """A message of the library with the options of the command line in the place of parameters."""
     if "=" not in message:
         return message
-    from layercoop_fast.cli.messages import as_typed, options
+    from layercoop_fast.cli.app import app
+    from layercoop_fast.cli.messages import as_typed, options_of
 
-    return as_typed(message, options(), " ".join(sys.argv[1:]))
+    return as_typed(message, options_of(app), sys.argv[1:])
 
 
 def _broken_output() -> OSError | None:

@@ -67,9 +67,9 @@ class Results:
     @classmethod
     def load(cls, path: Path) -> Results:
         """Read what `save` wrote. Raises `RequestError` in one line for anything else."""
-        form = "a file as `bench --out FILE` writes it is needed"
+        form = "a file that `layercoop-fast bench` wrote is needed"
         content = read_json(path, hint=form)
-        with as_saved(path, "it holds no benchmark figures as `bench --out FILE` writes them"):
+        with as_saved(path, "it holds no benchmark figures as `layercoop-fast bench` writes them"):
             if content["schema"] != SCHEMA:
                 raise RequestError(f"{path} has schema {content['schema']}: this version reads schema {SCHEMA}")
             figures = [Figure(str(f["folder"]), str(f["name"]), _ways(f["ways"])) for f in content["figures"]]

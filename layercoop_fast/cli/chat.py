@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from layercoop_fast.cli.expand import expanded
-from layercoop_fast.cli.messages import as_typed, options
+from layercoop_fast.cli.messages import as_typed
 from layercoop_fast.cli.options import DraftOption, Model, check_drawing
 from layercoop_fast.errors import LayercoopError, RequestError
-from layercoop_fast.inputs.options import REMOVE, TEXT
+from layercoop_fast.inputs.options import REMOVE, TEXT, flag_of
 from layercoop_fast.report.console import write_generated
 from layercoop_fast.runtime.options import AnswerOptions, RuntimeOptions, Sampling
 from layercoop_fast.shown import shown
@@ -36,10 +36,16 @@ _HELP = """\
 Ctrl-C stops an answer; Ctrl-D leaves."""
 # Of the default sampling: without it, answers wander.
 _TOP_P = 0.9
+_OPTIONS = {
+    one.name: (flag_of(one), "")
+    for options in (AnswerOptions, Sampling, RuntimeOptions)
+    for one in fields(options)
+    if one.name != "ignore_eos"  # a conversation has turns, and each ends
+}
 _MEMORY = {"weights": "weights", "keys and values": "kv", "process": "resident"}
 
 
-@expanded(max_new_tokens=512, temperature=0.7, top_p=_TOP_P, seed=None)
+@expanded(only=_OPTIONS, max_new_tokens=512, temperature=0.7, top_p=_TOP_P, seed=None)
 def chat(
     model: Model,
     answer: AnswerOptions,
@@ -114,7 +120,7 @@ class _Terminal:
                 else:
                     self._answer(line)
             except LayercoopError as error:
-                self._say(as_typed(str(error), options()), style="red")
+                self._say(as_typed(str(error), _OPTIONS), style="red")
 
     def _command(self, line: str) -> None:
         talk = self._talk

@@ -52,12 +52,6 @@ def generate(
         ),
     ] = None,
     draft: DraftOption = None,
-    ignore_eos: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-eos", help="Continue after the token that marks the end of a text.", rich_help_panel=TEXT
-        ),
-    ] = False,
     stats: Annotated[
         bool,
         typer.Option("--stats", help="Print speed and memory at the end, on standard error.", rich_help_panel=OUTPUT),
@@ -77,7 +71,7 @@ def generate(
     if draft is not None and len(texts) > 1:
         raise RequestError("--draft speeds up one text at a time; several are written together, which is faster still")
     drafted = None if draft is None else draft_of(draft, opened, halves, texts, sampling, quiet=as_json)
-    asked: dict[str, Any] = {**vars(limits), "ignore_eos": ignore_eos}
+    asked: dict[str, Any] = dict(vars(limits))
     if as_json or len(texts) > 1:
         found = opened.generate(texts, halves, sampling=sampling, draft=drafted, **asked)
         answers: list[Generation] = found if isinstance(found, list) else [found]

@@ -7,28 +7,30 @@ The library names its parameters: `keep_first=3`, `offload=`. Whoever typed a co
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
+
+import typer
+from typer.main import get_command
 
 # A name and "=", not in a path, an address or an option; then a switch's value, a value, or the end of what is named.
 _NAMED = re.compile(r"(?<![\w./=-])([a-z][a-z_]*)=(?!=)(True\b|False\b)?(?=([\s,.;:)?]|$)?)")
 
 
-def as_typed(text: str, options: Mapping[str, tuple[str, str]] | None = None, typed: str = "") -> str:
+def as_typed(text: str, options: Mapping[str, tuple[str, str]] | None = None, typed: Sequence[str] = ()) -> str:
     """The text with `name=value` written as `--name value`.
 
     Args:
         text: a message or a help text.
         options: from a parameter to its option and the option that turns it off ("" without one); other names stay as
             they are. None: every name is an option.
-        typed: the command as the user typed it; what stands in it is the user's own text and stays as it is.
+        typed: the words of the command; text of the user's own, a file called `memory=4.txt` say, stays as it is.
     """
+    own = " ".join(re.sub(r"^--[a-z-]+=", "", word) for word in typed)
 
     def option(match: re.Match[str]) -> str:
         name, switch, end = match.groups()
-        if options is not None and name not in options:
-            return match[0]
-        if typed and re.search(rf"{re.escape(match[0])}", typed):
+        word = text[match.start() :].split()[0].rstrip(".,;:)")
+        if (options is not None and name not in options) or (word != match[0] and word in own):
             return match[0]
         on, off = ("--" + name.replace("_", "-"), "") if options is None else options[name]
         if switch == "False":
@@ -38,13 +40,8 @@ def as_typed(text: str, options: Mapping[str, tuple[str, str]] | None = None, ty
     return _NAMED.sub(option, text)
 
 
-@cache
-def options() -> dict[str, tuple[str, str]]:
-    """The options of all commands, by the parameters that they set."""
-    from typer.main import get_command
-
-    from layercoop_fast.cli.app import app
-
+def options_of(app: typer.Typer) -> dict[str, tuple[str, str]]:
+    """The options of all commands, by the parameters that they set; see `as_typed`."""
     found: dict[str, tuple[str, str]] = {}
     commands = [get_command(app)]
     while commands:

@@ -55,6 +55,7 @@ class AnswerOptions:
     Attributes:
         max_new_tokens: tokens of an answer at most.
         stop: texts that end an answer.
+        ignore_eos: continue after the token that marks the end of a text.
     """
 
     max_new_tokens: int = field(
@@ -63,6 +64,9 @@ class AnswerOptions:
     stop: Sequence[str] = field(
         default=(),
         metadata=shell("Text that ends an answer; give the option once for each text.", panel=TEXT, read="texts"),
+    )
+    ignore_eos: bool = field(
+        default=False, metadata=shell("Continue after the token that marks the end of a text.", panel=TEXT)
     )
 
 

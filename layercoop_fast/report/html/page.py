@@ -26,7 +26,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
     ("Which text suffers most", "no NLL by window is kept", (quality.texts,)),
     (
         "Before and after",
-        "no samples were written: `prune --samples 2` does, where the model has a tokenizer and can generate",
+        "no samples were written: this takes a number of samples, a tokenizer and a model that can generate",
         (quality.generations,),
     ),
     ("Cost of running it", "memory and speed were not measured", (costs.running,)),
