@@ -29,9 +29,9 @@ _HELP = """\
 /mask NAME       let this mask answer: full, or one that was named
 /mask BLOCKS     leave these blocks out: 13-18, or halves like 12.attn
 /mask NAME=BLOCKS, /mask NAME=DIR   the same, and give it a name
-/mask            which masks there are
+/mask            list the masks
 /draft BLOCKS    write faster with a draft that leaves these out; /draft off
-/reset           forget what was said
+/reset           start a new conversation
 /help, /quit
 Ctrl-C stops an answer; Ctrl-D leaves."""
 # Of the default sampling: without it, answers wander.
@@ -97,10 +97,10 @@ class _Terminal:
         self._typed = sys.stdin.isatty()
 
     def run(self) -> None:
-        """Conversation until the user leaves."""
+        """Read and answer until the user leaves."""
         if self._typed:
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  (lines can be edited, and called back)
+                import readline  # noqa: F401  (lines can be edited and recalled)
             self._say(f"{self._talk.model.executor.name}, {self._mask()}. /help says what there is.")
         while True:
             try:
@@ -172,7 +172,7 @@ class _Terminal:
         self._say(self._status(stopped), style="dim")
 
     def _mask(self) -> str:
-        """The mask that answers, in words."""
+        """A description of the mask that answers."""
         mask = self._talk.masks[self._talk.name]
         return f"mask {self._talk.name}, {int((mask > 0).sum())} of {len(mask)} blocks"
 
@@ -194,7 +194,7 @@ class _Terminal:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C adds to the list that this gives, so that no computation is torn apart; the second one does."""
+    """Collect Ctrl-C in the list that this gives, so that no computation is interrupted; a second one interrupts."""
     pressed: list[int] = []
 
     def press(number: int, frame: Any) -> None:

@@ -40,7 +40,7 @@ def compare(
     Rows are shown on standard error as they are found, and together at the end.
     """
     from layercoop_fast.comparing.compare import compare as run
-    from layercoop_fast.comparing.rows import rows_beside
+    from layercoop_fast.comparing.rows import rows_file
     from layercoop_fast.comparing.table import ahead_line, row_line, show_comparison
     from layercoop_fast.files import check_target, written_whole
     from layercoop_fast.progress import Bars
@@ -51,8 +51,8 @@ def compare(
     request = with_objective(request, objective)
     store = None if request.store is None else Path(request.store)
     check_distinct(out=out, html=html, store=store)
-    if store is not None and rows_beside(store).resolve() in {one.resolve() for one in (out, html) if one is not None}:
-        raise RequestError(f"{rows_beside(store)} keeps the finished rows of --store {store}: write to another file")
+    if store is not None and rows_file(store).resolve() in {one.resolve() for one in (out, html) if one is not None}:
+        raise RequestError(f"{rows_file(store)} keeps the finished rows of --store {store}: write to another file")
     for target in (out, html):
         if target is not None:
             check_target(target, force=force)

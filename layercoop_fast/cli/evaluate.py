@@ -60,7 +60,7 @@ def evaluate(
     from layercoop_fast.game.store import check_store
     from layercoop_fast.game.worths import check_width, load_masks
     from layercoop_fast.progress import Bars
-    from layercoop_fast.report.tables import show_outlook
+    from layercoop_fast.report.tables import show_cost_forecast
     from layercoop_fast.spans import Spans
 
     options = with_objective(options, objective)
@@ -79,7 +79,7 @@ def evaluate(
     given = load_masks(masks)
     if store is not None:
         check_store(store)
-    # Players of other kinds, and blocks named by hand, are counted in the opened model alone.
+    # Players of other kinds, and blocks named by hand, can be counted only in the opened model.
     if options.blocks is None and players in _PER_LAYER:
         layers = stated_layers(model, trust_remote_code=options.trust_remote_code)
         if layers is not None:
@@ -92,7 +92,7 @@ def evaluate(
             check_width(given, game.n_players, masks)
             ahead = outlook(game, given)
             if not as_json:
-                show_outlook(ahead)
+                show_cost_forecast(ahead)
             read_before = game.weights_read
             spans = Spans(trace=profile is not None)
             again = "" if store is not None else " with --resume"
@@ -110,7 +110,7 @@ def evaluate(
 
 @contextmanager
 def _kept_in(place: Path, again: str, game: ModelGame) -> Iterator[None]:
-    """Say on Ctrl-C, or a signal, that what was measured is kept."""
+    """On Ctrl-C, or a signal, tell that the measured masks are kept."""
     try:
         yield
     except STOPS as stop:
@@ -157,7 +157,7 @@ def _show(
     place: Path,
     profile: Path | None,
 ) -> None:
-    """The same for people."""
+    """Print what was done."""
     from layercoop_fast.report.tables import show_breakdown
 
     counts = game.evaluations

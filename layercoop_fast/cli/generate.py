@@ -1,4 +1,4 @@
-"""`layercoop-fast generate`: go on with texts, under any mask, with or without drafts."""
+"""`layercoop-fast generate`: continue texts, under any mask, with or without drafts."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def draft_of(
     *,
     quiet: bool,
 ) -> Halves:
-    """The mask of a draft: what it leaves out, or found here on what the model writes after the prompts."""
+    """The mask of a draft, uint8 [L]: as `text` says, or searched for on what the model writes after the prompts."""
     from layercoop_fast.masks.text import mask_of, text_of
 
     if text != "search":
@@ -147,7 +147,7 @@ def _as_chat(model: LayerSkipModel, text: str) -> list[int]:
 
 
 def _streamed(steps: Iterator[Step], prompt_tokens: int) -> Generation:
-    """Print an answer as it comes; returns it."""
+    """Print an answer while it is generated; return it."""
     from layercoop_fast.runtime.requests import Generation
 
     started, first, come = time.perf_counter(), 0.0, []

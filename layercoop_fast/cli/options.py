@@ -67,7 +67,7 @@ def with_objective(options: Options, objective: str) -> Options:
 
 
 def check_distinct(**paths: Path | None) -> None:
-    """Refuse one file for two things: the later would take the place of the earlier."""
+    """Raise `RequestError` where one file is named for two things: the later would replace the earlier."""
     seen: dict[Path, str] = {}
     for name, path in paths.items():
         if path is None:
@@ -79,7 +79,7 @@ def check_distinct(**paths: Path | None) -> None:
 
 @contextmanager
 def stopped_with(store: str | Path | None) -> Iterator[None]:
-    """Say on Ctrl-C, or a signal, that what was measured is kept, where there is a store."""
+    """On Ctrl-C, or a signal, tell that the measured masks are kept, where there is a store."""
     try:
         yield
     except STOPS as stop:

@@ -1,13 +1,13 @@
-"""Methods beside each other: what each removes at each size, what is left on each text, and what finding it cost.
+"""Compares methods: what each removes at each size, what is left on each text, and what the search cost.
 
     compared = compare("model", calibration="novels.txt", texts=["code.txt"], remove=[3, 6], methods=["coop", "sleb"])
-    compared.record            # JSON: one row a method and size, with `repair` a second one beside it
+    compared.record            # JSON: one row for each method and size, and a second one with `repair`
 
-Every method begins with nothing known, so costs are those of a run of its own; they are counted in passes of the full
-model over the calibration text (`Evaluations.token_evals`). What one method has measured another need not measure all
-the same (`game/runs.py`), nor a later comparison with the same store, which also keeps the finished rows. Differences
-between methods are judged window by window: on the same windows their NLLs move together, and a difference that is far
-from zero in perplexities may be noise or not.
+Every method begins with nothing known, so its cost is that of a run of its own; costs are counted in passes of the full
+model over the calibration text (`Evaluations.token_evals`). A mask that one method has measured is all the same not
+measured again for another (`game/runs.py`), nor for a later comparison with the same store, which also keeps the
+finished rows. Differences between methods are tested window by window: on the same windows their NLLs vary together, so
+perplexities alone do not show which differences are noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from layercoop_fast.comparing.flap import flap
 from layercoop_fast.comparing.forecast import Ahead, ahead_of
 from layercoop_fast.comparing.request import CompareRequest
-from layercoop_fast.comparing.rows import KeptRows, Measured, Row, content_of, row_of, rows_beside
+from layercoop_fast.comparing.rows import KeptRows, Measured, Row, content_of, row_of, rows_file
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.players import ExportablePlayers
 from layercoop_fast.game.item_utility import ChoiceUtility
@@ -43,7 +43,7 @@ from layercoop_fast.texts.calibration import read_text
 from layercoop_fast.texts.mixture import texts_of
 
 WIDTH_METHODS = ("flap",)
-# Methods that measure as many masks as they are given.
+# Methods that measure as many masks as their budget allows.
 _BUDGETED = ("coop", "official", "evopress", "random")
 # A budget beyond this would not fit into memory before it was ever measured.
 _MOST_MASKS = 10_000_000
@@ -53,7 +53,13 @@ _FLIPS = 9_999
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All rows, the full model, and what they were measured on."""
+    """The rows of a comparison.
+
+    Attributes:
+        full: the full model.
+        rows: one for each method and size, and a second one where it is repaired.
+        about: what was compared on, as JSON can hold it.
+    """
 
     full: Row
     rows: list[Row]
@@ -85,7 +91,7 @@ def compare(
         on_progress: called with (stage, done, total).
         on_ahead: called once with what is ahead, before the first row is looked for.
         on_row: called with the full model's row and then with each row as soon as it is there, kept ones included.
-            Whether it is as good as the best of its size is not known by then.
+            It is not known by then which rows are as good as the best of their size.
         keywords: the fields of `CompareRequest` (`comparing/request.py`); those of the game are the keywords of
             `ModelGame.from_pretrained`.
 
@@ -98,7 +104,7 @@ def compare(
     request = CompareRequest(**keywords)
     searched = _check(request)
     seed, texts, sizes = request.seed, request.texts, sorted(set(request.remove))
-    kept = KeptRows(None if request.store is None else rows_beside(request.store))
+    kept = KeptRows(None if request.store is None else rows_file(request.store))
     wanted = [(size, method) for size in sizes for method in request.methods]
     steps = _Steps(on_progress, len(wanted))
     for text in texts:
@@ -142,7 +148,7 @@ def compare(
                 for row in table.rows(method, size):
                     rows.append(row)
                     tell(row)
-            except (RequestError, RunError) as error:  # what others found is not thrown away for it
+            except (RequestError, RunError) as error:  # the rows of other methods are kept
                 if isinstance(error, RunError) and error.__cause__ is not None:
                     raise  # a full disk, say, which the next row would meet as well
                 refused.append({"method": method, "remove": size, "reason": str(error)})
@@ -187,7 +193,7 @@ def _check_readable(texts: Sequence[str]) -> None:
 
 
 class _Steps:
-    """Tells how many rows are done together with each report of what happens within one."""
+    """Reports how many rows are done, with each report of progress within one."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
@@ -195,7 +201,7 @@ class _Steps:
         self._done: int | None = None
 
     def at(self, done: int) -> None:
-        """So many rows are done."""
+        """Report that this many rows are done."""
         self._done = done
         self._tell()
 
@@ -211,7 +217,7 @@ class _Steps:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Finds rows: kept ones, or by running a method and measuring what it chose."""
+    """Finds rows: kept ones, or new ones by running a method and measuring what it chose."""
 
     games: Sequence[ModelGame]
     fitted: Domains | None
@@ -229,20 +235,20 @@ class _Table:
         return all(self.kept.find(one) is not None for one in asked)
 
     def rows(self, method: str, size: int) -> Iterator[Row]:
-        """The row of a method at a size, and behind it the repaired one where repairs are fitted.
+        """Give the row of a method at a size, then the repaired one where repairs are fitted.
 
         Raises `RequestError` and `RunError` where the method has none.
         """
         row, mask = self._plain(method, size)
         yield row
         if self.fitted is not None and mask is not None:
-            yield self._mended(row, mask, self.fitted)
+            yield self._with_repair(row, mask, self.fitted)
 
     def _repairs(self, method: str) -> bool:
         return self.fitted is not None and method not in WIDTH_METHODS
 
     def _plain(self, method: str, size: int) -> tuple[Row, Masks | None]:
-        """The row without a repair, and the mask that was chosen; of width there is none."""
+        """The row without a repair, and the chosen mask (bool [n]); None for a method that removes width."""
         request = self._request(method, size)
         content = self.kept.find(request)
         if content is None:
@@ -256,7 +262,7 @@ class _Table:
             mask[content["mask"]] = False
         return row_of(method, size, content, self._specs), mask
 
-    def _mended(self, row: Row, mask: Masks, fitted: Domains) -> Row:
+    def _with_repair(self, row: Row, mask: Masks, fitted: Domains) -> Row:
         """The row of the same mask after its repair."""
         request = self._request(row.method, row.n_remove, fitted)
         content = self.kept.find(request)
@@ -272,7 +278,7 @@ class _Table:
         return replace(found, texts=texts)
 
     def _found(self, method: str, size: int) -> tuple[Row, Masks | None]:
-        """Run one method at one size, with nothing known to it."""
+        """Run one method at one size; it begins with nothing known."""
         game = self.games[0].run()
         began = time.perf_counter()
         if method in WIDTH_METHODS:
@@ -297,7 +303,7 @@ class _Table:
         return [game.calibration.spec for game in self.games]
 
     def _request(self, method: str, size: int, fitted: Domains | None = None) -> dict[str, Any]:
-        """All that a row depends on: the model, texts and numerics by their fingerprints, and what was asked."""
+        """Everything that a row depends on: fingerprints of model, texts and numerics, and the request."""
         game, *others = self.games
         repair = None
         if fitted is not None:

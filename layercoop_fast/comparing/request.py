@@ -27,11 +27,11 @@ class CompareRequest(RepairTexts, GameOptions, CalibrationOptions):
         texts: SPECs of texts that no search sees, `text_windows` windows of each.
         remove: how many players to remove, one or more sizes.
         methods: names of `search.base.METHODS`, and "flap": heads and channels go, with as many parameters as the same
-            number of mean layers.
-        budget: masks that each method may measure; its own default where None. Methods that ask a set number of masks
-            (`sleb`, `ppl`, `shortgpt` and such) are not held to it.
+            number of average layers.
+        budget: masks that each method may measure; its own default where None. It does not apply to methods that
+            measure a fixed number of masks (`sleb`, `ppl`, `shortgpt` and others).
         repair: measure every choice once more with a repair fitted to it (width has none), as `prune` would keep it:
-            one that does not help its own held-out windows is left out, and the row is as the one without.
+            one that does not help on its own held-out windows is left out, and the row equals the one without repair.
         repair_text: SPECs of the texts to fit repairs to; by default those of `prune`, without the `texts`.
         store: file to keep measured masks in and to take known ones from (`game/store.py`), on all texts. Finished
             rows are kept next to it, in a file of its name and ".rows": a comparison that was killed goes on from

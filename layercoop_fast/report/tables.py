@@ -25,7 +25,7 @@ def show_contributions(
     console: Console | None = None,
     width: int = 40,
 ) -> None:
-    """Players from least to most valuable, with standard errors and bars."""
+    """Print the players from least to most valuable, with standard errors and bars."""
     console = console or plain_console()
     table = Table(title=f"{values.method}: least valuable first")
     for name in ("player", "value", "± s.e."):
@@ -50,7 +50,7 @@ def bar(value: float, largest: float, width: int) -> str:
 
 
 def show_findings(found: dict[str, Any], console: Console | None = None) -> None:
-    """What `doctor` found."""
+    """Print what `doctor` found."""
     console = console or plain_console()
     table = Table(title=found["model"], show_header=False)
     blocks, fast = found["blocks"], found["fast"]
@@ -85,27 +85,27 @@ def _exports(found: dict[str, Any]) -> str:
     return f"can be written for {found['exportable']} of {found['of']} layers; otherwise: {found['refusal']}"
 
 
-def show_outlook(ahead: CostForecast, console: Console | None = None) -> None:
-    """What an evaluation will take, in a few lines before it begins."""
+def show_cost_forecast(ahead: CostForecast, console: Console | None = None) -> None:
+    """Print what an evaluation will cost, in a few lines, before it begins."""
     console = console or plain_console()
     known = f", {ahead.known:,} of them known already" if ahead.known else ""
     lines: tuple[str, ...] = (
         f"{ahead.unique + ahead.known:,} distinct masks{known}: {ahead.layer_evals:,} layer evaluations instead of "
         f"{ahead.skip:,} without sharing and {ahead.naive:,} with every layer; {ahead.gflop:,.0f} GFLOP",
-        f"{ahead.state_bytes / 2**20:,.0f} MiB for stored states beside {ahead.weight_bytes / 2**20:,.0f} MiB of "
+        f"{ahead.state_bytes / 2**20:,.0f} MiB for stored states and {ahead.weight_bytes / 2**20:,.0f} MiB of "
         f"weights; about {ahead.seconds:,.0f} s, by a short pilot",
     )
     if ahead.read_bytes:
         lines += (
             f"{ahead.read_bytes / 2**30:,.2f} GiB of weights to be read from files, {ahead.states:,} states at a time "
-            f"sharing what is read: {ahead.read_seconds:,.0f} s of reading if nothing were computed beside it",
+            f"sharing what is read: {ahead.read_seconds:,.0f} s of reading alone",
         )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_breakdown(spans: Spans, console: Console | None = None) -> None:
-    """Where the time of an evaluation went, and how near that is to its matrix products alone."""
+    """Print where the time of an evaluation went, and the share of its matrix products."""
     console = console or plain_console()
     table = Table(title="where the time went")
     table.add_column("work")
@@ -122,7 +122,7 @@ def show_breakdown(spans: Spans, console: Console | None = None) -> None:
 
 
 def show_forecast(found: dict[str, Any], console: Console | None = None) -> None:
-    """What `plan` foretells."""
+    """Print what `plan` predicts."""
     console = console or plain_console()
     title = f"{found['masks']:,} masks ({found['unique']:,} distinct) of {found['shape']['layers']} layers"
     table = Table(title=title)

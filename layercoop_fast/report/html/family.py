@@ -1,4 +1,4 @@
-"""Every size of a nested family, and what holding them together costs each."""
+"""Every size of a nested family, and what nesting costs each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from layercoop_fast.report.html.record import Record, loss_unit
 
 
 def nested(record: Record) -> Html | None:
-    """A line for each size, and perplexity against players removed beside the best mask of each size by itself."""
+    """A line for each size, and its perplexity next to that of the best single mask of the size."""
     family = record.get("nested")
     if not family or not family["sizes"]:
         return None
