@@ -88,7 +88,7 @@ def test_plan_says_what_a_cut_loses(run: Any) -> None:
     assert 1.0 <= two["over_one"] <= eight["over_one"] < 1.3
     status, printed, _ = run("plan", "--layers", 12, "--masks", 300, "--workers", "2")
     assert status == 0
-    assert "sharing that is left" in printed
+    assert "shared work that is left" in printed
 
 
 @pytest.mark.parametrize("counts", ["", "2,,8", "0", "2;8", "-1"])

@@ -17,7 +17,7 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import coop, ppl
 from layercoop_fast.search.base import METHODS, get_method
-from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.measurements import Measurements
 from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion
@@ -157,7 +157,7 @@ def test_a_nested_family_ends_in_the_answer() -> None:
 def test_constraints_guide_the_search_from_the_start() -> None:
     """What would go first must stay: the chain that removes it leads nowhere."""
     game = Table(np.exp(-(~all_masks(N) @ np.linspace(0.01, 0.5, N))))
-    allowed = Constraints(None, N, keep=[0, 1, 2, 3], must_go=[11])
+    allowed = ConstrainedFamily(None, N, keep=[0, 1, 2, 3], must_go=[11])
     choice = coop.search(game, 4, allowed=allowed)
     assert np.flatnonzero(~choice.mask).tolist() == [4, 5, 6, 11]
     assert all(not {0, 1, 2, 3} & set(step["removed"]) for step in choice.details["path"])
