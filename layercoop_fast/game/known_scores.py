@@ -141,7 +141,7 @@ def store_beside(out: Path, *, resume: bool) -> Iterator[Path]:
     path = out.with_name(f"{out.name}.store")
     if path.exists() and not resume:
         raise RequestError(
-            f"{path} holds what a run that did not end has measured: pass --resume to go on from there, "
+            f"{path} holds what a run that did not end has measured: pass resume=True to go on from there, "
             "or remove it to begin again"
         )
     try:

@@ -115,7 +115,7 @@ class Store:
         self.path = Path(path)
         if not check_store(self.path) and not write:
             what = "is empty" if self.path.exists() else "does not exist"
-            raise RequestError(f"{self.path} {what}: a store as `evaluate --store` writes it is needed")
+            raise RequestError(f"{self.path} {what}: a store that `evaluate` wrote is needed")
         with _errors(self.path):
             if write:
                 self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ class Store:
         if full not in masks:
             raise RequestError(
                 f"{self.path} does not hold the full model, which worths are compared with, for game {game.key}: "
-                "let the run finish (evaluate --resume)"
+                "let the run finish (`evaluate` with resume=True)"
             )
         packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(masks), -1)
         window_nll = np.array([score.nll for score in scores])
@@ -260,7 +260,7 @@ class Store:
             return next(iter(games.values()))
         if key not in games:
             held = ", ".join(map(str, games)) or "none"
-            asked = f"no game {key}" if key is not None else f"{len(games)} games, so --key is needed"
+            asked = f"no game {key}" if key is not None else f"{len(games)} games, so key= is needed"
             raise RequestError(f"{self.path} holds {asked}; its keys: {held}")
         return games[key]
 
@@ -420,7 +420,7 @@ def merge(sources: Sequence[Path], target: Path, *, force: bool = False) -> dict
         # It would be replayed into the new file.
         raise RequestError(
             f"{target} cannot be written: {_log(target).name} beside it says that a store of that name is in use, or "
-            "that its run was killed (`layercoop-fast store info` clears that up); name another --out"
+            "that its run was killed (`layercoop-fast store info` clears that up); name another out="
         )
     repeats, largest = 0, 0.0
     with written_whole(target, force=force) as made, ExitStack() as stack:
@@ -477,7 +477,7 @@ def _errors(path: Path) -> Iterator[None]:
 def _damaged(path: Path, how: str) -> RequestError:
     return RequestError(
         f"{path} is damaged ({' '.join(how.split())}) and was left as it is: bring back a copy of it, or move it away "
-        "to measure anew"
+        "to measure again"
     )
 
 

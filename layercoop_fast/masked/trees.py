@@ -42,7 +42,7 @@ def check_trees(windows: Windows) -> None:
     if reason is not None:
         raise RequestError(
             f"{type(windows.skeleton.model).__name__} cannot share contexts between options: {reason}; "
-            "score every sequence whole instead (--no-share-context, share_context=False)"
+            "score every sequence whole instead (share_context=False)"
         )
 
 

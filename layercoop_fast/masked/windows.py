@@ -118,7 +118,7 @@ class Windows:
             except RuntimeError as error:  # torch reports an allocation that fails so, on CPU and GPU
                 wanted = states * self.state_bytes / 2**30
                 raise RequestError(
-                    f"{wanted:.1f} GiB for stored states are not there: pass a smaller --memory"
+                    f"{wanted:.1f} GiB for stored states are not free: give a smaller memory="
                 ) from error
         return self._pool[:states]
 

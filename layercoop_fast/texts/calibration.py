@@ -1,6 +1,6 @@
 """Calibration text: from a SPEC to equal token windows.
 
-SPEC is what `--calibration` takes:
+A SPEC names a text:
 
     novels.txt, items.jsonl            a UTF-8 text file; a JSON-lines file with a "text" field in each line
     hf:NAME[/CONFIG][/SPLIT]           a data set through `datasets` (extra `[datasets]`), its "text" column
@@ -194,9 +194,11 @@ def load_calibration(
         raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
     if spec == "self":
         if chat:
-            raise RequestError("--chat puts a text into turns, and 'self' is none: give a text, or leave --chat out")
+            raise RequestError("chat=True puts a text into turns, and 'self' is none: give a text, or leave it out")
         if skeleton.streamed is not None:
-            raise RequestError("'self' would read all weights once a token with --offload: give a text, or 'builtin'")
+            raise RequestError(
+                "'self' would read all weights once a token with offload=True: give a text, or 'builtin'"
+            )
         ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
     else:
         ids = cut_windows(read_text(spec), require_tokenizer(tokenizer), windows, tokens, spec, chat=chat)
@@ -255,7 +257,7 @@ def cut_windows(
     body = stretch_of(tokens) if chat else tokens - len(start)
     if body < 1 or len(stream) < windows * body:
         raise RequestError(
-            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens}{' with --chat' if chat else ''} need "
+            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens}{' with chat=True' if chat else ''} need "
             f"{windows * max(body, 1)}: "
             "give a longer text, or ask for fewer or shorter windows"
         )
@@ -337,8 +339,8 @@ def _json_lines(text: str, spec: str) -> str:
             part = parse_json(line, "it")["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(
-                f'{spec} line {number} is not a JSON object with a "text" field (items with options go with --utility '
-                "accuracy, accuracy_norm, margin or margin_norm)"
+                f'{spec} line {number} is not a JSON object with a "text" field (items with options go with the '
+                "utilities accuracy, accuracy_norm, margin and margin_norm)"
             ) from error
         if not isinstance(part, str):
             raise RequestError(f'{spec} line {number}: "text" is {type(part).__name__}, not a string')

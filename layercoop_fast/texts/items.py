@@ -177,7 +177,7 @@ def load_items(
     """
     tokenizer = require_tokenizer(tokenizer)
     if shots < 0:
-        raise RequestError(f"--shots must be 0 or more, not {shots}")
+        raise RequestError(f"shots={shots}: it must be 0 or more")
     if spec == "self":
         raise RequestError("items cannot be cut from 'self': give a file of items, a text file or builtin")
     if Path(spec).suffix == ".jsonl":
@@ -282,7 +282,7 @@ def tokenise(
         if not before:
             raise RequestError(
                 f"{spec} item {number}: nothing stands before its options, so they cannot be scored: give it a "
-                "context, or examples with --shots (this tokenizer puts no token before a text)"
+                "context, or examples with shots= (this tokenizer puts no token before a text)"
             )
         group = [Scored((*before, *whole[len(first) :]), len(before)) for whole in wholes]
         for option, sequence in zip(item.options, group, strict=True):

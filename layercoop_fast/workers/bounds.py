@@ -19,15 +19,15 @@ def check_count(count: int, checkpoint: dict[str, Any]) -> None:
     `checkpoint` says how it is opened (`Workers`). Raises `RequestError` with the number that would be right.
     """
     if count < 1:
-        raise RequestError(f"--workers {count}: at least 1 worker is needed")
+        raise RequestError(f"workers={count}: at least 1 worker is needed")
     if count > (most := machine.processors()):
         raise RequestError(
-            f"--workers {count}: this process may use {most} processors, and each worker needs one: give {most} at most"
+            f"workers={count}: this process may use {most} processors, and each worker needs one: give {most} at most"
         )
     each, free = worker_bytes(checkpoint), machine.free_bytes()
     if count > (most := max(1, free // each)):
         raise RequestError(
-            f"--workers {count}: each takes about {each / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are "
+            f"workers={count}: each takes about {each / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are "
             f"free: give {most} at most"
         )
 

@@ -39,7 +39,7 @@ def common_fingerprints(reports: Mapping[int, Mapping[str, Any]], *, tolerant: b
     if unlike and not tolerant:
         raise RequestError(
             f"the workers are unlike each other: {'; '.join(unlike.values())}. Their worths would differ by rounding: "
-            "take like machines, or pass --tolerant, which the fingerprints will say"
+            "take machines that are alike, or pass tolerant=True, which the fingerprints then say"
         )
     numerics.update({key: "mixed" for key in unlike if key in numerics})
     if machines := sorted(unlike.keys() & set(_MACHINE)):

@@ -78,7 +78,7 @@ class RayActors:
         try:
             import ray
         except ImportError as error:
-            raise RequestError("--workers ray needs the extra: pip install 'layercoop-fast[ray]'") from error
+            raise RequestError("workers=ray needs the extra: pip install 'layercoop-fast[ray]'") from error
         self._ray = ray
         self._address = address
         self._joined_here = not ray.is_initialized()

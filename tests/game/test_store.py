@@ -269,7 +269,7 @@ def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path: Path) -> N
 
 
 def test_what_is_not_there_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="does not exist: a store as `evaluate --store` writes it is needed"):
+    with pytest.raises(RequestError, match="does not exist: a store that `evaluate` wrote is needed"):
         Store(tmp_path / "a")
     (tmp_path / "a").touch()  # a run that was killed at once leaves no more than this
     with pytest.raises(RequestError, match="is empty"):
@@ -361,7 +361,7 @@ def test_merging_is_the_union(tmp_path: Path) -> None:
             found = store.scores(first.key, key)
             assert found is not None
             assert np.array_equal(found.nll, scores.nll)
-        with pytest.raises(RequestError, match="holds 2 games, so --key is needed; its keys: 1, 2"):
+        with pytest.raises(RequestError, match="holds 2 games, so key= is needed; its keys: 1, 2"):
             store.worths()
         with pytest.raises(RequestError, match="holds no game 3; its keys: 1, 2"):
             store.worths(3)
@@ -474,7 +474,7 @@ def test_the_store_beside_an_output_goes_when_the_output_is_there(tmp_path: Path
         make(path)
         raise ZeroDivisionError
     assert held(tmp_path / "worths.npz.store") == 40
-    with pytest.raises(RequestError, match=r"worths\.npz\.store holds what a run .*: pass --resume to go on"):
+    with pytest.raises(RequestError, match=r"worths\.npz\.store holds what a run .*: pass resume=True to go on"):
         store_beside(out, resume=False).__enter__()
     with store_beside(out, resume=True) as path:
         assert held(path) == 40

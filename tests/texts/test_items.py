@@ -164,7 +164,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
         load(str(short))
     with pytest.raises(RequestError, match="3 items of 3 tokens: at least 1 of 4 tokens"):
         load(str(short), tokens=3)
-    with pytest.raises(RequestError, match="--shots must be 0 or more, not -1"):
+    with pytest.raises(RequestError, match="shots=-1: it must be 0 or more"):
         load(str(short), shots=-1)
     with pytest.raises(RequestError, match="items cannot be cut from 'self'"):
         load("self")

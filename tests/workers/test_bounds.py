@@ -74,7 +74,7 @@ def test_on_the_command_line(run: Any, tmp_path: Path, command: str, of_the_mach
 def test_more_than_memory_holds(checkpoint: Path, of_the_machine: Any) -> None:
     of_the_machine(64, 40 * GIB)
     check_count(2, opening(checkpoint))
-    with pytest.raises(RequestError, match=r"--workers 3: each takes about 16.3 GiB of memory, and 40.0 GiB are free"):
+    with pytest.raises(RequestError, match=r"workers=3: each takes about 16.3 GiB of memory, and 40.0 GiB are free"):
         check_count(3, opening(checkpoint))
     with pytest.raises(RequestError, match=r"each takes about 32.3 GiB of memory.*give 1 at most"):
         check_count(2, opening(checkpoint, dtype="float32"))
