@@ -22,9 +22,9 @@ class Windows:
 
     Args:
         ids: int64 [W, T], W windows of T tokens each.
-        score_every: of the T − 1 positions that have a next token, every so many-th is scored; the others are context.
-        pictures: what a vision-language model sees before each window's text; the picture is context that all masks
-            share, and is not scored.
+        score_every: every N-th of the T − 1 positions that have a next token is scored; the others are context.
+        pictures: what a vision-language model sees before each window's text. The picture is context that all masks
+            share; it is not scored.
         positions: int64 [W, T] where windows are trees of texts, written depth first (`kernels/attention.py`); the
             model must take positions and a mask for them, which `texts/token_tree.py` makes sure of.
 
@@ -123,5 +123,5 @@ class Windows:
         return self._pool[:states]
 
     def free(self) -> None:
-        """Give the pool's memory back; the next call of `pool` takes it anew."""
+        """Give the pool's memory back; the next call of `pool` takes it again."""
         self._pool = None

@@ -81,7 +81,7 @@ class Calibration:
     def fingerprint(self) -> str | dict[str, Any]:
         """SHA-256 over the tokens and their shape: equal for equal windows, wherever they came from.
 
-        Of several texts a mapping that also says which window is of which text, and the weights.
+        For several texts, a mapping that also says which window is of which text, and the weights.
         """
         ids = self.ids.cpu().numpy().astype("<i8")
         hashed = hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes())
@@ -148,8 +148,8 @@ def image_text(
     """Windows that begin with a picture: image-text calibration of a vision-language model.
 
     Args:
-        ids: int64 [W, T], each row the tokens that stand for the picture (and what comes before it), then text.
-        inputs: what the model's forward takes beside them, as its processor makes it for the W pictures in order: the
+        ids: int64 [W, T], each row the tokens of the picture (and what comes before it), then text.
+        inputs: what the model's forward takes besides them, as its processor makes it for the W pictures in order: the
             same number of rows for each.
         prefix: tokens of a window up to the end of the picture; only the text behind them is scored.
         skeleton: of the model.
@@ -269,7 +269,7 @@ def cut_windows(
 
 
 def window_starts(stream: int, body: int, windows: int) -> NDArray[np.int64]:
-    """First tokens, int64 [windows], of windows of `body` tokens evenly spread over a stream of so many tokens."""
+    """First tokens, int64 [windows], of windows of `body` tokens evenly spread over `stream` tokens."""
     return np.linspace(0, stream - body, windows).astype(np.int64) if windows > 1 else np.zeros(1, np.int64)
 
 

@@ -1,4 +1,4 @@
-"""How many local workers a machine has room for. Free of torch, like all that is asked before anything is opened."""
+"""How many local workers a machine has room for. Free of torch: this is checked before anything is opened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from layercoop_fast.inputs.text import read_json
 from layercoop_fast.system import machine
 
 BASE_BYTES = 300 * 10**6
-"""What a worker takes beside the weights: interpreter, torch, transformers (docs/clusters.md)."""
+"""What a worker takes besides the weights: interpreter, torch, transformers (docs/clusters.md)."""
 
 
 def check_count(count: int, checkpoint: dict[str, Any]) -> None:

@@ -64,10 +64,10 @@ def test_a_line_ends_at_a_newline_only(tmp_path: Path) -> None:
         ({**ITEM, "label": True}, "line 2: its label True is not a number"),
         ({**ITEM, "label": "C"}, r"line 2: its label 'C' is none of its options' names \['A', 'B'\]"),
         ({**ITEM, "options": ["four"]}, "line 2: it has 1 options: at least 2 are needed"),
-        ({**ITEM, "options": ["four", 5]}, "line 2: its options are no list of strings"),
-        ({**ITEM, "options": {"text": "four"}}, "line 2: its options are no list of strings"),
+        ({**ITEM, "options": ["four", 5]}, "line 2: its options are not a list of strings"),
+        ({**ITEM, "options": {"text": "four"}}, "line 2: its options are not a list of strings"),
         ({**ITEM, "options": ["four", " "]}, "line 2: its option 1 is empty: there is nothing to score"),
-        ({**ITEM, "context": 4}, "line 2: its context is no string"),
+        ({**ITEM, "context": 4}, "line 2: its context is not a string"),
         ({"context": "x", "label": 0}, "line 2: it has no 'options' or 'choices'"),
         ({"text": "x"}, "line 2: it has no 'context' or 'question'"),
     ],
@@ -105,7 +105,7 @@ def test_an_option_that_comes_to_no_tokens_and_a_context_of_none() -> None:
     tokenizer.backend_tokenizer.normalizer = Replace(" _", "")
     with pytest.raises(RequestError, match="item 2: its option '_' comes to no tokens"):
         tokenise([Item("a", ("b", "c"), 0), Item("a", ("b", "_"), 0)], tokenizer)
-    with pytest.raises(RequestError, match="item 1: nothing stands before its options"):
+    with pytest.raises(RequestError, match="item 1: nothing comes before its options"):
         tokenise([Item("", ("b", "c"), 0)], tiny_tokenizer())
 
 
