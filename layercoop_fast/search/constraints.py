@@ -1,6 +1,6 @@
 """What a user rules out: players that must stay, players that must go, and equal stages for pipelines.
 
-    family = Constraints(ExportablePlayers(config, players), n_players, keep=[0, 1], must_go=[7], stages=4)
+    family = ConstrainedFamily(ExportablePlayers(config, players), n_players, keep=[0, 1], must_go=[7], stages=4)
 
 It is a family of masks as every search obeys it (`search.base.Allowed`), inside another one.
 """
@@ -17,7 +17,7 @@ from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.search.base import Allowed
 
 
-class Constraints:
+class ConstrainedFamily:
     """The masks of a family that keep and remove what they must and leave equally many players in every stage.
 
     Args:

@@ -23,7 +23,7 @@ from layercoop_fast.export.config import (
     prune_config,
 )
 from layercoop_fast.search.base import Allowed
-from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.constraints import ConstrainedFamily
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
@@ -212,7 +212,7 @@ def test_a_hybrid_keeps_one_attention_and_says_which_is_nearest() -> None:
     assert best_exportable(config, np.array([5.0, 1.0, 4.0, 2.0]), 2).tolist() == [True, False, False, True]
     # The same where a command is told which layers must go.
     with pytest.raises(RequestError, match=r"players 1, 3 must go, but of this hybrid .* must stay.* removes \[0, 3\]"):
-        Constraints(ExportableMasks(config), 4, must_go=[1, 3]).check_size(2)
+        ConstrainedFamily(ExportableMasks(config), 4, must_go=[1, 3]).check_size(2)
 
 
 def test_an_rwkv_keeps_two_blocks() -> None:
