@@ -31,7 +31,7 @@ from layercoop_fast.export.players import ExportablePlayers
 from layercoop_fast.game.item_utility import ChoiceUtility
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.options import GameOptions
-from layercoop_fast.game.other_text import check_unseen, same_model_on
+from layercoop_fast.game.other_text import check_unseen, on_other_text
 from layercoop_fast.game.utility import UTILITIES, get_utility
 from layercoop_fast.inputs.options import takes, values_of
 from layercoop_fast.masks.types import Floats, Masks, Progress
@@ -112,7 +112,7 @@ def compare(
     asked = values_of(request, GameOptions)
     opened = ModelGame.from_pretrained(model, request.calibration, **asked, on_progress=steps)
     with closing(opened) as game:
-        allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
+        allowed = ExportablePlayers(game.checkpoint.model.config, game.masked.players)
         for size in request.remove:
             check_n_remove(game.n_players, size)
             allowed.check_size(game.n_players - size)
@@ -129,7 +129,7 @@ def compare(
                 progress=steps,
             )
         tokens = int(game.calibration.ids.shape[1])
-        games = [game, *(same_model_on(game, text, request.text_windows, tokens, seed, stored=True) for text in texts)]
+        games = [game, *(on_other_text(game, text, request.text_windows, tokens, seed, stored=True) for text in texts)]
         everything = np.ones(game.n_players, dtype=np.bool_)
         full = Row("full", 0, [], 0, 0, 0.0, 0.0, _on_texts(games, everything))
         table = _Table(games, fitted, seed, request.budget, allowed, kept, steps)
@@ -282,19 +282,19 @@ class _Table:
         game = self.games[0].run()
         began = time.perf_counter()
         if method in WIDTH_METHODS:
-            blocks = list(game.skeleton.blocks)
+            blocks = list(game.masked.skeleton.blocks)
             share = round(size / game.n_players * sum(one.numel() for block in blocks for one in block.parameters()))
             rival = flap(game, share)
             seconds = time.perf_counter() - began
-            measured = [_measured(one, rival.window_nll(one.windows.ids)) for one in self.games]
+            measured = [_measured(one, rival.window_nll(one.masked.windows.ids)) for one in self.games]
             return Row(method, size, None, rival.removed_params, 0, _passes(game), seconds, measured), None
         limit = self.budget if method in _BUDGETED else None
         search = get_method(method)
         choice = search(game, size, seed=self.seed, budget=limit, allowed=self.allowed, progress=self.progress)
         seconds = time.perf_counter() - began
-        units = np.flatnonzero(~game.players.unit_masks(choice.mask[None])[0])
-        removed = [game.players.label(int(unit)) for unit in units]
-        params = sum(game.players.n_parameters(int(unit)) for unit in units)
+        units = np.flatnonzero(~game.masked.players.unit_masks(choice.mask[None])[0])
+        removed = [game.masked.players.label(int(unit)) for unit in units]
+        params = sum(game.masked.players.n_parameters(int(unit)) for unit in units)
         texts = _on_texts(self.games, choice.mask)
         return Row(method, size, removed, params, choice.n_masks, _passes(game), seconds, texts), choice.mask
 
@@ -338,10 +338,10 @@ def _about(games: Sequence[ModelGame], fitted: Domains | None, seed: int) -> dic
         }
     return {
         "model": game.checkpoint.name,
-        "players": game.players.kind,
+        "players": game.masked.players.kind,
         "n_players": game.n_players,
         "texts": [one.calibration.spec for one in games],
-        "windows": [one.windows.n_windows for one in games],
+        "windows": [one.masked.windows.n_windows for one in games],
         "tokens": int(game.calibration.ids.shape[1]),
         "seed": seed,
         "fingerprints": game.fingerprints,
@@ -362,7 +362,7 @@ def _repaired(row: Row, games: Sequence[ModelGame], mask: Masks, fitted: Domains
 
 
 def _passes(game: ModelGame) -> float:
-    return game.evaluations.token_evals / (game.skeleton.n_layers * game.windows.ids.numel())
+    return game.evaluations.token_evals / (game.masked.skeleton.n_layers * game.masked.windows.ids.numel())
 
 
 def _on_texts(games: Sequence[ModelGame], mask: Masks) -> list[Measured]:
@@ -370,7 +370,8 @@ def _on_texts(games: Sequence[ModelGame], mask: Masks) -> list[Measured]:
 
 
 def _measured(game: ModelGame, window_nll: Floats) -> Measured:
-    return Measured(game.calibration.spec, window_nll if game.domains is None else game.domains.weighted(window_nll))
+    domains = game.calibration.domains
+    return Measured(game.calibration.spec, window_nll if domains is None else domains.weighted(window_nll))
 
 
 def _judge(rows: list[Row]) -> None:

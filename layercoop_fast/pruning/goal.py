@@ -32,7 +32,7 @@ def allowed_by(constraints: Constraints, game: ModelGame) -> ConstrainedFamily:
 
     Raises `RequestError` where the constraints contradict each other.
     """
-    players, n_layers = game.players, game.skeleton.n_layers
+    players, n_layers = game.masked.players, game.masked.skeleton.n_layers
     first, last = constraints.keep_first, constraints.keep_last
     if min(first, last) < 0 or first + last > n_layers:
         raise RequestError(f"keep_first={first} and keep_last={last} do not fit {n_layers} layers")
@@ -178,7 +178,7 @@ def _players_of(game: ModelGame, label: Label, *, stays: bool = False) -> list[i
 
     A layer in no player is never removed: with `stays` it has no players here, otherwise `RequestError` is raised.
     """
-    players = game.players
+    players = game.masked.players
     number, _, part = str(label).partition(".")
     found = [
         index

@@ -12,7 +12,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.files import check_spared, check_target
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.options import GameOptions
-from layercoop_fast.game.other_text import same_model_on
+from layercoop_fast.game.other_text import on_other_text
 from layercoop_fast.inputs.options import MOST_WINDOWS, values_of
 from layercoop_fast.masks.types import Masks
 from layercoop_fast.pruning.family import check_counted, check_nested
@@ -27,7 +27,6 @@ from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.finalists import check_finalists
 from layercoop_fast.search.settle import check_settling
 from layercoop_fast.texts.calibration import read_text
-from layercoop_fast.texts.items import Items
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +118,7 @@ def opened(model: str, request: PruneRequest, timer: StageTimer) -> Iterator[Pro
                 check_counted(goal.target)
             heldout = None
             if request.heldout is not None:
-                heldout = same_model_on(game, request.heldout, request.windows, request.tokens, request.seed)
+                heldout = on_other_text(game, request.heldout, request.windows, request.tokens, request.seed)
             found = Problem(model, game, heldout, allowed, goal, _prompts(request, game), timer)
         yield found
     finally:
@@ -130,7 +129,7 @@ def opened(model: str, request: PruneRequest, timer: StageTimer) -> Iterator[Pro
 def _check_game(request: PruneRequest, game: ModelGame) -> None:
     """Raise `RequestError` for what this model or this utility cannot do."""
     if is_quantised(game.checkpoint.model):
-        if game.players.sublayers is not None:
+        if game.masked.players.sublayers is not None:
             raise RequestError(
                 "halves of blocks are written as zeros, which this model's quantisation does not take: use layers as "
                 "players, or prune the model first and quantise what comes out (layercoop-fast quantise)"
@@ -147,9 +146,9 @@ def _prompts(request: PruneRequest, game: ModelGame) -> Prompts | None:
         return None
     if game.checkpoint.tokenizer is None or not game.checkpoint.model.can_generate():
         return None
-    builtin = request.heldout in (None, "self") or isinstance(game.calibration, Items)
+    builtin = request.heldout in (None, "self") or not game.n_windows
     text = read_text("builtin-heldout" if builtin else str(request.heldout))
     try:
-        return Prompts.cut(text, game.checkpoint.tokenizer, request.samples, game.skeleton.max_tokens)
+        return Prompts.cut(text, game.checkpoint.tokenizer, request.samples, game.masked.skeleton.max_tokens)
     except RequestError:  # the text is too short for this many prompts
         return None

@@ -70,7 +70,7 @@ def settled(problem: Problem, found: Found, request: PruneRequest) -> Found:
     """Stage 3, where asked for: add windows until the choice is certain enough."""
     if request.settle is None:
         return found
-    checkpoint, skeleton = found.game.checkpoint, found.game.skeleton
+    checkpoint, skeleton = found.game.checkpoint, found.game.masked.skeleton
     with problem.timer("settle"):
         game, choice = settle(
             found.game,

@@ -93,15 +93,15 @@ class _Folder:
         self.timer.tell("writing the checkpoint", 0)
         export_checkpoint(
             game.checkpoint.model,
-            [int(layer) for layer in np.flatnonzero(game.players.layer_mask(mask))],
+            [int(layer) for layer in np.flatnonzero(game.masked.players.layer_mask(mask))],
             out,
-            zeroed=zeroed_halves(game.players, mask),
+            zeroed=zeroed_halves(game.masked.players, mask),
             replaced=None if repair is None else repair.tensors(),
-            blocks_path=game.skeleton.blocks_path,
+            blocks_path=game.masked.skeleton.blocks_path,
             tokenizer=game.checkpoint.tokenizer,
             force=self.request.force,
             finish=finish,
-            streamed=game.skeleton.streamed,
+            streamed=game.masked.skeleton.streamed,
             verify=False,  # `finish` does, when the original's weights are released
         )
         self.timer.tell("writing the checkpoint", 1)
@@ -110,23 +110,23 @@ class _Folder:
     def _reference(self) -> Reference:
         """The masked pass on the first tokens of the calibration text, halves left out and a repair in place."""
         game = self.game
-        units = np.flatnonzero(game.players.unit_masks(self.found.choice.mask[None])[0])
+        units = np.flatnonzero(game.masked.players.unit_masks(self.found.choice.mask[None])[0])
         with self.timer("verify"), nullcontext() if self.found.repair is None else self.found.repair.applied():
             return masked_reference(
-                game.players,
+                game.masked.players,
                 [int(unit) for unit in units],
-                game.windows.ids[:1, :PROBE_TOKENS],
+                game.masked.windows.ids[:1, :PROBE_TOKENS],
                 rounded=is_folded(game.checkpoint.model),
             )
 
     def _release(self) -> None:
         """Release the original's weights: two copies of a large model would not fit."""
         drop_weights(self.game.checkpoint.model)
-        if self.game.skeleton.streamed is not None:
-            self.game.skeleton.streamed.free()
+        if self.game.masked.skeleton.streamed is not None:
+            self.game.masked.skeleton.streamed.free()
         for one in (self.problem.game, self.game, self.problem.heldout):
             if one is not None:
-                one.windows.free()
+                one.masked.windows.free()
         torch.cuda.empty_cache()  # does nothing where no GPU was used
 
     def _reopened(self, folder: Path) -> Written | None:
@@ -134,13 +134,13 @@ class _Folder:
 
         Without a proof to be made, also None where it cannot be opened.
         """
-        on_cpu = self.game.skeleton.device.type == "cpu"  # with workers, whatever these measure on
+        on_cpu = self.game.masked.skeleton.device.type == "cpu"  # with workers, whatever these measure on
         try:
             return Written.open(
                 folder,
                 device="cpu" if on_cpu else self.request.device,
                 trust_remote_code=self.request.trust_remote_code,
-                offload=self.game.skeleton.streamed is not None,
+                offload=self.game.masked.skeleton.streamed is not None,
             )
         except RunError as refused:
             if not self.request.verify:
@@ -165,9 +165,9 @@ class _Folder:
         texts = [(self.game, self.record), (self.problem.heldout, self.record.get("heldout"))]
         for game, record in texts:
             # Items with options are scored in trees of tokens, which are no plain text.
-            if game is None or record is None or not game.has_windows:
+            if game is None or record is None or not game.n_windows:
                 continue
-            window_nll = written.window_nll(game.windows)
+            window_nll = written.window_nll(game.masked.windows)
             masked = np.array(record["window_nll"]["pruned"], dtype=np.float64)
             reference.check_nll(float(window_nll.mean()), float(masked.mean()))
             self._put(game, record, window_nll)
@@ -190,9 +190,9 @@ class _Folder:
     def _excerpts(self) -> list[str]:
         """The first tokens of each window of text; none where the folder keeps no text."""
         prompts, game = self.problem.prompts, self.game
-        if prompts is None or not game.has_windows:
+        if prompts is None or not game.n_windows:
             return []
-        return Prompts(game.windows.ids[:, :EXCERPT_TOKENS], prompts.tokenizer).texts()
+        return Prompts(game.masked.windows.ids[:, :EXCERPT_TOKENS], prompts.tokenizer).texts()
 
     def _samples(self, model: PreTrainedModel) -> list[str] | None:
         """What a model writes after the prompts; None where there are none, or it cannot generate here."""
@@ -229,7 +229,7 @@ class _Folder:
         game, problem, found = self.game, self.problem, self.found
         self.record.update(
             record_of(game, found.choice, found.quality or {}, found.unseen, self.request.seed),
-            budget=problem.goal.record(found.choice.mask, game.players),
+            budget=problem.goal.record(found.choice.mask, game.masked.players),
             constraints=self.request.record(),
             nested=found.family,
             repair=None if found.repair is None else found.repair.record,
