@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from layercoop_fast.game.options import CalibrationOptions, GameOptions
 from layercoop_fast.inputs.options import REMOVE, REPAIR, SEARCH, TEXT, shell
-from layercoop_fast.repair.options import RepairTexts
+from layercoop_fast.repair.options import RepairOptions
 
 if TYPE_CHECKING:
     from layercoop_fast.game.item_utility import ChoiceUtility
@@ -20,14 +20,14 @@ DEFAULT_METHODS = ("coop", "sleb", "shortgpt", "angular", "ppl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareRequest(RepairTexts, GameOptions, CalibrationOptions):
+class CompareRequest(RepairOptions, GameOptions, CalibrationOptions):
     """Everything `compare` can be asked for; the fields are its keywords.
 
     Attributes:
         texts: SPECs of texts that no search sees, `text_windows` windows of each.
         remove: how many players to remove, one or more sizes.
-        methods: names of `search.base.METHODS`, and "flap": heads and channels go, with as many parameters as the same
-            number of average layers.
+        methods: names of `search.methods.METHODS`, and "flap": heads and channels go, with as many parameters as the
+            same number of average layers.
         budget: masks that each method may measure; its own default where None. It does not apply to methods that
             measure a fixed number of masks (`sleb`, `ppl`, `shortgpt` and others).
         repair: measure every choice once more with a repair fitted to it (width has none), as `prune` would keep it:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.options import CalibrationOptions, GameOptions
 from layercoop_fast.inputs.options import MOST_WINDOWS, OUTPUT, REMOVE, REPAIR, SEARCH, TEXT, shell
-from layercoop_fast.repair.options import RepairTexts
-from layercoop_fast.search.base import DEFAULT_METHOD, METHODS
+from layercoop_fast.repair.options import RepairOptions
+from layercoop_fast.search.methods import DEFAULT_METHOD, METHODS
 
 if TYPE_CHECKING:
     from layercoop_fast.masked.players import Label
@@ -116,12 +116,12 @@ class Constraints:
 
 # Of the bases, fields come from the last to the first: in this order the help shows the options of a panel.
 @dataclass(frozen=True, kw_only=True)
-class PruneRequest(RepairTexts, GameOptions, Constraints, Goal, CalibrationOptions):
+class PruneRequest(RepairOptions, GameOptions, Constraints, Goal, CalibrationOptions):
     """Everything `prune` can be asked for; the fields are its keywords.
 
     Attributes:
         heldout: SPEC of a text that both models are measured on and that no search sees.
-        method: one of `search.base.METHODS`.
+        method: one of `search.methods.METHODS`.
         budget: number of masks that the method may measure; its own default where None.
         settle: after the search, go on with a few of the best masks on more and more windows, until the second is
             better than the first with this probability at most (`search/settle.py`). Not with `nested`.

@@ -9,7 +9,7 @@ from layercoop_fast.inputs.options import REPAIR, REPAIR_TOKENS, shell
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepairTexts:
+class RepairOptions:
     """What a repair is fitted to.
 
     Attributes:
