@@ -12,27 +12,7 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.types import Floats, Game, Masks, Progress
-
-METHODS: dict[str, str] = {
-    "coop": "ours: a lazy greedy chain, then what a surrogate expects to gain, until that is below the noise",
-    "official": "the published method: surrogate fitted to stratified masks, least mean marginals removed",
-    "shortgpt": "least block influence (1 − cosine of a block's input and output) removed, in one shot",
-    "cka": "least change of the stream's geometry (1 − CKA of a block's input and output) removed, in one shot",
-    "zigzag": "least change of components and loops (zigzag persistence across a block) removed, in one shot",
-    "angular": "the contiguous run that turns the residual stream by the least angle, in one shot",
-    "ppl": "the players removed without each of which, alone, the worth stays highest, in one shot",
-    "taylor": "least first-order importance (weight times gradient) removed, in one shot",
-    "sleb": "greedy: the player whose removal hurts least is removed, again and again",
-    "finercut": "greedy on the divergence of the output from the full model's, made for sublayers",
-    "evopress": "evolution: mutants of the best mask so far race on growing text, by divergence of the output",
-    "random": "the best of a few uniformly drawn masks",
-    "reverse": "the last players are removed, nothing is measured",
-    "exhaustive": "all masks of the size, where there are few enough: the truth",
-}
-"""Name of each method and one line about it. The module of the same name in this package holds its `search`."""
-
-
-DEFAULT_METHOD = "coop"
+from layercoop_fast.search.methods import METHODS
 
 
 @dataclass(frozen=True, eq=False)
