@@ -313,7 +313,7 @@ def test_the_command_refuses_in_one_line(run: Any, path: Path, tmp_path: Path) -
         (["cut", path, "--out", out], "say what is to go"),
         (["cut", path, "--out", out, "--remove", "1", "--from", tmp_path], "say what is to go"),
         (["cut", path, "--out", out, "--from", tmp_path], "was on a model of 3 layers"),
-        (["cut", tmp_path / "none.gguf", "--out", out, "--remove", "1"], "is no file"),
+        (["cut", tmp_path / "none.gguf", "--out", out, "--remove", "1"], "is not a file"),
     ):
         status, _, error = run(*arguments)
         assert (status, error.count("\n")) == (2, 1)
