@@ -218,7 +218,7 @@ def _covered(kind: str, asked: float, costs: PlayerCosts, least: float, limits: 
     if limits.stages > 1 and not costs.equal:
         raise RequestError("--stages goes with layers of equal cost, and these are unequal: give --remove K instead")
     try:
-        target.dearest(limits)
+        target.most_saving(limits)
     except RequestError as error:
         best = max(
             (mask for size in range(1, n) if (mask := limits.best(-costs.players, size)) is not None),
