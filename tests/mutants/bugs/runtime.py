@@ -63,7 +63,7 @@ BUGS = [
     Bug(
         "greedy-reach",
         "layercoop_fast/runtime/sampling.py",
-        old="return 1 if self.greedy else self.top_k + _EQUALS",
+        old="return 1 if self.greedy else self.top_k + _TIES",
         new="return 1 if self.greedy else self.top_k",
         means="sampling drops tokens as likely as the k-th where few logits are handed out",
         tests=SAMPLING + " tests/runtime/test_sampling_ties.py",
@@ -71,8 +71,8 @@ BUGS = [
     Bug(
         "cancelled-request-keeps-its-pages",
         "layercoop_fast/runtime/batching.py",
-        old="            self.waiting.remove(one)\n        one.sequence.release()\n\n    def _put_back",
-        new="            self.waiting.remove(one)\n\n    def _put_back",
+        old="            self.waiting.discard(one)\n        one.sequence.release()\n\n    def _put_back",
+        new="            self.waiting.discard(one)\n\n    def _put_back",
         means="every cancelled request takes memory for good",
         tests="tests/runtime/test_batching.py",
     ),
