@@ -4,7 +4,7 @@
     python examples/evaluate_on_a_cluster.py MODEL --workers ray              # the cluster that this machine is in
     python examples/evaluate_on_a_cluster.py MODEL --workers ray:10.0.0.1:6379 --store all.store
 
-On a cluster the checkpoint must have the same path on every node. With a store a run that is killed goes on where it was.
+On a cluster the checkpoint must have the same path on every node. With a store a killed run goes on where it was.
 """
 
 from __future__ import annotations

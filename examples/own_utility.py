@@ -2,7 +2,7 @@
 
 Here a mask is worth its worst window, not its mean: exp of minus the largest rise of a window's NLL. Two forms:
 
-- a `Utility`, from the mean NLL and the mean KL divergence of each mask: everything (`prune`, searches, stores) takes it;
+- a `Utility`, from the mean NLL and the mean KL divergence of each mask: `prune`, searches, stores take it;
 - a game, which is any callable from bool [M, n] to float64 [M]: searches and estimators take it.
 
     python examples/own_utility.py [MODEL]
@@ -19,8 +19,8 @@ from layercoop_fast import ModelGame
 from layercoop_fast.game.utility import Utility
 from layercoop_fast.search.base import get_method
 
-# (mean NLL [M], mean KL [M], NLL of the full model) → worths [M]. The name stands for the function in fingerprints: another
-# function needs another name. `needs_teacher` makes the game measure the KL divergence from the full model.
+# (mean NLL [M], mean KL [M], NLL of the full model) → worths [M]. The name stands for the function in fingerprints:
+# another function needs another name. `needs_teacher` makes the game measure the KL divergence from the full model.
 HALF_AND_HALF = Utility(
     "half and half", needs_teacher=True, worth=lambda nll, kl, full: np.exp(-0.5 * (nll - full) - 0.5 * kl)
 )
