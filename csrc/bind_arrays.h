@@ -1,5 +1,5 @@
-// Arguments of bindings: numpy arrays of exactly the dtype, shape and layout wanted, or a Python error that says what is
-// wrong. bf16, which numpy lacks, comes as the uint16 of its bits.
+// Arguments of bindings: numpy arrays of exactly the dtype, shape and layout wanted, or a Python error that says what
+// is wrong. bf16, which numpy lacks, comes as the uint16 of its bits.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -9,7 +9,7 @@
 #include <string>
 #include <type_traits>
 
-#include "blocks/blocks.h"
+#include "half.h"
 
 namespace layercoop::arrays {
 
@@ -50,7 +50,7 @@ py::array array(const py::object& object, const std::string& name, const std::in
 }
 
 template <typename T>
-using Stored = std::conditional_t<std::is_same_v<T, blocks::Bf16>, std::uint16_t, T>;
+using Stored = std::conditional_t<std::is_same_v<T, Bf16>, std::uint16_t, T>;
 
 template <typename T>
 const T* in(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {

@@ -13,6 +13,7 @@
 #include "blocks/blocks.h"
 
 namespace py = pybind11;
+using namespace layercoop;
 using namespace layercoop::blocks;
 using namespace layercoop::arrays;
 
@@ -43,10 +44,9 @@ void py_rms_norm(const py::object& x, const py::object& weight, float eps, const
     const std::int64_t n = extent.rows;
     const std::int64_t width = within(extent.columns, 1, "columns of x");
     if (delta.is_none() != sum.is_none()) throw py::value_error("delta and sum: expected both or none");
-    run_without_gil(RmsNorm<T>{in<T>(x, "x", {n, width}), in_or_null<T>(delta, "delta", {n, width}),
-                               in<T>(weight, "weight", {width}), eps, n, width,
-                               sum.is_none() ? nullptr : out<T>(sum, "sum", {n, width}),
-                               out<T>(normed, "out", {n, width})});
+    run_without_gil(RmsNorm<T>{
+        in<T>(x, "x", {n, width}), in_or_null<T>(delta, "delta", {n, width}), in<T>(weight, "weight", {width}), eps, n,
+        width, sum.is_none() ? nullptr : out<T>(sum, "sum", {n, width}), out<T>(normed, "out", {n, width})});
   });
 }
 

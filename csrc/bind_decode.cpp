@@ -1,4 +1,5 @@
-// Models that decode in C++, over packed weights and numpy arrays. Checks every argument, lets go of the GIL, and calls.
+// Models that decode in C++, over packed weights and numpy arrays. Checks every argument, lets go of the GIL, and
+// calls.
 #include "bind_decode.h"
 
 #include <pybind11/numpy.h>
@@ -298,8 +299,7 @@ void bind_decode(py::module_& module) {
            py::arg("head_bias") = none, py::arg("embedding_scale") = 1.0f, py::arg("logit_scale") = 1.0f,
            py::arg("logit_cap") = 0.0f)
       .def("kv_page_bytes", &kv_page_bytes, py::arg("kv_format"))
-      .def("run", &run, py::arg("memory"), py::arg("kv_format"), py::kw_only(), py::arg("tokens"),
-           py::arg("positions"), py::arg("sequence"), py::arg("parent"), py::arg("fork"), py::arg("masks"),
-           py::arg("tables"), py::arg("wanted"), py::arg("logits") = none, py::arg("best") = none,
-           py::arg("top") = none);
+      .def("run", &run, py::arg("memory"), py::arg("kv_format"), py::kw_only(), py::arg("tokens"), py::arg("positions"),
+           py::arg("sequence"), py::arg("parent"), py::arg("fork"), py::arg("masks"), py::arg("tables"),
+           py::arg("wanted"), py::arg("logits") = none, py::arg("best") = none, py::arg("top") = none);
 }

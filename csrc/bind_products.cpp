@@ -99,7 +99,8 @@ void py_multiply(const Matrix& matrix, const py::object& x, const py::object& pr
   inputs.prepare(rows, matrix.columns(), matrix.format());
   // Ranges of some tens of microseconds, in tiles that are taken several at a time.
   constexpr std::int64_t bytes_per_range = 1 << 19;
-  const std::int64_t grain = std::max<std::int64_t>(4, bytes_per_range / std::max<std::int64_t>(1, matrix.tile_bytes()));
+  const std::int64_t grain =
+      std::max<std::int64_t>(4, bytes_per_range / std::max<std::int64_t>(1, matrix.tile_bytes()));
   cpu::parallel_for(matrix.tiles(), grain, [&](std::int64_t begin, std::int64_t end) {
     multiply(matrix, inputs, to, matrix.rows(), begin * kTile, std::min(matrix.rows(), end * kTile));
   });
@@ -148,7 +149,8 @@ void py_quantise_int4(const py::object& weights, const std::string& origin, cons
 void bind_products(py::module_& module) {
   py::class_<Matrix, std::shared_ptr<Matrix>>(module, "PackedMatrix")
       .def(py::init([](const std::string& format, std::int64_t rows, std::int64_t columns) {
-             return std::make_shared<Matrix>(parse_format(format), within(rows, 0, "rows"), within(columns, 0, "columns"));
+             return std::make_shared<Matrix>(parse_format(format), within(rows, 0, "rows"),
+                                             within(columns, 0, "columns"));
            }),
            py::arg("format"), py::arg("rows"), py::arg("columns"))
       .def_property_readonly("format", [](const Matrix& matrix) { return format_name(matrix.format()); })
@@ -162,6 +164,6 @@ void bind_products(py::module_& module) {
       .def("multiply", &py_multiply, py::arg("x"), py::arg("out"));
   module.def("quantise_int8", &py_quantise_int8, py::arg("weights"), py::arg("origin"), py::arg("q"),
              py::arg("scales"));
-  module.def("quantise_int4", &py_quantise_int4, py::arg("weights"), py::arg("origin"), py::arg("q"),
-             py::arg("scales"), py::arg("mins"));
+  module.def("quantise_int4", &py_quantise_int4, py::arg("weights"), py::arg("origin"), py::arg("q"), py::arg("scales"),
+             py::arg("mins"));
 }

@@ -159,8 +159,8 @@ struct SharedEnumeration {
   }
 };
 
-std::unique_ptr<SharedEnumeration> make_enumeration(const py::object& object, const py::object& shifts, bool pairs, int top,
-                                              const py::object& costs, double budget) {
+std::unique_ptr<SharedEnumeration> make_enumeration(const py::object& object, const py::object& shifts, bool pairs,
+                                                    int top, const py::object& costs, double budget) {
   const NetworksArg arg(object);
   const int n = arg.networks.n_players;
   if (n > kMaxEnumerated) {
@@ -228,41 +228,43 @@ void bind_surrogate(py::module_& module) {
 
   py::class_<SharedEnumeration> enumeration(module, "Enumeration");
   enumeration.def(py::init(&make_enumeration), py::arg("networks"), py::arg("shifts"), py::kw_only(),
-                  py::arg("pairs") = false, py::arg("top") = 0, py::arg("costs") = py::none(),
-                  py::arg("budget") = 0.0);
-  enumeration.def("run", [](SharedEnumeration& self, std::int64_t count) {
-    self.run(arrays::within(count, 0, "count"));
-  }, py::arg("count"));
+                  py::arg("pairs") = false, py::arg("top") = 0, py::arg("costs") = py::none(), py::arg("budget") = 0.0);
+  enumeration.def(
+      "run", [](SharedEnumeration& self, std::int64_t count) { self.run(arrays::within(count, 0, "count")); },
+      py::arg("count"));
   // A property: `make` turns into a Python object what `take` took.
   const auto def_read = [&](const char* name, auto take, auto make) {
-    enumeration.def_property_readonly(name, [take, make](const SharedEnumeration& self) {
-      return make(taken(self, take));
-    });
+    enumeration.def_property_readonly(name,
+                                      [take, make](const SharedEnumeration& self) { return make(taken(self, take)); });
   };
   const auto same = [](auto value) { return value; };
   const auto n_of = [](const Enumeration& self) { return static_cast<py::ssize_t>(self.sums().sizes.size()) - 1; };
   def_read("n_tasks", [](const Enumeration& self) { return self.n_tasks(); }, same);
   def_read("n_done", [](const Enumeration& self) { return self.n_done(); }, same);
-  def_read("counts", [](const Enumeration& self) -> std::vector<std::int64_t> { return self.counts(); },
-           [](const std::vector<std::int64_t>& counts) {
-             return py::array_t<std::int64_t>(static_cast<py::ssize_t>(counts.size()), counts.data());
-           });
+  def_read(
+      "counts", [](const Enumeration& self) -> std::vector<std::int64_t> { return self.counts(); },
+      [](const std::vector<std::int64_t>& counts) {
+        return py::array_t<std::int64_t>(static_cast<py::ssize_t>(counts.size()), counts.data());
+      });
   def_read("sizes", [n_of](const Enumeration& self) { return Shaped{self.sums().sizes, {n_of(self) + 1}}; }, array_of);
-  def_read("squares", [n_of](const Enumeration& self) { return Shaped{self.sums().squares, {n_of(self) + 1}}; },
-           array_of);
-  def_read("players", [n_of](const Enumeration& self) {
-    return Shaped{self.sums().players, {n_of(self), n_of(self) + 1}};
-  }, array_of);
-  def_read("pairs", [n_of](const Enumeration& self) {
-    return Shaped{self.sums().pairs, {n_of(self), n_of(self), n_of(self) + 1}};
-  }, [](const Shaped& pairs) -> py::object {
-    if (pairs.values.empty()) return py::none();
-    return array_of(pairs);
-  });
-  def_read("affordable", [](const Enumeration& self) { return self.affordable(); }, [](const auto& found) -> py::object {
-    if (!found) return py::none();
-    return py::make_tuple(found->mask, found->score);
-  });
+  def_read(
+      "squares", [n_of](const Enumeration& self) { return Shaped{self.sums().squares, {n_of(self) + 1}}; }, array_of);
+  def_read(
+      "players", [n_of](const Enumeration& self) { return Shaped{self.sums().players, {n_of(self), n_of(self) + 1}}; },
+      array_of);
+  def_read(
+      "pairs",
+      [n_of](const Enumeration& self) { return Shaped{self.sums().pairs, {n_of(self), n_of(self), n_of(self) + 1}}; },
+      [](const Shaped& pairs) -> py::object {
+        if (pairs.values.empty()) return py::none();
+        return array_of(pairs);
+      });
+  def_read(
+      "affordable", [](const Enumeration& self) { return self.affordable(); },
+      [](const auto& found) -> py::object {
+        if (!found) return py::none();
+        return py::make_tuple(found->mask, found->score);
+      });
   enumeration.def("best", &best_of, py::arg("size"));
 }
 

@@ -11,6 +11,11 @@ struct Fp16 {
   std::uint16_t bits;
 };
 
+// The upper half of an IEEE single.
+struct Bf16 {
+  std::uint16_t bits;
+};
+
 inline std::uint32_t bits_of(float x) {
   std::uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);

@@ -97,8 +97,7 @@ LAYERCOOP_AVX2 void unpack64_avx2(std::uint64_t word, std::uint8_t* bools) {
   // Every byte receives the byte of the word that holds its bit, and keeps that bit alone.
   const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
   const __m256i one = _mm256_set1_epi8(1);
-  const __m256i source =
-      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const __m256i source = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   for (int at = 0; at < 64; at += 32) {
     const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(word >> at)), source);
     const __m256i kept = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
@@ -118,8 +117,7 @@ LAYERCOOP_AVX2 void unpack_avx2(const std::uint64_t* packed, std::int64_t count,
   }
 }
 
-LAYERCOOP_AVX512 void pack_avx512(const std::uint8_t* bools, std::int64_t count, int n_players,
-                                  std::uint64_t* packed) {
+LAYERCOOP_AVX512 void pack_avx512(const std::uint8_t* bools, std::int64_t count, int n_players, std::uint64_t* packed) {
   const int rest = n_players % 64;
   const __mmask64 lanes = (std::uint64_t{1} << rest) - 1;
   for (std::int64_t row = 0; row < count; ++row) {

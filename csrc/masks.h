@@ -30,7 +30,7 @@ void check_packed(const std::uint64_t* packed, std::int64_t count, int n_players
 struct SortedMasks {
   int n_players = 0;
   int n_words = 0;
-  std::vector<std::uint64_t> rows;       // [size, n_words]
+  std::vector<std::uint64_t> rows;        // [size, n_words]
   std::vector<std::int64_t> unique_rows;  // [size] first input row with this mask
   std::vector<std::int64_t> inverse;      // [count] distinct mask of each input row
 

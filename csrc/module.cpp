@@ -65,8 +65,8 @@ struct PackedArg {
   PackedArg(const py::object& object, std::int64_t n)
       : array(matrix<std::uint64_t>(object, "packed", "uint64[M, W]")), n_players(checked_players(n)) {
     if (array.shape(1) != words(n_players)) {
-      throw py::value_error("packed: " + std::to_string(array.shape(1)) + " words a row; " +
-                            std::to_string(n_players) + " players need " + std::to_string(words(n_players)));
+      throw py::value_error("packed: " + std::to_string(array.shape(1)) + " words a row; " + std::to_string(n_players) +
+                            " players need " + std::to_string(words(n_players)));
     }
     data = static_cast<const std::uint64_t*>(array.data());
     count = array.shape(0);

@@ -299,10 +299,10 @@ class Scheduler {
   const std::int64_t max_states_;
 
   Slots slots_;
-  std::vector<Parked> parked_;         // shallowest first, all on the path of the mask before the chunk
-  std::bitset<kMaxPlayers> park_;      // positions to be parked at the end of this chunk
+  std::vector<Parked> parked_;     // shallowest first, all on the path of the mask before the chunk
+  std::bitset<kMaxPlayers> park_;  // positions to be parked at the end of this chunk
   std::int32_t chunk_end_ = 0;
-  std::vector<Item> frontier_;         // in the order of their masks
+  std::vector<Item> frontier_;  // in the order of their masks
   std::vector<Item> grown_;
   Schedule out_;
 };

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "blocks/levels.h"
+#include "blocks/block_kernels.h"
 #include "cpu/dispatch.h"
 #include "cpu/pool.h"
 
@@ -13,18 +13,14 @@ namespace {
 // Numbers a thread takes at a time: some tens of microseconds of work, so that waking it pays.
 constexpr std::int64_t kNumbersPerRange = 1 << 16;
 
-#if LAYERCOOP_X86
-constexpr cpu::Versions<const Level> kLevels{&kPortable, &kAvx2, &kAvx512};
-#else
-constexpr cpu::Versions<const Level> kLevels{&kPortable};
-#endif
+constexpr cpu::Versions<const BlockKernels> kVersions = LAYERCOOP_VERSIONS(kBlockKernels);
 
 template <typename T>
-const Kernels<T>& kernels() {
+const KernelsOf<T>& kernels() {
   if constexpr (std::is_same_v<T, float>) {
-    return kLevels.get()->fp32;
+    return kVersions.get()->fp32;
   } else {
-    return kLevels.get()->bf16;
+    return kVersions.get()->bf16;
   }
 }
 

@@ -10,12 +10,9 @@
 
 #include <cstdint>
 
-namespace layercoop::blocks {
+#include "half.h"
 
-// The upper half of an IEEE single; rounded to nearest, ties to even.
-struct Bf16 {
-  std::uint16_t bits;
-};
+namespace layercoop::blocks {
 
 // sum = x + delta (where there is a delta: otherwise sum = x and is not written), rounded to T;
 // out = weight * T(sum / sqrt(mean(sum^2) + eps)).
@@ -38,9 +35,9 @@ struct RmsNorm {
 // Row r stands at position r % tokens. Columns past those groups are left alone.
 template <typename T>
 struct Rotary {
-  T* x;          // [rows, columns]
-  const T* cos;  // [tokens, width]
-  const T* sin;  // [tokens, width]
+  T* x;                 // [rows, columns]
+  const T* cos;         // [tokens, width]
+  const T* sin;         // [tokens, width]
   const T* query_norm;  // [width] or null
   const T* key_norm;    // [width] or null
   float eps;
@@ -79,16 +76,16 @@ struct Attention {
   float scale;                // > 0
   const std::int64_t* asked;  // [n_asked], ascending, each below `tokens`
   std::int64_t n_asked;
-  // [pattern] or null. Row r stands at positions[r % pattern]; pattern is a multiple of tokens. A window begins at 0 and
-  // no row is more than one position beyond the row before it.
+  // [pattern] or null. Row r stands at positions[r % pattern]; pattern is a multiple of tokens. A window begins at 0
+  // and no row is more than one position beyond the row before it.
   const std::int64_t* positions;
   std::int64_t pattern;
   std::int64_t depth;  // positions there are, 0 .. depth - 1; `tokens` without `positions`
   T* out;              // [windows * n_asked, heads * width]
 };
 
-// A row of logits seen so far: the largest, the sum of exp(logit - largest), and the target's own logit. A row starts as
-// {lowest finite float, 0, 0}. -log softmax(target) = largest + log(sum) - target.
+// A row of logits seen so far: the largest, the sum of exp(logit - largest), and the target's own logit. A row starts
+// as {lowest finite float, 0, 0}. -log softmax(target) = largest + log(sum) - target.
 struct Running {
   float largest;
   float sum;
@@ -101,9 +98,9 @@ struct Running {
 //     KL(teacher || student) = teacher.target / teacher.sum - lse(teacher) + lse(student).
 template <typename T>
 struct Loss {
-  const T* logits;                  // [rows, words]
-  const T* teacher;                 // [rows, words] or null
-  const std::int64_t* targets;      // [rows]
+  const T* logits;              // [rows, words]
+  const T* teacher;             // [rows, words] or null
+  const std::int64_t* targets;  // [rows]
   std::int64_t rows;
   std::int64_t words;
   std::int64_t first_word;

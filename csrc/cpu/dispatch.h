@@ -20,6 +20,7 @@
 #if defined(__x86_64__)
 #define LAYERCOOP_X86 1
 #define LAYERCOOP_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define LAYERCOOP_AVX2_UNFUSED __attribute__((target("avx2,f16c,popcnt")))
 #define LAYERCOOP_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
 #define LAYERCOOP_AVX512_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define LAYERCOOP_AVX512_BF16 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
@@ -49,11 +50,18 @@ void set_isa(const std::string& name);
 void set_isa_from_environment();
 
 // Dot products of 8-bit integers (AVX512-VNNI) and of bf16 numbers (AVX512-BF16): not levels of their own, since what
-// they compute stands beside results of the level avx512. True at that level where the machine has them, unless they were
-// turned off.
+// they compute stands beside results of the level avx512. True at that level where the machine has them, unless they
+// were turned off.
 bool uses_int8_dots() noexcept;
 bool uses_bf16_dots() noexcept;
 void allow_dots(bool allowed) noexcept;
+
+// The versions of a table of kernels, called `name`Portable, `name`Avx2 and `name`Avx512.
+#if LAYERCOOP_X86
+#define LAYERCOOP_VERSIONS(name) {&name##Portable, &name##Avx2, &name##Avx512}
+#else
+#define LAYERCOOP_VERSIONS(name) {&name##Portable}
+#endif
 
 template <typename Fn>
 struct Versions {

@@ -1,6 +1,5 @@
 #include "cpu/pool.h"
 
-#include <pthread.h>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -13,12 +12,13 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "cpu/one_a_process.h"
 
 namespace layercoop::cpu {
 namespace {
@@ -78,6 +78,8 @@ class Loop {
 
 class Pool {
  public:
+  Pool() { inside_loop = false; }  // of the thread that forked, perhaps within a loop
+
   // False where another thread's loop holds the pool: nothing was run.
   bool try_run(Loop& loop) {
     const std::unique_lock<std::mutex> holds_pool(one_loop_, std::try_to_lock);
@@ -150,23 +152,6 @@ class Pool {
   std::vector<std::thread> workers_;
 };
 
-// The pool lives in storage that is never destroyed: at exit its threads are asleep in it and end with the process. A
-// forked child has none of these threads and may have inherited locked mutexes, so it builds a new pool over the old.
-alignas(Pool) unsigned char pool_storage[sizeof(Pool)];
-
-Pool* build_pool() { return new (pool_storage) Pool; }
-
-Pool& pool() {
-  static Pool* const first = [] {
-    pthread_atfork(nullptr, nullptr, [] {
-      build_pool();
-      inside_loop = false;
-    });
-    return build_pool();
-  }();
-  return *std::launder(first);
-}
-
 }  // namespace
 
 int processors() {
@@ -183,7 +168,7 @@ void parallel_for(std::int64_t n, std::int64_t grain, const RangeFn& fn) {
   grain = std::max<std::int64_t>(grain, 1);
   if (n > grain && num_threads() > 1 && !inside_loop) {
     Loop loop(n, grain, fn);
-    if (pool().try_run(loop)) return loop.rethrow();
+    if (one_a_process<Pool>().try_run(loop)) return loop.rethrow();
   }
   fn(0, n);
 }

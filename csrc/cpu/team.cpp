@@ -1,16 +1,14 @@
 #include "cpu/team.h"
 
-#include <pthread.h>
-
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
-#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
 
+#include "cpu/one_a_process.h"
 #include "cpu/pool.h"
 
 namespace layercoop::cpu {
@@ -39,7 +37,9 @@ class Gate {
     number_.fetch_add(1);
     // A thread that is about to sleep has counted itself before it looked once more: one of the two sees the other.
     if (sleepers_.load() == 0) return;
-    { const std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
   }
 
@@ -72,6 +72,8 @@ thread_local bool inside_job = false;
 
 class Team {
  public:
+  Team() { inside_job = false; }  // of the thread that forked, perhaps within a job
+
   // False where another thread's job holds the team: nothing was run.
   bool try_run(int threads, const std::function<void(Member&)>& job) {
     const std::unique_lock<std::mutex> holds_team(one_job_, std::try_to_lock);
@@ -145,28 +147,8 @@ void Member::barrier() noexcept {
   if (count_ > 1) team_->barrier(count_);
 }
 
-namespace {
-
-// In storage that is never destroyed, for the pool's reasons: see pool.cpp.
-alignas(Team) unsigned char team_storage[sizeof(Team)];
-
-Team* build_team() { return new (team_storage) Team; }
-
-Team& team() {
-  static Team* const first = [] {
-    pthread_atfork(nullptr, nullptr, [] {
-      build_team();
-      inside_job = false;
-    });
-    return build_team();
-  }();
-  return *std::launder(first);
-}
-
-}  // namespace
-
 void run_team(int threads, const std::function<void(Member&)>& job) {
-  if (threads > 1 && !inside_job && team().try_run(threads, job)) return;
+  if (threads > 1 && !inside_job && one_a_process<Team>().try_run(threads, job)) return;
   Member alone(nullptr, 0, 1);
   job(alone);
 }

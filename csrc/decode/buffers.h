@@ -13,8 +13,8 @@
 
 namespace layercoop::decode {
 
-// Rows whose products share one pass over the weights. A call of no more of them is small: each thread keeps the state of
-// every row by itself, which saves the barriers that sharing would take.
+// Rows whose products share one pass over the weights. A call of no more of them is small: each thread keeps the state
+// of every row by itself, which saves the barriers that sharing would take.
 constexpr std::int64_t kTileRows = 16;
 
 // A query's attention so far.
@@ -45,8 +45,8 @@ struct Private {
   Private(const Model& model, std::int64_t padded_width);
 };
 
-// What rows do in a block. Those that nobody asks for any more, as most of a prompt, only leave their keys and values in
-// the last block with attention.
+// What rows do in a block. Those that nobody asks for any more, as most of a prompt, only leave their keys and values
+// in the last block with attention.
 enum Part : std::size_t { kForks, kKeys, kAttends, kMlps, kParts };
 
 struct Workspace::Buffers {

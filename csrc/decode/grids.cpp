@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kMostHalves = 64;
 
-// Whole, for |x| < 2^51: the sum has no bits left for a fraction. (A call of the library's function would take longer than
-// all the rest.)
+// Whole, for |x| < 2^51: the sum has no bits left for a fraction. (A call of the library's function would take longer
+// than all the rest.)
 double nearest(double x) {
   constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   return (x + magic) - magic;
@@ -23,8 +23,10 @@ double nearest(double x) {
 double slack(float w, Origin origin) {
   const float size = std::fabs(w);
   switch (origin) {
-    case Origin::bf16: return 0.5 * (static_cast<double>(from_bf16(static_cast<std::uint16_t>(to_bf16(size) + 1))) - size);
-    case Origin::fp16: return 0.5 * (static_cast<double>(from_half(static_cast<std::uint16_t>(to_half(size) + 1))) - size);
+    case Origin::bf16:
+      return 0.5 * (static_cast<double>(from_bf16(static_cast<std::uint16_t>(to_bf16(size) + 1))) - size);
+    case Origin::fp16:
+      return 0.5 * (static_cast<double>(from_half(static_cast<std::uint16_t>(to_half(size) + 1))) - size);
     case Origin::fp32: break;
   }
   return 0.5 * (static_cast<double>(of_bits(bits_of(size) + 1)) - size);
@@ -57,7 +59,7 @@ struct Halves {
 
 // Fills q where scale * q + low gives every weight back.
 template <typename Q>
-bool gives_back(const GroupKernels& kernels, const Group& group, Origin origin, float scale, float low, int least,
+bool gives_back(const QuantiseKernels& kernels, const Group& group, Origin origin, float scale, float low, int least,
                 int most, Q* q) {
   std::int32_t found[kGroup];
   if (!kernels.gives_back(group, origin, scale, low, least, most, found)) return false;
@@ -78,7 +80,7 @@ bool near_grid(const float* w, int n, Origin origin, double largest, double off,
 }
 
 struct Points {
-  const GroupKernels& kernels;
+  const QuantiseKernels& kernels;
   const Group& group;
   Origin origin;
   float at[kPoints];
@@ -133,7 +135,7 @@ bool try_int4(const Points& points, int first, int span, std::uint8_t* q, std::u
 }
 
 // With the largest weight at `top` of the grid.
-bool try_int8(const GroupKernels& kernels, const Group& group, Origin origin, double largest, double off, int top,
+bool try_int8(const QuantiseKernels& kernels, const Group& group, Origin origin, double largest, double off, int top,
               std::int8_t* q, std::uint16_t& scale) {
   const Halves steps((largest - off) / top, (largest + off) / top);
   if (steps.count() > kMostHalves) return false;
@@ -156,7 +158,7 @@ bool try_int8(const GroupKernels& kernels, const Group& group, Origin origin, do
 
 }  // namespace
 
-bool find_grid_int4(const GroupKernels& kernels, const Group& group, Origin origin, std::uint8_t* q,
+bool find_grid_int4(const QuantiseKernels& kernels, const Group& group, Origin origin, std::uint8_t* q,
                     std::uint16_t& scale, std::uint16_t& low) {
   Points points{kernels, group, origin, {}, {}, 0};
   points.count = kernels.distinct(group, points.at);
@@ -176,7 +178,7 @@ bool find_grid_int4(const GroupKernels& kernels, const Group& group, Origin orig
   return false;
 }
 
-bool find_grid_int8(const GroupKernels& kernels, const Group& group, Origin origin, std::int8_t* q,
+bool find_grid_int8(const QuantiseKernels& kernels, const Group& group, Origin origin, std::int8_t* q,
                     std::uint16_t& scale) {
   const float* w = group.w;
   const int n = group.n;

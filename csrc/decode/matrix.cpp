@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "cpu/pool.h"
-#include "half.h"
 #include "decode/layout.h"
+#include "half.h"
 
 namespace layercoop::decode {
 namespace {

@@ -39,7 +39,9 @@ class Matrix {
   // What a product over all rows reads.
   std::int64_t bytes() const noexcept { return tiles() * tile_bytes_; }
   std::int64_t tile_bytes() const noexcept { return tile_bytes_; }
-  const std::uint8_t* tile(std::int64_t index) const noexcept { return memory_.data() + index * tile_bytes_; }  // layout.h
+  const std::uint8_t* tile(std::int64_t index) const noexcept {
+    return memory_.data() + index * tile_bytes_;
+  }  // layout.h
 
   // Packs `count` rows of weights [count, columns] to rows first .. first + count, quantising them where the format
   // says so (quantise.h), on all threads of cpu/pool. Calls for different rows may run at a time.

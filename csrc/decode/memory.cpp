@@ -60,8 +60,8 @@ Memory::Memory(std::size_t bytes) {
   Shared& current = shared();
   const std::lock_guard<cpu::ForkMutex> lock(current.mutex);
   auto& pieces = current.pieces;
-  pieces.erase(
-      std::remove_if(pieces.begin(), pieces.end(), [](const Open& open) { return open.piece.expired(); }), pieces.end());
+  pieces.erase(std::remove_if(pieces.begin(), pieces.end(), [](const Open& open) { return open.piece.expired(); }),
+               pieces.end());
   // The first with room: what one matrix leaves at the end of a piece, a smaller one takes.
   Open* place = nullptr;
   for (Open& open : pieces) {

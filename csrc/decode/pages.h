@@ -19,7 +19,9 @@ class Pages {
         kv_heads_(kv_heads),
         width_(width),
         padded_width_((width + kPage - 1) / kPage * kPage),
-        element_(format == KvFormat::fp32 ? 4 : format == KvFormat::int8 ? 1 : 2) {}
+        element_(format == KvFormat::fp32   ? 4
+                 : format == KvFormat::int8 ? 1
+                                            : 2) {}
 
   KvFormat format() const noexcept { return format_; }
   std::int64_t padded_width() const noexcept { return padded_width_; }

@@ -1,5 +1,6 @@
 // Weights to integers, a group of kGroup columns at a time, by rounding to nearest with the scale of least squared
-// error; and grids recognised: where the weights came from a file of integers, those integers and scales come out again.
+// error; and grids recognised: where the weights came from a file of integers, those integers and scales come out
+// again.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,8 @@ namespace layercoop::decode {
 
 constexpr std::int64_t kGroup = 32;  // columns
 
-// What the weights were last rounded to: a grid is recognised by which numbers scale * q (+ min) could have become them.
+// What the weights were last rounded to: a grid is recognised by which numbers scale * q (+ min) could have become
+// them.
 enum class Origin { fp32, bf16, fp16 };
 
 // weights [rows, columns] -> q [rows, columns], scales [rows, ceil(columns / kGroup)] as fp16 bits, so that

@@ -26,7 +26,7 @@ struct Line {
 // Points of an int4 grid.
 constexpr int kPoints = 16;
 
-struct GroupKernels {
+struct QuantiseKernels {
   // Sets n, low and high of a group whose weights are there. False where one is not finite.
   bool (*measure)(int n, Group& group);
 
@@ -38,21 +38,18 @@ struct GroupKernels {
   // The distinct weights, ascending, of equal ones the first; -1 where there are more than kPoints.
   int (*distinct)(const Group& group, float* found);
 
-  // Bit i, i < count <= 64: whether every weight may be a whole multiple of the fp16 number of bits first + i, rounded to
-  // the origin: 0 is certain. Of numbers that are not positive nothing is said.
+  // Bit i, i < count <= 64: whether every weight may be a whole multiple of the fp16 number of bits first + i, rounded
+  // to the origin: 0 is certain. Of numbers that are not positive nothing is said.
   std::uint64_t (*scales)(const Group& group, int first, int count, Origin origin);
 
   // Bit t, 1 <= t < kPoints: whether all weights may be multiples of one step, the largest t times it. 0 is certain.
   std::uint32_t (*tops)(const Group& group, float largest, Origin origin);
 
-  // Whether every weight is scale * q + low, computed in fp32 and rounded to the origin, with q from `least` to `most`; if
-  // so, q is filled.
+  // Whether every weight is scale * q + low, computed in fp32 and rounded to the origin, with q from `least` to `most`;
+  // if so, q is filled.
   bool (*gives_back)(const Group& group, Origin origin, float scale, float low, int least, int most, std::int32_t* q);
 };
 
-extern const GroupKernels kGroupPortable;
-#if LAYERCOOP_X86
-extern const GroupKernels kGroupAvx2;
-#endif
+extern const QuantiseKernels kQuantiseKernelsPortable, kQuantiseKernelsAvx2;
 
 }  // namespace layercoop::decode

@@ -14,7 +14,7 @@ enum class Activation { silu, gelu_tanh };
 
 // Queries of one key head that are handled together, and keys of one partial result: whole pages.
 constexpr int kQueries = 6;
-constexpr std::int64_t kPage = 16;   // tokens
+constexpr std::int64_t kPage = 16;    // tokens
 constexpr std::int64_t kChunk = 128;  // keys, from a multiple of as many on
 
 // The keys and values of one key head in a chunk, and what some queries find there:
@@ -51,8 +51,8 @@ struct RowKernels {
   // x *= factor, then x = cap * tanh(x / cap) where cap is not 0.
   void (*scale_and_cap)(float factor, float cap, std::int64_t width, float* x);
 
-  // out[i] = activation(gate[i]) * up[i]; gate and up stand by turns, sixteen of one, sixteen of the other. `width` is a
-  // multiple of 16.
+  // out[i] = activation(gate[i]) * up[i]; gate and up stand by turns, sixteen of one, sixteen of the other. `width` is
+  // a multiple of 16.
   void (*gated)(const float* gate_up, Activation activation, std::int64_t width, float* out);
 
   // x = x * cos + rotate_half(x) * sin in place; cos and sin are [width / 2], alike for both halves. `width` is even.
@@ -78,11 +78,7 @@ struct RowKernels {
                 float* total_sum, float* total_out);
 };
 
-extern const RowKernels kRowPortable;
-#if LAYERCOOP_X86
-extern const RowKernels kRowAvx2;
-extern const RowKernels kRowAvx512;
-#endif
+extern const RowKernels kRowKernelsPortable, kRowKernelsAvx2, kRowKernelsAvx512;
 
 // Those of the level in force.
 const RowKernels& row_kernels() noexcept;

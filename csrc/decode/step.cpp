@@ -83,8 +83,10 @@ class Pass {
   void choose_top(std::int64_t first, std::int64_t count, int members) const;
 
   std::uint8_t* page(std::int64_t row, std::size_t layer, std::int64_t position) const {
-    const std::int64_t at = (call_.sequence[row] * static_cast<std::int64_t>(model_.blocks.size()) +
-                             static_cast<std::int64_t>(layer)) * call_.table_width + position / kPage;
+    const std::int64_t at =
+        (call_.sequence[row] * static_cast<std::int64_t>(model_.blocks.size()) + static_cast<std::int64_t>(layer)) *
+            call_.table_width +
+        position / kPage;
     return memory_.data + call_.tables[at] * memory_.pages.page_bytes();
   }
   std::int64_t first_seen(const Block& block, std::int64_t row) const {
@@ -192,12 +194,14 @@ void Pass::product(Hand& hand, const Tiles* tiles, std::int64_t rows, const Line
     for (std::int64_t from = begin; from < end; from += at_once) {
       const std::int64_t to = std::min(end, from + at_once);
       for (std::int64_t first = 0; first < rows; first += kTileRows) {
-        multiply(matrix, *(*tiles)[static_cast<std::size_t>(first / kTileRows)], out + first * stride, stride, from, to);
+        multiply(matrix, *(*tiles)[static_cast<std::size_t>(first / kTileRows)], out + first * stride, stride, from,
+                 to);
       }
     }
   }
   if (linear.bias.empty()) return;
-  for (std::int64_t a = 0; a < rows; ++a) kernels_.add(linear.bias.data() + begin, end - begin, out + a * stride + begin);
+  for (std::int64_t a = 0; a < rows; ++a)
+    kernels_.add(linear.bias.data() + begin, end - begin, out + a * stride + begin);
 }
 
 // All leave keys and values; `rows` of them, in their order, attend.
@@ -349,8 +353,8 @@ void Pass::gather_split(Hand& hand, const Block& block, const List& rows) const 
   }
 }
 
-// Many rows: pieces of up to kTileRows rows of one sequence and a key head go round among the members. A piece takes the
-// chunks in their order, each while it is in cache.
+// Many rows: pieces of up to kTileRows rows of one sequence and a key head go round among the members. A piece takes
+// the chunks in their order, each while it is in cache.
 void Pass::attend_whole(Hand& hand, std::size_t layer, const List& rows) const {
   const Block& block = model_.blocks[layer];
   std::int64_t item = 0;
@@ -411,9 +415,8 @@ void Pass::mlp(Hand& hand, const Block& block, const List& rows) const {
   const std::int64_t padded = model_.padded_inner();
   norm_inputs(hand, rows, block.mlp_norm, gate_up.format());
   const auto [begin, end] = share(padded, hand.member.index(), hand.member.count());
-  const std::int64_t at_once =
-      small_ ? std::max<std::int64_t>(1, end - begin)
-             : std::max<std::int64_t>(1, kWeightsAtOnce / (2 * gate_up.tile_bytes())) * kTile;
+  const std::int64_t at_once = small_ ? std::max<std::int64_t>(1, end - begin)
+                                      : std::max<std::int64_t>(1, kWeightsAtOnce / (2 * gate_up.tile_bytes())) * kTile;
   float* const wide = small_ ? buffers_.gate_up.data() : hand.own.wide.data();
   for (std::int64_t from = begin; from < end; from += at_once) {
     const std::int64_t to = std::min(end, from + at_once);
@@ -465,8 +468,8 @@ void Pass::head(Hand& hand) const {
       }
       if (results_.top > 0) {
         std::int64_t* const top_words = hand.own.top_words.data() + a * results_.top;
-        const std::int64_t found = top(kernels_, row, end - begin, results_.top,
-                                       hand.own.top_logits.data() + a * results_.top, top_words);
+        const std::int64_t found =
+            top(kernels_, row, end - begin, results_.top, hand.own.top_logits.data() + a * results_.top, top_words);
         for (std::int64_t i = 0; i < found; ++i) top_words[i] += begin;
         hand.own.top_count[a] = found;
       }

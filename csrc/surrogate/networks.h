@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "surrogate/kernels.h"
+#include "surrogate/network_kernels.h"
 
 namespace layercoop::surrogate {
 
@@ -33,9 +33,9 @@ struct SplitNetwork {
   int n_fast = 0;
   int n_units = 0;
   float constant = 0;
-  std::vector<float> scale;          // [n_units]
-  std::vector<double> bias;          // [n_units] b
-  std::vector<double> weight;        // [n_units, n] W
+  std::vector<float> scale;    // [n_units]
+  std::vector<double> bias;    // [n_units] b
+  std::vector<double> weight;  // [n_units, n] W
 
   // For fast units, |v|·(x + 1) and |v|·e^x are split over the parts of a mask. This is the share of the players in
   // [begin, end) that `mask` keeps (bit 0 = player `begin`): linear [n_units] is the sum of their columns, times |v|

@@ -58,7 +58,9 @@ int main() {
   }
   done = true;
   for (std::thread& thread : threads) thread.join();
-  if (broken != 0) std::fprintf(stderr, "fork: %d of 50 children found a pair half written, or no lock\n", broken);
-  else std::printf("fork: ok\n");
+  if (broken != 0)
+    std::fprintf(stderr, "fork: %d of 50 children found a pair half written, or no lock\n", broken);
+  else
+    std::printf("fork: ok\n");
   return broken != 0;
 }

@@ -107,12 +107,8 @@ inline std::vector<float> logits(const Model& model, KvFormat kv, std::int32_t t
       }
     }
     for (std::int32_t i = 0; i < 2 * count; ++i) wanted.push_back(i);
-    const Rows rows{2 * count,       2,
-                    width,           token.data(),
-                    position.data(), sequence.data(),
-                    parent.data(),   fork.data(),
-                    masks,           tables.data(),
-                    2 * count,       wanted.data()};
+    const Rows rows{2 * count,     2,           width, token.data(),  position.data(), sequence.data(),
+                    parent.data(), fork.data(), masks, tables.data(), 2 * count,       wanted.data()};
     std::vector<float> out(static_cast<std::size_t>(2 * count * model.words()));
     Results results;
     results.logits = out.data();

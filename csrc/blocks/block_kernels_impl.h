@@ -9,24 +9,26 @@
 #include <limits>
 #include <vector>
 
-#include "blocks/lanes_math.h"
-#include "blocks/levels.h"
+#include "blocks/block_kernels.h"
+#include "simd/functions.h"
 
 namespace layercoop::blocks {
 namespace {
 
+using namespace simd;
+
 // out = weight * T(x * scale)
 template <typename T, typename Out>
-LANES_FN void scale_row(const T* x, const T* weight, float scale, std::int64_t width, Out* out) {
+LAYERCOOP_INLINE void scale_row(const T* x, const T* weight, float scale, std::int64_t width, Out* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
-    const Lanes unit = rounded(mul(read(x + j, n), splat(scale)), x);
-    write(out + j, n, rounded(mul(read(weight + j, n), unit), x));
+    const Floats16 unit = rounded(read(x + j, n) * scale, x);
+    write(out + j, n, rounded(read(weight + j, n) * unit, x));
   }
 }
 
 template <typename T>
-LANES_TARGET void rms_norm(const RmsNorm<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void rms_norm(const RmsNorm<T>& work, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
     const std::int64_t at = row * work.width;
     const T* x = work.x + at;
@@ -34,7 +36,7 @@ LANES_TARGET void rms_norm(const RmsNorm<T>& work, std::int64_t begin, std::int6
       T* sum = work.sum + at;
       for (std::int64_t j = 0; j < work.width; j += kLanes) {
         const int n = lanes_left(j, work.width);
-        write(sum + j, n, add(read(x + j, n), read(work.delta + at + j, n)));
+        write(sum + j, n, read(x + j, n) + read(work.delta + at + j, n));
       }
       x = sum;
     }
@@ -46,23 +48,23 @@ LANES_TARGET void rms_norm(const RmsNorm<T>& work, std::int64_t begin, std::int6
 // x * cos + rotate_half(x) * sin for one head; each product and the sum are rounded to T, as torch does. `x` may be
 // `out`.
 template <typename T, typename In>
-LANES_FN void rotate(const In* x, const T* cos, const T* sin, std::int64_t width, T* out) {
+LAYERCOOP_INLINE void rotate(const In* x, const T* cos, const T* sin, std::int64_t width, T* out) {
   const std::int64_t half = width / 2;
   for (std::int64_t j = 0; j < half; j += kLanes) {
     const int n = lanes_left(j, half);
-    const Lanes a = read(x + j, n);
-    const Lanes b = read(x + half + j, n);
-    const Lanes a_cos = rounded(mul(a, read(cos + j, n)), cos);
-    const Lanes b_sin = rounded(mul(b, read(sin + j, n)), cos);
-    const Lanes b_cos = rounded(mul(b, read(cos + half + j, n)), cos);
-    const Lanes a_sin = rounded(mul(a, read(sin + half + j, n)), cos);
-    write(out + j, n, sub(a_cos, b_sin));
-    write(out + half + j, n, add(b_cos, a_sin));
+    const Floats16 a = read(x + j, n);
+    const Floats16 b = read(x + half + j, n);
+    const Floats16 a_cos = rounded(a * read(cos + j, n), cos);
+    const Floats16 b_sin = rounded(b * read(sin + j, n), cos);
+    const Floats16 b_cos = rounded(b * read(cos + half + j, n), cos);
+    const Floats16 a_sin = rounded(a * read(sin + half + j, n), cos);
+    write(out + j, n, a_cos - b_sin);
+    write(out + half + j, n, b_cos + a_sin);
   }
 }
 
 template <typename T>
-LANES_TARGET void rotary(const Rotary<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void rotary(const Rotary<T>& work, std::int64_t begin, std::int64_t end) {
   std::vector<float> normed(static_cast<std::size_t>(work.width));
   for (std::int64_t row = begin; row < end; ++row) {
     const std::int64_t position = (row % work.tokens) * work.width;
@@ -81,42 +83,42 @@ LANES_TARGET void rotary(const Rotary<T>& work, std::int64_t begin, std::int64_t
 }
 
 template <typename T>
-LANES_TARGET void swiglu(const Swiglu<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void swiglu(const Swiglu<T>& work, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
     const T* gate = work.gate_up + row * 2 * work.width;
     const T* up = gate + work.width;
     T* out = work.out + row * work.width;
     for (std::int64_t j = 0; j < work.width; j += kLanes) {
       const int n = lanes_left(j, work.width);
-      const Lanes g = read(gate + j, n);
-      const Lanes silu = div(g, add(splat(1.0f), exp(sub(splat(0.0f), g))));
-      write(out + j, n, mul(rounded(silu, gate), read(up + j, n)));
+      const Floats16 g = read(gate + j, n);
+      const Floats16 silu = g / (1.0f + exp(0.0f - g));
+      write(out + j, n, rounded(silu, gate) * read(up + j, n));
     }
   }
 }
 
 constexpr std::int64_t kTileRows = 6;
+// Vectors of sums that a row keeps at once: with 6 x 4 of one register, or 6 x 1 of several, the sums and their
+// operands fit the registers.
+constexpr int kTileVectors = Floats::kRegisters == 32 ? 4 : 1;
 constexpr std::int64_t kTileColumns = kTileVectors * kLanes;
 
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 // c[6, 16 * vectors] = a[6, depth] b[depth, 16 * vectors]. Each sum runs over the depth in order.
 template <int vectors>
-LANES_FN void product_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
-                           std::int64_t depth, float* c, std::int64_t c_stride) {
-  Lanes sums[kTileRows][vectors];
-#pragma GCC unroll 6
-  for (int i = 0; i < kTileRows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) sums[i][j] = splat(0.0f);
-  }
+LAYERCOOP_INLINE void product_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
+                                   std::int64_t depth, float* c, std::int64_t c_stride) {
+  Floats16 sums[kTileRows][vectors] = {};
   for (std::int64_t k = 0; k < depth; ++k) {
-    Lanes column[vectors];
+    Floats16 column[vectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) column[j] = load(b + k * b_stride + j * kLanes);
+    for (int j = 0; j < vectors; ++j) column[j] = Floats16::load(b + k * b_stride + j * kLanes);
 #pragma GCC unroll 6
     for (int i = 0; i < kTileRows; ++i) {
-      const Lanes factor = splat(a[i * a_stride + k]);
+      const Floats16 factor = a[i * a_stride + k];
 #pragma GCC unroll 4
       for (int j = 0; j < vectors; ++j) sums[i][j] = fma(factor, column[j], sums[i][j]);
     }
@@ -129,8 +131,8 @@ LANES_FN void product_tile(const float* a, std::int64_t a_stride, const float* b
 }
 
 // c[6, columns] = a[6, depth] b[depth, columns]; columns is a multiple of 16.
-LANES_TARGET void product(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
-                          std::int64_t depth, std::int64_t columns, float* c, std::int64_t c_stride) {
+LAYERCOOP_TARGET void product(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
+                              std::int64_t depth, std::int64_t columns, float* c, std::int64_t c_stride) {
   std::int64_t j = 0;
   for (; j + kTileColumns <= columns; j += kTileColumns) {
     product_tile<kTileVectors>(a, a_stride, b + j, b_stride, depth, c + j, c_stride);
@@ -139,20 +141,20 @@ LANES_TARGET void product(const float* a, std::int64_t a_stride, const float* b,
 }
 
 // scores[0..n) become exp(scale * (score - largest)), the numbers from n to `columns` 0; returns their sum.
-LANES_TARGET float exponentials(float* scores, std::int64_t n, std::int64_t columns, float scale) {
-  Lanes most = splat(kLowest);
+LAYERCOOP_TARGET float exponentials(float* scores, std::int64_t n, std::int64_t columns, float scale) {
+  Floats16 most = kLowest;
   for (std::int64_t j = 0; j < n; j += kLanes) {
-    most = larger(select_first(lanes_left(j, n), load(scores + j), splat(kLowest)), most);
+    most = max(select_first(lanes_left(j, n), Floats16::load(scores + j), kLowest), most);
   }
-  const Lanes shift = splat(largest(most));
-  Lanes sum = splat(0.0f);
+  const Floats16 shift = largest(most);
+  Floats16 sum = 0.0f;
   for (std::int64_t j = 0; j < n; j += kLanes) {
-    const Lanes e = exp_of_term(mul(sub(load(scores + j), shift), splat(scale)));
-    const Lanes kept = select_first(lanes_left(j, n), e, splat(0.0f));
+    const Floats16 e = exp_of_term((Floats16::load(scores + j) - shift) * scale);
+    const Floats16 kept = select_first(lanes_left(j, n), e, 0.0f);
     store(scores + j, kept);
-    sum = add(sum, kept);
+    sum = sum + kept;
   }
-  for (std::int64_t j = round_up(n, kLanes); j < columns; j += kLanes) store(scores + j, splat(0.0f));
+  for (std::int64_t j = round_up(n, kLanes); j < columns; j += kLanes) store(scores + j, Floats16(0.0f));
   return total(sum);
 }
 
@@ -178,7 +180,7 @@ struct AttentionSpace {
 };
 
 template <typename T>
-LANES_FN void widen_row(const T* x, std::int64_t width, float* out) {
+LAYERCOOP_INLINE void widen_row(const T* x, std::int64_t width, float* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
     write(out + j, n, read(x + j, n));
@@ -187,8 +189,9 @@ LANES_FN void widen_row(const T* x, std::int64_t width, float* out) {
 
 // Consecutive rows, the first of them at `position`.
 template <typename T>
-LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std::int64_t count, std::int64_t position,
-                                   std::int64_t columns, std::int64_t kv_head, AttentionSpace& space) {
+LAYERCOOP_INLINE void load_keys_and_values(const Attention<T>& work, const T* rows, std::int64_t count,
+                                           std::int64_t position, std::int64_t columns, std::int64_t kv_head,
+                                           AttentionSpace& space) {
   const std::int64_t first_key = (work.heads + kv_head) * work.width;
   const std::int64_t first_value = first_key + work.kv_heads * work.width;
   float* row = space.queries.data();
@@ -197,8 +200,7 @@ LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std:
     for (std::int64_t j = 0; j < work.width; ++j) {
       space.keys[static_cast<std::size_t>(j * space.token_columns + position + t)] = row[j];
     }
-    widen_row(rows + t * columns + first_value, work.width,
-              space.values.data() + (position + t) * space.width_columns);
+    widen_row(rows + t * columns + first_value, work.width, space.values.data() + (position + t) * space.width_columns);
   }
 }
 
@@ -206,9 +208,9 @@ LANES_FN void load_keys_and_values(const Attention<T>& work, const T* rows, std:
 // which token `first` stands at `position`. (Of fewer, the rest are left over from before, and their results unused.) A
 // query's bits do not depend on the others: to the keys behind it belong scores of zero, which add nothing.
 template <typename T>
-LANES_FN void attend(const Attention<T>& work, const T* rows, const std::int64_t* tokens, std::int64_t queries,
-                     std::int64_t first, std::int64_t position, std::int64_t columns, T* out, std::int64_t head,
-                     AttentionSpace& space) {
+LAYERCOOP_INLINE void attend(const Attention<T>& work, const T* rows, const std::int64_t* tokens, std::int64_t queries,
+                             std::int64_t first, std::int64_t position, std::int64_t columns, T* out, std::int64_t head,
+                             AttentionSpace& space) {
   for (std::int64_t i = 0; i < queries; ++i) {
     widen_row(rows + tokens[i] * columns + head * work.width, work.width,
               space.queries.data() + i * space.width_columns);
@@ -230,7 +232,7 @@ LANES_FN void attend(const Attention<T>& work, const T* rows, const std::int64_t
     T* to = out + i * work.heads * work.width + head * work.width;
     for (std::int64_t j = 0; j < work.width; j += kLanes) {
       const int n = lanes_left(j, work.width);
-      write(to + j, n, div(read(sum + j, n), splat(sums[i])));
+      write(to + j, n, read(sum + j, n) / sums[i]);
     }
   }
 }
@@ -238,7 +240,7 @@ LANES_FN void attend(const Attention<T>& work, const T* rows, const std::int64_t
 // A run of rows at consecutive positions finds what its rows see in front of it in the space: depth first, that is what
 // was written there last.
 template <typename T>
-LANES_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::int64_t end) {
   AttentionSpace space(work.depth, work.width);
   const std::int64_t columns = (work.heads + 2 * work.kv_heads) * work.width;
   const std::int64_t out_columns = work.heads * work.width;
@@ -268,17 +270,17 @@ LANES_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::i
 
 // scale * logit, softly capped, into z; returns the largest. tanh(u) = 1 - 2 / (exp(2u) + 1).
 template <typename T>
-LANES_FN float scaled_logits(const T* logits, std::int64_t words, float scale, float cap, float* z) {
-  Lanes most = splat(kLowest);
+LAYERCOOP_INLINE float scaled_logits(const T* logits, std::int64_t words, float scale, float cap, float* z) {
+  Floats16 most = kLowest;
   for (std::int64_t j = 0; j < words; j += kLanes) {
     const int n = lanes_left(j, words);
-    Lanes x = mul(read(logits + j, n), splat(scale));
+    Floats16 x = read(logits + j, n) * scale;
     if (cap != 0.0f) {
-      const Lanes e = exp(mul(x, splat(2.0f / cap)));
-      x = mul(splat(cap), sub(splat(1.0f), div(splat(2.0f), add(e, splat(1.0f)))));
+      const Floats16 e = exp(x * (2.0f / cap));
+      x = cap * (1.0f - 2.0f / (e + 1.0f));
     }
     store(z + j, x);
-    most = larger(select_first(n, x, splat(kLowest)), most);
+    most = max(select_first(n, x, kLowest), most);
   }
   return largest(most);
 }
@@ -292,16 +294,16 @@ inline float rescale(Running& running, float tile_largest) {
   return factor;
 }
 
-LANES_FN float sum_exponentials(const float* z, std::int64_t words, float shift) {
-  Lanes sum = splat(0.0f);
+LAYERCOOP_INLINE float sum_exponentials(const float* z, std::int64_t words, float shift) {
+  Floats16 sum = 0.0f;
   for (std::int64_t j = 0; j < words; j += kLanes) {
-    sum = add(sum, select_first(lanes_left(j, words), exp_of_term(sub(load(z + j), splat(shift))), splat(0.0f)));
+    sum = sum + select_first(lanes_left(j, words), exp_of_term(Floats16::load(z + j) - shift), 0.0f);
   }
   return total(sum);
 }
 
 template <typename T>
-LANES_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end) {
   const auto columns = static_cast<std::size_t>(round_up(work.words, kLanes));
   std::vector<float> student(columns);
   std::vector<float> teacher(work.teacher != nullptr ? columns : 0);
@@ -318,14 +320,14 @@ LANES_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end
     Running& other = work.teacher_running[row];
     other.target *= rescale(
         other, scaled_logits(work.teacher + row * work.words, work.words, work.scale, work.cap, teacher.data()));
-    Lanes sum = splat(0.0f);
-    Lanes difference = splat(0.0f);
+    Floats16 sum = 0.0f;
+    Floats16 difference = 0.0f;
     for (std::int64_t j = 0; j < work.words; j += kLanes) {
       const int n = lanes_left(j, work.words);
-      const Lanes t = load(teacher.data() + j);
-      const Lanes e = select_first(n, exp_of_term(sub(t, splat(other.largest))), splat(0.0f));
-      sum = add(sum, e);
-      difference = fma(e, select_first(n, sub(t, load(student.data() + j)), splat(0.0f)), difference);
+      const Floats16 t = Floats16::load(teacher.data() + j);
+      const Floats16 e = select_first(n, exp_of_term(t - other.largest), 0.0f);
+      sum = sum + e;
+      difference = fma(e, select_first(n, t - Floats16::load(student.data() + j), 0.0f), difference);
     }
     other.sum += total(sum);
     other.target += total(difference);
@@ -333,7 +335,7 @@ LANES_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end
 }
 
 template <typename T>
-constexpr Kernels<T> kernels_of() {
+constexpr KernelsOf<T> kernels_of() {
   return {rms_norm<T>, rotary<T>, swiglu<T>, attention<T>, loss<T>};
 }
 

@@ -66,15 +66,15 @@ struct FlatTile {
   const float* signs;          // [n_units] of v
   int n_nibbles;
   int n_players;
-  int n_rows;                  // n padded to kFlips
+  int n_rows;  // n padded to kFlips
   int n_negative;
   int n_units;
-  float constant;              // c
-  float fast_constant;         // c − Σ v
+  float constant;       // c
+  float fast_constant;  // c − Σ v
   Activation activation;
 };
 
-struct Kernels {
+struct NetworkKernels {
   // logits [count] of packed masks [count, n_words].
   void (*predict)(const FlatTile& tile, const std::uint64_t* masks, std::int64_t count, int n_words, float* logits);
 
@@ -111,13 +111,9 @@ struct Kernels {
   void (*scale_table)(const double* base, const double* factors, int n, float* out);
 };
 
-extern const Kernels kPortable;
-#if LAYERCOOP_X86
-extern const Kernels kAvx2;
-extern const Kernels kAvx512;
-#endif
+extern const NetworkKernels kNetworkKernelsPortable, kNetworkKernelsAvx2, kNetworkKernelsAvx512;
 
 // Those of the instruction set in force.
-const Kernels& kernels() noexcept;
+const NetworkKernels& network_kernels() noexcept;
 
 }  // namespace layercoop::surrogate

@@ -1,41 +1,41 @@
 // The bodies of kernels.h for one instruction set; included once a .cpp, after one of the vec_*.h.
 //
-// Every function that touches a V is marked with the target, and there are no lambdas: they would not inherit it.
+// Every function that touches a Floats is marked with the target, and there are no lambdas: they would not inherit it.
 #pragma once
 
 #include <cstdint>
 
 #include "surrogate/activations_impl.h"
 #include "surrogate/flips_impl.h"
-#include "surrogate/kernels.h"
+#include "surrogate/network_kernels.h"
 
 namespace layercoop::surrogate {
 namespace {
 
 // High masks and vectors of low masks whose sums stay in registers together.
-constexpr int kHigh = V::kRegisters == 32 ? 8 : 4;
+constexpr int kHigh = Floats::kRegisters == 32 ? 8 : 4;
 constexpr int kVectors = 2;
-static_assert(kGroup % kHigh == 0 && kBlock % (kVectors * V::kLanes) == 0, "the register tile divides the block");
+static_assert(kGroup % kHigh == 0 && kBlock % (kVectors * Floats::kLanes) == 0, "the register tile divides the block");
 
 struct Accumulators {
-  V sum[kVectors][kHigh];
+  Floats sum[kVectors][kHigh];
 };
 
 LAYERCOOP_INLINE void add_fast_units(const Tile& tile, int begin, int end, const float* high_linear,
                                      const float* high_factor, int lane, Accumulators& acc) {
   for (int unit = begin; unit < end; ++unit) {
-    const V scale = V::fill(tile.scale[unit]);
-    V linear[kVectors];
-    V factor[kVectors];
+    const Floats scale = tile.scale[unit];
+    Floats linear[kVectors];
+    Floats factor[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      linear[v] = V::load(tile.low_linear + unit * kBlock + lane + v * V::kLanes);
-      factor[v] = V::load(tile.low_factor + unit * kBlock + lane + v * V::kLanes);
+      linear[v] = Floats::load(tile.low_linear + unit * kBlock + lane + v * Floats::kLanes);
+      factor[v] = Floats::load(tile.low_factor + unit * kBlock + lane + v * Floats::kLanes);
     }
 #pragma GCC unroll 8
     for (int k = 0; k < kHigh; ++k) {
-      const V a = V::fill(high_linear[unit * kGroup + k]);
-      const V e = V::fill(high_factor[unit * kGroup + k]);
+      const Floats a = high_linear[unit * kGroup + k];
+      const Floats e = high_factor[unit * kGroup + k];
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
         acc.sum[v][k] = acc.sum[v][k] + celu_term(linear[v] + a, factor[v], e, scale);
@@ -47,12 +47,12 @@ LAYERCOOP_INLINE void add_fast_units(const Tile& tile, int begin, int end, const
 template <Activation A>
 LAYERCOOP_INLINE void add_plain_units(const Tile& tile, const float* high_linear, int lane, Accumulators& acc) {
   for (int unit = tile.n_fast; unit < tile.n_units; ++unit) {
-    const V scale = V::fill(tile.scale[unit]);
+    const Floats scale = tile.scale[unit];
     for (int v = 0; v < kVectors; ++v) {
-      const V low = V::load(tile.low_linear + unit * kBlock + lane + v * V::kLanes);
+      const Floats low = Floats::load(tile.low_linear + unit * kBlock + lane + v * Floats::kLanes);
 #pragma GCC unroll 8
       for (int k = 0; k < kHigh; ++k) {
-        acc.sum[v][k] = fma(scale, activate<A>(low + V::fill(high_linear[unit * kGroup + k])), acc.sum[v][k]);
+        acc.sum[v][k] = fma(scale, activate<A>(low + high_linear[unit * kGroup + k]), acc.sum[v][k]);
       }
     }
   }
@@ -64,15 +64,10 @@ LAYERCOOP_TARGET void evaluate_as(const Tile& tile, float* logits) {
     for (int k0 = 0; k0 < kGroup; k0 += kHigh) {
       const float* const high_linear = tile.high_linear + group * tile.n_units * kGroup + k0;
       const float* const high_factor = tile.high_factor + group * tile.n_fast * kGroup + k0;
-      for (int lane = 0; lane < kBlock; lane += kVectors * V::kLanes) {
-        Accumulators acc;
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 8
-          for (int k = 0; k < kHigh; ++k) acc.sum[v][k] = V::fill(0.0f);
-        }
+      for (int lane = 0; lane < kBlock; lane += kVectors * Floats::kLanes) {
+        Accumulators acc = {};
         add_fast_units(tile, 0, tile.n_negative, high_linear, high_factor, lane, acc);
-        const V constant = V::fill(tile.constant);
+        const Floats constant = tile.constant;
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 8
@@ -84,7 +79,7 @@ LAYERCOOP_TARGET void evaluate_as(const Tile& tile, float* logits) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 8
-          for (int k = 0; k < kHigh; ++k) acc.sum[v][k].store(out + k * kBlock + v * V::kLanes);
+          for (int k = 0; k < kHigh; ++k) store(out + k * kBlock + v * Floats::kLanes, acc.sum[v][k]);
         }
       }
     }
@@ -101,14 +96,15 @@ void evaluate(const Tile& tile, float* logits) {
 }
 
 LAYERCOOP_TARGET void add_sigmoid(const float* logits, std::int64_t count, float side, float* values) {
-  const V sign = V::fill(side);
-  for (std::int64_t i = 0; i < count; i += V::kLanes) {
-    fma(sign, sigmoid(sign * V::load(logits + i)), V::load(values + i)).store(values + i);
+  const Floats sign = side;
+  for (std::int64_t i = 0; i < count; i += Floats::kLanes) {
+    store(values + i, fma(sign, sigmoid(sign * Floats::load(logits + i)), Floats::load(values + i)));
   }
 }
 
 LAYERCOOP_TARGET void add(const float* logits, std::int64_t count, float* values) {
-  for (std::int64_t i = 0; i < count; i += V::kLanes) (V::load(values + i) + V::load(logits + i)).store(values + i);
+  for (std::int64_t i = 0; i < count; i += Floats::kLanes)
+    store(values + i, Floats::load(values + i) + Floats::load(logits + i));
 }
 
 LAYERCOOP_TARGET int gather(const Sums& sums, const float* scores, int n_rows, float* values, int* hits) {
@@ -117,13 +113,13 @@ LAYERCOOP_TARGET int gather(const Sums& sums, const float* scores, int n_rows, f
     const int in_class = sums.row_class[row] * kBlock;
     const int in_row = row * kBlock;
     bool hit = false;
-    for (int lane = 0; lane < kBlock; lane += V::kLanes) {
-      const V value = V::load(values + in_row + lane) - V::load(sums.shifts + in_class + lane);
-      value.store(values + in_row + lane);
-      (V::load(sums.by_row + in_row + lane) + value).store(sums.by_row + in_row + lane);
-      (V::load(sums.by_class + in_class + lane) + value).store(sums.by_class + in_class + lane);
-      fma(value, value, V::load(sums.squares + in_class + lane)).store(sums.squares + in_class + lane);
-      hit |= any_at_least(V::load(scores + in_row + lane), V::load(sums.thresholds + in_class + lane));
+    for (int lane = 0; lane < kBlock; lane += Floats::kLanes) {
+      const Floats value = Floats::load(values + in_row + lane) - Floats::load(sums.shifts + in_class + lane);
+      store(values + in_row + lane, value);
+      store(sums.by_row + in_row + lane, Floats::load(sums.by_row + in_row + lane) + value);
+      store(sums.by_class + in_class + lane, Floats::load(sums.by_class + in_class + lane) + value);
+      store(sums.squares + in_class + lane, fma(value, value, Floats::load(sums.squares + in_class + lane)));
+      hit |= any_at_least(Floats::load(scores + in_row + lane), Floats::load(sums.thresholds + in_class + lane));
     }
     hits[n_hits] = row;
     n_hits += hit;
@@ -134,12 +130,12 @@ LAYERCOOP_TARGET int gather(const Sums& sums, const float* scores, int n_rows, f
 LAYERCOOP_TARGET int affordable(const float* scores, int n_rows, float best, const float* costs, const float* remaining,
                                 int* hits) {
   int n_hits = 0;
-  const V zero = V::fill(0.0f);
+  const Floats zero = 0.0f;
   for (int row = 0; row < n_rows; ++row) {
     bool hit = false;
-    for (int lane = 0; lane < kBlock; lane += V::kLanes) {
-      const V gain = V::load(scores + row * kBlock + lane) - V::fill(best);
-      const V rest = V::fill(remaining[row]) - V::load(costs + lane);
+    for (int lane = 0; lane < kBlock; lane += Floats::kLanes) {
+      const Floats gain = Floats::load(scores + row * kBlock + lane) - best;
+      const Floats rest = remaining[row] - Floats::load(costs + lane);
       hit |= any_at_least(min(gain, rest), zero);
     }
     hits[n_hits] = row;
@@ -151,8 +147,8 @@ LAYERCOOP_TARGET int affordable(const float* scores, int n_rows, float best, con
 LAYERCOOP_TARGET void add_rows(const float* rows, const std::uint8_t* row_class, int n_rows, int subset, float* sums) {
   for (int row = subset; row < n_rows; row = (row + 1) | subset) {
     float* const sum = sums + row_class[row] * kBlock;
-    for (int lane = 0; lane < kBlock; lane += V::kLanes) {
-      (V::load(sum + lane) + V::load(rows + row * kBlock + lane)).store(sum + lane);
+    for (int lane = 0; lane < kBlock; lane += Floats::kLanes) {
+      store(sum + lane, Floats::load(sum + lane) + Floats::load(rows + row * kBlock + lane));
     }
   }
 }
@@ -169,9 +165,9 @@ LAYERCOOP_TARGET void scale_table(const double* base, const double* factors, int
   }
 }
 
-constexpr Kernels make_kernels() {
-  return {predict, flip,       add_changes, add_moments, evaluate,    add_sigmoid,
-          add,     gather,     affordable,  add_rows,    shift_table, scale_table};
+constexpr NetworkKernels make_network_kernels() {
+  return {predict, flip,   add_changes, add_moments, evaluate,    add_sigmoid,
+          add,     gather, affordable,  add_rows,    shift_table, scale_table};
 }
 
 }  // namespace

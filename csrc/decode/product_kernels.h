@@ -24,20 +24,16 @@ using Quantise = void(const float* x, std::int64_t groups, std::int8_t* q, float
 // x [groups * kGroup] rounded to bf16.
 using Narrow = void(const float* x, std::int64_t groups, std::uint16_t* out);
 
-struct Level {
+struct ProductKernels {
   Products products;
   Quantise* quantise;
   Narrow* narrow;
 };
 
-extern const Level kPortable;
-#if LAYERCOOP_X86
-extern const Level kAvx2;
-extern const Level kAvx512;
+extern const ProductKernels kProductKernelsPortable, kProductKernelsAvx2, kProductKernelsAvx512;
 // AVX-512 with dot products of int8 (VNNI) and of bf16: only the formats that these serve.
 extern Product* const kInt8Vnni;
 extern Product* const kInt4Vnni;
 extern Product* const kBf16Dots;
-#endif
 
 }  // namespace layercoop::decode

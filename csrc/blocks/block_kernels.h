@@ -13,7 +13,7 @@ template <typename Work>
 using Kernel = void(const Work& work, std::int64_t begin, std::int64_t end);
 
 template <typename T>
-struct Kernels {
+struct KernelsOf {
   Kernel<RmsNorm<T>>* rms_norm;
   Kernel<Rotary<T>>* rotary;
   Kernel<Swiglu<T>>* swiglu;
@@ -21,15 +21,11 @@ struct Kernels {
   Kernel<Loss<T>>* loss;
 };
 
-struct Level {
-  Kernels<float> fp32;
-  Kernels<Bf16> bf16;
+struct BlockKernels {
+  KernelsOf<float> fp32;
+  KernelsOf<Bf16> bf16;
 };
 
-extern const Level kPortable;
-#if LAYERCOOP_X86
-extern const Level kAvx2;
-extern const Level kAvx512;
-#endif
+extern const BlockKernels kBlockKernelsPortable, kBlockKernelsAvx2, kBlockKernelsAvx512;
 
 }  // namespace layercoop::blocks

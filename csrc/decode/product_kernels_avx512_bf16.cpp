@@ -1,9 +1,10 @@
 #include "cpu/dispatch.h"
 #if LAYERCOOP_X86
 
-#define LAYERCOOP_DOTS_BF16
+#define LAYERCOOP_TARGET LAYERCOOP_AVX512_BF16
 #include "decode/dots_avx512.h"
-#include "decode/kernels.h"
+
+#include "decode/product_kernels_impl.h"
 
 namespace layercoop::decode {
 namespace {
@@ -14,8 +15,8 @@ struct Bf16Dots {
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
 
   template <int rows, int tiles>
-  static LANES_FN void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs, std::int64_t row,
-                           Lanes (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs,
+                                   std::int64_t row, Floats16 (&sums)[tiles][rows]) {
     const std::int64_t stride = inputs.stride();
     const std::uint16_t* x = inputs.bf16() + row * stride;
     const std::int64_t pairs = tile_bytes / kLine;
@@ -26,7 +27,7 @@ struct Bf16Dots {
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
           const __m512i factor = four(reinterpret_cast<const std::int8_t*>(x + r * stride + 2 * k));
-          sums[t][r] = _mm512_dpbf16_ps(sums[t][r], (__m512bh)pair, (__m512bh)factor);
+          sums[t][r] = _mm512_dpbf16_ps(sums[t][r].x, (__m512bh)pair, (__m512bh)factor);
         }
       }
     }
