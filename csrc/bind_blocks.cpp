@@ -32,7 +32,7 @@ void by_type(const py::object& object, const std::string& name, const Function& 
   if (py::isinstance<py::array_t<std::uint16_t>>(object)) return function(Bf16{});
   const std::string dtype = py::isinstance<py::array>(object)
                                 ? py::str(py::object(object.attr("dtype"))).cast<std::string>()
-                                : py::str(py::type::of(object).attr("__name__")).cast<std::string>();
+                                : type_name(object);
   throw py::type_error(name + ": expected a numpy array of float32, or uint16 (the bits of bf16), got " + dtype);
 }
 
