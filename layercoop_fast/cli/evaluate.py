@@ -96,7 +96,7 @@ def evaluate(
     """
     from layercoop_fast.engine.loading import stated_layers
     from layercoop_fast.files import check_target
-    from layercoop_fast.game.cost_forecast import outlook
+    from layercoop_fast.game.cost_forecast import forecast_cost
     from layercoop_fast.game.known_scores import store_beside
     from layercoop_fast.game.model_game import ModelGame
     from layercoop_fast.game.store import check_store
@@ -151,16 +151,16 @@ def evaluate(
         )
         with closing(opened) as game:
             check_width(asked, game.n_players, masks)
-            ahead = outlook(game, asked)
+            ahead = forecast_cost(game, asked)
             if not as_json:
                 show_outlook(ahead)
-            read_before = game.weights_read
+            read_before = game.masked.weights_read
             spans = Spans(trace=profile is not None)
             again = "" if store is not None else " with --resume"
             with _kept_in(place, again, game), spans:
                 measured = game.evaluate(asked)
         measured.save(out, force=force)
-    summary = _summary(out, game, measured, ahead, spans, game.weights_read - read_before)
+    summary = _summary(out, game, measured, ahead, spans, game.masked.weights_read - read_before)
     if profile is not None:
         spans.write_trace(profile, force=force)
     if as_json:
@@ -175,10 +175,11 @@ def _kept_in(place: Path, again: str, game: ModelGame) -> Iterator[None]:
     try:
         yield
     except STOPS as stop:
-        if game.n_known == 0:
+        if len(game.known) == 0:
             raise
         raise Stopped(
-            f"The {game.n_known} masks measured so far are kept in {place}: the same command{again} goes on from there",
+            f"The {len(game.known)} masks measured so far are kept in {place}: "
+            f"the same command{again} goes on from there",
             stop,
         ) from stop
 
@@ -201,7 +202,7 @@ def _summary(
         "nll_stderr": median(measured.nll_stderr) if len(measured.masks) else None,
         **({} if worth_stderr is None else {"worth_stderr": median(worth_stderr)}),
         "seconds": round(spans.wall, 3),
-        "from_store": game.n_known - game.evaluations.unique,
+        "from_store": len(game.known) - game.evaluations.unique,
         "evaluations": asdict(game.evaluations),
         "weights_read": weights_read,
         "outlook": asdict(ahead),
@@ -236,7 +237,7 @@ def _show(
         say(f"standard error of a mask's NLL over windows, median: {summary['nll_stderr']:.3g} nats a token")
     if summary["weights_read"]:
         say(f"read {summary['weights_read'] / 2**30:.2f} GiB of weights from the checkpoint's files")
-    if game.workers is None:
+    if not game.masked.n_workers:
         show_breakdown(spans)
     if profile is not None:
         say(f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev")

@@ -30,7 +30,7 @@ from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.players import ExportablePlayers
 from layercoop_fast.game.item_utility import ChoiceUtility
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.other_text import check_unseen, same_model_on
+from layercoop_fast.game.other_text import check_unseen, on_other_text
 from layercoop_fast.game.utility import UTILITIES, get_utility
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.repair.fit import check_repairable, fit_repair, repaired_windows
@@ -131,7 +131,7 @@ def compare(
         check_unseen(text, searched)
     opened = ModelGame.from_pretrained(model, calibration, seed=seed, store=store, on_progress=steps, **options)
     with closing(opened) as game:
-        allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
+        allowed = ExportablePlayers(game.checkpoint.model.config, game.masked.players)
         for size in remove:
             check_n_remove(game.n_players, size)
             allowed.check_size(game.n_players - size)
@@ -142,7 +142,7 @@ def compare(
                 game, repair_text, repair_tokens, required=True, heldout=texts, seed=seed, progress=steps
             )
         tokens = int(game.calibration.ids.shape[1])
-        games = [game, *(same_model_on(game, text, text_windows, tokens, seed, stored=True) for text in texts)]
+        games = [game, *(on_other_text(game, text, text_windows, tokens, seed, stored=True) for text in texts)]
         everything = np.ones(game.n_players, dtype=np.bool_)
         full = Row("full", 0, [], 0, 0, 0.0, 0.0, _on_texts(games, everything))
         table = _Table(games, fitted, seed, budget, allowed, kept, steps)
@@ -298,19 +298,19 @@ class _Table:
         game = self.games[0].run()
         began = time.perf_counter()
         if method in WIDTH_METHODS:
-            blocks = list(game.skeleton.blocks)
+            blocks = list(game.masked.skeleton.blocks)
             share = round(size / game.n_players * sum(one.numel() for block in blocks for one in block.parameters()))
             rival = flap(game, share)
             seconds = time.perf_counter() - began
-            measured = [_measured(one, rival.window_nll(one.windows.ids)) for one in self.games]
+            measured = [_measured(one, rival.window_nll(one.masked.windows.ids)) for one in self.games]
             return Row(method, size, None, rival.removed_params, 0, _passes(game), seconds, measured), None
         limit = self.budget if method in _BUDGETED else None
         search = get_method(method)
         choice = search(game, size, seed=self.seed, budget=limit, allowed=self.allowed, progress=self.progress)
         seconds = time.perf_counter() - began
-        units = np.flatnonzero(~game.players.unit_masks(choice.mask[None])[0])
-        removed = [game.players.label(int(unit)) for unit in units]
-        params = sum(game.players.n_parameters(int(unit)) for unit in units)
+        units = np.flatnonzero(~game.masked.players.unit_masks(choice.mask[None])[0])
+        removed = [game.masked.players.label(int(unit)) for unit in units]
+        params = sum(game.masked.players.n_parameters(int(unit)) for unit in units)
         texts = _on_texts(self.games, choice.mask)
         return Row(method, size, removed, params, choice.n_masks, _passes(game), seconds, texts), choice.mask
 
@@ -354,10 +354,10 @@ def _about(games: Sequence[ModelGame], fitted: Domains | None, seed: int) -> dic
         }
     return {
         "model": game.checkpoint.name,
-        "players": game.players.kind,
+        "players": game.masked.players.kind,
         "n_players": game.n_players,
         "texts": [one.calibration.spec for one in games],
-        "windows": [one.windows.n_windows for one in games],
+        "windows": [one.masked.windows.n_windows for one in games],
         "tokens": int(game.calibration.ids.shape[1]),
         "seed": seed,
         "fingerprints": game.fingerprints,
@@ -378,7 +378,7 @@ def _repaired(row: Row, games: Sequence[ModelGame], mask: Masks, fitted: Domains
 
 
 def _passes(game: ModelGame) -> float:
-    return game.evaluations.token_evals / (game.skeleton.n_layers * game.windows.ids.numel())
+    return game.evaluations.token_evals / (game.masked.skeleton.n_layers * game.masked.windows.ids.numel())
 
 
 def _on_texts(games: Sequence[ModelGame], mask: Masks) -> list[Measured]:
@@ -386,7 +386,8 @@ def _on_texts(games: Sequence[ModelGame], mask: Masks) -> list[Measured]:
 
 
 def _measured(game: ModelGame, window_nll: Floats) -> Measured:
-    return Measured(game.calibration.spec, window_nll if game.domains is None else game.domains.weighted(window_nll))
+    domains = game.calibration.domains
+    return Measured(game.calibration.spec, window_nll if domains is None else domains.weighted(window_nll))
 
 
 def _judge(rows: list[Row]) -> None:

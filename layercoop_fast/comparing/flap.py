@@ -101,7 +101,7 @@ def flap(game: ModelGame, n_params: int) -> WidthPruned:
     Raises `RequestError` for a model whose blocks are not llama-shaped or not in memory, and where there are
     not so many parameters.
     """
-    if game.skeleton.streamed is not None:
+    if game.masked.skeleton.streamed is not None:
         raise RequestError("width pruning needs all weights in memory: this model's blocks are read from files")
     projections = find_projections(game)
     fluctuations = measure_fluctuation(game, projections)
@@ -113,7 +113,7 @@ def flap(game: ModelGame, n_params: int) -> WidthPruned:
 def find_projections(game: ModelGame) -> list[Projection]:
     """The output projections of attention and MLP of every block in turn; `RequestError` where a block has none."""
     found = []
-    for layer, block in enumerate(game.skeleton.blocks):
+    for layer, block in enumerate(game.masked.skeleton.blocks):
         try:
             parts = find_parts(block)
         except UnfitError as reason:
@@ -156,13 +156,13 @@ def measure_fluctuation(game: ModelGame, projections: list[Projection]) -> list[
 
         return add
 
-    ids = game.windows.ids
+    ids = game.masked.windows.ids
     with ExitStack() as stack, torch.inference_mode():
         for projection, total in zip(projections, sums, strict=True):
             stack.enter_context(_handed(projection.linear, adding(total)))
         for row in ids[:, None]:
             game.checkpoint.model(input_ids=row, use_cache=False)
-    game.charge(game.players.n_units)
+    game.charge(game.masked.players.n_units)
     count = ids.numel()
     means = [total[0] / count for total in sums]
     variances = [np.maximum(t[1] - count * m * m, 0.0) / (count - 1) for t, m in zip(sums, means, strict=True)]

@@ -12,7 +12,6 @@ from math import comb
 
 import numpy as np
 
-from layercoop_fast.game.cost_forecast import time_pilot
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masked.plan import count_evaluations
 from layercoop_fast.masks.stratified import stratified_masks
@@ -66,7 +65,7 @@ def ahead_of(
     `asked` is how many there are with those that are kept. A repair is fitted to `repair_tokens` tokens.
     """
     game = games[0]
-    n, units = game.n_players, game.players.n_units
+    n, units = game.n_players, game.masked.players.n_units
     passes: dict[str, float] = {}
     masks = 0.0
     # What the largest size measures the smaller ones of the same method need not.
@@ -78,18 +77,18 @@ def ahead_of(
                 spent, count = float(_OF_RULES[method]), 0.0
             else:
                 drawn, count = _like(method, n, size, budget, seed)
-                each = count_evaluations(game.players.unit_masks(drawn)).plan / len(drawn)
+                each = count_evaluations(game.masked.players.unit_masks(drawn)).plan / len(drawn)
                 count *= _EVOLVED if method == "evopress" else 1.0
                 spent = count * each / units
             passes[method] = passes.get(method, 0.0) + spent
             masks += count
-    own = game.windows.ids.numel()
-    tokens = sum(one.windows.ids.numel() for one in games[1:])
+    own = game.masked.windows.ids.numel()
+    tokens = sum(one.masked.windows.ids.numel() for one in games[1:])
     stays = sum(1 - size / n for size, _ in wanted)
     text_passes = tokens / own * stays
     # The full and the pruned stream, the pruned one again from each gap on.
     repair_passes = 2 * repair_tokens / own * len(wanted)
-    unit, head = time_pilot(game) if wanted else (0.0, 0.0)
+    unit, head = game.masked.pilot() if wanted else (0.0, 0.0)
     heads = masks + tokens / own * len(wanted)
     total = sum(passes.values()) + text_passes + repair_passes
     return Ahead(

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import written_whole
-from layercoop_fast.game.item_utility import Layout, item_values
+from layercoop_fast.game.item_utility import item_values
 from layercoop_fast.inputs.arrays import read_array, read_arrays
 from layercoop_fast.inputs.bounds import MAX_PLAYERS
 from layercoop_fast.inputs.text import as_saved, is_flat, parse_json
 from layercoop_fast.masks.halves import PARTS
 from layercoop_fast.texts.domains import Domains
+from layercoop_fast.texts.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Masked forward passes along a plan: every distinct kept prefix is computed once, stored, and shared.
 
-`play` walks the plan's schedule over a pool of stored states and hands every mask's final state to a scorer. What a
+`run_plan` walks the plan's schedule over a pool of stored states and hands every mask's final state to a scorer. What a
 mask scores does not depend on the other masks, their order, the memory budget or the batch width: the same blocks run
 on the same numbers. On the CPU that holds bit for bit, for dense blocks: torch computes a row of a product alike
 however many rows there are, from some number of rows on (`kernels/rows.py`), and batches are made so that no number
@@ -28,7 +28,7 @@ from layercoop_fast.system import machine
 _STATES_ALONE = 8
 
 
-def play(
+def run_plan(
     windows: Windows,
     plan: Plan,
     score: Callable[[int, Tensor], None],
@@ -50,7 +50,7 @@ def play(
     units = units or GeneralUnits(windows)
     with torch.inference_mode():
         if isinstance(units, PoolUnits):
-            _play_in_pool(plan, score, units, max_rows, on_progress)
+            _run_in_pool(plan, score, units, max_rows, on_progress)
             return
         embedding = windows.context(1).embedding[: windows.n_windows]
         slots = list(windows.pool(plan.peak_states))
@@ -80,14 +80,14 @@ def play(
                     score(mask, slots[slot])
 
 
-def _play_in_pool(
+def _run_in_pool(
     plan: Plan,
     score: Callable[[int, Tensor], None],
     units: PoolUnits,
     max_rows: int,
     on_progress: Callable[[int], None] | None,
 ) -> None:
-    """As `play`, the states staying where they lie on the device."""
+    """As `run_plan`, the states staying where they lie on the device."""
     for step, pool in units.steps(plan, max_rows):
         if on_progress is not None and step.player >= 0:
             on_progress(len(step.src))

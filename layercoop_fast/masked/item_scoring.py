@@ -23,7 +23,7 @@ from layercoop_fast.texts.token_tree import Packs
 _CHECK_TOKENS = 64
 
 
-class ChoiceScorer:
+class ItemScorer:
     """NLL of every scored token of a game's items.
 
     Args:
@@ -41,9 +41,9 @@ class ChoiceScorer:
         # What comes behind the blocks looks at one row at a time: rows go through it as texts of one token each.
         self.context = windows.skeleton.context(windows.ids[:1, :1])
 
-    def on(self, windows: Windows) -> ChoiceScorer:
+    def on(self, windows: Windows) -> ItemScorer:
         """The same scorer again; `windows` are its own."""
-        return ChoiceScorer(windows, self.packs, self.head)
+        return ItemScorer(windows, self.packs, self.head)
 
     def keep_teacher(self, state: Tensor) -> None:
         """Items have no teacher; raises `RequestError`."""
@@ -80,8 +80,8 @@ class ChoiceScorer:
         return torch.cat(nll)
 
 
-def make_choice_scorer(windows: Windows, packs: Packs, *, block_path: str = "auto") -> ChoiceScorer:
+def make_item_scorer(windows: Windows, packs: Packs, *, block_path: str = "auto") -> ItemScorer:
     """A scorer with the fused head where the model's allows it, unless `block_path` is "hf"."""
     ids = windows.ids[:1, : min(_CHECK_TOKENS, windows.skeleton.max_tokens or _CHECK_TOKENS)]
     head = fused_head(windows.skeleton, ids) if block_path != "hf" else None
-    return ChoiceScorer(windows, packs, head)
+    return ItemScorer(windows, packs, head)

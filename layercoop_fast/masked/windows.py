@@ -54,7 +54,8 @@ class Windows:
         """The positions whose next token is scored, int64 [S]: the last of each run of `score_every`."""
         begin = 0 if self.pictures is None else self.pictures.first
         first = begin + self.score_every - 1
-        return torch.arange(first, self.ids.shape[1] - 1, self.score_every, device=self.ids.device)
+        with torch.inference_mode(False):  # gradients are computed at these positions too, whoever asks for them first
+            return torch.arange(first, self.ids.shape[1] - 1, self.score_every, device=self.ids.device)
 
     @property
     def n_windows(self) -> int:

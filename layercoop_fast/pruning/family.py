@@ -45,18 +45,20 @@ def family_record(game: ModelGame, heldout: ModelGame | None, choice: Choice) ->
     if "nested_cost" not in choice.details:
         return None
     steps = choice.details["nested"]
-    family, free = (np.stack([_mask(game.players, step[name]) for step in steps]) for name in ("removed", "free"))
+    family, free = (
+        np.stack([_mask(game.masked.players, step[name]) for step in steps]) for name in ("removed", "free")
+    )
     measured, alone = game.evaluate(family), game.evaluate(free)
     unseen = [None] * len(steps) if heldout is None else [perplexity(nll) for nll in heldout.evaluate(family).nll]
     sizes = [
         {
             "n_removed": step["n_removed"],
-            "removed": _labels(game.players, family[row]),
+            "removed": _labels(game.masked.players, family[row]),
             "worth": finite_or_none(measured.worths[row]),
             "ppl": perplexity(measured.nll[row]),
             "heldout_ppl": unseen[row],
             "loss": step["loss"],
-            "free": _labels(game.players, free[row]),
+            "free": _labels(game.masked.players, free[row]),
             "free_ppl": perplexity(alone.nll[row]),
             "free_loss": step["free_loss"],
             "price": step["loss"] - step["free_loss"],

@@ -92,7 +92,7 @@ class Limits:
 
     def on(self, game: ModelGame) -> Constraints:
         """These limits as a family of masks that have a plain checkpoint. `RequestError` where they contradict."""
-        players, n_layers = game.players, game.skeleton.n_layers
+        players, n_layers = game.masked.players, game.masked.skeleton.n_layers
         if min(self.keep_first, self.keep_last) < 0 or self.keep_first + self.keep_last > n_layers:
             raise RequestError(
                 f"--keep-first {self.keep_first} and --keep-last {self.keep_last} do not fit {n_layers} layers"
@@ -241,7 +241,7 @@ def _players_of(game: ModelGame, label: Label, *, stays: bool = False) -> list[i
 
     None of a layer that is in no player, and so stays, where that is what is wished.
     """
-    players = game.players
+    players = game.masked.players
     number, _, part = str(label).partition(".")
     found = [
         index

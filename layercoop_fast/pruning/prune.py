@@ -10,6 +10,7 @@ from typing import Any
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.item_utility import ChoiceUtility
 from layercoop_fast.game.utility import Utility
+from layercoop_fast.inputs.options import MOST_WINDOWS, TOKENS, WINDOWS
 from layercoop_fast.masked.players import Label
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.pruning.family import check_nested
@@ -20,8 +21,6 @@ from layercoop_fast.pruning.writing import Export
 from layercoop_fast.repair.texts import DEFAULT_TOKENS
 from layercoop_fast.report.html.page import report_fragment
 from layercoop_fast.search.base import DEFAULT_METHOD, Choice
-from layercoop_fast.search.settle import MOST_WINDOWS
-from layercoop_fast.texts.calibration import TOKENS, WINDOWS
 from layercoop_fast.texts.mixture import Texts
 
 # Prompts that both models go on from in a report.

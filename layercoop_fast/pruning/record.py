@@ -36,7 +36,7 @@ def quality_of(game: ModelGame, pair: Masks, repaired: Repaired | None) -> dict[
         "worth": {name: finite_or_none(value) for name, value in zip(names, worths, strict=True)},
         "nll": {name: finite_or_none(value) for name, value in zip(names, nll, strict=True)},
         "ppl": {name: perplexity(value) for name, value in zip(names, nll, strict=True)},
-        **({"window_nll": _by_window(names, window_nll)} if game.has_windows else {}),
+        **({"window_nll": _by_window(names, window_nll)} if game.n_windows else {}),
     }
 
 
@@ -52,13 +52,13 @@ def record_of(
     seed: int,
 ) -> dict[str, Any]:
     """`layercoop.json`, all but the seconds, with a `cost` to be measured; the model's weights must be there."""
-    units = game.players.unit_masks(choice.mask[None])[0]
-    label = game.players.label
+    units = game.masked.players.unit_masks(choice.mask[None])[0]
+    label = game.masked.players.label
     scores = None if choice.scores is None else [finite_or_none(score) for score in choice.scores]
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "model": game.checkpoint.name,
-        "players": game.players.kind,
+        "players": game.masked.players.kind,
         "n_players": game.n_players,
         "removed": [label(int(unit)) for unit in np.flatnonzero(~units)],
         "kept": [label(int(unit)) for unit in np.flatnonzero(units)],
@@ -90,6 +90,6 @@ def record_of(
 
 def _parameters(game: ModelGame) -> dict[str, Any]:
     """Parameters of the full model, tied ones once, and of each player."""
-    alone = game.players.unit_masks(~np.eye(game.n_players, dtype=np.bool_))
-    players = [sum(game.players.n_parameters(int(unit)) for unit in np.flatnonzero(~row)) for row in alone]
+    alone = game.masked.players.unit_masks(~np.eye(game.n_players, dtype=np.bool_))
+    players = [sum(game.masked.players.n_parameters(int(unit)) for unit in np.flatnonzero(~row)) for row in alone]
     return {"full": parameters_of(game.checkpoint.model.parameters()), "players": players}

@@ -18,7 +18,7 @@ from layercoop_fast.engine.quantised import is_quantised
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import check_spared, check_target
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.other_text import same_model_on
+from layercoop_fast.game.other_text import on_other_text
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.pruning.family import check_counted, family_record
 from layercoop_fast.pruning.generations import Prompts
@@ -33,7 +33,6 @@ from layercoop_fast.search.constraints import Constraints
 from layercoop_fast.search.finalists import best_repaired, check_finalists
 from layercoop_fast.search.settle import check_settling, settle
 from layercoop_fast.texts.calibration import Calibration, read_text
-from layercoop_fast.texts.items import Items
 from layercoop_fast.texts.mixture import Texts, load_texts
 
 
@@ -148,7 +147,7 @@ class Opening:
         return load_texts(
             self.calibration,
             game.checkpoint.tokenizer,
-            game.skeleton,
+            game.masked.skeleton,
             windows=count,
             tokens=self.options["tokens"],
             seed=self.options["seed"] + count,
@@ -159,7 +158,7 @@ class Opening:
         if self.heldout_spec is None:
             return None
         windows, tokens, seed = (self.options[name] for name in ("windows", "tokens", "seed"))
-        return same_model_on(game, self.heldout_spec, windows, tokens, seed)
+        return on_other_text(game, self.heldout_spec, windows, tokens, seed)
 
     def _prompts(self, game: ModelGame) -> Prompts | None:
         """Prompts from the held-out text, or the built-in one; None where nothing can be read or written."""
@@ -167,10 +166,10 @@ class Opening:
             return None
         if game.checkpoint.tokenizer is None or not game.checkpoint.model.can_generate():
             return None
-        builtin = self.heldout_spec in (None, "self") or isinstance(game.calibration, Items)
+        builtin = self.heldout_spec in (None, "self") or not game.n_windows
         text = read_text("builtin-heldout" if builtin else str(self.heldout_spec))
         try:
-            return Prompts.cut(text, game.checkpoint.tokenizer, self.samples, game.skeleton.max_tokens)
+            return Prompts.cut(text, game.checkpoint.tokenizer, self.samples, game.masked.skeleton.max_tokens)
         except RequestError:  # a text too short for so many prompts
             return None
 
@@ -272,7 +271,7 @@ class Mending:
         """Raise `RequestError` where a checkpoint would need new weights that its quantisation does not take."""
         if not is_quantised(game.checkpoint.model):
             return
-        if game.players.sublayers is not None:
+        if game.masked.players.sublayers is not None:
             raise RequestError(
                 "halves of blocks are written as zeros, which this model's quantisation does not take: use layers as "
                 "players, or prune the model first and quantise what comes out (layercoop-fast quantise)"

@@ -85,15 +85,15 @@ class Export:
         self.watch.tell("writing the checkpoint", 0)
         export_checkpoint(
             game.checkpoint.model,
-            [int(layer) for layer in np.flatnonzero(game.players.layer_mask(self.choice.mask))],
+            [int(layer) for layer in np.flatnonzero(game.masked.players.layer_mask(self.choice.mask))],
             out,
-            zeroed=zeroed_halves(game.players, self.choice.mask),
+            zeroed=zeroed_halves(game.masked.players, self.choice.mask),
             replaced=None if self.repaired is None else self.repaired.tensors(),
-            blocks_path=game.skeleton.blocks_path,
+            blocks_path=game.masked.skeleton.blocks_path,
             tokenizer=game.checkpoint.tokenizer,
             force=force,
             finish=finish,
-            streamed=game.skeleton.streamed,
+            streamed=game.masked.skeleton.streamed,
             verify=False,  # `finish` does, when the original has been let go
         )
         self.watch.tell("writing the checkpoint", 1)
@@ -102,23 +102,23 @@ class Export:
     def _reference(self) -> Reference:
         """The masked pass on the first tokens of the calibration text, halves left out and a repair in place."""
         game = self.game
-        units = np.flatnonzero(game.players.unit_masks(self.choice.mask[None])[0])
+        units = np.flatnonzero(game.masked.players.unit_masks(self.choice.mask[None])[0])
         with self.watch("verify"), nullcontext() if self.repaired is None else self.repaired.applied():
             return masked_reference(
-                game.players,
+                game.masked.players,
                 [int(unit) for unit in units],
-                game.windows.ids[:1, :PROBE_TOKENS],
+                game.masked.windows.ids[:1, :PROBE_TOKENS],
                 rounded=is_folded(game.checkpoint.model),
             )
 
     def _let_go(self) -> None:
         """Let go of the original's weights: two copies of a large model would not fit."""
         drop_weights(self.game.checkpoint.model)
-        if self.game.skeleton.streamed is not None:
-            self.game.skeleton.streamed.free()
+        if self.game.masked.skeleton.streamed is not None:
+            self.game.masked.skeleton.streamed.free()
         for played in (self.opened.game, self.game, self.opened.heldout):
             if played is not None:
-                played.windows.free()
+                played.masked.windows.free()
         torch.cuda.empty_cache()  # does nothing where no GPU was used
 
     def _written(self, folder: Path) -> Written | None:
@@ -126,13 +126,13 @@ class Export:
 
         For samples alone, None as well where it cannot be opened: nobody asked for a proof.
         """
-        on_cpu = self.game.skeleton.device.type == "cpu"  # with workers, whatever these measure on
+        on_cpu = self.game.masked.skeleton.device.type == "cpu"  # with workers, whatever these measure on
         try:
             return Written.open(
                 folder,
                 device="cpu" if on_cpu else self.how_opened["device"],
                 trust_remote_code=self.how_opened["trust_remote_code"],
-                offload=self.game.skeleton.streamed is not None,
+                offload=self.game.masked.skeleton.streamed is not None,
             )
         except RunError as refused:
             if not self.verify:
@@ -157,9 +157,9 @@ class Export:
         texts = [(self.game, self.record), (self.opened.heldout, self.record.get("heldout"))]
         for game, record in texts:
             # Items with options are scored in trees of tokens, which are no plain text.
-            if game is None or record is None or not game.has_windows:
+            if game is None or record is None or not game.n_windows:
                 continue
-            window_nll = written.window_nll(game.windows)
+            window_nll = written.window_nll(game.masked.windows)
             masked = np.array(record["window_nll"]["pruned"], dtype=np.float64)
             reference.check_nll(float(window_nll.mean()), float(masked.mean()))
             self._put(game, record, window_nll)
@@ -182,9 +182,9 @@ class Export:
     def _excerpts(self) -> list[str]:
         """The first tokens of each window of text; none where no text is to be kept."""
         prompts, game = self.opened.prompts, self.game
-        if prompts is None or not game.has_windows:
+        if prompts is None or not game.n_windows:
             return []
-        return Prompts(game.windows.ids[:, :EXCERPT_TOKENS], prompts.tokenizer).texts()
+        return Prompts(game.masked.windows.ids[:, :EXCERPT_TOKENS], prompts.tokenizer).texts()
 
     def _samples(self, model: PreTrainedModel) -> list[str] | None:
         """What a model writes after the prompts; None where there are none, or it cannot generate here."""
@@ -219,7 +219,7 @@ class Export:
         game, opened, found = self.game, self.opened, self.judged
         self.record.update(
             record_of(game, self.choice, found.quality, found.unseen, self.seed),
-            budget=opened.spending.record(self.choice.mask, game.players),
+            budget=opened.spending.record(self.choice.mask, game.masked.players),
             constraints=opened.limits.record(),
             nested=found.family,
             repair=None if self.repaired is None else self.repaired.record,

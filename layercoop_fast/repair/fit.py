@@ -107,7 +107,7 @@ def fit_repair(
     started = time.perf_counter()
     check_repairable(game)
     mask = check_masks(mask, game.n_players)[0]
-    units = game.players.unit_masks(mask[None])[0]
+    units = game.masked.players.unit_masks(mask[None])[0]
     if not units.any():
         raise RequestError("a mask that keeps nothing cannot be repaired")
     if not isinstance(texts, Domains):
@@ -139,13 +139,13 @@ def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
 
 def repaired_windows(game: ModelGame, repaired: Repaired) -> tuple[float, float, Floats]:
     """What `repaired_worth` returns, and the NLL of each window (of items, of each scored token), float64 [W]."""
-    text = HeldOut(game, game.windows, game.scorer)
-    everything = range(game.players.n_units)
+    text = HeldOut(game, game.masked.windows, game.masked.scorer)
+    everything = range(game.masked.players.n_units)
     if game.utility.needs_teacher:
         text.keep_teacher(everything)
     full = text.scores(everything).nll
     with repaired.applied():
-        scores = text.scores(_kept_units(game.players.unit_masks(repaired.mask[None])[0]))
+        scores = text.scores(_kept_units(game.masked.players.unit_masks(repaired.mask[None])[0]))
     with np.errstate(all="ignore"):
         worth, nll = game.utility.judge(scores.nll[None], scores.kl[None], full, game.fingerprints["calibration"])
     return float(worth[0]), float(nll[0]), scores.nll
@@ -174,17 +174,17 @@ class _Fit:
         self.domains = texts.domains
         self.kept = _kept_units(units)
         self.gaps = find_gaps(units)
-        width = next(game.skeleton.model.parameters()).element_size() * int(
-            game.skeleton.model.config.get_text_config(decoder=True).hidden_size
+        width = next(game.masked.skeleton.model.parameters()).element_size() * int(
+            game.masked.skeleton.model.config.get_text_config(decoder=True).hidden_size
         )
-        fits = 2 * texts.tokens * width <= free_memory(game.skeleton.device) * _STREAM_SHARE
+        fits = 2 * texts.tokens * width <= free_memory(game.masked.skeleton.device) * _STREAM_SHARE
         self.streams = [Streams(game, domain.fit, keep=fits) for domain in self.domains]
         self.choice = [self._heldout(domain.choice) for domain in self.domains]
         # Gaps of one mask are much alike in the strength that suits them.
         self.start = USUAL
 
     def _heldout(self, ids: Tensor) -> HeldOut:
-        return HeldOut(self.game, Windows(self.game.skeleton, ids))
+        return HeldOut(self.game, Windows(self.game.masked.skeleton, ids))
 
     def run(self, progress: Progress | None) -> tuple[tuple[Patch, ...], dict[str, Any]]:
         """Repair gap after gap; returns the patches that stay and the record."""
@@ -212,13 +212,13 @@ class _Fit:
         return tuple(patches), record
 
     def _names(self, gap: Gap) -> dict[str, Any]:
-        label = self.game.players.label
+        label = self.game.masked.players.label
         return {"into": label(gap.unit), "removed": [label(unit) for unit in gap.removed]}
 
     def _repair(self, gap: Gap, patches: Sequence[Patch]) -> tuple[dict[str, Any], Patch | None]:
         """One gap: what to say of it, and its patch if that helps."""
         try:
-            site = find_site(self.game.players, gap.unit)
+            site = find_site(self.game.masked.players, gap.unit)
         except RequestError as refused:
             return {"strength": None, "reason": str(refused)}, None
         with applied(patches):

@@ -17,19 +17,16 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.inputs.options import REPAIR_TOKENS, TOKENS
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import (
-    TOKENS,
-    Calibration,
     begin_tokens,
     read_text,
     sample_from_model,
     window_starts,
 )
-from layercoop_fast.texts.chat import stretch_of
-from layercoop_fast.texts.items import Items
 
-DEFAULT_TOKENS = 65_536
+DEFAULT_TOKENS = REPAIR_TOKENS
 # Held out of each domain: windows by which the strength is chosen, and as many to check the whole with.
 HELDOUT_WINDOWS = 8
 # A domain with fewer windows to fit to than are held out of it says too little.
@@ -79,13 +76,7 @@ def check_texts(specs: Sequence[str] | None, tokens: int) -> None:
 
 def own_texts(game: ModelGame) -> dict[str, int]:
     """The SPECs of the texts that a game is played on, and how many of its windows are of each; of items, none."""
-    if not isinstance(game.calibration, Calibration):
-        return {}
-    domains = game.calibration.domains
-    if domains is None:
-        return {game.calibration.spec: game.windows.n_windows}
-    counts = np.bincount(domains.of_window, minlength=len(domains.names))
-    return dict(zip(domains.names, counts.tolist(), strict=True))
+    return game.calibration.windows_of
 
 
 def texts_to_fit(
@@ -114,7 +105,7 @@ def texts_to_fit(
 
 def _length(game: ModelGame) -> int:
     """Tokens of a window: as many as the calibration windows have."""
-    return int(game.calibration.ids.shape[1]) if game.has_windows else TOKENS
+    return int(game.calibration.ids.shape[1]) if game.n_windows else TOKENS
 
 
 def load_domains(
@@ -136,7 +127,7 @@ def load_domains(
     wanted = max(HELDOUT_WINDOWS, tokens // (len(specs) * length))
     found, left_out = [], {}
     for spec in specs:
-        windows = _windows(game, spec, wanted + 2 * HELDOUT_WINDOWS, seed, progress).to(game.skeleton.device)
+        windows = _windows(game, spec, wanted + 2 * HELDOUT_WINDOWS, seed, progress).to(game.masked.skeleton.device)
         if len(windows) < _LEAST_WINDOWS:
             left_out[spec] = (
                 f"{spec} has {len(windows)} windows of {length} tokens beside those that the search uses; "
@@ -156,7 +147,7 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
     tokenizer = game.checkpoint.tokenizer
     if spec == "self":
         # Another seed than that of a calibration text which the model wrote itself.
-        return sample_from_model(game.skeleton, tokenizer, wanted, length, seed + 1, progress)
+        return sample_from_model(game.masked.skeleton, tokenizer, wanted, length, seed + 1, progress)
     if tokenizer is None:
         raise RequestError("the model's folder holds no tokenizer, so text cannot be cut into tokens: repair off")
     stream = np.asarray(tokenizer(read_text(spec), add_special_tokens=False, verbose=False)["input_ids"], np.int64)
@@ -171,13 +162,7 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
 
 def _played(game: ModelGame, spec: str, tokens: int, body: int) -> tuple[NDArray[np.int64], int]:
     """First tokens of the stretches of a text of so many tokens that the game is played on, and their length."""
-    text = game.calibration
-    if isinstance(text, Items):
-        count = len(text.groups) + text.shots if text.spec == spec and text.stretch else 0
-        length = text.stretch
-    else:
-        count = own_texts(game).get(spec, 0)
-        length = stretch_of(int(text.ids.shape[1])) if text.chat else body
+    count, length = game.calibration.stretches(spec, body)
     return window_starts(tokens, length, count) if count else np.empty(0, np.int64), length
 
 

@@ -16,7 +16,8 @@ from layercoop_fast.export.config import exportable
 from layercoop_fast.llama.fast_blocks import why_not
 from layercoop_fast.llama.fused_head import fused_head
 from layercoop_fast.masked.forward import free_memory
-from layercoop_fast.masked.units import FastUnits, make_units
+from layercoop_fast.masked.unit_choice import make_units
+from layercoop_fast.masked.units import FastUnits
 from layercoop_fast.masked.windows import Windows
 
 

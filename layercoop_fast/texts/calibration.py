@@ -22,9 +22,9 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,11 +35,12 @@ from transformers import Cache
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.inputs.bounds import MAX_TOKENS
+from layercoop_fast.inputs.options import TOKENS, WINDOWS
 from layercoop_fast.inputs.text import parse_json
 from layercoop_fast.inputs.text import read_text as read_utf8
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.chat import chat_windows, stretch_of
-from layercoop_fast.texts.domains import Domains
+from layercoop_fast.texts.domains import Domains, Ints
 from layercoop_fast.texts.pictures import Pictures
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
     from layercoop_fast.engine.skeleton import Skeleton
 
-WINDOWS = 10
-TOKENS = 128
 _MODULE_CHARACTERS = 6000  # of a module of the standard library: no one of them fills a text
 _SPLITS = ("train", "validation", "valid", "test", "dev")
 
@@ -64,6 +63,13 @@ class Calibration:
         chat: whether they went through the model's chat template.
         pictures: what a vision-language model sees before each window's text (`image_text`).
     """
+
+    kind: ClassVar[str] = "text"
+    has_windows: ClassVar[bool] = True
+    shots: ClassVar[int] = 0
+    share: ClassVar[bool] = True
+    packs: ClassVar[None] = None
+    numerics: ClassVar[dict[str, str]] = {}
 
     ids: Tensor
     spec: str
@@ -103,6 +109,37 @@ class Calibration:
             rows = zip(self.domains.names, self.domains.weights.tolist(), counts, strict=True)
             found["domains"] = [{"spec": spec, "weight": weight, "windows": count} for spec, weight, count in rows]
         return found
+
+    @property
+    def windows_of(self) -> dict[str, int]:
+        """How many windows are of each text, by SPEC."""
+        if self.domains is None:
+            return {self.spec: len(self.ids)}
+        counts = np.bincount(self.domains.of_window, minlength=len(self.domains.names)).tolist()
+        return dict(zip(self.domains.names, counts, strict=True))
+
+    def scored(self, n_positions: int) -> Ints:
+        """Scored tokens of each window, int64 [W]: `n_positions` each."""
+        return np.full(len(self.ids), n_positions, dtype=np.int64)
+
+    def part(self, first: int, last: int) -> Calibration:
+        """Windows `first` to `last` − 1 alone. Raises `RequestError` for windows that do not exist."""
+        n_windows = len(self.ids)
+        if not 0 <= first < last <= n_windows:
+            raise RequestError(f"there are no windows {first} to {last - 1}: this text has {n_windows}")
+        domains = None if self.domains is None else self.domains.part(first, last)
+        pictures = self.pictures
+        if pictures is not None:
+            pictures = replace(pictures, inputs=pictures.part(first, last, n_windows))
+        return replace(self, ids=self.ids[first:last], domains=domains, pictures=pictures)
+
+    def message(self) -> dict[str, Any]:
+        """The texts of the windows; the windows themselves are sent as an array."""
+        return {"domains": None if self.domains is None else self.domains.as_json(), "items": None}
+
+    def stretches(self, spec: str, body: int) -> tuple[int, int]:
+        """One for each window of that text, of `body` tokens, or of those that a conversation is made of."""
+        return self.windows_of.get(spec, 0), stretch_of(int(self.ids.shape[1])) if self.chat else body
 
 
 def image_text(
@@ -272,7 +309,7 @@ def sample_from_model(
             ids = torch.cat([ids, drawn.to(ids.device)], dim=1)
             if progress is not None:
                 progress("tokens of text", ids.shape[1], tokens)
-    return ids
+    return ids.clone()  # a tensor made in inference mode cannot be used where gradients are computed
 
 
 def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

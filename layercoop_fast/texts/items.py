@@ -23,18 +23,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.item_utility import ChoiceUtility, Layout
-from layercoop_fast.game.utility import Utility
 from layercoop_fast.inputs.text import parse_json
 from layercoop_fast.inputs.text import read_text as read_utf8
-from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import (
     Calibration,
     begin_tokens,
@@ -43,7 +41,8 @@ from layercoop_fast.texts.calibration import (
     require_tokenizer,
     window_starts,
 )
-from layercoop_fast.texts.mixture import Texts, load_texts, texts_of
+from layercoop_fast.texts.domains import Domains, Ints
+from layercoop_fast.texts.layout import Layout
 from layercoop_fast.texts.token_tree import Packs, Scored, pack_trees, pack_whole
 
 if TYPE_CHECKING:
@@ -77,6 +76,12 @@ class Items:
         device: of the tokens.
         stretch: tokens of text that each item and example was cut as; 0 for items that were given.
     """
+
+    kind: ClassVar[str] = "items with options"
+    has_windows: ClassVar[bool] = False
+    chat: ClassVar[bool] = False
+    domains: ClassVar[None] = None
+    pictures: ClassVar[None] = None
 
     groups: tuple[tuple[Scored, ...], ...]
     layout: Layout
@@ -122,8 +127,34 @@ class Items:
         """For `layercoop.json`."""
         return {"spec": self.spec, "items": len(self.groups), "shots": self.shots}
 
+    @property
+    def numerics(self) -> dict[str, str]:
+        """Whether contexts are computed once for all that follows them, or for each option again."""
+        return {"context": "shared" if self.share else "whole"}
 
-def load_choices(
+    def scored(self, n_positions: int) -> Ints:
+        """One for each of the N scored tokens, int64 [N]."""
+        return np.ones(len(self.packs.of_token), dtype=np.int64)
+
+    def part(self, first: int, last: int) -> Items:
+        """Raises `RequestError`: items share windows."""
+        raise RequestError(f"parts need windows of text, and the calibration of this game is {self.kind}")
+
+    def message(self) -> dict[str, Any]:
+        """All of it: the windows follow from the items."""
+        return {"domains": None, "items": self.as_json()}
+
+    @property
+    def windows_of(self) -> dict[str, int]:
+        """None: items share windows."""
+        return {}
+
+    def stretches(self, spec: str, body: int) -> tuple[int, int]:
+        """One for each item and example that was cut from that text."""
+        return len(self.groups) + self.shots if self.spec == spec and self.stretch else 0, self.stretch
+
+
+def load_items(
     spec: str,
     tokenizer: PreTrainedTokenizerBase | None,
     skeleton: Skeleton,
@@ -320,53 +351,8 @@ def _layout(groups: Sequence[Sequence[Scored]], labels: Sequence[int], character
     return Layout(*(np.array(numbers, np.int64) for numbers in (options, labels, lengths, characters)))
 
 
-def load_for(
-    utility: Utility | ChoiceUtility,
-    calibration: Texts,
-    tokenizer: PreTrainedTokenizerBase | None,
-    skeleton: Skeleton,
-    *,
-    windows: int,
-    tokens: int,
-    shots: int = 0,
-    share: bool = True,
-    seed: int = 0,
-    chat: bool = False,
-    progress: Progress | None = None,
-) -> Calibration | Items:
-    """What a utility is measured on: items of a SPEC (`load_choices`), or windows of texts (`load_texts`)."""
-    if isinstance(utility, ChoiceUtility):
-        texts = texts_of(calibration)
-        if len(texts) > 1:
-            raise RequestError(f"items with options come from one SPEC, not {len(texts)}: give --calibration once")
-        if chat:
-            raise RequestError("--chat is for text: items with options are measured as they are written")
-        return load_choices(
-            texts[0][0], tokenizer, skeleton, items=windows, tokens=tokens, shots=shots, seed=seed, share=share
-        )
-    if shots:
-        raise RequestError(f"--shots are examples before items with options; the utility {utility.name} is one of text")
-    return load_texts(
-        calibration,
-        tokenizer,
-        skeleton,
-        windows=windows,
-        tokens=tokens,
-        seed=seed,
-        chat=chat,
-        progress=progress,
-    )
-
-
-def check_choices(calibration: Calibration | Items, utility: Utility | ChoiceUtility, score_every: int) -> Packs | None:
-    """The packs of items, None of text. Raises `RequestError` where the utility is one of the other kind."""
-    if isinstance(calibration, Items) != isinstance(utility, ChoiceUtility):
-        has, wants = (
-            ("items with options", "text") if isinstance(calibration, Items) else ("text", "items with options")
-        )
-        raise RequestError(f"the utility {utility.name} is one of {wants}, the calibration is {has}")
-    if not isinstance(calibration, Items):
-        return None
-    if score_every != 1:
-        raise RequestError("--score-every belongs to text: of items all tokens of all options are scored")
-    return calibration.packs
+def text_of(message: Mapping[str, Any], ids: NDArray[np.int64], device: str | torch.device) -> Calibration | Items:
+    """The text that a `message` describes, on a device; windows of text have the tokens `ids`, int64 [W, T]."""
+    if message["items"] is not None:
+        return Items.of(message["items"], device)
+    return Calibration(torch.from_numpy(ids).to(device), "from the driver", Domains.of(message["domains"]))

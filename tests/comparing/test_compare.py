@@ -143,7 +143,7 @@ def test_with_and_without_repair(model: str, specs: list[str], repaired: Compari
     weights = unseen.checkpoint.model.state_dict()
     for name, tensor in fitted.tensors().items():
         weights[name].copy_(tensor)
-    nll = unseen.anew().evaluate(mask[None]).window_nll[0]
+    nll = unseen.view(apart=True, stored=False).evaluate(mask[None]).window_nll[0]
     assert patched["texts"][1]["nll"] == pytest.approx(nll.mean(), rel=1e-5)
     assert abs(patched["texts"][1]["nll"] - sleb["texts"][1]["nll"]) > 1e-3
     assert patched["texts"][1]["p_unrepaired"] == pytest.approx(paired_p(nll - before))

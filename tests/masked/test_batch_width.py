@@ -15,9 +15,10 @@ from torch import Tensor
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.kernels.rows import MIN_ROWS
 from layercoop_fast.masked import batch_width as width
-from layercoop_fast.masked.forward import play
+from layercoop_fast.masked.forward import run_plan
 from layercoop_fast.masked.plan import build_plan
-from layercoop_fast.masked.units import Units, make_units
+from layercoop_fast.masked.unit_choice import make_units
+from layercoop_fast.masked.units import Units
 from layercoop_fast.masked.windows import Windows
 
 
@@ -80,7 +81,7 @@ def test_a_long_plan_is_swept_once_and_every_width_gives_the_same(
         windows = windows_of(dtype)
         units = Counting(make_units(windows))
         found: dict[int, Tensor] = {}
-        play(windows, build_plan(masks), lambda mask, state: found.update({mask: state.clone()}), units=units)
+        run_plan(windows, build_plan(masks), lambda mask, state: found.update({mask: state.clone()}), units=units)
         return found, units.widths
 
     alone, widths = played(1, 10**9)
@@ -149,7 +150,7 @@ def test_positions_are_computed_alone_only_where_that_changes_no_number(at: int,
 
     def played(units: Units) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
-        play(
+        run_plan(
             windows,
             build_plan(masks),
             lambda mask, state: found.update({mask: state[:, windows.scored].clone()}),

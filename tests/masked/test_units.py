@@ -10,7 +10,8 @@ from torch import Tensor
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import RequestError
-from layercoop_fast.masked.units import FastUnits, GeneralUnits, make_units
+from layercoop_fast.masked.unit_choice import make_units
+from layercoop_fast.masked.units import FastUnits, GeneralUnits
 from layercoop_fast.masked.windows import Windows
 
 

@@ -11,7 +11,7 @@ from tiny_models import BOS, FAMILIES, tiny_tokenizer
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.texts.items import Item, Items, cut_items, load_choices, read_items, tokenise
+from layercoop_fast.texts.items import Item, Items, cut_items, load_items, read_items, tokenise
 
 ITEM = {"context": "Two and two are", "options": ["four", "five"], "label": 0}
 
@@ -156,7 +156,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
 
     def load(spec: str, **options: object) -> Items:
         arguments = {"items": 3, "tokens": 20, **options}
-        return load_choices(spec, tiny_tokenizer(), skeleton, **arguments)  # type: ignore[arg-type]
+        return load_items(spec, tiny_tokenizer(), skeleton, **arguments)  # type: ignore[arg-type]
 
     short = tmp_path / "short.txt"
     short.write_text("abcdefgh" * 9)
@@ -169,7 +169,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="items cannot be cut from 'self'"):
         load("self")
     with pytest.raises(RequestError, match="holds no tokenizer"):
-        load_choices(str(short), None, skeleton, items=1, tokens=8)
+        load_items(str(short), None, skeleton, items=1, tokens=8)
     long = written(tmp_path / "long.jsonl", ITEM, ITEM, {**ITEM, "context": "x" * 30})
     with pytest.raises(
         RequestError, match=r"long.jsonl item 3 is 34 tokens long, with its 0 examples .*; the model has 32 positions"
@@ -179,7 +179,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
         load(long, shots=1)
     small = Skeleton(FAMILIES["llama"](n_layers=1, vocab_size=50))
     with pytest.raises(RequestError, match="the model's vocabulary has 50: they do not belong together"):
-        load_choices(written(tmp_path / "x.jsonl", ITEM), tiny_tokenizer(), small, items=1, tokens=8)
+        load_items(written(tmp_path / "x.jsonl", ITEM), tiny_tokenizer(), small, items=1, tokens=8)
 
 
 def test_a_begin_of_text_token_stands_first() -> None:

@@ -15,7 +15,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.system import machine
 from layercoop_fast.workers.bounds import BASE_BYTES, check_count, worker_bytes
-from layercoop_fast.workers.opening import hire
+from layercoop_fast.workers.opening import open_workers
 from layercoop_fast.workers.ray_workers import _lay_out
 
 GIB = 2**30
@@ -51,8 +51,8 @@ def test_more_than_the_processors(of_the_machine: Any, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=said):
         prune("nowhere", tmp_path / "out", remove=1, workers=4)
     with pytest.raises(RequestError, match="this process may use 3 processors"):
-        hire(10**30, opening("nowhere"))
-    assert hire(3, opening("nowhere")).transport.n_workers == 3
+        open_workers(10**30, opening("nowhere"))
+    assert open_workers(3, opening("nowhere")).transport.n_workers == 3
 
 
 @pytest.mark.parametrize("command", ["evaluate", "shapley", "prune"])

@@ -14,17 +14,14 @@ dionysus (extra `[topology]`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.importance import residual_stream
+from layercoop_fast.masked.importance import residual_stream
+from layercoop_fast.masked.model import MaskedModel
 from layercoop_fast.masks.types import Floats
-from layercoop_fast.texts.items import Items
-
-if TYPE_CHECKING:
-    from layercoop_fast.game.model_game import ModelGame
 
 Complex: TypeAlias = set[tuple[int, ...]]
 
@@ -33,17 +30,17 @@ TOKENS = 256
 NEIGHBOURS = 8
 
 
-def zigzag_changes(game: ModelGame) -> Floats:
+def zigzag_changes(model: MaskedModel) -> Floats:
     """1 − (components and loops on both sides of a player) / (those on either side), float64 [n].
 
     From one pass of the full model; summed over the units of a group; what pads windows of items is left out.
 
     Raises `RequestError` where dionysus is not installed.
     """
-    filled = game.calibration.packs.filled if isinstance(game.calibration, Items) else None
+    filled = model.filled
     before: Complex | None = None
     changes = []
-    for hidden in residual_stream(game):
+    for hidden in residual_stream(model):
         tokens = hidden.flatten(0, 1) if filled is None else hidden[filled]
         picked = np.unique(np.linspace(0, len(tokens) - 1, min(TOKENS, len(tokens))).astype(int))
         cloud = tokens[picked.tolist()].double().cpu().numpy()
@@ -53,7 +50,7 @@ def zigzag_changes(game: ModelGame) -> Floats:
             changes.append(1.0 - both / (first + second - both))
         before = complex_
     units = np.array(changes)
-    return np.array([units[list(group)].sum() for group in game.players.groups])
+    return np.array([units[list(group)].sum() for group in model.players.groups])
 
 
 def neighbour_complex(cloud: Floats, neighbours: int) -> Complex:
