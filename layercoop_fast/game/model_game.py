@@ -58,7 +58,7 @@ class ModelGame(FullModelRules["ModelGame"]):
             standard error (`Worths.nll_stderr`). On the fast paths the head, and all but the attention of a mask's last
             block, run for scored positions alone.
         store: file to read known masks from and to keep measured ones in (`game/store.py`).
-        workers: what measures masks instead of this process (docs/clusters.md). The model then gives its shape,
+        workers: what measures masks instead of this process (docs/guides/clusters.md). The model then gives its shape,
             fingerprint and text alone, on its own blocks.
         on_progress: called with ("layer evaluations", done, all of this call) while masks are measured; a head counts
             for as many evaluations as it takes FLOP.

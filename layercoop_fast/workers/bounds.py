@@ -10,7 +10,7 @@ from layercoop_fast.inputs.text import read_json
 from layercoop_fast.system import machine
 
 BASE_BYTES = 300 * 10**6
-"""What a worker takes besides the weights: interpreter, torch, transformers (docs/clusters.md)."""
+"""What a worker takes besides the weights: interpreter, torch, transformers (docs/guides/clusters.md)."""
 
 
 def check_count(count: int, checkpoint: dict[str, Any]) -> None:
