@@ -1,6 +1,6 @@
 """A language model's head and its loss in one, tile by tile, without logits in memory.
 
-The formula is `linear_cross_entropy_reference` of `kernels/reference/head.py`, but logits are not rounded to the inputs'
+The formula is `linear_cross_entropy_reference` of `kernels/reference/head.py`; logits are not rounded to the inputs'
 dtype. nll is NaN where a target is not a token: checking targets on the host would make it wait for the device.
 
 A program computes the logits of a tile of rows and tokens in fp32, and leaves a maximum, a sum of exponentials and the
