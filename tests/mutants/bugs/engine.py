@@ -121,7 +121,7 @@ BUGS = [
     Bug(
         "streamed-block-of-before",
         "layercoop_fast/engine/streamed.py",
-        old="                slot.layer = None  # whoever asks again has it read again\n                raise",
+        old="                slot.layer = None  # the next use reads the block again\n                raise",
         new="                raise",
         means="after a read that failed a block runs on half of its weights",
         tests="tests/engine/test_streamed.py",
