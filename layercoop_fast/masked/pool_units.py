@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import BlockCall, Convention
 from layercoop_fast.kernels.rows import Product
-from layercoop_fast.llama.cpu_block import Half
+from layercoop_fast.llama.block import Half, UnfitError, find_parts
+from layercoop_fast.llama.block_inputs import find_rope
 from layercoop_fast.llama.fast_blocks import check_block
 from layercoop_fast.llama.gpu_block import PoolBlock
-from layercoop_fast.llama.shape import UnfitError, find_parts, find_rope
 from layercoop_fast.masked.batch_width import MAX_ROWS, batches, power_of_two_up_to
 from layercoop_fast.masked.plan import Plan, Step
 from layercoop_fast.masked.queues import Queue, queue_of
@@ -155,7 +155,7 @@ def pool_block(block: nn.Module, call: BlockCall, convention: Convention) -> Poo
             made.run(pool, slots, slots)
             return pool.view_as(hidden)
 
-        check_block(run, block, call, convention, made.rope.tokens, len(parts.input_norm.weight), TOLERANCE)
+        check_block(run, block, call, convention, made.rope.tokens, parts.hidden, TOLERANCE)
     except UnfitError as reason:
         return str(reason)
     return made

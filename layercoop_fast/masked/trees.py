@@ -7,8 +7,8 @@ from torch import Tensor
 
 from layercoop_fast.engine.skeleton import Context
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.attention import visible_rows
-from layercoop_fast.llama.shape import is_mask
+from layercoop_fast.kernels.reference.attention import visible_rows
+from layercoop_fast.llama.block_inputs import is_mask
 from layercoop_fast.masked.windows import Windows
 
 # How far a block's results in a tree may be from those on a sequence alone: Euclidean norm of the difference over that

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from layercoop_fast.engine.skeleton import Context
 from layercoop_fast.kernels.rows import Product
-from layercoop_fast.llama.cpu_block import FastBlock, Half
+from layercoop_fast.llama.block import Half
+from layercoop_fast.llama.cpu_block import FastBlock
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.spans import COPIES, HF_BLOCKS, timed
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.attention import visible_rows
+from layercoop_fast.kernels.reference.attention import visible_rows
 from layercoop_fast.kernels.rows import MIN_ROWS
 from layercoop_fast.texts.pictures import Pictures
 

@@ -160,7 +160,16 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def get_sampler(name: str) -> Sampler:
-    """Return the sampler called `name`. `RequestError` for an unknown one, with the nearest name and the whole list."""
+    """Return the sampler called `name`. `RequestError` for an unknown one, with the nearest name and the whole list.
+
+    Example:
+        >>> from layercoop_fast import get_sampler
+        >>> sample = get_sampler("two-stage")(9, 6, seed=0, strata=[6])
+        >>> sample.clusters.tolist()  # rows of one number share the players before the cut
+        [0, 0, 1, 1, 2, 2]
+        >>> bool((sample.masks[0, :6] == sample.masks[1, :6]).all())
+        True
+    """
     if name not in SAMPLERS:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), SAMPLERS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -21,7 +21,7 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import gpu_named, has_triton
-from layercoop_fast.llama.shape import UnfitError
+from layercoop_fast.llama.block import UnfitError
 from layercoop_fast.masked.forward import free_memory
 from layercoop_fast.masks.halves import PARTS, WHOLE, Halves, MaskLike, read_mask
 from layercoop_fast.masks.text import removed_of

@@ -90,6 +90,14 @@ def best_masks(
 
     Raises `RequestError` for sizes out of range, for limits below 1, and where no mask is allowed or no worth is above
     −infinity.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import PairwiseGame, best_masks
+        >>> game = PairwiseGame(0.0, np.array([1.0, 2.0, 3.0, 4.0]), np.zeros((4, 4)))
+        >>> found = best_masks(game, n_remove=2)
+        >>> found.masks.tolist(), found.worths.tolist(), found.proven
+        ([[False, False, True, True]], [7.0], True)
     """
     n = n_players_of(game, n_players)
     check_n_remove(n, n_remove)

@@ -124,8 +124,8 @@ def test_a_talk_ends_by_a_signal(run: Any, model: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("LAYERCOOP_THREADS", "two", "LAYERCOOP_THREADS: 'two' is no number of threads in 1..1024"),
-        ("LAYERCOOP_THREADS", "1025", "LAYERCOOP_THREADS: '1025' is no number of threads in 1..1024"),
+        ("LAYERCOOP_THREADS", "two", "LAYERCOOP_THREADS: 'two' is not a number of threads in 1..1024"),
+        ("LAYERCOOP_THREADS", "1025", "LAYERCOOP_THREADS: '1025' is not a number of threads in 1..1024"),
         ("LAYERCOOP_ISA", "sse9", "LAYERCOOP_ISA: unknown instruction set 'sse9'; use one of portable"),
         ("LAYERCOOP_DOTS", "off", "LAYERCOOP_DOTS: 'off' is neither 0 nor 1"),
     ],
