@@ -1,5 +1,5 @@
-// The kernels of blocks/blocks.h over numpy arrays that share memory with torch's tensors. bf16, which numpy lacks,
-// comes as the uint16 of its bits. Checks every argument, lets go of the GIL, and calls.
+// The kernels of blocks/blocks.h over numpy arrays that share memory with torch's tensors. numpy lacks bf16, so such
+// numbers come as the uint16 of their bits. Checks every argument, releases the GIL and calls.
 #include "bind_blocks.h"
 
 #include <pybind11/numpy.h>
@@ -25,14 +25,14 @@ void run_without_gil(const Work& work) {
   run(work);
 }
 
-// Calls with a float or a Bf16, by the element type of the argument named.
+// Calls `function` with a float or a Bf16, as the element type of the named argument is.
 template <typename Function>
 void by_type(const py::object& object, const std::string& name, const Function& function) {
   if (py::isinstance<py::array_t<float>>(object)) return function(float{});
   if (py::isinstance<py::array_t<std::uint16_t>>(object)) return function(Bf16{});
   const std::string dtype = py::isinstance<py::array>(object)
                                 ? py::str(py::object(object.attr("dtype"))).cast<std::string>()
-                                : py::str(py::type::of(object).attr("__name__")).cast<std::string>();
+                                : type_name(object);
   throw py::type_error(name + ": expected a numpy array of float32, or uint16 (the bits of bf16), got " + dtype);
 }
 
@@ -42,8 +42,8 @@ Norm<T> norm_of(const py::object& weight, const std::string& name, float eps, bo
 }
 
 void py_rms_norm(const py::object& x, const py::object& weight, float eps, const py::object& normed,
-                 const py::object& delta, const py::object& sum, const py::object& after, float after_eps,
-                 float factor, bool gemma) {
+                 const py::object& delta, const py::object& sum, const py::object& after, float after_eps, float factor,
+                 bool gemma) {
   by_type(x, "x", [&](auto type) {
     using T = decltype(type);
     const Extent extent(x, "x");
@@ -60,8 +60,8 @@ void py_rms_norm(const py::object& x, const py::object& weight, float eps, const
 }
 
 void py_rotary(const py::object& x, const py::object& cos, const py::object& sin, std::int64_t query_heads,
-               std::int64_t key_heads, const py::object& query_norm, const py::object& key_norm, float eps,
-               bool gemma, bool joint_norms) {
+               std::int64_t key_heads, const py::object& query_norm, const py::object& key_norm, float eps, bool gemma,
+               bool joint_norms) {
   by_type(x, "x", [&](auto type) {
     using T = decltype(type);
     const Extent extent(x, "x");
@@ -106,7 +106,7 @@ void gated(const py::object& gate_up, const py::object& product, Activation acti
 void py_swiglu(const py::object& gate_up, const py::object& product) { gated(gate_up, product, Activation::silu); }
 void py_geglu(const py::object& gate_up, const py::object& product) { gated(gate_up, product, Activation::gelu); }
 
-// Positions of the rows of windows that are trees, checked; nothing for plain windows.
+// The checked positions of the rows of windows that are trees; nothing for plain windows.
 struct Tree {
   const std::int64_t* positions = nullptr;
   std::int64_t pattern = 0;
@@ -142,7 +142,7 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
     within(heads, 1, "heads");
     within(kv_heads, 1, "kv_heads");
     if (heads % kv_heads != 0) {
-      throw py::value_error("heads: " + std::to_string(heads) + " is no multiple of " + std::to_string(kv_heads) +
+      throw py::value_error("heads: " + std::to_string(heads) + " is not a multiple of " + std::to_string(kv_heads) +
                             " key heads");
     }
     const std::int64_t groups = heads + 2 * kv_heads;
@@ -168,7 +168,7 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
     for (std::int64_t i = 0; i < n_asked; ++i) {
       if (at[i] < (i == 0 ? 0 : at[i - 1] + 1) || at[i] >= tokens) {
         throw py::value_error("asked: expected ascending tokens of a window of " + std::to_string(tokens) + ", got " +
-                              std::to_string(at[i]) + " at place " + std::to_string(i));
+                              std::to_string(at[i]) + " at index " + std::to_string(i));
       }
     }
     const Tree tree(positions, tokens);
@@ -178,14 +178,14 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
   });
 }
 
-void py_running_loss(const py::object& logits, const py::object& targets, std::int64_t first_word,
+void py_running_loss(const py::object& logits, const py::object& targets, std::int64_t first_token,
                      const py::object& running, float scale, float cap, const py::object& teacher,
                      const py::object& teacher_running) {
   by_type(logits, "logits", [&](auto type) {
     using T = decltype(type);
     const Extent extent(logits, "logits");
     const std::int64_t n = extent.rows;
-    within(first_word, 0, "first_word");
+    within(first_token, 0, "first_token");
     if (teacher.is_none() != teacher_running.is_none()) {
       throw py::value_error("teacher and teacher_running: expected both or none");
     }
@@ -193,7 +193,7 @@ void py_running_loss(const py::object& logits, const py::object& targets, std::i
       return reinterpret_cast<Running*>(out<float>(object, name, {n, 3}));
     };
     run_without_gil(Loss<T>{in<T>(logits, "logits", {n, kAny}), in_or_null<T>(teacher, "teacher", {n, extent.columns}),
-                            in<std::int64_t>(targets, "targets", {n}), n, extent.columns, first_word, scale, cap,
+                            in<std::int64_t>(targets, "targets", {n}), n, extent.columns, first_token, scale, cap,
                             state(running, "running"),
                             teacher.is_none() ? nullptr : state(teacher_running, "teacher_running")});
   });
@@ -204,8 +204,8 @@ void py_running_loss(const py::object& logits, const py::object& targets, std::i
 void bind_blocks(py::module_& module) {
   const py::object none = py::none();
   module.def("rms_norm", &py_rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("out"),
-             py::arg("delta") = none, py::arg("sum") = none, py::arg("after") = none,
-             py::arg("after_eps") = 0.0f, py::arg("factor") = 1.0f, py::arg("gemma") = false);
+             py::arg("delta") = none, py::arg("sum") = none, py::arg("after") = none, py::arg("after_eps") = 0.0f,
+             py::arg("factor") = 1.0f, py::arg("gemma") = false);
   module.def("rotary", &py_rotary, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("query_heads"),
              py::arg("key_heads"), py::arg("query_norm") = none, py::arg("key_norm") = none, py::arg("eps") = 0.0f,
              py::arg("gemma") = false, py::arg("joint_norms") = false);
@@ -214,7 +214,7 @@ void bind_blocks(py::module_& module) {
   module.def("causal_attention", &py_causal_attention, py::arg("qkv"), py::arg("tokens"), py::arg("heads"),
              py::arg("kv_heads"), py::arg("scale"), py::arg("asked"), py::arg("out"), py::arg("positions") = none,
              py::arg("sliding_window") = 0, py::arg("cap") = 0.0f);
-  module.def("running_loss", &py_running_loss, py::arg("logits"), py::arg("targets"), py::arg("first_word"),
+  module.def("running_loss", &py_running_loss, py::arg("logits"), py::arg("targets"), py::arg("first_token"),
              py::arg("running"), py::arg("scale") = 1.0f, py::arg("cap") = 0.0f, py::arg("teacher") = none,
              py::arg("teacher_running") = none);
 }

@@ -1,5 +1,5 @@
-// The kernels of blocks.h once an instruction set. Each takes a range of its work's items: rows, or for attention pairs
-// of window and key head.
+// The table of blocks.h's kernels. Each works on a range of its items: rows, or for attention pairs of a window and a
+// key head.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +27,6 @@ struct BlockKernels {
   KernelsOf<Bf16> bf16;
 };
 
-extern const BlockKernels kBlockKernelsPortable;
-#if LAYERCOOP_X86
-extern const BlockKernels kBlockKernelsAvx2;
-extern const BlockKernels kBlockKernelsAvx512;
-#endif
+extern const BlockKernels kBlockKernelsPortable, kBlockKernelsAvx2, kBlockKernelsAvx512;
 
 }  // namespace layercoop::blocks

@@ -1,4 +1,4 @@
-// The kernels of blocks.h, written once over the sixteen lanes that the including file has chosen, in its own copy.
+// The kernels of block_kernels.h over the vectors that the including file has chosen.
 //
 // No lambdas here: a lambda does not inherit its function's target attribute.
 #pragma once
@@ -111,8 +111,8 @@ LAYERCOOP_TARGET void rotary(const Rotary<T, Angle>& work, std::int64_t begin, s
   }
 }
 
-// Both activations are g / (1 + exp(-u)): u = g for SiLU; for GELU by tanh, since (1 + tanh(t)) / 2 = 1 / (1 + exp(-2t)),
-// u = 2 sqrt(2 / pi) (g + 0.044715 g^3).
+// Both activations are g / (1 + exp(-u)): u = g for SiLU; for GELU by tanh, since
+// (1 + tanh(t)) / 2 = 1 / (1 + exp(-2t)), u = 2 sqrt(2 / pi) (g + 0.044715 g^3).
 template <typename T>
 LAYERCOOP_TARGET void gated(const Gated<T>& work, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
@@ -144,12 +144,7 @@ constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
 template <int vectors>
 LAYERCOOP_INLINE void product_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
                                    std::int64_t depth, float* c, std::int64_t c_stride) {
-  Floats16 sums[kTileRows][vectors];
-#pragma GCC unroll 6
-  for (int i = 0; i < kTileRows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) sums[i][j] = 0.0f;
-  }
+  Floats16 sums[kTileRows][vectors] = {};
   for (std::int64_t k = 0; k < depth; ++k) {
     Floats16 column[vectors];
 #pragma GCC unroll 4
@@ -216,8 +211,8 @@ LAYERCOOP_TARGET float exponentials(float* scores, std::int64_t begin, std::int6
   return total(sum);
 }
 
-// Keys (transposed) and values of one head in fp32, by the position at which they were written last, and the scores of
-// six queries: all that stays in cache. Columns are padded to whole vectors.
+// What attention keeps in cache for one head: keys (transposed) and values in fp32, at each position those written
+// last, and the scores of six queries. Columns are padded to whole vectors.
 struct AttentionSpace {
   std::int64_t token_columns;
   std::int64_t width_columns;
@@ -268,9 +263,10 @@ LAYERCOOP_INLINE std::int64_t first_seen(const Attention<T>& work, std::int64_t 
   return work.sliding_window == 0 ? 0 : std::max<std::int64_t>(0, position - work.sliding_window + 1);
 }
 
-// At most six queries of one head, at `tokens` of the window. They are in one run of rows at consecutive positions, of
-// which token `first` stands at `position`. (Of fewer, the rest are left over from before, and their results unused.) A
-// query's bits do not depend on the others: to the keys that it does not see belong scores of zero, which add nothing.
+// Attention of at most six queries of one head, at `tokens` of the window. They belong to one run of rows at
+// consecutive positions, in which token `first` is at `position`. If there are fewer than six, the remaining rows hold
+// old data whose results are not used. A query's bits do not depend on the others: keys that it does not see get scores
+// of zero, which add nothing.
 template <typename T>
 LAYERCOOP_INLINE void attend(const Attention<T>& work, const T* rows, const std::int64_t* tokens, std::int64_t queries,
                              std::int64_t first, std::int64_t position, std::int64_t columns, T* out, std::int64_t head,
@@ -305,8 +301,8 @@ LAYERCOOP_INLINE void attend(const Attention<T>& work, const T* rows, const std:
   }
 }
 
-// A run of rows at consecutive positions finds what its rows see in front of it in the space: depth first, that is what
-// was written there last.
+// Each run of rows at consecutive positions writes its keys and values at these positions. Since trees are written
+// depth first, the space then holds at every position just what the run's rows see.
 template <typename T>
 LAYERCOOP_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::int64_t end) {
   AttentionSpace space(work.depth, work.width);
@@ -336,12 +332,12 @@ LAYERCOOP_TARGET void attention(const Attention<T>& work, std::int64_t begin, st
   }
 }
 
-// scale * logit, softly capped, into z; returns the largest. tanh(u) = 1 - 2 / (exp(2u) + 1).
+// z = scale * logit, softly capped; returns the largest. tanh(u) = 1 - 2 / (exp(2u) + 1).
 template <typename T>
-LAYERCOOP_INLINE float scaled_logits(const T* logits, std::int64_t words, float scale, float cap, float* z) {
+LAYERCOOP_INLINE float scaled_logits(const T* logits, std::int64_t columns, float scale, float cap, float* z) {
   Floats16 most = kLowest;
-  for (std::int64_t j = 0; j < words; j += kLanes) {
-    const int n = lanes_left(j, words);
+  for (std::int64_t j = 0; j < columns; j += kLanes) {
+    const int n = lanes_left(j, columns);
     Floats16 x = read(logits + j, n) * scale;
     if (cap != 0.0f) {
       const Floats16 e = exp(x * (2.0f / cap));
@@ -353,7 +349,7 @@ LAYERCOOP_INLINE float scaled_logits(const T* logits, std::int64_t words, float 
   return largest(most);
 }
 
-// A later tile has a larger number in it: what was summed before shrinks by this factor.
+// Scales the running sum to a new largest logit, and returns the factor.
 inline float rescale(Running& running, float tile_largest) {
   const float before = running.largest;
   running.largest = std::max(before, tile_largest);
@@ -362,36 +358,37 @@ inline float rescale(Running& running, float tile_largest) {
   return factor;
 }
 
-LAYERCOOP_INLINE float sum_exponentials(const float* z, std::int64_t words, float shift) {
+LAYERCOOP_INLINE float sum_exponentials(const float* z, std::int64_t columns, float shift) {
   Floats16 sum = 0.0f;
-  for (std::int64_t j = 0; j < words; j += kLanes) {
-    sum = sum + select_first(lanes_left(j, words), exp_of_term(Floats16::load(z + j) - shift), 0.0f);
+  for (std::int64_t j = 0; j < columns; j += kLanes) {
+    sum = sum + select_first(lanes_left(j, columns), exp_of_term(Floats16::load(z + j) - shift), 0.0f);
   }
   return total(sum);
 }
 
 template <typename T>
 LAYERCOOP_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end) {
-  const auto columns = static_cast<std::size_t>(round_up(work.words, kLanes));
-  std::vector<float> student(columns);
-  std::vector<float> teacher(work.teacher != nullptr ? columns : 0);
+  const auto padded = static_cast<std::size_t>(round_up(work.columns, kLanes));
+  std::vector<float> student(padded);
+  std::vector<float> teacher(work.teacher != nullptr ? padded : 0);
   for (std::int64_t row = begin; row < end; ++row) {
     Running& running = work.running[row];
-    rescale(running, scaled_logits(work.logits + row * work.words, work.words, work.scale, work.cap, student.data()));
-    running.sum += sum_exponentials(student.data(), work.words, running.largest);
+    rescale(running,
+            scaled_logits(work.logits + row * work.columns, work.columns, work.scale, work.cap, student.data()));
+    running.sum += sum_exponentials(student.data(), work.columns, running.largest);
     const std::int64_t target = work.targets[row];
-    if (target >= work.first_word && target - work.first_word < work.words) {
-      running.target = student[static_cast<std::size_t>(target - work.first_word)];
+    if (target >= work.first_token && target - work.first_token < work.columns) {
+      running.target = student[static_cast<std::size_t>(target - work.first_token)];
     }
     if (work.teacher == nullptr) continue;
 
     Running& other = work.teacher_running[row];
     other.target *= rescale(
-        other, scaled_logits(work.teacher + row * work.words, work.words, work.scale, work.cap, teacher.data()));
+        other, scaled_logits(work.teacher + row * work.columns, work.columns, work.scale, work.cap, teacher.data()));
     Floats16 sum = 0.0f;
     Floats16 difference = 0.0f;
-    for (std::int64_t j = 0; j < work.words; j += kLanes) {
-      const int n = lanes_left(j, work.words);
+    for (std::int64_t j = 0; j < work.columns; j += kLanes) {
+      const int n = lanes_left(j, work.columns);
       const Floats16 t = Floats16::load(teacher.data() + j);
       const Floats16 e = select_first(n, exp_of_term(t - other.largest), 0.0f);
       sum = sum + e;

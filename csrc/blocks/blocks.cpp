@@ -10,21 +10,17 @@
 namespace layercoop::blocks {
 namespace {
 
-// Numbers a thread takes at a time: some tens of microseconds of work, so that waking it pays.
+// Numbers that a thread takes at a time: some tens of microseconds of work, so that waking it pays.
 constexpr std::int64_t kNumbersPerRange = 1 << 16;
 
-#if LAYERCOOP_X86
-constexpr cpu::Versions<const BlockKernels> kLevels{&kBlockKernelsPortable, &kBlockKernelsAvx2, &kBlockKernelsAvx512};
-#else
-constexpr cpu::Versions<const BlockKernels> kLevels{&kBlockKernelsPortable};
-#endif
+constexpr cpu::Versions<const BlockKernels> kVersions = LAYERCOOP_VERSIONS(kBlockKernels);
 
 template <typename T>
 const KernelsOf<T>& kernels() {
   if constexpr (std::is_same_v<T, float>) {
-    return kLevels.get()->fp32;
+    return kVersions.get()->fp32;
   } else {
-    return kLevels.get()->bf16;
+    return kVersions.get()->bf16;
   }
 }
 
@@ -59,13 +55,13 @@ void run(const Gated<T>& work) {
 
 template <typename T>
 void run(const Attention<T>& work) {
-  // An item is already some hundred microseconds: one at a time, so that threads finish together.
+  // An item takes some hundred microseconds: one at a time, so that threads finish together.
   share(kernels<T>().attention, work, work.windows * work.kv_heads, kNumbersPerRange);
 }
 
 template <typename T>
 void run(const Loss<T>& work) {
-  share(kernels<T>().loss, work, work.rows, work.words);
+  share(kernels<T>().loss, work, work.rows, work.columns);
 }
 
 template void run(const RmsNorm<float>&);

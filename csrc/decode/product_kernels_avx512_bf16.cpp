@@ -1,7 +1,7 @@
 #include "cpu/dispatch.h"
 #if LAYERCOOP_X86
 
-#define LAYERCOOP_DOTS_BF16
+#define LAYERCOOP_TARGET LAYERCOOP_AVX512_BF16
 #include "decode/dots_avx512.h"
 
 #include "decode/product_kernels_impl.h"
@@ -9,7 +9,7 @@
 namespace layercoop::decode {
 namespace {
 
-// bf16 weights times inputs rounded to bf16, two columns an instruction.
+// bf16 weights times inputs rounded to bf16, two columns at a time.
 struct Bf16Dots {
   static constexpr int most_rows = kFloatRows;
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }

@@ -1,7 +1,8 @@
 #include "cpu/dispatch.h"
 #if LAYERCOOP_X86
 
-#define LAYERCOOP_DOTS_VNNI
+#define LAYERCOOP_TARGET LAYERCOOP_AVX512_VNNI
+#define LAYERCOOP_VNNI
 #include "decode/dots_avx512.h"
 
 #include "decode/product_kernels_impl.h"

@@ -1,10 +1,8 @@
-// The products of product_kernels.h, written once over the sixteen lanes (simd/floats_*.h) and the dot products of four
-// columns (dots_*.h) that the including file has chosen, in its own copy.
+// The kernels of product_kernels.h over the vectors of floats and the dot products of integers (dots_*.h) that the
+// including file has chosen.
 //
-// An output is one chain of sums over the columns in order, whatever is computed beside it: so a row's bits do not
-// depend on the other rows. What hides the latency of a chain is other chains, of more rows or more tiles.
-//
-// No lambdas here: a lambda does not inherit its function's target attribute.
+// An output is one chain of sums over the columns in order, whatever is computed at the same time, so a row's bits do
+// not depend on the other rows. Chains of other rows or other tiles hide the latency of a chain.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +17,8 @@ namespace {
 
 using namespace simd;
 
-// What a kind of product does for `rows` input rows, beginning at `row`, and `tiles` tiles at `weights`: the sums of
-// all. `most_rows` at a time fit the registers, `tiles_of(rows)` tiles are taken at once.
+// A kind of product computes the sums of `rows` input rows, from `row` on, with `tiles` tiles at `weights`. The sums of
+// `most_rows` rows fit the registers; `tiles_of(rows)` tiles are taken at once.
 struct Fp32 {
   static constexpr int most_rows = kFloatRows;
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
@@ -42,7 +40,7 @@ struct Fp32 {
   }
 };
 
-// bf16 weights as what they are, times fp32 inputs.
+// bf16 weights, widened, times fp32 inputs.
 struct Bf16Widened {
   static constexpr int most_rows = kFloatRows;
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
@@ -61,22 +59,24 @@ struct Bf16Widened {
         const Floats16 second = load_second_of_pairs(pair);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
-          sums[t][r] = fma(x[r * stride + 2 * k], first, sums[t][r]);
-          sums[t][r] = fma(x[r * stride + 2 * k + 1], second, sums[t][r]);
+          sums[t][r] = fma(x[r * stride + 2 * k + 1], second, fma(x[r * stride + 2 * k], first, sums[t][r]));
         }
       }
     }
   }
 };
 
-// scale * scale of the input * sum of q * q of the input, group by group.
-struct Int8 {
+// Group by group, scale * scale of the input * sum of q * q of the input; int4 adds min * scale of the input * sum of q
+// of the input.
+template <Format format>
+struct Integers {
   static constexpr int most_rows = kIntRows;
   static constexpr int tiles_of(int) { return 1; }
 
   template <int rows, int tiles>
   static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
                                    Floats16 (&sums)[tiles][rows]) {
+    constexpr bool is_int4 = format == Format::int4;
     const std::int64_t stride = inputs.stride();
     const std::int64_t groups = inputs.group_stride();
     const std::int8_t* q = inputs.q() + row * stride;
@@ -85,54 +85,32 @@ struct Int8 {
     const std::int64_t used = inputs.groups();
     for (std::int64_t g = 0; g < used; ++g) {
       Floats16 dots[rows];
-      dots_int8<rows>(weights + int8_quants(g), q + g * kGroup, stride, q_sums + g, groups, dots);
-      const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(weights + int8_scales(g)));
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        sums[0][r] = fma(dots[r], scale * scales[r * groups + g], sums[0][r]);
+      if constexpr (is_int4) {
+        dots_int4<rows>(weights + int4_quants(g), q + g * kGroup, stride, dots);
+      } else {
+        dots_int8<rows>(weights + int8_quants(g), q + g * kGroup, stride, q_sums + g, groups, dots);
       }
-    }
-  }
-};
-
-// The same, and min * scale of the input * sum of the input's q.
-struct Int4 {
-  static constexpr int most_rows = kIntRows;
-  static constexpr int tiles_of(int) { return 1; }
-
-  template <int rows, int tiles>
-  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
-                                   Floats16 (&sums)[tiles][rows]) {
-    const std::int64_t stride = inputs.stride();
-    const std::int64_t groups = inputs.group_stride();
-    const std::int8_t* q = inputs.q() + row * stride;
-    const float* scales = inputs.scales() + row * groups;
-    const std::int32_t* q_sums = inputs.sums() + row * groups;
-    const std::int64_t used = inputs.groups();
-    for (std::int64_t g = 0; g < used; ++g) {
-      Floats16 dots[rows];
-      dots_int4<rows>(weights + int4_quants(g), q + g * kGroup, stride, dots);
-      const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_scales(g)));
-      const Floats16 low = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_mins(g)));
+      const std::uint8_t* const at = weights + (is_int4 ? int4_scales(g) : int8_scales(g));
+      const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(at));
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const float x_scale = scales[r * groups + g];
         sums[0][r] = fma(dots[r], scale * x_scale, sums[0][r]);
-        sums[0][r] = fma(low, x_scale * static_cast<float>(q_sums[r * groups + g]), sums[0][r]);
+        if constexpr (is_int4) {
+          const Floats16 low = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_mins(g)));
+          sums[0][r] = fma(low, x_scale * static_cast<float>(q_sums[r * groups + g]), sums[0][r]);
+        }
       }
     }
   }
 };
+using Int8 = Integers<Format::int8>;
+using Int4 = Integers<Format::int4>;
 
 template <typename Kind, int rows, int tiles>
 LAYERCOOP_INLINE void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
                                std::int64_t out_stride, std::int64_t tile) {
-  Floats16 sums[tiles][rows];
-#pragma GCC unroll 8
-  for (int t = 0; t < tiles; ++t) {
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) sums[t][r] = 0.0f;
-  }
+  Floats16 sums[tiles][rows] = {};
   Kind::template run<rows, tiles>(matrix.tile(tile), matrix.tile_bytes(), inputs, row, sums);
 #pragma GCC unroll 8
   for (int t = 0; t < tiles; ++t) {
@@ -165,7 +143,7 @@ LAYERCOOP_TARGET void product(const Matrix& matrix, const Inputs& inputs, float*
   const std::int64_t last = (end + kTile - 1) / kTile;
   const std::int64_t rows = inputs.rows();
   const std::int64_t passes = (rows + Kind::most_rows - 1) / Kind::most_rows;
-  // One pass runs through all tiles; where there are several, each few tiles stay in the cache for all of them.
+  // A single pass goes through all tiles. Several passes take a few tiles each time, which stay in the cache.
   constexpr std::int64_t few = 2;
   const std::int64_t step = passes > 1 ? few : std::max<std::int64_t>(1, last - first);
   for (std::int64_t tile = first; tile < last; tile += step) {
@@ -196,9 +174,9 @@ LAYERCOOP_TARGET inline void quantise(const float* x, std::int64_t groups, std::
     const Floats16 b = Floats16::load(x + g * kGroup + kTile);
     const Floats16 zero = 0.0f;
     const float most = largest(max(max(zero - a, a), max(zero - b, b)));
-    // Zero where all are finite, else NaN.
+    // 0 if all numbers are finite, else NaN.
     const float finite = total(a * zero + b * zero);
-    // 127 / most would be infinite below; such inputs are nothing.
+    // 127 / most would overflow for smaller numbers, which count as 0.
     const bool any = most > 1e-30f && finite == 0.0f;
     const float inverse = any ? 127.0f / most : 0.0f;
     scales[g] = (any ? most / 127.0f : 0.0f) + finite;

@@ -9,15 +9,10 @@
 namespace layercoop::decode {
 namespace {
 
-#if LAYERCOOP_X86
-constexpr cpu::Versions<const ProductKernels> kLevels{&kProductKernelsPortable, &kProductKernelsAvx2,
-                                                      &kProductKernelsAvx512};
-#else
-constexpr cpu::Versions<const ProductKernels> kLevels{&kProductKernelsPortable};
-#endif
+constexpr cpu::Versions<const ProductKernels> kVersions = LAYERCOOP_VERSIONS(kProductKernels);
 
 Product* product_of(Format format) {
-  const Products& plain = kLevels.get()->products;
+  const Products& plain = kVersions.get()->products;
 #if LAYERCOOP_X86
   if (format == Format::bf16 && cpu::uses_bf16_dots()) return kBf16Dots;
   if (format == Format::int8 && cpu::uses_int8_dots()) return kInt8Vnni;
@@ -50,7 +45,7 @@ void Inputs::prepare(std::int64_t rows, std::int64_t columns, Format format) {
   rows_ = rows;
   columns_ = columns;
   groups_ = padded(columns) / kGroup;
-  const ProductKernels& level = *kLevels.get();
+  const ProductKernels& level = *kVersions.get();
   for (std::int64_t r = 0; r < rows; ++r) {
     float* x = row(r);
     std::fill(x + columns, x + groups_ * kGroup, 0.0f);

@@ -8,7 +8,9 @@
 #include "cpu/dispatch.h"
 #include "half.h"
 
+#if !defined(LAYERCOOP_TARGET)
 #define LAYERCOOP_TARGET LAYERCOOP_AVX2
+#endif
 #define LAYERCOOP_INLINE LAYERCOOP_TARGET __attribute__((always_inline)) inline
 
 #include "simd/pair.h"
@@ -47,6 +49,7 @@ LAYERCOOP_INLINE Floats operator+(Floats a, Floats b) { return _mm256_add_ps(a.x
 LAYERCOOP_INLINE Floats operator-(Floats a, Floats b) { return _mm256_sub_ps(a.x, b.x); }
 LAYERCOOP_INLINE Floats operator*(Floats a, Floats b) { return _mm256_mul_ps(a.x, b.x); }
 LAYERCOOP_INLINE Floats operator/(Floats a, Floats b) { return _mm256_div_ps(a.x, b.x); }
+// Not for kernels whose target lacks FMA.
 LAYERCOOP_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a.x, b.x, c.x); }
 LAYERCOOP_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a.x, b.x); }
 LAYERCOOP_INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a.x, b.x); }

@@ -1,4 +1,4 @@
-// Prediction and flips for one instruction set; see kernels_impl.h for the rules.
+// Prediction and flips; a part of network_kernels_impl.h.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct Rows {
   }
 };
 
-// x of kAtOnce vectors of units, side by side: their sums do not wait for each other.
+// x of kAtOnce vectors of units together: their sums do not wait for each other.
 template <int kAtOnce>
 LAYERCOOP_INLINE void pre_activations(const FlatTile& tile, const Rows& rows, int unit, Floats (&x)[kAtOnce]) {
 #pragma GCC unroll 4
@@ -74,7 +74,7 @@ void predict(const FlatTile& tile, const std::uint64_t* masks, std::int64_t coun
   }
 }
 
-// Where in `columns` and `factors` the flips of players [player, player + kFlips) stand for this mask.
+// Where `columns` and `factors` hold the flips of players [player, player + kFlips) of this mask.
 LAYERCOOP_INLINE void flip_offsets(const FlatTile& tile, const std::uint64_t* mask, int player,
                                    std::int64_t (&offsets)[kFlips]) {
   const std::int64_t kept_row = std::int64_t{tile.n_rows} * tile.n_units;
@@ -114,9 +114,7 @@ LAYERCOOP_TARGET void flip_fast(const FlatTile& tile, const std::uint64_t* mask,
   for (int player = 0; player < tile.n_players; player += kFlips) {
     std::int64_t offsets[kFlips];
     flip_offsets(tile, mask, player, offsets);
-    Floats acc[kFlips];
-#pragma GCC unroll 8
-    for (int f = 0; f < kFlips; ++f) acc[f] = 0.0f;
+    Floats acc[kFlips] = {};
     add_flips<Signs::negative>(tile, linear, curve, offsets, 0, negative, acc);
     add_flips<Signs::mixed>(tile, linear, curve, offsets, negative, positive, acc);
     add_flips<Signs::positive>(tile, linear, curve, offsets, positive, tile.n_units, acc);
@@ -130,9 +128,7 @@ LAYERCOOP_TARGET void flip_plain(const FlatTile& tile, const std::uint64_t* mask
   for (int player = 0; player < tile.n_players; player += kFlips) {
     std::int64_t offsets[kFlips];
     flip_offsets(tile, mask, player, offsets);
-    Floats acc[kFlips];
-#pragma GCC unroll 8
-    for (int f = 0; f < kFlips; ++f) acc[f] = 0.0f;
+    Floats acc[kFlips] = {};
     for (int unit = 0; unit < tile.n_units; unit += Floats::kLanes) {
       const Floats base = Floats::load(x + unit);
       const Floats output = Floats::load(tile.output + unit);
@@ -160,7 +156,7 @@ LAYERCOOP_TARGET float flip_as(const FlatTile& tile, const std::uint64_t* mask, 
   return tile.constant + total(acc);
 }
 
-// CELU with tables of factors: as flip_as, by flip_fast where the pre-activations of this mask are in its range too.
+// flip_as for CELU with tables of factors: by flip_fast if the pre-activations of this mask are in its range.
 LAYERCOOP_TARGET float flip_celu(const FlatTile& tile, const std::uint64_t* mask, float* scratch, float* logits) {
   const Rows rows(tile, mask);
   const Floats zero = 0.0f;

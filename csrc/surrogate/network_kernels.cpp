@@ -1,15 +1,12 @@
 #include "surrogate/network_kernels.h"
 
 namespace layercoop::surrogate {
+namespace {
 
-const NetworkKernels& network_kernels() noexcept {
-#if LAYERCOOP_X86
-  constexpr cpu::Versions<const NetworkKernels> versions{&kNetworkKernelsPortable, &kNetworkKernelsAvx2,
-                                                         &kNetworkKernelsAvx512};
-#else
-  constexpr cpu::Versions<const NetworkKernels> versions{&kNetworkKernelsPortable};
-#endif
-  return *versions.get();
-}
+constexpr cpu::Versions<const NetworkKernels> kVersions = LAYERCOOP_VERSIONS(kNetworkKernels);
+
+}  // namespace
+
+const NetworkKernels& network_kernels() noexcept { return *kVersions.get(); }
 
 }  // namespace layercoop::surrogate

@@ -1,6 +1,4 @@
-// The bodies of kernels.h for one instruction set; included once a .cpp, after one of the vec_*.h.
-//
-// Every function that touches a Floats is marked with the target, and there are no lambdas: they would not inherit it.
+// The kernels of network_kernels.h over the vectors of floats that the including file has chosen.
 #pragma once
 
 #include <cstdint>
@@ -65,12 +63,7 @@ LAYERCOOP_TARGET void evaluate_as(const Tile& tile, float* logits) {
       const float* const high_linear = tile.high_linear + group * tile.n_units * kGroup + k0;
       const float* const high_factor = tile.high_factor + group * tile.n_fast * kGroup + k0;
       for (int lane = 0; lane < kBlock; lane += kVectors * Floats::kLanes) {
-        Accumulators acc;
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 8
-          for (int k = 0; k < kHigh; ++k) acc.sum[v][k] = 0.0f;
-        }
+        Accumulators acc = {};
         add_fast_units(tile, 0, tile.n_negative, high_linear, high_factor, lane, acc);
         const Floats constant = tile.constant;
 #pragma GCC unroll 2

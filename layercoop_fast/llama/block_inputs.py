@@ -92,9 +92,9 @@ def read_rope(
 def handed_masks(call: BlockCall, convention: Convention) -> Iterator[tuple[str | int, Tensor]]:
     """Tensors among a call's arguments that may be masks, and where they are: all but indices and the hidden state."""
     for where, value in call.arguments():
-        if where != convention.takes and isinstance(value, Tensor):
-            if value.is_floating_point() or value.dtype == torch.bool:
-                yield where, value
+        matters = isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool)
+        if where != convention.takes and matters:
+            yield where, value
 
 
 def causal_mask(tokens: int, sliding_window: int = 0, device: torch.device | None = None) -> Tensor:

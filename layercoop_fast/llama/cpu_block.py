@@ -3,8 +3,8 @@
     fast.run([pool[2], pool[5]], [pool[2], pool[7]])         # stored states, in place or not, without a copy
 
 It computes the formula of `block.py`; either half can be run alone. What a window comes to does not depend on the
-other windows, bit for bit: each kernel works row by row or window by window in a fixed order, and so do torch's products
-from some number of rows on (`kernels/rows.py`).
+other windows, bit for bit: each kernel works row by row or window by window in a fixed order, and so do torch's
+products from some number of rows on (`kernels/rows.py`).
 """
 
 from __future__ import annotations

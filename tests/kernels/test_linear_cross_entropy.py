@@ -138,7 +138,7 @@ def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
     [
         ({"targets": np.zeros(3, np.int64)}, r"targets: .* int64\[4\], got shape \(3,\)"),
         ({"running": np.zeros((4, 2), np.float32)}, r"running: .* float32\[4, 3\], got shape \(4, 2\)"),
-        ({"first_word": -1}, "first_word: -1 is below 0"),
+        ({"first_token": -1}, "first_token: -1 is below 0"),
         ({"teacher": np.zeros((4, 6), np.float32)}, "teacher and teacher_running: expected both or none"),
     ],
 )
@@ -146,7 +146,7 @@ def test_bad_arrays(changes: dict[str, Any], message: str) -> None:
     good = {
         "logits": np.zeros((4, 6), np.float32),
         "targets": np.zeros(4, np.int64),
-        "first_word": 0,
+        "first_token": 0,
         "running": np.zeros((4, 3), np.float32),
     }
     with pytest.raises(ValueError, match=message):

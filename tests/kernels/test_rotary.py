@@ -70,6 +70,38 @@ def test_the_oracle_is_hugging_faces() -> None:
     assert torch.equal(rotary_reference(x, cos, sin, query_heads, key_heads), turned.transpose(1, 2).reshape(x.shape))
 
 
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("gemma", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norms_of_all_heads_together_and_in_gemmas_form(
+    level: str, shape: tuple[int, ...], gemma: bool, joint: bool
+) -> None:
+    x, cos, sin, query_heads, key_heads = inputs(shape, torch.float32)
+    query, key = (noise(shape[2] * (heads if joint else 1), seed=heads) for heads in (query_heads, key_heads))
+    weights = HeadNorms(query, key if key_heads else None, 1e-6, gemma)
+    wide = HeadNorms(query.double(), key.double() if key_heads else None, 1e-6, gemma)
+    expected = rotary_reference(x.double(), cos.double(), sin.double(), query_heads, key_heads, wide)
+    found = rotary_(x.clone(), cos, sin, query_heads, key_heads, weights)
+    assert_near(found, expected, relative=1e-6, absolute=2e-6)
+    few = HeadNorms(query.bfloat16(), key.bfloat16() if key_heads else None, 1e-6, gemma)
+    x, cos, sin = x.bfloat16(), cos.bfloat16(), sin.bfloat16()
+    expected = rotary_reference(x, cos, sin, query_heads, key_heads, few)
+    found = rotary_(x, cos, sin, query_heads, key_heads, few)
+    # A norm off by one rounding, of up to 4 times what llama's form gives, may be off by another after the sum.
+    assert_near(found, expected, relative=2**-7, absolute=2**-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_angles_in_fp32_beside_bf16_are_rounded_once(level: str, shape: tuple[int, ...]) -> None:
+    x, cos, sin, query_heads, key_heads = inputs(shape, torch.bfloat16)
+    cos, sin = cos.float() * 0.99, sin.float() * 1.01
+    expected = rotary_reference(x, cos, sin, query_heads, key_heads)
+    exact = rotary_reference(x.double(), cos.double(), sin.double(), query_heads, key_heads)
+    found = rotary_(x, cos, sin, query_heads, key_heads)
+    assert_within_a_rounding(found, expected)
+    assert_near(found, exact, relative=2**-8, absolute=1e-6)
+
+
 def test_one_norm_alone(level: str) -> None:
     x, cos, sin, query_heads, key_heads = inputs((4, 2, 8, 1, 1, 0), torch.float32)
     weights = HeadNorms(key=noise(8, seed=2), eps=1e-6)

@@ -23,12 +23,12 @@ from layercoop_fast.runtime import batching
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.native import NativeExecutor
+from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.requests import Request
-from layercoop_fast.runtime.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("restore_core")
 
-FITTING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3")
+FITTING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "phi3")
 LEVELS = _C.isa_available()
 LAYERS = 4
 
@@ -391,16 +391,16 @@ def test_rows_that_no_model_can_compute_are_refused() -> None:
     run()
     i32 = {"dtype": np.int32}
     for change, message in (
-        ({"tokens": np.array([4, 300], **i32)}, "row 1: its token is no word"),
+        ({"tokens": np.array([4, 300], **i32)}, "row 1: its token is not in the vocabulary"),
         ({"tokens": np.array([4, 5])}, "tokens: expected .*int32"),
         ({"positions": np.array([5, 7], **i32)}, "row 1: it does not follow the row before it"),
         ({"positions": np.array([-1, 0], **i32)}, "row 0: its position has no cosines"),
         ({"positions": np.array([63, 64], **i32)}, "row 1: its position is beyond its page table"),
         ({"positions": np.array([15, 16], **i32)}, "row 1: a page of block 0 is missing"),
-        ({"sequence": np.array([0, 1], **i32)}, "row 1: its sequence is none of those given"),
-        ({"parent": np.array([-1, 1], **i32)}, "row 1: its parent does not stand before it"),
+        ({"sequence": np.array([0, 1], **i32)}, "row 1: its sequence does not exist"),
+        ({"parent": np.array([-1, 1], **i32)}, "row 1: its parent does not come before it"),
         ({"parent": np.array([-1, 0], **i32), "fork": np.array([0, 3], **i32)}, "row 1: it forks before a block"),
-        ({"wanted": np.array([2], **i32)}, "wanted: 2 is no row"),
+        ({"wanted": np.array([2], **i32)}, "wanted: 2 is not a row"),
         ({"masks": np.full((1, 2), 4, dtype=np.uint8)}, "masks: sequence 0 keeps of block 0"),
         ({"tables": np.full((1, 2, 1), 9999, **i32)}, "row 1: a page of block 0 is missing"),
     ):

@@ -81,10 +81,12 @@ def with_growing_rotary() -> Any:
         (with_adapter, "its q_proj is a Adapted, not a plain Linear"),
         (with_relu, "gated neither by SiLU nor by GELU's tanh form"),
         (with_scaled_residuals, "its block 0 computes something else"),
-        (with_a_further_parameter, "further parameters among .*self_attn.sink"),
+        (with_a_further_parameter, "a further parameter, self_attn.sink"),
         (with_layer_norm, "its input_layernorm is no root-mean-square norm"),
         (with_shared_blocks, "its blocks share parameters"),
         (with_growing_rotary, "angles of its rotation depend on the length of the text"),
+        (lambda: tiny_model("olmo2", 2), "its halves norm what they add, not what they read"),
+        (lambda: tiny_model("granite", 2), "it multiplies what its halves add by 0.6"),
         (lambda: llama().to(torch.float16), "it is torch.float16 on cpu"),
     ],
 )
