@@ -50,6 +50,13 @@ class LayerSkipModel:
         held: uint8 [L], the halves of blocks whose weights are there (`masks/halves.py`).
         why_general: why blocks run through transformers' own code, where a faster way was looked for; else None.
         batcher: the requests under way, with the keys and values kept for later ones.
+
+    Example:
+        >>> from layercoop_fast import LayerSkipModel
+        >>> model = LayerSkipModel.from_pretrained("my-model")
+        >>> answer = model.generate([5, 6, 7], mask=[True, True, False, True], max_new_tokens=4, ignore_eos=True)
+        >>> len(answer.tokens)
+        4
     """
 
     def __init__(self, opened: Opened, *, prefill_tokens: int = PREFILL_TOKENS) -> None:
