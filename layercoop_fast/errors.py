@@ -19,6 +19,14 @@ class LayercoopError(Exception):
 
     Attributes:
         status: exit status of the command line.
+
+    Example:
+        >>> from layercoop_fast import LayercoopError, stratified_masks
+        >>> try:
+        ...     stratified_masks(4, 0)
+        ... except LayercoopError as error:
+        ...     print(error, error.status)
+        n_masks must be at least 1, not 0 2
     """
 
     status = 1
@@ -31,7 +39,16 @@ class LayercoopError(Exception):
 
 
 class RequestError(LayercoopError, ValueError):
-    """The request itself was wrong: a retry does not help until the request is changed. Exit status 2."""
+    """The request itself was wrong: a retry does not help until the request is changed. Exit status 2.
+
+    Example:
+        >>> from layercoop_fast import RequestError, get_sampler
+        >>> try:
+        ...     get_sampler("chain")
+        ... except RequestError as error:
+        ...     print(error)
+        unknown sampler 'chain': did you mean 'chains'? The samplers are strata, two-stage, chains, subsets
+    """
 
     status = 2
 
@@ -40,6 +57,11 @@ class RunError(LayercoopError, RuntimeError):
     """A valid request failed while it ran (disk full, a model that returns no logits). Exit status 1.
 
     No file is left half-written.
+
+    Example:
+        >>> from layercoop_fast import RunError
+        >>> RunError("the disk is full").status
+        1
     """
 
     status = 1

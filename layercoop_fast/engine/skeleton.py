@@ -56,6 +56,13 @@ class Skeleton:
         embedding_norm: the child of the first block that belongs to the embedding (RWKV), or None.
 
     Raises `RequestError` where the model does not have this structure (see `find_blocks` and `learn_convention`).
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> from layercoop_fast import Skeleton
+        >>> skeleton = Skeleton(AutoModelForCausalLM.from_pretrained("my-model"))
+        >>> skeleton.n_layers, skeleton.blocks_path
+        (4, 'model.layers')
     """
 
     def __init__(

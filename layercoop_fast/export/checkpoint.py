@@ -82,6 +82,14 @@ def export_checkpoint(
     Raises `RequestError` where `out` exists or cannot be a folder, or `kept` is malformed or has no plain config;
     `RunError` where the pruned model would not be the same computation, differs when it is opened again, or cannot be
     written. Exceptions of `finish` are passed on. Nothing is left behind after an error.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> from layercoop_fast import export_checkpoint
+        >>> model = AutoModelForCausalLM.from_pretrained("my-model")
+        >>> export_checkpoint(model, [0, 1, 3], "smaller", blocks_path="model.layers")
+        >>> AutoModelForCausalLM.from_pretrained("smaller").config.num_hidden_layers
+        3
     """
     protect_scales(model)
     with written_whole(Path(out), folder=True, force=force) as folder:

@@ -38,6 +38,13 @@ class ChoiceUtility:
         name: as the command line knows it.
         values: (log-probabilities of all tokens [M, N], layout) → what each item is worth [M, I]; a mask's worth is the
             mean over its items.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import ChoiceUtility
+        >>> utility = ChoiceUtility("zero", lambda log_probs, layout: np.zeros((len(log_probs), 1)))
+        >>> utility.name
+        'zero'
     """
 
     name: str
@@ -66,6 +73,13 @@ def choice_utility(name: str, function: Callable[[list[list[Floats]], Ints], flo
         name: identifies the function in fingerprints, so another function needs another name.
         function: (log-probabilities: of each item, of each of its options, float64 [tokens] in nats; labels int64 [I])
             → the worth of a mask, or float64 [I], the worth of each item.
+
+    Example:
+        >>> from layercoop_fast import choice_utility
+        >>> def mean_true(log_probs, labels):  # the true option's log-probability, mean over items
+        ...     return sum(float(item[label].sum()) for item, label in zip(log_probs, labels)) / len(labels)
+        >>> choice_utility("mean-true", mean_true).name  # give it to ModelGame as utility=
+        'mean-true'
     """
 
     def values(log_probs: Floats, layout: Layout) -> Floats:

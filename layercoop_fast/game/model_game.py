@@ -71,6 +71,16 @@ class ModelGame(FullModelRules["ModelGame"]):
         evaluations: what was asked and what that cost.
         source: the game that measures for this one, where this one is a run (`game/runs.py`).
         on_progress: as given.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import ModelGame
+        >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)
+        >>> masks = np.ones((2, game.n_players), dtype=bool)
+        >>> masks[1, 2] = False  # the second mask removes layer 2
+        >>> worths = game(masks)  # ppl(full model) / ppl(masked model)
+        >>> worths.shape, float(worths[0])
+        ((2,), 1.0)
     """
 
     def __init__(

@@ -33,6 +33,15 @@ class Worths:
             option by option (`game/item_utility.py`), and `nll` is the mean over the true options' tokens.
         window_tokens: int64 [W], scored tokens of each window.
         fingerprints: what the numbers belong to (model, calibration, utility, score_every, players, dtype, numerics).
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import ModelGame, Worths
+        >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)
+        >>> game.evaluate(np.ones((1, game.n_players), dtype=bool)).save("worths.npz")
+        >>> measured = Worths.load("worths.npz")
+        >>> measured.worths.tolist(), measured.window_nll.shape
+        ([1.0], (1, 2))
     """
 
     masks: NDArray[np.bool_]

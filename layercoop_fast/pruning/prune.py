@@ -56,6 +56,16 @@ def prune(model: str, out: str | Path, *, on_progress: Progress | None = None, *
 
     Raises `RequestError` for a wrong request, before anything is computed where that can be seen, and `RunError` for a
     failure on the way, also where the folder is not the masked model; nothing is left half-written.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> from layercoop_fast import prune
+        >>> pruned = prune(
+        ...     "my-model", "pruned", calibration="self", windows=2, tokens=16, remove=1, method="sleb",
+        ...     repair=False, measure_cost=False, samples=0,
+        ... )
+        >>> AutoModelForCausalLM.from_pretrained("pruned").config.num_hidden_layers, len(pruned.record["removed"])
+        (3, 1)
     """
     request = PruneRequest(**keywords)
     command = rerun_command(model, str(out), request)

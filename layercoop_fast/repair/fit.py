@@ -102,6 +102,14 @@ def fit_repair(
 
     Raises `RequestError` for a wrong mask or text, and for a quantised model. Where nothing can be repaired, or no
     repair helps, the result has no patches and its record says why.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import ModelGame, fit_repair
+        >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)
+        >>> repaired = fit_repair(game, np.array([True, False, True, True]), ["self"], tokens=512)
+        >>> repaired.mask.tolist(), repaired.record["texts"]
+        ([True, False, True, True], ['self'])
     """
     started = time.perf_counter()
     check_repairable(game)
@@ -132,6 +140,15 @@ def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
     """Worth and mean NLL (nats per token) of a repaired mask on the game's own windows, which the fit has not used.
 
     The game does not remember it, since it is not the worth of the mask itself.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import ModelGame, fit_repair, repaired_worth
+        >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)
+        >>> repaired = fit_repair(game, np.array([True, False, True, True]), ["self"], tokens=512)
+        >>> worth, nll = repaired_worth(game, repaired)
+        >>> worth > 0, nll > 0
+        (True, True)
     """
     return repaired_windows(game, repaired)[:2]
 

@@ -243,6 +243,13 @@ def find_draft(
         progress: called with ("drafts", masks measured, budget).
 
     Raises `RequestError` for a model with a recurrent state, without prompts, and for too small a budget.
+
+    Example:
+        >>> from layercoop_fast import LayerSkipModel, find_draft
+        >>> model = LayerSkipModel.from_pretrained("my-model")
+        >>> draft = find_draft(model.executor, [[5, 6, 7]], tokens=8, budget=10)
+        >>> len(model.generate([5, 6, 7], max_new_tokens=4, ignore_eos=True, draft=draft).tokens)
+        4
     """
     if not executor.rewindable:
         raise RequestError("this model carries a recurrent state, which cannot be wound back: it has no drafts")

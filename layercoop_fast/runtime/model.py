@@ -49,6 +49,13 @@ class LayerSkipModel:
         held: uint8 [L], the halves of blocks whose weights are in memory (`masks/halves.py`).
         why_general: why transformers' own blocks run, where a faster executor was requested or looked for; else None.
         batcher: the current requests, with the keys and values kept for later ones.
+
+    Example:
+        >>> from layercoop_fast import LayerSkipModel
+        >>> model = LayerSkipModel.from_pretrained("my-model")
+        >>> answer = model.generate([5, 6, 7], mask=[True, True, False, True], max_new_tokens=4, ignore_eos=True)
+        >>> len(answer.tokens)
+        4
     """
 
     def __init__(self, opened: Opened, *, prefill_tokens: int = PREFILL_TOKENS) -> None:

@@ -68,6 +68,14 @@ class Sampling:
         seed: of the random numbers; None draws a new one for each request.
 
     Raises `RequestError` for numbers that have no such meaning.
+
+    Example:
+        >>> from layercoop_fast import LayerSkipModel, Sampling
+        >>> model = LayerSkipModel.from_pretrained("my-model")
+        >>> way = Sampling(temperature=0.8, top_p=0.9, seed=1)
+        >>> one, other = (model.generate([5, 6, 7], max_new_tokens=4, sampling=way) for _ in range(2))
+        >>> one.tokens == other.tokens
+        True
     """
 
     temperature: float = option(0.0, SAMPLING, "0: always the most likely token. Higher: more varied tokens.")

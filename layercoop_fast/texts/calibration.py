@@ -62,6 +62,13 @@ class Calibration:
         domains: which text each window is of, where there are several.
         chat: whether they went through the model's chat template.
         pictures: what a vision-language model sees before each window's text (`image_text`).
+
+    Example:
+        >>> import torch
+        >>> from layercoop_fast import Calibration
+        >>> calibration = Calibration(torch.arange(32).view(2, 16), "two windows of my own")
+        >>> calibration.ids.shape
+        torch.Size([2, 16])
     """
 
     kind: ClassVar[str] = "text"
@@ -156,6 +163,16 @@ def image_text(
         spec: a name for records.
 
     Raises `RequestError` where rows and windows do not match or no text is left.
+
+    Example:
+        >>> import torch
+        >>> from transformers import AutoModelForCausalLM
+        >>> from layercoop_fast import Skeleton, image_text
+        >>> skeleton = Skeleton(AutoModelForCausalLM.from_pretrained("my-model"))  # in use a vision-language model
+        >>> ids = torch.arange(32).view(2, 16)  # in each window 5 tokens of the picture, then 11 of text
+        >>> calibration = image_text(ids, {"pixel_values": torch.zeros(2, 3, 8, 8)}, prefix=5, skeleton=skeleton)
+        >>> calibration.ids.shape
+        torch.Size([2, 16])
     """
     n_windows, tokens = ids.shape
     for name, value in inputs.items():

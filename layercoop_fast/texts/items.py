@@ -75,6 +75,17 @@ class Items:
         share: whether contexts are computed once for all that follows them; otherwise every sequence runs whole.
         device: of the tokens.
         stretch: tokens of text that each item and example was cut as; 0 for items that were given.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from layercoop_fast import ModelGame
+        >>> item = {"context": "2 + 2 =", "options": ["4", "5"], "label": 0}
+        >>> _ = Path("items.jsonl").write_text(json.dumps(item))
+        >>> game = ModelGame.from_pretrained("my-model", calibration="items.jsonl", utility="accuracy")
+        >>> items = game.calibration
+        >>> len(items.groups), len(items.groups[0])  # items, and options of the first
+        (1, 2)
     """
 
     kind: ClassVar[str] = "items with options"
