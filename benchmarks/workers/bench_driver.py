@@ -2,11 +2,11 @@
 
     python benchmarks/workers/bench_driver.py [--workers 128] [--rates 20 180 1800 0] [--masks 8000] [--layers 80]
 
-The driver's own code cuts the masks, hands out tasks, takes scores off `--workers` sockets, makes them known and commits
-them. Each rate is what one worker does, in unit evaluations a second (docs/clusters.md says whose those are); a
+The driver's own code cuts the masks, hands out tasks, takes numbers off `--workers` sockets, remembers and commits
+them. Each rate is what one worker does, in unit evaluations a second (docs/guides/clusters.md says whose those are); a
 head counts for `--head-cost` of them. 0 is as fast as they can, which shows the ceiling. `efficiency` is the time in
-which so many workers would do the work of one if nothing were lost, over the time seen; `of_the_cut` is what it would
-be with a driver that takes no time: prefixes computed twice, and workers that wait for the last. Ends in one JSON line.
+which N workers would do the work of one if nothing were lost, over the time seen; `of_the_cut` is what it would be with
+a driver that takes no time: prefixes computed twice, and workers that wait for the last. Ends in one JSON line.
 """
 
 from __future__ import annotations
