@@ -2,7 +2,7 @@
 
 A worker is a fresh interpreter (no fork: threads and locks of this process stay here) that talks over a socket pair. It
 opens the checkpoint itself. Weights that stay as they lie in the files are shared by all processes through the page
-cache, copies are not (docs/clusters.md gives figures). It ends with the driver, however that ended
+cache, copies are not (docs/clusters.md says what that comes to). It ends with the driver, however that ended
 (`workers/process.py`), and when the driver closes its end of the socket; it takes no part in Ctrl-C.
 """
 
