@@ -93,7 +93,7 @@ def test_text_that_is_searched_on_is_no_held_out_text(refused: Any, model: Path,
 
 def test_numbers_that_mean_nothing(refused: Any, model: Path, tmp_path: Path) -> None:
     assert "--seed" in refused("plan", "--layers", 4, "--seed", -1)
-    assert "kv-ratio must be above 0" in refused("plan", "--layers", 4, "--kv-ratio", "nan")
+    assert "--kv-ratio nan: it must be above 0" in refused("plan", "--layers", 4, "--kv-ratio", "nan")
     assert "--tflops above 0" in refused("plan", "--layers", 4, "--tflops", "nan")
     assert "too many to lay out" in refused("plan", "--layers", 4, "--masks", 10**11)
     prune = ("prune", model, "--remove", 1, "--out", tmp_path / "out", *SMALL)
