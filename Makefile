@@ -46,9 +46,11 @@ test-all: $(VENV)/installed $(VENV)/model
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(SOURCES)) $(wildcard tests/csrc/programs/*)
 
 types: $(VENV)/installed
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest layercoop_fast._C --allowlist tests/csrc/stubtest.txt
 
 bench: $(VENV)/installed $(VENV)/model
 	$(BIN)/layercoop-fast bench

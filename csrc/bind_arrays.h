@@ -1,5 +1,5 @@
-// Arguments of bindings: numpy arrays of exactly the dtype, shape and layout wanted, or a Python error that says what is
-// wrong. bf16, which numpy lacks, comes as the uint16 of its bits.
+// Checks the arguments of bindings: numpy arrays must have exactly the wanted dtype, shape and layout, or a Python
+// error says what is wrong. numpy lacks bf16, so such numbers come as the uint16 of their bits.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -9,7 +9,7 @@
 #include <string>
 #include <type_traits>
 
-#include "blocks/blocks.h"
+#include "half.h"
 
 namespace layercoop::arrays {
 
@@ -25,19 +25,22 @@ inline std::string shown(const std::initializer_list<std::int64_t>& shape) {
   return "[" + text + "]";
 }
 
-// A C-contiguous array of the element type T and the given shape, or a TypeError or ValueError that says what is wrong.
+inline std::string type_name(const py::object& object) {
+  return py::str(py::type::of(object).attr("__name__")).cast<std::string>();
+}
+
+// A C-contiguous array of exactly the element type T and the given shape, or a TypeError or ValueError that says what
+// is wrong and what would be right.
 template <typename T>
-py::array array(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {
-  if (!py::isinstance<py::array>(object)) {
-    throw py::type_error(name + ": expected a numpy array, got " +
-                         py::str(py::type::of(object).attr("__name__")).cast<std::string>());
-  }
-  auto found = py::reinterpret_borrow<py::array>(object);
+py::array_t<T> array(const py::object& object, const std::string& name,
+                     const std::initializer_list<std::int64_t>& shape) {
   const std::string wanted = name + ": expected a C-contiguous numpy array " +
                              py::str(py::object(py::dtype::of<T>())).cast<std::string>() + shown(shape) + ", got ";
-  if (!py::isinstance<py::array_t<T>>(found)) {
-    throw py::type_error(wanted + "dtype " + py::str(py::object(found.dtype())).cast<std::string>());
+  if (!py::isinstance<py::array>(object)) throw py::type_error(wanted + type_name(object));
+  if (!py::isinstance<py::array_t<T>>(object)) {
+    throw py::type_error(wanted + "dtype " + py::str(object.attr("dtype")).cast<std::string>());
   }
+  auto found = py::reinterpret_borrow<py::array_t<T>>(object);
   bool fits = found.ndim() == static_cast<py::ssize_t>(shape.size());
   py::ssize_t axis = 0;
   for (const std::int64_t extent : shape) {
@@ -50,11 +53,11 @@ py::array array(const py::object& object, const std::string& name, const std::in
 }
 
 template <typename T>
-using Stored = std::conditional_t<std::is_same_v<T, blocks::Bf16>, std::uint16_t, T>;
+using Stored = std::conditional_t<std::is_same_v<T, Bf16>, std::uint16_t, T>;
 
 template <typename T>
 const T* in(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {
-  return static_cast<const T*>(array<Stored<T>>(object, name, shape).data());
+  return reinterpret_cast<const T*>(array<Stored<T>>(object, name, shape).data());
 }
 
 template <typename T>
@@ -65,12 +68,12 @@ const T* in_or_null(const py::object& object, const std::string& name,
 
 template <typename T>
 T* out(const py::object& object, const std::string& name, const std::initializer_list<std::int64_t>& shape) {
-  py::array found = array<Stored<T>>(object, name, shape);
+  auto found = array<Stored<T>>(object, name, shape);
   if (!found.writeable()) throw py::value_error(name + ": expected an array that can be written");
-  return static_cast<T*>(found.mutable_data());
+  return reinterpret_cast<T*>(found.mutable_data());
 }
 
-// The largest size, count or place: the product of two of them is a 64-bit number.
+// The largest size, count or index: the product of two of them fits 64 bits.
 constexpr std::int64_t kMost = std::int64_t{1} << 31;
 
 // A size from `low` to kMost, or a ValueError.
@@ -80,7 +83,7 @@ inline std::int64_t within(std::int64_t value, std::int64_t low, const std::stri
   return value;
 }
 
-// The product of two sizes, which is a size too, or a ValueError.
+// The product of two sizes, which must be a size too, or a ValueError.
 inline std::int64_t product(std::int64_t a, std::int64_t b, const std::string& name) {
   std::int64_t found;
   if (__builtin_mul_overflow(a, b, &found)) {
@@ -91,15 +94,14 @@ inline std::int64_t product(std::int64_t a, std::int64_t b, const std::string& n
 }
 
 // Rows and columns of the argument that the others are checked against. An array without elements may claim any extent,
-// so these are checked like numbers that the caller gives.
+// so these are checked as numbers from the caller are.
 struct Extent {
   std::int64_t rows;
   std::int64_t columns;
 
   Extent(const py::object& object, const std::string& name) {
     if (!py::isinstance<py::array>(object)) {
-      throw py::type_error(name + ": expected a numpy array, got " +
-                           py::str(py::type::of(object).attr("__name__")).cast<std::string>());
+      throw py::type_error(name + ": expected a numpy array, got " + type_name(object));
     }
     const auto found = py::reinterpret_borrow<py::array>(object);
     if (found.ndim() != 2) {

@@ -1,4 +1,4 @@
-// Packed weights and their products over numpy arrays. Checks every argument, lets go of the GIL, and calls.
+// Packed weights and their products over numpy arrays. Checks every argument, releases the GIL and calls.
 #include "bind_products.h"
 
 #include <pybind11/numpy.h>
@@ -30,7 +30,7 @@ Origin parse_origin(const std::string& name) {
 
 std::int64_t groups_of(std::int64_t columns) { return (columns + kGroup - 1) / kGroup; }
 
-// How many rows an array has that is to fill a matrix from row `first` on.
+// How many rows an array has that fills a matrix, or is filled from one, from row `first` on.
 std::int64_t rows_to_fill(const Matrix& matrix, std::int64_t first, const py::object& array, const std::string& name) {
   const std::int64_t count = Extent(array, name).rows;
   within(first, 0, "first");
@@ -97,9 +97,10 @@ void py_multiply(const Matrix& matrix, const py::object& x, const py::object& pr
     std::copy(from + r * matrix.columns(), from + (r + 1) * matrix.columns(), inputs.row(r));
   }
   inputs.prepare(rows, matrix.columns(), matrix.format());
-  // Ranges of some tens of microseconds, in tiles that are taken several at a time.
+  // Ranges of some tens of microseconds, and of several tiles: products take some at once.
   constexpr std::int64_t bytes_per_range = 1 << 19;
-  const std::int64_t grain = std::max<std::int64_t>(4, bytes_per_range / std::max<std::int64_t>(1, matrix.tile_bytes()));
+  const std::int64_t grain =
+      std::max<std::int64_t>(4, bytes_per_range / std::max<std::int64_t>(1, matrix.tile_bytes()));
   cpu::parallel_for(matrix.tiles(), grain, [&](std::int64_t begin, std::int64_t end) {
     multiply(matrix, inputs, to, matrix.rows(), begin * kTile, std::min(matrix.rows(), end * kTile));
   });
@@ -148,7 +149,8 @@ void py_quantise_int4(const py::object& weights, const std::string& origin, cons
 void bind_products(py::module_& module) {
   py::class_<Matrix, std::shared_ptr<Matrix>>(module, "PackedMatrix")
       .def(py::init([](const std::string& format, std::int64_t rows, std::int64_t columns) {
-             return std::make_shared<Matrix>(parse_format(format), within(rows, 0, "rows"), within(columns, 0, "columns"));
+             return std::make_shared<Matrix>(parse_format(format), within(rows, 0, "rows"),
+                                             within(columns, 0, "columns"));
            }),
            py::arg("format"), py::arg("rows"), py::arg("columns"))
       .def_property_readonly("format", [](const Matrix& matrix) { return format_name(matrix.format()); })
@@ -162,6 +164,6 @@ void bind_products(py::module_& module) {
       .def("multiply", &py_multiply, py::arg("x"), py::arg("out"));
   module.def("quantise_int8", &py_quantise_int8, py::arg("weights"), py::arg("origin"), py::arg("q"),
              py::arg("scales"));
-  module.def("quantise_int4", &py_quantise_int4, py::arg("weights"), py::arg("origin"), py::arg("q"),
-             py::arg("scales"), py::arg("mins"));
+  module.def("quantise_int4", &py_quantise_int4, py::arg("weights"), py::arg("origin"), py::arg("q"), py::arg("scales"),
+             py::arg("mins"));
 }

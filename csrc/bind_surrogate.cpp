@@ -21,26 +21,8 @@ namespace py = pybind11;
 namespace layercoop {
 namespace {
 
+using namespace arrays;
 using namespace surrogate;
-
-// A C-contiguous array of exactly the element type T and the given shape (-1: any), or an error that says what is
-// wrong.
-template <typename T>
-py::array_t<T> array(const py::object& object, const std::string& name, const std::vector<py::ssize_t>& shape) {
-  if (!py::isinstance<py::array_t<T>>(object)) {
-    throw py::type_error(name + ": expected a numpy array of dtype " +
-                         py::str(py::object(py::dtype::of<T>())).cast<std::string>());
-  }
-  auto result = py::reinterpret_borrow<py::array_t<T>>(object);
-  bool fits = result.ndim() == static_cast<py::ssize_t>(shape.size()) && (result.flags() & py::array::c_style) != 0;
-  std::string wanted;
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    fits = fits && (shape[i] < 0 || result.shape(static_cast<py::ssize_t>(i)) == shape[i]);
-    wanted += (i > 0 ? ", " : "") + (shape[i] < 0 ? "any" : std::to_string(shape[i]));
-  }
-  if (!fits) throw py::value_error(name + ": expected a C-contiguous array of shape [" + wanted + "]");
-  return result;
-}
 
 template <typename T>
 void require_finite(const py::array_t<T>& values, const std::string& name) {
@@ -69,7 +51,7 @@ struct NetworksArg {
   Networks networks;
 
   explicit NetworksArg(const py::object& object) {
-    hidden_weight = array<float>(object.attr("hidden_weight"), "hidden_weight", {-1, -1, -1});
+    hidden_weight = array<float>(object.attr("hidden_weight"), "hidden_weight", {kAny, kAny, kAny});
     const py::ssize_t e = hidden_weight.shape(0), h = hidden_weight.shape(1), n = hidden_weight.shape(2);
     hidden_bias = array<float>(object.attr("hidden_bias"), "hidden_bias", {e, h});
     output_weight = array<float>(object.attr("output_weight"), "output_weight", {e, h});
@@ -98,7 +80,7 @@ struct NetworksArg {
 };
 
 py::array_t<std::uint64_t> packed_masks(const py::object& object, int n_players) {
-  const auto packed = array<std::uint64_t>(object, "packed", {-1, words(n_players)});
+  const auto packed = array<std::uint64_t>(object, "packed", {kAny, words(n_players)});
   const py::gil_scoped_release release;
   check_packed(packed.data(), packed.shape(0), n_players);
   return packed;
@@ -144,8 +126,8 @@ py::tuple py_marginals(const py::object& object, const py::object& masks) {
   return py::make_tuple(mean, error);
 }
 
-// An enumeration, which one thread at a time works on or reads. Whoever holds the lock never waits for the GIL: a fork
-// waits for the lock and has the GIL.
+// An enumeration that one thread at a time uses. A thread that holds the lock must not wait for the GIL: a thread that
+// forks holds the GIL and waits for the lock.
 struct SharedEnumeration {
   Enumeration enumeration;
   mutable cpu::ForkMutex one_call;
@@ -159,8 +141,8 @@ struct SharedEnumeration {
   }
 };
 
-std::unique_ptr<SharedEnumeration> make_enumeration(const py::object& object, const py::object& shifts, bool pairs, int top,
-                                              const py::object& costs, double budget) {
+std::unique_ptr<SharedEnumeration> make_enumeration(const py::object& object, const py::object& shifts, bool pairs,
+                                                    int top, const py::object& costs, double budget) {
   const NetworksArg arg(object);
   const int n = arg.networks.n_players;
   if (n > kMaxEnumerated) {
@@ -185,8 +167,8 @@ std::unique_ptr<SharedEnumeration> make_enumeration(const py::object& object, co
   return std::make_unique<SharedEnumeration>(arg.networks, request);
 }
 
-// What `take` makes of the enumeration while no other thread works on it: plain values, since making Python objects may
-// let other threads have the GIL, and whoever holds the lock never waits for that.
+// The result of `take`, called while no other thread uses the enumeration. It must be plain values: making Python
+// objects may hand the GIL to another thread, and a thread that holds the lock must not wait for it.
 template <typename Take>
 auto taken(const SharedEnumeration& self, Take take) {
   const py::gil_scoped_release release;
@@ -228,41 +210,43 @@ void bind_surrogate(py::module_& module) {
 
   py::class_<SharedEnumeration> enumeration(module, "Enumeration");
   enumeration.def(py::init(&make_enumeration), py::arg("networks"), py::arg("shifts"), py::kw_only(),
-                  py::arg("pairs") = false, py::arg("top") = 0, py::arg("costs") = py::none(),
-                  py::arg("budget") = 0.0);
-  enumeration.def("run", [](SharedEnumeration& self, std::int64_t count) {
-    self.run(arrays::within(count, 0, "count"));
-  }, py::arg("count"));
-  // A property: `make` turns into a Python object what `take` took.
+                  py::arg("pairs") = false, py::arg("top") = 0, py::arg("costs") = py::none(), py::arg("budget") = 0.0);
+  enumeration.def(
+      "run", [](SharedEnumeration& self, std::int64_t count) { self.run(within(count, 0, "count")); },
+      py::arg("count"));
+  // A property: `take` reads plain values, and `make` turns them into a Python object.
   const auto def_read = [&](const char* name, auto take, auto make) {
-    enumeration.def_property_readonly(name, [take, make](const SharedEnumeration& self) {
-      return make(taken(self, take));
-    });
+    enumeration.def_property_readonly(name,
+                                      [take, make](const SharedEnumeration& self) { return make(taken(self, take)); });
   };
   const auto same = [](auto value) { return value; };
   const auto n_of = [](const Enumeration& self) { return static_cast<py::ssize_t>(self.sums().sizes.size()) - 1; };
   def_read("n_tasks", [](const Enumeration& self) { return self.n_tasks(); }, same);
   def_read("n_done", [](const Enumeration& self) { return self.n_done(); }, same);
-  def_read("counts", [](const Enumeration& self) -> std::vector<std::int64_t> { return self.counts(); },
-           [](const std::vector<std::int64_t>& counts) {
-             return py::array_t<std::int64_t>(static_cast<py::ssize_t>(counts.size()), counts.data());
-           });
+  def_read(
+      "counts", [](const Enumeration& self) -> std::vector<std::int64_t> { return self.counts(); },
+      [](const std::vector<std::int64_t>& counts) {
+        return py::array_t<std::int64_t>(static_cast<py::ssize_t>(counts.size()), counts.data());
+      });
   def_read("sizes", [n_of](const Enumeration& self) { return Shaped{self.sums().sizes, {n_of(self) + 1}}; }, array_of);
-  def_read("squares", [n_of](const Enumeration& self) { return Shaped{self.sums().squares, {n_of(self) + 1}}; },
-           array_of);
-  def_read("players", [n_of](const Enumeration& self) {
-    return Shaped{self.sums().players, {n_of(self), n_of(self) + 1}};
-  }, array_of);
-  def_read("pairs", [n_of](const Enumeration& self) {
-    return Shaped{self.sums().pairs, {n_of(self), n_of(self), n_of(self) + 1}};
-  }, [](const Shaped& pairs) -> py::object {
-    if (pairs.values.empty()) return py::none();
-    return array_of(pairs);
-  });
-  def_read("affordable", [](const Enumeration& self) { return self.affordable(); }, [](const auto& found) -> py::object {
-    if (!found) return py::none();
-    return py::make_tuple(found->mask, found->score);
-  });
+  def_read(
+      "squares", [n_of](const Enumeration& self) { return Shaped{self.sums().squares, {n_of(self) + 1}}; }, array_of);
+  def_read(
+      "players", [n_of](const Enumeration& self) { return Shaped{self.sums().players, {n_of(self), n_of(self) + 1}}; },
+      array_of);
+  def_read(
+      "pairs",
+      [n_of](const Enumeration& self) { return Shaped{self.sums().pairs, {n_of(self), n_of(self), n_of(self) + 1}}; },
+      [](const Shaped& pairs) -> py::object {
+        if (pairs.values.empty()) return py::none();
+        return array_of(pairs);
+      });
+  def_read(
+      "affordable", [](const Enumeration& self) { return self.affordable(); },
+      [](const auto& found) -> py::object {
+        if (!found) return py::none();
+        return py::make_tuple(found->mask, found->score);
+      });
   enumeration.def("best", &best_of, py::arg("size"));
 }
 

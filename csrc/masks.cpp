@@ -19,7 +19,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "eight bools are read a
 namespace layercoop {
 namespace {
 
-// Bytes of bools a thread takes at a time: some tens of microseconds of work.
+// Bytes of bools that a thread takes at a time: some tens of microseconds of work.
 constexpr std::int64_t kBytesPerRange = 1 << 18;
 
 std::int64_t rows_per_range(std::int64_t bytes_per_row) {
@@ -94,11 +94,10 @@ LAYERCOOP_AVX2 void pack_avx2(const std::uint8_t* bools, std::int64_t count, int
 }
 
 LAYERCOOP_AVX2 void unpack64_avx2(std::uint64_t word, std::uint8_t* bools) {
-  // Every byte receives the byte of the word that holds its bit, and keeps that bit alone.
+  // Every byte receives the byte of the word that holds its bit, and keeps only that bit.
   const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
   const __m256i one = _mm256_set1_epi8(1);
-  const __m256i source =
-      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const __m256i source = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   for (int at = 0; at < 64; at += 32) {
     const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(word >> at)), source);
     const __m256i kept = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
@@ -118,8 +117,7 @@ LAYERCOOP_AVX2 void unpack_avx2(const std::uint64_t* packed, std::int64_t count,
   }
 }
 
-LAYERCOOP_AVX512 void pack_avx512(const std::uint8_t* bools, std::int64_t count, int n_players,
-                                  std::uint64_t* packed) {
+LAYERCOOP_AVX512 void pack_avx512(const std::uint8_t* bools, std::int64_t count, int n_players, std::uint64_t* packed) {
   const int rest = n_players % 64;
   const __mmask64 lanes = (std::uint64_t{1} << rest) - 1;
   for (std::int64_t row = 0; row < count; ++row) {
@@ -158,7 +156,7 @@ constexpr cpu::Versions<UnpackRows> kUnpack{unpack_portable};
 
 #endif
 
-// The bits in reverse: words so reversed are ordered as the players are, player 0 first.
+// Reverses the bits: reversed words compare as masks do, player 0 first.
 std::uint64_t reverse_bits(std::uint64_t x) {
   x = ((x >> 1) & 0x5555555555555555) | ((x & 0x5555555555555555) << 1);
   x = ((x >> 2) & 0x3333333333333333) | ((x & 0x3333333333333333) << 2);
@@ -171,7 +169,7 @@ struct Keyed {
   std::int32_t row;
 };
 
-// One stable counting pass a byte that differs, lowest byte first; `spare` is as large as `items`.
+// One stable counting pass for each byte that differs, lowest byte first; `spare` is as large as `items`.
 void radix_sort(std::vector<Keyed>& items, std::vector<Keyed>& spare) {
   std::array<std::array<std::int32_t, 256>, 8> counts{};
   for (const Keyed& item : items) {

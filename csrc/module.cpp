@@ -1,4 +1,4 @@
-// The Python face of the C++ core: checks every argument, lets go of the GIL, and calls. Documented in _C.pyi.
+// The Python module of the C++ core: checks every argument, releases the GIL and calls. Documented in _C.pyi.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -22,25 +22,8 @@ using namespace layercoop;
 
 namespace {
 
-// A C-contiguous matrix of exactly the element type T, or a TypeError or ValueError that says what is wrong and what
-// would be right.
-template <typename T>
-py::array matrix(const py::object& object, const std::string& name, const std::string& expected) {
-  const std::string wanted = name + ": expected a C-contiguous numpy array " + expected + ", got ";
-  if (!py::isinstance<py::array>(object)) {
-    throw py::type_error(wanted + py::str(py::type::of(object).attr("__name__")).cast<std::string>());
-  }
-  auto array = py::reinterpret_borrow<py::array>(object);
-  if (!py::isinstance<py::array_t<T>>(array)) {
-    throw py::type_error(wanted + "dtype " + py::str(py::object(array.dtype())).cast<std::string>());
-  }
-  if (array.ndim() != 2) throw py::value_error(wanted + std::to_string(array.ndim()) + " dimensions");
-  if ((array.flags() & py::array::c_style) == 0) throw py::value_error(wanted + "another memory layout");
-  return array;
-}
-
-py::array bool_matrix(const py::object& object) {
-  py::array masks = matrix<bool>(object, "masks", "bool[M, n]");
+py::array_t<bool> bool_matrix(const py::object& object) {
+  auto masks = arrays::array<bool>(object, "masks", {arrays::kAny, arrays::kAny});
   const py::ssize_t n = masks.shape(1);
   if (n < 1 || n > kMaxPlayers) {
     throw py::value_error("masks: " + std::to_string(n) + " players are not in 1.." + std::to_string(kMaxPlayers));
@@ -57,18 +40,19 @@ int checked_players(std::int64_t n) {
 
 // Rows of packed masks that fit `n_players` and have no bit set past the last of them.
 struct PackedArg {
-  py::array array;
+  py::array_t<std::uint64_t> array;
   const std::uint64_t* data;
   std::int64_t count;
   int n_players;
 
   PackedArg(const py::object& object, std::int64_t n)
-      : array(matrix<std::uint64_t>(object, "packed", "uint64[M, W]")), n_players(checked_players(n)) {
+      : array(arrays::array<std::uint64_t>(object, "packed", {arrays::kAny, arrays::kAny})),
+        n_players(checked_players(n)) {
     if (array.shape(1) != words(n_players)) {
-      throw py::value_error("packed: " + std::to_string(array.shape(1)) + " words a row; " +
-                            std::to_string(n_players) + " players need " + std::to_string(words(n_players)));
+      throw py::value_error("packed: " + std::to_string(array.shape(1)) + " words a row; " + std::to_string(n_players) +
+                            " players need " + std::to_string(words(n_players)));
     }
-    data = static_cast<const std::uint64_t*>(array.data());
+    data = array.data();
     count = array.shape(0);
     const py::gil_scoped_release release;
     check_packed(data, count, n_players);
@@ -76,11 +60,11 @@ struct PackedArg {
 };
 
 py::array_t<std::uint64_t> py_pack_masks(const py::object& object) {
-  const py::array masks = bool_matrix(object);
+  const py::array_t<bool> masks = bool_matrix(object);
   const std::int64_t count = masks.shape(0);
   const int n = static_cast<int>(masks.shape(1));
   py::array_t<std::uint64_t> packed({count, std::int64_t{words(n)}});
-  const auto* in = static_cast<const std::uint8_t*>(masks.data());
+  const auto* in = reinterpret_cast<const std::uint8_t*>(masks.data());
   std::uint64_t* out = packed.mutable_data();
   const py::gil_scoped_release release;
   pack_masks(in, count, n, out);
@@ -97,14 +81,14 @@ py::array_t<bool> py_unpack_masks(const py::object& object, std::int64_t n_playe
 }
 
 py::array_t<std::int32_t> py_popcounts(const py::object& object) {
-  const py::array packed = matrix<std::uint64_t>(object, "packed", "uint64[M, W]");
+  const auto packed = arrays::array<std::uint64_t>(object, "packed", {arrays::kAny, arrays::kAny});
   const std::int64_t n_words = packed.shape(1);
   if (n_words < 1 || n_words > words(kMaxPlayers)) {
     throw py::value_error("packed: " + std::to_string(n_words) + " words a row are not in 1.." +
                           std::to_string(words(kMaxPlayers)));
   }
   py::array_t<std::int32_t> counts(packed.shape(0));
-  const auto* in = static_cast<const std::uint64_t*>(packed.data());
+  const std::uint64_t* in = packed.data();
   std::int32_t* out = counts.mutable_data();
   const std::int64_t count = packed.shape(0);
   const py::gil_scoped_release release;
@@ -124,7 +108,7 @@ py::tuple py_trie_counts(const py::object& object, std::int64_t n_players) {
 
 std::unique_ptr<Plan> make_plan(const py::object& object, std::int64_t n_players, std::int64_t max_states) {
   const PackedArg packed(object, n_players);
-  if (max_states > 0) arrays::within(max_states, 1, "max_states");  // of others the plan says what is wrong
+  if (max_states > 0) arrays::within(max_states, 1, "max_states");  // Plan refuses smaller ones with its own message
   const py::gil_scoped_release release;
   return std::make_unique<Plan>(packed.data, packed.count, packed.n_players, max_states);
 }

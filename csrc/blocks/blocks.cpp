@@ -3,28 +3,24 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "blocks/levels.h"
+#include "blocks/block_kernels.h"
 #include "cpu/dispatch.h"
 #include "cpu/pool.h"
 
 namespace layercoop::blocks {
 namespace {
 
-// Numbers a thread takes at a time: some tens of microseconds of work, so that waking it pays.
+// Numbers that a thread takes at a time: some tens of microseconds of work, so that waking it pays.
 constexpr std::int64_t kNumbersPerRange = 1 << 16;
 
-#if LAYERCOOP_X86
-constexpr cpu::Versions<const Level> kLevels{&kPortable, &kAvx2, &kAvx512};
-#else
-constexpr cpu::Versions<const Level> kLevels{&kPortable};
-#endif
+constexpr cpu::Versions<const BlockKernels> kVersions = LAYERCOOP_VERSIONS(kBlockKernels);
 
 template <typename T>
-const Kernels<T>& kernels() {
+const KernelsOf<T>& kernels() {
   if constexpr (std::is_same_v<T, float>) {
-    return kLevels.get()->fp32;
+    return kVersions.get()->fp32;
   } else {
-    return kLevels.get()->bf16;
+    return kVersions.get()->bf16;
   }
 }
 
@@ -41,33 +37,40 @@ void run(const RmsNorm<T>& work) {
   share(kernels<T>().rms_norm, work, work.rows, work.width);
 }
 
-template <typename T>
-void run(const Rotary<T>& work) {
-  share(kernels<T>().rotary, work, work.rows, (work.query_heads + work.key_heads) * work.width);
+template <typename T, typename Angle>
+void run(const Rotary<T, Angle>& work) {
+  Kernel<Rotary<T, Angle>>* kernel;
+  if constexpr (std::is_same_v<T, Angle>) {
+    kernel = kernels<T>().rotary;
+  } else {
+    kernel = kernels<T>().rotary_by_floats;
+  }
+  share(kernel, work, work.rows, (work.query_heads + work.key_heads) * work.width);
 }
 
 template <typename T>
-void run(const Swiglu<T>& work) {
-  share(kernels<T>().swiglu, work, work.rows, 2 * work.width);
+void run(const Gated<T>& work) {
+  share(kernels<T>().gated, work, work.rows, 2 * work.width);
 }
 
 template <typename T>
 void run(const Attention<T>& work) {
-  // An item is already some hundred microseconds: one at a time, so that threads finish together.
+  // An item takes some hundred microseconds: one at a time, so that threads finish together.
   share(kernels<T>().attention, work, work.windows * work.kv_heads, kNumbersPerRange);
 }
 
 template <typename T>
 void run(const Loss<T>& work) {
-  share(kernels<T>().loss, work, work.rows, work.words);
+  share(kernels<T>().loss, work, work.rows, work.columns);
 }
 
 template void run(const RmsNorm<float>&);
 template void run(const RmsNorm<Bf16>&);
-template void run(const Rotary<float>&);
-template void run(const Rotary<Bf16>&);
-template void run(const Swiglu<float>&);
-template void run(const Swiglu<Bf16>&);
+template void run(const Rotary<float, float>&);
+template void run(const Rotary<Bf16, Bf16>&);
+template void run(const Rotary<Bf16, float>&);
+template void run(const Gated<float>&);
+template void run(const Gated<Bf16>&);
 template void run(const Attention<float>&);
 template void run(const Attention<Bf16>&);
 template void run(const Loss<float>&);

@@ -16,8 +16,7 @@ bool machine_has(Isa level) {
   if (level == Isa::portable) return true;
 #if LAYERCOOP_X86
   __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (level == Isa::avx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -44,9 +43,7 @@ bool machine_has_bf16_dots() {
 #endif
 }
 
-bool dots_in_force() {
-  return isa() == Isa::avx512 && dots_allowed.load(std::memory_order_relaxed);
-}
+bool dots_in_force() { return isa() == Isa::avx512 && dots_allowed.load(std::memory_order_relaxed); }
 
 std::string names_of(const std::vector<Isa>& levels) {
   std::string names;
@@ -54,13 +51,12 @@ std::string names_of(const std::vector<Isa>& levels) {
   return names;
 }
 
-// The level called `name`; `source` opens the error message, so that a bad environment variable is named as such.
+// The level called `name`. Error messages begin with `source`, the function or environment variable that gave the name.
 Isa parse(const std::string& name, const std::string& source) {
   for (const Isa level : kLevels) {
     if (name != isa_name(level)) continue;
     if (machine_has(level)) return level;
-    throw std::invalid_argument(source + ": this machine lacks '" + name + "'; it has " +
-                                names_of(available_isas()));
+    throw std::invalid_argument(source + ": this machine lacks '" + name + "'; it has " + names_of(available_isas()));
   }
   throw std::invalid_argument(source + ": unknown instruction set '" + name + "'; use one of " +
                               names_of(available_isas()));

@@ -1,6 +1,5 @@
 #include "cpu/pool.h"
 
-#include <pthread.h>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -13,12 +12,13 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "cpu/one_a_process.h"
 
 namespace layercoop::cpu {
 namespace {
@@ -58,7 +58,7 @@ class Loop {
   }
 
  private:
-  // Ranges begin in order, so every range below a failed one runs to its end: the lowest failure is always seen.
+  // Ranges begin in order, so every range below a failed one runs to its end and the lowest failure is always seen.
   void fail(std::int64_t range) noexcept {
     next_.store(ranges(), std::memory_order_relaxed);
     const std::lock_guard<std::mutex> lock(error_mutex_);
@@ -78,6 +78,8 @@ class Loop {
 
 class Pool {
  public:
+  Pool() { inside_loop = false; }  // in a forked child, whose only thread may have forked inside a loop
+
   // False where another thread's loop holds the pool: nothing was run.
   bool try_run(Loop& loop) {
     const std::unique_lock<std::mutex> holds_pool(one_loop_, std::try_to_lock);
@@ -116,7 +118,7 @@ class Pool {
     try {
       while (workers_.size() < helpers) workers_.emplace_back([this] { work(); });
     } catch (const std::system_error&) {
-      // The system grants no more threads: the loop is right with any number of them.
+      // The system grants no more threads; the loop works with any number.
     }
   }
 
@@ -150,23 +152,6 @@ class Pool {
   std::vector<std::thread> workers_;
 };
 
-// The pool lives in storage that is never destroyed: at exit its threads are asleep in it and end with the process. A
-// forked child has none of these threads and may have inherited locked mutexes, so it builds a new pool over the old.
-alignas(Pool) unsigned char pool_storage[sizeof(Pool)];
-
-Pool* build_pool() { return new (pool_storage) Pool; }
-
-Pool& pool() {
-  static Pool* const first = [] {
-    pthread_atfork(nullptr, nullptr, [] {
-      build_pool();
-      inside_loop = false;
-    });
-    return build_pool();
-  }();
-  return *std::launder(first);
-}
-
 }  // namespace
 
 int processors() {
@@ -183,7 +168,7 @@ void parallel_for(std::int64_t n, std::int64_t grain, const RangeFn& fn) {
   grain = std::max<std::int64_t>(grain, 1);
   if (n > grain && num_threads() > 1 && !inside_loop) {
     Loop loop(n, grain, fn);
-    if (pool().try_run(loop)) return loop.rethrow();
+    if (one_a_process<Pool>().try_run(loop)) return loop.rethrow();
   }
   fn(0, n);
 }
@@ -205,7 +190,7 @@ void set_num_threads_from_environment() {
   const char* const end = text + std::strlen(text);
   const auto [rest, error] = std::from_chars(text, end, count);
   if (error != std::errc() || rest != end || count < 1 || count > kMaxThreads) {
-    throw std::invalid_argument("LAYERCOOP_THREADS: '" + std::string(text) + "' is no number of threads in 1.." +
+    throw std::invalid_argument("LAYERCOOP_THREADS: '" + std::string(text) + "' is not a number of threads in 1.." +
                                 std::to_string(kMaxThreads));
   }
   set_num_threads(count);

@@ -1,55 +1,54 @@
-// Dot products of packed weights in plain C++, and the meaning of the same functions in dots_avx2.h and dots_avx512.h.
-// One of the three is included before kernels.h.
+// Dot products of packed weights in plain C++: the meaning of the same functions in dots_avx2.h and dots_avx512.h. One
+// of the three is included before product_kernels_impl.h.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "blocks/lanes_portable.h"
 #include "half.h"
+#include "simd/floats_portable.h"
 
 namespace layercoop::decode {
 namespace {
 
-using blocks::Lanes;
+using simd::Floats;
+using simd::Floats16;
 
 constexpr int kFloatRows = 4;  // input rows whose sums fit the registers
 constexpr int kIntRows = 4;
-constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run side by side
+constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run in parallel
 
-// The first, and the second, of sixteen pairs of bf16 numbers.
-LANES_FN Lanes load_first_of_pairs(const std::uint8_t* p) {
-  Lanes x;
-  for (int i = 0; i < 16; ++i) {
-    std::uint32_t pair;
-    std::memcpy(&pair, p + 4 * i, sizeof pair);
-    x.at[i] = of_bits(pair << 16);
-  }
-  return x;
+// The first, and the second, of four or of sixteen pairs of bf16 numbers.
+LAYERCOOP_INLINE Floats first_of_pairs(const std::uint8_t* p) {
+  simd::Int4 pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return (simd::Float4)(pairs << 16);
 }
-LANES_FN Lanes load_second_of_pairs(const std::uint8_t* p) {
-  Lanes x;
-  for (int i = 0; i < 16; ++i) {
-    std::uint32_t pair;
-    std::memcpy(&pair, p + 4 * i, sizeof pair);
-    x.at[i] = of_bits(pair & 0xffff0000u);
-  }
-  return x;
+LAYERCOOP_INLINE Floats second_of_pairs(const std::uint8_t* p) {
+  simd::Int4 pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return (simd::Float4)(pairs & ~0xffff);
+}
+LAYERCOOP_INLINE Floats16 load_first_of_pairs(const std::uint8_t* p) {
+  return {{first_of_pairs(p), first_of_pairs(p + 16)}, {first_of_pairs(p + 32), first_of_pairs(p + 48)}};
+}
+LAYERCOOP_INLINE Floats16 load_second_of_pairs(const std::uint8_t* p) {
+  return {{second_of_pairs(p), second_of_pairs(p + 16)}, {second_of_pairs(p + 32), second_of_pairs(p + 48)}};
 }
 
-// 32 whole numbers in -127..127.
-LANES_FN void store_int8(std::int8_t* p, Lanes a, Lanes b) {
-  for (int i = 0; i < 16; ++i) {
-    p[i] = static_cast<std::int8_t>(a.at[i]);
-    p[16 + i] = static_cast<std::int8_t>(b.at[i]);
-  }
+// Stores 32 integers in -127..127.
+LAYERCOOP_INLINE void store_int8(std::int8_t* p, Floats16 a, Floats16 b) {
+  float numbers[32];
+  store(numbers, a);
+  store(numbers + 16, b);
+  for (int i = 0; i < 32; ++i) p[i] = static_cast<std::int8_t>(numbers[i]);
 }
 
-// dots[r] = a group's sum of q * x for each of sixteen rows of weights (layout.h) and `rows` rows of inputs, `stride`
-// apart, exact. x_sums: the sum of each row's x, `sums_stride` apart.
+// dots[r] = the exact sum of q * x over a group, for sixteen rows of weights (layout.h) and each of `rows` rows of
+// inputs, which are `stride` apart. x_sums: the sum of each row's x, `sums_stride` apart.
 template <int rows>
-LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
-                        std::int64_t, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
+                                std::int64_t, Floats16 (&dots)[rows]) {
   for (int r = 0; r < rows; ++r) {
     std::int32_t sums[16] = {};
     for (int quad = 0; quad < 8; ++quad) {
@@ -59,12 +58,15 @@ LANES_FN void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_
         }
       }
     }
-    for (int i = 0; i < 16; ++i) dots[r].at[i] = static_cast<float>(sums[i]);
+    float exact[16];
+    for (int i = 0; i < 16; ++i) exact[i] = static_cast<float>(sums[i]);
+    dots[r] = Floats16::load(exact);
   }
 }
 
 template <int rows>
-LANES_FN void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, Lanes (&dots)[rows]) {
+LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
+                                Floats16 (&dots)[rows]) {
   for (int r = 0; r < rows; ++r) {
     std::int32_t sums[16] = {};
     for (int eight = 0; eight < 4; ++eight) {
@@ -76,7 +78,9 @@ LANES_FN void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_
         }
       }
     }
-    for (int i = 0; i < 16; ++i) dots[r].at[i] = static_cast<float>(sums[i]);
+    float exact[16];
+    for (int i = 0; i < 16; ++i) exact[i] = static_cast<float>(sums[i]);
+    dots[r] = Floats16::load(exact);
   }
 }
 

@@ -11,8 +11,8 @@ void scatter(const T* row, std::int64_t width, std::int64_t slot, std::uint8_t* 
 
 }  // namespace
 
-void Pages::store(const RowKernels& kernels, std::uint8_t* page, std::int64_t head, std::int64_t slot,
-                  const float* key, const float* value, float* space) const noexcept {
+void Pages::store(const RowKernels& kernels, std::uint8_t* page, std::int64_t head, std::int64_t slot, const float* key,
+                  const float* value, float* space) const noexcept {
   std::uint8_t* const keys_at = keys(page, head);
   std::uint8_t* const value_at = values(page, head) + slot * padded_width_ * element_;
   switch (format_) {

@@ -4,19 +4,15 @@
 
 #include "cpu/dispatch.h"
 #include "decode/layout.h"
-#include "decode/levels.h"
+#include "decode/product_kernels.h"
 
 namespace layercoop::decode {
 namespace {
 
-#if LAYERCOOP_X86
-constexpr cpu::Versions<const Level> kLevels{&kPortable, &kAvx2, &kAvx512};
-#else
-constexpr cpu::Versions<const Level> kLevels{&kPortable};
-#endif
+constexpr cpu::Versions<const ProductKernels> kVersions = LAYERCOOP_VERSIONS(kProductKernels);
 
 Product* product_of(Format format) {
-  const Products& plain = kLevels.get()->products;
+  const Products& plain = kVersions.get()->products;
 #if LAYERCOOP_X86
   if (format == Format::bf16 && cpu::uses_bf16_dots()) return kBf16Dots;
   if (format == Format::int8 && cpu::uses_int8_dots()) return kInt8Vnni;
@@ -49,7 +45,7 @@ void Inputs::prepare(std::int64_t rows, std::int64_t columns, Format format) {
   rows_ = rows;
   columns_ = columns;
   groups_ = padded(columns) / kGroup;
-  const Level& level = *kLevels.get();
+  const ProductKernels& level = *kVersions.get();
   for (std::int64_t r = 0; r < rows; ++r) {
     float* x = row(r);
     std::fill(x + columns, x + groups_ * kGroup, 0.0f);

@@ -3,11 +3,7 @@
 namespace layercoop::decode {
 namespace {
 
-#if LAYERCOOP_X86
-constexpr cpu::Versions<const RowKernels> kVersions{&kRowPortable, &kRowAvx2, &kRowAvx512};
-#else
-constexpr cpu::Versions<const RowKernels> kVersions{&kRowPortable};
-#endif
+constexpr cpu::Versions<const RowKernels> kVersions = LAYERCOOP_VERSIONS(kRowKernels);
 
 }  // namespace
 

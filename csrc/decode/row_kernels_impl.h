@@ -1,113 +1,111 @@
-// The kernels of row_kernels.h, written once over the sixteen lanes that the including file has chosen, in its own copy.
-//
-// No lambdas here: a lambda does not inherit its function's target attribute.
+// The kernels of row_kernels.h over the vectors of floats that the including file has chosen.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 
-#include "blocks/lanes_math.h"
 #include "decode/row_kernels.h"
+#include "simd/functions.h"
 
 namespace layercoop::decode {
 namespace {
 
-using namespace layercoop::blocks;
+using namespace simd;
 
 static_assert(kPage == kLanes, "a page's scores of one query are one vector");
 
-LANES_TARGET void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) {
-  const Lanes scale = splat(inverse_rms(sum_of_squares(x, width), width, eps));
+LAYERCOOP_TARGET void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) {
+  const Floats16 scale = inverse_rms(sum_of_squares(x, width), width, eps);
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
-    write(out + j, n, mul(read(weight + j, n), mul(read(x + j, n), scale)));
+    write(out + j, n, read(weight + j, n) * (read(x + j, n) * scale));
   }
 }
 
-LANES_TARGET void add_row(const float* delta, std::int64_t width, float* x) {
+LAYERCOOP_TARGET void add_row(const float* delta, std::int64_t width, float* x) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
-    write(x + j, n, add(read(x + j, n), read(delta + j, n)));
+    write(x + j, n, read(x + j, n) + read(delta + j, n));
   }
 }
 
 // cap * tanh(x / cap), tanh(u) = 1 - 2 / (exp(2u) + 1)
-LANES_FN Lanes capped(Lanes x, float cap) {
-  const Lanes e = exp(mul(x, splat(2.0f / cap)));
-  return mul(splat(cap), sub(splat(1.0f), div(splat(2.0f), add(e, splat(1.0f)))));
+LAYERCOOP_INLINE Floats16 capped(Floats16 x, float cap) {
+  const Floats16 e = exp(x * (2.0f / cap));
+  return cap * (1.0f - 2.0f / (e + 1.0f));
 }
 
-LANES_TARGET void scale_and_cap(float factor, float cap, std::int64_t width, float* x) {
+LAYERCOOP_TARGET void scale_and_cap(float factor, float cap, std::int64_t width, float* x) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
-    const Lanes scaled = mul(read(x + j, n), splat(factor));
+    const Floats16 scaled = read(x + j, n) * factor;
     write(x + j, n, cap == 0.0f ? scaled : capped(scaled, cap));
   }
 }
 
-// Both are g / (1 + exp(-u)): u = g for SiLU; for GELU by tanh, since (1 + tanh(t)) / 2 = 1 / (1 + exp(-2t)),
-// u = 2 sqrt(2 / pi) (g + 0.044715 g^3).
-LANES_TARGET void gated(const float* gate_up, Activation activation, std::int64_t width, float* out) {
+// Both activations are g / (1 + exp(-u)). For SiLU u = g; for GELU by tanh, since (1 + tanh(t)) / 2 = 1 / (1 +
+// exp(-2t)), u = 2 sqrt(2 / pi) (g + 0.044715 g^3).
+LAYERCOOP_TARGET void gated(const float* gate_up, Activation activation, std::int64_t width, float* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
-    const Lanes g = load(gate_up + 2 * j);
-    Lanes u = g;
+    const Floats16 g = Floats16::load(gate_up + 2 * j);
+    Floats16 u = g;
     if (activation == Activation::gelu_tanh) {
-      const Lanes cubic = fma(mul(splat(0.044715f), mul(g, g)), g, g);
-      u = mul(splat(1.5957691216f), cubic);
+      const Floats16 cubic = fma(0.044715f * (g * g), g, g);
+      u = 1.5957691216f * cubic;
     }
-    const Lanes active = div(g, add(splat(1.0f), exp(sub(splat(0.0f), u))));
-    store(out + j, mul(active, load(gate_up + 2 * j + kLanes)));
+    const Floats16 active = g / (1.0f + exp(0.0f - u));
+    store(out + j, active * Floats16::load(gate_up + 2 * j + kLanes));
   }
 }
 
-LANES_TARGET void rotate_head(const float* cos, const float* sin, std::int64_t width, float* x) {
+LAYERCOOP_TARGET void rotate_head(const float* cos, const float* sin, std::int64_t width, float* x) {
   const std::int64_t half = width / 2;
   for (std::int64_t j = 0; j < half; j += kLanes) {
     const int n = lanes_left(j, half);
-    const Lanes a = read(x + j, n);
-    const Lanes b = read(x + half + j, n);
-    const Lanes c = read(cos + j, n);
-    const Lanes s = read(sin + j, n);
-    write(x + j, n, sub(mul(a, c), mul(b, s)));
-    write(x + half + j, n, add(mul(b, c), mul(a, s)));
+    const Floats16 a = read(x + j, n);
+    const Floats16 b = read(x + half + j, n);
+    const Floats16 c = read(cos + j, n);
+    const Floats16 s = read(sin + j, n);
+    write(x + j, n, a * c - b * s);
+    write(x + half + j, n, b * c + a * s);
   }
 }
 
-LANES_TARGET std::int64_t largest_of(const float* x, std::int64_t width) {
-  Lanes most = splat(-std::numeric_limits<float>::infinity());
+LAYERCOOP_TARGET std::int64_t largest_of(const float* x, std::int64_t width) {
+  Floats16 most = -std::numeric_limits<float>::infinity();
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
-    most = larger(select_first(n, read(x + j, n), most), most);
+    most = max(select_first(n, read(x + j, n), most), most);
   }
   const float value = largest(most);
   for (std::int64_t j = 0; j < width; ++j) {
     if (x[j] == value) return j;
   }
-  return 0;  // nothing but NaN
+  return 0;  // all are NaN
 }
 
-LANES_TARGET void store_fp32(const float* x, std::int64_t width, float* out) {
+LAYERCOOP_TARGET void store_fp32(const float* x, std::int64_t width, float* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) store(out + j, read(x + j, lanes_left(j, width)));
 }
 
-LANES_TARGET void store_bf16(const float* x, std::int64_t width, std::uint16_t* out) {
+LAYERCOOP_TARGET void store_bf16(const float* x, std::int64_t width, std::uint16_t* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     store(reinterpret_cast<Bf16*>(out) + j, read(x + j, lanes_left(j, width)));
   }
 }
 
-LANES_TARGET void store_fp16(const float* x, std::int64_t width, std::uint16_t* out) {
+LAYERCOOP_TARGET void store_fp16(const float* x, std::int64_t width, std::uint16_t* out) {
   constexpr float most = 65504.0f;
   for (std::int64_t j = 0; j < width; j += kLanes) {
-    const Lanes kept = at_most(at_least(read(x + j, lanes_left(j, width)), -most), most);
+    const Floats16 kept = min(most, max(-most, read(x + j, lanes_left(j, width))));
     store(reinterpret_cast<Fp16*>(out) + j, kept);
   }
 }
 
-LANES_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* out) {
+LAYERCOOP_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* out) {
   float most = 0.0f;
-  float finite = 0.0f;  // what is not makes it NaN, and so the scale
+  float finite = 0.0f;  // NaN if a number is not finite
   for (std::int64_t j = 0; j < width; ++j) {
     most = std::max(most, std::fabs(x[j]));
     finite += x[j] * 0.0f;
@@ -123,55 +121,53 @@ LANES_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* o
   return most / 127.0f;
 }
 
-// scores[i][kPage] of one page: the queries' products with its keys.
+// scores[i][at .. at + kPage] = the queries' products with the keys of one page.
 template <typename T, int queries>
-LANES_FN void score_page(const Chunk& chunk, const T* keys, const float* scales, float (*scores)[kChunk],
-                         std::int64_t at) {
-  Lanes sums[queries];
-#pragma GCC unroll 6
-  for (int i = 0; i < queries; ++i) sums[i] = splat(0.0f);
+LAYERCOOP_INLINE void score_page(const Chunk& chunk, const T* keys, const float* scales, float (*scores)[kChunk],
+                                 std::int64_t at) {
+  Floats16 sums[queries] = {};
   for (std::int64_t d = 0; d < chunk.width; ++d) {
-    const Lanes column = load(keys + d * kPage);
+    const Floats16 column = Floats16::load(keys + d * kPage);
 #pragma GCC unroll 6
-    for (int i = 0; i < queries; ++i) sums[i] = fma(splat(chunk.query[i][d]), column, sums[i]);
+    for (int i = 0; i < queries; ++i) sums[i] = fma(chunk.query[i][d], column, sums[i]);
   }
-  const Lanes scale = scales == nullptr ? splat(chunk.scale) : mul(splat(chunk.scale), load(scales));
+  const Floats16 scale = scales == nullptr ? chunk.scale : chunk.scale * Floats16::load(scales);
 #pragma GCC unroll 6
   for (int i = 0; i < queries; ++i) {
-    const Lanes score = mul(sums[i], scale);
+    const Floats16 score = sums[i] * scale;
     store(scores[i] + at, chunk.cap == 0.0f ? score : capped(score, chunk.cap));
   }
 }
 
-// The numbers from `first` to `last` of sixteen, `other` elsewhere.
-LANES_FN Lanes between(Lanes x, std::int64_t first, std::int64_t last, float other) {
+// x in lanes first .. last, `other` elsewhere.
+LAYERCOOP_INLINE Floats16 between(Floats16 x, std::int64_t first, std::int64_t last, float other) {
   const int low = static_cast<int>(std::clamp<std::int64_t>(first, 0, kLanes));
   const int high = static_cast<int>(std::clamp<std::int64_t>(last, 0, kLanes));
-  return select_first(low, splat(other), select_first(high, x, splat(other)));
+  return select_first(low, other, select_first(high, x, other));
 }
 
-// Scores begin .. end to exp(score - largest), 0 for keys that the query does not see.
-LANES_FN void weigh(const Chunk& chunk, int query, std::int64_t begin, std::int64_t end, float* scores) {
+// Scores begin .. end become exp(score - largest), or 0 for keys that the query does not see.
+LAYERCOOP_INLINE void weigh(const Chunk& chunk, int query, std::int64_t begin, std::int64_t end, float* scores) {
   const std::int64_t first = chunk.first[query];
   const std::int64_t last = chunk.last[query];
-  Lanes most = splat(kLowest);
+  Floats16 most = kLowest;
   for (std::int64_t j = begin; j < end; j += kLanes) {
-    most = larger(between(load(scores + j), first - j, last - j, kLowest), most);
+    most = max(between(Floats16::load(scores + j), first - j, last - j, kLowest), most);
   }
   const float shift = largest(most);
-  Lanes sum = splat(0.0f);
+  Floats16 sum = 0.0f;
   for (std::int64_t j = begin; j < end; j += kLanes) {
-    const Lanes e = exp_of_term(sub(load(scores + j), splat(shift)));
-    const Lanes kept = between(e, first - j, last - j, 0.0f);
+    const Floats16 e = exp_of_term(Floats16::load(scores + j) - shift);
+    const Floats16 kept = between(e, first - j, last - j, 0.0f);
     store(scores + j, kept);
-    sum = add(sum, kept);
+    sum = sum + kept;
   }
   *chunk.largest[query] = shift;
   *chunk.sum[query] = total(sum);
 }
 
 template <typename T, int queries>
-LANES_TARGET void attend_some(const Chunk& chunk) {
+LAYERCOOP_TARGET void attend_some(const Chunk& chunk) {
   alignas(64) float scores[queries][kChunk];
   std::int64_t first = kChunk;
   std::int64_t last = 0;
@@ -196,20 +192,18 @@ LANES_TARGET void attend_some(const Chunk& chunk) {
     }
   }
   for (std::int64_t d = 0; d < chunk.padded_width; d += kLanes) {
-    Lanes sums[queries];
-#pragma GCC unroll 6
-    for (int i = 0; i < queries; ++i) sums[i] = splat(0.0f);
+    Floats16 sums[queries] = {};
     for (std::int64_t page = first_page; page < last_page; ++page) {
       const T* values = reinterpret_cast<const T*>(chunk.values[page]) + d;
       const float* scales = chunk.value_scales[page];
       const std::int64_t at = page * kPage;
-      // What stands behind the last token is not this sequence's: no number at all, perhaps.
+      // Memory after the last token is not this sequence's, and may hold NaN.
       const std::int64_t keys = std::min(kPage, last - at);
       for (std::int64_t j = 0; j < keys; ++j) {
-        Lanes value = load(values + j * chunk.padded_width);
-        if (scales != nullptr) value = mul(value, splat(scales[j]));
+        Floats16 value = Floats16::load(values + j * chunk.padded_width);
+        if (scales != nullptr) value = value * scales[j];
 #pragma GCC unroll 6
-        for (int i = 0; i < queries; ++i) sums[i] = fma(splat(scores[i][at + j]), value, sums[i]);
+        for (int i = 0; i < queries; ++i) sums[i] = fma(scores[i][at + j], value, sums[i]);
       }
     }
 #pragma GCC unroll 6
@@ -218,7 +212,7 @@ LANES_TARGET void attend_some(const Chunk& chunk) {
 }
 
 template <typename T>
-LANES_TARGET void attend(const Chunk& chunk) {
+LAYERCOOP_TARGET void attend(const Chunk& chunk) {
   switch (chunk.queries) {
     case 1: return attend_some<T, 1>(chunk);
     case 2: return attend_some<T, 2>(chunk);
@@ -229,8 +223,8 @@ LANES_TARGET void attend(const Chunk& chunk) {
   }
 }
 
-LANES_TARGET void merge(float largest, float sum, const float* out, std::int64_t padded_width, float* total_largest,
-                        float* total_sum, float* total_out) {
+LAYERCOOP_TARGET void merge(float largest, float sum, const float* out, std::int64_t padded_width, float* total_largest,
+                            float* total_sum, float* total_out) {
   if (sum == 0.0f) return;
   if (*total_sum == 0.0f) {
     *total_largest = largest;
@@ -244,14 +238,14 @@ LANES_TARGET void merge(float largest, float sum, const float* out, std::int64_t
   *total_largest = most;
   *total_sum = *total_sum * before + sum * now;
   for (std::int64_t j = 0; j < padded_width; j += kLanes) {
-    store(total_out + j, fma(load(out + j), splat(now), mul(load(total_out + j), splat(before))));
+    store(total_out + j, fma(Floats16::load(out + j), now, Floats16::load(total_out + j) * before));
   }
 }
 
-constexpr RowKernels row_kernels_here() {
-  return {rms_norm,      add_row,      scale_and_cap, gated,      rotate_head,
-          largest_of,    store_fp32,   store_bf16,    store_fp16, store_int8,
-          attend<float>, attend<Bf16>, attend<Fp16>,  attend<std::int8_t>, merge};
+constexpr RowKernels make_row_kernels() {
+  return {rms_norm,   add_row,    scale_and_cap, gated,         rotate_head,  largest_of,   store_fp32,
+          store_bf16, store_fp16, store_int8,    attend<float>, attend<Bf16>, attend<Fp16>, attend<std::int8_t>,
+          merge};
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-#include "blocks/lanes_portable.h"
+#include "simd/floats_portable.h"
+
 #include "decode/row_kernels_impl.h"
 
 namespace layercoop::decode {
-const RowKernels kRowPortable = row_kernels_here();
+const RowKernels kRowKernelsPortable = make_row_kernels();
 }  // namespace layercoop::decode

@@ -7,12 +7,14 @@
 #include <numeric>
 #include <utility>
 
+#include "cpu/aligned.h"
 #include "cpu/pool.h"
-#include "surrogate/aligned.h"
 #include "surrogate/beam.h"
 
 namespace layercoop::surrogate {
 namespace {
+
+using cpu::Aligned;
 
 constexpr int kMaxMid = 5;
 constexpr int kMaxInner = 8;
@@ -34,9 +36,7 @@ constexpr int kAllSets = kPairs + kOuter * (kOuter - 1) / 2;
 
 int popcount(std::int64_t mask) { return __builtin_popcountll(static_cast<std::uint64_t>(mask)); }
 
-bool better(const Candidate& a, const Candidate& b) {
-  return a.score != b.score ? a.score > b.score : a.mask < b.mask;
-}
+bool better(const Candidate& a, const Candidate& b) { return a.score != b.score ? a.score > b.score : a.mask < b.mask; }
 
 // A heap of at most `limit` candidates with the worst in front.
 void offer(std::vector<Candidate>& heap, int limit, const Candidate& candidate) {
@@ -49,7 +49,7 @@ void offer(std::vector<Candidate>& heap, int limit, const Candidate& candidate) 
   std::push_heap(heap.begin(), heap.end(), better);
 }
 
-// The least score that can still enter a heap that is asked nothing below `floor`. Of equal scores the first come stay.
+// The least score that can still enter a heap whose scores are at least `floor`. A later score must be larger to enter.
 float threshold(const std::vector<Candidate>& heap, int limit, float floor) {
   if (limit == 0) return kInfinity;
   if (static_cast<int>(heap.size()) < limit) return floor;
@@ -74,33 +74,33 @@ void fold_lanes(const float* sums, int n_lanes, int subset, double* out) {
 // The tables of one network.
 struct Enumeration::Table {
   SplitNetwork network;
-  Floats low_linear;     // [mid masks, n_units, kBlock]
-  Floats low_factor;     // [mid masks, n_fast, kBlock]
-  Doubles inner_linear;  // [groups, n_units, kGroup]
-  Doubles inner_factor;  // [groups, n_fast, kGroup]
+  Aligned<float> low_linear;     // [mid masks, n_units, kBlock]
+  Aligned<float> low_factor;     // [mid masks, n_fast, kBlock]
+  Aligned<double> inner_linear;  // [groups, n_units, kGroup]
+  Aligned<double> inner_factor;  // [groups, n_fast, kGroup]
 };
 
 // What one thread needs for one task.
 struct Enumeration::Scratch {
-  std::vector<Floats> high_linear;  // a network each, [groups, n_units, kGroup]
-  std::vector<Floats> high_factor;
-  Floats logits;  // of one network; all below are [rows, kBlock]
-  Floats scores;
-  Floats values;
-  Floats by_row;  // over the mid masks of one size
-  Floats sets;    // [sets, kClasses, kBlock]
+  std::vector<Aligned<float>> high_linear;  // for each network [groups, n_units, kGroup]
+  std::vector<Aligned<float>> high_factor;
+  Aligned<float> logits;  // of one network; all below are [rows, kBlock]
+  Aligned<float> scores;
+  Aligned<float> values;
+  Aligned<float> by_row;  // over the mid masks of one size
+  Aligned<float> sets;    // [sets, kClasses, kBlock]
   alignas(64) float by_class[kInnerClasses * kBlock];
   alignas(64) float squares[kClasses * kBlock];
   alignas(64) float thresholds[kClasses * kBlock];
-  Floats shifts;     // [kClasses, kBlock]
-  Floats remaining;  // [rows] of the budget
-  std::vector<int> hits;         // [rows]
+  Aligned<float> shifts;     // [kClasses, kBlock]
+  Aligned<float> remaining;  // [rows] of the budget
+  std::vector<int> hits;     // [rows]
 
   float* set(int index) { return sets.data() + static_cast<std::ptrdiff_t>(index) * kClasses * kBlock; }
   const float* set(int index) const { return sets.data() + static_cast<std::ptrdiff_t>(index) * kClasses * kBlock; }
 };
 
-// What one task leaves. Sizes and players are those of the task alone: the top players' are added in `merge`.
+// The results of one task. Sizes and players are those within the task; `merge` adds the top players.
 struct Enumeration::Slot {
   double sizes[kSizes] = {};
   double squares[kSizes] = {};
@@ -122,7 +122,7 @@ Enumeration::Enumeration(const Networks& networks, const EnumerationRequest& req
   const std::vector<double>& shifts = request_.shifts;
   const double typical = std::accumulate(shifts.begin(), shifts.end(), 0.0) / static_cast<double>(shifts.size());
   side_ = sigmoid_ && typical > 0.5 ? -1.0f : 1.0f;
-  const int padded = std::max(n_, kBlockPlayers + 3);  // a block and a group are always full, of ghosts if need be
+  const int padded = std::max(n_, kBlockPlayers + 3);  // dummy players fill the first block and group
   n_mid_ = std::clamp(padded - kBlockPlayers - 3, 0, kMaxMid);
   n_inner_ = std::min(padded - kBlockPlayers - n_mid_, kMaxInner);
   n_top_ = padded - kBlockPlayers - n_mid_ - n_inner_;
@@ -211,7 +211,7 @@ void Enumeration::run(std::int64_t count) {
 }
 
 void Enumeration::run_task(std::int64_t top_mask, Scratch& scratch, Slot& slot) const {
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   const auto rows = std::size_t{1} << n_inner_;
   const int top_size = popcount(top_mask);
   const int n_low = kBlockPlayers + n_mid_;
@@ -293,7 +293,7 @@ void Enumeration::run_task(std::int64_t top_mask, Scratch& scratch, Slot& slot) 
 }
 
 void Enumeration::evaluate_mid(int mid_mask, Scratch& scratch) const {
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   const auto count = static_cast<std::int64_t>(scratch.values.size());
   std::fill(scratch.values.begin(), scratch.values.end(), 0.0f);
   for (std::size_t e = 0; e < tables_.size(); ++e) {
@@ -309,7 +309,7 @@ void Enumeration::evaluate_mid(int mid_mask, Scratch& scratch) const {
                     (1 << n_inner_) / kGroup,
                     net.constant,
                     activation_};
-    Floats& logits = e == 0 ? scratch.scores : scratch.logits;
+    Aligned<float>& logits = e == 0 ? scratch.scores : scratch.logits;
     kernel.evaluate(tile, logits.data());
     if (sigmoid_) {
       kernel.add_sigmoid(logits.data(), count, side_, scratch.values.data());
@@ -321,12 +321,12 @@ void Enumeration::evaluate_mid(int mid_mask, Scratch& scratch) const {
 }
 
 void Enumeration::sum_mid(std::int64_t top_mask, int mid_mask, Scratch& scratch, Slot& slot) const {
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   const int mid_size = popcount(mid_mask);
   const int at = mid_size * kBlock;  // a row of class c counts as class c + mid_size here
   std::fill(std::begin(scratch.by_class), std::end(scratch.by_class), 0.0f);
-  const Sums sums{row_class_.data(),       scratch.shifts.data() + at, scratch.thresholds + at,
-                  scratch.by_row.data(),   scratch.by_class,           scratch.squares + at};
+  const Sums sums{row_class_.data(),     scratch.shifts.data() + at, scratch.thresholds + at,
+                  scratch.by_row.data(), scratch.by_class,           scratch.squares + at};
   const int n_hits = kernel.gather(sums, scratch.scores.data(), n_rows_, scratch.values.data(), scratch.hits.data());
   if (n_hits > 0) collect(top_mask, mid_mask, n_hits, scratch, slot);
   if (!request_.costs.empty()) search_affordable(top_mask, mid_mask, scratch, slot);
@@ -401,8 +401,8 @@ void Enumeration::search_affordable(std::int64_t top_mask, int mid_mask, Scratch
     costs[lane] = lane < n_lanes_ ? static_cast<float>(cost_of(mask_of(0, 0, mid_mask, lane))) : kInfinity;
   }
   const float best = slot.affordable ? slot.affordable->score : -kInfinity;
-  const int n_hits = kernels().affordable(scratch.scores.data(), n_rows_, best, costs, scratch.remaining.data(),
-                                          scratch.hits.data());
+  const int n_hits = network_kernels().affordable(scratch.scores.data(), n_rows_, best, costs, scratch.remaining.data(),
+                                                  scratch.hits.data());
   for (int hit = 0; hit < n_hits; ++hit) {
     const int row = scratch.hits[static_cast<std::size_t>(hit)];
     for (int lane = 0; lane < n_lanes_; ++lane) {

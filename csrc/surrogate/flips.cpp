@@ -4,12 +4,14 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/aligned.h"
 #include "cpu/pool.h"
 #include "masks.h"
-#include "surrogate/aligned.h"
 
 namespace layercoop::surrogate {
 namespace {
+
+using cpu::Aligned;
 
 constexpr double kSafeColumn = 40;  // see kSafe in flips_impl.h
 constexpr double kSafeScale = 1e15;
@@ -18,7 +20,7 @@ constexpr std::int64_t kMaxRanges = 4096;
 
 int rounded_up(int n, int step) { return (n + step - 1) / step * step; }
 
-// Hidden units of negative v, then those of positive v; the others add nothing.
+// Hidden units of negative v, then those of positive v; units of v = 0 add nothing.
 std::vector<int> units_of(const float* output, int n_hidden) {
   std::vector<int> units;
   for (const float sign : {-1.0f, 1.0f}) {
@@ -31,7 +33,7 @@ std::vector<int> units_of(const float* output, int n_hidden) {
 
 // One network in the layout of `FlatTile`, which points into it.
 struct FlatNetwork {
-  Floats nibbles, bias, output, plain_columns, columns, factors, scale, signs;
+  Aligned<float> nibbles, bias, output, plain_columns, columns, factors, scale, signs;
   FlatTile tile;
 
   FlatNetwork(const Networks& networks, int e, bool with_flips) {
@@ -47,9 +49,10 @@ struct FlatNetwork {
     const auto width = static_cast<std::size_t>(n_units);
 
     nibbles.resize(static_cast<std::size_t>(n_nibbles) * 16 * width);
-    for (Floats* row : {&bias, &output, &scale, &signs}) row->resize(width);
+    for (Aligned<float>* row : {&bias, &output, &scale, &signs}) row->resize(width);
     if (with_flips) {
-      for (Floats* table : {&plain_columns, &columns}) table->resize(2 * static_cast<std::size_t>(n_rows) * width);
+      for (Aligned<float>* table : {&plain_columns, &columns})
+        table->resize(2 * static_cast<std::size_t>(n_rows) * width);
       factors.assign(columns.size(), 1.0f);
     }
     int n_negative = 0;
@@ -108,7 +111,7 @@ std::vector<FlatNetwork> flatten(const Networks& networks, bool with_flips) {
   return flat;
 }
 
-// Room for `Kernels::flip` on any of these networks.
+// Room for `NetworkKernels::flip` on any of these networks.
 std::size_t scratch_of(const std::vector<FlatNetwork>& flat) {
   std::size_t room = 0;
   for (const FlatNetwork& network : flat) room = std::max(room, 2 * network.bias.size());
@@ -117,10 +120,10 @@ std::size_t scratch_of(const std::vector<FlatNetwork>& flat) {
 
 // +1 where the flip of a player puts it in, −1 where it takes it out; four at a time.
 void signs_of(const std::uint64_t* mask, int n_players, float* signs) {
-  static constexpr float kSigns[16][kNibble] = {
-      {1, 1, 1, 1}, {-1, 1, 1, 1}, {1, -1, 1, 1}, {-1, -1, 1, 1}, {1, 1, -1, 1}, {-1, 1, -1, 1},
-      {1, -1, -1, 1}, {-1, -1, -1, 1}, {1, 1, 1, -1}, {-1, 1, 1, -1}, {1, -1, 1, -1}, {-1, -1, 1, -1},
-      {1, 1, -1, -1}, {-1, 1, -1, -1}, {1, -1, -1, -1}, {-1, -1, -1, -1}};
+  static constexpr float kSigns[16][kNibble] = {{1, 1, 1, 1},   {-1, 1, 1, 1},   {1, -1, 1, 1},   {-1, -1, 1, 1},
+                                                {1, 1, -1, 1},  {-1, 1, -1, 1},  {1, -1, -1, 1},  {-1, -1, -1, 1},
+                                                {1, 1, 1, -1},  {-1, 1, 1, -1},  {1, -1, 1, -1},  {-1, -1, 1, -1},
+                                                {1, 1, -1, -1}, {-1, 1, -1, -1}, {1, -1, -1, -1}, {-1, -1, -1, -1}};
   for (int i = 0; i < n_players; i += kNibble) std::copy_n(kSigns[mask[i / 64] >> (i % 64) & 15], kNibble, signs + i);
 }
 
@@ -128,7 +131,7 @@ void signs_of(const std::uint64_t* mask, int n_players, float* signs) {
 
 void predict_logits(const Networks& networks, const std::uint64_t* masks, std::int64_t count, float* logits) {
   const std::vector<FlatNetwork> flat = flatten(networks, false);
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   const int n_words = words(networks.n_players);
   const int n_networks = networks.n_networks;
   cpu::parallel_for(count, kMasksPerRange, [&](std::int64_t begin, std::int64_t end) {
@@ -148,13 +151,13 @@ void predict_logits(const Networks& networks, const std::uint64_t* masks, std::i
 void flip_logits(const Networks& networks, const std::uint64_t* masks, std::int64_t count, float* logits,
                  float* flipped) {
   const std::vector<FlatNetwork> flat = flatten(networks, true);
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   const int n = networks.n_players;
   const int n_words = words(n);
   const std::int64_t n_networks = networks.n_networks;
   cpu::parallel_for(count, kMasksPerRange, [&](std::int64_t begin, std::int64_t end) {
-    Floats scratch(scratch_of(flat));
-    Floats neighbours(static_cast<std::size_t>(rounded_up(n, kPadding)));
+    Aligned<float> scratch(scratch_of(flat));
+    Aligned<float> neighbours(static_cast<std::size_t>(rounded_up(n, kPadding)));
     for (std::int64_t row = begin; row < end; ++row) {
       for (std::int64_t e = 0; e < n_networks; ++e) {
         logits[row * n_networks + e] = kernel.flip(flat[static_cast<std::size_t>(e)].tile, masks + row * n_words,
@@ -168,7 +171,7 @@ void flip_logits(const Networks& networks, const std::uint64_t* masks, std::int6
 void marginals(const Networks& networks, const std::uint64_t* masks, std::int64_t count, double* mean,
                double* stderr_) {
   const std::vector<FlatNetwork> flat = flatten(networks, true);
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   const int n = networks.n_players;
   const int n_padded = rounded_up(n, kPadding);
   const int n_words = words(n);
@@ -176,13 +179,13 @@ void marginals(const Networks& networks, const std::uint64_t* masks, std::int64_
   const std::int64_t n_ranges = (count - 1) / per_range + 1;
   const auto width = static_cast<std::size_t>(n);
 
-  // Sums of the marginals and of their squares, a range each, added up in order at the end. A few hundred masks are
-  // summed in float32, the rest in float64.
+  // Each range has its sums of the marginals and of their squares, which are added in order at the end. Up to
+  // kMasksPerRange masks are summed in float32, their sums in float64.
   std::vector<double> sums(static_cast<std::size_t>(n_ranges) * 2 * width);
   cpu::parallel_for(n_ranges, 1, [&](std::int64_t begin, std::int64_t end) {
     const auto padded = static_cast<std::size_t>(n_padded);
-    Floats scratch(scratch_of(flat));
-    Floats logits(padded), changes(padded), signs(padded), few(padded), few_squares(padded);
+    Aligned<float> scratch(scratch_of(flat));
+    Aligned<float> logits(padded), changes(padded), signs(padded), few(padded), few_squares(padded);
     for (std::int64_t range = begin; range < end; ++range) {
       double* const sum = sums.data() + static_cast<std::size_t>(range) * 2 * width;
       const std::int64_t stop = std::min(count, (range + 1) * per_range);
@@ -224,11 +227,10 @@ void marginals(const Networks& networks, const std::uint64_t* masks, std::int64_
 struct Flipper::Tables {
   std::vector<FlatNetwork> flat;
   int n_players;
-  Floats scratch, logits;
+  Aligned<float> scratch, logits;
 };
 
-Flipper::Flipper(const Networks& networks)
-    : tables_(new Tables{flatten(networks, true), networks.n_players, {}, {}}) {
+Flipper::Flipper(const Networks& networks) : tables_(new Tables{flatten(networks, true), networks.n_players, {}, {}}) {
   tables_->scratch.resize(scratch_of(tables_->flat));
   tables_->logits.resize(static_cast<std::size_t>(rounded_up(networks.n_players, kPadding)));
 }
@@ -236,7 +238,7 @@ Flipper::Flipper(const Networks& networks)
 Flipper::~Flipper() = default;
 
 double Flipper::scores(std::uint64_t mask, double* flipped) const {
-  const Kernels& kernel = kernels();
+  const NetworkKernels& kernel = network_kernels();
   double score = 0;
   std::fill_n(flipped, tables_->n_players, 0.0);
   for (const FlatNetwork& network : tables_->flat) {

@@ -1,11 +1,11 @@
-// Prediction and flips for one instruction set; see kernels_impl.h for the rules.
+// Prediction and flips; a part of network_kernels_impl.h.
 #pragma once
 
 #include <cstdint>
 
 #include "masks.h"
 #include "surrogate/activations_impl.h"
-#include "surrogate/kernels.h"
+#include "surrogate/network_kernels.h"
 
 namespace layercoop::surrogate {
 namespace {
@@ -29,25 +29,25 @@ struct Rows {
   }
 };
 
-// x of kAtOnce vectors of units, side by side: their sums do not wait for each other.
+// x of kAtOnce vectors of units together: their sums do not wait for each other.
 template <int kAtOnce>
-LAYERCOOP_INLINE void pre_activations(const FlatTile& tile, const Rows& rows, int unit, V (&x)[kAtOnce]) {
+LAYERCOOP_INLINE void pre_activations(const FlatTile& tile, const Rows& rows, int unit, Floats (&x)[kAtOnce]) {
 #pragma GCC unroll 4
-  for (int v = 0; v < kAtOnce; ++v) x[v] = V::load(tile.bias + unit + v * V::kLanes);
+  for (int v = 0; v < kAtOnce; ++v) x[v] = Floats::load(tile.bias + unit + v * Floats::kLanes);
   for (int nibble = 0; nibble < tile.n_nibbles; ++nibble) {
     const float* const row = rows.row[nibble] + unit;
 #pragma GCC unroll 4
-    for (int v = 0; v < kAtOnce; ++v) x[v] = x[v] + V::load(row + v * V::kLanes);
+    for (int v = 0; v < kAtOnce; ++v) x[v] = x[v] + Floats::load(row + v * Floats::kLanes);
   }
 }
 
 template <Activation A, int kAtOnce>
-LAYERCOOP_INLINE void add_units(const FlatTile& tile, const Rows& rows, int unit, V& acc) {
-  V x[kAtOnce];
+LAYERCOOP_INLINE void add_units(const FlatTile& tile, const Rows& rows, int unit, Floats& acc) {
+  Floats x[kAtOnce];
   pre_activations(tile, rows, unit, x);
 #pragma GCC unroll 4
   for (int v = 0; v < kAtOnce; ++v) {
-    acc = fma(V::load(tile.output + unit + v * V::kLanes), activate<A>(x[v]), acc);
+    acc = fma(Floats::load(tile.output + unit + v * Floats::kLanes), activate<A>(x[v]), acc);
   }
 }
 
@@ -56,11 +56,12 @@ LAYERCOOP_TARGET void predict_as(const FlatTile& tile, const std::uint64_t* mask
                                  float* logits) {
   for (std::int64_t row = 0; row < count; ++row) {
     const Rows rows(tile, masks + row * n_words);
-    V acc = V::fill(0.0f);
+    Floats acc = 0.0f;
     int unit = 0;
-    for (; unit + 4 * V::kLanes <= tile.n_units; unit += 4 * V::kLanes) add_units<A, 4>(tile, rows, unit, acc);
-    for (; unit < tile.n_units; unit += V::kLanes) add_units<A, 1>(tile, rows, unit, acc);
-    logits[row] = tile.constant + sum(acc);
+    for (; unit + 4 * Floats::kLanes <= tile.n_units; unit += 4 * Floats::kLanes)
+      add_units<A, 4>(tile, rows, unit, acc);
+    for (; unit < tile.n_units; unit += Floats::kLanes) add_units<A, 1>(tile, rows, unit, acc);
+    logits[row] = tile.constant + total(acc);
   }
 }
 
@@ -73,7 +74,7 @@ void predict(const FlatTile& tile, const std::uint64_t* masks, std::int64_t coun
   }
 }
 
-// Where in `columns` and `factors` the flips of players [player, player + kFlips) stand for this mask.
+// Where `columns` and `factors` hold the flips of players [player, player + kFlips) of this mask.
 LAYERCOOP_INLINE void flip_offsets(const FlatTile& tile, const std::uint64_t* mask, int player,
                                    std::int64_t (&offsets)[kFlips]) {
   const std::int64_t kept_row = std::int64_t{tile.n_rows} * tile.n_units;
@@ -89,17 +90,17 @@ enum class Signs { negative, mixed, positive };
 
 template <Signs S>
 LAYERCOOP_INLINE void add_flips(const FlatTile& tile, const float* linear, const float* curve,
-                                const std::int64_t (&offsets)[kFlips], int begin, int end, V (&acc)[kFlips]) {
-  for (int unit = begin; unit < end; unit += V::kLanes) {
-    const V line = V::load(linear + unit);
-    const V factor = V::load(curve + unit);
-    const V scale = V::load(tile.scale + unit);
+                                const std::int64_t (&offsets)[kFlips], int begin, int end, Floats (&acc)[kFlips]) {
+  for (int unit = begin; unit < end; unit += Floats::kLanes) {
+    const Floats line = Floats::load(linear + unit);
+    const Floats factor = Floats::load(curve + unit);
+    const Floats scale = Floats::load(tile.scale + unit);
 #pragma GCC unroll 8
     for (int f = 0; f < kFlips; ++f) {
-      const V moved = line + V::load(tile.columns + offsets[f] + unit);
-      const V term = celu_term(moved, factor, V::load(tile.factors + offsets[f] + unit), scale);
+      const Floats moved = line + Floats::load(tile.columns + offsets[f] + unit);
+      const Floats term = celu_term(moved, factor, Floats::load(tile.factors + offsets[f] + unit), scale);
       if constexpr (S == Signs::negative) acc[f] = acc[f] - term;
-      if constexpr (S == Signs::mixed) acc[f] = fma(V::load(tile.signs + unit), term, acc[f]);
+      if constexpr (S == Signs::mixed) acc[f] = fma(Floats::load(tile.signs + unit), term, acc[f]);
       if constexpr (S == Signs::positive) acc[f] = acc[f] + term;
     }
   }
@@ -108,19 +109,17 @@ LAYERCOOP_INLINE void add_flips(const FlatTile& tile, const float* linear, const
 // |v|·(CELU + 1) from |v|·(x + 1) and |v|·e^x, each moved by the flip: no exponential is taken here.
 LAYERCOOP_TARGET void flip_fast(const FlatTile& tile, const std::uint64_t* mask, const float* linear,
                                 const float* curve, float* logits) {
-  const int negative = tile.n_negative / V::kLanes * V::kLanes;
-  const int positive = (tile.n_negative + V::kLanes - 1) / V::kLanes * V::kLanes;
+  const int negative = tile.n_negative / Floats::kLanes * Floats::kLanes;
+  const int positive = (tile.n_negative + Floats::kLanes - 1) / Floats::kLanes * Floats::kLanes;
   for (int player = 0; player < tile.n_players; player += kFlips) {
     std::int64_t offsets[kFlips];
     flip_offsets(tile, mask, player, offsets);
-    V acc[kFlips];
-#pragma GCC unroll 8
-    for (int f = 0; f < kFlips; ++f) acc[f] = V::fill(0.0f);
+    Floats acc[kFlips] = {};
     add_flips<Signs::negative>(tile, linear, curve, offsets, 0, negative, acc);
     add_flips<Signs::mixed>(tile, linear, curve, offsets, negative, positive, acc);
     add_flips<Signs::positive>(tile, linear, curve, offsets, positive, tile.n_units, acc);
-    sum4(acc[0], acc[1], acc[2], acc[3], tile.fast_constant, logits + player);
-    sum4(acc[4], acc[5], acc[6], acc[7], tile.fast_constant, logits + player + 4);
+    total4(acc[0], acc[1], acc[2], acc[3], tile.fast_constant, logits + player);
+    total4(acc[4], acc[5], acc[6], acc[7], tile.fast_constant, logits + player + 4);
   }
 }
 
@@ -129,59 +128,57 @@ LAYERCOOP_TARGET void flip_plain(const FlatTile& tile, const std::uint64_t* mask
   for (int player = 0; player < tile.n_players; player += kFlips) {
     std::int64_t offsets[kFlips];
     flip_offsets(tile, mask, player, offsets);
-    V acc[kFlips];
-#pragma GCC unroll 8
-    for (int f = 0; f < kFlips; ++f) acc[f] = V::fill(0.0f);
-    for (int unit = 0; unit < tile.n_units; unit += V::kLanes) {
-      const V base = V::load(x + unit);
-      const V output = V::load(tile.output + unit);
+    Floats acc[kFlips] = {};
+    for (int unit = 0; unit < tile.n_units; unit += Floats::kLanes) {
+      const Floats base = Floats::load(x + unit);
+      const Floats output = Floats::load(tile.output + unit);
 #pragma GCC unroll 8
       for (int f = 0; f < kFlips; ++f) {
-        acc[f] = fma(output, activate<A>(base + V::load(tile.plain_columns + offsets[f] + unit)), acc[f]);
+        acc[f] = fma(output, activate<A>(base + Floats::load(tile.plain_columns + offsets[f] + unit)), acc[f]);
       }
     }
-    sum4(acc[0], acc[1], acc[2], acc[3], tile.constant, logits + player);
-    sum4(acc[4], acc[5], acc[6], acc[7], tile.constant, logits + player + 4);
+    total4(acc[0], acc[1], acc[2], acc[3], tile.constant, logits + player);
+    total4(acc[4], acc[5], acc[6], acc[7], tile.constant, logits + player + 4);
   }
 }
 
 template <Activation A>
 LAYERCOOP_TARGET float flip_as(const FlatTile& tile, const std::uint64_t* mask, float* scratch, float* logits) {
   const Rows rows(tile, mask);
-  V acc = V::fill(0.0f);
-  for (int unit = 0; unit < tile.n_units; unit += V::kLanes) {
-    V x[1];
+  Floats acc = 0.0f;
+  for (int unit = 0; unit < tile.n_units; unit += Floats::kLanes) {
+    Floats x[1];
     pre_activations(tile, rows, unit, x);
-    acc = fma(V::load(tile.output + unit), activate<A>(x[0]), acc);
-    x[0].store(scratch + unit);
+    acc = fma(Floats::load(tile.output + unit), activate<A>(x[0]), acc);
+    store(scratch + unit, x[0]);
   }
   flip_plain<A>(tile, mask, scratch, logits);
-  return tile.constant + sum(acc);
+  return tile.constant + total(acc);
 }
 
-// CELU with tables of factors: as flip_as, by flip_fast where the pre-activations of this mask are in its range too.
+// flip_as for CELU with tables of factors: by flip_fast if the pre-activations of this mask are in its range.
 LAYERCOOP_TARGET float flip_celu(const FlatTile& tile, const std::uint64_t* mask, float* scratch, float* logits) {
   const Rows rows(tile, mask);
-  const V zero = V::fill(0.0f);
-  const V one = V::fill(1.0f);
+  const Floats zero = 0.0f;
+  const Floats one = 1.0f;
   float* const curves = scratch + tile.n_units;
-  V acc = zero;
-  V largest = zero;
-  for (int unit = 0; unit < tile.n_units; unit += V::kLanes) {
-    V moved[1];
+  Floats acc = zero;
+  Floats largest = zero;
+  for (int unit = 0; unit < tile.n_units; unit += Floats::kLanes) {
+    Floats moved[1];
     pre_activations(tile, rows, unit, moved);
-    const V x = moved[0];
-    const V scale = V::load(tile.scale + unit);
-    const V linear = fma(scale, x, scale);
-    const V curve = scale * exp(x);
+    const Floats x = moved[0];
+    const Floats scale = Floats::load(tile.scale + unit);
+    const Floats linear = fma(scale, x, scale);
+    const Floats curve = scale * exp(x);
     largest = max(largest, max(x, zero - x));
-    acc = fma(V::load(tile.signs + unit), celu_term(linear, curve, one, scale), acc);
-    linear.store(scratch + unit);
-    curve.store(curves + unit);
+    acc = fma(Floats::load(tile.signs + unit), celu_term(linear, curve, one, scale), acc);
+    store(scratch + unit, linear);
+    store(curves + unit, curve);
   }
-  if (any_at_least(largest, V::fill(kSafe))) return flip_as<Activation::celu>(tile, mask, scratch, logits);
+  if (any_at_least(largest, kSafe)) return flip_as<Activation::celu>(tile, mask, scratch, logits);
   flip_fast(tile, mask, scratch, curves, logits);
-  return tile.fast_constant + sum(acc);
+  return tile.fast_constant + total(acc);
 }
 
 float flip(const FlatTile& tile, const std::uint64_t* mask, float* scratch, float* logits) {
@@ -197,20 +194,20 @@ float flip(const FlatTile& tile, const std::uint64_t* mask, float* scratch, floa
 
 LAYERCOOP_TARGET void add_changes(float base, const float* logits, int count, bool is_sigmoid, float* changes) {
   // σ(z) = 1 − σ(−z): take the side where σ is small.
-  const V side = V::fill(is_sigmoid && base > 0 ? -1.0f : 1.0f);
-  const V value = is_sigmoid ? sigmoid(side * V::fill(base)) : V::fill(base);
-  for (int i = 0; i < count; i += V::kLanes) {
-    const V logit = side * V::load(logits + i);
-    const V moved = is_sigmoid ? sigmoid(logit) : logit;
-    fma(side, moved - value, V::load(changes + i)).store(changes + i);
+  const Floats side = is_sigmoid && base > 0 ? -1.0f : 1.0f;
+  const Floats value = is_sigmoid ? sigmoid(side * base) : base;
+  for (int i = 0; i < count; i += Floats::kLanes) {
+    const Floats logit = side * Floats::load(logits + i);
+    const Floats moved = is_sigmoid ? sigmoid(logit) : logit;
+    store(changes + i, fma(side, moved - value, Floats::load(changes + i)));
   }
 }
 
 LAYERCOOP_TARGET void add_moments(const float* changes, const float* signs, int count, float* sums, float* squares) {
-  for (int i = 0; i < count; i += V::kLanes) {
-    const V change = V::load(changes + i);
-    fma(V::load(signs + i), change, V::load(sums + i)).store(sums + i);
-    fma(change, change, V::load(squares + i)).store(squares + i);
+  for (int i = 0; i < count; i += Floats::kLanes) {
+    const Floats change = Floats::load(changes + i);
+    store(sums + i, fma(Floats::load(signs + i), change, Floats::load(sums + i)));
+    store(squares + i, fma(change, change, Floats::load(squares + i)));
   }
 }
 

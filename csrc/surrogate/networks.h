@@ -1,14 +1,15 @@
-// Networks as the kernels see them. f_e(m) = out(v_e · act(W_e m + b_e) + c_e); an ensemble is worth the mean over e.
+// Networks as the kernels see them. f_e(m) = out(v_e · act(W_e m + b_e) + c_e); the value of an ensemble is the mean
+// over e.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "surrogate/kernels.h"
+#include "surrogate/network_kernels.h"
 
 namespace layercoop::surrogate {
 
-// Arrays that someone else owns.
+// Arrays that the caller owns.
 struct Networks {
   const float* hidden_weight;  // W [E, H, n]
   const float* hidden_bias;    // b [E, H]
@@ -33,16 +34,16 @@ struct SplitNetwork {
   int n_fast = 0;
   int n_units = 0;
   float constant = 0;
-  std::vector<float> scale;          // [n_units]
-  std::vector<double> bias;          // [n_units] b
-  std::vector<double> weight;        // [n_units, n] W
+  std::vector<float> scale;    // [n_units]
+  std::vector<double> bias;    // [n_units] b
+  std::vector<double> weight;  // [n_units, n] W
 
   // For fast units, |v|·(x + 1) and |v|·e^x are split over the parts of a mask. This is the share of the players in
   // [begin, end) that `mask` keeps (bit 0 = player `begin`): linear [n_units] is the sum of their columns, times |v|
   // for fast units, and factor [n_fast] its exponential without the |v|.
   void part(std::uint64_t mask, int begin, int end, double* linear, double* factor) const;
 
-  // The share that no player decides: |v|·(b + 1) and |v|·e^b for fast units, b for plain ones.
+  // The share that does not depend on the mask: |v|·(b + 1) and |v|·e^b for fast units, b for plain ones.
   void offset(double* linear, double* factor) const;
 };
 

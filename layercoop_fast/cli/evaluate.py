@@ -55,7 +55,7 @@ def evaluate(
     from layercoop_fast.engine.loading import stated_layers
     from layercoop_fast.files import check_target
     from layercoop_fast.game.cost_forecast import forecast_cost
-    from layercoop_fast.game.known_scores import store_beside
+    from layercoop_fast.game.known_scores import store_of_run
     from layercoop_fast.game.model_game import ModelGame
     from layercoop_fast.game.store import check_store
     from layercoop_fast.game.worths import check_width, load_masks
@@ -84,7 +84,7 @@ def evaluate(
         layers = stated_layers(model, trust_remote_code=options.trust_remote_code)
         if layers is not None:
             check_width(given, _PER_LAYER[players] * layers, masks)
-    kept = nullcontext(store) if store is not None else store_beside(out, resume=resume)
+    kept = nullcontext(store) if store is not None else store_of_run(out, resume=resume)
     with kept as place, Bars("opening the model") as bars:
         asked = values_of(replace(options, store=place), GameOptions)
         opened = ModelGame.from_pretrained(model, text.calibration, **asked, on_progress=bars.update)

@@ -107,7 +107,7 @@ def draft_of(
     from layercoop_fast.masks.text import mask_of, text_of
 
     if text != "search":
-        given = model.mask(mask_of(text, model.n_layers, "--draft")) & mask
+        given = model.mask(mask_of(text, model.n_layers, "draft=")) & mask
         if (given == mask).all() or not given.any():
             raise RequestError(f"--draft {text}: a draft leaves out some of the blocks that write, and not all of them")
         return given

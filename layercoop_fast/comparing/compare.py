@@ -36,7 +36,7 @@ from layercoop_fast.game.utility import UTILITIES, get_utility
 from layercoop_fast.inputs.options import takes, values_of
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.repair.fit import check_repairable, fit_repair, repaired_windows
-from layercoop_fast.repair.texts import Domains, check_texts, texts_to_fit
+from layercoop_fast.repair.texts import RepairTexts, check_texts, texts_to_fit
 from layercoop_fast.report.html.compared import comparison_fragment
 from layercoop_fast.search.base import check_n_remove, get_method
 from layercoop_fast.texts.calibration import read_text
@@ -220,7 +220,7 @@ class _Table:
     """Finds rows: kept ones, or new ones by running a method and measuring what it chose."""
 
     games: Sequence[ModelGame]
-    fitted: Domains | None
+    fitted: RepairTexts | None
     seed: int
     budget: int | None
     allowed: ExportablePlayers
@@ -262,7 +262,7 @@ class _Table:
             mask[content["mask"]] = False
         return row_of(method, size, content, self._specs), mask
 
-    def _with_repair(self, row: Row, mask: Masks, fitted: Domains) -> Row:
+    def _with_repair(self, row: Row, mask: Masks, fitted: RepairTexts) -> Row:
         """The row of the same mask after its repair."""
         request = self._request(row.method, row.n_remove, fitted)
         content = self.kept.find(request)
@@ -302,14 +302,14 @@ class _Table:
     def _specs(self) -> list[str]:
         return [game.calibration.spec for game in self.games]
 
-    def _request(self, method: str, size: int, fitted: Domains | None = None) -> dict[str, Any]:
-        """Everything that a row depends on: fingerprints of model, texts and numerics, and the request."""
+    def _request(self, method: str, size: int, fitted: RepairTexts | None = None) -> dict[str, Any]:
+        """All that a row depends on: the model, texts and numerics by their fingerprints, and what was asked."""
         game, *others = self.games
         repair = None
         if fitted is not None:
             repair = [
                 [domain.spec, *(_digest(ids.cpu().numpy()) for ids in (domain.fit, domain.choice, domain.check))]
-                for domain in fitted.domains
+                for domain in fitted.texts
             ]
         return {
             "game": game.fingerprints,
@@ -326,13 +326,13 @@ def _digest(ids: NDArray[np.int64]) -> str:
     return hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i8").tobytes()).hexdigest()
 
 
-def _about(games: Sequence[ModelGame], fitted: Domains | None, seed: int) -> dict[str, Any]:
+def _about(games: Sequence[ModelGame], fitted: RepairTexts | None, seed: int) -> dict[str, Any]:
     """What was compared on, as JSON can hold it."""
     game = games[0]
     repair = None
     if fitted is not None:
         repair = {
-            "texts": [domain.spec for domain in fitted.domains],
+            "texts": [domain.spec for domain in fitted.texts],
             "left_out": list(fitted.left_out.values()),
             "tokens": fitted.tokens,
         }
@@ -349,7 +349,7 @@ def _about(games: Sequence[ModelGame], fitted: Domains | None, seed: int) -> dic
     }
 
 
-def _repaired(row: Row, games: Sequence[ModelGame], mask: Masks, fitted: Domains, progress: Progress) -> Row:
+def _repaired(row: Row, games: Sequence[ModelGame], mask: Masks, fitted: RepairTexts, progress: Progress) -> Row:
     """The row of the same mask after its repair."""
     began = time.perf_counter()
     repaired = fit_repair(games[0], mask, fitted, progress=progress)

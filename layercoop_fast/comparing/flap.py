@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.llama.shape import Parts, UnfitError, find_parts
+from layercoop_fast.llama.block import BlockParts, LinearRows, UnfitError, find_parts
 from layercoop_fast.masked.scoring import token_nll
 from layercoop_fast.masks.types import Floats, Masks
 
@@ -129,11 +129,10 @@ def find_projections(game: ModelGame) -> list[Projection]:
     return found
 
 
-def _projections_of(parts: Parts) -> list[Projection]:
-    heads, kv_heads = parts.query.out_features // parts.head_dim, parts.key.out_features // parts.head_dim
-    width = heads // kv_heads * parts.head_dim
+def _projections_of(parts: BlockParts) -> list[Projection]:
+    width = parts.heads // parts.kv_heads * parts.head_dim
 
-    def rows(linear: nn.Linear, count: int) -> int:
+    def rows(linear: LinearRows, count: int) -> int:
         return count * (linear.in_features + (linear.bias is not None))
 
     def bias(linear: nn.Linear) -> int:

@@ -155,7 +155,7 @@ def _covered(kind: str, asked: float, costs: PlayerCosts, least: float, allowed:
     if allowed.stages > 1 and not costs.equal:
         raise RequestError("stages= goes with layers of equal cost, and these are unequal: give remove=K instead")
     try:
-        target.dearest(allowed)
+        target.most_saving(allowed)
     except RequestError as error:
         best = max(
             (mask for size in range(1, n) if (mask := allowed.best(-costs.players, size)) is not None),

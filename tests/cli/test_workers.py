@@ -60,7 +60,7 @@ def test_ray_is_not_installed(refused: Any, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.needs("ray")
 def test_an_address_without_a_cluster(refused: Any) -> None:
     assert "no Ray cluster answers at 127.0.0.1:9 (Connection refused)" in refused("--workers", "ray:127.0.0.1:9")
-    assert "'nowhere' is no address of a Ray cluster: write ray:HOST:PORT" in refused("--workers", "ray:nowhere")
+    assert "'nowhere' is not the address of a Ray cluster: write ray:HOST:PORT" in refused("--workers", "ray:nowhere")
 
 
 @pytest.mark.slow

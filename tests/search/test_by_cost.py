@@ -117,7 +117,7 @@ def test_partial_covers_are_ranked_by_what_they_will_have_lost() -> None:
     target = Target(costs, 6.0)
     run = coop.Run(Measurements(game, 5, 20), target, None, np.random.default_rng(0), None)
     asked = np.array([~np.isin(np.arange(5), removed) for removed in losses])
-    run.ledger.measure(asked)
+    run.measurements.measure(asked)
     assert [tuple(np.flatnonzero(~entry.mask)) for entry in run.finalists()] == [(0, 2)]
     price = 0.6 / 7  # the cover of 0 and 2 saves 7
     np.testing.assert_allclose(run._still_due(asked), [0, 2 * price, 5 * price, 1 * price], atol=1e-9)

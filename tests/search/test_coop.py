@@ -69,7 +69,7 @@ def test_it_begins_with_what_the_one_pass_methods_choose() -> None:
     for name, mask in expected.items():
         assert chosen[name] == np.flatnonzero(~mask).tolist()
     for mask in [*~np.eye(N, dtype=np.bool_), *expected.values()]:
-        assert run.ledger.knows(mask)
+        assert run.measurements.knows(mask)
 
 
 @cache
@@ -273,7 +273,7 @@ def test_the_budget_is_kept(budget: int) -> None:
 
 
 def test_bad_requests() -> None:
-    with pytest.raises(RequestError, match="a budget of 13 at least, not 12"):
+    with pytest.raises(RequestError, match="a budget of at least 13, not 12"):
         coop.search(layers(0), 3, budget=12)
     with pytest.raises(RequestError, match="1 to 11 can be removed"):
         coop.search(layers(0), 12)

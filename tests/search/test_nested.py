@@ -16,7 +16,7 @@ from layercoop_fast.masks.types import Masks
 from layercoop_fast.search import nested
 from layercoop_fast.search.chains import best_chain, climbed, exchanged, gains
 from layercoop_fast.search.constraints import ConstrainedFamily
-from layercoop_fast.search.measurements import Entry, Measurements
+from layercoop_fast.search.measurements import MeasuredMask, Measurements
 from layercoop_fast.surrogate.expansion import Expansion
 
 N, REMOVE = 10, 4
@@ -81,12 +81,12 @@ def test_a_bad_family_is_exchanged_player_by_player() -> None:
     """Without the searches for single sizes: of what is known by the players alone and the worst chain."""
     game = layers(1)
     family = nested._Family(game, Measurements(game, N, 200), REMOVE, None, 0, None)
-    family.ledger.measure(~np.eye(N, dtype=np.bool_))
+    family.measurements.measure(~np.eye(N, dtype=np.bool_))
     worst = sorted(range(N), key=lambda player: losses(game)[frozenset([player])])[-REMOVE:]
-    family.ledger.complete(np.array([~np.isin(np.arange(N), worst[:size]) for size in range(1, REMOVE + 1)]))
+    family.measurements.complete(np.array([~np.isin(np.arange(N), worst[:size]) for size in range(1, REMOVE + 1)]))
     assert family._improve() == "no family is expected to gain more than the surrogate can tell"
     assert sum(entry.loss for entry in family._best()) == pytest.approx(best_total(game, [1, 2, 3, 4]))
-    assert len(family.ledger.entries) < 100  # of 385
+    assert len(family.measurements.entries) < 100  # of 385
 
 
 def test_the_player_put_back_is_the_one_that_is_expected_to_cost_most() -> None:
@@ -94,7 +94,7 @@ def test_the_player_put_back_is_the_one_that_is_expected_to_cost_most() -> None:
     game = layers(1)
     family = nested._Family(game, Measurements(game, N, 500), REMOVE, None, 0, None)
     every = all_masks(N)
-    family.ledger.complete(every[np.isin((~every).sum(axis=1), [1, 2, 3])])
+    family.measurements.complete(every[np.isin((~every).sum(axis=1), [1, 2, 3])])
     fit = family.belief.fit
     alone_decides = 0
     for removed in itertools.combinations(range(N), 4):
@@ -188,9 +188,9 @@ def test_gains_are_those_of_the_chains() -> None:
 
 
 def test_the_longest_chain_comes_before_the_cheapest() -> None:
-    def entry(removed: list[int], loss: float) -> Entry:
+    def entry(removed: list[int], loss: float) -> MeasuredMask:
         mask: Masks = ~np.isin(np.arange(5), removed)
-        return Entry(mask, loss, np.array([loss]), True)
+        return MeasuredMask(mask, loss, np.array([loss]), True)
 
     sizes = [[entry([4], 0.1), entry([0], 5.0)], [], [entry([0, 1, 2], 0.5), entry([1, 2, 3], 0.1)]]
     assert [e.loss for e in best_chain(sizes)] == [5.0, 0.5]

@@ -1,5 +1,6 @@
-// Steps of small random models, for the sanitizers (`make sanitize`): every format of weights and of keys and values, odd
-// sizes, short and long calls, forks, windows, several threads. Ends with status 1 where threads or cuts change a bit.
+// Steps of small random models, for the sanitizers (`make sanitize`): every format of weights and of keys and values,
+// odd sizes, short and long calls, forks, windows, several threads. Ends with status 1 where threads or cuts change a
+// bit.
 #include <cstdio>
 #include <vector>
 

@@ -1,0 +1,40 @@
+// The table of the products of products.h, one for each format, and of the conversions of their inputs.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/dispatch.h"
+#include "decode/products.h"
+
+namespace layercoop::decode {
+
+using Product = void(const Matrix& matrix, const Inputs& inputs, float* out, std::int64_t out_stride,
+                     std::int64_t begin, std::int64_t end);
+
+struct Products {
+  Product* fp32;
+  Product* bf16;
+  Product* int8;
+  Product* int4;
+};
+
+// Quantises x [groups * kGroup] to q, with a scale and the sum of q for each group. A group with a number that is not
+// finite gets a scale of NaN.
+using Quantise = void(const float* x, std::int64_t groups, std::int8_t* q, float* scales, std::int32_t* sums);
+
+// x [groups * kGroup] rounded to bf16.
+using Narrow = void(const float* x, std::int64_t groups, std::uint16_t* out);
+
+struct ProductKernels {
+  Products products;
+  Quantise* quantise;
+  Narrow* narrow;
+};
+
+extern const ProductKernels kProductKernelsPortable, kProductKernelsAvx2, kProductKernelsAvx512;
+// AVX-512 with dot products of int8 (VNNI) and of bf16, for the formats that these serve.
+extern Product* const kInt8Vnni;
+extern Product* const kInt4Vnni;
+extern Product* const kBf16Dots;
+
+}  // namespace layercoop::decode

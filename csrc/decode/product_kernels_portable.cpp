@@ -1,0 +1,8 @@
+#include "decode/dots_portable.h"
+
+#include "decode/product_kernels_impl.h"
+
+namespace layercoop::decode {
+const ProductKernels kProductKernelsPortable{
+    {product<Fp32>, product<Bf16Widened>, product<Int8>, product<Int4>}, quantise, narrow_all};
+}  // namespace layercoop::decode
