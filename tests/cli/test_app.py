@@ -415,7 +415,7 @@ def test_ctrl_c_says_what_is_kept(run: Any, model: str, tmp_path: Path, monkeypa
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(10)  # the signal arrives here
 
-    monkeypatch.setattr("layercoop_fast.game.model_game.play", interrupted)
+    monkeypatch.setattr("layercoop_fast.masked.model.MaskedModel.measure", interrupted)
     np.save(tmp_path / "masks.npy", np.ones((3, L), bool))
     status, _, error = run("evaluate", model, "--masks", tmp_path / "masks.npy", "--out", tmp_path / "w.npz", *SMALL)
     assert status == 1

@@ -177,7 +177,7 @@ def test_a_damaged_tokenizer_is_not_an_absent_one(refused: Any, model: Path, tmp
 def test_what_no_checkpoint_can_say_is_refused_before_the_search(
     refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layercoop_fast.game.model_game.play", None)  # nothing may be measured
+    monkeypatch.setattr("layercoop_fast.masked.model.MaskedModel.measure", None)  # nothing may be measured
     experts = save_tiny(tmp_path / "experts", "qwen2_moe", n_layers=4, decoder_sparse_step=1)
     out = ("--out", tmp_path / "out", *SMALL)
     assert "silences its mlp" in refused("prune", experts, "--remove", 1, "--players", "sublayers", *out)
