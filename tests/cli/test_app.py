@@ -300,7 +300,7 @@ def no_config(folder: Path) -> Path:
         (not_causal, "not a causal language model"),
         (encoder_decoder, "encoder-decoder model"),
         (corrupt, "damaged safetensors file"),
-        (incomplete, "lacks 1 weights its config calls for (model.layers.3.mlp.up_proj.weight"),
+        (incomplete, "lacks 1 weights of its config (model.layers.3.mlp.up_proj.weight"),
     ],
 )
 def test_models_that_cannot_be_opened(
