@@ -123,7 +123,8 @@ def compare(
                 lengths = speculator(model).draft_length
                 expected.append(measured / (lengths.expected_tokens / lengths.expected_seconds))
                 drafts = {**model.drafting(), "step_ms": 1e3 * lengths.step_seconds,
-                          "draft_ms": 1e3 * lengths.draft_seconds, "verify_ms": {rows: 1e3 * lengths.verify_seconds(rows) for rows in (2, 5, 9)}}  # fmt: skip
+                          "draft_ms": 1e3 * lengths.draft_seconds,
+                          "verify_ms": {rows: 1e3 * lengths.verify_seconds(rows) for rows in (2, 5, 9)}}  # fmt: skip
     return {
         "prompt": prompt,
         "same_tokens": answers["alone"] == answers["draft"] == answers["never"],
