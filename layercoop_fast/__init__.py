@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from layercoop_fast.repair.fit import repaired_worth as repaired_worth
     from layercoop_fast.runtime.draft import find_draft as find_draft
     from layercoop_fast.runtime.model import LayerSkipModel as LayerSkipModel
-    from layercoop_fast.runtime.sampling import Sampling as Sampling
+    from layercoop_fast.runtime.options import Sampling as Sampling
     from layercoop_fast.search.best_masks import best_masks as best_masks
     from layercoop_fast.shapley.by_size import size_values as size_values
     from layercoop_fast.shapley.control import Control as Control
@@ -64,7 +64,7 @@ _HOME = {
     "RequestError": "errors",
     "RidgeSurrogate": "surrogate.ridge",
     "RunError": "errors",
-    "Sampling": "runtime.sampling",
+    "Sampling": "runtime.options",
     "Skeleton": "engine.skeleton",
     "Surrogate": "surrogate.surrogate",
     "Worths": "game.worths",

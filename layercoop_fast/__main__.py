@@ -32,7 +32,7 @@ def main() -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()  # an error of writing is found here, not while the interpreter shuts down
     except LayercoopError as error:
-        _leave(str(error), error.status)
+        _leave(_typed(str(error)), error.status)
     except KeyboardInterrupt:
         _leave(_STOPPED, 1)
     except Terminated as stop:
@@ -78,6 +78,16 @@ def _run() -> int:
     return status if isinstance(status, int) else 0
 
 
+def _typed(message: str) -> str:
+    """A message of the library with the options of the command line in the place of parameters."""
+    if "=" not in message:
+        return message
+    from layercoop_fast.cli.app import app
+    from layercoop_fast.cli.messages import as_typed, options_of
+
+    return as_typed(message, options_of(app), sys.argv[1:])
+
+
 def _broken_output() -> OSError | None:
     """The error that writing to standard output raises, or None where it works.
 
@@ -99,7 +109,7 @@ def _broken_output() -> OSError | None:
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
     """A warning in the form of the errors: the place in the code that raised it means nothing to a user."""
-    return f"layercoop-fast: {shown(' '.join(str(message).split()))}\n"
+    return f"layercoop-fast: {shown(' '.join(_typed(str(message)).split()))}\n"
 
 
 def _leave(message: str, status: int) -> NoReturn:

@@ -106,7 +106,7 @@ def fit_repair(
     started = time.perf_counter()
     check_repairable(game)
     mask = check_masks(mask, game.n_players)[0]
-    units = game.players.unit_masks(mask[None])[0]
+    units = game.masked.players.unit_masks(mask[None])[0]
     if not units.any():
         raise RequestError("a mask that keeps nothing cannot be repaired")
     if not isinstance(texts, RepairTexts):
@@ -138,13 +138,13 @@ def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
 
 def repaired_windows(game: ModelGame, repaired: Repaired) -> tuple[float, float, Floats]:
     """As `repaired_worth`, with the NLL of each window (on items, of each scored token), float64 [W]."""
-    text = HeldOut(game, game.windows, game.scorer)
-    everything = range(game.players.n_units)
+    text = HeldOut(game, game.masked.windows, game.masked.scorer)
+    everything = range(game.masked.players.n_units)
     if game.utility.needs_teacher:
         text.keep_teacher(everything)
     full = text.scores(everything).nll
     with repaired.applied():
-        scores = text.scores(_kept_units(game.players.unit_masks(repaired.mask[None])[0]))
+        scores = text.scores(_kept_units(game.masked.players.unit_masks(repaired.mask[None])[0]))
     with np.errstate(all="ignore"):
         worth, nll = game.utility.judge(scores.nll[None], scores.kl[None], full, game.fingerprints["calibration"])
     return float(worth[0]), float(nll[0]), scores.nll
@@ -181,17 +181,17 @@ class _Fit:
         self.texts = texts.texts
         self.kept = _kept_units(units)
         self.gaps = find_gaps(units)
-        width = next(game.skeleton.model.parameters()).element_size() * int(
-            game.skeleton.model.config.get_text_config(decoder=True).hidden_size
+        width = next(game.masked.skeleton.model.parameters()).element_size() * int(
+            game.masked.skeleton.model.config.get_text_config(decoder=True).hidden_size
         )
-        fits = 2 * texts.tokens * width <= free_memory(game.skeleton.device) * _STREAM_SHARE
+        fits = 2 * texts.tokens * width <= free_memory(game.masked.skeleton.device) * _STREAM_SHARE
         self.streams = [Streams(game, text.fit, keep=fits) for text in self.texts]
         self.choice = [self._heldout(text.choice) for text in self.texts]
         # The best strengths of the gaps of one mask are similar: each gap starts with the previous one's.
         self.start = USUAL
 
     def _heldout(self, ids: Tensor) -> HeldOut:
-        return HeldOut(self.game, Windows(self.game.skeleton, ids))
+        return HeldOut(self.game, Windows(self.game.masked.skeleton, ids))
 
     def run(self, progress: Progress | None) -> tuple[tuple[Patch, ...], dict[str, Any]]:
         """Repair one gap after another; return the patches that are kept and the record."""
@@ -219,13 +219,13 @@ class _Fit:
         return tuple(patches), record
 
     def _names(self, gap: Gap) -> dict[str, Any]:
-        label = self.game.players.label
+        label = self.game.masked.players.label
         return {"into": label(gap.unit), "removed": [label(unit) for unit in gap.removed]}
 
     def _repair(self, gap: Gap, patches: Sequence[Patch]) -> tuple[dict[str, Any], Patch | None]:
         """Repair one gap: its row of the record, and its patch where that helps."""
         try:
-            site = find_site(self.game.players, gap.unit)
+            site = find_site(self.game.masked.players, gap.unit)
         except RequestError as refused:
             return {"strength": None, "reason": str(refused)}, None
         with applied(patches):

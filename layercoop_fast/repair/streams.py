@@ -87,7 +87,7 @@ class Streams:
                         units.run(unit, [pruned], [pruned])
             if self.keep:
                 chunk.full, chunk.full_at, chunk.pruned, chunk.pruned_at = full, gap.behind, pruned, gap.unit
-            inputs, after = _watched(self.game.players, windows, gap.unit, site, pruned)
+            inputs, after = _watched(self.game.masked.players, windows, gap.unit, site, pruned)
             # In a model that is spread over devices, a block's output stays on the block's device.
             there, after = full.to(inputs.device).float(), after.to(inputs.device).float()
             missing = (there - after).flatten(0, 1)
@@ -97,17 +97,17 @@ class Streams:
     def _run_by(self, chunk: _Chunk) -> tuple[Windows, Units]:
         """The windows whose contexts fit the chunk, and the units to run on it."""
         if not _is_fast(self.game, chunk.ids):
-            windows = Windows(self.game.skeleton, chunk.ids)
-            return windows, GeneralUnits(windows, self.game.players.run)
-        windows = self._by_size.setdefault(len(chunk.ids), Windows(self.game.skeleton, chunk.ids))
-        return windows, self.game.units
+            windows = Windows(self.game.masked.skeleton, chunk.ids)
+            return windows, GeneralUnits(windows, self.game.masked.players.run)
+        windows = self._by_size.setdefault(len(chunk.ids), Windows(self.game.masked.skeleton, chunk.ids))
+        return windows, self.game.masked.units
 
     def _start(self, chunk: _Chunk, state: Tensor | None, windows: Windows) -> Tensor:
         """The state to continue from, which may be overwritten."""
         if state is not None:
             return state
         if _is_fast(self.game, chunk.ids):
-            return _embedding(self.game.skeleton, chunk.ids).clone()
+            return _embedding(self.game.masked.skeleton, chunk.ids).clone()
         return windows.context(1).embedding[: len(chunk.ids)].clone()
 
 
@@ -122,8 +122,8 @@ class HeldOut:
 
     def __init__(self, game: ModelGame, windows: Windows, scorer: Scorer | None = None) -> None:
         self.windows = windows
-        own = windows is game.windows or _is_fast(game, windows.ids)
-        self.units = game.units if own else GeneralUnits(windows, game.players.run)
+        own = windows is game.masked.windows or _is_fast(game, windows.ids)
+        self.units = game.masked.units if own else GeneralUnits(windows, game.masked.players.run)
         self.scorer = _scorer(game, windows) if scorer is None else scorer
         self._state = windows.context(1).embedding[: windows.n_windows].clone()
         self._at = 0
@@ -183,8 +183,8 @@ def _watched(
 
 def _scorer(game: ModelGame, windows: Windows) -> Scorer:
     """A scorer of these windows of the game's own kind."""
-    if isinstance(game.scorer, FusedScorer):
-        return FusedScorer(windows, game.scorer.head)
+    if isinstance(game.masked.scorer, FusedScorer):
+        return FusedScorer(windows, game.masked.scorer.head)
     return GeneralScorer(windows)
 
 
@@ -193,8 +193,8 @@ def _is_fast(game: ModelGame, ids: Tensor) -> bool:
 
     They take any plain windows as long as the game's own, if those are plain windows too (not items with options).
     """
-    own = game.windows
-    return game.units.path == "fast" and own.positions is None and own.ids.shape[1] == ids.shape[1]
+    own = game.masked.windows
+    return game.masked.units.path == "fast" and own.positions is None and own.ids.shape[1] == ids.shape[1]
 
 
 class _Reached(Exception):

@@ -17,19 +17,16 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.inputs.options import REPAIR_TOKENS, TOKENS
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import (
-    TOKENS,
-    Calibration,
     begin_tokens,
     read_text,
     sample_from_model,
     window_starts,
 )
-from layercoop_fast.texts.chat import stretch_of
-from layercoop_fast.texts.items import Items
 
-DEFAULT_TOKENS = 65_536
+DEFAULT_TOKENS = REPAIR_TOKENS
 # Held-out windows of each text to choose the strength, and as many to check the whole repair.
 HELDOUT_WINDOWS = 8
 # Fewest windows of a text: at least a third of them is fitted to.
@@ -86,13 +83,7 @@ def check_texts(specs: Sequence[str] | None, tokens: int) -> None:
 
 def own_texts(game: ModelGame) -> dict[str, int]:
     """The SPECs of a game's own texts, and the number of its windows from each; none for items."""
-    if not isinstance(game.calibration, Calibration):
-        return {}
-    domains = game.calibration.domains
-    if domains is None:
-        return {game.calibration.spec: game.windows.n_windows}
-    counts = np.bincount(domains.of_window, minlength=len(domains.names))
-    return dict(zip(domains.names, counts.tolist(), strict=True))
+    return game.calibration.windows_of
 
 
 def texts_to_fit(
@@ -121,7 +112,7 @@ def texts_to_fit(
 
 def _length(game: ModelGame) -> int:
     """Number of tokens of a window: that of the calibration windows."""
-    return int(game.calibration.ids.shape[1]) if game.has_windows else TOKENS
+    return int(game.calibration.ids.shape[1]) if game.n_windows else TOKENS
 
 
 def load_texts(
@@ -143,7 +134,7 @@ def load_texts(
     wanted = max(HELDOUT_WINDOWS, tokens // (len(specs) * length))
     found, left_out = [], {}
     for spec in specs:
-        windows = _windows(game, spec, wanted + 2 * HELDOUT_WINDOWS, seed, progress).to(game.skeleton.device)
+        windows = _windows(game, spec, wanted + 2 * HELDOUT_WINDOWS, seed, progress).to(game.masked.skeleton.device)
         if len(windows) < _LEAST_WINDOWS:
             left_out[spec] = (
                 f"{spec} has {len(windows)} windows of {length} tokens besides those that the search uses; "
@@ -163,7 +154,7 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
     tokenizer = game.checkpoint.tokenizer
     if spec == "self":
         # Another seed than that of a calibration text sampled from the model.
-        return sample_from_model(game.skeleton, tokenizer, wanted, length, seed + 1, progress)
+        return sample_from_model(game.masked.skeleton, tokenizer, wanted, length, seed + 1, progress)
     if tokenizer is None:
         raise RequestError("the model's folder holds no tokenizer, so text cannot be tokenised: leave out repair=")
     stream = np.asarray(tokenizer(read_text(spec), add_special_tokens=False, verbose=False)["input_ids"], np.int64)
@@ -178,13 +169,7 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
 
 def _played(game: ModelGame, spec: str, tokens: int, body: int) -> tuple[NDArray[np.int64], int]:
     """First tokens of the stretches that the game uses of a text of `tokens` tokens, int64 [·], and their length."""
-    text = game.calibration
-    if isinstance(text, Items):
-        count = len(text.groups) + text.shots if text.spec == spec and text.stretch else 0
-        length = text.stretch
-    else:
-        count = own_texts(game).get(spec, 0)
-        length = stretch_of(int(text.ids.shape[1])) if text.chat else body
+    count, length = game.calibration.stretches(spec, body)
     return window_starts(tokens, length, count) if count else np.empty(0, np.int64), length
 
 

@@ -1,6 +1,6 @@
 """Constraints of a user: players that must stay, players that must go, and equal stages for pipelines.
 
-    family = Constraints(ExportablePlayers(config, players), n_players, keep=[0, 1], must_go=[7], stages=4)
+    family = ConstrainedFamily(ExportablePlayers(config, players), n_players, keep=[0, 1], must_go=[7], stages=4)
 
 The result is a family of masks for any search (`search.base.Allowed`), a subset of another family.
 """
@@ -17,7 +17,7 @@ from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.search.base import Allowed
 
 
-class Constraints:
+class ConstrainedFamily:
     """The masks of a family that meet a user's constraints.
 
     Args:

@@ -163,7 +163,7 @@ class Run:
         if hasattr(game, "block_influence"):
             influence = worst_last(np.asarray(game.block_influence()))
             found.append(("shortgpt", target.least_valuable(influence, self.allowed)))
-        if target.n_remove is not None and getattr(game, "has_windows", False):
+        if target.n_remove is not None and getattr(game, "n_windows", None):
             with suppress(RequestError):  # groups of blocks that are not contiguous have no angular distances
                 first = int(np.argmin(game.angular_distances(target.n_remove)))
                 contiguous = np.ones(self.n, dtype=np.bool_)

@@ -99,10 +99,10 @@ def search(
 
 
 def _judge(game: Any) -> _Judge:
-    if not getattr(game, "has_windows", False):
+    n_windows = int(getattr(game, "n_windows", 0))
+    if not n_windows:
         return _Plain(game)
-    n_windows = int(game.windows.n_windows)
-    domains = getattr(game, "domains", None)
+    domains = game.calibration.domains
     ends = sorted({*(first_windows(share, n_windows, domains) for share, _ in _STAGES), n_windows})
     judge: _Judge = game.with_utility("kl").staged(ends)
     return judge

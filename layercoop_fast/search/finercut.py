@@ -30,7 +30,7 @@ def search(
     with_utility = getattr(game, "with_utility", None)
     if with_utility is None:
         raise RequestError("finercut needs a game that offers with_utility(), a game on a model: try sleb here")
-    if not getattr(game, "has_windows", True):
+    if not getattr(game, "n_windows", 1):
         raise RequestError(
             "finercut needs the divergence from the full model on text, and this game is on items with options: "
             "try sleb here"

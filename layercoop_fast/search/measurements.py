@@ -76,10 +76,10 @@ class Measurements:
         self._n_windows = 1
         self._ratios: dict[int, float] = {}
         self._utility: Any = getattr(game, "utility", None)
-        self.domains: Domains | None = getattr(game, "domains", None)
+        self.domains: Domains | None = getattr(getattr(game, "calibration", None), "domains", None)
         self.objective: str = getattr(self._utility, "objective", "mean")
-        if getattr(self.game, "has_windows", False) and getattr(self._utility, "parts", None) is not None:
-            self._n_windows = n_windows = int(self.game.windows.n_windows)
+        if getattr(game, "n_windows", 0) and getattr(self._utility, "parts", None) is not None:
+            self._n_windows = n_windows = int(game.n_windows)
             # No races where the worst of several texts counts: on few windows another text may be the worst.
             raced = n_windows >= _LEAST_WINDOWS and self.objective == "mean"
             ends = {first_windows(share, n_windows, self.domains) for share in _STAGES} if raced else set()

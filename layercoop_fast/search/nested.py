@@ -225,7 +225,10 @@ class _Family:
         if counts is None:
             return {"masks": masks}
         game: Any = self.game
-        return {"masks": masks, "passes": round(tokens / (game.skeleton.n_layers * game.windows.ids.numel()), 2)}
+        return {
+            "masks": masks,
+            "passes": round(tokens / (game.masked.skeleton.n_layers * game.masked.windows.ids.numel()), 2),
+        }
 
 
 def _removed(family: list[MeasuredMask]) -> Masks:

@@ -18,9 +18,8 @@ import numpy as np
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.bootstrap import probability_better
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.staged import beside, hand_over, on_windows, same_bits
 from layercoop_fast.game.utility import Utility
-from layercoop_fast.masked.scores import Scores
+from layercoop_fast.masked.scores import Scores, joined, same_bits
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.search.base import Choice, finite_or_none
 from layercoop_fast.search.finalists import best_measured
@@ -28,8 +27,6 @@ from layercoop_fast.texts.calibration import Calibration
 from layercoop_fast.texts.domains import one_domain
 from layercoop_fast.texts.mixture import grown_from
 
-MOST_WINDOWS = 160
-"""Default for the most windows of each text."""
 # Masks of the search that are measured on more windows.
 _FINALISTS = 8
 
@@ -125,15 +122,14 @@ def settle(
         except RequestError as error:  # the text is too short for more windows
             stopped = str(error)
             break
-        more = on_windows(game, added)
-        scores = beside([scores, _scores(more, masks)])
-        more.windows.free()
+        more = game.view(text=added)
+        scores = joined([scores, _scores(more, masks)])
+        more.masked.windows.free()
     searched = np.flatnonzero(~choice.mask).tolist()
     found = {"level": level, "stopped": stopped, "finalists": len(masks), "searched": searched, "steps": steps}
     if calibration is game.calibration:
         return game, replace(choice, mask=leader, details={**choice.details, "settled": found})
-    grown = on_windows(game, calibration)
-    grown.evaluations, grown.charged = game.evaluations, game.charged  # it replaces the game
+    grown = game.view(text=calibration, counts=game.evaluations)  # it replaces the game
     _tell(grown, masks, scores)
     return grown, replace(choice, mask=leader, details={**choice.details, "settled": found})
 
@@ -155,6 +151,6 @@ def _tell(grown: ModelGame, masks: Masks, scores: Scores) -> None:
     Where a window's scores differ in bits between large and small batches (see `StagedGame`), it measures them itself.
     """
     if same_bits(grown.window_scores(np.ones_like(masks[:1])), Scores(scores.nll[:1], scores.kl[:1])):
-        hand_over(grown, masks, Scores(scores.nll[1:], scores.kl[1:]))
+        grown.learn(masks, Scores(scores.nll[1:], scores.kl[1:]))
     else:
         grown.window_scores(masks)

@@ -141,7 +141,7 @@ def test_a_search_takes_what_the_game_calls_best(model: Path, texts: tuple[Path,
     every = np.array([[i not in (a, b) for i in range(L)] for a in range(L) for b in range(a)])
     worths = game(every)
     for method in ("coop", "evopress", "finercut"):
-        choice = get_method(method)(game.anew(), 2)
+        choice = get_method(method)(game.view(apart=True, stored=False), 2)
         if method == "coop":
             assert game(choice.mask[None])[0] == worths.max()
             assert choice.details["runner_up_loss"] >= choice.details["loss"]

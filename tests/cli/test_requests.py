@@ -75,7 +75,7 @@ def test_a_model_in_the_folder_that_is_replaced(refused: Any, model: Path, tmp_p
 def test_what_a_repair_cannot_be_fitted_to_is_said_before_the_search(
     refused: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layercoop_fast.pruning.stages.Search.__call__", None)  # whoever comes so far breaks
+    monkeypatch.setattr("layercoop_fast.pruning.prune.search", None)  # whoever comes so far breaks
     for asked, message in (
         (["--repair-text", tmp_path / "absent.txt"], "absent.txt cannot be read"),
         (["--repair-text", "builtin", "--repair-text", "builtin"], "each given once"),

@@ -23,7 +23,7 @@ from layercoop_fast.export.config import (
     prune_config,
 )
 from layercoop_fast.search.base import Allowed
-from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.constraints import ConstrainedFamily
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
@@ -215,7 +215,7 @@ def test_a_hybrid_keeps_one_attention_and_says_which_is_nearest() -> None:
         RequestError,
         match=r"players 1, 3 must go, but one attention layer of this hybrid must stay.* removes \[0, 3\]",
     ):
-        Constraints(ExportableMasks(config), 4, must_go=[1, 3]).check_size(2)
+        ConstrainedFamily(ExportableMasks(config), 4, must_go=[1, 3]).check_size(2)
 
 
 def test_an_rwkv_keeps_two_blocks() -> None:

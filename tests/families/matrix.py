@@ -31,7 +31,7 @@ from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.config import exportable, prune_config
 from layercoop_fast.export.quantising import left_whole
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.masked.units import make_units
+from layercoop_fast.masked.unit_choice import make_units
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.texts.calibration import Calibration
 

@@ -160,7 +160,7 @@ def test_three_gaps_are_those_of_the_method_written_out(
         Checkpoint(copy.deepcopy(model), tiny_tokenizer(), "tiny"),
         Calibration(torch.arange(3, 3 + 2 * T).reshape(2, T), "elsewhere"),
     )
-    assert game.units.path == "fast"
+    assert game.masked.units.path == "fast"
     texts = load_texts(game, specs, len(specs) * 8 * T)
     assert [len(domain.fit) for domain in texts.texts] == [8, 8, 8]
     patched, expected = repaired_plainly(model, texts)

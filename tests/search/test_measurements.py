@@ -16,13 +16,12 @@ class Windowed:
     """A game of 10 windows in which each removed player costs its weight on every window, but for some noise."""
 
     n_players = 4
-    has_windows = True
     utility = UTILITIES["nll"]
     ends: list[int]
 
     def __init__(self, weights: list[float], n_windows: int = 10, scale: np.ndarray | float = 1.0) -> None:
         self.weights = np.array(weights)
-        self.windows = SimpleNamespace(n_windows=n_windows)
+        self.n_windows = n_windows
         self.scale = np.broadcast_to(scale, n_windows)
         self.in_full: set[bytes] = set()
         self.asked: list[tuple[int, int]] = []
@@ -33,7 +32,7 @@ class Windowed:
 
     def window_scores(self, masks: np.ndarray, end: int) -> SimpleNamespace:
         self.asked.append((len(masks), end))
-        if end == self.windows.n_windows:
+        if end == self.n_windows:
             self.in_full |= {mask.tobytes() for mask in masks}
         noise = [[0.01 * np.sin(7 * window + 3 * mask.argmin()) for window in range(end)] for mask in masks]
         lost = np.where(masks, 0.0, self.weights).sum(axis=1, keepdims=True)  # NaN only where that player is removed

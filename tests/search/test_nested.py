@@ -15,7 +15,7 @@ from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.masks.types import Masks
 from layercoop_fast.search import nested
 from layercoop_fast.search.chains import best_chain, climbed, exchanged, gains
-from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.measurements import MeasuredMask, Measurements
 from layercoop_fast.surrogate.expansion import Expansion
 
@@ -121,7 +121,7 @@ def test_a_family_gives_up_a_size_for_the_others() -> None:
 
 def test_constraints_hold_for_every_mask_of_the_family() -> None:
     game = layers(1)
-    allowed = Constraints(None, N, keep=[0], stages=2)  # stages keep as many each: odd sizes are not there
+    allowed = ConstrainedFamily(None, N, keep=[0], stages=2)  # stages keep as many each: odd sizes are not there
     choice = nested.search(game, 4, allowed=allowed)
     family = [step["removed"] for step in choice.details["nested"]]
     assert [len(removed) for removed in family] == [2, 4]
@@ -129,7 +129,7 @@ def test_constraints_hold_for_every_mask_of_the_family() -> None:
         assert allowed.check(~np.isin(np.arange(N), removed)) is None
     fits = lambda removed: allowed.check(~np.isin(np.arange(N), list(removed))) is None  # noqa: E731
     assert total(choice) == pytest.approx(best_total(game, [2, 4], fits))
-    must = nested.search(game, 3, allowed=Constraints(None, N, must_go=[7, 8]))
+    must = nested.search(game, 3, allowed=ConstrainedFamily(None, N, must_go=[7, 8]))
     assert [len(step["removed"]) for step in must.details["nested"]] == [2, 3]
     assert must.details["nested"][0]["removed"] == [7, 8]
 
