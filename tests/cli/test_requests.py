@@ -137,7 +137,7 @@ def test_pickled_weights_are_not_opened(refused: Any, model: Path, tmp_path: Pat
     copy = copy_of(model, tmp_path)
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
-    assert "pickled weights only" in refused("doctor", copy)
+    assert "only pickled weights" in refused("doctor", copy)
 
 
 def test_a_config_and_weights_that_do_not_belong_together(refused: Any, model: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_config_and_weights_that_do_not_belong_together(refused: Any, model: P
     write(num_hidden_layers=L - 2)
     assert "weights of more layers than its config calls for (model.layers.3." in refused("doctor", copy)
     write(num_hidden_layers=L + 1)
-    assert "weights its config calls for" in refused("doctor", copy)
+    assert "weights of its config" in refused("doctor", copy)
     write(num_hidden_layers="eight")
     assert "cannot be opened" in refused("doctor", copy)
     write(intermediate_size=config["intermediate_size"] + 8)
