@@ -73,10 +73,10 @@ def test_acceptance_of_sampled_drafts_is_what_rejection_keeps(executor: GeneralE
     for index in range(60):
         sequence = executor.sequence()
         executor.run([Chunk(sequence, text[:20], wanted=0)])
-        pace = DraftLength(0.5)
+        drafting = DraftLength(0.5)
         writer = Writer(sequence, text[20], Sampler(asked, text[:21], index=index), 20)
-        Speculator(executor, mask, pace=pace).round([writer], 2)
-        kept, tried = kept + pace.accepted, tried + pace.judged
+        Speculator(executor, mask, draft_length=drafting).round([writer], 2)
+        kept, tried = kept + drafting.accepted, tried + drafting.judged
         sequence.release()
     assert game.acceptance[mask.tobytes()] == pytest.approx(kept / tried, abs=0.15)
 
@@ -124,10 +124,10 @@ def test_blocks_that_were_left_out_at_opening_are_no_players() -> None:
 @pytest.mark.parametrize(
     ("prompts", "arguments", "said"),
     [
-        ([], {}, "give one prompt or more"),
-        ([[]], {}, "give one prompt or more"),
-        ([PROMPT], {"tokens": 0}, "give one prompt or more"),
-        ([PROMPT], {"budget": 11}, "two masks for each block at least: 12, not 11"),
+        ([], {}, "give at least one prompt"),
+        ([[]], {}, "give at least one prompt"),
+        ([PROMPT], {"tokens": 0}, "give at least one prompt"),
+        ([PROMPT], {"budget": 11}, "at least two masks for each block: 12, not 11"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.pages import PagePool, PoolFullError
-from layercoop_fast.runtime.sequences import Sequence
+from layercoop_fast.runtime.sequences import TokenSequence
 
 
 def bits(text: str) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_a_sequence_cannot_run_twice_in_a_call_or_be_cut_longer() -> None:
     sequence = executor.sequence()
     with pytest.raises(RequestError, match="another sequence"):
         executor.run([Chunk(sequence, [1]), Chunk(sequence, [1])])
-    with pytest.raises(RequestError, match="cannot be cut to 3"):
+    with pytest.raises(RequestError, match="cannot be truncated to 3"):
         sequence.truncate(3)
 
 
@@ -110,11 +110,11 @@ def test_pages_given_back_twice_are_found() -> None:
     pool = PagePool([PAGE_BYTES, 0], 2 * PAGE_BYTES)
     page = pool.take(0)
     pool.drop(0, [page])
-    with pytest.raises(RunError, match="given back twice"):
+    with pytest.raises(RunError, match="freed twice"):
         pool.drop(0, [page])
     with pytest.raises(RunError, match="shared after"):
         pool.share(0, [page])
-    with pytest.raises(RunError, match="nobody reserved"):
+    with pytest.raises(RunError, match="without being reserved"):
         pool.take(1)  # a block that keeps no pages
 
 
@@ -124,7 +124,7 @@ class Sequences(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.executor = FakeExecutor(n_layers=3, pages=60)
-        self.sequences: list[Sequence] = []
+        self.sequences: list[TokenSequence] = []
 
     @precondition(lambda self: len(self.sequences) < 5)
     @rule(mask=st.sampled_from(["111", "110", "101", "011", "100", "111"]))
