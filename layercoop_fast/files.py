@@ -46,7 +46,7 @@ def check_target(target: Path, *, folder: bool = False, force: bool = False) -> 
         is_it, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
         raise RequestError(f"{target} is {is_it}, and {wanted} is to be written: name another place")
     if target.exists() and not force:
-        raise RequestError(f"{target} exists already: name another place, or set force= to replace it")
+        raise RequestError(f"{target} exists already: name another place, or pass force=True to replace it")
     ancestor = target.absolute().parent
     while not ancestor.exists():
         ancestor = ancestor.parent

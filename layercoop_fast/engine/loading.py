@@ -164,7 +164,7 @@ def _causal_config(name: str, trust_remote_code: bool) -> PretrainedConfig:
             if "does not recognize this architecture" in str(error):
                 raise RequestError(
                     f"{name} is of an architecture that transformers {transformers.__version__} does not know: if the "
-                    "checkpoint contains its own code, set trust_remote_code=; else a newer transformers may know "
+                    "checkpoint contains its own code, pass trust_remote_code=True; else a newer transformers may know "
                     "it"
                 ) from error
             raise

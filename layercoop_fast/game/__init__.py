@@ -1,1 +1,1 @@
-"""The game: players, masks, calibration text, worths, and the model that plays it."""
+"""Games on a model: utilities, known scores, stores, worths, and what measuring costs."""

@@ -9,7 +9,7 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.opening import load_text
 from layercoop_fast.game.options import GameOptions
 
-# Text that the model writes itself is another text with another seed, so far off that nothing else draws from it.
+# With another seed, text that the model writes itself is another text. No other seed is as large as this one.
 _OWN_SEED = 1_000_003
 
 
@@ -22,12 +22,12 @@ def check_unseen(spec: str, searched: Sequence[str]) -> None:
 def on_other_text(
     game: ModelGame, spec: str, windows: int, tokens: int, seed: int, *, stored: bool = False
 ) -> ModelGame:
-    """The same model and utility on another text, which must not be one that the game is played on.
+    """The same model and utility on another text, which must not be a text of the game.
 
-    Where windows are as long as the game's, blocks, head and fingerprint of the model are those of the game: nothing is
-    read or checked again. Costs are counted apart. With `stored` what is measured goes into the game's store, if any.
+    Where windows are as long as the game's, blocks, head and fingerprint of the model are shared with the game: nothing
+    is read or checked again. Costs are counted apart. With `stored`, scores go into the store of the game, if any.
 
-    Raises `RequestError` where it is such a text.
+    Raises `RequestError` for a text of the game.
     """
     own, masked = game.calibration, game.masked
     check_unseen(spec, (own.spec,) if own.domains is None else own.domains.names)

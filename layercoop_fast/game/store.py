@@ -162,7 +162,7 @@ class Store:
         nearest = min((differences(game.fingerprints, fingerprints) for game in games), key=len)
         raise RequestError(
             f"{self.path} belongs to another game; it differs in {', '.join(nearest)}: name another store, "
-            "or play the game that this one holds (`layercoop-fast store info` tells)"
+            "or ask for the game that this one holds (`layercoop-fast store info` tells)"
         )
 
     def scores(self, game: int, key: bytes) -> Scores | None:
@@ -343,7 +343,7 @@ class Store:
 
 
 def check_store(path: Path) -> bool:
-    """Refuse a file that is damaged, no store, or of another schema, and leave it as it is.
+    """Refuse a file that is damaged, not a store, or of another schema, without changing it.
 
     Returns whether there is a store: a run that was killed at its very beginning leaves a file without tables.
     """

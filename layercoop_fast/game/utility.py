@@ -14,7 +14,7 @@ token of a window but its first) and `full` the model with all its layers:
 With several texts nll and kl are weighted means over the texts (`texts/domains.py`). With `:worst` after the name the
 worth is the least over the texts, each taken as nll(full) + the rise of its own nll, and its own kl.
 
-A model that breaks down may give NaN or infinity; such worths are carried as they are.
+A model that breaks down may give NaN or infinity; such worths are kept.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def batch_width(
 
 
 def _faithful(windows: Windows, units: Units, slots: Sequence[Tensor], widest: int) -> int:
-    """The widest power of two up to `widest` at which, and below which, a state comes to what it comes to alone."""
+    """The widest power of two up to `widest` at which, and below which, a state has the bits that it has alone."""
     known = windows.faithful_widths
     key = (units.path, torch.get_num_threads(), widest)
     if key not in known:

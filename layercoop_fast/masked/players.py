@@ -87,7 +87,7 @@ class Players:
         return parameters_of(self.skeleton.blocks[unit].parameters())
 
     def n_bytes(self, layer: int) -> int:
-        """Bytes of a whole layer's weights in memory, as they are held now."""
+        """Bytes of a whole layer's weights in memory."""
         return bytes_of(self.skeleton.blocks[layer].parameters())
 
     def run(self, context: Context, unit: int, hidden: Tensor) -> Tensor:

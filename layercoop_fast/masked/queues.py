@@ -115,7 +115,7 @@ class CudaQueue:
         return sent
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """The first calls as they are, one to record them, and from then on one launch each."""
+        """Run the first calls plainly, record one in a graph, and launch that from then on."""
         graph = self._graphs.get(key)
         if graph is None:
             self._calls[key] += 1

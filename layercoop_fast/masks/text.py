@@ -123,7 +123,7 @@ def removed_of(folder: Path, option: str = "source=") -> tuple[RemovedHalves, in
 
 
 def family_size(folder: Path) -> tuple[Path, int | None]:
-    """`FOLDER@3` as folder and size; a path that is there as it is has no size.
+    """`FOLDER@3` as folder and size; a path that exists has no size.
 
     The text may be no path at all: `os.path` says so, where `Path.exists` raises for a name that is too long.
     """

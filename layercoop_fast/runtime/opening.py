@@ -91,7 +91,7 @@ def open_runtime(
     if packed_on is not None:
         if executor == "native":
             raise RequestError(
-                f"the native executor is for the CPU, not for {device}: leave --executor or the device out"
+                f"the native executor is for the CPU, not for {device}: leave executor= or device= out"
             )
         gpu_named(device, f"{dtype} weights")
     opened_on = "cpu" if packed_on is not None else device

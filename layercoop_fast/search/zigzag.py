@@ -1,6 +1,6 @@
 """A block that leaves the topology of its tokens alone can go. One pass of the full model, one shot.
 
-Components and loops of the clouds before and behind a block are followed by zigzag persistence (`game/topology.py`;
+Components and loops of the clouds before and behind a block are followed by zigzag persistence (`masked/topology.py`;
 arXiv 2410.11042 and, on vision-language models, 2604.16502). `cka` is its plainer relative.
 """
 

@@ -332,7 +332,7 @@ def sample_from_model(
 
 
 def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a text of its own accord: [] or [begin-of-text]."""
+    """What the tokenizer itself puts before a text: [] or [begin-of-text]."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     return [int(ids[0])] if ids and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 

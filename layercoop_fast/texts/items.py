@@ -1,4 +1,4 @@
-"""Items with options, what a game of choices is played on: read from a file, or cut from any text.
+"""Items with options, for utilities of items: read from a file, or cut from any text.
 
 With a utility of items (`game/item_utility.py`) a SPEC (`texts/calibration.py`) means
 
@@ -275,7 +275,7 @@ def tokenise(
 ) -> Items:
     """Items as tokens, the first `shots` of them as examples before the others.
 
-    Raises `RequestError` for an option that comes to no tokens, for nothing in front of one, and for too few items.
+    Raises `RequestError` for an option without tokens, for nothing in front of one, and for too few items.
     """
     if shots >= len(items):
         raise RequestError(f"{spec} has {len(items)} items: {shots} shots leave none to score")
@@ -300,7 +300,7 @@ def tokenise(
         group = [Scored((*before, *whole[len(first) :]), len(before)) for whole in wholes]
         for option, sequence in zip(item.options, group, strict=True):
             if len(sequence.tokens) == len(before):
-                raise RequestError(f"{spec} item {number}: its option {option!r} comes to no tokens")
+                raise RequestError(f"{spec} item {number}: its option {option!r} has no tokens")
         groups.append(tuple(group))
     characters = [len(option) for item in scored for option in item.options]
     return Items(tuple(groups), _layout(groups, [item.label for item in scored], characters), spec, shots)

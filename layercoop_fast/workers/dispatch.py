@@ -88,7 +88,7 @@ _NOTHING = Results(np.empty(0, dtype=np.int64), np.empty((0, 0)), np.empty((0, 0
 
 @dataclass
 class _Job:
-    """A task on its way: its rows, which of them are missing yet, evaluations planned and done, times it was lost."""
+    """A task of a worker: its rows, which of them are missing, evaluations planned and done, times it was lost."""
 
     rows: npt.NDArray[np.int64]
     missing: npt.NDArray[np.bool_]
@@ -272,7 +272,7 @@ class Workers:
     def _admit_late(self, place: int, message: Message) -> None:
         """Let the replacement of a lost worker work, if it is like the others."""
         if message.about["game"] != self._game:
-            return  # it has yet to answer for the game that is played now
+            return  # it still has to answer for the current game
         self._opening.discard(place)
         if self.tolerant or likeness(message.about) == self._likeness:
             self._idle.append(place)

@@ -300,7 +300,7 @@ def no_config(folder: Path) -> Path:
         (not_causal, "not a causal language model"),
         (encoder_decoder, "encoder-decoder model"),
         (corrupt, "damaged safetensors file"),
-        (incomplete, "lacks 1 weights its config calls for (model.layers.3.mlp.up_proj.weight"),
+        (incomplete, "lacks 1 weights of its config (model.layers.3.mlp.up_proj.weight"),
     ],
 )
 def test_models_that_cannot_be_opened(
@@ -415,7 +415,7 @@ def test_ctrl_c_says_what_is_kept(run: Any, model: str, tmp_path: Path, monkeypa
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(10)  # the signal arrives here
 
-    monkeypatch.setattr("layercoop_fast.game.model_game.play", interrupted)
+    monkeypatch.setattr("layercoop_fast.masked.model.MaskedModel.measure", interrupted)
     np.save(tmp_path / "masks.npy", np.ones((3, L), bool))
     status, _, error = run("evaluate", model, "--masks", tmp_path / "masks.npy", "--out", tmp_path / "w.npz", *SMALL)
     assert status == 1

@@ -154,7 +154,7 @@ def test_a_search_takes_what_the_game_calls_best(model: Path, texts: tuple[Path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--objective", "worst"], "the worst of several texts is asked for and there is one"),
+        (["--objective", "worst"], "the worst of several texts needs more than one: give another --calibration"),
         (["--objective", "best"], "unknown objective 'best': choose mean or worst"),
         (["--calibration", "a.txt:0"], "the weight of a.txt is 0"),
         (["--calibration", "builtin", "--calibration", "builtin:2"], "builtin is given twice"),

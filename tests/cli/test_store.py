@@ -128,7 +128,7 @@ def test_shapley_and_prune_take_what_evaluate_measured(
     assert run(*command, "--store", store, *SMALL)[0] == 0
     assert counts(store) == (64, 64)
     cost = {"params": 1, "weight_bytes": 1, "kv_bytes_per_token": 1, "peak_memory_bytes": 1}
-    monkeypatch.setattr("layercoop_fast.game.model_game.play", None)  # nothing may be measured any more
+    monkeypatch.setattr("layercoop_fast.masked.model.MaskedModel.measure", None)  # nothing may be measured any more
     assert run("shapley", model, "--budget", "30", "--samples", "50", "--store", store, *SMALL)[0] == 0
 
     from layercoop_fast.pruning.checkpoint_costs import Cost

@@ -210,7 +210,7 @@ def test_a_method_that_refuses_does_not_cost_the_others_their_rows(
     out, html = tmp_path / "compared.json", tmp_path / "compared.html"
     arguments = ["compare", model, "--remove", "1,2", "--windows", 2, "--tokens", 16]
     status, printed, _ = run(*arguments, "--methods", "exhaustive,reverse", "--out", out, "--html", html)
-    reason = "exhaustive has no row at 2: exhaustive asks 15 masks"
+    reason = "exhaustive has no row at 2: exhaustive measures 15 masks"
     assert (status, reason in printed) == (0, True)
     record = json.loads(out.read_text())
     assert [(row["method"], row["remove"]) for row in record["rows"]] == [
@@ -219,7 +219,7 @@ def test_a_method_that_refuses_does_not_cost_the_others_their_rows(
     assert [(one["method"], one["remove"]) for one in record["refused"]] == [("exhaustive", 2)]
     assert "exhaustive has no row at 2 removed" in Page(html.read_text()).text
     status, _, error = run(*arguments, "--remove", "2", "--methods", "exhaustive")
-    assert (status, "exhaustive asks 15 masks" in error) == (2, True)
+    assert (status, "exhaustive measures 15 masks" in error) == (2, True)
 
 
 def test_a_method_that_fails_loses_its_row_and_a_full_disk_ends_it_all(

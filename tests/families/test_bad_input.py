@@ -29,7 +29,7 @@ def test_doctor_says_what_to_pass_for_an_architecture_nobody_knows(tmp_path: Pat
     status, _, said = run("doctor", folder)
     assert status == 2
     assert said.count("\n") == 1
-    assert "does not know: if it brings its own code along, pass --trust-remote-code" in said
+    assert "does not know: if the checkpoint contains its own code, pass --trust-remote-code" in said
 
 
 def test_doctor_names_the_lists_where_no_blocks_are_found(

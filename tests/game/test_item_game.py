@@ -153,7 +153,7 @@ def test_another_worth_is_one_of_items_too() -> None:
     for name in ("ppl_ratio", "kl"):
         with pytest.raises(RequestError, match=f"the utility {name} is one of text, the calibration is items"):
             game.with_utility(name)
-    with pytest.raises(RequestError, match=r"finercut goes by the divergence .* on items with options: try sleb"):
+    with pytest.raises(RequestError, match=r"finercut needs the divergence .* on items with options: try sleb"):
         get_method("finercut")(game, 1)
 
 

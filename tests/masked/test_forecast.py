@@ -34,7 +34,7 @@ def test_memory_too_small_and_sizes_that_no_model_has() -> None:
     masks = np.ones((1, 4), bool)
     with pytest.raises(RequestError, match="smallest that works is 3840 bytes"):
         forecast(SHAPE, masks, windows=2, tokens=10, memory=3839, tflops=1.0)
-    with pytest.raises(RequestError, match="--hidden must be above 0"):
+    with pytest.raises(RequestError, match="hidden=0: it must be above 0"):
         ModelShape(4, 0, 1, 1.0, 1, 2).check()
-    with pytest.raises(RequestError, match="--layers must be at least 2"):
+    with pytest.raises(RequestError, match="layers= must be at least 2"):
         ModelShape(1, 8, 8, 1.0, 8, 2).check()

@@ -81,7 +81,7 @@ def test_blocks_that_do_not_fit_run_their_own_modules() -> None:
     expected = states_by_mask(windows, units.general, masks, 6, 10**6)
     assert torch.allclose(states_by_mask(windows, units, masks, 6, 42), expected, rtol=1e-5, atol=1e-5)
     block, call = windows.skeleton.blocks[2], windows.context(1).call(2)
-    assert "gated by SiLU" in str(pool_block(block, call, windows.skeleton.convention))
+    assert "gated neither by SiLU" in str(pool_block(block, call, windows.skeleton.convention))
     assert make_pool_units(windows_of("gpt2"), GeneralUnits(windows), PlainQueue(CPU), halves=False) is None
 
 
@@ -145,9 +145,14 @@ def test_a_head_with_the_norm_before_it() -> None:
     context = skeleton.context(ids)
     with torch.inference_mode():
         assert torch.allclose(own.inputs(context, context.embedding), plain.inputs(context, context.embedding))
-    scaled = fused_head(Skeleton(FAMILIES["gemma3"](n_layers=2)), ids, own_norm=True)
-    assert scaled is not None
-    assert scaled.norm is None, "Gemma's norm is another one"
+    gemma = Skeleton(FAMILIES["gemma3"](n_layers=2))  # whose norm multiplies by 1 + its weights
+    plain, own = fused_head(gemma, ids), fused_head(gemma, ids, own_norm=True)
+    assert plain is not None
+    assert own is not None
+    assert own.norm is not None
+    context = gemma.context(ids)
+    with torch.inference_mode():
+        assert torch.allclose(own.inputs(context, context.embedding), plain.inputs(context, context.embedding))
 
 
 def test_queues_without_a_device() -> None:

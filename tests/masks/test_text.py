@@ -58,7 +58,7 @@ def test_a_size_of_a_nested_family(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no mask without 2 players: @1, @3"):
         mask_of(f"{folder}@2", 4)
     (folder / "layercoop.json").write_text(json.dumps({**record, "nested": None}))
-    with pytest.raises(RequestError, match="no family of sizes, so there is no @1: `prune --nested` writes one"):
+    with pytest.raises(RequestError, match="no family of sizes, so there is no @1: a nested `prune` writes one"):
         mask_of(f"{folder}@1", 4)
     (folder / "layercoop.json").write_text(json.dumps({**record, "nested": {"sizes": [3]}}))
     with pytest.raises(RequestError, match="does not list what was removed"):

@@ -266,7 +266,7 @@ def test_a_repair_that_misleads_on_unseen_windows_is_left_out_as_a_whole(
     monkeypatch.setattr(fit, "_no_worse", lambda after, before: next(verdicts))
     repaired = fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS)
     assert not repaired.kept
-    assert "no choice had seen" in repaired.record["reason"]
+    assert "no choice has used" in repaired.record["reason"]
 
 
 def test_windows_to_fit_to_share_no_token_with_those_of_the_search(specs: list[str]) -> None:

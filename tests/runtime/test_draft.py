@@ -124,10 +124,10 @@ def test_blocks_that_were_left_out_at_opening_are_no_players() -> None:
 @pytest.mark.parametrize(
     ("prompts", "arguments", "said"),
     [
-        ([], {}, "give one prompt or more"),
-        ([[]], {}, "give one prompt or more"),
-        ([PROMPT], {"tokens": 0}, "give one prompt or more"),
-        ([PROMPT], {"budget": 11}, "two masks for each block at least: 12, not 11"),
+        ([], {}, "give at least one prompt"),
+        ([[]], {}, "give at least one prompt"),
+        ([PROMPT], {"tokens": 0}, "give at least one prompt"),
+        ([PROMPT], {"budget": 11}, "at least two masks for each block: 12, not 11"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(

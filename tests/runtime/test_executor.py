@@ -102,7 +102,7 @@ def test_a_sequence_cannot_run_twice_in_a_call_or_be_cut_longer() -> None:
     sequence = executor.sequence()
     with pytest.raises(RequestError, match="another sequence"):
         executor.run([Chunk(sequence, [1]), Chunk(sequence, [1])])
-    with pytest.raises(RequestError, match="cannot be cut to 3"):
+    with pytest.raises(RequestError, match="cannot be truncated to 3"):
         sequence.truncate(3)
 
 
@@ -110,11 +110,11 @@ def test_pages_given_back_twice_are_found() -> None:
     pool = PagePool([PAGE_BYTES, 0], 2 * PAGE_BYTES)
     page = pool.take(0)
     pool.drop(0, [page])
-    with pytest.raises(RunError, match="given back twice"):
+    with pytest.raises(RunError, match="freed twice"):
         pool.drop(0, [page])
     with pytest.raises(RunError, match="shared after"):
         pool.share(0, [page])
-    with pytest.raises(RunError, match="nobody reserved"):
+    with pytest.raises(RunError, match="without being reserved"):
         pool.take(1)  # a block that keeps no pages
 
 

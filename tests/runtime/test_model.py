@@ -147,7 +147,7 @@ def test_a_folder_that_prune_wrote_says_what_to_leave_out(folder: Path, model: L
         ({"ids": [1] * 250}, "250 tokens and 128 new ones are 378, and the model has positions for 256"),
         ({"ids": [1], "mask": np.ones(5, bool)}, r"bool\[4\].*got bool\[5\]"),
         ({"ids": [1], "mask": np.zeros(4, bool)}, "removes every block"),
-        ({"ids": [1.5]}, "row of whole numbers"),
+        ({"ids": [1.5]}, "row of integers"),
         ({"ids": torch.ones(2, 3, dtype=torch.int64)}, r"not \[2, 3\]"),
         ({"ids": [[1], [2]], "mask": [MASKS[0]] * 3}, "3 masks for 2 prompts"),
         ({"ids": [[1], [2]], "sampling": [Sampling()]}, "1 samplings for 2 requests"),

@@ -262,7 +262,7 @@ def test_worths_that_are_no_numbers_are_never_chosen_and_do_not_stop_it() -> Non
     worths = game(masks[(~masks).sum(axis=1) == REMOVE])
     assert np.isnan(worths).any()
     assert game(choice.mask[None])[0] == pytest.approx(np.nanmax(worths))  # of a dozen that tie but for rounding
-    with pytest.raises(RunError, match="masks that were measured are not finite"):
+    with pytest.raises(RunError, match="measured masks have losses that are not finite"):
         coop.search(Table(np.full(1 << 6, np.nan)), 2)
 
 

@@ -147,7 +147,7 @@ def test_the_smallest_and_the_broken() -> None:
     spoilt = nested.search(Spoilt(layers(3)), 3)
     assert all(math.isfinite(step["loss"]) for step in spoilt.details["nested"])
     assert [step["n_removed"] for step in spoilt.details["nested"]][-1] == 3
-    with pytest.raises(RunError, match="masks that were measured are not finite"):
+    with pytest.raises(RunError, match="measured masks have losses that are not finite"):
         nested.search(Table(np.full(1 << 8, np.nan)), 3)
 
 

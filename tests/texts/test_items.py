@@ -103,7 +103,7 @@ def test_an_option_that_comes_to_no_tokens_and_a_context_of_none() -> None:
     from tokenizers.normalizers import Replace
 
     tokenizer.backend_tokenizer.normalizer = Replace(" _", "")
-    with pytest.raises(RequestError, match="item 2: its option '_' comes to no tokens"):
+    with pytest.raises(RequestError, match="item 2: its option '_' has no tokens"):
         tokenise([Item("a", ("b", "c"), 0), Item("a", ("b", "_"), 0)], tokenizer)
     with pytest.raises(RequestError, match="item 1: nothing comes before its options"):
         tokenise([Item("", ("b", "c"), 0)], tiny_tokenizer())

@@ -45,7 +45,7 @@ def of_the_machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_more_than_the_processors(of_the_machine: Any, tmp_path: Path) -> None:
     """From Python too, and for a model that is not even there."""
     of_the_machine(3, 2**50)
-    said = r"--workers 4: this process may use 3 processors, and each worker needs one: give 3 at most"
+    said = r"workers=4: this process may use 3 processors, and each worker needs one: give 3 at most"
     with pytest.raises(RequestError, match=said):
         ModelGame.from_pretrained("nowhere", workers=4)
     with pytest.raises(RequestError, match=said):

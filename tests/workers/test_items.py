@@ -84,5 +84,5 @@ def test_items_by_message(model: Path) -> None:
     assert again.fingerprint == game.calibration.fingerprint
     assert again.description == game.calibration.description
     assert again.groups == game.calibration.groups
-    with pytest.raises(RequestError, match="these are no items with options"):
+    with pytest.raises(RequestError, match="these are not items with options"):
         Items.of({"groups": [], "layout": None, "spec": "", "shots": 0, "share": True}, "cpu")

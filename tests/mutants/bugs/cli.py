@@ -64,6 +64,22 @@ BUGS = [
         tests="tests/test_files.py tests/cli/test_requests.py",
     ),
     Bug(
+        "default-of-another-command",
+        "layercoop_fast/cli/expand.py",
+        old="parameters += [_parameter(one, defaults.get(one.name, one.default)) for one in found]",
+        new="parameters += [_parameter(one, one.default) for one in found]",
+        means="`chat` has the sampling of `generate`: the most likely token, always",
+        tests="tests/cli/test_expand.py",
+    ),
+    Bug(
+        "parameters-in-messages",
+        "layercoop_fast/cli/messages.py",
+        old='return off or f"no {on}"',
+        new="return on",
+        means="a message tells to pass --repair where --no-repair is meant",
+        tests="tests/cli/test_messages.py",
+    ),
+    Bug(
         "plan-of-too-many-masks",
         "layercoop_fast/cli/plan.py",
         old="if masks * layers > MAX_MASK_BITS:",
