@@ -1,5 +1,5 @@
-// Arguments of bindings: numpy arrays of exactly the dtype, shape and layout wanted, or a Python error that says what
-// is wrong. bf16, which numpy lacks, comes as the uint16 of its bits.
+// Checks the arguments of bindings: numpy arrays must have exactly the wanted dtype, shape and layout, or a Python
+// error says what is wrong. numpy lacks bf16, so such numbers come as the uint16 of their bits.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -73,7 +73,7 @@ T* out(const py::object& object, const std::string& name, const std::initializer
   return reinterpret_cast<T*>(found.mutable_data());
 }
 
-// The largest size, count or place: the product of two of them is a 64-bit number.
+// The largest size, count or index: the product of two of them fits 64 bits.
 constexpr std::int64_t kMost = std::int64_t{1} << 31;
 
 // A size from `low` to kMost, or a ValueError.
@@ -83,7 +83,7 @@ inline std::int64_t within(std::int64_t value, std::int64_t low, const std::stri
   return value;
 }
 
-// The product of two sizes, which is a size too, or a ValueError.
+// The product of two sizes, which must be a size too, or a ValueError.
 inline std::int64_t product(std::int64_t a, std::int64_t b, const std::string& name) {
   std::int64_t found;
   if (__builtin_mul_overflow(a, b, &found)) {
@@ -94,7 +94,7 @@ inline std::int64_t product(std::int64_t a, std::int64_t b, const std::string& n
 }
 
 // Rows and columns of the argument that the others are checked against. An array without elements may claim any extent,
-// so these are checked like numbers that the caller gives.
+// so these are checked as numbers from the caller are.
 struct Extent {
   std::int64_t rows;
   std::int64_t columns;

@@ -1,5 +1,5 @@
-// The kernels of blocks/blocks.h over numpy arrays that share memory with torch's tensors. bf16, which numpy lacks,
-// comes as the uint16 of its bits. Checks every argument, lets go of the GIL, and calls.
+// The kernels of blocks/blocks.h over numpy arrays that share memory with torch's tensors. numpy lacks bf16, so such
+// numbers come as the uint16 of their bits. Checks every argument, releases the GIL and calls.
 #include "bind_blocks.h"
 
 #include <pybind11/numpy.h>
@@ -25,7 +25,7 @@ void run_without_gil(const Work& work) {
   run(work);
 }
 
-// Calls with a float or a Bf16, by the element type of the argument named.
+// Calls `function` with a float or a Bf16, as the element type of the named argument is.
 template <typename Function>
 void by_type(const py::object& object, const std::string& name, const Function& function) {
   if (py::isinstance<py::array_t<float>>(object)) return function(float{});
@@ -36,22 +36,32 @@ void by_type(const py::object& object, const std::string& name, const Function& 
   throw py::type_error(name + ": expected a numpy array of float32, or uint16 (the bits of bf16), got " + dtype);
 }
 
+template <typename T>
+Norm<T> norm_of(const py::object& weight, const std::string& name, float eps, bool gemma, std::int64_t width) {
+  return {in_or_null<T>(weight, name, {width}), eps, gemma};
+}
+
 void py_rms_norm(const py::object& x, const py::object& weight, float eps, const py::object& normed,
-                 const py::object& delta, const py::object& sum) {
+                 const py::object& delta, const py::object& sum, const py::object& after, float after_eps, float factor,
+                 bool gemma) {
   by_type(x, "x", [&](auto type) {
     using T = decltype(type);
     const Extent extent(x, "x");
     const std::int64_t n = extent.rows;
     const std::int64_t width = within(extent.columns, 1, "columns of x");
     if (delta.is_none() != sum.is_none()) throw py::value_error("delta and sum: expected both or none");
-    run_without_gil(RmsNorm<T>{
-        in<T>(x, "x", {n, width}), in_or_null<T>(delta, "delta", {n, width}), in<T>(weight, "weight", {width}), eps, n,
-        width, sum.is_none() ? nullptr : out<T>(sum, "sum", {n, width}), out<T>(normed, "out", {n, width})});
+    if (weight.is_none() != normed.is_none()) throw py::value_error("weight and out: expected both or none");
+    run_without_gil(RmsNorm<T>{in<T>(x, "x", {n, width}), in_or_null<T>(delta, "delta", {n, width}),
+                               norm_of<T>(after, "after", after_eps, gemma, width), factor,
+                               norm_of<T>(weight, "weight", eps, gemma, width), n, width,
+                               sum.is_none() ? nullptr : out<T>(sum, "sum", {n, width}),
+                               normed.is_none() ? nullptr : out<T>(normed, "out", {n, width})});
   });
 }
 
 void py_rotary(const py::object& x, const py::object& cos, const py::object& sin, std::int64_t query_heads,
-               std::int64_t key_heads, const py::object& query_norm, const py::object& key_norm, float eps) {
+               std::int64_t key_heads, const py::object& query_norm, const py::object& key_norm, float eps, bool gemma,
+               bool joint_norms) {
   by_type(x, "x", [&](auto type) {
     using T = decltype(type);
     const Extent extent(x, "x");
@@ -67,14 +77,20 @@ void py_rotary(const py::object& x, const py::object& cos, const py::object& sin
                             std::to_string(query_heads) + " + " + std::to_string(key_heads) + " heads of " +
                             std::to_string(width));
     }
-    run_without_gil(Rotary<T>{out<T>(x, "x", {kAny, kAny}), in<T>(cos, "cos", {tokens, width}),
-                              in<T>(sin, "sin", {tokens, width}), in_or_null<T>(query_norm, "query_norm", {width}),
-                              in_or_null<T>(key_norm, "key_norm", {width}), eps, extent.rows, extent.columns, tokens,
-                              width, query_heads, key_heads});
+    const auto rotate = [&](auto angle) {
+      using Angle = decltype(angle);
+      run_without_gil(Rotary<T, Angle>{
+          out<T>(x, "x", {kAny, kAny}), in<Angle>(cos, "cos", {tokens, width}), in<Angle>(sin, "sin", {tokens, width}),
+          norm_of<T>(query_norm, "query_norm", eps, gemma, joint_norms ? query_heads * width : width),
+          norm_of<T>(key_norm, "key_norm", eps, gemma, joint_norms ? key_heads * width : width), joint_norms,
+          extent.rows, extent.columns, tokens, width, query_heads, key_heads});
+    };
+    // Angles are of x's type, or float beside bf16.
+    py::isinstance<py::array_t<float>>(cos) ? rotate(float{}) : rotate(type);
   });
 }
 
-void py_swiglu(const py::object& gate_up, const py::object& product) {
+void gated(const py::object& gate_up, const py::object& product, Activation activation) {
   by_type(gate_up, "gate_up", [&](auto type) {
     using T = decltype(type);
     const Extent extent(gate_up, "gate_up");
@@ -82,12 +98,15 @@ void py_swiglu(const py::object& gate_up, const py::object& product) {
       throw py::value_error("gate_up: " + std::to_string(extent.columns) + " columns are an odd number");
     }
     const std::int64_t width = extent.columns / 2;
-    run_without_gil(Swiglu<T>{in<T>(gate_up, "gate_up", {extent.rows, 2 * width}), extent.rows, width,
-                              out<T>(product, "out", {extent.rows, width})});
+    run_without_gil(Gated<T>{in<T>(gate_up, "gate_up", {extent.rows, 2 * width}), activation, extent.rows, width,
+                             out<T>(product, "out", {extent.rows, width})});
   });
 }
 
-// Positions of the rows of windows that are trees, checked; nothing for plain windows.
+void py_swiglu(const py::object& gate_up, const py::object& product) { gated(gate_up, product, Activation::silu); }
+void py_geglu(const py::object& gate_up, const py::object& product) { gated(gate_up, product, Activation::gelu); }
+
+// The checked positions of the rows of windows that are trees; nothing for plain windows.
 struct Tree {
   const std::int64_t* positions = nullptr;
   std::int64_t pattern = 0;
@@ -114,7 +133,8 @@ struct Tree {
 };
 
 void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads,
-                         float scale, const py::object& asked, const py::object& mixed, const py::object& positions) {
+                         float scale, const py::object& asked, const py::object& mixed, const py::object& positions,
+                         std::int64_t sliding_window, float cap) {
   by_type(qkv, "qkv", [&](auto type) {
     using T = decltype(type);
     const Extent extent(qkv, "qkv");
@@ -122,7 +142,7 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
     within(heads, 1, "heads");
     within(kv_heads, 1, "kv_heads");
     if (heads % kv_heads != 0) {
-      throw py::value_error("heads: " + std::to_string(heads) + " is no multiple of " + std::to_string(kv_heads) +
+      throw py::value_error("heads: " + std::to_string(heads) + " is not a multiple of " + std::to_string(kv_heads) +
                             " key heads");
     }
     const std::int64_t groups = heads + 2 * kv_heads;
@@ -137,6 +157,10 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
     if (!(scale > 0.0f) || !std::isfinite(scale)) {
       throw py::value_error("scale: " + std::to_string(scale) + " is not a positive number");
     }
+    within(sliding_window, 0, "sliding_window");
+    if (!(cap >= 0.0f) || !std::isfinite(cap)) {
+      throw py::value_error("cap: " + std::to_string(cap) + " is neither 0 nor a positive number");
+    }
     const std::int64_t width = extent.columns / groups;
     const std::int64_t windows = extent.rows / tokens;
     const auto* at = in<std::int64_t>(asked, "asked", {kAny});
@@ -144,24 +168,24 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
     for (std::int64_t i = 0; i < n_asked; ++i) {
       if (at[i] < (i == 0 ? 0 : at[i - 1] + 1) || at[i] >= tokens) {
         throw py::value_error("asked: expected ascending tokens of a window of " + std::to_string(tokens) + ", got " +
-                              std::to_string(at[i]) + " at place " + std::to_string(i));
+                              std::to_string(at[i]) + " at index " + std::to_string(i));
       }
     }
     const Tree tree(positions, tokens);
-    run_without_gil(Attention<T>{in<T>(qkv, "qkv", {kAny, kAny}), windows, tokens, heads, kv_heads, width, scale, at,
-                                 n_asked, tree.positions, tree.pattern, tree.depth,
+    run_without_gil(Attention<T>{in<T>(qkv, "qkv", {kAny, kAny}), windows, tokens, heads, kv_heads, width, scale, cap,
+                                 sliding_window, at, n_asked, tree.positions, tree.pattern, tree.depth,
                                  out<T>(mixed, "out", {windows * n_asked, heads * width})});
   });
 }
 
-void py_running_loss(const py::object& logits, const py::object& targets, std::int64_t first_word,
+void py_running_loss(const py::object& logits, const py::object& targets, std::int64_t first_token,
                      const py::object& running, float scale, float cap, const py::object& teacher,
                      const py::object& teacher_running) {
   by_type(logits, "logits", [&](auto type) {
     using T = decltype(type);
     const Extent extent(logits, "logits");
     const std::int64_t n = extent.rows;
-    within(first_word, 0, "first_word");
+    within(first_token, 0, "first_token");
     if (teacher.is_none() != teacher_running.is_none()) {
       throw py::value_error("teacher and teacher_running: expected both or none");
     }
@@ -169,7 +193,7 @@ void py_running_loss(const py::object& logits, const py::object& targets, std::i
       return reinterpret_cast<Running*>(out<float>(object, name, {n, 3}));
     };
     run_without_gil(Loss<T>{in<T>(logits, "logits", {n, kAny}), in_or_null<T>(teacher, "teacher", {n, extent.columns}),
-                            in<std::int64_t>(targets, "targets", {n}), n, extent.columns, first_word, scale, cap,
+                            in<std::int64_t>(targets, "targets", {n}), n, extent.columns, first_token, scale, cap,
                             state(running, "running"),
                             teacher.is_none() ? nullptr : state(teacher_running, "teacher_running")});
   });
@@ -180,13 +204,17 @@ void py_running_loss(const py::object& logits, const py::object& targets, std::i
 void bind_blocks(py::module_& module) {
   const py::object none = py::none();
   module.def("rms_norm", &py_rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("out"),
-             py::arg("delta") = none, py::arg("sum") = none);
+             py::arg("delta") = none, py::arg("sum") = none, py::arg("after") = none, py::arg("after_eps") = 0.0f,
+             py::arg("factor") = 1.0f, py::arg("gemma") = false);
   module.def("rotary", &py_rotary, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("query_heads"),
-             py::arg("key_heads"), py::arg("query_norm") = none, py::arg("key_norm") = none, py::arg("eps") = 0.0f);
+             py::arg("key_heads"), py::arg("query_norm") = none, py::arg("key_norm") = none, py::arg("eps") = 0.0f,
+             py::arg("gemma") = false, py::arg("joint_norms") = false);
   module.def("swiglu", &py_swiglu, py::arg("gate_up"), py::arg("out"));
+  module.def("geglu", &py_geglu, py::arg("gate_up"), py::arg("out"));
   module.def("causal_attention", &py_causal_attention, py::arg("qkv"), py::arg("tokens"), py::arg("heads"),
-             py::arg("kv_heads"), py::arg("scale"), py::arg("asked"), py::arg("out"), py::arg("positions") = none);
-  module.def("running_loss", &py_running_loss, py::arg("logits"), py::arg("targets"), py::arg("first_word"),
+             py::arg("kv_heads"), py::arg("scale"), py::arg("asked"), py::arg("out"), py::arg("positions") = none,
+             py::arg("sliding_window") = 0, py::arg("cap") = 0.0f);
+  module.def("running_loss", &py_running_loss, py::arg("logits"), py::arg("targets"), py::arg("first_token"),
              py::arg("running"), py::arg("scale") = 1.0f, py::arg("cap") = 0.0f, py::arg("teacher") = none,
              py::arg("teacher_running") = none);
 }

@@ -1,5 +1,4 @@
-// Models that decode in C++, over packed weights and numpy arrays. Checks every argument, lets go of the GIL, and
-// calls.
+// Models that decode in C++, over packed weights and numpy arrays. Checks every argument, releases the GIL and calls.
 #include "bind_decode.h"
 
 #include <pybind11/numpy.h>
@@ -30,9 +29,8 @@ namespace {
 using Packed = std::shared_ptr<Matrix>;
 using NormArgument = std::optional<std::pair<py::object, float>>;  // weight, epsilon
 
-// A model, and the memory that its calls use one at a time. What the model holds changes under the GIL and the lock
-// together, so either is enough to read it: `run` reads it under the GIL to check its arguments, and under the lock
-// while it computes.
+// A model, and the memory that its calls use one at a time. The model changes only under both the GIL and the lock, so
+// either is enough to read it: `run` reads it under the GIL to check its arguments, and under the lock to compute.
 struct DecodeModel {
   Model model;
   Workspace workspace;
@@ -81,7 +79,7 @@ std::unique_ptr<DecodeModel> make_model(std::int64_t hidden, std::int64_t heads,
   model.width = within(width, 2, "width");
   model.inner = within(inner, 1, "inner");
   if (heads % kv_heads != 0) {
-    throw py::value_error("heads: " + std::to_string(heads) + " is no multiple of " + std::to_string(kv_heads) +
+    throw py::value_error("heads: " + std::to_string(heads) + " is not a multiple of " + std::to_string(kv_heads) +
                           " key heads");
   }
   if (width % 2 != 0) throw py::value_error("width: " + std::to_string(width) + " is odd");
@@ -169,7 +167,7 @@ std::int64_t kv_page_bytes(const DecodeModel& self, const std::string& format) {
   return Pages(parse_kv(format), self.model.kv_heads, self.model.width).page_bytes();
 }
 
-// All that `step` relies on. Rows are few beside what they cost.
+// Checks all that `step` relies on. This takes little next to computing the rows.
 void check(const Model& model, const Rows& rows, std::int64_t pages) {
   const auto layers = static_cast<std::int64_t>(model.blocks.size());
   const auto wrong = [](std::int64_t row, const std::string& what) { throw py::value_error(of_rows(row) + what); };
@@ -189,16 +187,17 @@ void check(const Model& model, const Rows& rows, std::int64_t pages) {
     const std::int32_t position = rows.positions[row];
     const std::int32_t parent = rows.parent[row];
     const std::int32_t fork = parent < 0 ? 0 : rows.fork[row];
-    if (rows.tokens[row] < 0 || rows.tokens[row] >= model.embedding->rows()) wrong(row, "its token is no word");
-    if (sequence < 0 || sequence >= rows.sequences) wrong(row, "its sequence is none of those given");
+    if (rows.tokens[row] < 0 || rows.tokens[row] >= model.embedding->rows())
+      wrong(row, "its token is not in the vocabulary");
+    if (sequence < 0 || sequence >= rows.sequences) wrong(row, "its sequence does not exist");
     if (position < 0 || position >= model.positions) wrong(row, "its position has no cosines and sines");
     if (position / kPage >= rows.table_width) wrong(row, "its position is beyond its page table");
-    if (parent >= row) wrong(row, "its parent does not stand before it");
-    if (fork < 0 || fork > layers) wrong(row, "it forks before a block that is none");
+    if (parent >= row) wrong(row, "its parent does not come before it");
+    if (fork < 0 || fork > layers) wrong(row, "it forks before a block that does not exist");
     if (row > 0 && sequence == rows.sequence[row - 1]) {
       if (position != rows.positions[row - 1] + 1) wrong(row, "it does not follow the row before it");
     } else if (std::find(rows.sequence, rows.sequence + row, sequence) != rows.sequence + row) {
-      wrong(row, "its sequence's rows do not stand together");
+      wrong(row, "its sequence's rows are not next to each other");
     }
     // The last row of a sequence needs the pages of all.
     if (row + 1 < rows.rows && rows.sequence[row + 1] == sequence) continue;
@@ -217,7 +216,7 @@ void check(const Model& model, const Rows& rows, std::int64_t pages) {
   for (std::int64_t i = 0; i < rows.n_wanted; ++i) {
     const std::int32_t row = rows.wanted[i];
     if (row < 0 || row >= rows.rows || (rows.parent[row] >= 0 && rows.fork[row] >= layers)) {
-      throw py::value_error("wanted: " + std::to_string(row) + " is no row that is computed to the end");
+      throw py::value_error("wanted: " + std::to_string(row) + " is not a row that is computed to the end");
     }
   }
 }
@@ -258,21 +257,22 @@ void run(DecodeModel& self, const py::object& memory, const std::string& kv_form
     throw py::value_error("memory: expected to begin at a multiple of 4 bytes");
   }
   Results results;
-  if (!logits.is_none()) results.logits = out<float>(logits, "logits", {n_wanted, model.words()});
+  if (!logits.is_none()) results.logits = out<float>(logits, "logits", {n_wanted, model.vocabulary()});
   if (!best.is_none()) results.best = out<std::int64_t>(best, "best", {n_wanted});
   if (top) {
     results.top_logits = out<float>(top->first, "top", {n_wanted, kAny});
     results.top = py::reinterpret_borrow<py::array>(top->first).shape(1);
-    if (results.top < 1 || results.top > model.words()) {
-      throw py::value_error("top: " + std::to_string(results.top) + " is not in 1.." + std::to_string(model.words()));
+    if (results.top < 1 || results.top > model.vocabulary()) {
+      throw py::value_error("top: " + std::to_string(results.top) + " is not in 1.." +
+                            std::to_string(model.vocabulary()));
     }
-    results.top_words = out<std::int64_t>(top->second, "top", {n_wanted, results.top});
+    results.top_tokens = out<std::int64_t>(top->second, "top", {n_wanted, results.top});
   }
-  const std::int64_t words = model.words();
+  const std::int64_t vocabulary = model.vocabulary();
   const py::gil_scoped_release release;
   const std::lock_guard<cpu::ForkMutex> lock(self.one_call);
   // Another thread may have had the GIL since the shapes were checked.
-  if (static_cast<std::int64_t>(model.blocks.size()) != layers || model.words() != words) {
+  if (static_cast<std::int64_t>(model.blocks.size()) != layers || model.vocabulary() != vocabulary) {
     throw std::runtime_error("the model was changed by another thread while a call began");
   }
   check(model, rows, n_pages);

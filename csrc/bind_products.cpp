@@ -1,4 +1,4 @@
-// Packed weights and their products over numpy arrays. Checks every argument, lets go of the GIL, and calls.
+// Packed weights and their products over numpy arrays. Checks every argument, releases the GIL and calls.
 #include "bind_products.h"
 
 #include <pybind11/numpy.h>
@@ -30,7 +30,7 @@ Origin parse_origin(const std::string& name) {
 
 std::int64_t groups_of(std::int64_t columns) { return (columns + kGroup - 1) / kGroup; }
 
-// How many rows an array has that is to fill a matrix from row `first` on.
+// How many rows an array has that fills a matrix, or is filled from one, from row `first` on.
 std::int64_t rows_to_fill(const Matrix& matrix, std::int64_t first, const py::object& array, const std::string& name) {
   const std::int64_t count = Extent(array, name).rows;
   within(first, 0, "first");
@@ -97,7 +97,7 @@ void py_multiply(const Matrix& matrix, const py::object& x, const py::object& pr
     std::copy(from + r * matrix.columns(), from + (r + 1) * matrix.columns(), inputs.row(r));
   }
   inputs.prepare(rows, matrix.columns(), matrix.format());
-  // Ranges of some tens of microseconds, in tiles that are taken several at a time.
+  // Ranges of some tens of microseconds, and of several tiles: products take some at once.
   constexpr std::int64_t bytes_per_range = 1 << 19;
   const std::int64_t grain =
       std::max<std::int64_t>(4, bytes_per_range / std::max<std::int64_t>(1, matrix.tile_bytes()));

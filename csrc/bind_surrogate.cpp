@@ -126,8 +126,8 @@ py::tuple py_marginals(const py::object& object, const py::object& masks) {
   return py::make_tuple(mean, error);
 }
 
-// An enumeration, which one thread at a time works on or reads. Whoever holds the lock never waits for the GIL: a fork
-// waits for the lock and has the GIL.
+// An enumeration that one thread at a time uses. A thread that holds the lock must not wait for the GIL: a thread that
+// forks holds the GIL and waits for the lock.
 struct SharedEnumeration {
   Enumeration enumeration;
   mutable cpu::ForkMutex one_call;
@@ -167,8 +167,8 @@ std::unique_ptr<SharedEnumeration> make_enumeration(const py::object& object, co
   return std::make_unique<SharedEnumeration>(arg.networks, request);
 }
 
-// What `take` makes of the enumeration while no other thread works on it: plain values, since making Python objects may
-// let other threads have the GIL, and whoever holds the lock never waits for that.
+// The result of `take`, called while no other thread uses the enumeration. It must be plain values: making Python
+// objects may hand the GIL to another thread, and a thread that holds the lock must not wait for it.
 template <typename Take>
 auto taken(const SharedEnumeration& self, Take take) {
   const py::gil_scoped_release release;
@@ -214,7 +214,7 @@ void bind_surrogate(py::module_& module) {
   enumeration.def(
       "run", [](SharedEnumeration& self, std::int64_t count) { self.run(within(count, 0, "count")); },
       py::arg("count"));
-  // A property: `make` turns into a Python object what `take` took.
+  // A property: `take` reads plain values, and `make` turns them into a Python object.
   const auto def_read = [&](const char* name, auto take, auto make) {
     enumeration.def_property_readonly(name,
                                       [take, make](const SharedEnumeration& self) { return make(taken(self, take)); });

@@ -1,4 +1,4 @@
-// The surrogate's part of the Python face; see module.cpp.
+// Adds the surrogate's functions (surrogate/) to the module; documented in _C.pyi.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// IEEE half and bfloat16 numbers as their bits, for what is not worth a vector instruction.
+// IEEE half and bfloat16 numbers as their bits, and scalar conversions.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ inline float from_half(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
   const std::uint32_t rest = half & 0x7fffu;
   if (rest >= 0x7c00u) return of_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // infinity, NaN
-  // Exponents are shifted by a product, which also normalises what is subnormal as a half.
+  // The product shifts the exponent, and normalises a number that is subnormal as a half.
   return of_bits(sign | bits_of(of_bits(rest << 13) * 0x1p112f));
 }
 
@@ -44,7 +44,7 @@ inline std::uint16_t to_half(float x) {
   if (rest > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
   if (rest >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
   if (rest < 0x38800000u) {
-    // Subnormal as a half: the sum with 1/2 leaves its multiples of 2^-24 in the last bits, rounded.
+    // Subnormal as a half: the sum with 1/2 has multiples of 2^-24 in its last bits, rounded.
     return static_cast<std::uint16_t>(sign | (bits_of(of_bits(rest) + 0.5f) - 0x3f000000u));
   }
   rest += 0xfffu + (rest >> 13 & 1u);

@@ -19,7 +19,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "eight bools are read a
 namespace layercoop {
 namespace {
 
-// Bytes of bools a thread takes at a time: some tens of microseconds of work.
+// Bytes of bools that a thread takes at a time: some tens of microseconds of work.
 constexpr std::int64_t kBytesPerRange = 1 << 18;
 
 std::int64_t rows_per_range(std::int64_t bytes_per_row) {
@@ -94,7 +94,7 @@ LAYERCOOP_AVX2 void pack_avx2(const std::uint8_t* bools, std::int64_t count, int
 }
 
 LAYERCOOP_AVX2 void unpack64_avx2(std::uint64_t word, std::uint8_t* bools) {
-  // Every byte receives the byte of the word that holds its bit, and keeps that bit alone.
+  // Every byte receives the byte of the word that holds its bit, and keeps only that bit.
   const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
   const __m256i one = _mm256_set1_epi8(1);
   const __m256i source = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
@@ -156,7 +156,7 @@ constexpr cpu::Versions<UnpackRows> kUnpack{unpack_portable};
 
 #endif
 
-// The bits in reverse: words so reversed are ordered as the players are, player 0 first.
+// Reverses the bits: reversed words compare as masks do, player 0 first.
 std::uint64_t reverse_bits(std::uint64_t x) {
   x = ((x >> 1) & 0x5555555555555555) | ((x & 0x5555555555555555) << 1);
   x = ((x >> 2) & 0x3333333333333333) | ((x & 0x3333333333333333) << 2);
@@ -169,7 +169,7 @@ struct Keyed {
   std::int32_t row;
 };
 
-// One stable counting pass a byte that differs, lowest byte first; `spare` is as large as `items`.
+// One stable counting pass for each byte that differs, lowest byte first; `spare` is as large as `items`.
 void radix_sort(std::vector<Keyed>& items, std::vector<Keyed>& spare) {
   std::array<std::array<std::int32_t, 256>, 8> counts{};
   for (const Keyed& item : items) {

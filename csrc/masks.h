@@ -22,11 +22,11 @@ void unpack_masks(const std::uint64_t* packed, std::int64_t count, int n_players
 // Kept players of each row: packed [count, n_words] -> counts [count].
 void popcounts(const std::uint64_t* packed, std::int64_t count, int n_words, std::int32_t* counts);
 
-// Throws std::invalid_argument that names the first row with a bit past the last player.
+// Throws std::invalid_argument naming the first row that has a bit past the last player.
 void check_packed(const std::uint64_t* packed, std::int64_t count, int n_players);
 
-// The distinct masks in lexicographic order: player 0 first, removed before kept. So masks that share a prefix stand
-// together, and the masks that end where a prefix ends stand first among them.
+// The distinct masks in lexicographic order: player 0 first, removed before kept. Masks that share a prefix are
+// neighbours, and those that keep nothing after it come first among them.
 struct SortedMasks {
   int n_players = 0;
   int n_words = 0;

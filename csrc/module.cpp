@@ -1,4 +1,4 @@
-// The Python face of the C++ core: checks every argument, lets go of the GIL, and calls. Documented in _C.pyi.
+// The Python module of the C++ core: checks every argument, releases the GIL and calls. Documented in _C.pyi.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -108,7 +108,7 @@ py::tuple py_trie_counts(const py::object& object, std::int64_t n_players) {
 
 std::unique_ptr<Plan> make_plan(const py::object& object, std::int64_t n_players, std::int64_t max_states) {
   const PackedArg packed(object, n_players);
-  if (max_states > 0) arrays::within(max_states, 1, "max_states");  // of others the plan says what is wrong
+  if (max_states > 0) arrays::within(max_states, 1, "max_states");  // Plan refuses smaller ones with its own message
   const py::gil_scoped_release release;
   return std::make_unique<Plan>(packed.data, packed.count, packed.n_players, max_states);
 }

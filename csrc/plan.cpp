@@ -51,8 +51,8 @@ TrieCounts counts_of(const SortedMasks& masks, const Branches& branches) {
 // The states pending between mask b - 1 and mask b: those on the path of b - 1 from which b or a later mask branches.
 //
 // The first to branch is b. The next to branch further up is the first later mask with a smaller first difference, and
-// so on: a chain through the masks. What is pending at b is its own branching state and what is pending at the next of
-// the chain. The embedding never counts: writing it anew costs less than the slot that would hold it.
+// so on: a chain through the masks. Pending at b are its own branching state and what is pending at the next mask of
+// the chain. The embedding is never counted: writing it again costs less than the slot that would hold it.
 class Pending {
  public:
   explicit Pending(const Branches& branches) : from_(branches.from) {
@@ -93,11 +93,11 @@ class Pending {
 
   const std::vector<std::int32_t>& from_;
   std::vector<std::int32_t> next_;   // the next of the chain, or the number of masks
-  std::vector<std::int32_t> count_;  // one more than masks: nothing is pending after the last
+  std::vector<std::int32_t> count_;  // [masks + 1]: nothing is pending after the last mask
 };
 
-// Hands out slots, lowest first. A slot is free when its last holder lets go, but can be taken again only after
-// `settle`, so that no operation of a step writes where another one of that step reads.
+// Hands out slots, lowest first. A slot is freed by its last holder, but can be taken again only after `settle`, so
+// that no operation of a step writes where another operation of that step reads.
 class Slots {
  public:
   std::int32_t take() {
@@ -124,7 +124,7 @@ class Slots {
     freed_.clear();
   }
 
-  // A new slot is numbered only while all others are in use, so this is also the most that were in use at once.
+  // A new slot is created only while all others are in use, so this is also the most that were in use at once.
   std::int64_t peak() const { return static_cast<std::int64_t>(holders_.size()); }
 
  private:
@@ -157,7 +157,7 @@ class Scheduler {
   }
 
  private:
-  // A stored state and the masks [begin, end), never none, that are still to be completed from it.
+  // A stored state and the masks [begin, end), at least one, that are still to be completed from it.
   struct Item {
     std::int32_t slot;
     std::int32_t begin;
@@ -171,7 +171,7 @@ class Scheduler {
   };
 
   // Every item of a chunk has masks of its own, so a chunk of k masks fills at most k slots besides the parked states.
-  // The largest chunk that fits; a single mask always does, at the price of parked states.
+  // The largest chunk that fits. A single mask always fits, since parked states can be dropped.
   std::int64_t chunk_end(std::int64_t begin) const {
     std::int64_t end = std::min(masks_.size(), begin + max_states_);
     while (end > begin + 1 && end - begin + pending_.count(end) > max_states_) --end;
@@ -187,7 +187,7 @@ class Scheduler {
     for (int player = 0; !frontier_.empty(); ++player) apply(player);
   }
 
-  // One item for each parked state from which the chunk's masks branch; where that state was given up, they start at
+  // One item for each parked state from which the chunk's masks branch; where that state was dropped, they start at
   // the deepest one above it.
   void start_items(std::int64_t begin, std::int64_t end) {
     int branch = masks_.n_players;
@@ -218,7 +218,7 @@ class Scheduler {
     slots_.settle();
   }
 
-  // Items stand from the deepest start to the shallowest, so only the last can be at the embedding.
+  // Items are ordered from the deepest start to the shallowest, so only the last can be at the embedding.
   void embed() {
     Item& item = frontier_.back();
     if (item.position != kRoot) return;
@@ -269,7 +269,8 @@ class Scheduler {
     return kept;
   }
 
-  // Emits the item's first mask if the item's state completes it; false, and the slot let go, when no mask is left.
+  // Emits the item's first mask if the item's state completes it. If no mask is left, releases the slot and returns
+  // false.
   bool complete_first(Item& item) {
     if (branches_.last[static_cast<std::size_t>(item.begin)] != item.position) return true;
     out_.emit_mask.push_back(item.begin);

@@ -5,11 +5,11 @@
 // trailing removed players make no node. Computing every node once is the floor for exact evaluation,
 // `TrieCounts::plan`.
 //
-// The masks are worked through in lexicographic order, in chunks. Inside a chunk the players are taken in turn, and a
-// step is one player applied to every state that needs it: as wide a batch as the budget allows. At the end of a chunk
-// the states from which later masks still branch are *parked*. They lie on the path of the chunk's last mask, so there
-// are at most as many as that mask removes. Where the budget cannot hold even these, the shallowest are given up,
-// needed last and recomputed most cheaply: each is computed again from the deepest parked state above it, or from the
+// The masks are processed in lexicographic order, in chunks. Inside a chunk the players are taken in order, and a step
+// applies one player to every state that needs it: as wide a batch as the budget allows. At the end of a chunk the
+// states from which later masks still branch are *parked*. They lie on the path of the chunk's last mask, so there are
+// at most as many as that mask removes. If the budget cannot hold even these, the shallowest are dropped, since they
+// are needed last and cheapest to recompute: each is computed again from the deepest parked state above it, or from the
 // embedding.
 #pragma once
 
@@ -20,7 +20,7 @@
 
 namespace layercoop {
 
-// Layer evaluations of three ways to evaluate the same masks.
+// Layer evaluations that three ways of evaluating the same masks take.
 struct TrieCounts {
   std::int64_t naive = 0;   // every player for every mask
   std::int64_t skip = 0;    // the kept players of every mask
@@ -57,7 +57,7 @@ struct Plan {
   std::vector<std::int64_t> inverse;
   Schedule schedule;
 
-  // Throws std::invalid_argument where budget < 1; any other works.
+  // Throws std::invalid_argument where budget < 1; any larger budget works.
   Plan(const std::uint64_t* packed, std::int64_t count, int players, std::int64_t budget);
 };
 

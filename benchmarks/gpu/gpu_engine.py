@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 
 from layercoop_fast import ModelGame, stratified_masks
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.masked.batch_width import MAX_ROWS, cut, power_of_two_up_to
+from layercoop_fast.masked.batch_width import MAX_ROWS, batches, power_of_two_up_to
 from layercoop_fast.masked.plan import build_plan
 from layercoop_fast.masked.pool_units import make_pool_units
 from layercoop_fast.masked.queues import queue_of
@@ -108,7 +108,7 @@ def _floor(model: LlamaForCausalLM, plan: Any, rows: int, scored: float) -> floa
     width = power_of_two_up_to(MAX_ROWS // rows)
     counts: dict[int, int] = {}
     for step in plan.steps():
-        for part in cut(len(step.src), width) if step.player >= 0 else []:
+        for part in batches(len(step.src), width) if step.player >= 0 else []:
             size = part.stop - part.start
             counts[size] = counts.get(size, 0) + 1
     attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp

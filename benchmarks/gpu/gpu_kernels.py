@@ -13,16 +13,28 @@ import torch.nn.functional as F
 from chips import Peak, seconds
 from torch import Tensor
 
-from layercoop_fast.kernels.attention import causal_attention_reference
-from layercoop_fast.kernels.gpu import decode_attention as decode
-from layercoop_fast.kernels.gpu import gather_norm as norm
-from layercoop_fast.kernels.gpu import gemv
-from layercoop_fast.kernels.gpu import paged_attention as paged
-from layercoop_fast.kernels.gpu import scatter_residual as scatter
-from layercoop_fast.kernels.gpu import swiglu as gate
 from layercoop_fast.kernels.gpu.tuning import tune
-from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from layercoop_fast.kernels.rotary import rotary_, rotary_reference
+from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy
+from layercoop_fast.kernels.pages import decode_attention, paged_attention
+from layercoop_fast.kernels.pool import gather_add_norm, gather_norm, scatter_residual_
+from layercoop_fast.kernels.quantised_linear import pack, quantised_linear
+from layercoop_fast.kernels.reference.attention import (
+    PagedContext,
+    causal_attention_reference,
+    decode_attention_reference,
+    paged_attention_reference,
+)
+from layercoop_fast.kernels.reference.blocks import (
+    gather_norm_reference,
+    geglu_reference,
+    rotary_reference,
+    scatter_residual_reference_,
+    swiglu_reference,
+)
+from layercoop_fast.kernels.reference.head import linear_cross_entropy_reference
+from layercoop_fast.kernels.reference.quantised import quantised_linear_reference
+from layercoop_fast.kernels.rotary import rotary_
+from layercoop_fast.kernels.swiglu import geglu, swiglu
 
 Work = Callable[[], Any]
 _LARGE_PAGE = 256
@@ -150,7 +162,7 @@ def _geglu(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | N
 
 def _gated(name: str, s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
     x = _random(device, dtype, s.rows, 2 * s.inner)
-    ours, oracle = getattr(gate, name), getattr(gate, f"{name}_reference")
+    ours, oracle = (swiglu, swiglu_reference) if name == "swiglu" else (geglu, geglu_reference)
     compiled = _compiled(oracle, compiler)
     ways: dict[str, Work] = {
         "ours": lambda: ours(x),
@@ -177,11 +189,11 @@ def _norm(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | No
     weight = _random(device, dtype, s.hidden)
 
     def reference() -> Tensor:
-        return norm.gather_norm_reference(pool, slots, weight, None, 1e-5, "rms")[1]
+        return gather_norm_reference(pool, slots, weight, 1e-5)[1]
 
     compiled = _compiled(reference, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: norm.gather_norm(pool, slots, weight, None, 1e-5),
+        "ours": lambda: gather_norm(pool, slots, weight, 1e-5),
         "oracle": reference,
         "torch.compile": lambda: compiled(),
     }
@@ -197,11 +209,11 @@ def _add_norm(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str 
     weight, delta = _random(device, dtype, s.hidden), _random(device, dtype, s.rows, s.hidden)
 
     def reference() -> tuple[Tensor, Tensor]:
-        return norm.gather_norm_reference(pool, slots, weight, None, 1e-5, "rms", delta)
+        return gather_norm_reference(pool, slots, weight, 1e-5, delta)
 
     compiled = _compiled(reference, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: norm.gather_add_norm(pool, slots, delta, weight, None, 1e-5),
+        "ours": lambda: gather_add_norm(pool, slots, delta, weight, 1e-5),
         "oracle": reference,
         "torch.compile": lambda: compiled(),
     }
@@ -221,12 +233,12 @@ def _scatter(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str |
     delta, targets = _random(device, dtype, s.rows, s.hidden), slots + 1
 
     def ours() -> Tensor:
-        scatter.scatter_residual_(pool, targets, delta, None, slots)
+        scatter_residual_(pool, targets, delta, sources=slots)
         return pool
 
     def reference() -> Tensor:
-        states = pool[slots.long()] + delta.view(-1, s.tokens, s.hidden)
-        return pool.index_copy_(0, targets.long(), states)
+        scatter_residual_reference_(pool, targets, delta, sources=slots)
+        return pool
 
     compiled = _compiled(reference, compiler)
     ways: dict[str, Work] = {"ours": ours, "oracle": reference, "torch.compile": lambda: compiled()}
@@ -271,11 +283,13 @@ def _attention(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
     q, k, v = torch.split(by_head, [s.heads, s.kv_heads, s.kv_heads], dim=1)
     compiled = _compiled(lambda: causal_attention_reference(qkv, s.tokens, s.heads, s.kv_heads, scale), compiler)
     starts = torch.arange(0, s.rows + 1, s.tokens, dtype=torch.int32, device=device)
-    pages = torch.zeros(1, 2, s.kv_heads, s.page, s.width, dtype=dtype, device=device)
-    table = torch.zeros(s.windows, 1, dtype=torch.int32, device=device)
-    lengths = torch.zeros(s.windows, dtype=torch.int32, device=device)
+    nothing = PagedContext(
+        torch.zeros(1, 2, s.kv_heads, s.page, s.width, dtype=dtype, device=device),
+        torch.zeros(s.windows, 1, dtype=torch.int32, device=device),
+        torch.zeros(s.windows, dtype=torch.int32, device=device),
+    )
     ways: dict[str, Work] = {
-        "ours": lambda: paged.paged_attention(qkv, starts, pages, table, lengths, s.tokens, scale),
+        "ours": lambda: paged_attention(qkv, starts, nothing, s.tokens, scale),
         "oracle": lambda: causal_attention_reference(qkv, s.tokens, s.heads, s.kv_heads, scale),
         "torch.compile": lambda: compiled(),
         "SDPA": lambda: F.scaled_dot_product_attention(
@@ -287,21 +301,21 @@ def _attention(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
     return Row("attention of windows", f"{s.windows} × {s.tokens}", ways, bytes=size, flops=flops)
 
 
-def _context(s: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _context(s: Sizes, device: torch.device, dtype: torch.dtype) -> PagedContext:
     room = -(-s.context // s.page)
     pages = _random(device, dtype, s.sequences * room, 2, s.kv_heads, s.page, s.width)
     tables = torch.randperm(s.sequences * room, device=device).view(s.sequences, room).to(torch.int32)
-    return pages, tables, torch.full((s.sequences,), s.context, dtype=torch.int32, device=device)
+    return PagedContext(pages, tables, torch.full((s.sequences,), s.context, dtype=torch.int32, device=device))
 
 
-def _dense(s: Sizes, pages: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+def _dense(s: Sizes, context: PagedContext) -> tuple[Tensor, Tensor]:
     """Keys and values of the contexts as libraries want them, [sequences, kv_heads, context, width] each."""
-    known = pages[tables.long()].permute(2, 0, 3, 1, 4, 5).flatten(3, 4)[:, :, :, : s.context]
+    known = context.pages[context.tables.long()].permute(2, 0, 3, 1, 4, 5).flatten(3, 4)[:, :, :, : s.context]
     return known[0].contiguous(), known[1].contiguous()
 
 
 def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    pages, tables, lengths = _context(s, device, dtype)
+    context = _context(s, device, dtype)
     new, scale = max(2, s.tokens), s.width**-0.5
     qkv = _random(device, dtype, s.sequences * new, (s.heads + 2 * s.kv_heads) * s.width)
     starts = torch.arange(0, s.sequences * new + 1, new, dtype=torch.int32, device=device)
@@ -310,15 +324,15 @@ def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | N
     seen = torch.ones(new, s.context + new, dtype=torch.bool, device=device).tril(s.context)
 
     def library() -> Tensor:
-        keys, values = _dense(s, pages, tables)
+        keys, values = _dense(s, context)
         keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
         mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, scale=scale, enable_gqa=True)
         return mixed.transpose(1, 2).flatten(2)
 
     compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: paged.paged_attention(qkv, starts, pages, tables, lengths, new, scale),
-        "oracle": lambda: paged.paged_attention_reference(qkv, starts, pages, tables, lengths, s.heads, scale),
+        "ours": lambda: paged_attention(qkv, starts, context, new, scale),
+        "oracle": lambda: paged_attention_reference(qkv, starts, context, scale),
         "copy, SDPA": library,
         "copy, SDPA, torch.compile": lambda: compiled(),
     }
@@ -331,19 +345,19 @@ def _paged(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | N
 
 
 def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    pages, tables, lengths = _context(s, device, dtype)
+    context = _context(s, device, dtype)
     queries, scale = _random(device, dtype, s.sequences, s.heads * s.width), s.width**-0.5
-    keys, values = _dense(s, pages, tables)
+    keys, values = _dense(s, context)
     q = queries.view(s.sequences, s.heads, 1, s.width)
 
     def library() -> Tensor:
-        known = _dense(s, pages, tables)
+        known = _dense(s, context)
         return F.scaled_dot_product_attention(q, *known, scale=scale, enable_gqa=True)
 
     compiled = _compiled(library, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: decode.decode_attention(queries, pages, tables, lengths, scale),
-        "oracle": lambda: decode.decode_attention_reference(queries, pages, tables, lengths, scale),
+        "ours": lambda: decode_attention(queries, context, scale),
+        "oracle": lambda: decode_attention_reference(queries, context, scale),
         "SDPA without pages": lambda: F.scaled_dot_product_attention(q, keys, values, scale=scale, enable_gqa=True),
         "copy, SDPA": library,
         "copy, SDPA, torch.compile": lambda: compiled(),
@@ -354,7 +368,7 @@ def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
         table = torch.arange(len(large[0]), dtype=torch.int32, device=device).view(s.sequences, -1)
         starts = torch.arange(s.sequences + 1, dtype=torch.int32, device=device)
         ways["torch's varlen_attn, pages of 256"] = lambda: varlen(
-            q[:, :, 0], *large, starts, None, 1, s.context, scale=scale, enable_gqa=True, seqused_k=lengths,
+            q[:, :, 0], *large, starts, None, 1, s.context, scale=scale, enable_gqa=True, seqused_k=context.lengths,
             block_table=table,
         )  # fmt: skip
     size = s.sequences * (2 * s.context * s.kv_heads + 2 * s.heads) * s.width * dtype.itemsize
@@ -365,29 +379,29 @@ def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
 
 
 def _int8(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    return _quantized(s, device, dtype, compiler, 8, 1)
+    return _quantised(s, device, dtype, compiler, 8, 1)
 
 
 def _int4(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    return _quantized(s, device, dtype, compiler, 4, 1)
+    return _quantised(s, device, dtype, compiler, 4, 1)
 
 
 def _int4_rows(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
-    return _quantized(s, device, dtype, compiler, 4, 8)
+    return _quantised(s, device, dtype, compiler, 4, 8)
 
 
-def _quantized(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None, bits: int, rows: int) -> Row:
+def _quantised(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None, bits: int, rows: int) -> Row:
     """Gate and up of one token or of some, the norm before them; beside it the product with weights of 16 bits."""
     weight = _random(device, dtype, 2 * s.inner, s.hidden) * s.hidden**-0.5
-    packed = gemv.quantize(weight.float(), bits)
+    packed = pack(weight.float(), bits)
     x, scale = _random(device, dtype, rows, s.hidden), _random(device, dtype, s.hidden)
 
     def reference() -> Tensor:
-        return gemv.quantized_linear_reference(x, packed, scale, 1e-5)
+        return quantised_linear_reference(x, packed, scale, 1e-5)
 
     compiled = _compiled(reference, compiler)
     ways: dict[str, Work] = {
-        "ours": lambda: gemv.quantized_linear(x, packed.values, packed.scale, packed.minimum, scale, 1e-5),
+        "ours": lambda: quantised_linear(x, packed, scale, 1e-5),
         "oracle": reference,
         "torch.compile": lambda: compiled(),
     }
@@ -395,7 +409,7 @@ def _quantized(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
         each.numel() * each.element_size() for each in (packed.values, packed.scale, packed.minimum) if each is not None
     )
     return Row(
-        f"quantized_linear, {bits} bits", f"[{rows}, {s.hidden}] × {2 * s.inner}", ways, bytes=size,
+        f"quantised_linear, {bits} bits", f"[{rows}, {s.hidden}] × {2 * s.inner}", ways, bytes=size,
         flops=4 * rows * s.inner * s.hidden, product=lambda: F.linear(x, weight),
     )  # fmt: skip
 

@@ -65,13 +65,19 @@ def _values(networks: Networks, masks: np.ndarray, device: torch.device, compile
     weights = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
     compiled = _compiled(_logits, compiler)
     expected = native.predict_logits(networks, masks[:1000])
-    assert np.allclose(gpu.surrogate_logits(sent[:1000], *weights).cpu(), expected, atol=1e-4), "values differ"
+    logits = torch.empty(len(masks), networks.n_networks, device=device)
+
+    def ours() -> Tensor:
+        gpu.launch_logits(there, sent, logits)
+        return logits
+
+    assert np.allclose(ours()[:1000].cpu(), expected, atol=1e-4), "values differ"
     assert np.allclose(_logits(sent[:1000], *weights).cpu(), expected, atol=1e-4), "values by torch differ"
     return _timed(
         f"values of {_shape(networks, len(masks))}",
         2 * masks.size * networks.n_networks * networks.n_hidden,
         {
-            "ours": lambda: gpu.surrogate_logits(sent, *weights),
+            "ours": ours,
             "torch": lambda: [_logits(piece, *weights) for piece in sent.split(_PIECE)],
             "torch.compile": lambda: [compiled(piece, *weights) for piece in sent.split(_PIECE)],
             "C++": lambda: native.predict_logits(networks, masks),
@@ -86,13 +92,13 @@ def _moved(networks: Networks, masks: np.ndarray, device: torch.device, compiler
     pieces = sent.split(_PIECE_MOVED)
     expected = native.marginals(networks, masks)[0]
     by_torch = torch.stack([_gains(piece, *weights) for piece in pieces]).sum(0) / len(masks)
-    for mean in (gpu.marginals(there, sent)[0], by_torch):
+    for mean in (gpu.launch_marginals(there, sent)[0] / len(masks), by_torch):
         assert np.allclose(mean.cpu(), expected, rtol=1e-3, atol=1e-6), "marginals differ from those of C++"
     return _timed(
         f"marginals of {_shape(networks, len(masks))}",
         9 * masks.size * networks.n_networks * networks.n_hidden,
         {
-            "ours": lambda: gpu.marginals(there, sent),
+            "ours": lambda: gpu.launch_marginals(there, sent),
             "torch": lambda: [_gains(piece, *weights) for piece in pieces],
             "torch.compile": lambda: [compiled(piece, *weights) for piece in pieces],
             "C++": lambda: native.marginals(networks, masks),

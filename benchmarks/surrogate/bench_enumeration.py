@@ -20,7 +20,7 @@ import numpy as np
 
 from layercoop_fast import _C
 from layercoop_fast.kernels.networks import Networks
-from layercoop_fast.kernels.surrogate import predict_reference
+from layercoop_fast.kernels.reference.networks import predict_reference
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.shapley.enumeration import enumerate_masks
 

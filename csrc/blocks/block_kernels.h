@@ -1,5 +1,5 @@
-// The kernels of blocks.h once an instruction set. Each takes a range of its work's items: rows, or for attention pairs
-// of window and key head.
+// The table of blocks.h's kernels. Each works on a range of its items: rows, or for attention pairs of a window and a
+// key head.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,9 @@ using Kernel = void(const Work& work, std::int64_t begin, std::int64_t end);
 template <typename T>
 struct KernelsOf {
   Kernel<RmsNorm<T>>* rms_norm;
-  Kernel<Rotary<T>>* rotary;
-  Kernel<Swiglu<T>>* swiglu;
+  Kernel<Rotary<T, T>>* rotary;
+  Kernel<Rotary<T, float>>* rotary_by_floats;
+  Kernel<Gated<T>>* gated;
   Kernel<Attention<T>>* attention;
   Kernel<Loss<T>>* loss;
 };

@@ -1,4 +1,4 @@
-// The kernels of blocks.h, written once over the sixteen lanes that the including file has chosen, in its own copy.
+// The kernels of block_kernels.h over the vectors that the including file has chosen.
 //
 // No lambdas here: a lambda does not inherit its function's target attribute.
 #pragma once
@@ -17,13 +17,34 @@ namespace {
 
 using namespace simd;
 
-// out = weight * T(x * scale)
+// Sixteen numbers x of a row, normed: `scale` is 1 / sqrt(mean(x^2) + eps), `type` says what T is.
+template <typename T>
+LAYERCOOP_INLINE Floats16 normed(Floats16 x, float scale, Floats16 weight, bool gemma, const T* type) {
+  const Floats16 unit = x * scale;
+  return rounded(gemma ? (weight + 1.0f) * unit : weight * rounded(unit, type), type);
+}
+
+// out = norm(x) with the weights from `weight` on, of a row whose scale is known
 template <typename T, typename Out>
-LAYERCOOP_INLINE void scale_row(const T* x, const T* weight, float scale, std::int64_t width, Out* out) {
+LAYERCOOP_INLINE void scale_row(const T* x, const T* weight, bool gemma, float scale, std::int64_t width, Out* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const int n = lanes_left(j, width);
-    const Floats16 unit = rounded(read(x + j, n) * scale, x);
-    write(out + j, n, rounded(read(weight + j, n) * unit, x));
+    write(out + j, n, normed(read(x + j, n), scale, read(weight + j, n), gemma, x));
+  }
+}
+
+// sum = x + T(factor * after(delta))
+template <typename T>
+LAYERCOOP_INLINE void add_branch(const RmsNorm<T>& work, const T* x, const T* delta, T* sum) {
+  const Norm<T>& after = work.after;
+  const float scale =
+      after.weight == nullptr ? 1.0f : inverse_rms(sum_of_squares(delta, work.width), work.width, after.eps);
+  for (std::int64_t j = 0; j < work.width; j += kLanes) {
+    const int n = lanes_left(j, work.width);
+    Floats16 branch = read(delta + j, n);
+    if (after.weight != nullptr) branch = normed(branch, scale, read(after.weight + j, n), after.gemma, x);
+    if (work.factor != 1.0f) branch = rounded(branch * work.factor, x);
+    write(sum + j, n, read(x + j, n) + branch);
   }
 }
 
@@ -33,22 +54,19 @@ LAYERCOOP_TARGET void rms_norm(const RmsNorm<T>& work, std::int64_t begin, std::
     const std::int64_t at = row * work.width;
     const T* x = work.x + at;
     if (work.delta != nullptr) {
-      T* sum = work.sum + at;
-      for (std::int64_t j = 0; j < work.width; j += kLanes) {
-        const int n = lanes_left(j, work.width);
-        write(sum + j, n, read(x + j, n) + read(work.delta + at + j, n));
-      }
-      x = sum;
+      add_branch(work, x, work.delta + at, work.sum + at);
+      x = work.sum + at;
     }
-    const float scale = inverse_rms(sum_of_squares(x, work.width), work.width, work.eps);
-    scale_row(x, work.weight, scale, work.width, work.out + at);
+    if (work.norm.weight == nullptr) continue;
+    const float scale = inverse_rms(sum_of_squares(x, work.width), work.width, work.norm.eps);
+    scale_row(x, work.norm.weight, work.norm.gemma, scale, work.width, work.out + at);
   }
 }
 
-// x * cos + rotate_half(x) * sin for one head; each product and the sum are rounded to T, as torch does. `x` may be
+// x * cos + rotate_half(x) * sin for one head; each product and the sum are rounded to Angle, as torch does. `x` may be
 // `out`.
-template <typename T, typename In>
-LAYERCOOP_INLINE void rotate(const In* x, const T* cos, const T* sin, std::int64_t width, T* out) {
+template <typename T, typename In, typename Angle>
+LAYERCOOP_INLINE void rotate(const In* x, const Angle* cos, const Angle* sin, std::int64_t width, T* out) {
   const std::int64_t half = width / 2;
   for (std::int64_t j = 0; j < half; j += kLanes) {
     const int n = lanes_left(j, half);
@@ -63,27 +81,40 @@ LAYERCOOP_INLINE void rotate(const In* x, const T* cos, const T* sin, std::int64
   }
 }
 
-template <typename T>
-LAYERCOOP_TARGET void rotary(const Rotary<T>& work, std::int64_t begin, std::int64_t end) {
-  std::vector<float> normed(static_cast<std::size_t>(work.width));
-  for (std::int64_t row = begin; row < end; ++row) {
-    const std::int64_t position = (row % work.tokens) * work.width;
-    for (std::int64_t head = 0; head < work.query_heads + work.key_heads; ++head) {
-      T* x = work.x + row * work.columns + head * work.width;
-      const T* weight = head < work.query_heads ? work.query_norm : work.key_norm;
-      if (weight == nullptr) {
-        rotate(x, work.cos + position, work.sin + position, work.width, x);
-        continue;
-      }
-      const float scale = inverse_rms(sum_of_squares(x, work.width), work.width, work.eps);
-      scale_row(x, weight, scale, work.width, normed.data());
-      rotate(normed.data(), work.cos + position, work.sin + position, work.width, x);
+// The heads of one kind of a row.
+template <typename T, typename Angle>
+LAYERCOOP_INLINE void rotate_heads(const Rotary<T, Angle>& work, const Norm<T>& norm, std::int64_t position,
+                                   std::int64_t heads, T* x, float* space) {
+  const std::int64_t width = work.width;
+  const std::int64_t mean_over = work.joint_norms ? heads * width : width;
+  float scale = 1.0f;
+  for (std::int64_t at = 0; at < heads * width; at += width) {
+    if (norm.weight == nullptr) {
+      rotate(x + at, work.cos + position, work.sin + position, width, x + at);
+      continue;
     }
+    const std::int64_t within = at % mean_over;
+    if (within == 0) scale = inverse_rms(sum_of_squares(x + at, mean_over), mean_over, norm.eps);
+    scale_row(x + at, norm.weight + within, norm.gemma, scale, width, space);
+    rotate(space, work.cos + position, work.sin + position, width, x + at);
   }
 }
 
+template <typename T, typename Angle>
+LAYERCOOP_TARGET void rotary(const Rotary<T, Angle>& work, std::int64_t begin, std::int64_t end) {
+  std::vector<float> space(static_cast<std::size_t>(work.width));
+  for (std::int64_t row = begin; row < end; ++row) {
+    const std::int64_t position = (row % work.tokens) * work.width;
+    T* x = work.x + row * work.columns;
+    rotate_heads(work, work.query_norm, position, work.query_heads, x, space.data());
+    rotate_heads(work, work.key_norm, position, work.key_heads, x + work.query_heads * work.width, space.data());
+  }
+}
+
+// Both activations are g / (1 + exp(-u)): u = g for SiLU; for GELU by tanh, since
+// (1 + tanh(t)) / 2 = 1 / (1 + exp(-2t)), u = 2 sqrt(2 / pi) (g + 0.044715 g^3).
 template <typename T>
-LAYERCOOP_TARGET void swiglu(const Swiglu<T>& work, std::int64_t begin, std::int64_t end) {
+LAYERCOOP_TARGET void gated(const Gated<T>& work, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
     const T* gate = work.gate_up + row * 2 * work.width;
     const T* up = gate + work.width;
@@ -91,8 +122,10 @@ LAYERCOOP_TARGET void swiglu(const Swiglu<T>& work, std::int64_t begin, std::int
     for (std::int64_t j = 0; j < work.width; j += kLanes) {
       const int n = lanes_left(j, work.width);
       const Floats16 g = read(gate + j, n);
-      const Floats16 silu = g / (1.0f + exp(0.0f - g));
-      write(out + j, n, rounded(silu, gate) * read(up + j, n));
+      Floats16 u = g;
+      if (work.activation == Activation::gelu) u = 1.5957691216f * fma(0.044715f * (g * g), g, g);
+      const Floats16 active = g / (1.0f + exp(0.0f - u));
+      write(out + j, n, rounded(active, gate) * read(up + j, n));
     }
   }
 }
@@ -140,26 +173,46 @@ LAYERCOOP_TARGET void product(const float* a, std::int64_t a_stride, const float
   for (; j < columns; j += kLanes) product_tile<1>(a, a_stride, b + j, b_stride, depth, c + j, c_stride);
 }
 
-// scores[0..n) become exp(scale * (score - largest)), the numbers from n to `columns` 0; returns their sum.
-LAYERCOOP_TARGET float exponentials(float* scores, std::int64_t n, std::int64_t columns, float scale) {
+constexpr std::int64_t round_down(std::int64_t n, std::int64_t multiple) { return n / multiple * multiple; }
+
+// score -> cap * tanh(scale * score / cap), tanh(u) = 1 - 2 / (exp(2u) + 1), in whole vectors.
+LAYERCOOP_TARGET void cap_scores(float* scores, std::int64_t first, std::int64_t n, float scale, float cap) {
+  for (std::int64_t j = round_down(first, kLanes); j < n; j += kLanes) {
+    const Floats16 e = exp(Floats16::load(scores + j) * (2.0f * scale / cap));
+    store(scores + j, cap * (1.0f - 2.0f / (e + 1.0f)));
+  }
+}
+
+// `other` in the lanes in front of `first` and from n on, of the vector that begins at j.
+LAYERCOOP_INLINE Floats16 seen(Floats16 x, std::int64_t j, std::int64_t first, std::int64_t n, float other) {
+  x = select_first(lanes_left(j, n), x, other);
+  return j < first ? select_first(static_cast<int>(first - j), other, x) : x;
+}
+
+// scores[first..n) become exp(scale * (score - largest)), the other numbers from `begin` to `columns` 0; returns their
+// sum. `begin` is a multiple of a vector's lanes.
+LAYERCOOP_TARGET float exponentials(float* scores, std::int64_t begin, std::int64_t first, std::int64_t n,
+                                    std::int64_t columns, float scale) {
+  const std::int64_t from = round_down(first, kLanes);
   Floats16 most = kLowest;
-  for (std::int64_t j = 0; j < n; j += kLanes) {
-    most = max(select_first(lanes_left(j, n), Floats16::load(scores + j), kLowest), most);
+  for (std::int64_t j = from; j < n; j += kLanes) {
+    most = max(seen(Floats16::load(scores + j), j, first, n, kLowest), most);
   }
   const Floats16 shift = largest(most);
   Floats16 sum = 0.0f;
-  for (std::int64_t j = 0; j < n; j += kLanes) {
+  for (std::int64_t j = from; j < n; j += kLanes) {
     const Floats16 e = exp_of_term((Floats16::load(scores + j) - shift) * scale);
-    const Floats16 kept = select_first(lanes_left(j, n), e, 0.0f);
+    const Floats16 kept = seen(e, j, first, n, 0.0f);
     store(scores + j, kept);
     sum = sum + kept;
   }
+  for (std::int64_t j = begin; j < from; j += kLanes) store(scores + j, Floats16(0.0f));
   for (std::int64_t j = round_up(n, kLanes); j < columns; j += kLanes) store(scores + j, Floats16(0.0f));
   return total(sum);
 }
 
-// Keys (transposed) and values of one head in fp32, by the position at which they were written last, and the scores of
-// six queries: all that stays in cache. Columns are padded to whole vectors.
+// What attention keeps in cache for one head: keys (transposed) and values in fp32, at each position those written
+// last, and the scores of six queries. Columns are padded to whole vectors.
 struct AttentionSpace {
   std::int64_t token_columns;
   std::int64_t width_columns;
@@ -204,9 +257,16 @@ LAYERCOOP_INLINE void load_keys_and_values(const Attention<T>& work, const T* ro
   }
 }
 
-// At most six queries of one head, at `tokens` of the window. They are in one run of rows at consecutive positions, of
-// which token `first` stands at `position`. (Of fewer, the rest are left over from before, and their results unused.) A
-// query's bits do not depend on the others: to the keys behind it belong scores of zero, which add nothing.
+// The first position that a query at this one sees.
+template <typename T>
+LAYERCOOP_INLINE std::int64_t first_seen(const Attention<T>& work, std::int64_t position) {
+  return work.sliding_window == 0 ? 0 : std::max<std::int64_t>(0, position - work.sliding_window + 1);
+}
+
+// Attention of at most six queries of one head, at `tokens` of the window. They belong to one run of rows at
+// consecutive positions, in which token `first` is at `position`. If there are fewer than six, the remaining rows hold
+// old data whose results are not used. A query's bits do not depend on the others: keys that it does not see get scores
+// of zero, which add nothing.
 template <typename T>
 LAYERCOOP_INLINE void attend(const Attention<T>& work, const T* rows, const std::int64_t* tokens, std::int64_t queries,
                              std::int64_t first, std::int64_t position, std::int64_t columns, T* out, std::int64_t head,
@@ -218,15 +278,19 @@ LAYERCOOP_INLINE void attend(const Attention<T>& work, const T* rows, const std:
   const std::int64_t before = position - first;
   const std::int64_t keys = before + tokens[queries - 1] + 1;
   const std::int64_t key_columns = round_up(keys, kLanes);
-  product(space.queries.data(), space.width_columns, space.keys.data(), space.token_columns, work.width, key_columns,
-          space.scores.data(), space.token_columns);
+  const std::int64_t begin = round_down(first_seen(work, before + tokens[0]), kLanes);
+  product(space.queries.data(), space.width_columns, space.keys.data() + begin, space.token_columns, work.width,
+          key_columns - begin, space.scores.data() + begin, space.token_columns);
   float sums[kTileRows];
   for (std::int64_t i = 0; i < queries; ++i) {
-    sums[i] =
-        exponentials(space.scores.data() + i * space.token_columns, before + tokens[i] + 1, key_columns, work.scale);
+    float* scores = space.scores.data() + i * space.token_columns;
+    const std::int64_t at = before + tokens[i];
+    const std::int64_t from = first_seen(work, at);
+    if (work.cap != 0.0f) cap_scores(scores, from, at + 1, work.scale, work.cap);
+    sums[i] = exponentials(scores, begin, from, at + 1, key_columns, work.cap != 0.0f ? 1.0f : work.scale);
   }
-  product(space.scores.data(), space.token_columns, space.values.data(), space.width_columns, keys, space.width_columns,
-          space.out.data(), space.width_columns);
+  product(space.scores.data() + begin, space.token_columns, space.values.data() + begin * space.width_columns,
+          space.width_columns, keys - begin, space.width_columns, space.out.data(), space.width_columns);
   for (std::int64_t i = 0; i < queries; ++i) {
     const float* sum = space.out.data() + i * space.width_columns;
     T* to = out + i * work.heads * work.width + head * work.width;
@@ -237,8 +301,8 @@ LAYERCOOP_INLINE void attend(const Attention<T>& work, const T* rows, const std:
   }
 }
 
-// A run of rows at consecutive positions finds what its rows see in front of it in the space: depth first, that is what
-// was written there last.
+// Each run of rows at consecutive positions writes its keys and values at these positions. Since trees are written
+// depth first, the space then holds at every position just what the run's rows see.
 template <typename T>
 LAYERCOOP_TARGET void attention(const Attention<T>& work, std::int64_t begin, std::int64_t end) {
   AttentionSpace space(work.depth, work.width);
@@ -268,12 +332,12 @@ LAYERCOOP_TARGET void attention(const Attention<T>& work, std::int64_t begin, st
   }
 }
 
-// scale * logit, softly capped, into z; returns the largest. tanh(u) = 1 - 2 / (exp(2u) + 1).
+// z = scale * logit, softly capped; returns the largest. tanh(u) = 1 - 2 / (exp(2u) + 1).
 template <typename T>
-LAYERCOOP_INLINE float scaled_logits(const T* logits, std::int64_t words, float scale, float cap, float* z) {
+LAYERCOOP_INLINE float scaled_logits(const T* logits, std::int64_t columns, float scale, float cap, float* z) {
   Floats16 most = kLowest;
-  for (std::int64_t j = 0; j < words; j += kLanes) {
-    const int n = lanes_left(j, words);
+  for (std::int64_t j = 0; j < columns; j += kLanes) {
+    const int n = lanes_left(j, columns);
     Floats16 x = read(logits + j, n) * scale;
     if (cap != 0.0f) {
       const Floats16 e = exp(x * (2.0f / cap));
@@ -285,7 +349,7 @@ LAYERCOOP_INLINE float scaled_logits(const T* logits, std::int64_t words, float 
   return largest(most);
 }
 
-// A later tile has a larger number in it: what was summed before shrinks by this factor.
+// Scales the running sum to a new largest logit, and returns the factor.
 inline float rescale(Running& running, float tile_largest) {
   const float before = running.largest;
   running.largest = std::max(before, tile_largest);
@@ -294,36 +358,37 @@ inline float rescale(Running& running, float tile_largest) {
   return factor;
 }
 
-LAYERCOOP_INLINE float sum_exponentials(const float* z, std::int64_t words, float shift) {
+LAYERCOOP_INLINE float sum_exponentials(const float* z, std::int64_t columns, float shift) {
   Floats16 sum = 0.0f;
-  for (std::int64_t j = 0; j < words; j += kLanes) {
-    sum = sum + select_first(lanes_left(j, words), exp_of_term(Floats16::load(z + j) - shift), 0.0f);
+  for (std::int64_t j = 0; j < columns; j += kLanes) {
+    sum = sum + select_first(lanes_left(j, columns), exp_of_term(Floats16::load(z + j) - shift), 0.0f);
   }
   return total(sum);
 }
 
 template <typename T>
 LAYERCOOP_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t end) {
-  const auto columns = static_cast<std::size_t>(round_up(work.words, kLanes));
-  std::vector<float> student(columns);
-  std::vector<float> teacher(work.teacher != nullptr ? columns : 0);
+  const auto padded = static_cast<std::size_t>(round_up(work.columns, kLanes));
+  std::vector<float> student(padded);
+  std::vector<float> teacher(work.teacher != nullptr ? padded : 0);
   for (std::int64_t row = begin; row < end; ++row) {
     Running& running = work.running[row];
-    rescale(running, scaled_logits(work.logits + row * work.words, work.words, work.scale, work.cap, student.data()));
-    running.sum += sum_exponentials(student.data(), work.words, running.largest);
+    rescale(running,
+            scaled_logits(work.logits + row * work.columns, work.columns, work.scale, work.cap, student.data()));
+    running.sum += sum_exponentials(student.data(), work.columns, running.largest);
     const std::int64_t target = work.targets[row];
-    if (target >= work.first_word && target - work.first_word < work.words) {
-      running.target = student[static_cast<std::size_t>(target - work.first_word)];
+    if (target >= work.first_token && target - work.first_token < work.columns) {
+      running.target = student[static_cast<std::size_t>(target - work.first_token)];
     }
     if (work.teacher == nullptr) continue;
 
     Running& other = work.teacher_running[row];
     other.target *= rescale(
-        other, scaled_logits(work.teacher + row * work.words, work.words, work.scale, work.cap, teacher.data()));
+        other, scaled_logits(work.teacher + row * work.columns, work.columns, work.scale, work.cap, teacher.data()));
     Floats16 sum = 0.0f;
     Floats16 difference = 0.0f;
-    for (std::int64_t j = 0; j < work.words; j += kLanes) {
-      const int n = lanes_left(j, work.words);
+    for (std::int64_t j = 0; j < work.columns; j += kLanes) {
+      const int n = lanes_left(j, work.columns);
       const Floats16 t = Floats16::load(teacher.data() + j);
       const Floats16 e = select_first(n, exp_of_term(t - other.largest), 0.0f);
       sum = sum + e;
@@ -336,7 +401,7 @@ LAYERCOOP_TARGET void loss(const Loss<T>& work, std::int64_t begin, std::int64_t
 
 template <typename T>
 constexpr KernelsOf<T> kernels_of() {
-  return {rms_norm<T>, rotary<T>, swiglu<T>, attention<T>, loss<T>};
+  return {rms_norm<T>, rotary<T, T>, rotary<T, float>, gated<T>, attention<T>, loss<T>};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Arrays that begin on a cache line, so that no vector load of a table row straddles two.
+// Arrays that begin on a cache line, so that no vector load of a table row crosses into a second line.
 #pragma once
 
 #include <cstddef>

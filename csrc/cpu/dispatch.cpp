@@ -51,7 +51,7 @@ std::string names_of(const std::vector<Isa>& levels) {
   return names;
 }
 
-// The level called `name`; `source` opens the error message, so that a bad environment variable is named as such.
+// The level called `name`. Error messages begin with `source`, the function or environment variable that gave the name.
 Isa parse(const std::string& name, const std::string& source) {
   for (const Isa level : kLevels) {
     if (name != isa_name(level)) continue;

@@ -1,17 +1,22 @@
-// One mechanism for kernels that exist in several instruction sets.
+// The choice of the instruction set at run time.
 //
-// A kernel is written once a level, each version marked with its target attribute, and gathered in a `Versions`:
+// The extension is compiled for the baseline machine; only functions marked with a target attribute use more. Kernels
+// stand in tables, one for each instruction set (csrc/README.md says in which files), and `Versions` picks one:
+//
+//     constexpr cpu::Versions<const RowKernels> kVersions = LAYERCOOP_VERSIONS(kRowKernels);
+//     kVersions.get()->add(...);
+//
+// Small kernels may stand in one file instead, as those of masks.cpp:
 //
 //     static void add_portable(...);
 //     #if LAYERCOOP_X86
 //     LAYERCOOP_AVX2 static void add_avx2(...);
-//     constexpr Versions<AddFn> kAdd{add_portable, add_avx2};  // no AVX-512 version: that level uses AVX2's
+//     constexpr cpu::Versions<AddFn> kAdd{add_portable, add_avx2};  // no AVX-512 version: that level uses AVX2's
 //     #else
-//     constexpr Versions<AddFn> kAdd{add_portable};
+//     constexpr cpu::Versions<AddFn> kAdd{add_portable};
 //     #endif
-//     kAdd.get()(...);
 //
-// The whole extension is compiled for the baseline machine; only the marked functions use more.
+// A new instruction set: csrc/README.md says what it needs.
 #pragma once
 
 #include <string>
@@ -30,7 +35,7 @@
 
 namespace layercoop::cpu {
 
-// Ordered: each level may use whatever the levels before it use.
+// In ascending order: a machine that has a level has all lower ones.
 enum class Isa { portable, avx2, avx512 };
 
 // The level in force; one relaxed atomic load.
@@ -49,9 +54,9 @@ void set_isa(const std::string& name);
 // LAYERCOOP_DOTS=0 turns the dot products below off; 1 leaves them on, and anything else throws.
 void set_isa_from_environment();
 
-// Dot products of 8-bit integers (AVX512-VNNI) and of bf16 numbers (AVX512-BF16): not levels of their own, since what
-// they compute stands beside results of the level avx512. True at that level where the machine has them, unless they
-// were turned off.
+// Dot products of 8-bit integers (AVX512-VNNI) and of bf16 numbers (AVX512-BF16). They are not levels of their own:
+// they serve single formats at the level avx512. True at that level where the machine has them, unless they are turned
+// off.
 bool uses_int8_dots() noexcept;
 bool uses_bf16_dots() noexcept;
 void allow_dots(bool allowed) noexcept;
@@ -69,7 +74,7 @@ struct Versions {
   Fn* avx2 = nullptr;
   Fn* avx512 = nullptr;
 
-  // The version for the level in force, or the next lower one that exists.
+  // The version of the level in force, or of the next lower level that has one.
   Fn* get() const noexcept {
     const Isa level = isa();
     if (level >= Isa::avx512 && avx512 != nullptr) return avx512;

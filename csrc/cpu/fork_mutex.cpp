@@ -7,7 +7,7 @@
 namespace layercoop::cpu {
 namespace {
 
-// Those that there are. Never destroyed, since a fork may come at any time.
+// All mutexes that exist. Never destroyed, since a fork may come at any time.
 struct Registry {
   std::mutex mutex;
   std::set<ForkMutex*> all;

@@ -1,7 +1,7 @@
-// A mutex that nobody holds in a forked child: forking waits until it is free.
+// A mutex that is free in a forked child: forking waits until no thread holds it.
 //
-// What it guards is whole in the child then, where a thread of the parent would have been half through with it and, not
-// being in the child, would never have gone on.
+// So the child finds the guarded data complete. Otherwise a thread of the parent could be in the middle of changing it,
+// and the child, which has no such thread, could never finish the change nor take the lock.
 #pragma once
 
 #include <mutex>

@@ -1,4 +1,4 @@
-// The one object of its type in a process that holds threads, as the pool does.
+// One object of a type for the whole process: the pool, the team, and whatever else owns threads.
 //
 // It is never destroyed: at exit its threads sleep in it and end with the process. A forked child has none of them and
 // may have inherited locked mutexes, so it constructs a new object over the old.

@@ -58,7 +58,7 @@ class Loop {
   }
 
  private:
-  // Ranges begin in order, so every range below a failed one runs to its end: the lowest failure is always seen.
+  // Ranges begin in order, so every range below a failed one runs to its end and the lowest failure is always seen.
   void fail(std::int64_t range) noexcept {
     next_.store(ranges(), std::memory_order_relaxed);
     const std::lock_guard<std::mutex> lock(error_mutex_);
@@ -78,7 +78,7 @@ class Loop {
 
 class Pool {
  public:
-  Pool() { inside_loop = false; }  // of the thread that forked, perhaps within a loop
+  Pool() { inside_loop = false; }  // in a forked child, whose only thread may have forked inside a loop
 
   // False where another thread's loop holds the pool: nothing was run.
   bool try_run(Loop& loop) {
@@ -118,7 +118,7 @@ class Pool {
     try {
       while (workers_.size() < helpers) workers_.emplace_back([this] { work(); });
     } catch (const std::system_error&) {
-      // The system grants no more threads: the loop is right with any number of them.
+      // The system grants no more threads; the loop works with any number.
     }
   }
 
@@ -190,7 +190,7 @@ void set_num_threads_from_environment() {
   const char* const end = text + std::strlen(text);
   const auto [rest, error] = std::from_chars(text, end, count);
   if (error != std::errc() || rest != end || count < 1 || count > kMaxThreads) {
-    throw std::invalid_argument("LAYERCOOP_THREADS: '" + std::string(text) + "' is no number of threads in 1.." +
+    throw std::invalid_argument("LAYERCOOP_THREADS: '" + std::string(text) + "' is not a number of threads in 1.." +
                                 std::to_string(kMaxThreads));
   }
   set_num_threads(count);

@@ -14,9 +14,9 @@
 namespace layercoop::cpu {
 namespace {
 
-// How often a waiting thread looks before it does something slower: pauses of some tens of nanoseconds each, then calls
-// that let another program have the processor. Together some hundred microseconds, as long as a caller takes from one
-// token to the next.
+// How often a waiting thread looks before it waits in a slower way: first between pauses of some tens of nanoseconds,
+// then between calls that yield the processor to another program. Together some hundred microseconds, as long as a
+// caller takes from one token to the next.
 constexpr int kPauses = 2000;
 constexpr int kYields = 100;
 
@@ -35,7 +35,7 @@ class Gate {
 
   void open() noexcept {
     number_.fetch_add(1);
-    // A thread that is about to sleep has counted itself before it looked once more: one of the two sees the other.
+    // A thread that is about to sleep counts itself first and then looks once more, so one of the two sees the other.
     if (sleepers_.load() == 0) return;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -43,7 +43,7 @@ class Gate {
     wake_.notify_all();
   }
 
-  // Until the number is no longer `seen`. `patient` threads do not watch, since there are more of them than processors.
+  // Waits until the number differs from `seen`. `patient` threads do not spin: there are more of them than processors.
   void wait(std::uint32_t seen, bool patient) noexcept {
     for (int i = patient ? kPauses : 0; i < kPauses; ++i) {
       if (now() != seen) return;
@@ -72,7 +72,7 @@ thread_local bool inside_job = false;
 
 class Team {
  public:
-  Team() { inside_job = false; }  // of the thread that forked, perhaps within a job
+  Team() { inside_job = false; }  // in a forked child, whose only thread may have forked inside a job
 
   // False where another thread's job holds the team: nothing was run.
   bool try_run(int threads, const std::function<void(Member&)>& job) {
@@ -86,7 +86,7 @@ class Team {
     return true;
   }
 
-  // `count` is the member's own: a thread that has just passed the last barrier may find the next job's in count_.
+  // `count` is the member's own copy: a thread that has just passed the last barrier may find the next job's in count_.
   void barrier(int count) noexcept {
     const std::uint32_t seen = met_.now();
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
@@ -102,7 +102,7 @@ class Team {
     inside_job = true;
     Member member(this, index, count_);
     (*job_)(member);
-    member.barrier();  // behind it nobody looks at the job any more
+    member.barrier();  // after it no thread looks at the job
     inside_job = false;
   }
 
@@ -125,12 +125,12 @@ class Team {
         });
       }
     } catch (const std::system_error&) {
-      // The system grants no more threads: a job is right with any number of them.
+      // The system grants no more threads; a job works with any number.
     }
     wanted_ = wanted;
   }
 
-  std::mutex one_job_;  // held from the start of a job to its end; what stands below changes only between jobs
+  std::mutex one_job_;  // held from the start of a job to its end; the members below change only between jobs
   std::vector<std::thread> threads_;
   int wanted_ = 1;
   int count_ = 1;

@@ -1,9 +1,9 @@
 // Threads that work on one job together, all at once, and meet at barriers inside it.
 //
-// The pool (pool.h) hands out ranges and knows no order between them. A job of some hundred short stages, each of which
-// needs all that the last one wrote, would spend its time there on waking threads: here they enter once and wait for
-// each other by watching a number. A waiting thread watches for some microseconds, then lets others run between looks,
-// then sleeps, so that where another program wants the processor it gets it.
+// The pool (pool.h) hands out ranges in no order. A job of some hundred short stages, each of which needs all results
+// of the one before, would spend its time there on waking threads. A team's threads enter the job once and wait for
+// each other by watching a number. A waiting thread spins for some microseconds, then yields between looks, then
+// sleeps, so that other programs get the processor.
 #pragma once
 
 #include <functional>
@@ -14,8 +14,9 @@ class Team;
 class Member;
 
 // Calls job(member) on up to `threads` threads at once, the caller's as index 0, and returns when all have returned.
-// There are fewer where the system grants no more, and only the caller where another team is at work, on this thread or
-// elsewhere: a job's result must not depend on their number. A job must not throw: the others would wait for ever.
+// There are fewer threads where the system grants no more, and only the caller's where another job is running, on this
+// thread or elsewhere; a job's result must not depend on their number. A job must not throw: the other threads would
+// wait forever.
 //
 // Threads start with the first job that needs them, and a forked child starts with none.
 void run_team(int threads, const std::function<void(Member&)>& job);
@@ -26,7 +27,7 @@ class Member {
   int index() const noexcept { return index_; }
   // Threads in the team, this one included.
   int count() const noexcept { return count_; }
-  // Returns when all members have called it: what each wrote before, all see after.
+  // Returns when all members have called it. Then each sees what all wrote before.
   void barrier() noexcept;
 
  private:

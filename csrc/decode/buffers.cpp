@@ -41,7 +41,7 @@ void Workspace::Buffers::grow(const Model& model, const Pages& pages, const Rows
   at_least(next, threads);
   for (const std::unique_ptr<Private>& each : own) {
     at_least(each->top_logits, kTileRows * results.top);
-    at_least(each->top_words, kTileRows * results.top);
+    at_least(each->top_tokens, kTileRows * results.top);
   }
   const std::int64_t count = call.rows;
   at_least(qkv, count * model.qkv_rows());
@@ -56,7 +56,7 @@ void Workspace::Buffers::grow(const Model& model, const Pages& pages, const Rows
     at_least(tiles, count, std::max(model.hidden, model.heads * model.width));
     at_least(inner_tiles, count, model.padded_inner());
   }
-  if (results.logits == nullptr) at_least(logits, std::min(call.n_wanted, kTileRows) * model.words());
+  if (results.logits == nullptr) at_least(logits, std::min(call.n_wanted, kTileRows) * model.vocabulary());
 
   list_rows(static_cast<std::int64_t>(model.blocks.size()), call);
 }

@@ -1,4 +1,4 @@
-// What a step keeps between its stages.
+// The memory of a step (step.cpp).
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,11 @@
 
 namespace layercoop::decode {
 
-// Rows whose products share one pass over the weights. A call of no more of them is small: each thread keeps the state
-// of every row by itself, which saves the barriers that sharing would take.
+// Rows whose products share one pass over the weights. A call of at most that many rows is small: each thread keeps its
+// own copy of every row's state, which saves the barriers of sharing them.
 constexpr std::int64_t kTileRows = 16;
 
-// A query's attention so far.
+// A query's attention over the keys so far.
 struct Partial {
   float largest;
   float sum;
@@ -26,53 +26,54 @@ struct Partial {
 // Inputs of products, kTileRows rows each.
 using Tiles = std::vector<std::unique_ptr<Inputs>>;
 
-// One thread's own.
+// The memory of one thread.
 struct Private {
   cpu::Aligned<float> x;      // [kTileRows, hidden], in small calls
   Inputs inputs;              // kTileRows rows
   cpu::Aligned<float> wide;   // [kTileRows, 2 * padded_inner]
   cpu::Aligned<float> space;  // a row
-  // Of kTileRows rows, the queries of one key head: what they found in one chunk, and in all chunks so far.
+  // For the queries of one key head in kTileRows rows: their attention over one chunk, and over all chunks so far.
   std::vector<Partial> found, total;
   cpu::Aligned<float> found_out, total_out;  // [kTileRows * group, padded_width]
   float best[kTileRows];
-  std::int64_t best_word[kTileRows];
-  // The likeliest words of its share: [kTileRows, top], and how many there are.
+  std::int64_t best_token[kTileRows];
+  // The most likely tokens of its share: [kTileRows, top], and how many there are.
   std::vector<float> top_logits;
-  std::vector<std::int64_t> top_words;
+  std::vector<std::int64_t> top_tokens;
   std::int64_t top_count[kTileRows];
 
   Private(const Model& model, std::int64_t padded_width);
 };
 
-// What rows do in a block. Those that nobody asks for any more, as most of a prompt, only leave their keys and values
-// in the last block with attention.
+// What rows do in a block. Rows whose final state is not needed, as most of a prompt, only store keys and values in
+// their last block with attention.
 enum Part : std::size_t { kForks, kKeys, kAttends, kMlps, kParts };
 
 struct Workspace::Buffers {
-  std::vector<std::unique_ptr<Private>> own;  // one a thread
+  std::vector<std::unique_ptr<Private>> own;  // one for each thread
 
   cpu::Aligned<float> qkv;    // [rows, qkv_rows]
   cpu::Aligned<float> delta;  // [rows, hidden]
-  // Small calls: partial attention [rows, heads, chunks] and its results [.., padded_width]; gate and up, and the MLP's
-  // inside, [rows, 2 * padded_inner] and [rows, padded_inner].
+  // In small calls: partial attention [rows, heads, chunks] and its results [.., padded_width]; gate and up
+  // [rows, 2 * padded_inner], and their product [rows, padded_inner].
   std::vector<Partial> partial;
   cpu::Aligned<float> partial_out;
   cpu::Aligned<float> gate_up, inner;
-  // Others: the rows' states, and inputs of products for every kTileRows of them.
+  // In other calls: the rows' states, and inputs of products, a tile for every kTileRows rows.
   cpu::Aligned<float> x;  // [rows, hidden]
   Tiles tiles, inner_tiles;
 
-  cpu::Aligned<float> logits;  // [kTileRows, words], where the caller wants none
+  cpu::Aligned<float> logits;  // [kTileRows, vocabulary], if the caller does not want logits
 
-  std::vector<std::int64_t> next;  // one a thread: of its likeliest words, the first that was not taken
+  std::vector<std::int64_t> next;  // for each thread, the first of its most likely tokens that is not yet merged
 
-  // Which rows do what: of block l, rows[starts[kParts l + part]] to rows[starts[kParts l + part + 1]].
+  // Which rows do what: part `part` of block l is for rows[starts[kParts * l + part]] to
+  // rows[starts[kParts * l + part + 1]].
   std::vector<std::int32_t> rows;
   std::vector<std::size_t> starts;
-  std::vector<std::int64_t> needed;  // the block before which a row's state is last asked for; L: that of the head
+  std::vector<std::int64_t> needed;  // for each row, the last block before which its state is needed; L: by the head
 
-  // Room for a call; `chunks` is the most of a row's attention.
+  // Makes room for a call; `chunks` is the largest number of chunks of keys that a row attends to.
   void grow(const Model& model, const Pages& pages, const Rows& call, std::int64_t chunks, int threads,
             const Results& results);
 

@@ -1,5 +1,5 @@
-// Dot products of packed weights in plain C++, and the meaning of the same functions in dots_avx2.h and dots_avx512.h.
-// One of the three is included before kernels.h.
+// Dot products of packed weights in plain C++: the meaning of the same functions in dots_avx2.h and dots_avx512.h. One
+// of the three is included before product_kernels_impl.h.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ using simd::Floats16;
 
 constexpr int kFloatRows = 4;  // input rows whose sums fit the registers
 constexpr int kIntRows = 4;
-constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run side by side
+constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run in parallel
 
 // The first, and the second, of four or of sixteen pairs of bf16 numbers.
 LAYERCOOP_INLINE Floats first_of_pairs(const std::uint8_t* p) {
@@ -36,7 +36,7 @@ LAYERCOOP_INLINE Floats16 load_second_of_pairs(const std::uint8_t* p) {
   return {{second_of_pairs(p), second_of_pairs(p + 16)}, {second_of_pairs(p + 32), second_of_pairs(p + 48)}};
 }
 
-// 32 whole numbers in -127..127.
+// Stores 32 integers in -127..127.
 LAYERCOOP_INLINE void store_int8(std::int8_t* p, Floats16 a, Floats16 b) {
   float numbers[32];
   store(numbers, a);
@@ -44,8 +44,8 @@ LAYERCOOP_INLINE void store_int8(std::int8_t* p, Floats16 a, Floats16 b) {
   for (int i = 0; i < 32; ++i) p[i] = static_cast<std::int8_t>(numbers[i]);
 }
 
-// dots[r] = a group's sum of q * x for each of sixteen rows of weights (layout.h) and `rows` rows of inputs, `stride`
-// apart, exact. x_sums: the sum of each row's x, `sums_stride` apart.
+// dots[r] = the exact sum of q * x over a group, for sixteen rows of weights (layout.h) and each of `rows` rows of
+// inputs, which are `stride` apart. x_sums: the sum of each row's x, `sums_stride` apart.
 template <int rows>
 LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride, const std::int32_t*,
                                 std::int64_t, Floats16 (&dots)[rows]) {

@@ -12,14 +12,14 @@ namespace {
 
 constexpr int kMostHalves = 64;
 
-// Whole, for |x| < 2^51: the sum has no bits left for a fraction. (A call of the library's function would take longer
-// than all the rest.)
+// The nearest integer, for |x| < 2^51: the sum has no bits left for a fraction. (A call of std::nearbyint would take
+// longer than all the rest.)
 double nearest(double x) {
   constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   return (x + magic) - magic;
 }
 
-// No number farther than this from w rounds to w.
+// The largest distance from w at which a number may round to w.
 double slack(float w, Origin origin) {
   const float size = std::fabs(w);
   switch (origin) {
@@ -32,14 +32,14 @@ double slack(float w, Origin origin) {
   return 0.5 * (static_cast<double>(of_bits(bits_of(size) + 1)) - size);
 }
 
-// fp16 numbers as integers in their order, and back.
+// fp16 numbers as integers in the same order, and back.
 int ordered(double x) {
   const std::uint16_t bits = to_half(static_cast<float>(x));
   return (bits & 0x8000u) != 0 ? -(bits & 0x7fff) : bits;
 }
 std::uint16_t half_at(int order) { return static_cast<std::uint16_t>(order < 0 ? 0x8000 | -order : order); }
 
-// The fp16 numbers in [low, high], as a range of `ordered`, and one beyond at each end.
+// The fp16 numbers in [low, high] as a range of `ordered`, with one more at each end.
 struct Halves {
   int first;
   int last;
@@ -67,8 +67,8 @@ bool gives_back(const QuantiseKernels& kernels, const Group& group, Origin origi
   return true;
 }
 
-// Whether all weights may be multiples of one step, the largest `top` times it: judged by largest / top, whose error is
-// `off / top` at most.
+// Whether all weights may be multiples of one step, the largest being `top` times the step. The step is estimated as
+// largest / top, with an error of at most off / top.
 bool near_grid(const float* w, int n, Origin origin, double largest, double off, int top) {
   if (off >= largest) return true;
   for (int i = 0; i < n; ++i) {
@@ -100,7 +100,7 @@ bool try_int4(const Points& points, int first, int span, std::uint8_t* q, std::u
   for (int i = 0; i < mins.count(); ++i) {
     const std::uint16_t tried = half_at(mins.at(i));
     const double m = from_half(tried);
-    // Each weight's place on the grid, and the steps that lead there.
+    // Each weight's place on the grid limits the step: it lies in least .. most.
     const double guess = (top - m) / (first + span);
     if (!(guess > 0.0)) continue;
     double least = 0.0;
@@ -146,7 +146,7 @@ bool try_int8(const QuantiseKernels& kernels, const Group& group, Origin origin,
     if (order <= 0 || (fit >> (order - steps.first) & 1u) == 0) continue;
     const std::uint16_t half = half_at(order);
     if (!gives_back(kernels, group, origin, from_half(half), 0.0f, -127, 127, q)) continue;
-    // Among the smallest fp16 numbers a step may fit that leaves the largest weight elsewhere.
+    // With the smallest fp16 numbers, a step may fit that puts the largest weight at another place.
     int place = 0;
     for (int j = 0; j < group.n; ++j) place = std::max<int>(place, std::abs(q[j]));
     if (place != top && !near_grid(group.w, group.n, origin, largest, off, top)) return false;
@@ -169,7 +169,7 @@ bool find_grid_int4(const QuantiseKernels& kernels, const Group& group, Origin o
     low = to_half(group.w[0]);
     return gives_back(kernels, group, origin, 0.0f, from_half(low), 0, 0, q);
   }
-  // Quantisers use the whole range of integers as a rule; a clipped or shifted grid does not.
+  // Quantisers usually use the whole range of integers; a clipped or shifted grid does not.
   for (int span = kPoints - 1; span >= points.count - 1; --span) {
     for (int first = 0; first + span < kPoints; ++first) {
       if (try_int4(points, first, span, q, scale, low)) return true;
@@ -191,12 +191,12 @@ bool find_grid_int8(const QuantiseKernels& kernels, const Group& group, Origin o
   const double off = slack(static_cast<float>(largest), origin);
   // Quantisers give the largest weight of a whole group 127.
   if (try_int8(kernels, group, origin, largest, off, 127, q, scale)) return true;
-  // Few values may be a grid of fewer bits.
+  // If there are few distinct values, the grid may have fewer bits.
   float points[kPoints];
   if (n < kGroup) {
     if (kernels.distinct(group, points) < 0) return false;
     for (int top = 126; top >= 1; --top) {
-      if (!near_grid(w, n, origin, largest, off, top)) continue;  // most of so many tops
+      if (!near_grid(w, n, origin, largest, off, top)) continue;  // true of most
       if (try_int8(kernels, group, origin, largest, off, top, q, scale)) return true;
     }
     return false;

@@ -1,9 +1,9 @@
-// Where a packed tile's numbers stand. Offsets are bytes from the tile's beginning.
+// Where the numbers of a packed tile are. Offsets are in bytes from the beginning of the tile.
 //
 //     fp32   column by column: 16 rows' numbers                                  64 bytes a column
 //     bf16   pair of columns by pair: 16 rows' pairs                             64 bytes a pair
-//     int8   two groups by two: 16 fp16 scales of the one, 16 of the other, then of each eight times
-//            16 rows' four columns                                               34 bytes for 32 weights
+//     int8   two groups at a time: 16 fp16 scales of the first, 16 of the second, then for each group eight
+//            times 16 rows' four columns                                         34 bytes for 32 weights
 //     int4   group by group: 16 fp16 scales, 16 fp16 mins, then four times 16 rows' eight columns:
 //            column j < 4 of the eight is the low half of byte j, column 4 + j the high one
 //                                                                                20 bytes for 32 weights
@@ -16,7 +16,7 @@
 namespace layercoop::decode {
 
 constexpr std::int64_t kLine = 64;
-constexpr std::int64_t kHalves = kTile * 2;  // bytes of a scale a row
+constexpr std::int64_t kHalves = kTile * 2;  // bytes of one scale for each row
 
 constexpr std::int64_t int8_scales(std::int64_t group) { return group / 2 * 1088 + group % 2 * kHalves; }
 constexpr std::int64_t int8_quants(std::int64_t group) { return group / 2 * 1088 + kLine + group % 2 * 512; }
@@ -34,7 +34,7 @@ constexpr std::int64_t bytes_of_tile(Format format, std::int64_t groups) {
   return groups * 320;
 }
 
-// A row's number or numbers of one column, group, or byte.
+// Where a row's number of a column is.
 constexpr std::int64_t fp32_at(std::int64_t lane, std::int64_t column) { return (column * kTile + lane) * 4; }
 constexpr std::int64_t bf16_at(std::int64_t lane, std::int64_t column) {
   return column / 2 * kLine + lane * 4 + column % 2 * 2;

@@ -28,7 +28,7 @@ T get(const std::uint8_t* at) {
   return value;
 }
 
-// Rows or columns: what 32 bits hold, so that sizes in bytes do not leave 64.
+// A number of rows or columns, at most 2^31, so that sizes in bytes fit 64 bits.
 std::int64_t checked_size(std::int64_t size, const char* name) {
   constexpr std::int64_t most = std::int64_t{1} << 31;
   if (size < 0 || size > most) {
@@ -38,7 +38,7 @@ std::int64_t checked_size(std::int64_t size, const char* name) {
   return size;
 }
 
-// What all tiles take. No processor addresses more than the limit, and no machine has it.
+// The bytes of all tiles. No machine has as much memory as the limit.
 std::size_t checked_bytes(std::int64_t tiles, std::int64_t tile_bytes) {
   constexpr std::int64_t most = std::int64_t{1} << 47;
   std::int64_t bytes;
@@ -121,7 +121,7 @@ void Matrix::fill_int8(std::int64_t first, std::int64_t count, const std::int8_t
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t lane = (first + i) % kTile;
     std::uint8_t* tile = place(first + i);
-    // Four columns stand together.
+    // Four columns are contiguous.
     const std::int8_t* row = q + i * columns_;
     const std::int64_t fours = columns_ / 4 * 4;
     for (std::int64_t k = 0; k < fours; k += 4) std::memcpy(tile + int8_at(lane, k), row + k, 4);
@@ -135,7 +135,7 @@ void Matrix::fill_int4(std::int64_t first, std::int64_t count, const std::uint8_
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t lane = (first + i) % kTile;
     std::uint8_t* tile = place(first + i);
-    // Eight columns stand together.
+    // Eight columns are contiguous.
     const std::uint8_t* row = q + i * columns_;
     const std::int64_t eights = columns_ / 8 * 8;
     for (std::int64_t k = 0; k < eights; k += 8) {

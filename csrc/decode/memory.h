@@ -1,5 +1,5 @@
-// Memory for packed weights: zeroed, on cache lines, in pieces of many mebibytes that the kernel is asked to back with
-// huge pages. Small matrices share a piece, so that none wastes the rest of a huge page.
+// Memory for packed weights: zeroed, aligned to cache lines, in large pieces for which the operating system is asked
+// for huge pages. Small matrices share a piece, so that none wastes the rest of a huge page.
 #pragma once
 
 #include <cstddef>

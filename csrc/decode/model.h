@@ -1,11 +1,11 @@
-// A llama-shaped language model as decoding reads it: packed matrices, and all that is no matrix.
+// A llama-shaped language model as decoding reads it: packed matrices, and all other parameters.
 //
 //     x = embedding_scale * embedding[token]
 //     each block:  x = x + after_attention(output(attention(rotary(norms(qkv(attention_norm(x)))))))
 //                  x = x + after_mlp(down(activation(gate(mlp_norm(x))) * up(mlp_norm(x))))
 //     logits = cap(logit_scale * head(final_norm(x)))
 //
-// Norms are by root mean square; what a model lacks of them, of biases and of soft caps is left out.
+// Norms are by root mean square. Norms, biases and soft caps that a model does not have are skipped.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct Norm {
   float eps = 0.0f;
 };
 
-// A linear map; null where a model does without it.
+// A linear map; a null matrix where the model has none.
 struct Linear {
   std::shared_ptr<const Matrix> matrix;
   std::vector<float> bias;  // empty, or one for each row of the matrix
@@ -30,19 +30,20 @@ struct Linear {
 
 struct Block {
   Norm attention_norm;
-  Linear qkv;  // queries, keys, values, each head after head; null where the half is not held
+  Linear qkv;  // queries, keys, values, each head after head; null if the attention half is not loaded
   Norm query_norm;
   Norm key_norm;
   Linear output;
   Norm after_attention;
 
   Norm mlp_norm;
-  Linear gate_up;  // sixteen rows of gate, sixteen of up, by turns; padded with zeros. Null where the half is not held
+  Linear gate_up;  // sixteen rows of gate and sixteen of up alternate; padded with zeros. Null if the MLP half is not
+                   // loaded
   Linear down;
   Norm after_mlp;
 
-  int rotary = -1;          // which of the model's; none below 0
-  std::int64_t window = 0;  // a token sees itself and so many less one before it; 0: all
+  int rotary = -1;          // index into the model's rotaries; negative: none
+  std::int64_t window = 0;  // number of last tokens that a token sees, itself included; 0: all
 };
 
 // Cosines and sines [positions, width / 2].
@@ -72,7 +73,7 @@ struct Model {
   float logit_scale = 1.0f;
   float logit_cap = 0.0f;  // 0: none
 
-  std::int64_t words() const noexcept { return head.matrix->rows(); }
+  std::int64_t vocabulary() const noexcept { return head.matrix->rows(); }
   std::int64_t padded_inner() const noexcept { return (inner + kTile - 1) / kTile * kTile; }
   std::int64_t qkv_rows() const noexcept { return (heads + 2 * kv_heads) * width; }
 };

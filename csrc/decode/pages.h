@@ -1,7 +1,7 @@
 // Keys and values of decoded tokens: pages of kPage tokens of one block each, in memory that the caller owns.
 //
-// A page holds for each key head its keys, [width, kPage] so that a vector takes the same number of sixteen keys, then
-// its values, [kPage, padded_width]; int8 pages end in the scales, [kv_heads, 2, kPage].
+// A page holds for each key head its keys, [width, kPage], so that a vector holds one number of each of sixteen keys,
+// then its values, [kPage, padded_width]. int8 pages end with the scales, [kv_heads, 2, kPage].
 #pragma once
 
 #include <cstdint>
@@ -31,18 +31,18 @@ class Pages {
     return (kv_heads_ * head_bytes() + scales + 63) / 64 * 64;
   }
 
-  // Where a head's parts begin in a page that begins at `page`.
+  // Where a head's keys and values begin in a page that begins at `page`.
   std::uint8_t* keys(std::uint8_t* page, std::int64_t head) const noexcept { return page + head * head_bytes(); }
   std::uint8_t* values(std::uint8_t* page, std::int64_t head) const noexcept {
     return keys(page, head) + width_ * kPage * element_;
   }
-  // Null where there are none. The values' scales are kPage further.
+  // Null where the format has none. The values' scales are kPage further.
   float* scales(std::uint8_t* page, std::int64_t head) const noexcept {
     if (format_ != KvFormat::int8) return nullptr;
     return reinterpret_cast<float*>(page + kv_heads_ * head_bytes()) + head * 2 * kPage;
   }
 
-  // Writes a token's key and value of one head to its slot of a page. `space` has room for padded_width numbers.
+  // Writes a token's key and value of one head to a slot of a page. `space` has room for padded_width numbers.
   void store(const RowKernels& kernels, std::uint8_t* page, std::int64_t head, std::int64_t slot, const float* key,
              const float* value, float* space) const noexcept;
 

@@ -1,4 +1,4 @@
-// The products of products.h once a format and instruction set, and what makes int8 of inputs.
+// The table of the products of products.h, one for each format, and of the conversions of their inputs.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,8 @@ struct Products {
   Product* int4;
 };
 
-// x [groups * kGroup] -> q, and each group's scale and sum of q. A group that is not all finite gets a scale of NaN.
+// Quantises x [groups * kGroup] to q, with a scale and the sum of q for each group. A group with a number that is not
+// finite gets a scale of NaN.
 using Quantise = void(const float* x, std::int64_t groups, std::int8_t* q, float* scales, std::int32_t* sums);
 
 // x [groups * kGroup] rounded to bf16.
@@ -31,7 +32,7 @@ struct ProductKernels {
 };
 
 extern const ProductKernels kProductKernelsPortable, kProductKernelsAvx2, kProductKernelsAvx512;
-// AVX-512 with dot products of int8 (VNNI) and of bf16: only the formats that these serve.
+// AVX-512 with dot products of int8 (VNNI) and of bf16, for the formats that these serve.
 extern Product* const kInt8Vnni;
 extern Product* const kInt4Vnni;
 extern Product* const kBf16Dots;

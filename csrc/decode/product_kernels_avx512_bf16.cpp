@@ -9,7 +9,7 @@
 namespace layercoop::decode {
 namespace {
 
-// bf16 weights times inputs rounded to bf16, two columns an instruction.
+// bf16 weights times inputs rounded to bf16, two columns at a time.
 struct Bf16Dots {
   static constexpr int most_rows = kFloatRows;
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }

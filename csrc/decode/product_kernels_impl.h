@@ -1,10 +1,8 @@
-// The products of product_kernels.h, written once over the sixteen lanes (simd/floats_*.h) and the dot products of four
-// columns (dots_*.h) that the including file has chosen, in its own copy.
+// The kernels of product_kernels.h over the vectors of floats and the dot products of integers (dots_*.h) that the
+// including file has chosen.
 //
-// An output is one chain of sums over the columns in order, whatever is computed beside it: so a row's bits do not
-// depend on the other rows. What hides the latency of a chain is other chains, of more rows or more tiles.
-//
-// No lambdas here: a lambda does not inherit its function's target attribute.
+// An output is one chain of sums over the columns in order, whatever is computed at the same time, so a row's bits do
+// not depend on the other rows. Chains of other rows or other tiles hide the latency of a chain.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +17,8 @@ namespace {
 
 using namespace simd;
 
-// What a kind of product does for `rows` input rows, beginning at `row`, and `tiles` tiles at `weights`: the sums of
-// all. `most_rows` at a time fit the registers, `tiles_of(rows)` tiles are taken at once.
+// A kind of product computes the sums of `rows` input rows, from `row` on, with `tiles` tiles at `weights`. The sums of
+// `most_rows` rows fit the registers; `tiles_of(rows)` tiles are taken at once.
 struct Fp32 {
   static constexpr int most_rows = kFloatRows;
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
@@ -42,7 +40,7 @@ struct Fp32 {
   }
 };
 
-// bf16 weights as what they are, times fp32 inputs.
+// bf16 weights, widened, times fp32 inputs.
 struct Bf16Widened {
   static constexpr int most_rows = kFloatRows;
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
@@ -145,7 +143,7 @@ LAYERCOOP_TARGET void product(const Matrix& matrix, const Inputs& inputs, float*
   const std::int64_t last = (end + kTile - 1) / kTile;
   const std::int64_t rows = inputs.rows();
   const std::int64_t passes = (rows + Kind::most_rows - 1) / Kind::most_rows;
-  // One pass runs through all tiles; where there are several, each few tiles stay in the cache for all of them.
+  // A single pass goes through all tiles. Several passes take a few tiles each time, which stay in the cache.
   constexpr std::int64_t few = 2;
   const std::int64_t step = passes > 1 ? few : std::max<std::int64_t>(1, last - first);
   for (std::int64_t tile = first; tile < last; tile += step) {
@@ -176,9 +174,9 @@ LAYERCOOP_TARGET inline void quantise(const float* x, std::int64_t groups, std::
     const Floats16 b = Floats16::load(x + g * kGroup + kTile);
     const Floats16 zero = 0.0f;
     const float most = largest(max(max(zero - a, a), max(zero - b, b)));
-    // Zero where all are finite, else NaN.
+    // 0 if all numbers are finite, else NaN.
     const float finite = total(a * zero + b * zero);
-    // 127 / most would be infinite below; such inputs are nothing.
+    // 127 / most would overflow for smaller numbers, which count as 0.
     const bool any = most > 1e-30f && finite == 0.0f;
     const float inverse = any ? 127.0f / most : 0.0f;
     scales[g] = (any ? most / 127.0f : 0.0f) + finite;

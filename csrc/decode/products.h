@@ -1,7 +1,7 @@
 // Products of a few input rows with packed weights: one pass over a tile of weights serves them all.
 //
-// No threads, no allocation, no locks in here: the caller gives each of its threads a range of output rows.
-// A row's results do not depend, bit for bit, on the rows beside it nor on how the outputs are divided.
+// This file uses no threads, allocates nothing and takes no locks: the caller gives each of its threads a range of
+// output rows. A row's results do not depend, bit for bit, on the other rows nor on how the outputs are divided.
 #pragma once
 
 #include <cstdint>
@@ -17,20 +17,20 @@ namespace layercoop::decode {
 //
 //     Inputs inputs(16, 1536);                       // once
 //     for each row r: write columns numbers to inputs.row(r);
-//     inputs.prepare(rows, columns, matrix.format());  // for each format that will read them; int8 and int4 are one
+//     inputs.prepare(rows, columns, matrix.format());  // for each format that reads them; int8 and int4 read the same
 //     multiply(matrix, inputs, out, stride, begin, end);
 class Inputs {
  public:
-  // Room for so many; at least 0.
+  // Room for that many rows and columns; at least 0.
   Inputs(std::int64_t max_rows, std::int64_t max_columns);
 
-  // Where to write row r, r < max_rows; on a cache line, with room for max_columns numbers.
+  // Where to write row r, r < max_rows: on a cache line, with room for max_columns numbers.
   float* row(std::int64_t r) noexcept { return values_.data() + r * stride_; }
   const float* row(std::int64_t r) const noexcept { return values_.data() + r * stride_; }
 
-  // Fills the padding of the first `rows` rows, and makes the form that weights of this format are multiplied with:
-  // for int8 and int4 the input's own int8 quantisation, x = scale * q with scale = largest / 127 a group of kGroup
-  // columns; for bf16 the numbers rounded to bf16, where the machine's dot products take those.
+  // Fills the padding of the first `rows` rows, and computes the form that weights of this format are multiplied with:
+  // for int8 and int4 the input quantised to int8, x = scale * q with scale = largest / 127 for each group of kGroup
+  // columns; for bf16 the input rounded to bf16, if the machine's dot products take that.
   void prepare(std::int64_t rows, std::int64_t columns, Format format);
 
   std::int64_t rows() const noexcept { return rows_; }
@@ -39,13 +39,13 @@ class Inputs {
   std::int64_t max_rows() const noexcept { return max_rows_; }
   std::int64_t max_columns() const noexcept { return max_columns_; }
 
-  // What the kernels read. Rows are `stride()` numbers apart, groups' numbers `group_stride()`.
+  // What the kernels read. Rows are `stride()` numbers apart, their scales and sums `group_stride()`.
   std::int64_t stride() const noexcept { return stride_; }
   std::int64_t group_stride() const noexcept { return stride_ / kGroup; }
   const std::uint16_t* bf16() const noexcept { return bf16_.data(); }
   const std::int8_t* q() const noexcept { return q_.data(); }
   const float* scales() const noexcept { return scales_.data(); }
-  const std::int32_t* sums() const noexcept { return sums_.data(); }  // of a group's q
+  const std::int32_t* sums() const noexcept { return sums_.data(); }  // of q, for each group
 
  private:
   std::int64_t max_rows_;
@@ -61,13 +61,13 @@ class Inputs {
   std::vector<std::int32_t> sums_;
 };
 
-// out[r * out_stride + i] = sum_k x[r, k] w[i, k] for every row r of the inputs (any number; made for 1 to 16) and the
-// outputs i of [begin, end). `begin` is a multiple of kTile, and so is `end`, or it is matrix.rows(). The inputs have
-// matrix.columns() columns and were prepared for the matrix's format under the instruction set now in force.
+// out[r * out_stride + i] = sum_k x[r, k] w[i, k] for every row r of the inputs (any number; fastest for 1 to 16) and
+// the outputs i of [begin, end). `begin` is a multiple of kTile; `end` is one too, or matrix.rows(). The inputs must
+// have matrix.columns() columns and be prepared for the matrix's format under the instruction set in force.
 void multiply(const Matrix& matrix, const Inputs& inputs, float* out, std::int64_t out_stride, std::int64_t begin,
               std::int64_t end);
 
-// The outputs [begin, end) of part `part` of `parts` almost equal ones, cut between tiles.
+// The outputs [begin, end) of part `part`, if whole tiles are divided into `parts` almost equal parts.
 std::pair<std::int64_t, std::int64_t> share(std::int64_t rows, std::int64_t part, std::int64_t parts) noexcept;
 
 }  // namespace layercoop::decode

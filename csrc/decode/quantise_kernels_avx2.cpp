@@ -1,7 +1,7 @@
 #include "cpu/dispatch.h"
 #if LAYERCOOP_X86
 
-// A fused product would find other integers than the portable version does.
+// Fused products would find other integers than the portable version.
 #define LAYERCOOP_TARGET LAYERCOOP_AVX2_UNFUSED
 #include "simd/floats_avx2.h"
 

@@ -1,7 +1,5 @@
-// The kernels of quantise_kernels.h over the vectors of floats that the including file has chosen, in its own copy. No
-// fused products and one order of sums, so that every machine finds the same integers.
-//
-// No lambdas here: a lambda does not inherit its function's target attribute.
+// The kernels of quantise_kernels.h over the vectors of floats that the including file has chosen. Products are not
+// fused and sums have one order, so that every machine finds the same integers.
 #pragma once
 
 #include <algorithm>
@@ -22,19 +20,19 @@ using namespace simd;
 constexpr int kLanes = Floats::kLanes;
 constexpr int kParts = kGroup / kLanes;
 constexpr std::uint32_t kAllLanes = (1u << kLanes) - 1;
-constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: in a sum with it no bits are left for a fraction
+constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: a sum with it has no bits left for a fraction
 
 using Lanes = decltype(Floats::x);
 using Bits = std::uint32_t __attribute__((vector_size(sizeof(Floats))));
 
-// Of a comparison, a bit for each lane.
+// A bit for each lane of a comparison.
 LAYERCOOP_INLINE std::uint32_t signs(Bits mask) { return signs(Floats((Lanes)mask)); }
 
 LAYERCOOP_INLINE Floats part(const Group& group, int i) { return Floats::load(group.w + i * kLanes); }
 LAYERCOOP_INLINE Floats size(Floats a) { return (Lanes)((Bits)a.x & 0x7fffffffu); }
 LAYERCOOP_INLINE Floats whole(Floats a) { return (a + kMagic) - kMagic; }
 
-// A number for each of a group's columns.
+// A number for each column of a group, and their sum.
 using Values = Floats[kParts];
 LAYERCOOP_INLINE float sum(const Values& values) {
   Values halves;
@@ -86,8 +84,8 @@ LAYERCOOP_INLINE float kept(float x) {
 
 LAYERCOOP_INLINE float inverse_of(float scale) { return scale == 0.0f ? 0.0f : 1.0f / scale; }
 
-// The line of least squared error among those offered; integers from `least` to `most`. `filled`: no column is missing;
-// `centred`: the min is always 0.
+// Keeps the line of least squared error among those offered, for integers from `least` to `most`. `filled`: the group
+// has all columns. `centred`: the min is always 0.
 template <bool filled, bool centred>
 struct Best {
   const Group& group;
@@ -109,7 +107,7 @@ struct Best {
     return whole(min(max(apart * inverse, least), most));
   }
 
-  // Of numbers as they are kept. Without a branch: nobody could predict it.
+  // Offers a line whose numbers are rounded to fp16. Without a branch, which could not be predicted.
   LAYERCOOP_INLINE void offer(const Line& candidate) {
     const float inverse = inverse_of(candidate.scale);
     Values squares;
@@ -125,7 +123,7 @@ struct Best {
     line.low = better ? candidate.low : line.low;
   }
 
-  // Whether it is a better one.
+  // Offers a line in fp32; returns whether it is better.
   LAYERCOOP_INLINE bool offer_exact(float scale, float low) {
     const float before = error;
     offer({kept(scale), centred ? 0.0f : kept(low)});
@@ -152,7 +150,7 @@ struct Best {
   }
 };
 
-// How far a range is cut, where single large weights would make the steps of all others coarse.
+// How much of a range is cut off, since single large weights would make the step coarse for all others.
 constexpr float kCuts8[8] = {0.0f, 0.01f, 0.02f, 0.03f, 0.045f, 0.06f, 0.08f, 0.1f};
 constexpr int kLines = 5;
 constexpr float kCuts4[kLines] = {0.0f, 0.03f, 0.06f, 0.1f, 0.15f};
@@ -167,7 +165,7 @@ LAYERCOOP_TARGET Line search_int8(const Group& group, std::int8_t* to) {
   keep(scales);
   for (const float scale : scales) best.offer({scale, 0.0f});
   for (int refit = 0; refit < kRefits; ++refit) {
-    // The scale of least squares for the integers found.
+    // The least-squares scale for the integers found.
     Values q;
     best.integers(q);
     Values wq;
@@ -203,7 +201,7 @@ LAYERCOOP_TARGET Line search_int4(const Group& group, std::uint8_t* to) {
     for (int j = 0; j < kLines; ++j) best.offer({scales[i][j], lows[i]});
   }
   for (int refit = 0; refit < kRefits; ++refit) {
-    // Scale and min of least squares for the integers found.
+    // The least-squares scale and min for the integers found.
     Values q;
     best.integers(q);
     Values used_q;
@@ -238,7 +236,7 @@ LAYERCOOP_TARGET Line best_int4(const Group& group, std::uint8_t* q) {
 }
 
 LAYERCOOP_TARGET int distinct(const Group& group, float* found) {
-  // Those that equal none before them, without a branch that nobody could predict.
+  // The weights that equal none before them, without a branch, which could not be predicted.
   float first[kGroup];
   int count = 0;
   for (int i = 0; i < kGroup; ++i) {
@@ -249,7 +247,7 @@ LAYERCOOP_TARGET int distinct(const Group& group, float* found) {
     count += (same & ((1u << i) - 1)) == 0;
   }
   if (count > kPoints) return -1;
-  // Each to its rank.
+  // Each goes to its rank.
   float among[kPoints];
   for (int i = 0; i < kPoints; ++i) among[i] = i < count ? first[i] : std::numeric_limits<float>::infinity();
   Floats parts[kPoints / kLanes];
@@ -268,7 +266,7 @@ LAYERCOOP_INLINE Floats to_bf16_and_back(Floats x) {
   return (Lanes)((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
 }
 
-// Half the distance of neighbours in fp16 is at most this part of a number, or 2^-25.
+// Half the distance between neighbours in fp16 is at most this part of the number, or 2^-25.
 constexpr float kHalfSlack = 0x1.01p-11f;
 
 template <Origin origin>
@@ -310,7 +308,7 @@ LAYERCOOP_TARGET std::uint64_t scales(const Group& group, int first, int count, 
 template <Origin origin>
 LAYERCOOP_TARGET bool every_weight(const Group& group, float scale, float low, float least, float most,
                                    std::int32_t* q) {
-  // Four at a time, in doubles. Whole, for |x| < 2^51: the sum has no bits left for a fraction.
+  // Four at a time, in doubles. A sum with `magic` has no bits left for a fraction, for |x| < 2^51.
   using Four = float __attribute__((vector_size(16)));
   using FourBits = std::uint32_t __attribute__((vector_size(16)));
   using Doubles = double __attribute__((vector_size(32)));
@@ -359,7 +357,7 @@ LAYERCOOP_TARGET bool gives_back(const Group& group, Origin origin, float scale,
 LAYERCOOP_TARGET std::uint32_t tops(const Group& group, float largest, Origin origin) {
   constexpr std::uint32_t any = (1u << kPoints) - 1;
   if (!(largest > 0x1p-14f && largest < 0x1p24f)) return any;
-  // Half the distance of neighbours is at most `relative` of a number, or `least`.
+  // Half the distance between neighbours is at most `relative` times the number, or `least`.
   const float relative = origin == Origin::bf16 ? 0x1p-8f : origin == Origin::fp16 ? 0x1p-11f : 0x1p-24f;
   const float least = origin == Origin::fp16 ? 0x1p-25f : 0.0f;
   const float room_of_place = 2.02f * relative;

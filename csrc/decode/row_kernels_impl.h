@@ -1,7 +1,4 @@
-// The kernels of row_kernels.h, written once over the sixteen lanes that the including file has chosen, in its own
-// copy.
-//
-// No lambdas here: a lambda does not inherit its function's target attribute.
+// The kernels of row_kernels.h over the vectors of floats that the including file has chosen.
 #pragma once
 
 #include <algorithm>
@@ -47,8 +44,8 @@ LAYERCOOP_TARGET void scale_and_cap(float factor, float cap, std::int64_t width,
   }
 }
 
-// Both are g / (1 + exp(-u)): u = g for SiLU; for GELU by tanh, since (1 + tanh(t)) / 2 = 1 / (1 + exp(-2t)),
-// u = 2 sqrt(2 / pi) (g + 0.044715 g^3).
+// Both activations are g / (1 + exp(-u)). For SiLU u = g; for GELU by tanh, since (1 + tanh(t)) / 2 = 1 / (1 +
+// exp(-2t)), u = 2 sqrt(2 / pi) (g + 0.044715 g^3).
 LAYERCOOP_TARGET void gated(const float* gate_up, Activation activation, std::int64_t width, float* out) {
   for (std::int64_t j = 0; j < width; j += kLanes) {
     const Floats16 g = Floats16::load(gate_up + 2 * j);
@@ -85,7 +82,7 @@ LAYERCOOP_TARGET std::int64_t largest_of(const float* x, std::int64_t width) {
   for (std::int64_t j = 0; j < width; ++j) {
     if (x[j] == value) return j;
   }
-  return 0;  // nothing but NaN
+  return 0;  // all are NaN
 }
 
 LAYERCOOP_TARGET void store_fp32(const float* x, std::int64_t width, float* out) {
@@ -108,7 +105,7 @@ LAYERCOOP_TARGET void store_fp16(const float* x, std::int64_t width, std::uint16
 
 LAYERCOOP_TARGET float store_int8(const float* x, std::int64_t width, std::int8_t* out) {
   float most = 0.0f;
-  float finite = 0.0f;  // what is not makes it NaN, and so the scale
+  float finite = 0.0f;  // NaN if a number is not finite
   for (std::int64_t j = 0; j < width; ++j) {
     most = std::max(most, std::fabs(x[j]));
     finite += x[j] * 0.0f;
@@ -124,7 +121,7 @@ LAYERCOOP_TARGET float store_int8(const float* x, std::int64_t width, std::int8_
   return most / 127.0f;
 }
 
-// scores[i][kPage] of one page: the queries' products with its keys.
+// scores[i][at .. at + kPage] = the queries' products with the keys of one page.
 template <typename T, int queries>
 LAYERCOOP_INLINE void score_page(const Chunk& chunk, const T* keys, const float* scales, float (*scores)[kChunk],
                                  std::int64_t at) {
@@ -142,14 +139,14 @@ LAYERCOOP_INLINE void score_page(const Chunk& chunk, const T* keys, const float*
   }
 }
 
-// The numbers from `first` to `last` of sixteen, `other` elsewhere.
+// x in lanes first .. last, `other` elsewhere.
 LAYERCOOP_INLINE Floats16 between(Floats16 x, std::int64_t first, std::int64_t last, float other) {
   const int low = static_cast<int>(std::clamp<std::int64_t>(first, 0, kLanes));
   const int high = static_cast<int>(std::clamp<std::int64_t>(last, 0, kLanes));
   return select_first(low, other, select_first(high, x, other));
 }
 
-// Scores begin .. end to exp(score - largest), 0 for keys that the query does not see.
+// Scores begin .. end become exp(score - largest), or 0 for keys that the query does not see.
 LAYERCOOP_INLINE void weigh(const Chunk& chunk, int query, std::int64_t begin, std::int64_t end, float* scores) {
   const std::int64_t first = chunk.first[query];
   const std::int64_t last = chunk.last[query];
@@ -200,7 +197,7 @@ LAYERCOOP_TARGET void attend_some(const Chunk& chunk) {
       const T* values = reinterpret_cast<const T*>(chunk.values[page]) + d;
       const float* scales = chunk.value_scales[page];
       const std::int64_t at = page * kPage;
-      // What stands behind the last token is not this sequence's: no number at all, perhaps.
+      // Memory after the last token is not this sequence's, and may hold NaN.
       const std::int64_t keys = std::min(kPage, last - at);
       for (std::int64_t j = 0; j < keys; ++j) {
         Floats16 value = Floats16::load(values + j * chunk.padded_width);

@@ -13,16 +13,16 @@
 namespace layercoop::decode {
 namespace {
 
-// Bytes of weights that the tiles of rows of a large call go over one after another: they stay in a core's cache.
+// Bytes of weights that all tiles of rows of a large call use before the next weights: they stay in a core's cache.
 constexpr std::int64_t kWeightsAtOnce = 1 << 17;
 
-// Some rows of the call, ascending; place a of them is where their numbers stand in the buffers.
+// Some rows of the call, ascending. Row rows[a] has index a in the buffers.
 struct List {
   const std::int32_t* rows;
   std::int64_t count;
 };
 
-// One call. Every member of the team walks through `work`; between two barriers each writes what is its share alone.
+// One call. Every member of the team runs `work`. Between two barriers each writes only its own share.
 class Pass {
  public:
   Pass(const Model& model, const KvMemory& memory, Workspace::Buffers& buffers, const Rows& call, std::int64_t chunks,
@@ -41,7 +41,7 @@ class Pass {
   void work(cpu::Member& member) noexcept;
 
  private:
-  // A member, and what a half of a block left to be added to the states of these rows.
+  // A member, and what the last half of a block computed for some rows and is not yet added to their states.
   struct Hand {
     cpu::Member& member;
     Private& own;
@@ -57,7 +57,7 @@ class Pass {
   float* state(Hand& hand, std::int64_t row) const {
     return (small_ ? hand.own.x.data() : buffers_.x.data()) + row * model_.hidden;
   }
-  // In a small call every member keeps all states, else the rows go round by tiles.
+  // In a small call every member keeps all states; otherwise members take tiles of rows in turn.
   bool keeps(const Hand& hand, std::int64_t row) const {
     return small_ || row / kTileRows % hand.member.count() == hand.member.index();
   }
@@ -133,7 +133,7 @@ void Pass::embed(Hand& hand) const {
   }
 }
 
-// Rows that take over the state of another, which another member may keep.
+// Copies the states of parents, which another member may keep, to these rows.
 void Pass::fork(Hand& hand, const List& rows) const {
   add_pending(hand);
   if (!small_) hand.member.barrier();
@@ -159,7 +159,7 @@ void Pass::add_pending(Hand& hand) const {
   hand.pending.count = 0;
 }
 
-// The states of the rows, brought up to date, normed, as inputs of a product.
+// The up-to-date states of the rows, normed, as inputs of a product.
 void Pass::norm_inputs(Hand& hand, const List& rows, const Norm& norm, Format format) const {
   add_pending(hand);
   for (std::int64_t a = 0; a < rows.count; ++a) {
@@ -180,8 +180,8 @@ void Pass::prepare(Hand& hand, Tiles& tiles, std::int64_t rows, std::int64_t col
   hand.member.barrier();
 }
 
-// This member's share of the outputs of all rows, out [rows, matrix.rows()]. Without tiles, and in small calls, the
-// inputs are the member's own.
+// Computes this member's share of the outputs of all rows, out [rows, matrix.rows()]. Without tiles, and in small
+// calls, the inputs are the member's own.
 void Pass::product(Hand& hand, const Tiles* tiles, std::int64_t rows, const Linear& linear, float* out) const {
   const Matrix& matrix = *linear.matrix;
   const std::int64_t stride = matrix.rows();
@@ -204,7 +204,7 @@ void Pass::product(Hand& hand, const Tiles* tiles, std::int64_t rows, const Line
     kernels_.add(linear.bias.data() + begin, end - begin, out + a * stride + begin);
 }
 
-// All leave keys and values; `rows` of them, in their order, attend.
+// `all` rows store keys and values; `rows`, which are some of them in the same order, attend.
 void Pass::attention(Hand& hand, std::size_t layer, const List& all, const List& rows) const {
   const Block& block = model_.blocks[layer];
   norm_inputs(hand, all, block.attention_norm, block.qkv.matrix->format());
@@ -445,11 +445,11 @@ void Pass::mlp(Hand& hand, const Block& block, const List& rows) const {
 }
 
 void Pass::head(Hand& hand) const {
-  const std::int64_t words = model_.words();
-  const auto [begin, end] = share(words, hand.member.index(), hand.member.count());
+  const std::int64_t vocabulary = model_.vocabulary();
+  const auto [begin, end] = share(vocabulary, hand.member.index(), hand.member.count());
   for (std::int64_t first = 0; first < call_.n_wanted; first += kTileRows) {
     const std::int64_t count = std::min(kTileRows, call_.n_wanted - first);
-    float* const out = results_.logits == nullptr ? buffers_.logits.data() : results_.logits + first * words;
+    float* const out = results_.logits == nullptr ? buffers_.logits.data() : results_.logits + first * vocabulary;
     for (std::int64_t a = 0; a < count; ++a) {
       kernels_.rms_norm(state(hand, call_.wanted[first + a]), model_.final_norm.weight.data(), model_.final_norm.eps,
                         model_.hidden, hand.own.inputs.row(a));
@@ -457,20 +457,20 @@ void Pass::head(Hand& hand) const {
     hand.own.inputs.prepare(count, model_.hidden, model_.head.matrix->format());
     product(hand, nullptr, count, model_.head, out);
     for (std::int64_t a = 0; a < count; ++a) {
-      float* const row = out + a * words + begin;
+      float* const row = out + a * vocabulary + begin;
       if (model_.logit_scale != 1.0f || model_.logit_cap != 0.0f) {
         kernels_.scale_and_cap(model_.logit_scale, model_.logit_cap, end - begin, row);
       }
       if (results_.best != nullptr && begin < end) {
-        const std::int64_t word = kernels_.largest(row, end - begin);
-        hand.own.best[a] = row[word];
-        hand.own.best_word[a] = begin + word;
+        const std::int64_t token = kernels_.largest(row, end - begin);
+        hand.own.best[a] = row[token];
+        hand.own.best_token[a] = begin + token;
       }
       if (results_.top > 0) {
-        std::int64_t* const top_words = hand.own.top_words.data() + a * results_.top;
+        std::int64_t* const top_tokens = hand.own.top_tokens.data() + a * results_.top;
         const std::int64_t found =
-            top(kernels_, row, end - begin, results_.top, hand.own.top_logits.data() + a * results_.top, top_words);
-        for (std::int64_t i = 0; i < found; ++i) top_words[i] += begin;
+            top(kernels_, row, end - begin, results_.top, hand.own.top_logits.data() + a * results_.top, top_tokens);
+        for (std::int64_t i = 0; i < found; ++i) top_tokens[i] += begin;
         hand.own.top_count[a] = found;
       }
     }
@@ -484,20 +484,20 @@ void Pass::head(Hand& hand) const {
   }
 }
 
-// Of what the members found, in the order of their shares.
+// Chooses among the best tokens of the members' shares, lowest tokens first.
 void Pass::choose(std::int64_t first, std::int64_t count, int members) const {
   for (std::int64_t a = 0; a < count; ++a) {
     const Private* most = nullptr;
     for (int i = 0; i < members; ++i) {
-      const auto [begin, end] = share(model_.words(), i, members);
+      const auto [begin, end] = share(model_.vocabulary(), i, members);
       const Private& other = *buffers_.own[static_cast<std::size_t>(i)];
       if (begin < end && (most == nullptr || other.best[a] > most->best[a])) most = &other;
     }
-    results_.best[first + a] = most->best_word[a];
+    results_.best[first + a] = most->best_token[a];
   }
 }
 
-// The same of the likeliest words, in the order in which each member has its own.
+// Merges the members' lists of most likely tokens, each in descending order of logits.
 void Pass::choose_top(std::int64_t first, std::int64_t count, int members) const {
   const std::int64_t n = results_.top;
   std::vector<std::int64_t>& next = buffers_.next;
@@ -517,10 +517,10 @@ void Pass::choose_top(std::int64_t first, std::int64_t count, int members) const
         }
       }
       results_.top_logits[i] = most;
-      results_.top_words[i] = 0;
+      results_.top_tokens[i] = 0;
       if (from < 0) continue;
       const std::int64_t at = next[static_cast<std::size_t>(from)]++;
-      results_.top_words[i] = buffers_.own[static_cast<std::size_t>(from)]->top_words[static_cast<std::size_t>(at)];
+      results_.top_tokens[i] = buffers_.own[static_cast<std::size_t>(from)]->top_tokens[static_cast<std::size_t>(at)];
     }
   }
 }

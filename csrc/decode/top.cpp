@@ -6,7 +6,7 @@ namespace layercoop::decode {
 
 std::int64_t top(const RowKernels& kernels, const float* x, std::int64_t width, std::int64_t n, float* values,
                  std::int64_t* places) {
-  // Few numbers are larger than all but n - 1 of those before them: most pieces are passed over for their largest.
+  // Few numbers belong to the n largest so far, so most pieces are skipped after a look at their largest number.
   constexpr std::int64_t piece = 64;
   std::int64_t found = 0;
   for (std::int64_t begin = 0; begin < width; begin += piece) {

@@ -1,4 +1,4 @@
-// The largest of many numbers.
+// The largest numbers of a row.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace layercoop::decode {
 
-// The n largest of `width` numbers, descending, of equal ones the earlier first; NaN is none of them. Returns how many
-// there are. n is at least 1.
+// Writes the n largest of `width` numbers in descending order, the earlier first among equals, and their indices. NaN
+// is skipped. Returns how many were written. n is at least 1.
 std::int64_t top(const RowKernels& kernels, const float* x, std::int64_t width, std::int64_t n, float* values,
                  std::int64_t* places);
 

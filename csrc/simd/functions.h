@@ -1,6 +1,4 @@
-// Functions on sixteen lanes that several kernels use, over whichever lanes the including file has chosen.
-//
-// No lambdas here: a lambda does not inherit its function's target attribute.
+// Functions of sixteen floats that several kernels use; included after one of floats_*.h.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +16,7 @@ LAYERCOOP_INLINE int lanes_left(std::int64_t from, std::int64_t width) {
   return static_cast<int>(std::min<std::int64_t>(kLanes, width - from));
 }
 
-// Up to sixteen numbers; lanes past them are 0.
+// The first n <= 16 numbers, and zeros.
 template <typename T>
 LAYERCOOP_INLINE Floats16 read(const T* p, int n) {
   return n == kLanes ? Floats16::load(p) : Floats16::load_first(p, n);
@@ -52,8 +50,8 @@ LAYERCOOP_INLINE Floats16 exp(Floats16 x) {
   return p * power_of_two(half) * power_of_two(n - half);
 }
 
-// The same for x <= 0, a term of a sum in which another is 1: never below e^-87, which is nothing there, and so never
-// subnormal, which would be slow.
+// e^x for x <= 0, as a term of a sum whose largest term is 1. Never below e^-87, which adds nothing to such a sum, so
+// that no result is subnormal, which would be slow.
 LAYERCOOP_INLINE Floats16 exp_of_term(Floats16 x) {
   Floats16 n;
   const Floats16 p = exp_of_rest(max(-87.0f, x), n);

@@ -1,4 +1,4 @@
-// Activations and the sigmoid on vectors; included after one of the vec_*.h, which define Floats and LAYERCOOP_TARGET.
+// Activations and the sigmoid; a part of network_kernels_impl.h.
 #pragma once
 
 #include "surrogate/network_kernels.h"

@@ -10,7 +10,8 @@ namespace layercoop::surrogate {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kSlack = 1e-5;  // of the largest value: over twenty times what one rounding a unit could add up to
+constexpr double kSlack =
+    1e-5;  // of the largest value: over twenty times what the rounding errors of all units can add up to
 
 struct Scored {
   double score;

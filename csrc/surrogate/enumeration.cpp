@@ -49,7 +49,7 @@ void offer(std::vector<Candidate>& heap, int limit, const Candidate& candidate) 
   std::push_heap(heap.begin(), heap.end(), better);
 }
 
-// The least score that can still enter a heap that is asked nothing below `floor`. Of equal scores the first come stay.
+// The least score that can still enter a heap whose scores are at least `floor`. A later score must be larger to enter.
 float threshold(const std::vector<Candidate>& heap, int limit, float floor) {
   if (limit == 0) return kInfinity;
   if (static_cast<int>(heap.size()) < limit) return floor;
@@ -82,7 +82,7 @@ struct Enumeration::Table {
 
 // What one thread needs for one task.
 struct Enumeration::Scratch {
-  std::vector<Aligned<float>> high_linear;  // a network each, [groups, n_units, kGroup]
+  std::vector<Aligned<float>> high_linear;  // for each network [groups, n_units, kGroup]
   std::vector<Aligned<float>> high_factor;
   Aligned<float> logits;  // of one network; all below are [rows, kBlock]
   Aligned<float> scores;
@@ -100,7 +100,7 @@ struct Enumeration::Scratch {
   const float* set(int index) const { return sets.data() + static_cast<std::ptrdiff_t>(index) * kClasses * kBlock; }
 };
 
-// What one task leaves. Sizes and players are those of the task alone: the top players' are added in `merge`.
+// The results of one task. Sizes and players are those within the task; `merge` adds the top players.
 struct Enumeration::Slot {
   double sizes[kSizes] = {};
   double squares[kSizes] = {};
@@ -122,7 +122,7 @@ Enumeration::Enumeration(const Networks& networks, const EnumerationRequest& req
   const std::vector<double>& shifts = request_.shifts;
   const double typical = std::accumulate(shifts.begin(), shifts.end(), 0.0) / static_cast<double>(shifts.size());
   side_ = sigmoid_ && typical > 0.5 ? -1.0f : 1.0f;
-  const int padded = std::max(n_, kBlockPlayers + 3);  // a block and a group are always full, of ghosts if need be
+  const int padded = std::max(n_, kBlockPlayers + 3);  // dummy players fill the first block and group
   n_mid_ = std::clamp(padded - kBlockPlayers - 3, 0, kMaxMid);
   n_inner_ = std::min(padded - kBlockPlayers - n_mid_, kMaxInner);
   n_top_ = padded - kBlockPlayers - n_mid_ - n_inner_;

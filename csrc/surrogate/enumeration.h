@@ -1,12 +1,13 @@
-// Every mask of a game of networks, once: sums of the values from which all exact averages follow, and the best masks.
+// Evaluates every mask of an ensemble once: sums of the values, from which all exact averages follow, and the best
+// masks.
 //
-// Players are cut into four runs of bits, so that nothing is ever reduced across lanes and tables stay in cache:
+// Players are divided into four runs of bits, so that sums never run across lanes and tables stay in cache:
 //
 //     [block 5 | mid <= 5 | inner <= 8 | top]
 //
-// A *task* fixes the top players: some 2^18 masks. Within it the mid masks come one after another; each has the tables
-// of its 32 block masks in the first-level cache while all inner masks pass by. Tasks are independent, and what they
-// leave is added up in their order: results do not depend on the number of threads.
+// A *task* fixes the top players: some 2^18 masks. Within it the mid masks come one after another; each keeps the
+// tables of its 32 block masks in the first-level cache while all inner masks are evaluated. Tasks are independent, and
+// their results are added in order, so the sums do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +28,8 @@ struct Candidate {
 };
 
 struct EnumerationRequest {
-  std::vector<double> shifts;  // [n + 1] about where the values of each size lie; sums are taken about it
-  bool pairs = false;          // sums by pairs of players too
+  std::vector<double> shifts;  // [n + 1] roughly the mean value of each size; it is subtracted before summing
+  bool pairs = false;          // whether to sum by pairs of players too
   int top = 0;                 // masks kept for every size
   std::vector<double> costs;   // [n] or empty
   double budget = 0;           // of Σ costs over the kept players
@@ -39,7 +40,7 @@ struct EnumerationSums {
   std::vector<double> sizes;    // [n + 1]
   std::vector<double> squares;  // [n + 1] of the squares
   std::vector<double> players;  // [n, n + 1] over the masks with player i
-  std::vector<double> pairs;    // [n, n, n + 1] over the masks with players i < j; empty unless asked for
+  std::vector<double> pairs;    // [n, n, n + 1] over the masks with players i < j; empty without `pairs`
 };
 
 class Enumeration {
@@ -85,10 +86,10 @@ class Enumeration {
   int n_rows_;
   Activation activation_;
   bool sigmoid_;
-  float side_;  // −1: values are summed as f − 1, where most lie near 1
+  float side_;  // −1: values are summed as f − 1, since most are near 1
   int n_networks_;
   EnumerationRequest request_;
-  std::vector<Table> tables_;  // a network each
+  std::vector<Table> tables_;  // one for each network
   std::vector<std::uint8_t> row_class_;
 
   std::int64_t done_ = 0;

@@ -20,7 +20,7 @@ constexpr std::int64_t kMaxRanges = 4096;
 
 int rounded_up(int n, int step) { return (n + step - 1) / step * step; }
 
-// Hidden units of negative v, then those of positive v; the others add nothing.
+// Hidden units of negative v, then those of positive v; units of v = 0 add nothing.
 std::vector<int> units_of(const float* output, int n_hidden) {
   std::vector<int> units;
   for (const float sign : {-1.0f, 1.0f}) {
@@ -179,8 +179,8 @@ void marginals(const Networks& networks, const std::uint64_t* masks, std::int64_
   const std::int64_t n_ranges = (count - 1) / per_range + 1;
   const auto width = static_cast<std::size_t>(n);
 
-  // Sums of the marginals and of their squares, a range each, added up in order at the end. A few hundred masks are
-  // summed in float32, the rest in float64.
+  // Each range has its sums of the marginals and of their squares, which are added in order at the end. Up to
+  // kMasksPerRange masks are summed in float32, their sums in float64.
   std::vector<double> sums(static_cast<std::size_t>(n_ranges) * 2 * width);
   cpu::parallel_for(n_ranges, 1, [&](std::int64_t begin, std::int64_t end) {
     const auto padded = static_cast<std::size_t>(n_padded);

@@ -16,11 +16,11 @@ void flip_logits(const Networks& networks, const std::uint64_t* masks, std::int6
                  float* flipped);
 
 // Over the masks m: mean [n] and standard error [n] of f(m with i) − f(m without i), f the ensemble's mean value and
-// the masks independent draws. count >= 2. Nothing of the size [masks, players] is held, and the results do not depend
-// on the number of threads.
+// the masks independent draws. count >= 2. No array of the size [masks, players] is allocated, and the results do not
+// depend on the number of threads.
 void marginals(const Networks& networks, const std::uint64_t* masks, std::int64_t count, double* mean, double* stderr_);
 
-// One mask at a time, n <= 64: scores, the sums over the networks of the logits.
+// Scores of one mask at a time, n <= 64. A score is the sum over the networks of the logits.
 class Flipper {
  public:
   explicit Flipper(const Networks& networks);

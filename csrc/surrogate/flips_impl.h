@@ -1,4 +1,4 @@
-// Prediction and flips for one instruction set; see kernels_impl.h for the rules.
+// Prediction and flips; a part of network_kernels_impl.h.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct Rows {
   }
 };
 
-// x of kAtOnce vectors of units, side by side: their sums do not wait for each other.
+// x of kAtOnce vectors of units together: their sums do not wait for each other.
 template <int kAtOnce>
 LAYERCOOP_INLINE void pre_activations(const FlatTile& tile, const Rows& rows, int unit, Floats (&x)[kAtOnce]) {
 #pragma GCC unroll 4
@@ -74,7 +74,7 @@ void predict(const FlatTile& tile, const std::uint64_t* masks, std::int64_t coun
   }
 }
 
-// Where in `columns` and `factors` the flips of players [player, player + kFlips) stand for this mask.
+// Where `columns` and `factors` hold the flips of players [player, player + kFlips) of this mask.
 LAYERCOOP_INLINE void flip_offsets(const FlatTile& tile, const std::uint64_t* mask, int player,
                                    std::int64_t (&offsets)[kFlips]) {
   const std::int64_t kept_row = std::int64_t{tile.n_rows} * tile.n_units;
@@ -156,7 +156,7 @@ LAYERCOOP_TARGET float flip_as(const FlatTile& tile, const std::uint64_t* mask, 
   return tile.constant + total(acc);
 }
 
-// CELU with tables of factors: as flip_as, by flip_fast where the pre-activations of this mask are in its range too.
+// flip_as for CELU with tables of factors: by flip_fast if the pre-activations of this mask are in its range.
 LAYERCOOP_TARGET float flip_celu(const FlatTile& tile, const std::uint64_t* mask, float* scratch, float* logits) {
   const Rows rows(tile, mask);
   const Floats zero = 0.0f;

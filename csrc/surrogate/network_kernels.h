@@ -1,5 +1,4 @@
-// The inner loops of the surrogate, once an instruction set: kernels_impl.h compiled over vec_avx512.h, vec_avx2.h and
-// vec_portable.h.
+// The table of the inner loops of the surrogate.
 //
 // CELU is computed without an exponential where that is safe. With x = a + b,
 //     CELU(x) + 1 = x > 0 ? x + 1 : e^a·e^b,
@@ -18,10 +17,10 @@ namespace layercoop::surrogate {
 enum class Activation { celu, relu, gelu, tanh };
 
 constexpr int kBlockPlayers = 5;
-constexpr int kBlock = 1 << kBlockPlayers;  // low masks evaluated together: side by side in the lanes
+constexpr int kBlock = 1 << kBlockPlayers;  // low masks evaluated together, one in each lane
 constexpr int kGroup = 8;                   // high masks evaluated together: one after another against the same lanes
 
-// One network for one block of low masks and `n_groups` groups of high masks. Units stand in the order: fast of
+// One network for one block of low masks and `n_groups` groups of high masks. The order of units is: fast of
 // negative v, fast of positive v, plain. `linear` tables have a row for every unit, `factor` tables for the fast ones.
 struct Tile {
   const float* low_linear;   // [n_units, kBlock]
@@ -37,9 +36,9 @@ struct Tile {
   Activation activation;
 };
 
-// What one block of masks leaves behind besides its values.
+// What one block of masks adds to sums.
 struct Sums {
-  const std::uint8_t* row_class;  // [n_rows] in which class a row counts
+  const std::uint8_t* row_class;  // [n_rows] the class of a row
   const float* shifts;            // [classes, kBlock] subtracted from the values
   const float* thresholds;        // [classes, kBlock]
   float* by_row;                  // [n_rows, kBlock] += value
@@ -48,10 +47,10 @@ struct Sums {
 };
 
 constexpr int kPadding = 16;  // hidden units are padded to a multiple of it
-constexpr int kNibble = 4;    // players a table row of `FlatTile` stands for
+constexpr int kNibble = 4;    // players that select one table row of `FlatTile`
 constexpr int kFlips = 8;     // flipped players evaluated together
 
-// One network for masks of any kind: hidden units side by side in the lanes, those of negative v first and unused ones
+// One network for masks of any kind: hidden units in the lanes, those of negative v first and unused ones
 // (v = 0, and up to a multiple of kPadding) last, where every table holds 0 (factors 1). x is the pre-activation
 // W m + b. The tables from `plain_columns` on serve flips: `[2, n_rows, n_units]`, row i of the first half for putting
 // player i in, of the second for taking it out.
@@ -81,8 +80,8 @@ struct NetworkKernels {
   // The logit of one packed mask, and logits [n_rows] with one player flipped. `scratch` is [2, n_units].
   float (*flip)(const FlatTile& tile, const std::uint64_t* mask, float* scratch, float* logits);
 
-  // changes[i] += f with player i flipped − f without, for f = σ(logit) (or the logit): the digits of the difference
-  // are kept where σ is close to 1. `count` is a multiple of kPadding.
+  // changes[i] += f with player i flipped − f without, for f = σ(logit) (or the logit): the difference keeps
+  // its digits where σ is close to 1. `count` is a multiple of kPadding.
   void (*add_changes)(float base, const float* logits, int count, bool sigmoid, float* changes);
 
   // sums += signs · changes and squares += changes².
@@ -113,7 +112,7 @@ struct NetworkKernels {
 
 extern const NetworkKernels kNetworkKernelsPortable, kNetworkKernelsAvx2, kNetworkKernelsAvx512;
 
-// Those of the instruction set in force.
+// The table of the instruction set in force.
 const NetworkKernels& network_kernels() noexcept;
 
 }  // namespace layercoop::surrogate

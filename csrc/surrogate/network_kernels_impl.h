@@ -1,6 +1,4 @@
-// The bodies of kernels.h for one instruction set; included once a .cpp, after one of the vec_*.h.
-//
-// Every function that touches a Floats is marked with the target, and there are no lambdas: they would not inherit it.
+// The kernels of network_kernels.h over the vectors of floats that the including file has chosen.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Networks as the kernels see them. f_e(m) = out(v_e · act(W_e m + b_e) + c_e); an ensemble is worth the mean over e.
+// Networks as the kernels see them. f_e(m) = out(v_e · act(W_e m + b_e) + c_e); the value of an ensemble is the mean
+// over e.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 namespace layercoop::surrogate {
 
-// Arrays that someone else owns.
+// Arrays that the caller owns.
 struct Networks {
   const float* hidden_weight;  // W [E, H, n]
   const float* hidden_bias;    // b [E, H]
@@ -42,7 +43,7 @@ struct SplitNetwork {
   // for fast units, and factor [n_fast] its exponential without the |v|.
   void part(std::uint64_t mask, int begin, int end, double* linear, double* factor) const;
 
-  // The share that no player decides: |v|·(b + 1) and |v|·e^b for fast units, b for plain ones.
+  // The share that does not depend on the mask: |v|·(b + 1) and |v|·e^b for fast units, b for plain ones.
   void offset(double* linear, double* factor) const;
 };
 

@@ -1,7 +1,7 @@
-"""What a comparison will take at most, before it begins.
+"""An upper bound of what a comparison will cost, before it begins.
 
-Which masks a search asks for is not known before; what masks like them take is. So each method is taken to spend its
-whole budget on masks drawn at random, of which real ones share more: `coop` rarely spends its own.
+The masks that a search will ask for are not known; what masks like them cost is. So each method is assumed to spend its
+whole budget on masks drawn at random. Those of a real search share more work, and `coop` rarely spends its budget.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from layercoop_fast.search import coop, evopress, exhaustive, official, random
 
 # Passes of the full model of methods that measure no mask.
 _OF_RULES = {"shortgpt": 1, "cka": 1, "zigzag": 1, "angular": 1, "taylor": 3, "flap": 1, "reverse": 0}
-# The share of the windows that offspring are measured on: all on a fifth, a quarter of them on half, an eighth on all.
+# Share of windows that offspring are measured on: all on a fifth, a quarter of them on half, an eighth on all.
 _EVOLVED = 0.2 + 0.3 / 4 + 0.5 / 8
-# Masks that stand for all those of a larger budget.
+# Number of masks drawn to represent a larger budget.
 _DRAWN = 500
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """Work ahead, at most.
+    """An upper bound of the work ahead.
 
     Attributes:
-        rows: methods times sizes that are to be found, and
-        kept: those that are known from an earlier comparison.
+        rows: number of rows (a method at a size) to be found.
+        kept: number of rows known from an earlier comparison.
         passes: of the full model over the calibration text, by method, for all its sizes together.
-        text_passes: the same for what is chosen on all texts that are only measured on.
-        repair_passes: the same for fitting repairs to what is chosen, each gap of each choice; 0 where none is fitted.
-        seconds: of all that, by a short pilot on states one by one; wider batches are mostly faster.
+        text_passes: passes to measure the choices on all other texts.
+        repair_passes: passes to fit repairs, one for each gap of each choice; 0 where none is fitted.
+        seconds: time of all that, from a short pilot on single states; wider batches are mostly faster.
     """
 
     rows: int

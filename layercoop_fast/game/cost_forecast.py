@@ -27,7 +27,7 @@ class CostForecast:
         weight_bytes: of the model; workers may each have a copy.
         seconds: by a short pilot of units on one state each; wider batches are mostly faster. A streamed block is
             taken to be read, at the rate seen last, while the one before it is at work.
-        states: stored at once, at most: so many masks share what is read of a block.
+        states: the most stored at once: this many masks share what is read of a block.
         read_bytes: of weights to be read from files; 0 where the blocks are in memory.
         read_seconds: that reading alone.
     """

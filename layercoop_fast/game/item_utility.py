@@ -1,4 +1,4 @@
-"""Worths from items with options: how often, and how clearly, the true option is the likeliest.
+"""Worths from items with options: how often, and how clearly, the true option is the most likely one.
 
 With l the log-probability of an option's tokens after its context, summed (nats), c the number of characters of the
 option's text and t the true option of an item, a mask's worth is the mean over the items of
@@ -8,8 +8,8 @@ option's text and t the true option of an item, a mask's worth is the mean over 
     margin          l(t) − the largest l of the others                        nats
     margin_norm     l(t) / c(t) − the largest l / c of the others             nats a character
 
-Of equal options the first counts as the largest, and where an option has no number (NaN) none does. Source: the LM
-Evaluation Harness (EleutherAI), `process_results` of its multiple-choice tasks. A worth of one's own is a function of
+The first of equal options counts as the largest, and where an option has no number (NaN) none does. Source: the LM
+Evaluation Harness (EleutherAI), `process_results` of its multiple-choice tasks. A worth of your own is a function of
 the log-probability of every token of every option, and of the labels: `choice_utility`.
 
 What is measured and stored is the NLL of every token of every option; which of them belong together is in the game's
@@ -60,10 +60,10 @@ class ChoiceUtility:
 
 
 def choice_utility(name: str, function: Callable[[list[list[Floats]], Ints], float | Floats]) -> ChoiceUtility:
-    """A utility of one's own.
+    """A utility of your own.
 
     Args:
-        name: it stands for the function in fingerprints: another function, another name.
+        name: identifies the function in fingerprints, so another function needs another name.
         function: (log-probabilities: of each item, of each of its options, float64 [tokens] in nats; labels int64 [I])
             → the worth of a mask, or float64 [I], the worth of each item.
     """

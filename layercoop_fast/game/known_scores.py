@@ -133,7 +133,7 @@ class KnownScores:
 
 
 @contextmanager
-def store_beside(out: Path, *, resume: bool) -> Iterator[Path]:
+def store_of_run(out: Path, *, resume: bool) -> Iterator[Path]:
     """The store of a run that writes `out`: OUT.store, there from the first commit until the block has succeeded.
 
     Raises `RequestError` when it is there already, left by a run that did not end, and `resume` is false.
@@ -141,7 +141,7 @@ def store_beside(out: Path, *, resume: bool) -> Iterator[Path]:
     path = out.with_name(f"{out.name}.store")
     if path.exists() and not resume:
         raise RequestError(
-            f"{path} holds what a run that did not end has measured: pass --resume to go on from there, "
+            f"{path} holds what a run that did not end has measured: pass resume=True to go on from there, "
             "or remove it to begin again"
         )
     try:

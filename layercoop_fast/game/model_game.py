@@ -340,16 +340,16 @@ class ModelGame(FullModelRules["ModelGame"]):
             self.on_progress,
         )
         if stored and self.known.store is not None:
-            made.known = made._claim(self.known.store, beside=True)
+            made.known = made._claim(self.known.store, add=True)
         return made
 
     def _run(self, charged: tuple[Counts, ...]) -> ModelGame:
         return object.__new__(type(self))._hold(self.checkpoint, self.masked, self.utility, charged, None, self)
 
-    def _claim(self, store: Store, *, beside: bool = False) -> KnownScores:
-        """This game's part of an open store, added to the games of others there where `beside` is set."""
+    def _claim(self, store: Store, *, add: bool = False) -> KnownScores:
+        """This game's part of an open store, added to the other games there where `add` is set."""
         tokens = self.masked.window_tokens.tolist()
-        return KnownScores(store, store.claim(self.fingerprints, self.n_players, tokens, beside=beside))
+        return KnownScores(store, store.claim(self.fingerprints, self.n_players, tokens, add=add))
 
     def _known_full(self) -> Floats:
         """NLL of the full model, which is known, float64 [W]."""

@@ -50,14 +50,14 @@ def opened(path: str, calibration: Texts, options: GameOptions, progress: Progre
     Raises `RequestError` in one line for whatever is wrong with the request.
     """
     if getattr(get_utility(options.utility), "objective", "mean") == "worst" and len(texts_of(calibration)) == 1:
-        raise RequestError("the worst of several texts needs more than one: give another calibration text")
+        raise RequestError("the worst of several texts needs more than one: give another calibration=")
     if options.store is not None:
         check_store(Path(options.store))
     with ExitStack() as undo:
         workers, device = None, options.device
         if options.workers is not None:
             if options.offload:
-                raise RequestError("offload reads blocks for one process: leave it or workers out")
+                raise RequestError("offload=True reads blocks for one process: leave it out, or workers=")
             described = describe_checkpoint(
                 path,
                 dtype=options.dtype,
@@ -69,7 +69,7 @@ def opened(path: str, calibration: Texts, options: GameOptions, progress: Progre
             undo.callback(workers.close)
             device = "cpu"
         elif options.tolerant:
-            raise RequestError("tolerant accepts workers on machines that differ, and no workers are asked for")
+            raise RequestError("tolerant=True accepts workers on machines that differ: it belongs to workers=")
         checkpoint = open_checkpoint(
             path,
             dtype=options.dtype,
@@ -97,9 +97,9 @@ def load_text(
     if get_utility(options.utility).of_items:
         texts = texts_of(calibration)
         if len(texts) > 1:
-            raise RequestError(f"items with options come from one SPEC, not {len(texts)}: give one calibration text")
+            raise RequestError(f"items with options come from one SPEC, not {len(texts)}: give one calibration=")
         if options.chat:
-            raise RequestError("chat is for text: items with options are measured as they are written")
+            raise RequestError("chat=True is for text: items with options are measured as they are written")
         return load_items(
             texts[0][0],
             tokenizer,
@@ -112,7 +112,7 @@ def load_text(
         )
     if options.shots:
         name = get_utility(options.utility).name
-        raise RequestError(f"shots are examples before items with options, and the utility {name} is one of text")
+        raise RequestError(f"shots= are examples before items with options, and the utility {name} is one of text")
     return load_texts(
         calibration,
         tokenizer,

@@ -1,4 +1,4 @@
-"""What a game is opened with: text, worth, players and machine."""
+"""What a game is opened with: text, utility, players and machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,24 @@ if TYPE_CHECKING:
     from layercoop_fast.game.item_utility import ChoiceUtility
     from layercoop_fast.game.utility import Utility
     from layercoop_fast.masked.players import Label
+    from layercoop_fast.texts.mixture import Texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """The text that worths are measured on: a SPEC, or several with weights (`texts/mixture.py`)."""
+
+    calibration: Texts = field(
+        default="builtin",
+        metadata=shell(
+            "A text: FILE.txt, FILE.jsonl, hf:NAME/CONFIG/SPLIT (CONFIG and SPLIT may be left out), builtin (the "
+            "default), builtin-heldout, builtin-docstrings, builtin-code, or self (written by the model). Give the "
+            "option several times for several texts, each with :WEIGHT if wanted.",
+            panel=TEXT,
+            metavar="SPEC[:WEIGHT]",
+            read="texts",
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +89,7 @@ class GameOptions:
     seed: int = field(default=0, metadata=shell("Seed of all random numbers.", panel=SEARCH, least=0))
     store: str | Path | None = field(
         default=None,
-        metadata=shell(
-            "Keep measured masks in this file, and read known ones from it.", panel=SEARCH, names="--store", read="path"
-        ),
+        metadata=shell("Keep measured masks in this file, and read known ones from it.", panel=SEARCH, read="path"),
     )
     dtype: str | torch.dtype = field(
         default="auto",
@@ -95,7 +111,6 @@ class GameOptions:
         metadata=shell(
             "Measure on N local processes, or on a Ray cluster: ray or ray:HOST:PORT.",
             panel=MACHINE,
-            names="--workers",
             metavar="N|ray",
             read="text",
         ),
@@ -122,5 +137,8 @@ class GameOptions:
     )
     trust_remote_code: bool = field(
         default=False,
-        metadata=shell("Run Python code that comes with the checkpoint.", panel=MACHINE, names="--trust-remote-code"),
+        metadata=shell(
+            "Run Python code that comes with the checkpoint.",
+            panel=MACHINE,
+        ),
     )

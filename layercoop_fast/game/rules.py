@@ -51,7 +51,7 @@ class FullModelRules(Generic[GameT]):
         raise NotImplementedError
 
     def _asked(self, rule: Callable[..., Floats], *arguments: int, passes: int = 1, **options: Any) -> Floats:
-        """`rule(model, *arguments, **options)`, which costs so many passes; the options do not change the answer."""
+        """`rule(model, *arguments, **options)`, at the cost of `passes` passes. No option changes the answer."""
         if self.source is None:
             found = rule(self.masked, *arguments, **options)
         else:

@@ -129,7 +129,7 @@ def check_fit(text: Text, utility: Utility | ChoiceUtility, score_every: int) ->
         wants = "items with options" if utility.of_items else "text"
         raise RequestError(f"the utility {utility.name} is one of {wants}, the calibration is {text.kind}")
     if utility.of_items and score_every != 1:
-        raise RequestError("score_every belongs to text: all tokens of all options of items are scored")
+        raise RequestError("score_every= belongs to text: all tokens of all options of items are scored")
 
 
 def get_utility(utility: str | Utility | ChoiceUtility) -> Utility | ChoiceUtility:
@@ -154,6 +154,6 @@ def _named(name: str) -> Utility | ChoiceUtility:
         return found
     if isinstance(found, ChoiceUtility):
         raise RequestError(
-            f"the objective {objective} is over several texts, and {found.name} is a worth of items with options"
+            f"objective={objective} is over several texts, and {found.name} is a worth of items with options"
         )
     return worst_of_texts(found)

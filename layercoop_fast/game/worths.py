@@ -29,7 +29,7 @@ class Worths:
         masks: bool [M, n], True = kept.
         worths: float64 [M]; NaN and infinity are carried as measured.
         nll: float64 [M], mean negative log-likelihood in nats a token.
-        window_nll: float64 [M, W], the same for each window. Of items with options each scored token is such a window,
+        window_nll: float64 [M, W], the same for each window. For items with options each scored token is such a window,
             option by option (`game/item_utility.py`), and `nll` is the mean over the true options' tokens.
         window_tokens: int64 [W], scored tokens of each window.
         fingerprints: what the numbers belong to (model, calibration, utility, score_every, players, dtype, numerics).
@@ -51,8 +51,8 @@ class Worths:
     def nll_stderr(self) -> NDArray[np.float64]:
         """Standard error of `nll` as an estimate for more text like this, float64 [M]: over windows, NaN for one alone.
 
-        What the windows share with each other's masks cancels in differences between masks, which are better known. Of
-        items with options it is taken over the items, of several texts over the windows of each.
+        What the windows share with each other's masks cancels in differences between masks, which are better known. For
+        items with options it is taken over the items, for several texts over the windows of each.
         """
         domains = Domains.of(self.fingerprints.get("calibration"))
         if domains is not None:
@@ -113,7 +113,7 @@ def check_measured(fingerprints: Any, n_players: int, window_tokens: NDArray[np.
         raise RequestError(f"{where}: fingerprints are no JSON object of names and values")
     for name in ("model", "players", "utility", "dtype"):
         if not isinstance(fingerprints.get(name, ""), str):
-            raise RequestError(f"{where}: the fingerprint of {name} is no text")
+            raise RequestError(f"{where}: the fingerprint of {name} is not text")
     if not isinstance(fingerprints.get("numerics", {}), dict):
         raise RequestError(f"{where}: the fingerprint of numerics is no JSON object")
     calibration = fingerprints.get("calibration")
@@ -140,7 +140,7 @@ def names_of_players(n_players: int, fingerprints: dict[str, Any]) -> list[str]:
 
 
 def _standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the mean over each row, [M, K] → [M]; NaN where K is 1."""
+    """Standard error of the mean over each row, [M, K] → [M]; NaN where K is 1."""
     count = values.shape[1]
     if count < 2:
         return np.full(len(values), np.nan)

@@ -1,23 +1,12 @@
 """Causal attention inside short windows, on the joint projection of queries, keys and values.
 
-For the query at token t of a window, head h, and g = h // (heads / kv_heads):
+The formula is `causal_attention_reference` of `reference/attention.py`; on fp32 and bf16 in the memory of the CPU the
+core computes it. Scores, softmax and sums are fp32; only the result is rounded. A row has the same bits whatever other
+rows are asked for, and a row of a tree has the bits that it has where its text stands alone.
 
-    out[t, h] = Σ_{s ≤ t} softmax_s(scale · q[t, h] · k[s, g]) v[s, g]
-
-qkv: [W·T, (heads + 2·kv_heads)·D], a row's query heads first, then its key heads, then its value heads; out: [W·T,
-heads·D]; fp32 or bf16. Scores, softmax and sums are fp32; only the result is rounded. Where some tokens of each window
-are asked for, out has their rows alone, to the bits they have among all.
-
-With `positions` (int64 [P], P a multiple of T) a window is a tree of texts that share beginnings, written down depth
-first: row r stands at positions[r mod P], and sees itself and at each position below its own the latest row before it
-that stands there. A window begins at 0, and no row stands more than one position beyond the row before it. A row's
-result has the bits that it has where its text stands alone.
-
-Keys and values of one head of a window are held in fp32 (8·T·D bytes a thread; of a tree 8·D for each position). Made
-for windows that fit a processor's cache (T·D up to some 10⁵), it was seen to be faster than torch's own attention up to
-4,096 tokens (docs/performance.md).
-
-Source: Vaswani et al. (arXiv 1706.03762); grouped queries: Ainslie et al. (arXiv 2305.13245).
+Keys and values of one head of a window are held in fp32 (8·T·D bytes a thread; of a tree 8·D for each position). The
+core is made for windows that fit a processor's cache (T·D up to some 10⁵); it was seen to be faster than torch's own
+attention up to 4,096 tokens (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -30,39 +19,7 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
-
-
-def visible_rows(positions: Tensor) -> Tensor:
-    """Which rows of a tree each of its rows sees: positions int64 [W, T] → bool [W, T, T], True where it sees."""
-    windows, tokens = positions.shape
-    seen = torch.zeros(windows, tokens, tokens, dtype=torch.bool)
-    for window, row in enumerate(positions.tolist()):
-        latest: dict[int, int] = {}
-        for token, position in enumerate(row):
-            latest[position] = token
-            if position:
-                seen[window, token] = seen[window, latest[position - 1]]
-            seen[window, token, token] = True
-    return seen.to(positions.device)
-
-
-def causal_attention_reference(
-    qkv: Tensor, tokens: int, heads: int, kv_heads: int, scale: float, positions: Tensor | None = None
-) -> Tensor:
-    """The oracle: one softmax over a square of scores with what a row does not see struck out."""
-    wide = qkv.float() if qkv.dtype == torch.bfloat16 else qkv
-    width = qkv.shape[1] // (heads + 2 * kv_heads)
-    by_head = wide.view(-1, tokens, heads + 2 * kv_heads, width).transpose(1, 2)
-    queries, keys, values = torch.split(by_head, [heads, kv_heads, kv_heads], dim=1)
-    keys = keys.repeat_interleave(heads // kv_heads, dim=1)
-    values = values.repeat_interleave(heads // kv_heads, dim=1)
-    if positions is None:
-        seen = torch.ones(1, tokens, tokens, dtype=torch.bool, device=qkv.device).tril()
-    else:
-        seen = visible_rows(positions.view(-1, tokens)).repeat(len(qkv) // len(positions), 1, 1)
-    scores = (scale * (queries @ keys.transpose(2, 3))).masked_fill(~seen[:, None], -math.inf)
-    mixed = scores.softmax(-1) @ values
-    return mixed.transpose(1, 2).reshape(len(qkv), heads * width).to(qkv.dtype)
+from layercoop_fast.kernels.reference.attention import causal_attention_reference
 
 
 def causal_attention(
@@ -74,12 +31,28 @@ def causal_attention(
     *,
     asked: Tensor | None = None,
     positions: Tensor | None = None,
+    sliding_window: int = 0,
+    cap: float = 0.0,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attend inside each window, or along the branches of its tree: [W·T, (heads + 2·kv_heads)·D] → [W·T, heads·D].
 
-    With `asked` (int64 [S], ascending tokens of a window) only these attend, → [W·S, heads·D], and what stands in place
-    of the others' queries does not matter.
+    Args:
+        qkv: a row's query heads, then its key heads, then its value heads, rotated.
+        tokens: T, rows of a window.
+        heads: number of query heads.
+        kv_heads: number of key heads, a divisor of `heads`.
+        scale: of the products.
+        asked: int64 [S], ascending tokens of a window: only these attend, and the result is [W·S, heads·D]. Queries of
+            other tokens are not read. None: all tokens.
+        positions: int64 [P], P a multiple of T: windows are trees (see `visible_rows`), and row r stands at
+            positions[r mod P]. A window begins at 0, and no row stands more than one position beyond the row before it.
+        sliding_window: how many tokens a token sees, itself included; 0: all before it.
+        cap: soft cap of the scores; 0: none.
+        out: where the result goes.
+
+    Raises:
+        RequestError: for shapes, dtypes and numbers that do not fit.
     """
     require_matrix(qkv, "qkv")
     rows, columns = qkv.shape
@@ -90,6 +63,10 @@ def causal_attention(
         raise RequestError(f"qkv: {columns} columns are not {heads} + 2 x {kv_heads} heads of one width")
     if not (scale > 0 and math.isfinite(scale)):
         raise RequestError(f"scale: {scale} is not a positive number")
+    if sliding_window < 0 or not 0 <= cap < math.inf:
+        raise RequestError(
+            f"sliding_window, cap: expected numbers from 0 on, 0 for none, got {sliding_window} and {cap}"
+        )
     asked = torch.arange(tokens) if asked is None else _checked(asked, tokens)
     if positions is not None:
         _check_positions(positions, rows, tokens)
@@ -99,10 +76,12 @@ def causal_attention(
     require_matrix(out, "out")
     require(out, "out", shape, qkv)
     if not is_native(qkv):
-        mixed = causal_attention_reference(qkv, tokens, heads, kv_heads, scale, positions)
+        mixed = causal_attention_reference(
+            qkv, tokens, heads, kv_heads, scale, positions, sliding_window=sliding_window, cap=cap
+        )
         return out.copy_(mixed.view(-1, tokens, shape[1])[:, asked.to(qkv.device)].reshape(shape))
-    where = None if positions is None else positions.numpy()
-    _C.causal_attention(array(qkv), tokens, heads, kv_heads, scale, asked.contiguous().numpy(), array(out), where)
+    where, some = None if positions is None else positions.numpy(), asked.contiguous().numpy()
+    _C.causal_attention(array(qkv), tokens, heads, kv_heads, scale, some, array(out), where, sliding_window, cap)
     return out
 
 

@@ -1,14 +1,13 @@
-"""Linear maps whose weights are packed once and read at the speed of memory: decoding's products.
+"""Linear maps whose weights are packed once and read at the speed of memory: the products of decoding on a CPU.
 
     out[r, i] = Σ_k x̂[r, k] · ŵ[i, k]
 
-ŵ are the weights as they are kept: themselves ("fp32"), rounded to bf16 ("bf16"), or dequantised ("int8", "int4":
-`kernels/quantise.py`). x̂ is x for fp32 and bf16 weights, and for int8 and int4 its own int8 quantisation in groups of
-32 columns, x̂ = scale · round(x / scale) with scale = max |x| / 127. Where the machine multiplies bf16 numbers itself
-(AVX512-BF16), x̂ for bf16 weights is x rounded to bf16. Sums are in fp32 over the columns in order, those of a group of
-integers exact.
+ŵ are the weights as they are kept: unchanged ("fp32"), rounded to bf16 ("bf16"), or quantised ("int8", "int4":
+`quantise.py`). x̂ is as in `linear_reference` of `reference/quantised.py`: for int8 and int4 weights x is quantised too.
+Sums are in fp32 over the columns in order; those within a group of integers are exact.
 
-x: [R, K] fp32, made for R = 1 to 16; out: [R, N] fp32. A row's result does not depend on the other rows, bit for bit.
+x: [R, K] fp32, for R = 1 to 16 above all; out: [R, N] fp32. A row's result does not depend on the other rows, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, require, require_matrix
-from layercoop_fast.kernels.quantise import GROUP, ORIGINS, groups_of
+from layercoop_fast.kernels.quantise import ORIGINS
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
-_ROWS_AT_A_TIME = 512  # rows that are fp32 beside the packed ones while packing
+_ROWS_AT_A_TIME = 512  # rows that are held in fp32 while they are packed
 
 
 class PackedLinear:
     """The packed weights [N, K] of a linear map without bias.
 
     Args:
-        weight: fp32, bf16 or fp16 on the CPU; not kept.
+        weight: [N, K], fp32, bf16 or fp16 on the CPU; not kept.
         format: "fp32", "bf16", "int8" or "int4".
-        origin: the dtype the weights were last rounded to, by which grids are recognised; None: that of `weight`.
+        origin: the dtype to which the weights were last rounded, by which grids are recognised; None: that of `weight`.
 
     Raises:
         RequestError: for anything but a contiguous matrix, weights that are not finite or too large for fp16 scales,
@@ -57,21 +56,21 @@ class PackedLinear:
 
     @property
     def format(self) -> str:
-        """What the weights are kept as."""
+        """The name of the format, one of `FORMATS`."""
         return self.packed.format
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Outputs N and inputs K."""
+        """(N, K): outputs and inputs."""
         return self.packed.rows, self.packed.columns
 
     @property
     def nbytes(self) -> int:
-        """What a product reads."""
+        """Bytes that a product reads."""
         return self.packed.nbytes
 
     def unpack(self, first: int = 0, count: int | None = None) -> Tensor:
-        """ŵ: rows first .. first + count as fp32 [count, K], by default all."""
+        """ŵ: rows first to first + count as fp32 [count, K], by default all."""
         rows, columns = self.shape
         count = rows - first if count is None else count
         if not 0 <= first <= first + count <= rows:
@@ -81,7 +80,7 @@ class PackedLinear:
         return out
 
     def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Multiply: fp32 [R, K] → [R, N]."""
+        """x · ŵᵀ: fp32 [R, K] → fp32 [R, N]. Raises `RequestError` for other shapes and dtypes."""
         require_matrix(x, "x")
         rows, columns = self.shape
         require(x, "x", (len(x), columns), torch.empty(0))
@@ -91,25 +90,3 @@ class PackedLinear:
         require(out, "out", (len(x), rows), x)
         self.packed.multiply(array(x), array(out))
         return out
-
-
-def linear_reference(x: Tensor, weight: Tensor, format: str) -> Tensor:
-    """The oracle, in the dtype of `weight`: x [R, K], and ŵ [N, K] as `PackedLinear.unpack` gives it."""
-    if format in ("int8", "int4"):
-        q, scales = quantise_inputs_reference(x)
-        x = scales.repeat_interleave(GROUP, dim=1)[:, : x.shape[1]].to(weight.dtype) * q
-    elif format == "bf16" and "bf16" in _C.dots():
-        x = x.bfloat16()
-    return x.to(weight.dtype) @ weight.T
-
-
-def quantise_inputs_reference(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers [R, K] and scales [R, G] of fp32 inputs."""
-    rows, columns = x.shape
-    padded = torch.nn.functional.pad(x, (0, -columns % GROUP))
-    groups = padded.reshape(rows, groups_of(columns), GROUP)
-    largest = groups.abs().amax(dim=2)
-    inverse = torch.where(largest > 1e-30, 127 / largest, 0.0)
-    q = (groups * inverse[:, :, None]).round()
-    scales = torch.where(largest > 1e-30, largest / 127, 0.0)
-    return q.reshape(padded.shape)[:, :columns], scales

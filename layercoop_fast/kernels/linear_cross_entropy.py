@@ -1,15 +1,11 @@
-"""A language model's head and its loss in one, tile by tile, without ever holding the logits of all words.
+"""A language model's head and its loss in one, tile by tile, without the logits of all tokens in memory.
 
-    z[r, v]  = cap · tanh(scale · (h[r] · w[v] + b[v]) / cap)      (without a cap: scale · (h[r] · w[v] + b[v]))
-    nll[r]   = log Σ_v exp z[r, v] − z[r, target[r]]                                       nats
-    kl[r]    = Σ_v p[r, v] (log p[r, v] − log q[r, v]),  p = softmax(z of the teacher), q = softmax(z)   nats, exact
+The formula is `linear_cross_entropy_reference` of `reference/head.py`.
 
-hidden, teacher: [R, H]; weight: [V, H]; bias: [V]; targets: int64 [R]; fp32 or bf16, all alike. nll and kl: fp32 [R].
-
-The head's product is torch's, one block of words at a time; its logits have the inputs' dtype, as a model's own head
-gives them. While such a tile is in the processor's cache it goes into a running maximum, sum of exponentials and target
-logit of every row (Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv 1805.02867), all in fp32.
-The divergence needs one more running sum: with m the running maximum of the teacher's z',
+On the CPU torch computes the product of the head, one block of tokens at a time; logits have the inputs' dtype, as a
+model's own head gives them. While such a tile is in the processor's cache, the core adds it to a running maximum, sum
+of exponentials and target logit of every row (Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv
+1805.02867), all in fp32. The divergence needs one more running sum: with m the running maximum of the teacher's z',
 
     kl = Σ_v exp(z'_v − m)(z'_v − z_v) / Σ_v exp(z'_v − m) − lse(z') + lse(z).
 
@@ -19,58 +15,22 @@ fewer than `MIN_ROWS` rows are padded, since torch multiplies a handful of rows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
+from layercoop_fast.kernels.reference.head import TokenLosses, linear_cross_entropy_reference
 from layercoop_fast.kernels.rows import MIN_ROWS
 from layercoop_fast.spans import HEAD_PRODUCTS, timed
 
-# Words of a tile and rows of a pass: a tile's logits (at most 8 MiB in bf16) stay in cache between the product and the
-# sums, and the product is still large enough to run at full speed. Every pass reads all of the weight.
+# Tokens of a tile and rows of a pass: a tile's logits (at most 8 MiB in bf16) stay in cache between the product and the
+# sums, and the product is still large enough to run at full speed. Every pass reads the whole weight.
 TILE_WORDS = 2048
 TILE_ROWS = 2048
 
 _LOWEST = torch.finfo(torch.float32).min
-
-
-@dataclass(frozen=True)
-class TokenLosses:
-    """Losses of each row, fp32 [R], in nats; `kl` is None without a teacher."""
-
-    nll: Tensor
-    kl: Tensor | None = None
-
-
-def linear_cross_entropy_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    soft_cap: float | None = None,
-    teacher: Tensor | None = None,
-) -> TokenLosses:
-    """The oracle: all logits at once, losses in fp32 (float64 for float64 inputs)."""
-
-    def log_q(states: Tensor) -> Tensor:
-        logits = torch.nn.functional.linear(states, weight, bias)
-        logits = scale * (logits if logits.dtype == torch.float64 else logits.float())
-        if soft_cap is not None:
-            logits = soft_cap * torch.tanh(logits / soft_cap)
-        return logits.log_softmax(-1)
-
-    student = log_q(hidden)
-    nll = -student.gather(1, targets[:, None])[:, 0]
-    if teacher is None:
-        return TokenLosses(nll)
-    expected = log_q(teacher)
-    return TokenLosses(nll, (expected.exp() * (expected - student)).sum(-1))
 
 
 def linear_cross_entropy(
@@ -85,8 +45,23 @@ def linear_cross_entropy(
 ) -> TokenLosses:
     """Negative log-likelihood of each target, and the divergence from a teacher's distribution where one is given.
 
-    On a GPU, logits are not rounded to the inputs' dtype, and the loss is NaN where a target is no word: to look would
-    make the host wait. Raises `RequestError` for shapes, dtypes or targets that do not fit.
+    On a GPU, logits are not rounded to the inputs' dtype, and the loss is NaN where a target is not a token: checking
+    the targets would make the host wait.
+
+    Args:
+        hidden: [R, H], fp32 or bf16 (on a GPU fp16 too).
+        weight: [V, H].
+        targets: int64 [R], tokens.
+        bias: [V].
+        scale: of the logits.
+        soft_cap: above 0; None: no cap.
+        teacher: [R, H], the teacher's states before the same head.
+
+    Returns:
+        Losses in nats, fp32 [R].
+
+    Raises:
+        RequestError: for shapes, dtypes or targets that do not fit.
     """
     _check(hidden, weight, targets, bias, soft_cap, teacher)
     if on_gpu(hidden):
@@ -137,7 +112,7 @@ def linear_cross_entropy(
 
 
 def _product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tensor) -> Tensor:
-    """Logits [r, v] of states [r, H] and words [v, H], in the memory of `tile`."""
+    """Logits [r, v] of states [r, H] and rows [v, H] of the weight, in the memory of `tile`."""
     out = tile[: len(states) * len(weight)].view(len(states), len(weight))
     with timed(HEAD_PRODUCTS):
         if bias is None:

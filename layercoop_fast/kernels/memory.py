@@ -1,4 +1,4 @@
-"""Where a kernel runs, and a tensor's memory as the numpy array that the C++ core takes."""
+"""Where an operation runs, what its arguments must be, and a tensor's memory as the NumPy array that the core takes."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _interpreted = False
 
 
 def is_native(tensor: Tensor) -> bool:
-    """Whether the C++ core works on such a tensor: fp32 or bf16 in the processor's memory."""
+    """Whether the C++ core takes a tensor [...]: fp32 or bf16 in the memory of the CPU."""
     return tensor.device.type == "cpu" and tensor.dtype in NATIVE_DTYPES
 
 
 def on_gpu(tensor: Tensor) -> bool:
-    """Whether the Triton kernels (`layercoop_fast.kernels.gpu`) work on such a tensor, and Triton is installed."""
+    """Whether the Triton kernels take a tensor [...]: fp32, bf16 or fp16 on a GPU, with Triton installed."""
     return tensor.dtype in GPU_DTYPES and (tensor.device.type == "cuda" or _interpreted) and has_triton()
 
 
 @contextmanager
 def through_interpreter() -> Iterator[None]:
-    """Send tensors of the CPU to the Triton kernels too, which Triton's interpreter runs (TRITON_INTERPRET=1).
+    """Send tensors on the CPU to the Triton kernels too, for Triton's interpreter (TRITON_INTERPRET=1).
 
-    So what a GPU would do is tried where there is none, on tiny models: an element takes microseconds.
+    Tests use it to run the code of GPUs on tiny models where there is no GPU. An element takes microseconds.
     """
     global _interpreted
     before, _interpreted = _interpreted, True
@@ -51,7 +51,11 @@ def has_triton() -> bool:
 
 
 def gpu_named(device: str, what: str) -> torch.device:
-    """The GPU of that name ("cuda", "cuda:1") for `what` to run on by Triton; `RequestError` where it cannot."""
+    """The GPU called "cuda" or "cuda:1", on which Triton is to run `what`.
+
+    Raises:
+        RequestError: for another name, without Triton, and where there is no such GPU.
+    """
     if device.split(":")[0] != "cuda":
         raise RequestError(f"device: {device} is neither cpu nor cuda or cuda:N")
     if not has_triton():
@@ -65,14 +69,14 @@ def gpu_named(device: str, what: str) -> torch.device:
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
-    """The memory of a native tensor, without a copy; bf16, which numpy lacks, as the uint16 of its bits."""
+    """The memory of a native tensor [...], without a copy; bf16, which NumPy lacks, as the uint16 of its bits [...]."""
     tensor = tensor.detach()
     found: NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return found
 
 
 def require(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise `RequestError` unless a tensor is contiguous, has this shape, and the dtype and device of `like`."""
+    """Raise `RequestError` unless a tensor is contiguous, of shape [*shape], and has the dtype and device of `like`."""
     if tuple(tensor.shape) != shape:
         raise RequestError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
     if not tensor.is_contiguous():
@@ -82,9 +86,22 @@ def require(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> 
 
 
 def require_matrix(tensor: Tensor, name: str) -> None:
-    """Raise `RequestError` unless a tensor is a contiguous matrix of floating-point numbers."""
+    """Raise `RequestError` unless a tensor is a contiguous matrix [rows, columns] of floating-point numbers."""
     if tensor.dim() != 2 or not tensor.is_floating_point() or not tensor.is_contiguous():
         raise RequestError(
             f"{name}: expected a contiguous floating-point matrix, got {tensor.dtype} {list(tensor.shape)} "
             f"with strides {list(tensor.stride())}"
+        )
+
+
+def require_index(tensor: Tensor, name: str, size: int, like: Tensor) -> None:
+    """Raise `RequestError` unless a tensor is a contiguous int32 or int64 vector [size] on the device of `like`.
+
+    Its numbers are not read: that would make the host wait for the device.
+    """
+    fits = tensor.dim() == 1 and len(tensor) == size and tensor.is_contiguous() and tensor.device == like.device
+    if not fits or tensor.dtype not in (torch.int32, torch.int64):
+        raise RequestError(
+            f"{name}: expected contiguous int32 or int64 [{size}] on {like.device}, got {tensor.dtype} "
+            f"{list(tensor.shape)} on {tensor.device}"
         )

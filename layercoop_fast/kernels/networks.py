@@ -22,18 +22,21 @@ class Networks:
     The ensemble's value of a mask is the mean of f_e over e. CELU has α = 1 and GELU is the exact one (by erf), as
     torch's defaults. The arrays are stored C-contiguous and read-only (copied where they were not contiguous).
 
-    Raises `RequestError` for shapes that do not fit together, a dtype other than float32, NaN or infinite weights, and
-    unknown names.
+    Raises:
+        RequestError: for shapes that do not fit together, a dtype other than float32, NaN or infinite weights, and
+            unknown names.
+
+    Attributes:
+        hidden_weight: W, `float32[E, H, n]`.
+        hidden_bias: b, `float32[E, H]`.
+        output_weight: v, `float32[E, H]`.
+        output_bias: c, `float32[E]`.
     """
 
     hidden_weight: Weights
-    """W, `float32[E, H, n]`."""
     hidden_bias: Weights
-    """b, `float32[E, H]`."""
     output_weight: Weights
-    """v, `float32[E, H]`."""
     output_bias: Weights
-    """c, `float32[E]`."""
     activation: Activation = "celu"
     output: Output = "sigmoid"
 
@@ -54,17 +57,17 @@ class Networks:
 
     @property
     def n_networks(self) -> int:
-        """E."""
+        """E, the number of networks."""
         return int(self.hidden_weight.shape[0])
 
     @property
     def n_hidden(self) -> int:
-        """H."""
+        """H, the number of hidden units of each."""
         return int(self.hidden_weight.shape[1])
 
     @property
     def n_players(self) -> int:
-        """n."""
+        """n, the number of players."""
         return int(self.hidden_weight.shape[2])
 
 

@@ -1,12 +1,11 @@
-"""Root-mean-square norm, with the residual addition before it.
+"""Root-mean-square norm, and the residual additions next to it.
 
-    sum = x + delta                                     (sum = x where there is no delta)
-    out = weight · (sum / sqrt(mean(sum²) + eps))       the mean over a row
+The formulas are `rms_norm_reference` and `add_branch_reference` of `reference/blocks.py`; `gemma` says which form a
+norm has. In bf16 the core rounds where the models of transformers do: the sum before it is normed and, but in Gemma's
+form, the quotient before it is multiplied by the weight. All else is fp32.
 
-x, delta, out: [R, H]; weight: [H]; fp32 or bf16, all alike. In bf16 the sum is rounded before it is normed, and the
-quotient before it is multiplied by the weight, as the norms of Hugging Face's llama-shaped models do; all else is fp32.
-
-Source: Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv 1910.07467).
+x, delta, out, total: [R, H]; weight: [H]; fp32 or bf16 (on a GPU fp16 too), all alike. Every function raises
+`RequestError` for other shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -16,35 +15,62 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
+from layercoop_fast.kernels.reference.blocks import add_branch_reference, rms_norm_reference
 
 
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The oracle: x [..., H] → [..., H]."""
-    wide = x.float() if x.dtype == torch.bfloat16 else x
-    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return weight * unit.to(x.dtype)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
-    """Norm the rows of x [R, H]; `out` may be x itself."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, gemma: bool = False, out: Tensor | None = None) -> Tensor:
+    """The norm of the rows of x [R, H]: [R, H]; `out` may be x itself."""
     require_matrix(x, "x")
     require(weight, "weight", (x.shape[1],), x)
     out = _output(out, x, "out")
     if on_gpu(x) and x.shape[1]:
         from layercoop_fast.kernels.gpu.gather_norm import launch_norm
 
-        launch_norm(x, weight, eps, out)
+        launch_norm(x, weight, eps, out, gemma=gemma)
         return out
     if not is_native(x) or x.shape[1] == 0:
-        return out.copy_(rms_norm_reference(x, weight, eps))
-    _C.rms_norm(array(x), array(weight), eps, array(out))
+        return out.copy_(rms_norm_reference(x, weight, eps, gemma=gemma))
+    _C.rms_norm(array(x), array(weight), eps, array(out), gemma=gemma)
     return out
 
 
+def add_branch(
+    x: Tensor,
+    delta: Tensor,
+    *,
+    after: Tensor | None = None,
+    eps: float = 0.0,
+    gemma: bool = False,
+    factor: float = 1.0,
+    total: Tensor | None = None,
+) -> Tensor:
+    """x + factor · after(delta): [R, H]; `after` [H] is the weight of a norm; `total` may be x or delta."""
+    require_matrix(x, "x")
+    require_matrix(delta, "delta")
+    require(delta, "delta", tuple(x.shape), x)
+    if after is not None:
+        require(after, "after", (x.shape[1],), x)
+    total = _output(total, x, "total")
+    if not is_native(x) or x.shape[1] == 0:
+        return total.copy_(add_branch_reference(x, delta, after=after, eps=eps, gemma=gemma, factor=factor))
+    weight = None if after is None else array(after)
+    _C.rms_norm(
+        array(x), None, 0.0, None, array(delta), array(total), after=weight, after_eps=eps, factor=factor, gemma=gemma
+    )
+    return total
+
+
 def add_rms_norm(
-    x: Tensor, delta: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None, total: Tensor | None = None
+    x: Tensor,
+    delta: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    gemma: bool = False,
+    out: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return x + delta and its norm, both [R, H]; each output may be one of the inputs, but not the other output."""
+    """x + delta and its norm, both [R, H]; each output may be one of the inputs, but not the other output."""
     require_matrix(x, "x")
     require_matrix(delta, "delta")
     require(delta, "delta", tuple(x.shape), x)
@@ -53,12 +79,12 @@ def add_rms_norm(
     if on_gpu(x) and x.shape[1]:
         from layercoop_fast.kernels.gpu.gather_norm import launch_norm
 
-        launch_norm(x, weight, eps, out, delta=delta, total=total)
+        launch_norm(x, weight, eps, out, delta=delta, total=total, gemma=gemma)
         return total, out
     if not is_native(x) or x.shape[1] == 0:
         torch.add(x, delta, out=total)
-        return total, out.copy_(rms_norm_reference(total, weight, eps))
-    _C.rms_norm(array(x), array(weight), eps, array(out), array(delta), array(total))
+        return total, out.copy_(rms_norm_reference(total, weight, eps, gemma=gemma))
+    _C.rms_norm(array(x), array(weight), eps, array(out), array(delta), array(total), gemma=gemma)
     return total, out
 
 

@@ -1,15 +1,7 @@
-"""Rotary position embedding on the queries and keys of a joint projection, with the per-head norm before it.
+"""Rotary position embedding on the queries and keys of a joint projection, in place, with QK-norm before it.
 
-For each head h [D] of a row at position p:
-
-    h = h · cos[p] + rotate_half(h) · sin[p],    rotate_half(h) = (−h[D/2:], h[:D/2])
-
-and before that, where norm weights are given (QK-norm, as in Qwen3), h = rms_norm(h).
-
-x: [R, C], the heads first in a row (queries, then keys), other columns untouched; row r is at position r mod T. cos,
-sin: [T, D], D even. fp32 or bf16, all alike; in bf16 every product and the sum are rounded, as Hugging Face's are.
-
-Source: Su et al., RoFormer (arXiv 2104.09864), in the half-split form that Hugging Face's models use.
+The formula is `rotary_reference` of `reference/blocks.py`. The Triton kernel has llama's norms of single heads alone;
+for other norms, and for tables in fp32 next to 16-bit states, a GPU computes the formula in torch.
 """
 
 from __future__ import annotations
@@ -20,78 +12,48 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
-from layercoop_fast.kernels.rms_norm import rms_norm_reference
-
-
-def rotary_reference(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    query_heads: int,
-    key_heads: int,
-    *,
-    query_norm: Tensor | None = None,
-    key_norm: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """The oracle: a new tensor [R, C]."""
-    tokens, width = cos.shape
-    half = width // 2
-    positions = torch.arange(len(x), device=x.device) % tokens
-    cos, sin = cos[positions], sin[positions]
-    out = x.clone()
-    for head in range(query_heads + key_heads):
-        h = x[:, head * width : (head + 1) * width]
-        weight = query_norm if head < query_heads else key_norm
-        if weight is not None:
-            h = rms_norm_reference(h, weight, eps)
-        turned = torch.cat([-h[:, half:], h[:, :half]], dim=1)
-        out[:, head * width : (head + 1) * width] = h * cos + turned * sin
-    return out
+from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms, rotary_reference
 
 
 def rotary_(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    query_heads: int,
-    key_heads: int,
-    *,
-    query_norm: Tensor | None = None,
-    key_norm: Tensor | None = None,
-    eps: float = 0.0,
+    x: Tensor, cos: Tensor, sin: Tensor, query_heads: int, key_heads: int, norms: HeadNorms = NO_NORMS
 ) -> Tensor:
-    """Rotate x [R, C] in place and return it."""
+    """Rotate x [R, C] in place and return it.
+
+    Args:
+        x: rows of query heads, then key heads, then other columns, which are not touched. Row r is at position r mod T.
+        cos: [T, D], D even; the dtype of x, or fp32.
+        sin: [T, D].
+        query_heads: their number.
+        key_heads: their number.
+        norms: of the heads before they are rotated.
+
+    Raises:
+        RequestError: for shapes and dtypes that do not fit.
+    """
     require_matrix(x, "x")
     require_matrix(cos, "cos")
     require_matrix(sin, "sin")
     tokens, width = cos.shape
-    require(cos, "cos", (tokens, width), x)
-    require(sin, "sin", (tokens, width), x)
+    angles = x if cos.dtype == x.dtype else x.new_empty(0, dtype=torch.float32)
+    require(cos, "cos", (tokens, width), angles)
+    require(sin, "sin", (tokens, width), angles)
     if tokens < 1 or width < 2 or width % 2:
         raise RequestError(f"cos: expected [T, D] with T of at least 1 and D even, got {[tokens, width]}")
     if query_heads < 0 or key_heads < 0 or (query_heads + key_heads) * width > x.shape[1]:
         raise RequestError(f"x: {x.shape[1]} columns do not hold {query_heads} + {key_heads} heads of {width}")
-    for name, weight in (("query_norm", query_norm), ("key_norm", key_norm)):
-        if weight is not None:
-            require(weight, name, (width,), x)
-    if on_gpu(x):
+    weights = [("query", query_heads, norms.query), ("key", key_heads, norms.key)]
+    given = [(f"{kind}_norm", heads, weight) for kind, heads, weight in weights if weight is not None]
+    joint = any(len(weight) != width for _, _, weight in given)
+    for name, heads, weight in given:
+        require(weight, name, (heads * width if joint else width,), x)
+    if on_gpu(x) and not (joint or norms.gemma or angles is not x):
         from layercoop_fast.kernels.gpu.rotary import launch_rotary
 
-        launch_rotary(x, cos, sin, query_heads, key_heads, query_norm=query_norm, key_norm=key_norm, eps=eps)
+        launch_rotary(x, cos, sin, query_heads, key_heads, norms)
         return x
     if not is_native(x):
-        return x.copy_(
-            rotary_reference(x, cos, sin, query_heads, key_heads, query_norm=query_norm, key_norm=key_norm, eps=eps)
-        )
-    _C.rotary(
-        array(x),
-        array(cos),
-        array(sin),
-        query_heads,
-        key_heads,
-        None if query_norm is None else array(query_norm),
-        None if key_norm is None else array(key_norm),
-        eps,
-    )
+        return x.copy_(rotary_reference(x, cos, sin, query_heads, key_heads, norms))
+    query, key = (None if weight is None else array(weight) for weight in (norms.query, norms.key))
+    _C.rotary(array(x), array(cos), array(sin), query_heads, key_heads, query, key, norms.eps, norms.gemma, joint)
     return x

@@ -1,4 +1,4 @@
-"""From how many rows on the bits of a row of a matrix product do not depend on how many rows there are, on the CPU."""
+"""From how many rows on a row of a matrix product has the same bits whatever the number of rows, on the CPU."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# A product's number of terms in each sum, and of columns.
+# The number of terms in each sum of a product, and its number of columns.
 Product = tuple[int, int]
 
-# torch's CPU kernels take another path for a handful of rows (rows agree bitwise from 7 or 16 rows on, not below);
-# whoever promises that a row is independent of its batch pads smaller batches up to this.
+# torch's CPU kernels take another path for a handful of rows (rows agree bitwise from 7 or 16 rows on, not below). Code
+# that promises that a row is independent of its batch pads smaller batches to this.
 MIN_ROWS = 16
-# Some libraries cut a sum otherwise where there are few rows: among threads (fp32, MKL), or among tiles (bf16, AMX). On
-# one such machine products of 576 to 5,632 terms agreed bitwise from 640 or 896 rows on. Too many to pad up to.
+# Some libraries cut a sum in another way where there are few rows: among threads (fp32, MKL), or among tiles (bf16,
+# AMX). On one such machine products of 576 to 5,632 terms agreed bitwise from 640 or 896 rows on: too many to pad to.
 MANY_ROWS = 1024
 _PROBED = (16, 24, 64, 100, 256, 512)
-# Of a wider matrix only so many bytes of columns are probed.
+# At most so many bytes of a matrix's columns are probed.
 _WEIGHT_BYTES = 4 * 2**20
-# So many rows and columns are drawn at random; further ones repeat them.
+# This many rows and columns are drawn at random; further ones repeat them.
 _DRAWN = 64
 
 
 def rows_alike_from(dtype: torch.dtype, products: Iterable[Product], most: int = MANY_ROWS) -> int:
-    """From how many rows on, up to `most`, a row of each of these products has the same bits however many there are.
+    """The least number of rows, up to `most`, from which on a row of each product has the same bits for any number.
 
-    This is found by computing them, once a process for each product, dtype and number of threads: some row counts from
-    16 to 512 against the largest one, `MANY_ROWS` or `most`. It takes a tenth of a second for a model of 100 million
-    parameters, and less than a second for the largest. `MANY_ROWS` stands for "512 or more": that larger counts agree
-    with each other is not probed here.
+    It is found by computing products, once a process for each product, dtype and number of threads: some row counts
+    from 16 to 512 are compared with the largest, `MANY_ROWS` or `most`. This takes a tenth of a second for a model of
+    100 million parameters, and less than a second for the largest. The answer `MANY_ROWS` means "512 or more": whether
+    larger counts agree with each other is not probed.
 
-    All terms of a sum are there, since how a sum is cut is what is asked. Columns too, up to 4 MiB of weights:
-    libraries cut sums otherwise where there are too few columns to keep all threads and tiles busy, and 4 MiB are
-    enough for that (256 columns of 4,096 terms in fp32, more where there are fewer terms). Beside these 4 MiB a probe
-    takes one product's inputs and outputs for `most` rows, which is less than a block's activations for as many. Where
-    the memory for it is not there, the answer is `MANY_ROWS`: states then go one by one, which takes the least memory.
+    A probe has all terms of a sum, since the question is how sums are cut, and columns up to 4 MiB of weights.
+    Libraries cut sums in another way where there are too few columns to keep all threads and tiles busy; 4 MiB are
+    enough for that (256 columns of 4,096 terms in fp32, more where there are fewer terms). A probe also takes the
+    inputs and outputs of one product for `most` rows, which is less than a block's activations for as many. Where that
+    memory is missing the answer is `MANY_ROWS`: states then go one by one, which takes the least memory.
     """
     most = min(most, MANY_ROWS)
     found = MIN_ROWS
@@ -65,9 +65,9 @@ def _found(dtype: torch.dtype, terms: int, columns: int, most: int, threads: int
 def _cancelling(dtype: torch.dtype, rows: int, terms: int, columns: int) -> tuple[Tensor, Tensor]:
     """Matrices [rows, terms] and [terms, columns] whose product is 0 but for the rounding of its sums.
 
-    Every term comes twice, with both signs, at two places drawn at random. What is left of a sum is what was rounded on
-    the way, so that almost every number shows in which order it was added up; of plain random numbers a product in
-    bf16 shows that in one of 10,000 or fewer.
+    Every term comes twice, with both signs, at two places drawn at random. Only rounding errors are left of a sum, so
+    almost every number shows in which order it was added up. With plain random numbers at most one number in 10,000 of
+    a bf16 product shows it.
     """
     generator = torch.Generator().manual_seed(0)
     half = terms // 2
@@ -75,7 +75,7 @@ def _cancelling(dtype: torch.dtype, rows: int, terms: int, columns: int) -> tupl
     first, second = order[:half], order[half : 2 * half]
     matrices = []
     for count, sign in ((rows, 1), (columns, -1)):
-        # Of many magnitudes, so that sums of a few terms are rounded too.
+        # The magnitudes differ, so that sums of a few terms are rounded too.
         scale = torch.randint(-3, 4, (half,), generator=generator).exp2()
         values = (torch.randn(min(count, _DRAWN), half, generator=generator) * scale).to(dtype)
         matrix = torch.zeros(len(values), terms, dtype=dtype)

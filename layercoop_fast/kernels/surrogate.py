@@ -1,51 +1,42 @@
 """An ensemble of networks over masks: values, and what each player adds to them.
 
-With z_e(m) = v_e · act(W_e m + b_e) + c_e and f_e = out(z_e) (see `Networks`), the functions named `..._reference` are
-these formulas in float64, one line after another; the others are the same to the rounding of float32, on the kernels of
-csrc/surrogate, or with `device` "cuda" on those of kernels/gpu (the extra `triton`; other `RequestError`s than there
-are below then say that there is no such device).
+The formulas are those of `reference/networks.py`, in float64; here they hold to the rounding of float32. The core
+computes them (csrc/surrogate), or with `device` "cuda" a GPU does (kernels/gpu, the extra `triton`). Every function
+raises `RequestError` for masks and weights that do not fit, and where there is no such device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import gpu_named
 from layercoop_fast.kernels.networks import Networks
+from layercoop_fast.kernels.reference.networks import output
 from layercoop_fast.masks.types import Floats, Masks, check_masks
 
 if TYPE_CHECKING:
     from layercoop_fast.kernels.gpu.surrogate import DeviceNetworks
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "celu": F.celu,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-}
-
 
 def predict_logits(networks: Networks, masks: Masks, device: str = "cpu") -> Floats:
-    """Return z_e(m), `float64[M, E]`, of masks `bool[M, n]`: the values before the output function."""
+    """z_e(m) of masks `bool[M, n]`, the values before the output function: `float64[M, E]`."""
     if device != "cpu":
         there, sent = _sent(networks, masks, device)
-        from layercoop_fast.kernels.gpu.surrogate import surrogate_logits
+        from layercoop_fast.kernels.gpu.surrogate import launch_logits
 
-        weights = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
-        logits: Floats = surrogate_logits(sent, *weights, there.activation).cpu().numpy().astype(np.float64)
-        return logits
+        logits = torch.empty((len(masks), networks.n_networks), device=sent.device)
+        launch_logits(there, sent, logits)
+        return logits.cpu().numpy().astype(np.float64)
     return _C.predict_logits(_checked(networks), _packed(networks, masks)).astype(np.float64)
 
 
 def predict(networks: Networks, masks: Masks, device: str = "cpu") -> Floats:
-    """Return f_e(m), `float64[M, E]`, of masks `bool[M, n]`; the ensemble's value is the mean over the last axis.
+    """f_e(m) of masks `bool[M, n]`: `float64[M, E]`. The ensemble's value is the mean over the last axis.
 
     The sigmoid is taken in float64: near 1, float32 has too few digits left to tell two logits apart.
     """
@@ -53,83 +44,41 @@ def predict(networks: Networks, masks: Masks, device: str = "cpu") -> Floats:
 
 
 def marginals(networks: Networks, masks: Masks, device: str = "cpu") -> tuple[Floats, Floats]:
-    """Return the mean over masks `bool[M, n]` of f(m with i) − f(m without i), `float64[n]`, and its standard error.
+    """The mean over masks `bool[M, n]`, M ≥ 2, of f(m with i) − f(m without i), and its standard error.
 
     f is the ensemble's mean value. One of the two masks is m itself; the other has one player flipped, which moves the
     pre-activations by one column. So a mask costs one pre-activation and n flips of H additions each, and for CELU no
     exponential: e^(x ± w) = e^x · e^±w. Nothing of the size [masks, players] is held.
 
-    `stderr` (`float64[n]`) takes the masks as independent draws. Raises `RequestError` for fewer than 2 masks.
+    Returns:
+        Two arrays `float64[n]`. The standard error takes the masks as independent draws.
+
+    Raises:
+        RequestError: for fewer than 2 masks.
     """
     if isinstance(masks, np.ndarray) and masks.ndim == 2 and len(masks) < 2:
         raise RequestError("marginals need at least 2 masks, or their mean has no standard error")
     if device != "cpu":
         there, sent = _sent(networks, masks, device)
-        from layercoop_fast.kernels.gpu.surrogate import marginals as on_gpu
+        from layercoop_fast.kernels.gpu.surrogate import launch_marginals
 
-        mean, stderr = (each.cpu().numpy() for each in on_gpu(there, sent))
-        return mean, stderr
+        totals, squares = launch_marginals(there, sent).cpu().numpy()
+        mean = totals / len(masks)
+        spread = np.maximum(squares - len(masks) * mean**2, 0) / (len(masks) - 1)
+        return mean, np.sqrt(spread / len(masks))
     return _C.marginals(_checked(networks), _packed(networks, masks))
 
 
 def flips(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
-    """Return the ensemble's values `float64[M]` of masks `bool[M, n]`, and `float64[M, n]` with player i flipped.
+    """The ensemble's values `float64[M]` of masks `bool[M, n]`, and `float64[M, n]` with player i flipped.
 
-    As `marginals`, for a caller that needs every neighbour by itself (see `FlipGame`). The output function is taken in
-    float64.
+    For a caller that needs the value of every neighbour (see `FlipGame`), which `marginals` does not hold. The output
+    function is taken in float64.
     """
     logits, flipped = _C.flip_logits(_checked(networks), _packed(networks, masks))
     values: Floats = output(networks, logits.astype(np.float64)).mean(axis=1)
     neighbours: Floats = output(networks, flipped.astype(np.float64)).mean(axis=1)
     return values, neighbours
-
-
-def output(networks: Networks, logits: Floats) -> Floats:
-    """Apply the output function to `float64` logits of any shape."""
-    if networks.output == "linear":
-        return logits
-    values: Floats = torch.sigmoid(torch.from_numpy(logits)).numpy()
-    return values
-
-
-def predict_logits_reference(networks: Networks, masks: Masks) -> Floats:
-    """`predict_logits` by its formula, in float64."""
-    x = torch.from_numpy(check_masks(masks, networks.n_players)).double()
-    logits = np.empty((len(masks), networks.n_networks))
-    for e in range(networks.n_networks):
-        w, b, v = (
-            torch.tensor(weights[e]).double()
-            for weights in (networks.hidden_weight, networks.hidden_bias, networks.output_weight)
-        )
-        logits[:, e] = _ACTIVATIONS[networks.activation](x @ w.T + b) @ v + float(networks.output_bias[e])
-    return logits
-
-
-def predict_reference(networks: Networks, masks: Masks) -> Floats:
-    """`predict` by its formula, in float64."""
-    return output(networks, predict_logits_reference(networks, masks))
-
-
-def flips_reference(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
-    """`flips` by its definition, in float64."""
-    flipped = np.empty(masks.shape)
-    for player in range(networks.n_players):
-        neighbours = masks.copy()
-        neighbours[:, player] ^= True
-        flipped[:, player] = predict_reference(networks, neighbours).mean(axis=1)
-    return predict_reference(networks, masks).mean(axis=1), flipped
-
-
-def marginals_reference(networks: Networks, masks: Masks) -> tuple[Floats, Floats]:
-    """`marginals` by its definition, in float64: put the player in, take it out, subtract."""
-    mean, stderr = np.empty(networks.n_players), np.empty(networks.n_players)
-    for player in range(networks.n_players):
-        with_player, without = masks.copy(), masks.copy()
-        with_player[:, player], without[:, player] = True, False
-        gain = (predict_reference(networks, with_player) - predict_reference(networks, without)).mean(axis=1)
-        mean[player] = gain.mean()
-        stderr[player] = gain.std(ddof=1) / np.sqrt(len(masks))
-    return mean, stderr
 
 
 _LARGEST = 1e30

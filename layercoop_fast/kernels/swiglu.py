@@ -10,22 +10,25 @@ Source: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
-
-
-def swiglu_reference(gate_up: Tensor) -> Tensor:
-    """The oracle: [R, 2I] → [R, I]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate) * up
+from layercoop_fast.kernels.reference.blocks import geglu_reference, swiglu_reference
 
 
 def swiglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Multiply silu(gate) by up: [R, 2I] → [R, I]."""
+    """Multiply silu(gate) by up: [R, 2I], a row's gates first → [R, I]."""
+    return _gated(gate_up, out, gelu=False)
+
+
+def geglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Multiply the tanh form of gelu(gate) by up: [R, 2I], a row's gates first → [R, I]."""
+    return _gated(gate_up, out, gelu=True)
+
+
+def _gated(gate_up: Tensor, out: Tensor | None, *, gelu: bool) -> Tensor:
     require_matrix(gate_up, "gate_up")
     rows, columns = gate_up.shape
     if columns % 2:
@@ -37,9 +40,9 @@ def swiglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     if on_gpu(gate_up):
         from layercoop_fast.kernels.gpu.swiglu import launch_gated
 
-        launch_gated(gate_up, out, gelu=False)
+        launch_gated(gate_up, out, gelu=gelu)
         return out
     if not is_native(gate_up):
-        return out.copy_(swiglu_reference(gate_up))
-    _C.swiglu(array(gate_up), array(out))
+        return out.copy_((geglu_reference if gelu else swiglu_reference)(gate_up))
+    (_C.geglu if gelu else _C.swiglu)(array(gate_up), array(out))
     return out

@@ -1,22 +1,16 @@
-"""A llama-shaped block on the CPU without the small change: joint projections, and C++ for all that is no product.
+"""A llama-shaped block on the CPU: joint projections, and C++ for all that is no product.
 
     fast.run([pool[2], pool[5]], [pool[2], pool[7]])         # stored states, in place or not, without a copy
 
-With x [W, T, H] a state of W windows, it is
-
-    x = x + o_proj(attention(rotary(qkv_proj(rms_norm(x)))))       causal, grouped queries, perhaps QK-norm and biases
-    x = x + down_proj(silu(gate_proj(n)) · up_proj(n)),   n = rms_norm(x)
-
-and either line can be run alone. What a window comes to does not depend on the windows beside it, bit for bit: each
-kernel works row by row or window by window in a fixed order, and torch's products do alike from some number of rows on
-(`kernels/rows.py`).
+It computes the formula of `block.py`; either half can be run alone. What a window comes to does not depend on the
+other windows, bit for bit: each kernel works row by row or window by window in a fixed order, and so do torch's
+products from some number of rows on (`kernels/rows.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,15 +18,13 @@ from torch import Tensor
 from layercoop_fast.engine.calls import BlockCall, Convention
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.attention import causal_attention
-from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm
-from layercoop_fast.kernels.rotary import rotary_
+from layercoop_fast.kernels.rms_norm import add_rms_norm
 from layercoop_fast.kernels.rows import MIN_ROWS, Product
-from layercoop_fast.kernels.swiglu import swiglu
+from layercoop_fast.llama.block import BlockParts, Half
+from layercoop_fast.llama.block_inputs import Rope, read_rope
 from layercoop_fast.llama.projections import Projection
-from layercoop_fast.llama.shape import Parts, Rope, read_rope
+from layercoop_fast.llama.steps import add_half, gate_rows, norm_rows, rotate_heads
 from layercoop_fast.spans import ATTENTION, BLOCK_REST, timed
-
-Half = Literal["attn", "mlp"]
 
 
 @dataclass
@@ -67,24 +59,17 @@ class FastBlock:
     """A llama-shaped block, computed another way; `llama/fast_blocks.py` makes and checks it.
 
     Args:
-        parts: the block's modules; the weights of the joint projections become views of new memory.
-        rope: of the windows that it will be run on, all of T tokens; where they are trees, a state has all of them,
-            or so many of the first.
+        parts: of the block; the weights of the joint projections become views of new memory.
+        rope: of the windows that it will be run on, all of T tokens; where they are trees, a state has all of them, or
+            the first of them.
         workspace: shared with other blocks that run one after another, never at the same time.
     """
 
-    def __init__(self, parts: Parts, rope: Rope, workspace: Workspace) -> None:
+    def __init__(self, parts: BlockParts, rope: Rope, workspace: Workspace) -> None:
+        self.parts = parts
         self.rope = rope
         self.workspace = workspace
-        self.dtype = parts.query.weight.dtype
-        self.head_dim = parts.head_dim
-        self.scale = parts.scale
-        self.heads = parts.query.out_features // parts.head_dim
-        self.kv_heads = parts.key.out_features // parts.head_dim
-        self.input_norm = parts.input_norm
-        self.mlp_norm = parts.mlp_norm
-        self.query_norm = parts.query_norm
-        self.key_norm = parts.key_norm
+        self.dtype = parts.dtype
         self.qkv = Projection([parts.query, parts.key, parts.value])
         self.output = Projection([parts.output])
         self.gate_up = Projection([parts.gate, parts.up])
@@ -92,7 +77,8 @@ class FastBlock:
 
     def extend(self, call: BlockCall, convention: Convention, positions: Tensor) -> None:
         """Go on to more windows that are trees, at `positions` (int64 [W, T]), called as before."""
-        self.rope = read_rope(call, convention, self.head_dim, self.dtype, positions)
+        rope = read_rope(call, convention, self.parts.head_dim, self.dtype, positions)
+        self.rope = replace(rope, sliding_window=self.rope.sliding_window)
 
     @property
     def holds(self) -> bool:
@@ -102,9 +88,10 @@ class FastBlock:
     @property
     def bytes_a_row(self) -> int:
         """Bytes of workspace that a row (token) of a call takes."""
-        hidden, mixed, inner = len(self.input_norm.weight), self.heads * self.head_dim, self.gate_up.out_features // 2
-        numbers = 2 * hidden + max(self.qkv.out_features, 2 * inner) + max(mixed, inner)
-        return numbers * self.input_norm.weight.element_size()
+        parts = self.parts
+        mixed = parts.heads * parts.head_dim
+        numbers = 2 * parts.hidden + max(self.qkv.out_features, 2 * parts.inner) + max(mixed, parts.inner)
+        return numbers * self.dtype.itemsize
 
     def products(self, half: Half | None = None, *, some_rows: bool = False) -> frozenset[Product]:
         """The products that `run` makes of all rows; with `some_rows` also those that it makes of some."""
@@ -117,7 +104,7 @@ class FastBlock:
     @property
     def state_shape(self) -> tuple[int, int]:
         """Tokens T and hidden width H of the states it takes."""
-        return self.rope.tokens, len(self.input_norm.weight)
+        return self.rope.tokens, self.parts.hidden
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Run the block on hidden [W, T, H]; returns a new tensor."""
@@ -149,93 +136,97 @@ class FastBlock:
                 self._run_rows(batch, half, rows)
 
     def _run(self, batch: _Batch, half: Half | None) -> None:
-        hidden = len(self.input_norm.weight)
-        normed = self._matrix("normed", batch.rows, hidden)
-        delta = self._matrix("delta", batch.rows, hidden)
-        weight, eps = self.mlp_norm.weight, self.mlp_norm.eps
-        if half == "mlp":
-            for source, span in zip(batch.sources, batch.spans, strict=True):
-                rms_norm(source, weight, eps, out=normed[span])
-        else:
-            self.output(self._attend(batch, normed), out=delta)
-        if half is None:
-            for source, target, span in zip(batch.sources, batch.targets, batch.spans, strict=True):
-                add_rms_norm(source, delta[span], weight, eps, out=normed[span], total=target)
-        if half != "attn":
-            self._feed(batch.rows, normed, delta)
-        streams = batch.targets if half is None else batch.sources
-        for stream, target, span in zip(streams, batch.targets, batch.spans, strict=True):
-            torch.add(stream, delta[span], out=target)
+        normed = self._matrix("normed", batch.rows, self.parts.hidden)
+        if half != "mlp":
+            self._attend(batch, normed)
+        self._add(batch.sources, batch.targets, batch.spans, batch.rows, half)
 
     def _run_rows(self, batch: _Batch, half: Half | None, rows: Tensor) -> None:
         tokens, hidden = self.state_shape
         windows = torch.arange(0, batch.rows, tokens)
         index = (windows[:, None] + rows).reshape(-1)
-        parts = [(windows[: len(source) // tokens, None] + rows).reshape(-1) for source in batch.sources]
+        places = [(windows[: len(source) // tokens, None] + rows).reshape(-1) for source in batch.sources]
         count = len(index)
-        stream = torch.cat([source[part] for source, part in zip(batch.sources, parts, strict=True)])
-        delta = self._matrix("delta", count, hidden)
-        weight, eps = self.mlp_norm.weight, self.mlp_norm.eps
+        stream = torch.cat([source[place] for source, place in zip(batch.sources, places, strict=True)])
         if half != "mlp":
-            self.output(self._attend(batch, self._matrix("normed", batch.rows, hidden), (rows, index)), out=delta)
-        normed = self._matrix("normed", count, hidden)
-        if half is None:
-            total = torch.empty_like(stream)
-            add_rms_norm(stream, delta[:count], weight, eps, out=normed[:count], total=total)
-            stream = total
-        elif half == "mlp":
-            rms_norm(stream, weight, eps, out=normed[:count])
-        if half != "attn":
-            self._feed(count, normed, delta)
-        torch.add(stream, delta[:count], out=stream)
+            self._attend(batch, self._matrix("normed", batch.rows, hidden), (rows, index))
+        total = torch.empty_like(stream)
+        self._add([stream], [total], [slice(0, count)], count, half)
         first = 0
-        for target, part in zip(batch.targets, parts, strict=True):
-            target[part] = stream[first : first + len(part)]
-            first += len(part)
+        for target, place in zip(batch.targets, places, strict=True):
+            target[place] = total[first : first + len(place)]
+            first += len(place)
 
-    def _attend(self, batch: _Batch, normed: Tensor, some: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """What attention mixes for every row of the states, before its output projection: [R, A].
+    def _add(
+        self,
+        sources: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        spans: Sequence[slice],
+        rows: int,
+        half: Half | None,
+    ) -> None:
+        """Add what the halves come to, of rows that attention has mixed in "inner" before, unless half is "mlp"."""
+        parts = self.parts
+        normed, delta = (self._matrix(name, rows, parts.hidden) for name in ("normed", "delta"))
+        if half == "mlp":
+            for source, span in zip(sources, spans, strict=True):
+                norm_rows(parts.mlp_norm, source, normed[span])
+        else:
+            self.output(self._matrix("inner", rows, parts.heads * parts.head_dim), out=delta)
+            for source, target, span in zip(sources, targets, spans, strict=True):
+                self._add_attention(source, target, delta[span], None if half else normed[span])
+            sources = targets
+        if half != "attn":
+            self._feed(rows, normed, delta)
+            for source, target, span in zip(sources, targets, spans, strict=True):
+                add_half(source, delta[span], parts.after_mlp, parts.factor, target)
+
+    def _add_attention(self, source: Tensor, target: Tensor, delta: Tensor, normed: Tensor | None) -> None:
+        """Add attention's result delta [R, H] to the stream, and norm the sum for the MLP where it goes on to that."""
+        parts = self.parts
+        norm, after = parts.mlp_norm, parts.after_attention
+        if norm is not None and normed is not None and after is None and parts.factor == 1:
+            add_rms_norm(source, delta, norm.weight, norm.eps, gemma=norm.gemma, out=normed, total=target)
+            return
+        add_half(source, delta, after, parts.factor, target)
+        if normed is not None:
+            norm_rows(norm, target, normed)
+
+    def _attend(self, batch: _Batch, normed: Tensor, some: tuple[Tensor, Tensor] | None = None) -> None:
+        """Write what attention mixes for every row of the states, before its output projection, to "inner" [R, A].
 
         Or for some rows alone: positions [S] of every window, and the same [W·S] among all rows.
         """
+        parts, rope = self.parts, self.rope
         for source, span in zip(batch.sources, batch.spans, strict=True):
-            rms_norm(source, self.input_norm.weight, self.input_norm.eps, out=normed[span])
+            norm_rows(parts.attention_norm, source, normed[span])
         asked, index = (None, None) if some is None else some
         qkv = self._project(normed, index)[: batch.rows]
-        rope = self.rope
         pattern = min(len(rope.cos), len(batch.sources[0]))  # of trees, those of the windows that a state has
-        rotary_(
-            qkv,
-            rope.cos[:pattern],
-            rope.sin[:pattern],
-            self.heads,
-            self.kv_heads,
-            query_norm=None if self.query_norm is None else self.query_norm.weight,
-            key_norm=None if self.key_norm is None else self.key_norm.weight,
-            eps=0.0 if self.query_norm is None else self.query_norm.eps,
-        )
-        rows = batch.rows if index is None else len(index)
-        mixed = self._matrix("inner", rows, self.heads * self.head_dim)
+        rotate_heads(parts, qkv, rope.cos[:pattern], rope.sin[:pattern])
         positions = None if rope.positions is None else rope.positions[:pattern]
+        rows = batch.rows if index is None else len(index)
+        mixed = self._matrix("inner", rows, parts.heads * parts.head_dim)
         with timed(ATTENTION):
             causal_attention(
                 qkv,
                 rope.tokens,
-                self.heads,
-                self.kv_heads,
-                self.scale,
+                parts.heads,
+                parts.kv_heads,
+                parts.scale,
                 asked=asked,
                 positions=positions,
+                sliding_window=rope.sliding_window,
+                cap=parts.score_cap,
                 out=mixed[:rows],
             )
-        return mixed
 
     def _project(self, normed: Tensor, index: Tensor | None) -> Tensor:
         """Queries, keys and values of all rows; where `index` is given, queries of these rows alone."""
         wide = self._matrix("wide", len(normed), self.qkv.out_features)
         if index is None:
             return self.qkv(normed, out=wide)
-        queries = self.heads * self.head_dim
+        queries = self.parts.heads * self.parts.head_dim
         self.qkv(normed, out=wide[:, queries:], maps=slice(1, 3))
         asking = normed[index]
         padded = torch.cat([asking, asking[:1].expand(max(MIN_ROWS - len(asking), 0), -1)])
@@ -247,8 +238,8 @@ class FastBlock:
     def _feed(self, rows: int, normed: Tensor, delta: Tensor) -> None:
         """What the MLP adds to the states, from their normed rows, into delta."""
         gate_up = self.gate_up(normed, out=self._matrix("wide", rows, self.gate_up.out_features))
-        inner = self._matrix("inner", rows, self.gate_up.out_features // 2)
-        swiglu(gate_up[:rows], out=inner[:rows])
+        inner = self._matrix("inner", rows, self.parts.inner)
+        gate_rows(self.parts, gate_up[:rows], out=inner[:rows])
         self.down(inner, out=delta)
 
     def _matrix(self, name: str, rows: int, columns: int) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import BlockCall, Convention
+from layercoop_fast.llama.block import UnfitError, find_parts
+from layercoop_fast.llama.block_inputs import find_rope
 from layercoop_fast.llama.cpu_block import FastBlock, Workspace
-from layercoop_fast.llama.shape import UnfitError, find_parts, find_rope
 
 # How far a fast block may be from the block itself: |fast - block| / |block - input|, Euclidean norms over the whole
 # random input. In bf16 both round after every step, each a little differently.

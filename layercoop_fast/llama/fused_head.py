@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import replaced_forward
 from layercoop_fast.engine.skeleton import Context, Skeleton
-from layercoop_fast.kernels.linear_cross_entropy import TokenLosses, linear_cross_entropy
+from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy
 from layercoop_fast.kernels.memory import is_native, on_gpu
+from layercoop_fast.kernels.reference.head import TokenLosses
 from layercoop_fast.kernels.rms_norm import rms_norm
-from layercoop_fast.llama.shape import Norm, UnfitError, find_norm
+from layercoop_fast.llama.block import Norm, UnfitError, find_norm
 
 # How far the mean loss of the check may be from that of the model's own logits, as a share of it. In bf16 logits are
 # rounded to three digits on either way, some of them to the other side.
@@ -44,7 +45,7 @@ class FusedHead:
         """What the model hands its output projection for a state behind its last block: [B, T, H] → [B, T, H]."""
         if self.norm is not None:
             rows = state.reshape(-1, state.shape[-1])
-            return rms_norm(rows, self.norm.weight, self.norm.eps).view(state.shape)
+            return rms_norm(rows, self.norm.weight, self.norm.eps, gemma=self.norm.gemma).view(state.shape)
         return _run(context, state, self.projection, lambda hidden: hidden.new_zeros((*hidden.shape[:-1], 1)))[0]
 
     def losses(self, hidden: Tensor, targets: Tensor, teacher: Tensor | None = None) -> TokenLosses:
@@ -113,7 +114,8 @@ def _final_norm(context: Context, projection: nn.Linear) -> Norm | None:
     if norm.weight.shape != state.shape[-1:] or norm.weight.dtype != state.dtype:
         return None
     expected, _ = _run(context, state, projection, lambda hidden: hidden.new_zeros((*hidden.shape[:-1], 1)))
-    found = rms_norm(state.reshape(-1, state.shape[-1]), norm.weight, norm.eps).view(state.shape)
+    rows = state.reshape(-1, state.shape[-1])
+    found = rms_norm(rows, norm.weight, norm.eps, gemma=norm.gemma).view(state.shape)
     alike = torch.allclose(found.float(), expected.float(), rtol=2 * torch.finfo(state.dtype).eps, atol=1e-6)
     return norm if alike else None
 

@@ -1,14 +1,9 @@
 """A llama-shaped block on states in a pool: it reads and writes the slots that an index table on the device names.
 
-With x the rows of the picked states, it is `llama/cpu_block.py`'s two lines,
-
-    x = x + o_proj(attention(rotary(qkv_proj(rms_norm(x)))))
-    x = x + down_proj(silu(gate_proj(n)) · up_proj(n)),   n = rms_norm(x)
-
-and what it takes from libraries and what not is: products by cuBLAS, queries, keys and values as one and gate and up as
-another; attention by torch's scaled_dot_product_attention (FlashAttention where that takes the dtype); norms with their
-residual sums, rotary and SwiGLU by the kernels of `kernels/gpu`, each one pass over its rows. No state is copied: the
-first norm reads it where it lies, and the last sum writes it where it goes.
+It computes the formula of `block.py` on the rows of the states in those slots. Products are cuBLAS's, queries, keys and
+values as one and gate and up as another; attention is torch's scaled_dot_product_attention (FlashAttention where that
+takes dtype and mask); norms with their residual sums, rotary and gates are kernels of `kernels/gpu`, each one pass over
+its rows. No state is copied: the first norm reads it where it lies, and the last sum writes it where it goes.
 
 Nothing here depends on what the table holds, and nothing waits for the device, so that a call can be captured in a
 graph and repeated with another table. Intermediate results are torch's own allocations, in a graph the graph's.
@@ -16,44 +11,39 @@ graph and repeated with another table. Intermediate results are torch's own allo
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from layercoop_fast.kernels.pool import gather_add_norm, gather_norm, scatter_residual_
-from layercoop_fast.kernels.rms_norm import rms_norm
-from layercoop_fast.kernels.rotary import rotary_
-from layercoop_fast.kernels.swiglu import swiglu
-from layercoop_fast.llama.cpu_block import Half
+from layercoop_fast.llama.block import BlockParts, Half, Norm, UnfitError
+from layercoop_fast.llama.block_inputs import Rope, causal_mask
 from layercoop_fast.llama.projections import Projection
-from layercoop_fast.llama.shape import Norm, Parts, Rope
+from layercoop_fast.llama.steps import gate_rows, norm_rows, rotate_heads
 
 
 class PoolBlock:
     """A llama-shaped block for windows of one length; `masked/pool_units.py` makes and checks it.
 
     Args:
-        parts: the block's modules; the weights of the joint projections become views of new memory.
+        parts: of the block; the weights of the joint projections become views of new memory.
         rope: of windows of T tokens, all alike.
+
+    Raises `UnfitError` where the scores have a soft cap, which torch's attention lacks.
     """
 
-    def __init__(self, parts: Parts, rope: Rope) -> None:
+    def __init__(self, parts: BlockParts, rope: Rope) -> None:
+        if parts.score_cap:
+            raise UnfitError("its scores have a soft cap, which attention on a GPU lacks")
         self.parts = parts
         self.rope = rope
-        self.head_dim = parts.head_dim
-        self.scale = parts.scale
-        self.heads = parts.query.out_features // parts.head_dim
-        self.kv_heads = parts.key.out_features // parts.head_dim
-        self.input_norm = parts.input_norm
-        self.mlp_norm = parts.mlp_norm
-        self.query_norm = parts.query_norm
-        self.key_norm = parts.key_norm
         self.qkv = Projection([parts.query, parts.key, parts.value])
         self.output = Projection([parts.output])
         self.gate_up = Projection([parts.gate, parts.up])
         self.down = Projection([parts.down])
+        self._seen: Tensor | None = None
+        if rope.sliding_window:
+            self._seen = causal_mask(rope.tokens, rope.sliding_window, rope.cos.device)
 
     @property
     def holds(self) -> bool:
@@ -63,9 +53,9 @@ class PoolBlock:
     @property
     def bytes_a_row(self) -> int:
         """Bytes of intermediate results that a row (token) of a call takes at most."""
-        hidden, inner = len(self.input_norm.weight), self.gate_up.out_features // 2
-        attending = hidden + self.qkv.out_features + 2 * self.heads * self.head_dim
-        return (2 * hidden + max(attending, 3 * inner + hidden)) * self.input_norm.weight.element_size()
+        hidden, inner = self.parts.hidden, self.parts.inner
+        attending = hidden + self.qkv.out_features + 2 * self.parts.heads * self.parts.head_dim
+        return (2 * hidden + max(attending, 3 * inner + hidden)) * self.parts.dtype.itemsize
 
     def run(self, pool: Tensor, sources: Tensor, targets: Tensor, half: Half | None = None) -> None:
         """Run the block, or one half of it, on the states in `sources`, each into its target.
@@ -73,73 +63,75 @@ class PoolBlock:
         pool: [S, W·T, H], any W; sources, targets: int32 [B] on the pool's device. A target may be its own state's
         source, but neither another's source nor its target. Both halves one after the other are the block.
         """
+        parts = self.parts
         if half == "mlp":
-            normed = gather_norm(pool, sources, self.mlp_norm.weight, self.mlp_norm.eps)
-            scatter_residual_(pool, targets, self.feed(normed), sources=sources)
+            delta = self.feed(_gathered(pool, sources, parts.mlp_norm))
+            scatter_residual_(pool, targets, delta, sources=sources)
             return
-        mixed = self._attend(gather_norm(pool, sources, self.input_norm.weight, self.input_norm.eps))
-        delta = F.linear(mixed, self.output.weight, self.output.bias)
+        delta = self.behind_attention(self._attend(_gathered(pool, sources, parts.attention_norm)))
         if half == "attn":
             scatter_residual_(pool, targets, delta, sources=sources)
             return
-        total, normed = gather_add_norm(pool, sources, delta, self.mlp_norm.weight, self.mlp_norm.eps)
+        norm = parts.mlp_norm
+        if norm is None:
+            total = normed = _gathered(pool, sources, None) + delta
+        else:
+            total, normed = gather_add_norm(pool, sources, delta, norm.weight, norm.eps, gemma=norm.gemma)
         scatter_residual_(pool, targets, self.feed(normed), residual=total)
 
     def _attend(self, normed: Tensor) -> Tensor:
         """What attention mixes, before its output projection: [R, H] → [R, heads·D]."""
+        parts, seen = self.parts, self._seen
         qkv = self.project(normed, self.rope.cos, self.rope.sin)
-        by_head = qkv.view(-1, self.rope.tokens, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
-        queries, keys, values = torch.split(by_head, [self.heads, self.kv_heads, self.kv_heads], dim=1)
+        by_head = qkv.view(-1, self.rope.tokens, parts.heads + 2 * parts.kv_heads, parts.head_dim).transpose(1, 2)
+        queries, keys, values = torch.split(by_head, [parts.heads, parts.kv_heads, parts.kv_heads], dim=1)
         mixed = F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, scale=self.scale, enable_gqa=self.heads != self.kv_heads
+            queries,
+            keys,
+            values,
+            attn_mask=seen,
+            is_causal=seen is None,
+            scale=parts.scale,
+            enable_gqa=parts.heads != parts.kv_heads,
         )
-        return mixed.transpose(1, 2).reshape(len(qkv), self.heads * self.head_dim)
+        return mixed.transpose(1, 2).reshape(len(qkv), parts.heads * parts.head_dim)
 
     def project(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries and keys, rotated, and values: [R, H] → [R, (heads + 2·kv_heads)·D]; row r is turned by row r mod T.
 
         cos, sin: [T, D].
         """
-        return turn_heads(self, F.linear(normed, self.qkv.weight, self.qkv.bias), cos, sin)
+        return rotate_heads(self.parts, F.linear(normed, self.qkv.weight, self.qkv.bias), cos, sin)
 
     def feed(self, normed: Tensor) -> Tensor:
         """What the MLP adds: [R, H] → [R, H]."""
-        inner = swiglu(F.linear(normed, self.gate_up.weight, self.gate_up.bias))
-        return F.linear(inner, self.down.weight, self.down.bias)
+        inner = gate_rows(self.parts, F.linear(normed, self.gate_up.weight, self.gate_up.bias))
+        return what_is_added(self.parts, F.linear(inner, self.down.weight, self.down.bias), self.parts.after_mlp)
 
     # Generation's steps (`runtime/gpu.py`) hold their states themselves, and take a block in these three.
 
     def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """As `project`, of states before the norm."""
-        return self.project(rms_norm(hidden, self.input_norm.weight, self.input_norm.eps), cos, sin)
+        return self.project(norm_rows(self.parts.attention_norm, hidden), cos, sin)
 
     def behind_attention(self, mixed: Tensor) -> Tensor:
         """What attention adds, of what it mixed: [R, heads·D] → [R, H]."""
-        return F.linear(mixed, self.output.weight, self.output.bias)
+        delta = F.linear(mixed, self.output.weight, self.output.bias)
+        return what_is_added(self.parts, delta, self.parts.after_attention)
 
     def normed_mlp(self, hidden: Tensor) -> Tensor:
         """As `feed`, of states before the norm."""
-        return self.feed(rms_norm(hidden, self.mlp_norm.weight, self.mlp_norm.eps))
+        return self.feed(norm_rows(self.parts.mlp_norm, hidden))
 
 
-class Heads(Protocol):
-    """What a block says of its queries and keys."""
-
-    heads: int
-    kv_heads: int
-    query_norm: Norm | None
-    key_norm: Norm | None
+def what_is_added(parts: BlockParts, delta: Tensor, after: Norm | None) -> Tensor:
+    """What a half adds to the stream, factor · after(delta): [R, H] → [R, H]."""
+    delta = norm_rows(after, delta)
+    return delta if parts.factor == 1 else delta * parts.factor
 
 
-def turn_heads(block: Heads, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate queries and keys in place, behind their norms where a block has those; row r by row r mod T of cos."""
-    return rotary_(
-        qkv,
-        cos,
-        sin,
-        block.heads,
-        block.kv_heads,
-        query_norm=None if block.query_norm is None else block.query_norm.weight,
-        key_norm=None if block.key_norm is None else block.key_norm.weight,
-        eps=0.0 if block.query_norm is None else block.query_norm.eps,
-    )
+def _gathered(pool: Tensor, slots: Tensor, norm: Norm | None) -> Tensor:
+    """The norm of the states in slots of a pool, or the states themselves: [B·T, H]."""
+    if norm is None:
+        return pool[slots.long()].flatten(0, 1)
+    return gather_norm(pool, slots, norm.weight, norm.eps, gemma=norm.gemma)

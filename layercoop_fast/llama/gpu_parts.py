@@ -10,18 +10,15 @@ from torch import Tensor, nn
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.kernels.rms_norm import rms_norm
+from layercoop_fast.llama.block import BlockParts, let_go
 from layercoop_fast.llama.fused_head import FusedHead
 from layercoop_fast.llama.gpu_quantised import QuantisedMap, norm_on
-from layercoop_fast.llama.weights import let_go
 
 
 class DecodeBlock(Protocol):
     """A block in generation: `PoolBlock`, or `QuantisedBlock`."""
 
-    @property
-    def scale(self) -> float:
-        """Of the scores."""
-        ...
+    parts: BlockParts
 
     def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries and keys, rotated, and values of states before the norm: [R, H] → [R, (heads + 2·kv_heads)·D]."""
@@ -63,7 +60,7 @@ class PlainEnds:
         """States [N, H] → logits float32 [N, V]."""
         norm, projection = self._head.norm, self._head.projection
         assert norm is not None
-        normed = rms_norm(hidden, norm.weight, norm.eps)
+        normed = rms_norm(hidden, norm.weight, norm.eps, gemma=norm.gemma)
         return _finished(F.linear(normed, projection.weight, projection.bias), self._head)
 
 

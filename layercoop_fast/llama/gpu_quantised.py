@@ -11,26 +11,18 @@ kernel; more (prompts) through the library's product, of weights widened a piece
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layercoop_fast.kernels.gpu.gemv import (
-    MOST_ROWS,
-    Quantized,
-    dequantize,
-    quantize,
-    quantized_linear,
-    quantized_linear_reference,
-)
-from layercoop_fast.kernels.memory import on_gpu
-from layercoop_fast.kernels.quantise import GROUP
+from layercoop_fast.kernels.quantised_linear import pack, quantised_linear
+from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 from layercoop_fast.kernels.rms_norm import rms_norm
-from layercoop_fast.kernels.swiglu import swiglu
-from layercoop_fast.llama.gpu_block import PoolBlock, turn_heads
-from layercoop_fast.llama.shape import Norm, UnfitError
-from layercoop_fast.llama.weights import let_go
+from layercoop_fast.llama.block import LinearRows, Norm, UnfitError, let_go
+from layercoop_fast.llama.gpu_block import PoolBlock, what_is_added
+from layercoop_fast.llama.steps import gate_rows, rotate_heads
 
 BITS = {"int8": 8, "int4": 4}
 # Rows up to which reading the packed weights anew for every sixteen is less than widening them once.
@@ -50,23 +42,20 @@ class QuantisedMap:
     Raises `UnfitError` where K is no multiple of 32.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear], bits: int, device: torch.device) -> None:
+    def __init__(self, linears: Sequence[nn.Linear | LinearRows], bits: int, device: torch.device) -> None:
         if linears[0].in_features % GROUP:
             raise UnfitError(f"a product of {linears[0].in_features} columns does not fall into groups of {GROUP}")
-        parts = [quantize(linear.weight.detach(), bits) for linear in linears]
+        parts = [pack(linear.weight.detach(), bits) for linear in linears]
         minimums = [part.minimum for part in parts if part.minimum is not None]
-        self.weight = Quantized(
+        self.weight = PackedWeight(
             torch.cat([part.values for part in parts]).to(device),
             torch.cat([part.scale for part in parts]).to(device),
             torch.cat(minimums).to(device) if minimums else None,
         )
         self.bias: Tensor | None = None
         if any(linear.bias is not None for linear in linears):
-            biases = [
-                linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-                for linear in linears
-            ]
-            self.bias = torch.cat(biases).to(device)
+            biases = [(linear.bias, linear.weight.new_zeros(linear.out_features)) for linear in linears]
+            self.bias = torch.cat([zeros if bias is None else bias.detach() for bias, zeros in biases]).to(device)
 
     @property
     def nbytes(self) -> int:
@@ -76,29 +65,23 @@ class QuantisedMap:
 
     def __call__(self, x: Tensor, norm: Norm | None = None) -> Tensor:
         """Norm, where one is given, and multiply: [R, K] → [R, O] in x's dtype."""
+        if norm is not None and norm.gemma:  # the product's kernel knows llama's form alone
+            x, norm = rms_norm(x, norm.weight, norm.eps, gemma=True), None
         if len(x) <= _FEW_ROWS:
-            found = [self._few(rows, norm) for rows in torch.split(x, MOST_ROWS)]
-            out = found[0] if len(found) == 1 else torch.cat(found)
+            scaled, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+            out = quantised_linear(x, self.weight, scaled, eps)
         else:
             x = x if norm is None else rms_norm(x, norm.weight, norm.eps)
             pieces = range(0, len(self.weight.values), _PIECE)
             out = torch.cat([F.linear(x, self._rows(slice(first, first + _PIECE), x.dtype)) for first in pieces], dim=1)
         return out if self.bias is None else out + self.bias
 
-    def _few(self, x: Tensor, norm: Norm | None) -> Tensor:
-        weight = self.weight
-        scaled, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        if not on_gpu(x):
-            return quantized_linear_reference(x, weight, scaled, eps)
-        multiplied: Tensor = quantized_linear(x, weight.values, weight.scale, weight.minimum, scaled, eps)
-        return multiplied
-
     def _rows(self, some: slice | Tensor, dtype: torch.dtype) -> Tensor:
         weight = self.weight
-        part = Quantized(
+        part = PackedWeight(
             weight.values[some], weight.scale[some], None if weight.minimum is None else weight.minimum[some]
         )
-        return dequantize(part).to(dtype)
+        return part.unpack().to(dtype)
 
     def embed(self, words: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of the weights, of int64 [N]: [N, K]."""
@@ -116,16 +99,20 @@ class QuantisedBlock:
 
     def __init__(self, block: PoolBlock, bits: int, device: torch.device) -> None:
         parts = block.parts
-        self.rope = block.rope
-        self.head_dim, self.scale, self.heads, self.kv_heads = block.head_dim, block.scale, block.heads, block.kv_heads
-        self.input_norm, self.mlp_norm = norm_on(parts.input_norm, device), norm_on(parts.mlp_norm, device)
-        self.query_norm = None if parts.query_norm is None else norm_on(parts.query_norm, device)
-        self.key_norm = None if parts.key_norm is None else norm_on(parts.key_norm, device)
+        self.parts = replace(
+            parts,
+            attention_norm=norm_on(parts.attention_norm, device),
+            query_norm=norm_on(parts.query_norm, device),
+            key_norm=norm_on(parts.key_norm, device),
+            after_attention=norm_on(parts.after_attention, device),
+            mlp_norm=norm_on(parts.mlp_norm, device),
+            after_mlp=norm_on(parts.after_mlp, device),
+        )
         self._qkv = QuantisedMap([parts.query, parts.key, parts.value], bits, device)
         self._output = QuantisedMap([parts.output], bits, device)
         self._gate_up = QuantisedMap([parts.gate, parts.up], bits, device)
         self._down = QuantisedMap([parts.down], bits, device)
-        let_go([parts.query, parts.key, parts.value, parts.output, parts.gate, parts.up, parts.down])
+        let_go(parts.layers)
 
     @property
     def nbytes(self) -> int:
@@ -134,17 +121,18 @@ class QuantisedBlock:
 
     def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The norm's queries and keys, rotated, and values: [R, H] → [R, (heads + 2·kv_heads)·D]."""
-        return turn_heads(self, self._qkv(hidden, self.input_norm), cos, sin)
+        return rotate_heads(self.parts, self._qkv(hidden, self.parts.attention_norm), cos, sin)
 
     def behind_attention(self, mixed: Tensor) -> Tensor:
         """What attention adds, of what it mixed: [R, heads·D] → [R, H]."""
-        return self._output(mixed)
+        return what_is_added(self.parts, self._output(mixed), self.parts.after_attention)
 
     def normed_mlp(self, hidden: Tensor) -> Tensor:
         """What the MLP adds to a state: [R, H] → [R, H]."""
-        return self._down(swiglu(self._gate_up(hidden, self.mlp_norm)))
+        inner = gate_rows(self.parts, self._gate_up(hidden, self.parts.mlp_norm))
+        return what_is_added(self.parts, self._down(inner), self.parts.after_mlp)
 
 
-def norm_on(norm: Norm, device: torch.device) -> Norm:
-    """A norm with its weight on a device."""
-    return Norm(norm.weight.detach().to(device), norm.eps)
+def norm_on(norm: Norm | None, device: torch.device) -> Norm | None:
+    """A norm with its weight on a device; None stays None."""
+    return None if norm is None else replace(norm, weight=norm.weight.to(device))

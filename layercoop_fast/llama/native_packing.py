@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast import _C
-from layercoop_fast.llama.shape import Norm
-from layercoop_fast.llama.weights import ATTENTION, MLP, BlockWeights, LlamaWeights
+from layercoop_fast.llama.block import ATTENTION, MLP, BlockParts, LinearRows, Norm
+from layercoop_fast.llama.model import ModelParts
 
 Floats = npt.NDArray[np.float32]
 
@@ -68,22 +68,19 @@ def _padded(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
 
 
-def _bias(*linears: nn.Linear) -> Floats | None:
-    """The biases of maps one under the other; zeros where only others have one."""
-    biases = [dict(linear.named_parameters()).get("bias") for linear in linears]
+def _bias(*layers: nn.Linear | LinearRows) -> Floats | None:
+    """Biases one after the other, fp32; zeros where only other layers have one."""
+    biases = [layer.bias for layer in layers]
     if all(bias is None for bias in biases):
         return None
-    return _floats(
-        torch.cat(
-            [
-                torch.zeros(linear.out_features) if bias is None else bias.detach().float()
-                for linear, bias in zip(linears, biases, strict=True)
-            ]
-        )
-    )
+    parts = [
+        torch.zeros(layer.out_features) if bias is None else bias.detach().float()
+        for layer, bias in zip(layers, biases, strict=True)
+    ]
+    return _floats(torch.cat(parts))
 
 
-def _gate_up_bias(block: BlockWeights) -> Floats | None:
+def _gate_up_bias(block: BlockParts) -> Floats | None:
     both = _bias(block.gate, block.up)
     if both is None:
         return None
@@ -91,12 +88,8 @@ def _gate_up_bias(block: BlockWeights) -> Floats | None:
     return _floats(torch.stack([part.view(-1, TILE) for part in pair], dim=1).reshape(-1))
 
 
-def _norm(norm: Norm) -> tuple[Floats, float]:
-    return _floats(norm.weight), norm.eps
-
-
-def _norm_or_none(norm: Norm | None) -> tuple[Floats, float] | None:
-    return None if norm is None else _norm(norm)
+def _norm(norm: Norm | None) -> tuple[Floats, float] | None:
+    return None if norm is None else (_floats(norm.scale()), norm.eps)
 
 
 def _floats(values: Tensor) -> Floats:
@@ -117,7 +110,7 @@ class Packed:
         nbytes: of the packed matrices.
     """
 
-    def __init__(self, weights: LlamaWeights, format: str, drop: Callable[[Sequence[nn.Linear]], None]) -> None:
+    def __init__(self, weights: ModelParts, format: str, drop: Callable[[Sequence[nn.Linear]], None]) -> None:
         first = weights.first
         self.weights = weights
         self.format = format
@@ -126,10 +119,10 @@ class Packed:
         self.positions = 0
         self.model = _C.DecodeModel(
             hidden=weights.hidden,
-            heads=weights.heads,
-            kv_heads=weights.kv_heads,
+            heads=first.heads,
+            kv_heads=first.kv_heads,
             width=first.head_dim,
-            inner=weights.inner,
+            inner=first.inner,
             scale=first.scale,
             score_cap=first.score_cap,
             activation=first.activation,
@@ -146,21 +139,24 @@ class Packed:
         self.model.set_rotaries([(_floats(cos), _floats(sin)) for cos, sin in tables])
         self.positions = count
 
-    def add_block(self, block: BlockWeights | None, halves: int = ATTENTION | MLP) -> None:
-        """Pack the halves of a block that are held, and let go of all its matrices; None holds its place."""
+    def add_block(self, block: BlockParts | None, rotary: int, halves: int = ATTENTION | MLP) -> None:
+        """Pack the halves of a block that are held, and let go of all its matrices; None holds its place.
+
+        `rotary` is the number of its rotary table, -1 for none.
+        """
         if block is None:
             return self.model.add_block()
-        arguments: dict[str, Any] = {"rotary": block.rotary, "window": block.window}
+        arguments: dict[str, Any] = {"rotary": rotary, "window": block.sliding_window}
         if halves & ATTENTION:
             arguments |= {
                 "attention_norm": _norm(block.attention_norm),
                 "qkv": self._keep(pack_rows(self.format, [m.weight for m in (block.query, block.key, block.value)])),
                 "qkv_bias": _bias(block.query, block.key, block.value),
-                "query_norm": _norm_or_none(block.query_norm),
-                "key_norm": _norm_or_none(block.key_norm),
+                "query_norm": _norm(block.query_norm),
+                "key_norm": _norm(block.key_norm),
                 "output": self._keep(pack_rows(self.format, [block.output.weight])),
                 "output_bias": _bias(block.output),
-                "after_attention": _norm_or_none(block.after_attention),
+                "after_attention": _norm(block.after_attention),
             }
         if halves & MLP:
             arguments |= {
@@ -169,10 +165,10 @@ class Packed:
                 "gate_up_bias": _gate_up_bias(block),
                 "down": self._keep(pack_rows(self.format, [block.down.weight])),
                 "down_bias": _bias(block.down),
-                "after_mlp": _norm_or_none(block.after_mlp),
+                "after_mlp": _norm(block.after_mlp),
             }
         self.model.add_block(**arguments)
-        self.drop([block.query, block.key, block.value, block.output, block.gate, block.up, block.down])
+        self.drop(block.layers)
         return None
 
     def set_ends(self) -> None:
@@ -184,7 +180,7 @@ class Packed:
         embedding = head if weights.tied else self._keep(pack_rows(format, [weights.embedding]))
         self.model.set_ends(
             embedding=embedding,
-            final_norm=_norm(weights.final_norm),
+            final_norm=(_floats(weights.final_norm.scale()), weights.final_norm.eps),
             head=head,
             head_bias=_bias(projection),
             embedding_scale=weights.embedding_scale,

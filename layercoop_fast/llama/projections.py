@@ -13,22 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.kernels.rows import Product
+from layercoop_fast.llama.block import LinearRows
 from layercoop_fast.spans import BLOCK_PRODUCTS, timed
 
 
 class Projection:
     """One product for several linear maps of the same input, outputs one after the other.
 
-    It keeps no weight alive: the joint matrix is found anew behind the modules' parameters at every call.
+    It keeps no weight alive: the joint matrix is looked up through the modules' parameters at every call.
+
+    Args:
+        linears: layers, or all slices of one fused layer in order, whose weights are joint already.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, linears: Sequence[nn.Linear | LinearRows]) -> None:
         self.linears = list(linears)
         self.out_features = sum(linear.out_features for linear in linears)
         with torch.inference_mode(False), torch.no_grad():
             _join([linear.weight for linear in linears])
-            biases = [linear.bias for linear in linears if linear.bias is not None]
-            self._joint_bias = len(biases) == len(linears)
+            biases = self._biases()
+            self._joint_bias = len(biases) == len(self.linears)
             self._bias: Tensor | None = None
             if self._joint_bias:
                 _join(biases)
@@ -44,7 +48,7 @@ class Projection:
         """Whether the parameters still stand one behind the other: those that another projection joined do not."""
         groups = [[linear.weight for linear in self.linears]]
         if self._joint_bias:
-            groups.append([linear.bias for linear in self.linears])
+            groups.append(self._biases())
         return all(_stand_joined(group) for group in groups)
 
     def product(self, maps: slice = slice(None)) -> Product:
@@ -59,7 +63,10 @@ class Projection:
     @property
     def bias(self) -> Tensor | None:
         """The joint bias [out]; None where no map has one."""
-        return _joint([linear.bias for linear in self.linears]) if self._joint_bias else self._bias
+        return _joint(self._biases()) if self._joint_bias else self._bias
+
+    def _biases(self) -> list[Tensor]:
+        return [linear.bias for linear in self.linears if linear.bias is not None]
 
     def __call__(self, x: Tensor, out: Tensor, maps: slice = slice(None)) -> Tensor:
         """x [R, in] → out [R, out], of all maps or of some neighbouring ones."""
@@ -93,7 +100,7 @@ def _stand_joined(parameters: Sequence[Tensor]) -> bool:
 
 
 def _join(parameters: Sequence[Tensor]) -> None:
-    """Move parameters behind each other into one new tensor; nothing moves where they stand so already."""
+    """Move parameters into one new tensor, one after the other; nothing moves where they stand so already."""
     if _stand_joined(parameters):
         return
     joint = torch.cat([parameter.detach() for parameter in parameters])

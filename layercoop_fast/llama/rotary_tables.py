@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import BlockCall, Convention
-from layercoop_fast.llama.shape import UnfitError
+from layercoop_fast.llama.block import UnfitError
 
 _PROBE = 16  # positions
 
@@ -72,15 +72,16 @@ def rotary_calls(model: nn.Module) -> Iterator[list[tuple[RotaryCall, tuple[Tens
 
 
 def which_rotary(
-    attention: nn.Module,
     call: BlockCall,
     convention: Convention,
     seen: list[tuple[RotaryCall, tuple[Tensor, Tensor]]],
     rotaries: list[RotaryCall],
 ) -> int:
-    """Which of the tables a block is handed, added to `rotaries` where it is new; -1 where it says that it has none."""
-    if not getattr(attention, "use_rope", True):
-        return -1
+    """Return the number in `rotaries` of the table that a block is handed, added there where it is new.
+
+    `seen` holds the calls of rotary modules with what they returned (`rotary_calls`). Raises `UnfitError` where the
+    block is not handed one of these.
+    """
     handed = [value for where, value in call.arguments() if where != convention.takes and isinstance(value, tuple)]
     found = [entry for entry, (cos, _) in seen if any(len(pair) == 2 and pair[0] is cos for pair in handed)]
     if len(found) != 1:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.masked.batch_width import MAX_ROWS, batch_width, cut, scored_width
+from layercoop_fast.masked.batch_width import MAX_ROWS, batch_width, batches, scored_width
 from layercoop_fast.masked.plan import Plan, last_states, layer_visits
 from layercoop_fast.masked.pool_units import PoolUnits
 from layercoop_fast.masked.units import GeneralUnits, Units
@@ -24,7 +24,7 @@ from layercoop_fast.masked.windows import Windows
 from layercoop_fast.spans import COPIES, DEVICE_HEAD, HEAD_REST, timed
 from layercoop_fast.system import machine
 
-# So few states have a budget to themselves.
+# This few states have a budget to themselves.
 _STATES_ALONE = 8
 
 
@@ -56,7 +56,7 @@ def run_plan(
         slots = list(windows.pool(plan.peak_states))
         width = batch_width(windows, units, slots, plan.scheduled, max_rows)
         windows.skeleton.expect(layer_visits(plan, windows.skeleton.n_layers)[0].tolist())
-        # Of a state that is scored and never read again only the scored positions are needed.
+        # A state that is scored and never read again is needed at the scored positions only.
         narrow = scored_width(windows, units, slots, width) if windows.score_every > 1 and slots else 0
         last = last_states(plan) if narrow else np.zeros(plan.n_unique, dtype=np.bool_)
         done = 0
@@ -69,7 +69,7 @@ def run_plan(
                 ending = np.isin(targets, ends[last[done : done + len(ends)]])
                 for rows, some, widest in ((None, ~ending, width), (windows.scored, ending, narrow)):
                     pairs = list(zip(sources[some].tolist(), targets[some].tolist(), strict=True))
-                    for part in cut(len(pairs), widest):
+                    for part in batches(len(pairs), widest):
                         batch = pairs[part]
                         units.run(unit, [slots[i] for i, _ in batch], [slots[j] for _, j in batch], rows)
                         if on_progress is not None:
@@ -111,7 +111,7 @@ def states_within(windows: Windows, memory: int) -> int:
 
 
 def split_memory(windows: Windows, units: Units, memory: int) -> tuple[int, int]:
-    """How many states `memory` bytes hold beside the activations of one call, and how many rows that call may have.
+    """How many states `memory` bytes hold next to the activations of one call, and how many rows that call may have.
 
     Activations get a quarter at most, though one state's in any case; states get the rest. A budget of 8 states or
     fewer holds them alone: so few are worth more than the bytes are (the published strata need 7).
@@ -122,8 +122,8 @@ def split_memory(windows: Windows, units: Units, memory: int) -> tuple[int, int]
     one = windows.ids.numel()
     rows = min(MAX_ROWS, memory // 4 // units.bytes_a_row) if units.bytes_a_row else MAX_ROWS
     rows = max(rows, one)
-    beside = (memory - rows * units.bytes_a_row) // windows.state_bytes
-    return max(min(_STATES_ALONE, states), beside), rows
+    with_activations = (memory - rows * units.bytes_a_row) // windows.state_bytes
+    return max(min(_STATES_ALONE, states), with_activations), rows
 
 
 def wait_for(device: torch.device) -> None:

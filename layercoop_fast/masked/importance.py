@@ -116,9 +116,9 @@ def taylor_importance(model: MaskedModel, progress: Progress | None = None) -> F
         importance(p) = Σ_w |w · ∂L/∂w|,   w over all parameters of the player, L the mean NLL over all windows
 
     One forward and one backward pass of the model's own modules, window by window; gradients of all blocks are held at
-    once, in the model's dtype. Of halves of blocks the parameters of the attention or MLP module count, the norm before
-    it does not. Source: Shortened LLaMA, arXiv 2402.02834 (without its rule that the first four and the last two blocks
-    stay).
+    once, in the model's dtype. For halves of blocks, the parameters of the attention or MLP module count; the norm
+    before it does not. Source: Shortened LLaMA, arXiv 2402.02834 (without its rule that the first four and the last two
+    blocks stay).
 
     Raises `RequestError` where the weights are not in memory.
     """

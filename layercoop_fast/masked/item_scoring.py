@@ -46,7 +46,7 @@ class ItemScorer:
         return ItemScorer(windows, self.packs, self.head)
 
     def keep_teacher(self, state: Tensor) -> None:
-        """Items have no teacher; raises `RequestError`."""
+        """Raises `RequestError` for any state [W, T, H]: items have no teacher."""
         raise RequestError("the divergence from the full model is a utility of texts, not of items with options")
 
     def score(self, state: Tensor) -> Scores:
@@ -61,7 +61,7 @@ class ItemScorer:
         return Scores(tokens, np.full(len(tokens), np.nan))
 
     def begin(self, state: Tensor) -> Callable[[], Scores]:
-        """Score at once."""
+        """Score a state [W, T, H] at once."""
         scores = self.score(state)
         return lambda: scores
 

@@ -187,7 +187,8 @@ class MaskedModel:
             take(int(plan.unique_rows[number]), scores)
             tell(0)
 
-        tell(0, teacher)
+        if teacher:
+            tell(0, teacher)
         in_order = InOrder(self.scorer, scored, scores_behind(self.windows))
         run_plan(self.windows, plan, in_order.begin, units=self.units, max_rows=max_rows, on_progress=tell)
         in_order.finish()

@@ -6,7 +6,7 @@ over the same tokens share a third, their intersection, and along
     complex before  ⊇  intersection  ⊆  complex behind
 
 a component or a loop either lives on both ends or on one (a bar of zigzag persistence). Bars over a whole stack of
-layers, cut down to two neighbours, are the bars of those two, so each block is asked by itself.
+layers, cut down to two neighbours, are the bars of those two, so each block is looked at by itself.
 
 Source: Gardinazzi and others, arXiv 2410.11042, and on vision-language models arXiv 2604.16502. The bars are those of
 dionysus (extra `[topology]`).
@@ -56,7 +56,7 @@ def zigzag_changes(model: MaskedModel) -> Floats:
 def neighbour_complex(cloud: Floats, neighbours: int) -> Complex:
     """Vertices, edges and triangles of a cloud, float64 [N, H]: an edge where one token is among the other's nearest.
 
-    Of tokens equally far the first ones count as nearest, so the answer is always the same. Cells are sorted tuples.
+    The first of equally far tokens count as nearest, so the answer is always the same. Cells are sorted tuples.
     """
     squares = (cloud * cloud).sum(axis=1)
     distances = squares[:, None] + squares - 2 * (cloud @ cloud.T)
@@ -84,13 +84,13 @@ def shared_features(before: Complex, after: Complex) -> tuple[int, int, int]:
         import dionysus
     except ImportError as error:
         raise RequestError("zigzag needs the extra: pip install 'layercoop-fast[topology]'") from error
-    # The complex before stands at time 0, the intersection at 1, the one behind at 2: when a cell comes, goes, comes.
+    # Time 0 is the complex before, 1 the intersection, 2 the complex behind: the times at which a cell comes and goes.
     times = {cell: ([0.0] if cell in after else [0.0, 0.5]) if cell in before else [1.5] for cell in before | after}
     cells = dionysus.Filtration([list(cell) for cell in sorted(times, key=lambda cell: (len(cell), cell))])
     cone = dionysus.fast_zigzag(cells, [times[tuple(sorted(cell))] for cell in cells])
     pairs = dionysus.homology_persistence(cone, method="column")
     first = second = both = 0
-    # Of each dimension; what triangles enclose is left out, since cells that could fill it are.
+    # For components and loops; cavities are left out, since the cells that could fill them are.
     for bars in dionysus.init_zigzag_diagrams(pairs, cone)[:2]:
         for bar in (bar for kind in bars.values() for bar in kind):
             lives_before, lives_after = bar.birth <= 0, bar.death > 2

@@ -43,7 +43,7 @@ def make_units(
 
     Args:
         windows: of the game.
-        run_unit: a unit by the model's own modules.
+        run_unit: a unit by the model's own modules, [B, T, H] → [B, T, H].
         halves: whether units are the attention and MLP halves of blocks, in this order.
         block_path: "auto" or "hf".
 
@@ -60,7 +60,7 @@ def make_units(
         whole = windows.positions is None and skeleton.one_device
         pooled = make_pool_units(windows, general, queue_of(skeleton.device), halves=halves) if whole else None
         return general if pooled is None else pooled
-    # Some libraries (torchao) keep plain modules, whose weights are no plain memory.
+    # Some libraries (torchao) keep plain modules, whose weights are not plain memory.
     if skeleton.dtype not in NATIVE_DTYPES or is_quantised(skeleton.model):
         return general
     count = min(_CHECK_WINDOWS, windows.n_windows)

@@ -1,7 +1,7 @@
 """How a game's units are computed: by the model's own modules, or by fast blocks where those fit.
 
 The scheduler (`masked/forward.py`) hands a unit a batch of stored states, each where it lies in the pool, and the slots
-for what comes out. What a state comes to does not depend on the states beside it, on either path.
+for what comes out. The result of a state does not depend on the other states of the batch, on either path.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 from layercoop_fast.engine.skeleton import Context
 from layercoop_fast.kernels.rows import Product
-from layercoop_fast.llama.cpu_block import FastBlock, Half
+from layercoop_fast.llama.block import Half
+from layercoop_fast.llama.cpu_block import FastBlock
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.spans import COPIES, HF_BLOCKS, timed
 
 
 class Units(Protocol):
-    """What the scheduler needs of a game's units."""
+    """How a plan runs units on states."""
 
     path: str
     """Name of the numerics, for fingerprints: worths of different paths are different numbers."""
@@ -31,7 +32,7 @@ class Units(Protocol):
 
     @property
     def products(self) -> Sequence[frozenset[Product]]:
-        """Of each unit, the products with weights that it makes of rows; those within experts are not counted."""
+        """The products with weights that each unit computes for rows; those within experts are not counted."""
         ...
 
     def on(self, windows: Windows) -> Units:
@@ -76,7 +77,7 @@ class GeneralUnits:
 
     @cached_property
     def products(self) -> Sequence[frozenset[Product]]:
-        """Of each unit; of halves those of their whole block.
+        """The products of each unit; halves have those of their whole block.
 
         Found once: every plan asks, and a model has many modules.
         """
@@ -84,7 +85,7 @@ class GeneralUnits:
         return [made for made in blocks for _ in range(2 if self.halves else 1)]
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
-        """Gather the states, run the unit once, and write its results back, all positions of them."""
+        """Gather the states [W, T, H], run the unit once, and write its results back at all positions."""
         context = self.windows.context(len(sources))
         with timed(COPIES):
             self._run(context, unit, sources, targets)
@@ -124,7 +125,7 @@ class FastUnits:
 
     @cached_property
     def products(self) -> Sequence[frozenset[Product]]:
-        """Of each unit; those of some rows too where not all positions are scored."""
+        """The products of each unit; those of some rows too where not all positions are scored."""
         found, some_rows = list(self.general.products), self.general.windows.score_every > 1
         for unit in range(len(found)):
             layer, half = self._part(unit)
@@ -140,7 +141,7 @@ class FastUnits:
         return unit // 2, "mlp" if unit % 2 else "attn"
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
-        """Run the unit on the states where they lie."""
+        """Run the unit on the states [W, T, H] where they lie."""
         layer, half = self._part(unit)
         block = self.blocks[layer]
         if block is None:
@@ -151,7 +152,7 @@ class FastUnits:
 
 
 def _products(block: nn.Module) -> frozenset[Product]:
-    """Of the linear maps of a block, quantised ones included."""
+    """The products of the linear maps of a block, quantised ones included."""
     found: set[Product] = set()
     for module in block.modules():
         terms, columns = ("nx", "nf") if isinstance(module, Conv1D) else ("in_features", "out_features")

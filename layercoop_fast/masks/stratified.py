@@ -43,6 +43,12 @@ def stratified_masks(
     `numpy.random.default_rng` takes; the same arguments give the same masks on every machine of one NumPy version.
 
     Returns `bool[n_masks, n_players]`. Raises `RequestError` for a count below 1 or a stratum that is not among 0..n.
+
+    Example:
+        >>> from layercoop_fast import stratified_masks
+        >>> masks = stratified_masks(8, 6, seed=0, strata=[6, 4])
+        >>> masks.shape, masks.sum(axis=1).tolist()
+        ((6, 8), [6, 6, 6, 4, 4, 4])
     """
     counts = stratum_counts(n_players, n_masks, strata)
     rng = np.random.default_rng(seed)

@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 def check_nested(method: str, *, settles: bool, finalists: int) -> None:
     """Raise `RequestError` for what a family does not go with, as far as that can be seen before anything is opened."""
     if method != "coop":
-        raise RequestError(f"--nested is a search of coop's, and the method is {method}: leave one of the two out")
+        raise RequestError(f"nested= is a search of coop's, and the method is {method}: leave one of the two out")
     if settles or finalists > 1:
-        other = "--settle" if settles else "--finalists"
+        other = "settle=" if settles else "finalists="
         raise RequestError(
-            f"{other} chooses anew among masks of one size, and --nested holds all sizes together: leave one out"
+            f"{other} chooses again among masks of one size, and nested= holds all sizes together: leave one out"
         )
 
 
 def check_counted(target: Target) -> None:
-    """Raise `RequestError` where a budget is no number of players: a family has a mask a number."""
+    """Raise `RequestError` where the goal is not a number of players: a family has one mask for each number."""
     if target.n_remove is None:
         raise RequestError(
-            "--nested has a mask for every number of players, and these cost unequally: say how many, --remove K"
+            "nested= has a mask for every number of players, and these cost unequally: say how many, remove=K"
         )
 
 
 def family_record(game: ModelGame, heldout: ModelGame | None, choice: Choice) -> dict[str, Any] | None:
     """The family of a choice that has one: `sizes`, from few players removed to many, and what it `cost`.
 
-    Of each size `n_removed`, `removed` (labels), `worth`, `ppl`, `heldout_ppl` (None without a held-out text), `loss`,
+    Each size has `n_removed`, `removed` (labels), `worth`, `ppl`, `heldout_ppl` (None without a held-out text), `loss`,
     and of the best mask of this size by itself `free` (labels), `free_ppl` and `free_loss`; `price` is the loss beyond
     that one's. All on the model's own weights, whatever is repaired in a checkpoint.
     """

@@ -23,7 +23,6 @@ from layercoop_fast.masks.types import Floats
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
 
-PHASES = ("prefill", "decode")
 _REPEATS = 5
 # Costs that differ by less than this share are equal: then players are counted.
 _EQUAL = 1e-9
@@ -74,7 +73,7 @@ def count_bytes(game: ModelGame) -> PlayerCosts:
     """
     if game.masked.players.sublayers is not None:
         raise RequestError(
-            "--fit needs whole layers as players: a half of a block that goes is written as zeros and saves no memory"
+            "fit= needs whole layers as players: a half of a block that goes is written as zeros and saves no memory"
         )
     total = bytes_of(game.masked.skeleton.model.parameters())
     return _of_units(game, lambda layer: float(game.masked.players.n_bytes(layer)), "bytes", model_total=float(total))
@@ -87,7 +86,7 @@ def measure_seconds(game: ModelGame, phase: str = "prefill") -> PlayerCosts:
     without a cache to read, which counts at long contexts. Raises `RequestError` where blocks are streamed.
     """
     if game.masked.skeleton.streamed is not None:
-        raise RequestError("--speedup measures the blocks, which --offload reads from files: give --costs FILE.json")
+        raise RequestError("speedup= measures the blocks, which offload= reads from files: give costs=FILE.json")
     ids = game.masked.windows.ids[:1] if phase == "prefill" else game.masked.windows.ids[:1, :1]
     context = game.masked.skeleton.context(ids)
     hidden = context.embedding

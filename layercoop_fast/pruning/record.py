@@ -23,7 +23,8 @@ SCHEMA = 1
 def quality_of(game: ModelGame, pair: Masks, repaired: Repaired | None) -> dict[str, dict[str, Any]]:
     """Worth, NLL, perplexity and NLL by window of the full and the pruned model, as JSON can hold them.
 
-    Where a repair stays, the pruned model is the repaired one, and what it was before is beside it as `unrepaired`.
+    Where a repair is kept, the pruned model is the repaired one, and `unrepaired` holds its values before the repair.
+    `pair` is bool [2, n]: the full mask and the chosen one.
     """
     measured = game.evaluate(pair)
     worths, nll, window_nll = measured.worths.tolist(), measured.nll.tolist(), measured.window_nll
@@ -63,7 +64,7 @@ def record_of(
         "removed": [label(int(unit)) for unit in np.flatnonzero(~units)],
         "kept": [label(int(unit)) for unit in np.flatnonzero(units)],
         "method": choice.method,
-        # Only the published procedure estimates contributions; what other methods rank by stands under `scores`.
+        # Only the published procedure estimates contributions; what other methods rank by is in `scores`.
         "shapley": scores if choice.method == "official" else None,
         "scores": scores,
         "worth": quality["worth"],

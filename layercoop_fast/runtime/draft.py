@@ -25,7 +25,8 @@ from layercoop_fast.masks.halves import Halves, read_mask
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.runtime.draft_length import MOST, speed_up
 from layercoop_fast.runtime.executor import Chunk, Executor
-from layercoop_fast.runtime.sampling import Sampler, Sampling
+from layercoop_fast.runtime.options import Sampling
+from layercoop_fast.runtime.sampling import Sampler
 from layercoop_fast.runtime.sequences import Sequence
 from layercoop_fast.search import coop
 

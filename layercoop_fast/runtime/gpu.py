@@ -26,14 +26,14 @@ from torch import Tensor
 from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.decode_attention import decode_attention, decode_attention_reference
-from layercoop_fast.kernels.gpu.paged_attention import paged_attention, paged_attention_reference
-from layercoop_fast.kernels.memory import on_gpu
+from layercoop_fast.kernels.pages import decode_attention, paged_attention
+from layercoop_fast.kernels.reference.attention import PagedContext
+from layercoop_fast.llama.block import UnfitError
+from layercoop_fast.llama.block_inputs import Rope, find_rope
 from layercoop_fast.llama.fused_head import FusedHead, fused_head
 from layercoop_fast.llama.gpu_block import PoolBlock
 from layercoop_fast.llama.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds
 from layercoop_fast.llama.gpu_quantised import BITS, QuantisedBlock
-from layercoop_fast.llama.shape import Rope, UnfitError, find_rope
 from layercoop_fast.masked.pool_units import pool_block
 from layercoop_fast.masked.queues import Queue, queue_of
 from layercoop_fast.masks.halves import WHOLE, Halves
@@ -115,7 +115,7 @@ class GpuExecutor(Executor):
         words, kept_as = skeleton.vocab_size, skeleton.dtype  # of weights that are about to go
         if dtype is not None:
             self._quantise(blocks, dtype)
-        self.heads, self.kv_heads, self.width = some.heads, some.kv_heads, some.head_dim
+        self.heads, self.kv_heads, self.width = some.parts.heads, some.parts.kv_heads, some.parts.head_dim
         page = 2 * self.kv_heads * PAGE * self.width * kept_as.itemsize
         kept = int((held > 0).sum())
         if kv_budget < kept * page:
@@ -248,10 +248,7 @@ class GpuExecutor(Executor):
     def _decoding(self, block: DecodeBlock, tables: Tensor, lengths: Tensor) -> Callable[[Tensor], Tensor]:
         def mix(qkv: Tensor) -> Tensor:
             queries = qkv[:, : self.heads * self.width]
-            if on_gpu(qkv):
-                mixed: Tensor = decode_attention(queries, self.pages, tables, lengths, block.scale)
-                return mixed
-            return decode_attention_reference(queries, self.pages, tables, lengths, block.scale)
+            return decode_attention(queries, PagedContext(self.pages, tables, lengths), block.parts.scale)
 
         return mix
 
@@ -263,15 +260,12 @@ class GpuExecutor(Executor):
         members, sizes = np.unique(rows.sequence[some], return_counts=True)
         starts = torch.from_numpy(np.append(0, np.cumsum(sizes)).astype(np.int32)).to(device)
         tables = torch.from_numpy(np.ascontiguousarray(rows.tables[members, layer])).to(device)
-        lengths = torch.from_numpy(rows.lengths[members]).to(device)
+        context = PagedContext(self.pages, tables, torch.from_numpy(rows.lengths[members]).to(device))
         positions = rows.positions[some]
         into = rows.tables[rows.sequence[some], layer, positions // PAGE]
 
         def mix(qkv: Tensor) -> Tensor:
-            if on_gpu(qkv):
-                mixed: Tensor = paged_attention(qkv, starts, self.pages, tables, lengths, int(sizes.max()), block.scale)
-                return mixed
-            return paged_attention_reference(qkv, starts, self.pages, tables, lengths, self.heads, block.scale)
+            return paged_attention(qkv, starts, context, int(sizes.max()), block.parts.scale)
 
         return mix, (_index(into, device), _index(positions % PAGE, device))
 
@@ -297,6 +291,8 @@ def _blocks(skeleton: Skeleton, held: Halves) -> list[PoolBlock | None]:
         if isinstance(found, str):
             raise UnfitError(f"block {layer}: {found}")
         short, found.rope = found.rope, find_rope(calls[layer], skeleton.convention, found.parts)
+        if found.rope.sliding_window:
+            raise UnfitError("its sliding window is shorter than its texts may be")
         first = first or found.rope
         alike = torch.equal(found.rope.cos, first.cos) and torch.equal(found.rope.sin, first.sin)
         if not alike or not torch.equal(found.rope.cos[: short.tokens], short.cos):

@@ -25,8 +25,8 @@ from layercoop_fast.masks.halves import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.batching import PREFILL_TOKENS, Batcher
 from layercoop_fast.runtime.damage import check_mask
 from layercoop_fast.runtime.opening import Opened, open_runtime
+from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.requests import Generation, Request, Running, Step, read_stops
-from layercoop_fast.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,10 +22,10 @@ from layercoop_fast import _C
 from layercoop_fast.engine.calls import BlockCall
 from layercoop_fast.engine.skeleton import Context, Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.llama.block import ATTENTION, BlockParts, Norm, UnfitError, let_go
 from layercoop_fast.llama.fused_head import FusedHead
+from layercoop_fast.llama.model import ModelParts, find_model
 from layercoop_fast.llama.native_packing import FORMATS, Packed
-from layercoop_fast.llama.shape import Norm, UnfitError
-from layercoop_fast.llama.weights import ATTENTION, BlockWeights, LlamaWeights, find_weights, let_go
 from layercoop_fast.masks.halves import WHOLE, Halves
 from layercoop_fast.runtime.executor import Executor, Rows
 from layercoop_fast.runtime.pages import PagePool
@@ -43,7 +43,7 @@ def fits(model: PreTrainedModel | Skeleton, held: Halves | None = None) -> str |
     """
     skeleton = model if isinstance(model, Skeleton) else Skeleton(model)
     try:
-        weights, context = find_weights(skeleton, held)
+        weights, context = find_model(skeleton, held)
         _check_blocks(skeleton, weights, context)
     except UnfitError as reason:
         return str(reason)
@@ -81,15 +81,15 @@ class NativeExecutor(Executor):
             )
         skeleton = model if isinstance(model, Skeleton) else Skeleton(model)
         try:
-            weights, context = find_weights(skeleton, held)
+            weights, context = find_model(skeleton, held)
             _check_blocks(skeleton, weights, context)
         except UnfitError as reason:
             raise RequestError(f"the native executor cannot run this model: {reason}") from None
         del context
         words = weights.head.projection.out_features
         packed = Packed(weights, dtype, let_go)
-        for block, half in zip(weights.blocks, held.tolist(), strict=True):
-            packed.add_block(block, half)
+        for block, rotary, half in zip(weights.blocks, weights.rotary, held.tolist(), strict=True):
+            packed.add_block(block, rotary, half)
         packed.set_ends()
         skeleton.model.get_input_embeddings().weight.data = torch.empty(0)
         for left in skeleton.blocks:
@@ -156,13 +156,14 @@ class NativeExecutor(Executor):
         )
 
 
-def _check_blocks(skeleton: Skeleton, weights: LlamaWeights, context: Context) -> None:
+def _check_blocks(skeleton: Skeleton, weights: ModelParts, context: Context) -> None:
     """The first whole block of each kind comes to what the model's own does, both in fp32."""
     known = set()
     for layer, block in enumerate(weights.blocks):
         if block is None or any(parameter.is_meta for parameter in skeleton.block(layer).parameters()):
             continue
-        kind = (block.rotary, block.window, block.after_attention is None, block.query_norm is None)
+        rotary = weights.rotary[layer]
+        kind = (rotary, block.sliding_window, block.after_attention is None, block.query_norm is None)
         if kind not in known:
             known.add(kind)
             difference = _difference(skeleton, weights, context, layer, block)
@@ -170,7 +171,7 @@ def _check_blocks(skeleton: Skeleton, weights: LlamaWeights, context: Context) -
                 raise UnfitError(f"its block {layer} computes something else (by a share of {difference:.2g})")
 
 
-def _difference(skeleton: Skeleton, weights: LlamaWeights, context: Context, layer: int, block: BlockWeights) -> float:
+def _difference(skeleton: Skeleton, weights: ModelParts, context: Context, layer: int, block: BlockParts) -> float:
     """How far the native block's result is from that of the model's own, as a share of it."""
     call = context.call(layer)
     tokens, hidden = context.ids.shape[1], weights.hidden
@@ -178,7 +179,9 @@ def _difference(skeleton: Skeleton, weights: LlamaWeights, context: Context, lay
     probe = torch.randn(tokens, hidden, generator=generator)
     module = copy.deepcopy(skeleton.block(layer)).float()
     with torch.inference_mode():
-        widened = _in_fp32(call, weights, block, tokens).with_hidden(skeleton.convention.takes, probe[None])
+        widened = _in_fp32(call, weights, weights.rotary[layer], tokens).with_hidden(
+            skeleton.convention.takes, probe[None]
+        )
         expected = skeleton.convention.unwrap(module(*widened.args, **widened.kwargs))[0]
     del module
     # The block alone behind an embedding that is the probe; a head of a few directions shows what comes out, normed
@@ -190,6 +193,7 @@ def _difference(skeleton: Skeleton, weights: LlamaWeights, context: Context, lay
     alone = replace(
         weights,
         blocks=[block],
+        rotary=[weights.rotary[layer]],
         embedding=probe,
         embedding_scale=1.0,
         final_norm=Norm(torch.ones(hidden), eps),
@@ -197,7 +201,7 @@ def _difference(skeleton: Skeleton, weights: LlamaWeights, context: Context, lay
         tied=False,
     )
     packed = Packed(alone, "fp32", lambda linears: None)
-    packed.add_block(block)
+    packed.add_block(block, weights.rotary[layer])
     packed.set_ends()
     n_pages = -(-tokens // _C.KV_PAGE)
     found = np.empty((tokens, directions.out_features), dtype=np.float32)
@@ -221,16 +225,16 @@ def _difference(skeleton: Skeleton, weights: LlamaWeights, context: Context, lay
         return float((torch.from_numpy(found) - wanted).norm() / wanted.norm())
 
 
-def _in_fp32(call: BlockCall, weights: LlamaWeights, block: BlockWeights, tokens: int) -> BlockCall:
+def _in_fp32(call: BlockCall, weights: ModelParts, rotary: int, tokens: int) -> BlockCall:
     """The call with everything in it fp32, cosines and sines from their table."""
 
     def widened(value: object) -> object:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.float()
         if isinstance(value, tuple) and len(value) == 2 and all(isinstance(item, Tensor) for item in value):
-            if block.rotary < 0:
+            if rotary < 0:
                 return tuple(item.float() for item in value)
-            return tuple(item.repeat(1, 2)[None] for item in weights.rotaries[block.rotary].table(tokens))
+            return tuple(item.repeat(1, 2)[None] for item in weights.rotaries[rotary].table(tokens))
         return value
 
     return BlockCall(tuple(map(widened, call.args)), {key: widened(value) for key, value in call.kwargs.items()})

@@ -21,7 +21,7 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import gpu_named, has_triton
-from layercoop_fast.llama.shape import UnfitError
+from layercoop_fast.llama.block import UnfitError
 from layercoop_fast.masked.forward import free_memory
 from layercoop_fast.masks.halves import PARTS, WHOLE, Halves, MaskLike, read_mask
 from layercoop_fast.masks.text import removed_of
@@ -179,7 +179,7 @@ def _open(
     for layer in range(n_layers):
         block = skeleton.blocks[layer]
         if held[layer] == 0:
-            _let_go(skeleton.model, block, beside=skeleton.entry)
+            _let_go(skeleton.model, block, beside=skeleton.embedding_norm)
         elif held[layer] < WHOLE and sublayers is not None:
             halves = sublayers.halves[layer]
             _let_go(skeleton.model, block.get_submodule(halves.mlp if held[layer] == 1 else halves.attn))

@@ -34,6 +34,15 @@ def size_values(masks: Masks, worths: Floats, *, clusters: npt.NDArray[np.int64]
 
     Raises `RequestError` for arrays that do not fit together, worths that are not finite, and masks too few to tell the
     players apart.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import get_sampler, size_values
+        >>> sample = get_sampler("two-stage")(4, 40, seed=0, strata=[3, 2])
+        >>> worths = sample.masks @ np.array([0.1, 0.2, 0.3, 0.4])
+        >>> found = size_values(sample.masks, worths, clusters=sample.clusters)
+        >>> found.values.round(3).tolist()  # they sum to 0: keeping a player rather than another
+        [-0.15, -0.05, 0.05, 0.15]
     """
     masks, worths = check_pairs(masks, worths)
     require_finite(worths)

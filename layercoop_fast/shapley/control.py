@@ -25,11 +25,23 @@ class Control:
     """A game and its exact Shapley values: a `PairwiseGame`, or a surrogate whose 2ⁿ masks were enumerated.
 
     The values are taken at their word: an error in them goes into every estimate made with the control.
+
+    Attributes:
+        values: `float64[n]`, the exact Shapley values of `game`.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import Control, PairwiseGame, shapley_values
+        >>> near = PairwiseGame(0.0, np.array([1.0, 2.0, 3.0]), np.zeros((3, 3)))
+        >>> def game(masks):  # near a game of known values, and not quite
+        ...     return near(masks) + 0.3 * masks.all(axis=1)
+        >>> found = shapley_values(game, n_players=3, n_permutations=100, control=Control.pairwise(near))
+        >>> found.values.round(1).tolist()
+        [1.1, 2.1, 3.1]
     """
 
     game: Game
     values: Floats
-    """`float64[n]`: the exact Shapley values of `game`."""
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float64)

@@ -20,7 +20,8 @@ from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import gpu_named
 from layercoop_fast.kernels.networks import Networks
-from layercoop_fast.kernels.surrogate import output, predict_logits, predict_logits_reference, predict_reference
+from layercoop_fast.kernels.reference.networks import output, predict_logits_reference, predict_reference
+from layercoop_fast.kernels.surrogate import predict_logits
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.shapley.mean_marginals import MeanMarginals, interactions_by_size, marginals_by_size
 from layercoop_fast.surrogate.threads import one_thread
@@ -40,46 +41,55 @@ class NetworksGame(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TopMasks:
-    """The best masks that keep one number of players, best first, equal scores in no promised order."""
+    """The best masks that keep one number of players, best first, equal scores in no promised order.
+
+    Attributes:
+        masks: `bool[T, n]`, T masks, fewer than asked where there are no more.
+        scores: `float64[T]`, the mean over the networks of the value before the output function. A sigmoid would tie at
+            0.
+        worths: `float64[T]`, the mean over the networks of the value.
+    """
 
     masks: Masks
-    """`bool[T, n]`: T masks, fewer than asked where there are no more."""
     scores: Floats
-    """`float64[T]`: the mean over the networks of the value before the output function. A sigmoid would tie at 0."""
     worths: Floats
-    """`float64[T]`: the mean over the networks of the value."""
 
 
 @dataclass(frozen=True, eq=False)
 class Enumerated(MeanMarginals):
-    """What all 2ⁿ masks of f, the mean over the networks, come to. Indices are methods of `MeanMarginals`."""
+    """What all 2ⁿ masks of f, the mean over the networks, come to. Indices are methods of `MeanMarginals`.
+
+    Attributes:
+        means: `float64[n + 1]`, mean of f over the masks that keep k players.
+        variances: `float64[n + 1]`, variance of f over them (divided by their number: they are all there are).
+        best: By number of kept players, 0 to n; empty unless `top` was asked for.
+        within_budget: The one best mask whose costs sum to at most the budget; None if no budget was given.
+    """
 
     means: Floats
-    """`float64[n + 1]`: mean of f over the masks that keep k players."""
     variances: Floats
-    """`float64[n + 1]`: variance of f over them (divided by their number: they are all there are)."""
     best: list[TopMasks]
-    """By number of kept players, 0 to n; empty unless `top` was asked for."""
     within_budget: TopMasks | None
-    """The one best mask whose costs sum to at most the budget; None if no budget was given."""
 
 
 class EnumerationInterrupted(KeyboardInterrupt):
     """Ctrl-C came before the last mask. It says how far the enumeration was and gives the best masks seen until then.
 
     There are no averages: masks come in the order of their last players, so those seen are no fair sample.
+
+    Attributes:
+        done: Masks seen.
+        total: 2ⁿ.
+        counts: `int64[n + 1]`, masks seen by number of kept players; where it is C(n, k), `best[k]` is final.
+        best: As `Enumerated.best`, of the masks seen; those that cannot be among the best of all may be left out.
     """
 
     def __init__(self, done: int, total: int, counts: npt.NDArray[np.int64], best: list[TopMasks]) -> None:
         super().__init__(f"interrupted after {done:,} of {total:,} masks")
         self.done = done
-        """Masks seen."""
         self.total = total
-        """2ⁿ."""
         self.counts = counts
-        """`int64[n + 1]`: masks seen by number of kept players; where it is C(n, k), `best[k]` is final."""
         self.best = best
-        """As `Enumerated.best`, of the masks seen; those that cannot be among the best of all may be left out."""
 
 
 def enumerate_masks(
@@ -107,6 +117,17 @@ def enumerate_masks(
     `progress("masks", done, 2**n)` is called some 25 times a second or less often. Raises `RequestError` for more than
     36 players, for costs without a budget or the other way round, for numbers that are not finite, and when no mask is
     within the budget; `EnumerationInterrupted` on Ctrl-C.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import Surrogate, enumerate_masks, stratified_masks
+        >>> masks = stratified_masks(5, 200, seed=0, strata=[1, 2, 3, 4])
+        >>> surrogate = Surrogate.fit(masks, masks @ np.arange(1.0, 6.0), scale="identity", ensemble=2)
+        >>> found = enumerate_masks(surrogate.link_game, top=1)
+        >>> found.shapley().round(1).tolist()
+        [1.0, 2.0, 3.0, 4.0, 5.0]
+        >>> found.best[2].masks.tolist()  # the best mask that keeps two players
+        [[False, False, False, True, True]]
     """
     networks = game if isinstance(game, Networks) else game.networks
     n = networks.n_players

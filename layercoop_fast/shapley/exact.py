@@ -18,6 +18,13 @@ def exact_shapley(game: Game, n_players: int | None = None) -> ShapleyValues:
     """Return φ_i = Σ over S without i of |S|! (n − |S| − 1)! / n! · (v(S ∪ i) − v(S)), from all 2ⁿ worths in one call.
 
     Raises `RequestError` beyond 16 players, and when a worth is NaN or infinite.
+
+    Example:
+        >>> from layercoop_fast import exact_shapley
+        >>> def gloves(masks):  # a left glove and one of two right gloves make a pair
+        ...     return (masks[:, 0] & (masks[:, 1] | masks[:, 2])).astype(float)
+        >>> exact_shapley(gloves, n_players=3).values.round(3).tolist()
+        [0.667, 0.167, 0.167]
     """
     n = n_players_of(game, n_players)
     if n > _MAX_PLAYERS:

@@ -14,13 +14,16 @@ from layercoop_fast.masks.types import Floats
 
 @dataclass(frozen=True, eq=False)
 class MeanMarginals:
-    """What each player, and each pair of players, adds to the coalitions of every size, on average."""
+    """What each player, and each pair of players, adds to the coalitions of every size, on average.
+
+    Attributes:
+        by_size: D, `float64[n, n]`: D[i, k] is the mean of f(m ∪ i) − f(m) over the masks m of k players without i.
+        pairs_by_size: `float64[n, n, n − 1]`, symmetric: [i, j, k] is the mean of f(m ∪ ij) − f(m ∪ i) − f(m ∪ j) +
+            f(m) over the masks m of k players without i and j; 0 where i = j. None unless interactions were asked for.
+    """
 
     by_size: Floats
-    """D, `float64[n, n]`: D[i, k] is the mean of f(m ∪ i) − f(m) over the masks m of k players without i."""
     pairs_by_size: Floats | None
-    """`float64[n, n, n − 1]`, symmetric: [i, j, k] is the mean of f(m ∪ ij) − f(m ∪ i) − f(m ∪ j) + f(m) over the masks
-    m of k players without i and j; 0 where i = j. None unless interactions were asked for."""
 
     @property
     def n_players(self) -> int:

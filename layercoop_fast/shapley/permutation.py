@@ -53,6 +53,15 @@ def shapley_values(
     `RequestError` when fewer than two units (with a control, four) or a part of one are asked for, since no standard
     error exists then, and when a worth is NaN or infinite.
     Sources: Castro, Gómez and Tejada, 2009; Mitchell et al., 2022 (antithetic orders).
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import shapley_values
+        >>> def game(masks):  # antithetic orders make what players do in pairs exact
+        ...     return masks @ np.arange(6.0) + 2 * (masks[:, 0] & masks[:, 1])
+        >>> found = shapley_values(game, n_players=6, n_permutations=10)
+        >>> found.values.round(3).tolist()
+        [1.0, 2.0, 2.0, 3.0, 4.0, 5.0]
     """
     n = n_players_of(game, n_players)
     units: _Units = _Circles(n) if stratified else _Paths(n, antithetic)
@@ -120,12 +129,15 @@ def _count_units(units: _Units, n: int, n_permutations: int, antithetic: bool, s
 
 
 class _Units(Protocol):
-    """How an arrangement of the players becomes orders, and which masks they ask."""
+    """How an arrangement of the players becomes orders, and which masks they ask.
+
+    Attributes:
+        n_orders: Orders a unit.
+        n_masks: Masks a unit, none and all left out.
+    """
 
     n_orders: int
-    """Orders a unit."""
     n_masks: int
-    """Masks a unit, none and all left out."""
 
     def masks(self, orders: Orders, /) -> Masks:
         """Return the masks of each arrangement (`intp[U, n]`), unit by unit: `bool[U·n_masks, n]`."""

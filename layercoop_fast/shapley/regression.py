@@ -27,15 +27,18 @@ _ROUNDING = 1e-10
 
 @dataclass(frozen=True)
 class _Stratum:
-    """The coalitions of one size, one of each pair of complements."""
+    """The coalitions of one size, one of each pair of complements.
+
+    Attributes:
+        members: C(n, size), or half of it where a size is its own complement's.
+        n_sizes: Sizes it stands for: 2 where the complements are of another size, else 1.
+        mass: Sum of the Shapley kernel over all members and their complements.
+    """
 
     size: int
     members: int
-    """C(n, size), or half of it where a size is its own complement's."""
     n_sizes: int
-    """Sizes it stands for: 2 where the complements are of another size, else 1."""
     mass: float
-    """Sum of the Shapley kernel over all members and their complements."""
 
 
 def kernel_shap(
@@ -78,6 +81,15 @@ def kernel_shap(
 
     Raises `RequestError` for a budget below 4n + 2 or 2^n, whichever is less, and when a worth is NaN or infinite.
     Sources: Lundberg and Lee, 2017; Covert and Lee, 2021 (pairing); Musco and Witter, arXiv 2410.01917 (leverage).
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import kernel_shap
+        >>> def game(masks):  # what players do in pairs is exact
+        ...     return masks @ np.arange(6.0) + 2 * (masks[:, 0] & masks[:, 1])
+        >>> found = kernel_shap(game, n_players=6, budget=40)
+        >>> found.values.round(3).tolist()
+        [1.0, 2.0, 2.0, 3.0, 4.0, 5.0]
     """
     n = n_players_of(game, n_players)
     if sampling not in ("leverage", "kernel"):

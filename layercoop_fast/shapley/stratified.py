@@ -37,6 +37,14 @@ def stratified_marginals(
     `masks` is `bool[M, n]`, M ≥ 2; `batch` of them are worked on at a time, or all through the shortcut to the mean.
     `stderr` takes the masks as independent draws: it is a little too large for stratified ones. Raises `RequestError`
     for other masks, and when a worth is NaN or infinite.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import stratified_marginals, stratified_masks
+        >>> masks = stratified_masks(4, 50, seed=0)
+        >>> found = stratified_marginals(lambda masks: masks @ np.array([0.1, 0.2, 0.3, 0.4]), masks)
+        >>> found.values.round(3).tolist()
+        [0.1, 0.2, 0.3, 0.4]
     """
     if not isinstance(masks, np.ndarray) or masks.ndim != 2 or len(masks) < 2:
         raise RequestError("masks must be an array bool[M, n] of at least 2 masks, or their mean has no standard error")

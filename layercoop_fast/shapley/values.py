@@ -13,17 +13,20 @@ from layercoop_fast.masks.types import Floats
 
 @dataclass(frozen=True, eq=False)
 class ShapleyValues:
-    """One value a player, in the unit of the game's worth. `numpy.asarray(result)` gives `values`."""
+    """One value a player, in the unit of the game's worth. `numpy.asarray(result)` gives `values`.
+
+    Attributes:
+        values: `float64[n]`, what each player adds, on average over the coalitions that `method` averages over.
+        stderr: `float64[n]`, standard error of `values` from sampling alone; zeros where nothing was sampled.
+        n_evaluations: Masks asked of the game.
+        method: The estimator: "exact", "permutation", "kernel_shap", or "shapiq" and its index where converted from
+            there; or "stratified_marginals", which is not a Shapley value.
+    """
 
     values: Floats
-    """`float64[n]`: what each player adds, on average over the coalitions that `method` averages over."""
     stderr: Floats
-    """`float64[n]`: standard error of `values` from sampling alone; zeros where nothing was sampled."""
     n_evaluations: int
-    """Masks asked of the game."""
     method: str
-    """The estimator: "exact", "permutation", "kernel_shap", or "shapiq" and its index where converted from there; or
-    "stratified_marginals", which is not a Shapley value."""
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
         if copy is None:  # NumPy 1 never passes `copy`, and its `np.array` refuses None.

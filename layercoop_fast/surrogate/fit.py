@@ -44,11 +44,14 @@ _UNJUDGED = Quality(Report(0, math.nan, {}, (math.nan, math.nan)), {}, math.nan,
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a fit hands over."""
+    """What a fit hands over.
+
+    Attributes:
+        counts: `uint8[M, E]`, how often each network's bootstrap sample holds each pair.
+    """
 
     networks: Networks
     counts: Counts
-    """`uint8[M, E]`: how often each network's bootstrap sample holds each pair."""
     quality: Quality
 
 
@@ -275,16 +278,19 @@ def _strata_left_out(masks: Masks) -> npt.NDArray[np.intp]:
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """The coordinates of training: x = (m − p) / s and t = (y − μ) / σ, so that both have about unit variance."""
+    """The coordinates of training: x = (m − p) / s and t = (y − μ) / σ, so that both have about unit variance.
+
+    Attributes:
+        centre: p, `float64[n]`.
+        width: s.
+        mean: μ.
+        spread: σ.
+    """
 
     centre: Floats
-    """p, `float64[n]`."""
     width: float
-    """s."""
     mean: float
-    """μ."""
     spread: float
-    """σ."""
 
     @classmethod
     def of(cls, masks: Masks, targets: Floats) -> Coordinates:

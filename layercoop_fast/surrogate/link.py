@@ -19,12 +19,14 @@ class Link:
     A perplexity ratio is exp(NLL of the full model − NLL): a product of what each layer costs, and most of it near 0.
     Its logarithm is the negative NLL up to a constant, nearly a sum over layers, and what a least-squares fit is good
     at: on measured masks of a 135M model a ridge reached R² 0.88 there, and below 0 on the ratios.
+
+    Attributes:
+        scale: "log" or "identity".
+        floor: What a worth of exactly 0 counts as (log only): a ratio has underflowed there, and has no logarithm.
     """
 
     scale: str
-    """ "log" or "identity"."""
     floor: float = 0.0
-    """What a worth of exactly 0 counts as (log only): a ratio has underflowed there, and has no logarithm."""
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES[1:]:

@@ -35,6 +35,14 @@ class PublishedSurrogate:
     A game (`surrogate(masks) -> float64[M]`, `n_players`) with the `flips` shortcut. Its values lie in (0, 1): worths
     above 1 (a mask that beats the full model) or below 0 cannot be represented and pull it to the edge. This is the
     published behaviour. Source: arXiv 2602.07804.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import PublishedSurrogate, stratified_masks
+        >>> masks = stratified_masks(6, 120, seed=0, strata=[5, 4, 3])
+        >>> surrogate = PublishedSurrogate.fit(masks, masks.mean(axis=1), epochs=20, batch_size=20)
+        >>> surrogate(masks[:3]).shape, surrogate.history[-1] < surrogate.history[0]
+        ((3,), True)
     """
 
     def __init__(

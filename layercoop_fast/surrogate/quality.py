@@ -13,16 +13,19 @@ from layercoop_fast.masks.types import Floats, Masks
 
 @dataclass(frozen=True)
 class Report:
-    """A fit judged on pairs, on the scale of the fit (log worths, as a rule)."""
+    """A fit judged on pairs, on the scale of the fit (log worths, as a rule).
+
+    Attributes:
+        r2: R²; NaN without two distinct worths.
+        kendall: By number of kept players: Kendall's τ-b of worths and predictions; NaN without two distinct of each.
+        coverage: Share of errors within 1 and within 2 standard deviations of the ensemble. A calibrated normal spread
+            has 0.68 and 0.95; less means that the spread is too small. NaN without pairs, and for an ensemble of one.
+    """
 
     n_pairs: int
     r2: float
-    """R²; NaN without two distinct worths."""
     kendall: dict[int, float]
-    """By number of kept players: Kendall's τ-b of worths and predictions; NaN without two distinct of each."""
     coverage: tuple[float, float]
-    """Share of errors within 1 and within 2 standard deviations of the ensemble. A calibrated normal spread has 0.68
-    and 0.95; less means that the spread is too small. NaN without pairs, and for an ensemble of one."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,25 @@ class Quality:
     """What a fit says about itself, from masks that were held out of it.
 
     Held-out pairs are few, so each figure is an estimate: R² of 60 pairs near 0.9 is good to about ±0.03.
+
+    Attributes:
+        inside: On masks held out inside the training strata. Without enough pairs to hold any out it is about none: all
+            NaN.
+        outside: By number of kept players: R² on that whole stratum by a network that saw none of it. It is around the
+            stratum's own mean, so that a level missed counts; negative is worse than knowing that mean.
+        linear: R² of the linear ridge fitted and judged on the same pairs as `inside`.
+        pairwise: R² of the pairwise ridge, likewise; NaN beyond 45 players, where it would take longer than the fit.
+        epochs: Epochs after which held-out error was least: how long the ensemble was trained. 0 is the ridge it starts
+            from.
+        history: (epoch, mean squared error inside, the same outside), both relative to those of epoch 0.
     """
 
     inside: Report
-    """On masks held out inside the training strata. Without enough pairs to hold any out it is about none: all NaN."""
     outside: dict[int, float]
-    """By number of kept players: R² on that whole stratum by a network that saw none of it. It is around the stratum's
-    own mean, so that a level missed counts; negative is worse than knowing that mean."""
     linear: float
-    """R² of the linear ridge fitted and judged on the same pairs as `inside`."""
     pairwise: float
-    """R² of the pairwise ridge, likewise; NaN beyond 45 players, where it would take longer than the fit."""
     epochs: int
-    """Epochs after which held-out error was least: how long the ensemble was trained. 0 is the ridge it starts from."""
     history: list[tuple[int, float, float]] = field(default_factory=list, repr=False)
-    """(epoch, mean squared error inside, the same outside), both relative to those of epoch 0."""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Quality:

@@ -40,26 +40,36 @@ class RidgeSurrogate:
     A game on the scale of the worths it was fitted to (`link.back` of f), with the `flips` shortcut and the Shapley
     values of f in closed form. The penalty falls on the coefficients of the *centred* products (m_i − p_i)(m_j − p_j),
     p the mean of the masks fitted to, so that shrinking the pairs does not drag the players with it.
+
+    Attributes:
+        order: 1: players alone; 2: players and pairs.
+        centre: `float64[n]`, p.
+        gram: `float64[F, F]`, ZᵀZ of the features Z = [1, m − p, (m_i − p_i)(m_j − p_j) for i < j].
+        moment: `float64[F]`, Zᵀ y, y the worths on the scale of the fit.
+        penalty: λ, on a player's coefficient; pairs cost 0.3 λ, the intercept nothing.
+        intercept: c.
+        weight: w, `float64[n]`.
+        pair_weight: W, `float64[n, n]`, symmetric with a diagonal of 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import RidgeSurrogate, stratified_masks
+        >>> masks = stratified_masks(6, 200, seed=0, strata=[5, 4, 3])
+        >>> ridge = RidgeSurrogate.fit(masks, masks @ np.arange(1.0, 7.0), order=1, scale="identity", penalty=1e-6)
+        >>> ridge.shapley().round(3).tolist()
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     """
 
     order: int
-    """1: players alone; 2: players and pairs."""
     centre: Floats
-    """`float64[n]`: p."""
     gram: Floats
-    """`float64[F, F]`: ZᵀZ of the features Z = [1, m − p, (m_i − p_i)(m_j − p_j) for i < j]."""
     moment: Floats
-    """`float64[F]`: Zᵀ y, y the worths on the scale of the fit."""
     penalty: float
-    """λ, on a player's coefficient; pairs cost 0.3 λ, the intercept nothing."""
     link: Link
     n_players: int
     intercept: float = field(init=False)
-    """c."""
     weight: Floats = field(init=False)
-    """w, `float64[n]`."""
     pair_weight: Floats = field(init=False)
-    """W, `float64[n, n]`, symmetric with a diagonal of 0."""
 
     def __post_init__(self) -> None:
         """Solve (ZᵀZ + Λ) θ = Zᵀy and write θ in the coordinates of plain 0/1 masks."""

@@ -62,6 +62,15 @@ class Surrogate:
     negative, where CELU is the identity), which leaves plain networks for the kernels.
 
     The first time it is asked about masks far from those it was fitted to it warns (`UserWarning`), once: see `far`.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import Surrogate, stratified_masks
+        >>> masks = stratified_masks(6, 200, seed=0, strata=[5, 4, 3])
+        >>> worths = np.exp(masks @ np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) - 2.1)  # ratios: the fit is to logarithms
+        >>> surrogate = Surrogate.fit(masks, worths, ensemble=2)
+        >>> surrogate.quality.inside.r2 > 0.99, surrogate(masks[:3]).shape
+        (True, (3,))
     """
 
     def __init__(

@@ -23,19 +23,22 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-8
 
 @dataclass
 class Parameters:
-    """The parameters of E networks of H hidden units over n inputs, float32; each a view into one flat buffer."""
+    """The parameters of E networks of H hidden units over n inputs, float32; each a view into one flat buffer.
+
+    Attributes:
+        hidden_weight: W, [E·H, n].
+        hidden_bias: b, [E·H].
+        output_weight: v, [E, H].
+        linear: ℓ, [E, n].
+        constant: c, [E].
+    """
 
     flat: Tensor
     hidden_weight: Tensor
-    """W, [E·H, n]."""
     hidden_bias: Tensor
-    """b, [E·H]."""
     output_weight: Tensor
-    """v, [E, H]."""
     linear: Tensor
-    """ℓ, [E, n]."""
     constant: Tensor
-    """c, [E]."""
 
     @classmethod
     def zeros(cls, ensemble: int, hidden: int, n: int) -> Parameters:
@@ -67,13 +70,16 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: AdamW, the learning rate falling as half a cosine from `lr` to 0 over `epochs`."""
+    """How long and how fast: AdamW, the learning rate falling as half a cosine from `lr` to 0 over `epochs`.
+
+    Attributes:
+        weight_decay: Decoupled, on W, b and v alone: the linear part has its ridge penalty.
+    """
 
     epochs: int
     batch_size: int
     lr: float
     weight_decay: float
-    """Decoupled, on W, b and v alone: the linear part has its ridge penalty."""
 
     def is_look(self, epoch: int) -> bool:
         """Whether the state after this epoch is judged and kept: about 20 times in all, the last one always."""

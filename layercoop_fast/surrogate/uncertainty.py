@@ -63,16 +63,20 @@ class EnsembleGame(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """One contribution a player, and how far each source of error could move it. All on the scale of the fit."""
+    """One contribution a player, and how far each source of error could move it. All on the scale of the fit.
+
+    Attributes:
+        values: `float64[n]`, the estimate on the mean of the networks.
+        sampling: `float64[n]`, standard error of the estimator; zeros where it sampled nothing.
+        ensemble_draws: `float64[E, n]`, the estimate on each network.
+        text_draws: `float64[B, n]`, contributions from each drawing of the windows; B = 0 where the text was not asked
+            about.
+    """
 
     values: Floats
-    """`float64[n]`: the estimate on the mean of the networks."""
     sampling: Floats
-    """`float64[n]`: standard error of the estimator; zeros where it sampled nothing."""
     ensemble_draws: Floats
-    """`float64[E, n]`: the estimate on each network."""
     text_draws: Floats
-    """`float64[B, n]`: contributions from each drawing of the windows; B = 0 where the text was not asked about."""
 
     @property
     def ensemble(self) -> Floats:

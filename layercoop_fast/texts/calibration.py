@@ -1,6 +1,6 @@
 """Calibration text: from a SPEC to equal token windows.
 
-SPEC is what `--calibration` takes:
+A SPEC names a text:
 
     novels.txt, items.jsonl            a UTF-8 text file; a JSON-lines file with a "text" field in each line
     hf:NAME[/CONFIG][/SPLIT]           a data set through `datasets` (extra `[datasets]`), its "text" column
@@ -81,7 +81,7 @@ class Calibration:
     def fingerprint(self) -> str | dict[str, Any]:
         """SHA-256 over the tokens and their shape: equal for equal windows, wherever they came from.
 
-        Of several texts a mapping that also says which window is of which text, and the weights.
+        For several texts, a mapping that also says which window is of which text, and the weights.
         """
         ids = self.ids.cpu().numpy().astype("<i8")
         hashed = hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes())
@@ -148,8 +148,8 @@ def image_text(
     """Windows that begin with a picture: image-text calibration of a vision-language model.
 
     Args:
-        ids: int64 [W, T], each row the tokens that stand for the picture (and what comes before it), then text.
-        inputs: what the model's forward takes beside them, as its processor makes it for the W pictures in order: the
+        ids: int64 [W, T], each row the tokens of the picture (and what comes before it), then text.
+        inputs: what the model's forward takes besides them, as its processor makes it for the W pictures in order: the
             same number of rows for each.
         prefix: tokens of a window up to the end of the picture; only the text behind them is scored.
         skeleton: of the model.
@@ -194,9 +194,11 @@ def load_calibration(
         raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
     if spec == "self":
         if chat:
-            raise RequestError("--chat puts a text into turns, and 'self' is none: give a text, or leave --chat out")
+            raise RequestError("chat=True puts a text into turns, and 'self' is none: give a text, or leave it out")
         if skeleton.streamed is not None:
-            raise RequestError("'self' would read all weights once a token with --offload: give a text, or 'builtin'")
+            raise RequestError(
+                "'self' would read all weights once a token with offload=True: give a text, or 'builtin'"
+            )
         ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
     else:
         ids = cut_windows(read_text(spec), require_tokenizer(tokenizer), windows, tokens, spec, chat=chat)
@@ -255,7 +257,7 @@ def cut_windows(
     body = stretch_of(tokens) if chat else tokens - len(start)
     if body < 1 or len(stream) < windows * body:
         raise RequestError(
-            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens}{' with --chat' if chat else ''} need "
+            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens}{' with chat=True' if chat else ''} need "
             f"{windows * max(body, 1)}: "
             "give a longer text, or ask for fewer or shorter windows"
         )
@@ -267,7 +269,7 @@ def cut_windows(
 
 
 def window_starts(stream: int, body: int, windows: int) -> NDArray[np.int64]:
-    """First tokens, int64 [windows], of windows of `body` tokens evenly spread over a stream of so many tokens."""
+    """First tokens, int64 [windows], of windows of `body` tokens evenly spread over `stream` tokens."""
     return np.linspace(0, stream - body, windows).astype(np.int64) if windows > 1 else np.zeros(1, np.int64)
 
 
@@ -337,8 +339,8 @@ def _json_lines(text: str, spec: str) -> str:
             part = parse_json(line, "it")["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(
-                f'{spec} line {number} is not a JSON object with a "text" field (items with options go with --utility '
-                "accuracy, accuracy_norm, margin or margin_norm)"
+                f'{spec} line {number} is not a JSON object with a "text" field (items with options go with the '
+                "utilities accuracy, accuracy_norm, margin and margin_norm)"
             ) from error
         if not isinstance(part, str):
             raise RequestError(f'{spec} line {number}: "text" is {type(part).__name__}, not a string')

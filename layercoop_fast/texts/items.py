@@ -11,7 +11,7 @@ With a utility of items (`game/item_utility.py`) a SPEC (`texts/calibration.py`)
 
 An option is scored as the LM Evaluation Harness does it: behind the context and a blank, tokenised together with the
 context, blanks at the context's end counted to the option. The first items may serve as examples instead of being
-scored: `shots` of them, each with its true option and an empty line behind it, stand before every other.
+scored: `shots` of them, each with its true option and an empty line behind it, come before every other item.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Items:
         groups = tuple(tuple(Scored(tuple(tokens), start) for start, *tokens in group) for group in found["groups"])
         layout = Layout.of(found["layout"])
         if layout is None:
-            raise RequestError("these are no items with options: they say nothing of which token belongs to which")
+            raise RequestError("these are not items with options: nothing says which token belongs to which")
         return cls(groups, layout, found["spec"], found["shots"], found["share"], device)
 
     @property
@@ -170,14 +170,14 @@ def load_items(
     Args:
         items: how many items to cut from a text; a file of items gives all it has.
         tokens: of such an item.
-        shots: examples, taken from the file's first items, or cut beside the others.
+        shots: examples, taken from the file's first items, or cut next to the others.
         seed: of the wrong options and the place of the true one in items that are cut.
 
     Raises `RequestError` in one line: what is wrong with the file, an item or the request, and what would be right.
     """
     tokenizer = require_tokenizer(tokenizer)
     if shots < 0:
-        raise RequestError(f"--shots must be 0 or more, not {shots}")
+        raise RequestError(f"shots={shots}: it must be 0 or more")
     if spec == "self":
         raise RequestError("items cannot be cut from 'self': give a file of items, a text file or builtin")
     if Path(spec).suffix == ".jsonl":
@@ -188,7 +188,7 @@ def load_items(
 
 
 def fitting(choices: Items, skeleton: Skeleton, *, share: bool = True) -> Items:
-    """The items for this model. Raises `RequestError` where one is too long for it, or has words that it lacks."""
+    """The items for this model. Raises `RequestError` where one is too long for it, or has tokens that it lacks."""
     for number, group in enumerate(choices.groups):
         longest = max(len(sequence.tokens) - 1 for sequence in group)
         if skeleton.max_tokens is not None and longest > skeleton.max_tokens:
@@ -228,12 +228,12 @@ def _item(fields: object) -> Item:
     options = _field(fields, "options", "choices")
     label = _field(fields, "label", "answer", "answerKey")
     if not isinstance(context, str):
-        raise RequestError("its context is no string")
+        raise RequestError("its context is not a string")
     names = None
     if isinstance(options, dict):
         names, options = options.get("label"), options.get("text")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise RequestError("its options are no list of strings")
+        raise RequestError("its options are not a list of strings")
     if len(options) < 2:
         raise RequestError(f"it has {len(options)} options: at least 2 are needed")
     if isinstance(label, str) and names is None and label.isdecimal() and label.isascii():
@@ -275,14 +275,16 @@ def tokenise(
     for number, item in enumerate(scored, shots + 1):
         context = examples + item.context
         stripped = context.rstrip()
-        tail = context[len(stripped) :]  # blanks before an option belong to it: many tokenizers join them to its word
+        tail = context[
+            len(stripped) :
+        ]  # blanks before an option belong to it: many tokenizers join them to its first token
         texts = [stripped, *(f"{stripped}{tail} {option}" for option in item.options)]
         first, *wholes = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         before = (*start, *first)
         if not before:
             raise RequestError(
-                f"{spec} item {number}: nothing stands before its options, so they cannot be scored: give it a "
-                "context, or examples with --shots (this tokenizer puts no token before a text)"
+                f"{spec} item {number}: nothing comes before its options, so they cannot be scored: give it a "
+                "context, or examples with shots= (this tokenizer puts no token before a text)"
             )
         group = [Scored((*before, *whole[len(first) :]), len(before)) for whole in wholes]
         for option, sequence in zip(item.options, group, strict=True):

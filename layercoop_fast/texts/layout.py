@@ -40,7 +40,7 @@ class Layout:
         return cls(*(np.array(fingerprint[name], np.int64) for name in ("options", "labels", "tokens", "characters")))
 
     def fits(self, n_tokens: int) -> bool:
-        """Whether these are at least two options an item and one token an option, of so many scored tokens in all."""
+        """Whether these are at least two options an item and one token an option, `n_tokens` scored tokens in all."""
         n_items, n_options = len(self.options), len(self.tokens)
         counts = (self.options, self.labels, self.tokens, self.characters)
         return bool(

@@ -20,7 +20,7 @@ def describe_checkpoint(
     Raises `RequestError` for a device that workers cannot share.
     """
     if device not in ("cpu", "cuda"):
-        raise RequestError(f"workers cannot share the device {device!r}: ask for cpu, or cuda for a GPU each")
+        raise RequestError(f"device={device} with workers=: ask for cpu, or cuda for a GPU each")
     return {
         "name": os.path.abspath(name) if os.path.exists(name) else name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -56,7 +56,7 @@ def open_workers(
             count = int(str(workers))
         except ValueError:
             raise RequestError(
-                f"workers {workers!r} is not understood: give a number of local processes, ray, or ray:HOST:PORT"
+                f"workers={workers} is not understood: give a number of local processes, ray, or ray:HOST:PORT"
             ) from None
         check_count(count, checkpoint)
         from layercoop_fast.workers.local import LocalProcesses  # here, since it loads torch

@@ -72,7 +72,10 @@ def test_shapley_of_the_margin(run: Run, model: Path, items: Path) -> None:
     ("options", "message"),
     [
         (["--utility", "accuracy", "--shots", 6], "has 6 items: 6 shots leave none to score"),
-        (["--utility", "nll"], 'line 1 is not a JSON object with a "text" field (items with options go with --utility'),
+        (
+            ["--utility", "nll"],
+            'line 1 is not a JSON object with a "text" field (items with options go with the utilities',
+        ),
         (["--utility", "accuracy", "--score-every", 2], "--score-every belongs to text"),
         (["--utility", "nll", "--calibration", "builtin", "--shots", 2], "--shots are examples before items"),
     ],

@@ -174,7 +174,7 @@ def test_both_are_shown(repaired: Comparison) -> None:
     for text in (printed, page):
         assert "sleb + repair" in text
         assert "flap + repair" not in text
-    assert "p against itself unrepaired" in page
+    assert "p against the same model unrepaired" in page
 
 
 def test_paired_p() -> None:
@@ -343,7 +343,7 @@ def test_damaged_rows_are_found_again(model: str, tmp_path: Path) -> None:
     KeptRows(kept).keep({"a": 1}, {})
     assert kept.read_bytes().startswith(whole[: whole.index(b"\n")])
     kept.write_bytes(b"a diary")
-    with pytest.raises(RequestError, match="is no file of a comparison's rows"):
+    with pytest.raises(RequestError, match="does not hold the rows of a comparison"):
         compare("no such model", store=store, **request)
     assert kept.read_bytes() == b"a diary"
 

@@ -1,7 +1,7 @@
 """`_C.pyi` gives the arguments and defaults that the extension takes.
 
-`make types` runs stubtest, which compares the names and kinds of all objects. It cannot see the arguments: pybind11 puts
-the signature of a function in its docstring.
+`make types` runs stubtest, which compares the names and kinds of all objects. It cannot see the arguments: pybind11
+puts the signature of a function in its docstring.
 """
 
 from __future__ import annotations

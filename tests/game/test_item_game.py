@@ -90,7 +90,7 @@ def test_sliding_windows_that_hold_the_text(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["mamba", "gemma2"])
 def test_models_that_cannot_share_say_so_and_run_whole(family: str) -> None:
-    with pytest.raises(RequestError, match=r"cannot share contexts between options: .*--no-share-context"):
+    with pytest.raises(RequestError, match=r"cannot share contexts between options: .*share_context=False"):
         game_of(family)
     game = game_of(family, share=False)
     assert game.fingerprints["numerics"]["context"] == "whole"
@@ -236,5 +236,5 @@ def test_text_and_items_are_not_mixed_up() -> None:
         ModelGame(checkpoint, text, utility="margin")
     with pytest.raises(RequestError, match="the utility kl is one of text, the calibration is items with options"):
         game_of(utility="kl")
-    with pytest.raises(RequestError, match="--score-every belongs to text"):
+    with pytest.raises(RequestError, match="score_every= belongs to text"):
         game_of(score_every=2)

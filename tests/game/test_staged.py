@@ -152,5 +152,5 @@ def test_what_is_wrong_is_said() -> None:
             game.staged(ends)
     with pytest.raises(RequestError, match="stages have 2, 5 windows, not 3"):
         game.staged([2, W]).window_scores(FULL, 3)
-    with pytest.raises(RequestError, match="windows 2 to 5 of a game of 5 windows are not there"):
+    with pytest.raises(RequestError, match="there are no windows 2 to 5: this text has 5"):
         game.part(2, 6)

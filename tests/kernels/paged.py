@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from close import noise
-from torch import Tensor
+
+from layercoop_fast.kernels.reference.attention import PagedContext
 
 
-@dataclass(frozen=True)
-class Paged:
-    """A pool of pages of one block, and the tables and context lengths of some sequences."""
-
-    pages: Tensor
-    tables: Tensor
-    lengths: Tensor
-
-
-def paged(lengths: list[int], kv_heads: int, page: int, width: int, dtype: torch.dtype, device: str) -> Paged:
+def paged(lengths: list[int], kv_heads: int, page: int, width: int, dtype: torch.dtype, device: str) -> PagedContext:
     """Pages in random order, some shared by sequences; what no sequence owns holds NaN."""
     room = max(1, -(-max(lengths) // page))
     pages = noise(3 + len(lengths) * room, 2, kv_heads, page, width, dtype=dtype)
@@ -29,4 +19,4 @@ def paged(lengths: list[int], kv_heads: int, page: int, width: int, dtype: torch
     pages[0] = float("nan")
     for length, table in zip(lengths, tables, strict=True):
         table[-(-length // page) or 1 :] = 0  # past the end stands a page that nobody may read
-    return Paged(pages.to(device), tables.to(device), torch.tensor(lengths, dtype=torch.int32, device=device))
+    return PagedContext(pages.to(device), tables.to(device), torch.tensor(lengths, dtype=torch.int32, device=device))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from close import assert_near, noise
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.attention import causal_attention, causal_attention_reference
+from layercoop_fast.kernels.attention import causal_attention
+from layercoop_fast.kernels.reference.attention import causal_attention_reference
 
 # windows, tokens, heads, key heads, head width
 SHAPES = [
@@ -198,3 +201,76 @@ def test_positions_that_are_no_tree(positions: list[int], message: str) -> None:
         _C.causal_attention(
             np.ones((10, 12), np.float32), 5, 2, 1, 1.0, np.arange(5), np.ones((10, 6), np.float32), np.array(positions)
         )
+
+
+# Sliding windows of one token, below and above a vector's sixteen, as long as the text, longer.
+WINDOWS = [1, 2, 5, 16, 17, 40, 66, 67, 1000]
+
+
+@pytest.mark.parametrize("cap", [0.0, 2.5])
+@pytest.mark.parametrize("sliding_window", WINDOWS)
+def test_sliding_windows_and_soft_caps_against_float64(level: str, sliding_window: int, cap: float) -> None:
+    for shape in ((2, 67, 6, 2, 33), (1, 16, 3, 3, 16)):
+        _, tokens, heads, kv_heads, _ = shape
+        options: dict[str, Any] = {"sliding_window": sliding_window, "cap": cap}
+        qkv = qkv_of(shape)
+        expected = causal_attention_reference(qkv.double(), tokens, heads, kv_heads, 0.7, **options)
+        found = causal_attention(qkv, tokens, heads, kv_heads, 0.7, **options)
+        assert_near(found, expected, relative=1e-5, absolute=5e-6)
+        few = qkv.bfloat16()
+        expected = causal_attention_reference(few.double(), tokens, heads, kv_heads, 0.7, **options)
+        assert_near(
+            causal_attention(few, tokens, heads, kv_heads, 0.7, **options), expected, relative=2**-8, absolute=1e-5
+        )
+
+
+def test_a_long_sliding_window_and_no_cap_change_no_bit(level: str) -> None:
+    qkv = qkv_of((3, 37, 6, 2, 20))
+    plain = causal_attention(qkv, 37, 6, 2, 0.3)
+    assert torch.equal(causal_attention(qkv, 37, 6, 2, 0.3, sliding_window=37), plain)
+
+
+def test_the_oracle_of_sliding_windows_is_torchs_own() -> None:
+    windows, tokens, heads, kv_heads, width = 2, 11, 6, 2, 16
+    qkv = qkv_of((windows, tokens, heads, kv_heads, width)).double()
+    by_head = qkv.view(windows, tokens, -1, width).transpose(1, 2)
+    queries, keys, values = by_head.split([heads, kv_heads, kv_heads], dim=1)
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril().triu(-3)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=seen, scale=0.3, enable_gqa=True
+    )
+    found = causal_attention_reference(qkv, tokens, heads, kv_heads, 0.3, sliding_window=4)
+    assert_near(found, expected.transpose(1, 2).reshape(found.shape), relative=1e-12, absolute=1e-12)
+
+
+@pytest.mark.parametrize("cap", [0.0, 2.5])
+@pytest.mark.parametrize("sliding_window", [1, 5, 20, 50])
+def test_with_a_sliding_window_a_query_does_not_depend_on_the_others(
+    level: str, sliding_window: int, cap: float
+) -> None:
+    tokens, heads, kv_heads, width = 90, 4, 2, 20
+    options: dict[str, Any] = {"sliding_window": sliding_window, "cap": cap}
+    qkv = qkv_of((3, tokens, heads, kv_heads, width))
+    every = causal_attention(qkv, tokens, heads, kv_heads, 0.3, **options).view(3, tokens, -1)
+    for asked in ([89], list(range(0, 90, 7)), [0, 3, 4, 5, 6, 7, 8, 9, 60]):
+        found = causal_attention(qkv, tokens, heads, kv_heads, 0.3, asked=torch.tensor(asked), **options)
+        assert torch.equal(found.view(3, len(asked), -1), every[:, asked])
+    alone = qkv.view(3, tokens, -1)[1].contiguous()
+    assert torch.equal(causal_attention(alone, tokens, heads, kv_heads, 0.3, **options), every[1])
+    positions = tree_positions(1, tokens, seed=4)
+    together = causal_attention(alone, tokens, heads, kv_heads, 0.3, positions=positions, **options)
+    expected = causal_attention_reference(alone.double(), tokens, heads, kv_heads, 0.3, positions, **options)
+    assert_near(together, expected, relative=1e-5, absolute=5e-6)
+    for row in range(0, tokens, 7):
+        rows = branch(positions.tolist(), row)
+        text = causal_attention(alone[rows].contiguous(), len(rows), heads, kv_heads, 0.3, **options)
+        assert torch.equal(text[-1], together[row])
+
+
+def test_bad_sliding_windows_and_caps() -> None:
+    arguments = (np.ones((10, 12), np.float32), 5, 2, 2, 1.0, np.arange(5), np.ones((10, 4), np.float32), None)
+    for sliding_window, cap, message in ((-1, 0.0, "sliding_window"), (0, -1.0, "cap: "), (0, float("nan"), "cap: ")):
+        with pytest.raises(RequestError, match="sliding_window, cap: expected numbers from 0 on"):
+            causal_attention(noise(10, 12), 5, 2, 2, 1.0, sliding_window=sliding_window, cap=cap)
+        with pytest.raises(ValueError, match=message):
+            _C.causal_attention(*arguments, sliding_window, cap)

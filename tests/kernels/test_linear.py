@@ -10,8 +10,9 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.linear import FORMATS, PackedLinear, linear_reference, quantise_inputs_reference
-from layercoop_fast.kernels.quantise import dequantise, quantise_int4, quantise_int8
+from layercoop_fast.kernels.linear import FORMATS, PackedLinear
+from layercoop_fast.kernels.quantise import quantise_int4, quantise_int8
+from layercoop_fast.kernels.reference.quantised import dequantise, linear_reference, quantise_inputs_reference
 
 # Rows, outputs, inputs: ones, primes, around a tile of 16 and a group of 32, nothing, and those of a small real model.
 SHAPES = [
@@ -47,6 +48,10 @@ def path(request: pytest.FixtureRequest, restore_core: None) -> Iterator[str]:
     _C.allow_dots(True)
 
 
+def oracle(x: Tensor, weight: Tensor, format: str) -> Tensor:
+    return linear_reference(x, weight, format, bf16_inputs="bf16" in _C.dots())
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_against_float64(path: str, shape: tuple[int, int, int], format: str) -> None:
@@ -56,10 +61,10 @@ def test_products_against_float64(path: str, shape: tuple[int, int, int], format
     packed = PackedLinear(weight, format)
     kept = packed.unpack().double()
     found = packed(x)
-    expected = linear_reference(x, kept, format)
+    expected = oracle(x, kept, format)
     # fp32 sums of up to 1,536 terms, in order: well within 4e-6 of the sum of the terms' sizes.
     assert found.shape == expected.shape
-    assert torch.all((found - expected).abs() <= 4e-6 * linear_reference(x.abs(), kept.abs(), format))
+    assert torch.all((found - expected).abs() <= 4e-6 * oracle(x.abs(), kept.abs(), format))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (16, 32), (37, 70), (5, 0)])
@@ -148,8 +153,9 @@ def test_groups_are_taken_as_they_are(path: str) -> None:
         getattr(packed.packed, f"fill_{format}")(0, *arrays)
         assert torch.equal(packed.unpack(), expected)
         x = noise(3, 70, seed=13)
-        sizes = linear_reference(x.abs(), expected.abs().double(), format)
-        assert torch.all((packed(x) - linear_reference(x, expected.double(), format)).abs() <= 4e-6 * sizes + 1e-4)
+        sizes = oracle(x.abs(), expected.abs().double(), format)
+        product = oracle(x, expected.double(), format)
+        assert torch.all((packed(x) - product).abs() <= 4e-6 * sizes + 1e-4)
 
 
 def test_every_half_is_read_right(path: str) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels import linear_cross_entropy as module
-from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy
+from layercoop_fast.kernels.reference.head import linear_cross_entropy_reference
 
 # rows, hidden width, words
 SHAPES = [(1, 1, 1), (3, 8, 17), (20, 12, 300), (7, 48, 4099), (1030, 8, 61)]
@@ -137,7 +138,7 @@ def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
     [
         ({"targets": np.zeros(3, np.int64)}, r"targets: .* int64\[4\], got shape \(3,\)"),
         ({"running": np.zeros((4, 2), np.float32)}, r"running: .* float32\[4, 3\], got shape \(4, 2\)"),
-        ({"first_word": -1}, "first_word: -1 is below 0"),
+        ({"first_token": -1}, "first_token: -1 is below 0"),
         ({"teacher": np.zeros((4, 6), np.float32)}, "teacher and teacher_running: expected both or none"),
     ],
 )
@@ -145,7 +146,7 @@ def test_bad_arrays(changes: dict[str, Any], message: str) -> None:
     good = {
         "logits": np.zeros((4, 6), np.float32),
         "targets": np.zeros(4, np.int64),
-        "first_word": 0,
+        "first_token": 0,
         "running": np.zeros((4, 3), np.float32),
     }
     with pytest.raises(ValueError, match=message):

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.quantise import (
+from layercoop_fast.kernels.quantise import quantise_int4, quantise_int8
+from layercoop_fast.kernels.reference.quantised import (
     GROUP,
     dequantise,
-    quantise_int4,
     quantise_int4_reference,
-    quantise_int8,
     quantise_int8_reference,
 )
 

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from close import assert_near, assert_within_a_rounding, noise
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_reference
+from layercoop_fast.kernels.reference.blocks import add_branch_reference, rms_norm_reference
+from layercoop_fast.kernels.rms_norm import add_branch, add_rms_norm, rms_norm
 
 SHAPES = [(1, 1), (0, 5), (3, 16), (5, 17), (7, 63), (2, 64), (3, 65), (13, 576), (1201, 101)]
 EPS = 1e-5
@@ -35,6 +37,42 @@ def test_bf16_rounds_where_hugging_face_does(level: str, shape: tuple[int, int])
         assert torch.equal(total, x + delta)
         assert_within_a_rounding(out, module(x + delta))
         assert torch.equal(module(x), rms_norm_reference(x, module.weight, EPS))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gemmas_form(level: str, shape: tuple[int, int]) -> None:
+    x, weight = noise(*shape), noise(shape[1], seed=2)
+    expected = rms_norm_reference(x.double(), weight.double(), EPS, gemma=True)
+    assert_near(rms_norm(x, weight, EPS, gemma=True), expected, relative=1e-6, absolute=1e-6)
+    x, weight = x.bfloat16(), weight.bfloat16()
+    module = Gemma3RMSNorm(shape[1], eps=EPS).to(torch.bfloat16)
+    module.weight.data = weight
+    with torch.inference_mode():
+        assert_within_a_rounding(rms_norm(x, weight, EPS, gemma=True), module(x))
+        assert torch.equal(module(x), rms_norm_reference(x, weight, EPS, gemma=True))
+
+
+@pytest.mark.parametrize("gemma", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 0.6])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_branch_is_normed_and_scaled_and_added(
+    level: str, shape: tuple[int, int], factor: float, gemma: bool
+) -> None:
+    x, delta, after = noise(*shape), noise(*shape, seed=1), noise(shape[1], seed=2)
+    for weight in (None, after):
+        wide = {"after": None if weight is None else weight.double(), "eps": EPS, "gemma": gemma, "factor": factor}
+        expected = add_branch_reference(x.double(), delta.double(), **wide)
+        found = add_branch(x, delta, after=weight, eps=EPS, gemma=gemma, factor=factor)
+        assert_near(found, expected, relative=1e-6, absolute=1e-6)
+        options = {"after": None if weight is None else weight.bfloat16(), "eps": EPS, "gemma": gemma, "factor": factor}
+        few = add_branch(x.bfloat16(), delta.bfloat16(), **options)
+        # Norm, product and sum are each rounded, and a sum may cancel.
+        assert_near(
+            few, add_branch_reference(x.bfloat16(), delta.bfloat16(), **options), relative=2**-7, absolute=2**-6
+        )
+    total = delta.clone()
+    assert torch.equal(add_branch(x, total, after=after, eps=EPS, gemma=gemma, factor=factor, total=total), found)
+    assert torch.equal(add_branch(x, delta), x + delta)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,6 +105,8 @@ def test_other_dtypes_take_the_oracle() -> None:
     assert torch.equal(rms_norm(x, weight, EPS), rms_norm_reference(x, weight, EPS))
     total, out = add_rms_norm(x, x, weight, EPS)
     assert torch.equal(out, rms_norm_reference(total, weight, EPS))
+    branch = {"after": weight, "eps": EPS, "gemma": True, "factor": 0.3}
+    assert torch.equal(add_branch(x, x, **branch), add_branch_reference(x, x, **branch))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +143,8 @@ ROW = np.ones(6, dtype=np.float32)
         ((np.asfortranarray(GOOD), ROW, EPS, GOOD), ValueError, "x: .* got another memory layout"),
         ((GOOD, ROW, EPS, GOOD[:3]), ValueError, r"out: .* float32\[4, 6\], got shape \(3, 6\)"),
         ((GOOD, ROW, EPS, GOOD.copy(), GOOD), ValueError, "delta and sum: expected both or none"),
+        ((GOOD, None, EPS, GOOD.copy()), ValueError, "weight and out: expected both or none"),
+        ((GOOD, ROW, EPS, GOOD.copy(), GOOD, GOOD.copy(), ROW[:5]), ValueError, r"after: .* got shape \(5,\)"),
         ((GOOD[:, :0].copy(), ROW[:0], EPS, GOOD[:, :0].copy()), ValueError, "columns of x: 0 is below 1"),
     ],
 )

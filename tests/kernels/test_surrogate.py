@@ -12,16 +12,13 @@ from random_networks import SPIKES, magnitude, random_networks, spiked
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.networks import Activation, Networks, Output
-from layercoop_fast.kernels.surrogate import (
-    flips,
+from layercoop_fast.kernels.reference.networks import (
     flips_reference,
-    marginals,
     marginals_reference,
-    predict,
-    predict_logits,
     predict_logits_reference,
     predict_reference,
 )
+from layercoop_fast.kernels.surrogate import flips, marginals, predict, predict_logits
 
 pytestmark = pytest.mark.usefixtures("restore_core")
 

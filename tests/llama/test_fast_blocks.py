@@ -13,15 +13,22 @@ from layercoop_fast import _C
 from layercoop_fast.engine.calls import BlockCall
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.llama.block import BlockParts, find_parts
 from layercoop_fast.llama.cpu_block import FastBlock, Workspace
 from layercoop_fast.llama.fast_blocks import fast_block, why_not
 
-# Families with a fast path; mistral and qwen2 with windows of attention at least as long as the text.
+# Families with a fast path. Gemma's and mistral's sliding windows are shorter than the text, qwen2's is as long.
 FAST: dict[str, dict[str, Any]] = {
     "llama": {},
-    "mistral": {"sliding_window": 24},
+    "mistral": {},
     "qwen2": {"sliding_window": 24},
     "qwen3": {},
+    "gemma2": {},
+    "gemma3": {},
+    "smollm3": {},
+    "phi3": {},
+    "granite": {},
+    "olmo2": {},
 }
 TOKENS = 24
 
@@ -126,8 +133,9 @@ def test_a_few_rows_are_like_many() -> None:
         assert torch.equal(run_all(blocks, embedding[:windows].contiguous()), together[:windows])
 
 
-def test_several_states_at_once_in_place_and_not() -> None:
-    skeleton = Skeleton(FAMILIES["qwen3"](n_layers=2))
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "olmo2", "granite"])
+def test_several_states_at_once_in_place_and_not(family: str) -> None:
+    skeleton = Skeleton(FAMILIES[family](n_layers=2))
     ids = ids_of(skeleton.model, 2)
     block = fast_blocks(skeleton, ids)[0]
     with torch.inference_mode():
@@ -145,8 +153,11 @@ def test_several_states_at_once_in_place_and_not() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("half", [None, "attn", "mlp"])
 @pytest.mark.parametrize("rows", [[0], [TOKENS - 1], [2, 5, 8, 11, 14, 17, 20], list(range(TOKENS))])
-def test_some_rows_alone_have_the_bits_they_have_among_all(dtype: torch.dtype, half: Any, rows: list[int]) -> None:
-    skeleton = Skeleton(FAMILIES["qwen3"](n_layers=2).to(dtype))
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "phi3", "olmo2"])
+def test_some_rows_alone_have_the_bits_they_have_among_all(
+    family: str, dtype: torch.dtype, half: Any, rows: list[int]
+) -> None:
+    skeleton = Skeleton(FAMILIES[family](n_layers=2).to(dtype))
     ids = ids_of(skeleton.model, 2)
     block = fast_blocks(skeleton, ids)[0]
     with torch.inference_mode():
@@ -154,6 +165,12 @@ def test_some_rows_alone_have_the_bits_they_have_among_all(dtype: torch.dtype, h
         states = [embedding, (embedding[:1] * 2).contiguous(), embedding * 3]
         whole = [torch.empty_like(state) for state in states]
         block.run(states, whole, half)
+        if half is None:
+            for state, result in zip(states, whole, strict=True):
+                between = torch.empty_like(state)
+                block.run([state], [between], "attn")
+                block.run([between], [between], "mlp")
+                assert torch.equal(between, result), "the halves one after the other are not the block"
         some = [torch.full_like(state, 7.0) for state in states]
         some[2].copy_(states[2])
         block.run([*states[:2], some[2]], some, half, torch.tensor(rows))  # the last one in place
@@ -220,8 +237,8 @@ def refused(
     ("family", "message"),
     [
         ("gpt2", "no attention made of q_proj"),
-        ("phi3", "no attention made of q_proj"),
-        ("gemma2", "a further parameter, pre_feedforward_layernorm.weight"),
+        ("gpt_oss", "no gated MLP made of gate_proj"),
+        ("falcon_h1", "it has a further parameter"),
     ],
 )
 def test_other_families_are_refused(family: str, message: str) -> None:
@@ -233,21 +250,45 @@ def test_only_the_experts_of_a_sparse_model_are_refused() -> None:
     fast_blocks(Skeleton(FAMILIES["qwen2_moe"](n_layers=1)), torch.zeros(1, 9, dtype=torch.int64))
 
 
-def test_a_sliding_window_shorter_than_the_text_is_refused() -> None:
-    refused("mistral", "more than a causal mask", sliding_window=8)
+def test_a_mask_that_is_not_the_sliding_windows_is_refused() -> None:
+    def other_window(block: Any) -> None:
+        block.self_attn.sliding_window = 7
+
+    refused("mistral", "attention_mask is neither a causal mask nor that of its sliding window", change=other_window)
+    refused("llama", "its sliding window is not in the mask that it is handed", change=other_window)
 
 
 def test_another_activation_is_refused() -> None:
-    refused("llama", "not gated by SiLU", hidden_act="gelu")
+    refused("llama", "gated neither by SiLU nor by GELU's tanh form", hidden_act="gelu")
 
 
-def test_a_layer_without_rotary_is_refused_by_the_self_check() -> None:
-    skeleton = Skeleton(FAMILIES["smollm3"](n_layers=3))
-    calls = calls_of(skeleton, ids_of(skeleton.model, 2))
-    reasons = [why_not(block, call, skeleton.convention) for block, call in zip(skeleton.blocks, calls, strict=True)]
-    assert reasons[:2] == [None, None]
-    assert reasons[2] is not None
-    assert "on random input the fast block differs from the block by" in reasons[2]
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("llama", lambda block: setattr(block, "residual_multiplier", 0.5)),
+        ("gemma3", lambda block: setattr(block.self_attn, "attn_logit_softcapping", 0.1)),
+        ("llama", lambda block: setattr(block.self_attn, "use_rope", False)),
+    ],
+)
+def test_what_a_block_says_but_does_not_do_is_found_by_running_it(family: str, change: Callable[[Any], Any]) -> None:
+    refused(family, "on random input the fast block differs from the block by", change=change)
+
+
+def test_parts_are_found_as_the_configs_state_them() -> None:
+    def parts_of(family: str, layer: int = 0) -> BlockParts:
+        return find_parts(Skeleton(FAMILIES[family](n_layers=3)).blocks[layer])
+
+    gemma2, gemma3, phi3, granite, olmo2 = map(parts_of, ("gemma2", "gemma3", "phi3", "granite", "olmo2"))
+    assert (gemma2.score_cap, gemma2.activation, gemma2.sliding_window) == (50.0, "gelu_tanh", 8)
+    assert parts_of("gemma2", 1).sliding_window == 0
+    assert {norm.gemma for norm in (*gemma2.norms, *gemma3.norms)} == {True}
+    assert (len(gemma2.norms), len(gemma3.norms)) == (4, 6)
+    assert phi3.query.module is phi3.value.module
+    assert (phi3.heads, phi3.kv_heads, len(phi3.layers)) == (3, 1, 4)
+    assert (granite.factor, granite.scale) == (0.6, 0.2)
+    assert olmo2.attention_norm is olmo2.mlp_norm is None
+    assert olmo2.joint_head_norms
+    assert [parts_of("smollm3", layer).rotates for layer in range(3)] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from layercoop_fast.engine.calls import BlockCall, Convention
+from layercoop_fast.llama.block import UnfitError
 from layercoop_fast.llama.fast_blocks import TOLERANCE, check_block
-from layercoop_fast.llama.shape import UnfitError
 from layercoop_fast.masked.forecast import ModelShape
 
 

@@ -51,7 +51,7 @@ class Counting:
 
 @given(st.integers(0, 200), st.sampled_from([1, 2, 4, 8, 32]))
 def test_cuts_cover_everything_in_powers_of_two(count: int, widest: int) -> None:
-    cuts = list(width.cut(count, widest))
+    cuts = list(width.batches(count, widest))
     assert [index for part in cuts for index in range(count)[part]] == list(range(count))
     sizes = [part.stop - part.start for part in cuts]
     assert all(size <= widest and size & (size - 1) == 0 for size in sizes)

@@ -72,9 +72,9 @@ def test_groups_from_a_file(tmp_path: Path) -> None:
     skeleton = Skeleton(FAMILIES["llama"](n_layers=L))
     assert make_players(str(path), skeleton).groups == ((0, 1), (2,))
     for content, message in [
-        ("[[0], [0]]", "stands in two groups"),
-        ("[[4]]", r"4 is no layer \(0 to 3\)"),
-        ('[["1.head"]]', "'1.head' is no layer"),
+        ("[[0], [0]]", "is in two groups"),
+        ("[[4]]", r"4 is neither a layer \(0 to 3\)"),
+        ('[["1.head"]]', "'1.head' is neither a layer"),
         ("[[]]", "list of non-empty lists"),
         ("{}", "is not a list of groups"),
         ("[[0]", "is not JSON"),

@@ -32,7 +32,7 @@ def test_parameters_and_bytes_add_up_to_the_model() -> None:
     np.testing.assert_array_equal(halves.players.reshape(4, 2).sum(axis=1) + norms, count_parameters(game()).players)
     assert count_parameters(game()).equal
     assert not halves.equal
-    with pytest.raises(RequestError, match="--fit needs whole layers"):
+    with pytest.raises(RequestError, match="fit= needs whole layers"):
         count_bytes(game("sublayers"))
 
 

@@ -21,7 +21,7 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.repair import fit, streams, strengths
 from layercoop_fast.repair.ridge import NormalEquations
-from layercoop_fast.repair.texts import _free_starts, default_texts, load_domains, own_texts
+from layercoop_fast.repair.texts import _free_starts, default_texts, load_texts, own_texts
 from layercoop_fast.texts.calibration import Calibration, begin_tokens, load_calibration, read_text, window_starts
 from layercoop_fast.texts.domains import Domains
 from layercoop_fast.texts.items import Item, fitting, load_items, tokenise
@@ -145,14 +145,14 @@ def test_what_is_folded_in_is_the_regression_written_out(
     game = game_on(model, specs[0], players=players)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     mask = mask_without(game.n_players, *removed)
-    texts = load_domains(game, specs, TOKENS)
+    texts = load_texts(game, specs, TOKENS)
     repaired = fit_repair(game, mask, texts)
     assert [gap["map"] for gap in repaired.record["gaps"]] == maps
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     gap = fit.find_gaps(game.masked.players.unit_masks(mask[None])[0])[0]
     site = repaired.patches[0].site
-    ids = torch.cat([domain.fit for domain in texts.domains])
+    ids = torch.cat([domain.fit for domain in texts.texts])
     context = game.masked.skeleton.context(ids)
     with torch.inference_mode():
         full = context.embedding
@@ -271,9 +271,9 @@ def test_a_repair_that_misleads_on_unseen_windows_is_left_out_as_a_whole(
 
 def test_windows_to_fit_to_share_no_token_with_those_of_the_search(specs: list[str]) -> None:
     game = game_on(FAMILIES["llama"](n_layers=2), specs[0])
-    texts = load_domains(game, specs[:1], TOKENS)
+    texts = load_texts(game, specs[:1], TOKENS)
     own = {tuple(window.tolist()) for window in game.calibration.ids}
-    (domain,) = texts.domains
+    (domain,) = texts.texts
     groups = [{tuple(w.tolist()) for w in part} for part in (domain.fit, domain.choice, domain.check)]
     assert not own & set.union(*groups)
     assert sum(map(len, groups)) == len(set.union(*groups))
@@ -444,7 +444,7 @@ def test_text_that_items_or_conversations_are_cut_from_is_not_fitted_to(utility:
     else:
         text = load_calibration("builtin", tokenizer, skeleton, windows=count, tokens=40, chat=True)
     game = ModelGame(checkpoint, text, skeleton=skeleton, utility=utility)
-    (domain,) = load_domains(game, ["builtin"], 400_000).domains  # all that is free
+    (domain,) = load_texts(game, ["builtin"], 400_000).texts  # all that is free
     stream = "".join(map(chr, tokenizer(read_text("builtin"), add_special_tokens=False)["input_ids"]))
     played = np.zeros(len(stream), dtype=bool)
     for at in window_starts(len(stream), length, count):

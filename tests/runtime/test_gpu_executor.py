@@ -11,7 +11,7 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import interpreted
 from layercoop_fast.kernels.memory import through_interpreter
-from layercoop_fast.llama.shape import UnfitError
+from layercoop_fast.llama.block import UnfitError
 from layercoop_fast.masked.queues import PlainQueue
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.general import GeneralExecutor

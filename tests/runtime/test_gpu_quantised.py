@@ -19,10 +19,10 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import interpreted
 from layercoop_fast.kernels.memory import through_interpreter
+from layercoop_fast.llama.block import UnfitError
 from layercoop_fast.llama.gpu_quantised import QuantisedMap
+from layercoop_fast.llama.model import find_model
 from layercoop_fast.llama.native_packing import pack_rows
-from layercoop_fast.llama.shape import UnfitError
-from layercoop_fast.llama.weights import find_weights
 from layercoop_fast.runtime import opening
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.gpu import GpuExecutor
@@ -60,7 +60,7 @@ def texts(executor: Executor, masks: list[list[int]], longest: int) -> list[torc
 def test_logits_are_those_of_the_native_executors_weights(family: str, dtype: str) -> None:
     model = model_of(family, tie_word_embeddings=family == "qwen3")
     masks = [[1, 1, 1], [1, 0, 1]]
-    weights = find_weights(Skeleton(model))[0]
+    weights = find_model(Skeleton(model))[0]
     head = weights.head.projection
     ends = "int8"  # with int4 too
     matrices = {id(head): unpacked(head.weight, ends)}
@@ -117,7 +117,7 @@ def test_models_opened_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path = tmp_path / "model"
     save_tiny(path, "llama")
     if not torch.cuda.is_available():
-        with pytest.raises(RequestError, match="device 'cuda' is not there: torch sees 0 CUDA devices"):
+        with pytest.raises(RequestError, match="device 'cuda' does not exist: torch finds 0 CUDA devices"):
             LayerSkipModel.from_pretrained(path, "int4", device="cuda")
     with pytest.raises(RequestError, match="int4 weights lie on one device: name cuda or cuda:N instead of auto"):
         LayerSkipModel.from_pretrained(path, "int4", device="auto")

@@ -17,18 +17,18 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.llama.model import ModelParts, find_model
 from layercoop_fast.llama.native_packing import FORMATS, pack_rows
-from layercoop_fast.llama.weights import LlamaWeights, find_weights
 from layercoop_fast.runtime import batching
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.native import NativeExecutor
+from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.requests import Request
-from layercoop_fast.runtime.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("restore_core")
 
-FITTING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3")
+FITTING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "phi3")
 LEVELS = _C.isa_available()
 LAYERS = 4
 
@@ -53,9 +53,9 @@ def odd_model(heads: int, kv_heads: int, width: int, hidden: int, inner: int, fa
     )
 
 
-def whole(model: Any) -> LlamaWeights:
+def whole(model: Any) -> ModelParts:
     """The weights as they are before an executor takes them away."""
-    return find_weights(Skeleton(model))[0]
+    return find_model(Skeleton(model))[0]
 
 
 def executor_of(model: Any, dtype: str = "fp32", kv_dtype: str = "auto") -> NativeExecutor:
@@ -87,7 +87,7 @@ def conversation(executor: Executor) -> list[Tensor]:
     return [*found, executor.run([Chunk(a, [11]), Chunk(c, words(14, 3))])]
 
 
-def oracle_of(weights: LlamaWeights, **options: Any) -> list[Tensor]:
+def oracle_of(weights: ModelParts, **options: Any) -> list[Tensor]:
     return conversation(OracleExecutor(weights, 1 << 24, **options))
 
 
@@ -391,16 +391,16 @@ def test_rows_that_no_model_can_compute_are_refused() -> None:
     run()
     i32 = {"dtype": np.int32}
     for change, message in (
-        ({"tokens": np.array([4, 300], **i32)}, "row 1: its token is no word"),
+        ({"tokens": np.array([4, 300], **i32)}, "row 1: its token is not in the vocabulary"),
         ({"tokens": np.array([4, 5])}, "tokens: expected .*int32"),
         ({"positions": np.array([5, 7], **i32)}, "row 1: it does not follow the row before it"),
         ({"positions": np.array([-1, 0], **i32)}, "row 0: its position has no cosines"),
         ({"positions": np.array([63, 64], **i32)}, "row 1: its position is beyond its page table"),
         ({"positions": np.array([15, 16], **i32)}, "row 1: a page of block 0 is missing"),
-        ({"sequence": np.array([0, 1], **i32)}, "row 1: its sequence is none of those given"),
-        ({"parent": np.array([-1, 1], **i32)}, "row 1: its parent does not stand before it"),
+        ({"sequence": np.array([0, 1], **i32)}, "row 1: its sequence does not exist"),
+        ({"parent": np.array([-1, 1], **i32)}, "row 1: its parent does not come before it"),
         ({"parent": np.array([-1, 0], **i32), "fork": np.array([0, 3], **i32)}, "row 1: it forks before a block"),
-        ({"wanted": np.array([2], **i32)}, "wanted: 2 is no row"),
+        ({"wanted": np.array([2], **i32)}, "wanted: 2 is not a row"),
         ({"masks": np.full((1, 2), 4, dtype=np.uint8)}, "masks: sequence 0 keeps of block 0"),
         ({"tables": np.full((1, 2, 1), 9999, **i32)}, "row 1: a page of block 0 is missing"),
     ):

@@ -13,7 +13,7 @@ from torch import nn
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.llama.weights import find_weights
+from layercoop_fast.llama.model import find_model
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.native import NativeExecutor, fits
 
@@ -81,10 +81,12 @@ def with_growing_rotary() -> Any:
         (with_adapter, "its q_proj is a Adapted, not a plain Linear"),
         (with_relu, "gated neither by SiLU nor by GELU's tanh form"),
         (with_scaled_residuals, "its block 0 computes something else"),
-        (with_a_further_parameter, "further parameters among .*self_attn.sink"),
+        (with_a_further_parameter, "a further parameter, self_attn.sink"),
         (with_layer_norm, "its input_layernorm is no root-mean-square norm"),
         (with_shared_blocks, "its blocks share parameters"),
         (with_growing_rotary, "angles of its rotation depend on the length of the text"),
+        (lambda: tiny_model("olmo2", 2), "its halves norm what they add, not what they read"),
+        (lambda: tiny_model("granite", 2), "it multiplies what its halves add by 0.6"),
         (lambda: llama().to(torch.float16), "it is torch.float16 on cpu"),
     ],
 )
@@ -108,8 +110,8 @@ def test_a_model_that_fits_can_still_be_run_by_itself() -> None:
 
 
 def test_parts_of_gemma_are_found_as_its_config_states_them() -> None:
-    weights, _ = find_weights(Skeleton(tiny_model("gemma3", 6)))
-    windows = [block.window for block in weights.blocks if block is not None]
+    weights, _ = find_model(Skeleton(tiny_model("gemma3", 6)))
+    windows = [block.sliding_window for block in weights.blocks if block is not None]
     assert windows == [8, 8, 0, 8, 8, 0]
     assert len(weights.rotaries) == 2
     assert weights.embedding_scale == pytest.approx(48**0.5, rel=1e-6)

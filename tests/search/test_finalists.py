@@ -117,6 +117,6 @@ def test_prune_says_which_were_compared(model: str, specs: list[str], run: Run, 
     assert "--finalists 3" in done.record["command"]
     assert "worth repaired" in report_page(done.record)
     status, _, error = run("prune", model, "--remove", 2, "--out", tmp_path / "x", "--finalists", 3, "--no-repair")
-    assert (status, "--no-repair and --offload rule out" in error) == (2, True)
-    with pytest.raises(RequestError, match="--finalists must be at least 1 mask, not 0"):
+    assert (status, "ranks 3 masks by their worth after a repair" in error) == (2, True)
+    with pytest.raises(RequestError, match="finalists= must be at least 1 mask, not 0"):
         prune(model, tmp_path / "y", finalists=0, **options)

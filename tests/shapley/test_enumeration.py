@@ -17,7 +17,7 @@ from random_networks import SPIKES, magnitude, random_networks, spiked
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.networks import Networks
-from layercoop_fast.kernels.surrogate import output, predict_logits_reference, predict_reference
+from layercoop_fast.kernels.reference.networks import output, predict_logits_reference, predict_reference
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.shapley.enumeration import Enumerated, EnumerationInterrupted, enumerate_masks

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from layercoop_fast.llama.shape import Norm
-from layercoop_fast.llama.weights import ATTENTION, MLP, BlockWeights, LlamaWeights
+from layercoop_fast.llama.block import ATTENTION, MLP, BlockParts, LinearRows, Norm
+from layercoop_fast.llama.model import ModelParts
 from layercoop_fast.runtime.executor import Executor, Rows
 from layercoop_fast.runtime.pages import PAGE, PagePool
 
@@ -26,11 +26,11 @@ class OracleExecutor(Executor):
 
     def __init__(
         self,
-        weights: LlamaWeights,
+        weights: ModelParts,
         kv_bytes: int,
         dtype: torch.dtype = torch.float64,
         stored: Callable[[Tensor], Tensor] = lambda x: x,
-        matrix: Callable[[nn.Linear], Tensor] = lambda linear: linear.weight,
+        matrix: Callable[[nn.Linear | LinearRows], Tensor] = lambda linear: linear.weight,
     ) -> None:
         self.name = "oracle"
         self.weights = weights
@@ -38,9 +38,9 @@ class OracleExecutor(Executor):
         self.dtype = dtype
         self.stored = stored
         self.matrix = matrix
-        self.shape = (2, weights.kv_heads, PAGE, weights.first.head_dim)
+        self.shape = (2, weights.first.kv_heads, PAGE, weights.first.head_dim)
         self.pages: dict[int, Tensor] = {}  # keys and values of a page [2, kv_heads, PAGE, D]
-        page_bytes = 4 * 2 * weights.kv_heads * PAGE * weights.first.head_dim
+        page_bytes = 4 * 2 * weights.first.kv_heads * PAGE * weights.first.head_dim
         pool = PagePool([page_bytes] * len(weights.blocks), kv_bytes)
         super().__init__(pool, weights.head.projection.out_features, weights.max_tokens)
 
@@ -75,12 +75,12 @@ class OracleExecutor(Executor):
         cap = weights.head.soft_cap
         return logits if cap is None else cap * (logits / cap).tanh()
 
-    def _linear(self, module: nn.Linear, x: Tensor) -> Tensor:
+    def _linear(self, module: nn.Linear | LinearRows, x: Tensor) -> Tensor:
         bias = None if module.bias is None else module.bias.to(self.dtype)
         return nn.functional.linear(x, self.matrix(module).to(self.dtype), bias)
 
     def _attention(
-        self, block: BlockWeights, x: Tensor, rows: Rows, run: Tensor, layer: int, tables: list[tuple[Tensor, ...]]
+        self, block: BlockParts, x: Tensor, rows: Rows, run: Tensor, layer: int, tables: list[tuple[Tensor, ...]]
     ) -> Tensor:
         """What attention mixes for the rows `run` [A], whose states are x [A, H]: [A, heads * D]."""
         positions = torch.from_numpy(rows.positions).long()[run]
@@ -91,8 +91,8 @@ class OracleExecutor(Executor):
         )
         if block.query_norm is not None and block.key_norm is not None:
             query, key = _norm(query, block.query_norm), _norm(key, block.key_norm)
-        if block.rotary >= 0:
-            cos, sin = (angles[positions][:, None] for angles in tables[block.rotary])
+        if (rotary := self.weights.rotary[layer]) >= 0:
+            cos, sin = (angles[positions][:, None] for angles in tables[rotary])
             query, key = (heads * cos + _rotate_half(heads) * sin for heads in (query, key))
         numbers = rows.tables[rows.sequence[run.numpy()], layer]  # [A, P]
         for at, position in enumerate(positions.tolist()):
@@ -108,8 +108,8 @@ class OracleExecutor(Executor):
             else x.new_empty(0, block.query.out_features)
         )
 
-    def _attend(self, block: BlockWeights, query: Tensor, table: list[int], position: int) -> Tensor:
-        first = max(0, position - block.window + 1) if block.window else 0
+    def _attend(self, block: BlockParts, query: Tensor, table: list[int], position: int) -> Tensor:
+        first = max(0, position - block.sliding_window + 1) if block.sliding_window else 0
         held = torch.cat([self.pages[page] for page in table[: position // PAGE + 1]], dim=2)[
             :, :, first : position + 1
         ]
@@ -121,7 +121,7 @@ class OracleExecutor(Executor):
 
 
 def _norm(x: Tensor, norm: Norm) -> Tensor:
-    return norm.weight.to(x.dtype) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
+    return norm.scale().to(x.dtype) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
 
 
 def _behind(x: Tensor, norm: Norm | None) -> Tensor:

@@ -64,10 +64,10 @@ def test_a_line_ends_at_a_newline_only(tmp_path: Path) -> None:
         ({**ITEM, "label": True}, "line 2: its label True is not a number"),
         ({**ITEM, "label": "C"}, r"line 2: its label 'C' is none of its options' names \['A', 'B'\]"),
         ({**ITEM, "options": ["four"]}, "line 2: it has 1 options: at least 2 are needed"),
-        ({**ITEM, "options": ["four", 5]}, "line 2: its options are no list of strings"),
-        ({**ITEM, "options": {"text": "four"}}, "line 2: its options are no list of strings"),
+        ({**ITEM, "options": ["four", 5]}, "line 2: its options are not a list of strings"),
+        ({**ITEM, "options": {"text": "four"}}, "line 2: its options are not a list of strings"),
         ({**ITEM, "options": ["four", " "]}, "line 2: its option 1 is empty: there is nothing to score"),
-        ({**ITEM, "context": 4}, "line 2: its context is no string"),
+        ({**ITEM, "context": 4}, "line 2: its context is not a string"),
         ({"context": "x", "label": 0}, "line 2: it has no 'options' or 'choices'"),
         ({"text": "x"}, "line 2: it has no 'context' or 'question'"),
     ],
@@ -105,7 +105,7 @@ def test_an_option_that_comes_to_no_tokens_and_a_context_of_none() -> None:
     tokenizer.backend_tokenizer.normalizer = Replace(" _", "")
     with pytest.raises(RequestError, match="item 2: its option '_' comes to no tokens"):
         tokenise([Item("a", ("b", "c"), 0), Item("a", ("b", "_"), 0)], tokenizer)
-    with pytest.raises(RequestError, match="item 1: nothing stands before its options"):
+    with pytest.raises(RequestError, match="item 1: nothing comes before its options"):
         tokenise([Item("", ("b", "c"), 0)], tiny_tokenizer())
 
 
@@ -164,7 +164,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
         load(str(short))
     with pytest.raises(RequestError, match="3 items of 3 tokens: at least 1 of 4 tokens"):
         load(str(short), tokens=3)
-    with pytest.raises(RequestError, match="--shots must be 0 or more, not -1"):
+    with pytest.raises(RequestError, match="shots=-1: it must be 0 or more"):
         load(str(short), shots=-1)
     with pytest.raises(RequestError, match="items cannot be cut from 'self'"):
         load("self")

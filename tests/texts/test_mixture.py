@@ -152,7 +152,7 @@ def test_chat_windows_are_question_and_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "options", "message"),
     [
-        (40, {"template": None}, "no chat template: leave --chat out"),
+        (40, {"template": None}, "no chat template: leave chat=True out"),
         (20, {}, "takes 21 tokens of a window of 20"),
         (40, {"template": "{{ raise_exception('no users here') }}"}, "takes no question and answer: no users here"),
     ],

@@ -45,7 +45,7 @@ def of_the_machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_more_than_the_processors(of_the_machine: Any, tmp_path: Path) -> None:
     """From Python too, and for a model that is not even there."""
     of_the_machine(3, 2**50)
-    said = r"--workers 4: this process may use 3 processors, and each worker needs one: give 3 at most"
+    said = r"workers=4: this process may use 3 processors, and each worker needs one: give 3 at most"
     with pytest.raises(RequestError, match=said):
         ModelGame.from_pretrained("nowhere", workers=4)
     with pytest.raises(RequestError, match=said):
@@ -74,7 +74,7 @@ def test_on_the_command_line(run: Any, tmp_path: Path, command: str, of_the_mach
 def test_more_than_memory_holds(checkpoint: Path, of_the_machine: Any) -> None:
     of_the_machine(64, 40 * GIB)
     check_count(2, opening(checkpoint))
-    with pytest.raises(RequestError, match=r"--workers 3: each takes about 16.3 GiB of memory, and 40.0 GiB are free"):
+    with pytest.raises(RequestError, match=r"workers=3: each takes about 16.3 GiB of memory, and 40.0 GiB are free"):
         check_count(3, opening(checkpoint))
     with pytest.raises(RequestError, match=r"each takes about 32.3 GiB of memory.*give 1 at most"):
         check_count(2, opening(checkpoint, dtype="float32"))

@@ -267,5 +267,5 @@ def test_the_replacement_of_a_lost_worker_must_be_like_it(played: Callable[..., 
 
 
 def test_tolerance_without_workers(model: Path) -> None:
-    with pytest.raises(RequestError, match="--tolerant is about workers"):
+    with pytest.raises(RequestError, match="it belongs to workers="):
         ModelGame.from_pretrained(str(model), tolerant=True)

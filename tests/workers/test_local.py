@@ -155,5 +155,5 @@ def test_bad_numbers_of_workers(workers: int | str, said: str) -> None:
 
 
 def test_a_device_that_workers_cannot_share_out(model: Path) -> None:
-    with pytest.raises(RequestError, match="write cpu, or cuda for a GPU each"):
+    with pytest.raises(RequestError, match="ask for cpu, or cuda for a GPU each"):
         ModelGame.from_pretrained(str(model), workers=2, device="cuda:1")

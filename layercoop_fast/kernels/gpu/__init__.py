@@ -1,9 +1,9 @@
-"""Triton versions of the kernels, one file an operation; nothing here is imported before a tensor lies on a GPU.
+"""Triton versions of the operations, one file each. Nothing here is imported before a tensor lies on a GPU.
 
-A file of an operation holds, in this order: the formula with shapes, dtypes, source and why no library does it; an
-oracle, or the import of the one beside the C++ version; named configurations; the kernel; a launcher; the operator that
-`torch.compile` traces through (`torch.library`, with its fake); `cases()`, the real shapes that are compiled ahead of
-time and stand in docs/kernels.md. `frame.py` has what they share, `aot.py` compiles and inspects.
+A file holds, in this order: what differs from the formula in `kernels/reference/`, and why no library does it; named
+configurations; the kernel; its launcher; `cases()`, the real shapes that are compiled ahead of time and listed in
+docs/kernels.md. Launchers check nothing: the functions of `kernels/` call them with checked arguments. `frame.py` has
+what the files share, `aot.py` compiles and inspects.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from layercoop_fast.kernels.gpu.enumeration import CONFIGS, Found, Tables, launc
 from layercoop_fast.kernels.gpu.frame import Config
 from layercoop_fast.kernels.gpu.surrogate import DeviceNetworks
 from layercoop_fast.kernels.networks import Networks
-from layercoop_fast.kernels.surrogate import predict_reference
 from layercoop_fast.masks.types import Floats
 
 MOST_PLAYERS = 44
@@ -30,7 +29,11 @@ CHUNK = 8
 
 
 class _Halves:
-    """The subsets of some players in order of size, padded so that blocks hold one size."""
+    """The subsets of some players in order of size, padded so that blocks hold one size.
+
+    Attributes:
+        kept: float64 [halves, players]: 1 where the half keeps the player; rows of padding have sums of 0 anyway.
+    """
 
     def __init__(self, players: int, block: int, device: torch.device) -> None:
         codes = np.arange(1 << players)
@@ -48,7 +51,6 @@ class _Halves:
         self.size = self.block_size.long().repeat_interleave(block)
         kept = (self.code.clamp_min(0)[:, None] >> torch.arange(max(players, 1), device=device)) & 1
         self.kept = kept[:, :players].double()
-        """float64 [halves, players]: 1 where the half keeps the player; rows of padding have sums of 0 anyway."""
 
 
 class AllMasks:
@@ -318,14 +320,3 @@ def _tables(networks: DeviceNetworks, low: _Halves, high: _Halves) -> Tables:
 def _array(tensor: Tensor) -> Floats:
     found: Floats = tensor.cpu().numpy()
     return found
-
-
-def all_masks_reference(networks: Networks, shifts: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """The oracle, in float64: sums by size, of squares, by player, by pair."""
-    n = networks.n_players
-    masks = (np.arange(1 << n)[:, None] >> np.arange(n) & 1).astype(bool)
-    sizes = masks.sum(1)
-    values = predict_reference(networks, masks).mean(axis=1) - shifts[sizes]
-    by_size = np.eye(n + 1)[sizes] * values[:, None]
-    kept = masks.astype(np.float64)
-    return by_size.sum(0), (by_size**2).sum(0), kept.T @ by_size, np.einsum("mi,mj,mk->ijk", kept, kept, by_size)

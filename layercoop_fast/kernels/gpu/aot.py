@@ -69,7 +69,13 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel of one case for one chip."""
+    """One kernel of one case for one chip.
+
+    Attributes:
+        registers: Of a thread; on hip vector registers.
+        spilled: NVIDIA: bytes of stack of a thread; hip: vector registers that went to memory.
+        shared: Bytes of a program.
+    """
 
     operation: str
     shape: str
@@ -78,11 +84,8 @@ class Compiled:
     target: str
     warps: int
     registers: int
-    """Of a thread; on hip vector registers."""
     spilled: int
-    """NVIDIA: bytes of stack of a thread; hip: vector registers that went to memory."""
     shared: int
-    """Bytes of a program."""
     programs: int
     wrong: list[str]
 

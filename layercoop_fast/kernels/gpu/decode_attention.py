@@ -22,26 +22,24 @@ Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023); page
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import (
     Case,
     Config,
-    blocks,
     interpreted,
     launch,
     meta,
     power_of_two,
-    require_dtype,
 )
-from layercoop_fast.kernels.gpu.paged_attention import NO_WINDOW, attend, exponents, require_pages, tile
+from layercoop_fast.kernels.gpu.paged_attention import attend, exponents, meta_context, tile
 from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.reference.attention import NO_WINDOW, PagedContext
 
 CONFIGS = {
     "split": Config("split", {"BLOCK_N": 64}, warps=4, stages=3),
@@ -54,36 +52,6 @@ _COMBINE = Config("combine", warps=2, stages=1)
 PROGRAMS = 264
 # A part of fewer tokens costs more to put together than it saves.
 _LEAST_TOKENS = 128
-
-
-def decode_attention_reference(
-    queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    scale: float,
-    *,
-    window: int | None = None,
-    soft_cap: float | None = None,
-) -> Tensor:
-    """The oracle: one sequence after the other; float64 where the queries are, else fp32."""
-    _, _, kv_heads, page, width = pages.shape
-    wide = torch.float64 if queries.dtype == torch.float64 else torch.float32
-    out = torch.zeros(queries.shape, dtype=wide, device=queries.device)
-    heads = queries.shape[1] // width
-    for sequence, length in enumerate(lengths.tolist()):
-        if int(tables[sequence, 0]) < 0 or length == 0:
-            continue
-        known = pages[tables[sequence, : blocks(length, page)].long()].to(wide)
-        known = known.permute(1, 2, 0, 3, 4).reshape(2, kv_heads, -1, width)
-        keys, values = known[:, :, max(0, length - (window or NO_WINDOW)) : length].repeat_interleave(
-            heads // kv_heads, dim=1
-        )
-        scores = scale * (keys @ queries[sequence].to(wide).view(heads, width, 1))[:, :, 0]
-        if soft_cap is not None:
-            scores = soft_cap * torch.tanh(scores / soft_cap)
-        out[sequence] = (scores.softmax(-1)[:, None] @ values).reshape(-1)
-    return out.to(queries.dtype)
 
 
 @triton.jit
@@ -139,29 +107,28 @@ def _combine(mixtures, sums, out, splits, WIDTH: tl.constexpr, BLOCK_S: tl.const
 
 def launch_decode(
     queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
+    context: PagedContext,
     out: Tensor,
     scale: float,
-    window: int,
-    soft_cap: float,
+    sliding_window: int = 0,
+    cap: float = 0.0,
     *,
     splits: int | None = None,
     config: Config | None = None,
 ) -> None:
-    """Fill out [S, heads·D]; no window is `NO_WINDOW`, no cap is 0."""
+    """Fill out [S, heads·D] from queries [S, heads·D]."""
+    pages, tables = context.pages, context.tables
     kv_heads, page, width = pages.shape[2:]
-    sequences, heads = len(out), out.shape[1] // width
+    sequences, heads, window = len(out), out.shape[1] // width, sliding_window or NO_WINDOW
     splits = splits or choose_splits(sequences * kv_heads, min(tables.shape[1] * page, window))
     config = config or choose_config(width, queries.dtype)
     mixtures = torch.empty(sequences * heads, splits, width, dtype=torch.float32, device=out.device)
     sums = torch.empty(sequences * heads, splits, dtype=torch.float32, device=out.device)
     block_d = max(16, power_of_two(width))
     launch(
-        _split, (sequences, kv_heads, splits), queries, pages, tables, lengths, mixtures, sums,
-        *exponents(scale, soft_cap), window, queries.stride(0), tables.stride(0), pages.stride(0), splits,
-        config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=soft_cap > 0,
+        _split, (sequences, kv_heads, splits), queries, pages, tables, context.lengths, mixtures, sums,
+        *exponents(scale, cap), window, queries.stride(0), tables.stride(0), pages.stride(0), splits,
+        config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=cap > 0,
         WIDEN=interpreted() and queries.dtype == torch.bfloat16, BLOCK_H=max(16, power_of_two(heads // kv_heads)),
         BLOCK_D=block_d,
     )  # fmt: skip
@@ -188,46 +155,6 @@ def choose_config(width: int, dtype: torch.dtype) -> Config:
     return chosen("decode_attention", (width, dtype.itemsize), CONFIGS, default)
 
 
-@torch.library.custom_op("layercoop_fast::decode_attention", mutates_args=())
-def decode_attention(
-    queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int = NO_WINDOW,
-    soft_cap: float = 0.0,
-) -> Tensor:
-    """Attend: queries [S, heads·D] → [S, heads·D].
-
-    Raises `RequestError` for shapes and dtypes that do not fit; what is in tables and lengths is not read here.
-    """
-    out: Tensor = _output(queries, pages, tables, lengths, scale, window, soft_cap)
-    launch_decode(queries, pages, tables, lengths, out, scale, window, soft_cap)
-    return out
-
-
-@decode_attention.register_fake
-def _output(
-    queries: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int = NO_WINDOW,
-    soft_cap: float = 0.0,
-) -> Tensor:
-    require_dtype(queries, "queries")
-    if queries.dim() != 2 or queries.stride(1) != 1 or len(queries) != len(lengths):
-        raise RequestError(f"queries: expected [{len(lengths)}, heads·D], got {list(queries.shape)}")
-    require_pages(pages, tables, lengths, queries, scale, window, soft_cap)
-    kv_heads, width = pages.shape[2], pages.shape[4]
-    heads, rest = divmod(queries.shape[1], width)
-    if rest or heads < 1 or heads % kv_heads:
-        raise RequestError(f"queries: {queries.shape[1]} columns are not heads of {width} over {kv_heads} of keys")
-    return queries.new_empty(len(queries), queries.shape[1])
-
-
 def cases() -> list[Case]:
     """An 8B llama: one request of 8,192 tokens, and 64 of 2,048; Gemma's heads of 256."""
     found = []
@@ -240,23 +167,9 @@ def cases() -> list[Case]:
     ):
         full = name == "full"
         dtype = torch.float32 if full else torch.bfloat16
-
-        def run(
-            name: str = name, sequences: int = sequences, length: int = length, heads: int = heads,
-            kv_heads: int = kv_heads, width: int = width, cap: float = cap, dtype: torch.dtype = dtype,
-        ) -> None:  # fmt: skip
-            launch_decode(
-                meta(sequences, heads * width, dtype=dtype),
-                meta(blocks(sequences * length, 16), 2, kv_heads, 16, width, dtype=dtype),
-                meta(sequences, blocks(length, 16), dtype=torch.int32),
-                meta(sequences, dtype=torch.int32),
-                meta(sequences, heads * width, dtype=dtype),
-                1 / math.sqrt(width),
-                NO_WINDOW,
-                cap,
-                config=CONFIGS[name],
-            )
-
+        context = meta_context(sequences, length, kv_heads, width, dtype)
+        queries, out = (meta(sequences, heads * width, dtype=dtype) for _ in range(2))
+        run = partial(launch_decode, queries, context, out, width**-0.5, cap=cap, config=CONFIGS[name])
         found.append(
             Case(
                 "decode_attention",

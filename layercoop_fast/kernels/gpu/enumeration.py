@@ -45,24 +45,27 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class Tables:
-    """What a launch reads. Powers are None where exponentials may not be multiplied."""
+    """What a launch reads. Powers are None where exponentials may not be multiplied.
+
+    Attributes:
+        weight: v, fp32 [E·H].
+        bias: c, fp32 [E].
+        shift: fp32, by the size of low and high half together.
+        low_size: int32, of every block of low halves.
+        first: int32 [chunks]: first block of high halves, and how many, and their size.
+    """
 
     low: Tensor
     high: Tensor
     low_power: Tensor | None
     high_power: Tensor | None
     weight: Tensor
-    """v, fp32 [E·H]."""
     bias: Tensor
-    """c, fp32 [E]."""
     shift: Tensor
-    """fp32, by the size of low and high half together."""
     low_code: Tensor
     high_code: Tensor
     low_size: Tensor
-    """int32, of every block of low halves."""
     first: Tensor
-    """int32 [chunks]: first block of high halves, and how many, and their size."""
     count: Tensor
     high_size: Tensor
     activation: str

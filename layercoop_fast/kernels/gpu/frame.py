@@ -18,11 +18,6 @@ import torch
 import triton
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the kernels take unless their file says otherwise."""
-
 
 @dataclass(frozen=True)
 class Config:
@@ -52,6 +47,11 @@ class Case:
     `run` calls the launcher on tensors of the meta device. `bytes` counts every input and output once, `flops` a
     multiplication and an addition as two; `operations` are those outside matrix units where they bound the kernel (else
     0). `dot` says that matrix instructions are expected, `wide` that 128-bit loads are.
+
+    Attributes:
+        main: Whether it stands in the table of docs/kernels.md and must not spill registers. The others show that sizes
+            of 1 compile too: Triton makes constants of these.
+        targets: What the names of the targets begin with that it is for: "cuda", "hip", or all.
     """
 
     operation: str
@@ -64,10 +64,7 @@ class Case:
     dot: bool = False
     wide: bool = True
     main: bool = True
-    """Whether it stands in the table of docs/kernels.md and must not spill registers. The others show that sizes of 1
-    compile too: Triton makes constants of these."""
     targets: str | tuple[str, ...] = ""
-    """What the names of the targets begin with that it is for: "cuda", "hip", or all."""
 
 
 _recorded: list[Launch] | None = None
@@ -119,22 +116,3 @@ def power_of_two(size: int) -> int:
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU (TRITON_INTERPRET=1, set before Triton is imported)."""
     return bool(triton.knobs.runtime.interpret)
-
-
-def require_dtype(tensor: Tensor, name: str) -> None:
-    """Raise `RequestError` for a dtype that the kernels do not take."""
-    if tensor.dtype not in DTYPES:
-        raise RequestError(f"{name}: expected one of fp32, bf16, fp16 on a GPU, got {tensor.dtype}")
-
-
-def require_index(tensor: Tensor, name: str, size: int, like: Tensor) -> None:
-    """Raise `RequestError` unless a tensor is a contiguous int32 or int64 vector of this size beside `like`.
-
-    What its numbers point to is not read: that would make the host wait for the device.
-    """
-    fits = tensor.dim() == 1 and len(tensor) == size and tensor.is_contiguous() and tensor.device == like.device
-    if not fits or tensor.dtype not in (torch.int32, torch.int64):
-        raise RequestError(
-            f"{name}: expected contiguous int32 or int64 [{size}] on {like.device}, got {tensor.dtype} "
-            f"{list(tensor.shape)} on {tensor.device}"
-        )

@@ -25,48 +25,18 @@ import triton.language as tl
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.frame import Case, Config, launch, meta, power_of_two, require_dtype, require_index
+from layercoop_fast.kernels.gpu.frame import Case, Config, launch, meta, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.kernels.memory import require, require_matrix
-from layercoop_fast.kernels.rms_norm import rms_norm_reference
 
-KINDS = {"rms": 0, "rms_gemma": 1, "layer": 2}
 WIDEST = 32768
 """A row is held in registers."""
 
 CONFIGS = {"short": Config("short", warps=1), "row": Config("row", warps=4), "long": Config("long", warps=16)}
 
 
-def norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str) -> Tensor:
-    """The oracle of a row's norm: x [..., H] → [..., H]."""
-    if kind == "layer":
-        return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
-    if kind == "rms":
-        return rms_norm_reference(x, weight, eps)
-    wide = x if x.dtype == torch.float64 else x.float()
-    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (unit * (1 + weight.to(wide.dtype))).to(x.dtype)
-
-
-def gather_norm_reference(
-    pool: Tensor,
-    slots: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    kind: str,
-    delta: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The oracle: x and its norm, both [B·T, H]."""
-    x = pool[slots.long()].flatten(0, 1)
-    if delta is not None:
-        x = x + delta
-    return x, norm_reference(x, weight, bias, eps, kind)
-
-
 @triton.jit
 def _norm(
-    pool, slots, delta, weight, bias, total, out, tokens, width, eps, BLOCK: tl.constexpr, KIND: tl.constexpr
+    pool, slots, delta, weight, total, out, tokens, width, eps, BLOCK: tl.constexpr, GEMMA: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     source = row
@@ -80,18 +50,9 @@ def _norm(
         rounded = x.to(out.dtype.element_ty)
         tl.store(total + row * width + column, rounded, mask=inside)
         x = rounded.to(tl.float32)
-    if KIND == 2:
-        x = tl.where(inside, x - tl.sum(x, axis=0) / width, 0.0)
     unit = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
     w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    if KIND == 0:
-        normed = w * unit.to(out.dtype.element_ty).to(tl.float32)
-    elif KIND == 1:
-        normed = unit * (1 + w)
-    else:
-        normed = unit * w
-        if bias is not None:
-            normed += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    normed = unit * (1 + w) if GEMMA else w * unit.to(out.dtype.element_ty).to(tl.float32)
     tl.store(out + row * width + column, normed.to(out.dtype.element_ty), mask=inside)
 
 
@@ -104,76 +65,20 @@ def launch_norm(
     slots: Tensor | None = None,
     delta: Tensor | None = None,
     total: Tensor | None = None,
-    bias: Tensor | None = None,
-    kind: str = "rms",
+    gemma: bool = False,
     config: Config | None = None,
 ) -> None:
     """Fill out [R, H], and total [R, H] where there is a delta, from pool [S, T, H] or, without slots, [R, H]."""
     rows, width = out.shape
+    if width > WIDEST:
+        raise RequestError(f"states of {width} numbers are wider than the {WIDEST} that a GPU kernel norms")
     tokens = pool.shape[1] if slots is not None else 1
     rule = "short" if width <= 1024 else "row" if width <= 8192 else "long"
     config = config or chosen("norm", (width, delta is not None), CONFIGS, rule)
     launch(
-        _norm, (rows,), pool, slots, delta, weight, bias, total, out, tokens, width, eps,
-        config=config, BLOCK=power_of_two(width), KIND=KINDS[kind],
+        _norm, (rows,), pool, slots, delta, weight, total, out, tokens, width, eps, config=config,
+        BLOCK=power_of_two(width), GEMMA=gemma,
     )  # fmt: skip
-
-
-@torch.library.custom_op("layercoop_fast::gather_norm", mutates_args=())
-def gather_norm(
-    pool: Tensor, slots: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str = "rms"
-) -> Tensor:
-    """The norm of the picked states: [S, T, H] → [B·T, H]."""
-    out: Tensor = _normed(pool, slots, weight, bias, eps, kind)
-    launch_norm(pool, weight, eps, out, slots=slots, bias=bias, kind=kind)
-    return out
-
-
-@gather_norm.register_fake
-def _normed(pool: Tensor, slots: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str = "rms") -> Tensor:
-    _check(pool, slots, weight, bias, kind)
-    return pool.new_empty(slots.shape[0] * pool.shape[1], pool.shape[2])
-
-
-@torch.library.custom_op("layercoop_fast::gather_add_norm", mutates_args=())
-def gather_add_norm(
-    pool: Tensor, slots: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str = "rms"
-) -> tuple[Tensor, Tensor]:
-    """The picked states plus delta, and their norm: both [B·T, H]."""
-    total, out = _added(pool, slots, delta, weight, bias, eps, kind)
-    launch_norm(pool, weight, eps, out, slots=slots, delta=delta, total=total, bias=bias, kind=kind)
-    return total, out
-
-
-@gather_add_norm.register_fake
-def _added(
-    pool: Tensor, slots: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str = "rms"
-) -> tuple[Tensor, Tensor]:
-    _check(pool, slots, weight, bias, kind)
-    require_matrix(delta, "delta")
-    require(delta, "delta", (slots.shape[0] * pool.shape[1], pool.shape[2]), pool)
-    return torch.empty_like(delta), torch.empty_like(delta)
-
-
-def _check(pool: Tensor, slots: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> None:
-    require_pool(pool)
-    require_index(slots, "slots", slots.shape[0], pool)
-    require(weight, "weight", (pool.shape[2],), pool)
-    if kind not in KINDS:
-        raise RequestError(f"kind: {kind} is not one of {', '.join(KINDS)}")
-    if bias is not None:
-        require(bias, "bias", (pool.shape[2],), pool)
-        if kind != "layer":
-            raise RequestError(f"bias: a norm of kind {kind} has none")
-    if pool.shape[2] > WIDEST:
-        raise RequestError(f"pool: states of {pool.shape[2]} numbers are wider than {WIDEST}")
-
-
-def require_pool(pool: Tensor) -> None:
-    """Raise `RequestError` unless a tensor is a contiguous pool of states [S, T, H] of a dtype that kernels take."""
-    require_dtype(pool, "pool")
-    if pool.dim() != 3 or not pool.is_contiguous() or 0 in pool.shape[1:]:
-        raise RequestError(f"pool: expected contiguous [slots, tokens, hidden], got {list(pool.shape)}")
 
 
 def cases() -> list[Case]:
@@ -190,7 +95,7 @@ def cases() -> list[Case]:
         found.append(Case("gather_add_norm", shape, "row", run, bytes=4 * size + 2 * width))
     one = meta(1, 1)
     run = partial(
-        launch_norm, one[None], one[0], 1e-5, one, slots=meta(1, dtype=torch.int32), delta=one, total=one, bias=one[0],
-        kind="layer", config=CONFIGS["short"],
+        launch_norm, one[None], one[0], 1e-5, one, slots=meta(1, dtype=torch.int32), delta=one, total=one, gemma=True,
+        config=CONFIGS["short"],
     )  # fmt: skip
     return [*found, Case("gather_add_norm", "[1, 1]", "short", run, bytes=8, wide=False, main=False)]

@@ -18,7 +18,7 @@ and of the native executor on the CPU, whose numbers it carries exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -26,12 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, require_dtype
+from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.kernels.memory import require, require_matrix
-from layercoop_fast.kernels.quantise import GROUP, quantise_int4, quantise_int8
-from layercoop_fast.kernels.rms_norm import rms_norm_reference
+from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 
 MOST_ROWS = 16
 CONFIGS = {
@@ -39,47 +36,6 @@ CONFIGS = {
     "one_wide": Config("one_wide", {"OUTS": 16, "GROUPS": 32}, warps=8),
     "few": Config("few", {"OUTS": 32, "GROUPS": 4}, warps=4, stages=3),
 }
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A matrix [O, K] in groups of 32 columns: 8 bits where there is no minimum, else 4."""
-
-    values: Tensor
-    scale: Tensor
-    minimum: Tensor | None
-
-
-def quantize(weight: Tensor, bits: int) -> Quantized:
-    """Quantise a matrix [O, K] of fp32, bf16 or fp16 on the CPU, as `kernels/quantise.py` does, and pack it."""
-    if bits not in (4, 8) or weight.dim() != 2 or weight.shape[1] % GROUP:
-        raise RequestError(
-            f"weight: expected 4 or 8 bits of [O, a multiple of {GROUP}], got {bits} of {list(weight.shape)}"
-        )
-    if bits == 8:
-        return Quantized(*quantise_int8(weight), None)
-    values, scale, minimum = quantise_int4(weight)
-    nibbles = values.view(*scale.shape, GROUP)
-    packed = nibbles[..., : GROUP // 2] | (nibbles[..., GROUP // 2 :] << 4)
-    return Quantized(packed.reshape(weight.shape[0], -1), scale, minimum)
-
-
-def dequantize(weight: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The oracle of the format: [O, K]."""
-    scale = weight.scale.to(dtype)[..., None]
-    if weight.minimum is None:
-        groups = weight.values.view(*weight.scale.shape, GROUP).to(dtype) * scale
-    else:
-        packed = weight.values.view(*weight.scale.shape, GROUP // 2)
-        groups = torch.cat([packed & 15, packed >> 4], dim=-1).to(dtype) * scale + weight.minimum.to(dtype)[..., None]
-    return groups.flatten(1)
-
-
-def quantized_linear_reference(x: Tensor, weight: Quantized, norm: Tensor | None = None, eps: float = 0.0) -> Tensor:
-    """The oracle: [R, K] → [R, O], in x's precision but at least fp32."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    u = x.to(wide) if norm is None else rms_norm_reference(x.to(wide), norm.to(wide), eps)
-    return (u @ dequantize(weight, wide).t()).to(x.dtype)
 
 
 @triton.jit
@@ -171,72 +127,29 @@ def _few_rows(
     tl.store(out + where, total.to(dtype), mask=(row < rows)[:, None] & (place < outs)[None, :])
 
 
-def launch_quantized(
+def launch_quantised(
     x: Tensor,
-    weight: Quantized,
+    weight: PackedWeight,
     out: Tensor,
     *,
     norm: Tensor | None = None,
     eps: float = 0.0,
     config: Config | None = None,
 ) -> None:
-    """Fill out [R, O] from x [R, K], R up to 16."""
-    (rows, columns), outs = x.shape, weight.values.shape[0]
-    config = config or chosen("gemv", (outs, columns, rows > 1), CONFIGS, "one" if rows == 1 else "few")
-    tiles = blocks(outs, config.blocks["OUTS"])
-    given = (x, norm, weight.values, weight.scale, weight.minimum, out)
-    if config.name == "few":
-        launch(
-            _few_rows, (tiles if rows else 0,), *given, rows, outs, columns // GROUP, eps, config=config, ROWS=MOST_ROWS
-        )  # fmt: skip
-    else:
-        launch(_one_row, (tiles, rows), *given, outs, columns // GROUP, eps, config=config)
-
-
-@torch.library.custom_op("layercoop_fast::quantized_linear", mutates_args=())
-def quantized_linear(
-    x: Tensor,
-    values: Tensor,
-    scale: Tensor,
-    minimum: Tensor | None = None,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """Norm, where its weight is given, and multiply: [R, K] → [R, O], R up to 16."""
-    out: Tensor = _multiplied(x, values, scale, minimum, norm, eps)
-    launch_quantized(x, Quantized(values, scale, minimum), out, norm=norm, eps=eps)
-    return out
-
-
-@quantized_linear.register_fake
-def _multiplied(
-    x: Tensor,
-    values: Tensor,
-    scale: Tensor,
-    minimum: Tensor | None = None,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    require_matrix(x, "x")
-    require_dtype(x, "x")
-    rows, columns = x.shape
-    if columns % GROUP or columns == 0:
-        raise RequestError(f"x: {columns} columns are not a multiple of {GROUP}")
-    if rows > MOST_ROWS:
-        raise RequestError(f"x: {rows} rows are more than {MOST_ROWS}: multiply by the dequantized matrix")
-    width, dtype = (columns, torch.int8) if minimum is None else (columns // 2, torch.uint8)
-    for name, tensor, shape, kind in (
-        ("values", values, (values.shape[0], width), dtype),
-        ("scale", scale, (values.shape[0], columns // GROUP), torch.float16),
-        ("minimum", scale if minimum is None else minimum, (values.shape[0], columns // GROUP), torch.float16),
-    ):
-        if tuple(tensor.shape) != shape or tensor.dtype != kind or not tensor.is_contiguous():
-            raise RequestError(
-                f"{name}: expected contiguous {kind} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
-            )
-    if norm is not None:
-        require(norm, "norm", (columns,), x)
-    return x.new_empty(rows, values.shape[0])
+    """Fill out [R, O] from x [R, K]; each launch takes up to 16 rows."""
+    columns, outs = x.shape[1], len(weight.values)
+    for some, filled in zip(torch.split(x, MOST_ROWS), torch.split(out, MOST_ROWS), strict=True):
+        rows = len(some)
+        fitting = config or chosen("gemv", (outs, columns, rows > 1), CONFIGS, "one" if rows == 1 else "few")
+        tiles = blocks(outs, fitting.blocks["OUTS"])
+        given = (some, norm, weight.values, weight.scale, weight.minimum, filled)
+        if fitting.name == "few":
+            launch(
+                _few_rows, (tiles if rows else 0,), *given, rows, outs, columns // GROUP, eps, config=fitting,
+                ROWS=MOST_ROWS,
+            )  # fmt: skip
+        else:
+            launch(_one_row, (tiles, rows), *given, outs, columns // GROUP, eps, config=fitting)
 
 
 def cases() -> list[Case]:
@@ -247,9 +160,9 @@ def cases() -> list[Case]:
         for rows, config, targets in ((1, "one", "cuda"), (1, "one_wide", ""), (8, "few", "cuda"), (8, "few", "hip")):
             scale = meta(outs, columns // GROUP, dtype=torch.float16)
             values = meta(outs, columns * bits // 8, dtype=torch.uint8 if bits == 4 else torch.int8)
-            weight = Quantized(values, scale, scale if bits == 4 else None)
+            weight = PackedWeight(values, scale, scale if bits == 4 else None)
             x, out = meta(rows, columns), meta(rows, outs)
-            run = partial(launch_quantized, x, weight, out, norm=meta(columns), eps=1e-5, config=CONFIGS[config])
+            run = partial(launch_quantised, x, weight, out, norm=meta(columns), eps=1e-5, config=CONFIGS[config])
             size = outs * columns * bits // 8 + 2 * outs * columns // GROUP * (2 if bits == 4 else 1)
             size += 2 * rows * (columns + outs) + 2 * columns
             work, dot = 2 * rows * outs * columns, rows > 1
@@ -257,9 +170,9 @@ def cases() -> list[Case]:
             case = Case("gemv", shape, config, run, bytes=size, dot=dot, wide=not dot or targets != "hip")
             found.append(replace(case, targets=targets, flops=work if dot else 0, operations=0 if dot else work))
     scale = meta(1, 1, dtype=torch.float16)
-    weight = Quantized(meta(1, GROUP // 2, dtype=torch.uint8), scale, scale)
+    weight = PackedWeight(meta(1, GROUP // 2, dtype=torch.uint8), scale, scale)
     for rows, config in ((1, "one"), (2, "few")):
-        run = partial(launch_quantized, meta(rows, GROUP), weight, meta(rows, 1), config=CONFIGS[config])
+        run = partial(launch_quantised, meta(rows, GROUP), weight, meta(rows, 1), config=CONFIGS[config])
         shape = f"[{rows}, {GROUP}] · [1, {GROUP}]ᵀ, 4 bits"
         found.append(Case("gemv", shape, config, run, bytes=20 + 66 * rows, wide=False, main=False))
     return found

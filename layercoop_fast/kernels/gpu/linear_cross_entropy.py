@@ -28,7 +28,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import (
     Case,
     Config,
@@ -36,14 +35,8 @@ from layercoop_fast.kernels.gpu.frame import (
     launch,
     meta,
     power_of_two,
-    require_dtype,
-    require_index,
 )
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference
-from layercoop_fast.kernels.memory import require, require_matrix
-
-__all__ = ["linear_cross_entropy", "linear_cross_entropy_kl", "linear_cross_entropy_reference"]
 
 MOST_ROWS = 16384
 """Rows of one launch: what the tiles leave of them stays below some 100 MB."""
@@ -201,76 +194,6 @@ def _rule(dtype: torch.dtype, teacher: bool) -> str:
     if dtype == torch.float32:
         return "small"  # no tensor cores in full fp32, and elements are twice as large
     return "teacher" if teacher else "large"
-
-
-@torch.library.custom_op("layercoop_fast::linear_cross_entropy", mutates_args=())
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    soft_cap: float | None = None,
-) -> Tensor:
-    """Negative log-likelihood of each target, fp32 [R]."""
-    nll: Tensor = _losses(hidden, weight, targets, bias, scale, soft_cap)
-    launch_head_loss(hidden, weight, targets, nll, bias=bias, scale=scale, soft_cap=soft_cap)
-    return nll
-
-
-@linear_cross_entropy.register_fake
-def _losses(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    soft_cap: float | None = None,
-) -> Tensor:
-    for name, matrix in (("hidden", hidden), ("weight", weight)):
-        require_matrix(matrix, name)
-        require_dtype(matrix, name)
-    if weight.shape[0] == 0:
-        raise RequestError("weight: expected at least one word")
-    require(weight, "weight", (weight.shape[0], hidden.shape[1]), hidden)
-    require_index(targets, "targets", hidden.shape[0], hidden)
-    if bias is not None:
-        require(bias, "bias", (weight.shape[0],), hidden)
-    if soft_cap is not None and not soft_cap > 0:
-        raise RequestError(f"soft_cap: {soft_cap} is not a positive number")
-    return hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-
-
-@torch.library.custom_op("layercoop_fast::linear_cross_entropy_kl", mutates_args=())
-def linear_cross_entropy_kl(
-    hidden: Tensor,
-    teacher: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    soft_cap: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each target, and the divergence from the teacher's distribution: both fp32 [R]."""
-    nll, kl = _divergences(hidden, teacher, weight, targets, bias, scale, soft_cap)
-    launch_head_loss(hidden, weight, targets, nll, bias=bias, scale=scale, soft_cap=soft_cap, teacher=teacher, kl=kl)
-    return nll, kl
-
-
-@linear_cross_entropy_kl.register_fake
-def _divergences(
-    hidden: Tensor,
-    teacher: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    soft_cap: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    require_matrix(teacher, "teacher")
-    require(teacher, "teacher", tuple(hidden.shape), hidden)
-    nll = _losses(hidden, weight, targets, bias, scale, soft_cap)
-    return nll, torch.empty_like(nll)
 
 
 def cases() -> list[Case]:

@@ -27,14 +27,13 @@ Source: Dao, FlashAttention-2 (arXiv 2307.08691); pages: Kwon et al. (arXiv 2309
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import (
     Case,
     Config,
@@ -43,17 +42,11 @@ from layercoop_fast.kernels.gpu.frame import (
     launch,
     meta,
     power_of_two,
-    require_dtype,
-    require_index,
 )
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.kernels.memory import require_matrix
+from layercoop_fast.kernels.reference.attention import NO_WINDOW, PagedContext
 
 LOG2E = 1.4426950408889634
-# A window that no sequence fills: 32 bits hold it, and its sum with a position.
-NO_WINDOW = 1 << 30
-# Of programs side by side in the third direction CUDA has no more.
-MOST_SEQUENCES = 65535
 
 CONFIGS = {
     "long": Config("long", {"BLOCK_M": 128, "BLOCK_N": 32}, warps=8, stages=2),
@@ -63,39 +56,6 @@ CONFIGS = {
     "full": Config("full", {"BLOCK_M": 32, "BLOCK_N": 16}, warps=8, stages=2),  # fp32, which has no matrix units
     "tiny": Config("tiny", {"BLOCK_M": 16, "BLOCK_N": 16}, warps=1, stages=1),
 }
-
-
-def paged_attention_reference(
-    qkv: Tensor,
-    starts: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    heads: int,
-    scale: float,
-    *,
-    window: int | None = None,
-    soft_cap: float | None = None,
-) -> Tensor:
-    """The oracle: one sequence after the other, its context copied out of the pages; float64 where qkv is."""
-    _, _, kv_heads, page, width = pages.shape
-    wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-    results = [qkv.new_empty(0, heads * width)]
-    for sequence, context in enumerate(lengths.tolist()):
-        own = qkv[int(starts[sequence]) : int(starts[sequence + 1])].to(wide).view(-1, heads + 2 * kv_heads, width)
-        queries, keys, values = torch.split(own.transpose(0, 1), [heads, kv_heads, kv_heads])
-        known = pages[tables[sequence, : blocks(context, page)].long()].to(wide)
-        known = known.permute(1, 2, 0, 3, 4).reshape(2, kv_heads, -1, width)[:, :, :context]
-        keys, values = torch.cat([known[0], keys], dim=1), torch.cat([known[1], values], dim=1)
-        scores = scale * (queries @ keys.repeat_interleave(heads // kv_heads, dim=0).transpose(1, 2))
-        if soft_cap is not None:
-            scores = soft_cap * torch.tanh(scores / soft_cap)
-        at = context + torch.arange(len(own), device=qkv.device)[:, None]
-        other = torch.arange(context + len(own), device=qkv.device)[None]
-        seen = (other <= at) & (other > at - (window or NO_WINDOW))
-        mixed = scores.masked_fill(~seen, -math.inf).softmax(-1) @ values.repeat_interleave(heads // kv_heads, dim=0)
-        results.append(mixed.transpose(0, 1).reshape(len(own), heads * width).to(qkv.dtype))
-    return torch.cat(results)
 
 
 @triton.jit
@@ -183,27 +143,26 @@ def _paged(
 def launch_paged(
     qkv: Tensor,
     starts: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
+    context: PagedContext,
     out: Tensor,
     longest: int,
     scale: float,
-    window: int,
-    soft_cap: float,
+    sliding_window: int = 0,
+    cap: float = 0.0,
     *,
     config: Config | None = None,
 ) -> None:
-    """Fill out [N, heads·D]. `longest` bounds the own tokens of a sequence; no window is `NO_WINDOW`, no cap is 0."""
+    """Fill out [N, heads·D]; `longest` is a bound of the own tokens of a sequence."""
+    pages, tables = context.pages, context.tables
     kv_heads, page, width = pages.shape[2:]
     heads = out.shape[1] // width
     config = config or choose_config(longest, width, qkv.dtype)
-    grid = (blocks(longest, config.blocks["BLOCK_M"]), heads, len(lengths))
-    factors = exponents(scale, soft_cap)
+    grid = (blocks(longest, config.blocks["BLOCK_M"]), heads, len(context.lengths))
+    factors, window = exponents(scale, cap), sliding_window or NO_WINDOW
     launch(
-        _paged, grid, qkv, starts, pages, tables, lengths, out, *factors, window, qkv.stride(0), tables.stride(0),
-        pages.stride(0), config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=soft_cap > 0,
-        WIDEN=interpreted() and qkv.dtype == torch.bfloat16, BLOCK_D=max(16, power_of_two(width)),
+        _paged, grid, qkv, starts, pages, tables, context.lengths, out, *factors, window, qkv.stride(0),
+        tables.stride(0), pages.stride(0), config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page,
+        CAPPED=cap > 0, WIDEN=interpreted() and qkv.dtype == torch.bfloat16, BLOCK_D=max(16, power_of_two(width)),
     )  # fmt: skip
 
 
@@ -216,84 +175,24 @@ def choose_config(longest: int, width: int, dtype: torch.dtype) -> Config:
     return chosen("paged_attention", (width, dtype.itemsize, few), CONFIGS, default)
 
 
-def exponents(scale: float, soft_cap: float) -> tuple[float, float]:
+def exponents(scale: float, cap: float) -> tuple[float, float]:
     """What `capped` multiplies by: e^x = 2^(x · log2 e)."""
-    return (scale / soft_cap, soft_cap * LOG2E) if soft_cap > 0 else (scale * LOG2E, 0.0)
+    return (scale / cap, cap * LOG2E) if cap > 0 else (scale * LOG2E, 0.0)
 
 
-@torch.library.custom_op("layercoop_fast::paged_attention", mutates_args=())
-def paged_attention(
-    qkv: Tensor,
-    starts: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    longest: int,
-    scale: float,
-    window: int = NO_WINDOW,
-    soft_cap: float = 0.0,
-) -> Tensor:
-    """Attend: qkv [N, (heads + 2·kv_heads)·D] → [N, heads·D]; see `launch_paged` for what the numbers mean.
-
-    Raises `RequestError` for shapes and dtypes that do not fit; what is in tables, starts and lengths is not read here.
-    """
-    out: Tensor = _output(qkv, starts, pages, tables, lengths, longest, scale, window, soft_cap)
-    launch_paged(qkv, starts, pages, tables, lengths, out, longest, scale, window, soft_cap)
-    return out
-
-
-@paged_attention.register_fake
-def _output(
-    qkv: Tensor,
-    starts: Tensor,
-    pages: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    longest: int,
-    scale: float,
-    window: int = NO_WINDOW,
-    soft_cap: float = 0.0,
-) -> Tensor:
-    require_matrix(qkv, "qkv")
-    require_dtype(qkv, "qkv")
-    require_pages(pages, tables, lengths, qkv, scale, window, soft_cap)
-    require_index(starts, "starts", len(lengths) + 1, qkv)
-    kv_heads, width = pages.shape[2], pages.shape[4]
-    heads = qkv.shape[1] // width - 2 * kv_heads
-    if qkv.shape[1] % width or heads < 1 or heads % kv_heads:
-        raise RequestError(f"qkv: {qkv.shape[1]} columns are not heads of {width} over {kv_heads} key and value heads")
-    if longest < 0:
-        raise RequestError(f"longest: {longest} is no number of tokens")
-    if len(lengths) > MOST_SEQUENCES:
-        raise RequestError(f"lengths: {len(lengths)} sequences are more than the {MOST_SEQUENCES} of one call")
-    return qkv.new_empty(len(qkv), heads * width)
-
-
-def require_pages(
-    pages: Tensor, tables: Tensor, lengths: Tensor, like: Tensor, scale: float, window: int, soft_cap: float
-) -> None:
-    """Raise `RequestError` unless pages, tables and lengths are of one shape and the numbers make sense."""
-    if pages.dim() != 5 or pages.shape[1] != 2 or not pages.is_contiguous() or 0 in pages.shape:
-        raise RequestError(f"pages: expected contiguous [P, 2, kv_heads, PAGE, D], got {list(pages.shape)}")
-    if pages.dtype != like.dtype or pages.device != like.device:
-        raise RequestError(f"pages: expected {like.dtype} on {like.device}, got {pages.dtype} on {pages.device}")
-    require_index(lengths, "lengths", len(lengths), like)
-    if tables.dim() != 2 or tables.stride(1) != 1 or len(tables) != len(lengths) or tables.shape[1] < 1:
-        raise RequestError(f"tables: expected [{len(lengths)}, M] with M of at least 1, got {list(tables.shape)}")
-    if tables.dtype != torch.int32 or tables.device != like.device:
-        raise RequestError(f"tables: expected int32 on {like.device}, got {tables.dtype} on {tables.device}")
-    if not (scale > 0 and math.isfinite(scale)):
-        raise RequestError(f"scale: {scale} is not a positive number")
-    if not 1 <= window <= NO_WINDOW:
-        raise RequestError(f"window: {window} is no number of tokens from 1 to {NO_WINDOW}")
-    if not (soft_cap >= 0 and math.isfinite(soft_cap)):
-        raise RequestError(f"soft_cap: {soft_cap} is not a positive number, or 0 for none")
+def meta_context(sequences: int, tokens: int, kv_heads: int, width: int, dtype: torch.dtype) -> PagedContext:
+    """Contexts of so many tokens each in pages of 16, without memory, for `Case.run`."""
+    return PagedContext(
+        meta(blocks(sequences * tokens, 16), 2, kv_heads, 16, width, dtype=dtype),
+        meta(sequences, blocks(tokens, 16), dtype=torch.int32),
+        meta(sequences, dtype=torch.int32),
+    )
 
 
 def cases() -> list[Case]:
     """An 8B llama: 16 texts of 512 tokens behind 1,536 shared ones; four drafted tokens of each of 32; Gemma's."""
     found = []
-    for name, sequences, new, context, heads, kv_heads, width, cap in (
+    for name, sequences, new, known, heads, kv_heads, width, cap in (
         ("long", 16, 512, 1536, 32, 8, 128, 0.0),
         ("short", 32, 4, 2048, 32, 8, 128, 0.0),
         ("wide", 16, 512, 1536, 8, 4, 256, 50.0),
@@ -304,33 +203,19 @@ def cases() -> list[Case]:
         full = name == "full"
         dtype = torch.float32 if full else torch.bfloat16
         size = (
-            dtype.itemsize * (sequences * new * (2 * heads + 2 * kv_heads) + 2 * sequences * context * kv_heads) * width
+            dtype.itemsize * (sequences * new * (2 * heads + 2 * kv_heads) + 2 * sequences * known * kv_heads) * width
         )
-        pairs = sequences * new * (context + (new + 1) // 2)
-
-        def run(
-            sequences: int = sequences, new: int = new, context: int = context, heads: int = heads,
-            kv_heads: int = kv_heads, width: int = width, cap: float = cap, name: str = name,
-            dtype: torch.dtype = dtype,
-        ) -> None:  # fmt: skip
-            launch_paged(
-                meta(sequences * new, (heads + 2 * kv_heads) * width, dtype=dtype),
-                meta(sequences + 1, dtype=torch.int32),
-                meta(blocks(sequences * context, 16), 2, kv_heads, 16, width, dtype=dtype),
-                meta(sequences, blocks(context, 16), dtype=torch.int32),
-                meta(sequences, dtype=torch.int32),
-                meta(sequences * new, heads * width, dtype=dtype),
-                new,
-                width**-0.5,
-                NO_WINDOW,
-                cap,
-                config=CONFIGS[name],
-            )
-
+        pairs = sequences * new * (known + (new + 1) // 2)
+        context = meta_context(sequences, known, kv_heads, width, dtype)
+        qkv = meta(sequences * new, (heads + 2 * kv_heads) * width, dtype=dtype)
+        out, starts = meta(sequences * new, heads * width, dtype=dtype), meta(sequences + 1, dtype=torch.int32)
+        run = partial(
+            launch_paged, qkv, starts, context, out, new, width**-0.5, cap=cap, config=CONFIGS[name]
+        )  # fmt: skip
         found.append(
             Case(
                 "paged_attention",
-                f"{sequences} × {new} behind {context}, {heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
+                f"{sequences} × {new} behind {known}, {heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
                 name,
                 run,
                 bytes=size,

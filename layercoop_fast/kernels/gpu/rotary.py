@@ -18,12 +18,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import (
     Case,
     Config,
@@ -31,21 +29,16 @@ from layercoop_fast.kernels.gpu.frame import (
     launch,
     meta,
     power_of_two,
-    require_dtype,
-    require_index,
 )
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.kernels.memory import require, require_matrix
-from layercoop_fast.kernels.rotary import rotary_reference
-
-__all__ = ["rotary_", "rotary_reference"]
+from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms
 
 CONFIGS = {"many": Config("many", {"HEADS": 16}, warps=2), "few": Config("few", {"HEADS": 4}, warps=1)}
 
 
 @triton.jit
 def _rotary(
-    x, cos, sin, query_norm, key_norm, positions, columns, tokens, query_heads, heads, half, eps,
+    x, cos, sin, query_norm, key_norm, columns, tokens, query_heads, heads, half, eps,
     HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) // tl.cdiv(heads, HEADS)).to(tl.int64)
@@ -72,10 +65,7 @@ def _rotary(
             weight_high = tl.load(key_norm + half + place, mask=place < half, other=0.0).to(tl.float32)[None, :]
             low = tl.where(is_key, (unit_low * weight_low).to(dtype).to(tl.float32), low)
             high = tl.where(is_key, (unit_high * weight_high).to(dtype).to(tl.float32), high)
-    position = row % tokens
-    if positions is not None:
-        position = tl.load(positions + row).to(tl.int64)
-    turn = position * 2 * half + place
+    turn = row % tokens * 2 * half + place
     cos_low = tl.load(cos + turn, mask=place < half, other=0.0).to(tl.float32)[None, :]
     cos_high = tl.load(cos + turn + half, mask=place < half, other=0.0).to(tl.float32)[None, :]
     sin_low = tl.load(sin + turn, mask=place < half, other=0.0).to(tl.float32)[None, :]
@@ -92,84 +82,29 @@ def launch_rotary(
     sin: Tensor,
     query_heads: int,
     key_heads: int,
-    *,
-    query_norm: Tensor | None = None,
-    key_norm: Tensor | None = None,
-    eps: float = 0.0,
-    positions: Tensor | None = None,
+    norms: HeadNorms = NO_NORMS,
     config: Config | None = None,
 ) -> None:
-    """Rotate x [R, C] in place."""
+    """Rotate x [R, C] in place; norms are llama's, of single heads."""
     rows, columns = x.shape
     tokens, width = cos.shape
     heads, half = query_heads + key_heads, width // 2
     config = config or chosen("rotary", (heads, width), CONFIGS, "many" if heads >= 16 else "few")
     launch(
-        _rotary, (rows * blocks(heads, config.blocks["HEADS"]),), x, cos, sin, query_norm, key_norm, positions,
-        columns, tokens, query_heads, heads, half, eps, config=config, HALF=power_of_two(half),
+        _rotary, (rows * blocks(heads, config.blocks["HEADS"]),), x, cos, sin, norms.query, norms.key, columns,
+        tokens, query_heads, heads, half, norms.eps, config=config, HALF=power_of_two(half),
     )  # fmt: skip
-
-
-@torch.library.custom_op("layercoop_fast::rotary_", mutates_args=("x",))
-def rotary_(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    query_heads: int,
-    key_heads: int,
-    query_norm: Tensor | None = None,
-    key_norm: Tensor | None = None,
-    eps: float = 0.0,
-    positions: Tensor | None = None,
-) -> None:
-    """Rotate the queries and keys of x [R, C] in place."""
-    _check(x, cos, sin, query_heads, key_heads, query_norm, key_norm, eps, positions)
-    launch_rotary(
-        x, cos, sin, query_heads, key_heads, query_norm=query_norm, key_norm=key_norm, eps=eps, positions=positions
-    )
-
-
-@rotary_.register_fake
-def _check(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    query_heads: int,
-    key_heads: int,
-    query_norm: Tensor | None = None,
-    key_norm: Tensor | None = None,
-    eps: float = 0.0,
-    positions: Tensor | None = None,
-) -> None:
-    require_matrix(x, "x")
-    require_dtype(x, "x")
-    tokens, width = cos.shape
-    for name, table in (("cos", cos), ("sin", sin)):
-        require_matrix(table, name)
-        require(table, name, (tokens, width), x)
-    if tokens < 1 or width < 2 or width % 2:
-        raise RequestError(f"cos: expected [T, D] with T of at least 1 and D even, got {[tokens, width]}")
-    if query_heads < 0 or key_heads < 0 or (query_heads + key_heads) * width > x.shape[1]:
-        raise RequestError(f"x: {x.shape[1]} columns do not hold {query_heads} + {key_heads} heads of {width}")
-    for name, weight in (("query_norm", query_norm), ("key_norm", key_norm)):
-        if weight is not None:
-            require(weight, name, (width,), x)
-    if positions is not None:
-        require_index(positions, "positions", x.shape[0], x)
 
 
 def cases() -> list[Case]:
     """The joint projection of an 8B llama, of a Qwen3 of the same size (QK-norm), and of one decoded token."""
     found, width = [], 128
-    for rows, norm, positions in ((16384, False, False), (16384, True, False), (1, False, True)):
+    for rows, norm in ((16384, False), (16384, True), (1, False)):
         x, table, weight = meta(rows, 48 * width), meta(128, width), meta(width) if norm else None
-        at = meta(rows, dtype=torch.int32) if positions else None
-        run = partial(
-            launch_rotary, x, table, table, 32, 8, query_norm=weight, key_norm=weight, eps=1e-6, positions=at,
-            config=CONFIGS["many"],
-        )  # fmt: skip
+        norms = HeadNorms(weight, weight, eps=1e-6)
+        run = partial(launch_rotary, x, table, table, 32, 8, norms, CONFIGS["many"])
         shape = f"[{rows}, (32 + 8 + 8)·{width}]{', QK-norm' if norm else ''}"
         found.append(Case("rotary", shape, "many", run, bytes=2 * 2 * rows * 40 * width + 4 * min(rows, 128) * width))
     one = meta(1, 2)
-    run = partial(launch_rotary, one, one, one, 1, 0, query_norm=one[0], eps=1e-6, config=CONFIGS["few"])
+    run = partial(launch_rotary, one, one, one, 1, 0, HeadNorms(one[0], eps=1e-6), CONFIGS["few"])
     return [*found, Case("rotary", "[1, (1 + 0 + 0)·2], QK-norm", "few", run, bytes=16, wide=False, main=False)]

@@ -20,21 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, require_index
-from layercoop_fast.kernels.gpu.gather_norm import require_pool
+from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.kernels.memory import require, require_matrix
 
 CONFIGS = {"wide": Config("wide", {"BLOCK": 2048}, warps=4), "narrow": Config("narrow", {"BLOCK": 512}, warps=1)}
-
-
-def scatter_residual_reference(
-    pool: Tensor, targets: Tensor, delta: Tensor, residual: Tensor | None, sources: Tensor | None
-) -> Tensor:
-    """The oracle: a new pool."""
-    stream = residual.view(-1, *pool.shape[1:]) if residual is not None else pool[_given(sources).long()]
-    return pool.index_copy(0, targets.long(), stream + delta.view_as(stream))
 
 
 @triton.jit
@@ -67,37 +56,6 @@ def launch_scatter(
     config = config or chosen("scatter_residual", (width, rows > 64), CONFIGS, "wide" if width >= 2048 else "narrow")
     grid = (rows * blocks(width, config.blocks["BLOCK"]),)
     launch(_scatter, grid, pool, targets, delta, residual, sources, pool.shape[1], width, config=config)
-
-
-@torch.library.custom_op("layercoop_fast::scatter_residual_", mutates_args=("pool",))
-def scatter_residual_(
-    pool: Tensor, targets: Tensor, delta: Tensor, residual: Tensor | None, sources: Tensor | None
-) -> None:
-    """Add delta to its residual, given as rows or by the slots where it lies, and write it into the target slots."""
-    _check(pool, targets, delta, residual, sources)
-    launch_scatter(pool, targets, delta, residual=residual, sources=sources)
-
-
-@scatter_residual_.register_fake
-def _check(pool: Tensor, targets: Tensor, delta: Tensor, residual: Tensor | None, sources: Tensor | None) -> None:
-    require_pool(pool)
-    require_index(targets, "targets", targets.shape[0], pool)
-    shape = (targets.shape[0] * pool.shape[1], pool.shape[2])
-    require_matrix(delta, "delta")
-    require(delta, "delta", shape, pool)
-    if (residual is None) == (sources is None):
-        raise RequestError("residual, sources: expected one of the two")
-    if residual is not None:
-        require_matrix(residual, "residual")
-        require(residual, "residual", shape, pool)
-    else:
-        require_index(_given(sources), "sources", targets.shape[0], pool)
-
-
-def _given(sources: Tensor | None) -> Tensor:
-    if sources is None:
-        raise RequestError("residual, sources: expected one of the two")
-    return sources
 
 
 def cases() -> list[Case]:

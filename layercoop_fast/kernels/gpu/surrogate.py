@@ -25,7 +25,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.networks import Networks
@@ -44,7 +43,11 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class DeviceNetworks:
-    """Networks as tensors on a device: see `layercoop_fast.kernels.networks.Networks`."""
+    """Networks as tensors on a device: see `layercoop_fast.kernels.networks.Networks`.
+
+    Attributes:
+        factored: Whether every pre-activation stays within ±80, so that exponentials of its parts may be multiplied.
+    """
 
     hidden_weight: Tensor
     hidden_bias: Tensor
@@ -53,7 +56,6 @@ class DeviceNetworks:
     activation: str
     sigmoid: bool
     factored: bool
-    """Whether every pre-activation stays within ±80, so that exponentials of its parts may be multiplied."""
 
     @classmethod
     def of(cls, networks: Networks, device: torch.device | str) -> DeviceNetworks:
@@ -199,56 +201,6 @@ def launch_marginals(networks: DeviceNetworks, masks: Tensor, *, config: Config 
         )  # fmt: skip
         totals += sums.sum(1, dtype=torch.float64)
     return totals
-
-
-@torch.library.custom_op("layercoop_fast::surrogate_logits", mutates_args=())
-def surrogate_logits(
-    masks: Tensor,
-    hidden_weight: Tensor,
-    hidden_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor,
-    activation: str = "celu",
-) -> Tensor:
-    """z_e(m), the values before the output function: fp32 [M, E]."""
-    out: Tensor = _valued(masks, hidden_weight, hidden_bias, output_weight, output_bias, activation)
-    parts = (hidden_weight, hidden_bias, output_weight, output_bias)
-    launch_logits(DeviceNetworks(*parts, activation, sigmoid=False, factored=False), masks, out)
-    return out
-
-
-@surrogate_logits.register_fake
-def _valued(
-    masks: Tensor,
-    hidden_weight: Tensor,
-    hidden_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor,
-    activation: str = "celu",
-) -> Tensor:
-    _check(masks, hidden_weight.shape[2])
-    if activation not in ACTIVATIONS:
-        raise RequestError(f"activation: {activation} is not one of {', '.join(ACTIVATIONS)}")
-    return masks.new_empty((masks.shape[0], hidden_weight.shape[0]), dtype=torch.float32)
-
-
-def marginals(networks: DeviceNetworks, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over masks bool [M, n] of what each player adds, float64 [n], and its standard error.
-
-    Raises `RequestError` for fewer than 2 masks.
-    """
-    _check(masks, networks.hidden_weight.shape[2])
-    count = masks.shape[0]
-    if count < 2:
-        raise RequestError("marginals need at least 2 masks, or their mean has no standard error")
-    totals, squares = launch_marginals(networks, masks)
-    mean = totals / count
-    return mean, ((squares - count * mean**2).clamp_min(0) / (count - 1) / count).sqrt()
-
-
-def _check(masks: Tensor, players: int) -> None:
-    if masks.dtype != torch.bool or masks.dim() != 2 or masks.shape[1] != players or not masks.is_contiguous():
-        raise RequestError(f"masks: expected contiguous bool [masks, {players}], got {masks.dtype} {list(masks.shape)}")
 
 
 def cases() -> list[Case]:

@@ -18,27 +18,15 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, require_dtype
+from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta
 from layercoop_fast.kernels.gpu.tuning import chosen
-from layercoop_fast.kernels.memory import require_matrix
-from layercoop_fast.kernels.swiglu import swiglu_reference
-
-__all__ = ["geglu", "geglu_reference", "swiglu", "swiglu_reference"]
 
 # 8 elements of a thread are one 128-bit load of 16-bit numbers; AMD's warps have 64 threads.
 CONFIGS = {"wide": Config("wide", {"BLOCK": 2048}, warps=4), "narrow": Config("narrow", {"BLOCK": 512}, warps=1)}
-
-
-def geglu_reference(gate_up: Tensor) -> Tensor:
-    """The oracle of geglu: [R, 2I] → [R, I]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return torch.nn.functional.gelu(gate, approximate="tanh") * up
 
 
 @triton.jit
@@ -62,32 +50,6 @@ def launch_gated(gate_up: Tensor, out: Tensor, *, gelu: bool, config: Config | N
     rows, width = out.shape
     config = config or chosen("gated", (width, rows > 64), CONFIGS, "wide" if rows > 64 else "narrow")
     launch(_gated, (rows * blocks(width, config.blocks["BLOCK"]),), gate_up, out, width, config=config, GELU=gelu)
-
-
-@torch.library.custom_op("layercoop_fast::swiglu", mutates_args=())
-def swiglu(gate_up: Tensor) -> Tensor:
-    """Multiply silu(gate) by up: [R, 2I] → [R, I]."""
-    out: Tensor = _output(gate_up)
-    launch_gated(gate_up, out, gelu=False)
-    return out
-
-
-@torch.library.custom_op("layercoop_fast::geglu", mutates_args=())
-def geglu(gate_up: Tensor) -> Tensor:
-    """Multiply gelu(gate), in the tanh form, by up: [R, 2I] → [R, I]."""
-    out: Tensor = _output(gate_up)
-    launch_gated(gate_up, out, gelu=True)
-    return out
-
-
-@swiglu.register_fake
-@geglu.register_fake
-def _output(gate_up: Tensor) -> Tensor:
-    require_matrix(gate_up, "gate_up")
-    require_dtype(gate_up, "gate_up")
-    if gate_up.shape[1] % 2:
-        raise RequestError(f"gate_up: {gate_up.shape[1]} columns are not a gate and an up of one width")
-    return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 
 
 def cases() -> list[Case]:

@@ -1,5 +1,6 @@
-// The mutex that nobody holds in a forked child, for the sanitizers (`make sanitize`): threads take it by turns while
-// others make and unmake such mutexes and children are forked. What it guards is whole in every child, and free there.
+// The mutex that is free in a forked child, for the sanitizers (`make sanitize`): threads take it in turn while others
+// create and destroy such mutexes and children are forked. In every child the guarded data is complete and the mutex
+// free.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -38,7 +39,7 @@ int main() {
         {
           const std::lock_guard<ForkMutex> lock(pair.mutex);
           ++pair.first;
-          std::this_thread::yield();  // a fork that did not wait would mostly come here
+          std::this_thread::yield();  // a fork that did not wait would mostly happen here
           ++pair.second;
         }
         ForkMutex short_lived;
@@ -50,7 +51,7 @@ int main() {
   for (int child = 0; child < 50; ++child) {
     const pid_t forked = fork();
     if (forked == 0) {
-      alarm(10);  // a child that waits for ever is a failure too
+      alarm(10);  // a child that waits forever is a failure too
       _exit(is_whole(pair) ? 0 : 1);
     }
     int status = 1;

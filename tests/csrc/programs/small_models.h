@@ -90,7 +90,7 @@ inline std::vector<float> logits(const Model& model, KvFormat kv, std::int32_t t
   std::vector<std::uint8_t> memory(static_cast<std::size_t>(2 * layers * width * pages.page_bytes()));
   std::vector<std::int32_t> tables(static_cast<std::size_t>(2 * layers * width));
   for (std::size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<std::int32_t>(i);
-  // Blocks before the fork lie in the first sequence's pages.
+  // Keys and values of blocks before the fork are in the first sequence's pages.
   std::copy_n(tables.begin(), 2 * width, tables.begin() + layers * width);
   const std::uint8_t masks[] = {3, 3, 3, 3, 3, 1};
   std::vector<float> found;
@@ -113,7 +113,7 @@ inline std::vector<float> logits(const Model& model, KvFormat kv, std::int32_t t
     Results results;
     results.logits = out.data();
     call({pages, memory.data()}, rows, results);
-    // Again, and only the last row of each sequence is wanted.
+    // Once more, wanting only the last row of each sequence.
     const std::int32_t last[] = {count - 1, 2 * count - 1};
     Rows few = rows;
     few.n_wanted = 2;
@@ -131,7 +131,7 @@ inline std::vector<float> logits(const Model& model, KvFormat kv, std::int32_t t
         std::exit(1);
       }
     }
-    // Of the first sequence alone: the two stand in another order in another cut.
+    // The first sequence only: with another cut the two come in another order.
     found.insert(found.end(), out.begin(), out.begin() + count * model.words());
   }
   return found;

@@ -21,7 +21,7 @@ void expect(bool holds, const char* what) {
   std::exit(1);
 }
 
-// In each stage a member adds up what all members wrote in the one before: any write seen late shows in the sum.
+// In each stage a member adds what all members wrote in the stage before: a write that is seen late changes the sum.
 std::int64_t stages(int n) {
   std::vector<std::int64_t> written[2] = {std::vector<std::int64_t>(64, 1), std::vector<std::int64_t>(64)};
   run_team(num_threads(), [&](Member& member) {

@@ -1,5 +1,5 @@
-// Threads that share a model as Python's do, for the sanitizers (`make sanitize`): calls of one workspace behind its
-// lock, calls with workspaces of their own over the one team, matrices filled by two threads, rotary tables that grow
+// Threads that share a model as Python's do, for the sanitizers (`make sanitize`): calls of one workspace under its
+// lock, calls with their own workspaces on the shared team, matrices filled by two threads, rotary tables that grow
 // and the number of threads changed in between. Ends with status 1 where another thread changes a bit.
 #include <atomic>
 #include <cstdio>
@@ -15,7 +15,7 @@ using namespace small;
 
 namespace {
 
-// What bind_decode.cpp makes of a model.
+// A model as bind_decode.cpp holds it.
 struct Shared {
   Model model;
   Workspace workspace;
@@ -37,7 +37,7 @@ std::vector<float> locked(Shared& shared, KvFormat kv, std::int32_t piece) {
   });
 }
 
-// The two halves of a matrix, packed by two threads at a time, are those packed by one.
+// Two threads that pack a half of a matrix each give the bits of one thread.
 void fill_by_two(Format format) {
   constexpr std::int64_t rows = 70, columns = 50;
   const std::vector<float> weights(rows * columns, 0.25f);
@@ -58,7 +58,7 @@ int main() {
     cpu::set_num_threads(1);
     const std::vector<float> expected = logits(shared.model, KvFormat::fp32, 37, 37);
     cpu::set_num_threads(3);
-    const Model fixed = shared.model;  // its matrices are those of the other
+    const Model fixed = shared.model;  // a copy that shares its matrices
     std::atomic<bool> done{false};
     std::vector<std::thread> threads;
     for (int caller = 0; caller < 4; ++caller) {

@@ -38,15 +38,18 @@ def numbers_of_one_element() -> Iterator[None]:
 
 
 @pytest.fixture
-def device() -> str:
-    """Where the kernels run."""
+def device() -> Iterator[str]:
+    """Where tensors have to lie for the functions of `kernels/` to take the Triton kernels."""
     from layercoop_fast.kernels.gpu.frame import interpreted
+    from layercoop_fast.kernels.memory import through_interpreter
 
     if interpreted():
-        return "cpu"
-    if torch.cuda.is_available():
-        return "cuda"
-    pytest.skip("Triton was imported without TRITON_INTERPRET=1, and there is no GPU")
+        with through_interpreter():
+            yield "cpu"
+    elif torch.cuda.is_available():
+        yield "cuda"
+    else:
+        pytest.skip("Triton was imported without TRITON_INTERPRET=1, and there is no GPU")
 
 
 @pytest.fixture(scope="session")

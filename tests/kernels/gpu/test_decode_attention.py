@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from close import assert_near, noise
@@ -7,21 +9,20 @@ from paged import paged
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.decode_attention import (
-    CONFIGS,
-    choose_splits,
-    decode_attention,
+from layercoop_fast.kernels.gpu.decode_attention import CONFIGS, choose_splits, launch_decode
+from layercoop_fast.kernels.pages import decode_attention
+from layercoop_fast.kernels.reference.attention import (
+    PagedContext,
     decode_attention_reference,
-    launch_decode,
+    paged_attention_reference,
 )
-from layercoop_fast.kernels.gpu.paged_attention import NO_WINDOW, paged_attention_reference
 
 # heads, key and value heads, width, page, lengths, window, soft cap
 SHAPES = [
-    (1, 1, 1, 1, [1], None, None),
-    (4, 2, 20, 4, [1, 5, 17], None, None),
+    (1, 1, 1, 1, [1], 0, 0.0),
+    (4, 2, 20, 4, [1, 5, 17], 0, 0.0),
     (3, 1, 16, 16, [3, 16, 33], 9, 5.0),
-    (34, 2, 33, 8, [21, 7], 20, None),
+    (34, 2, 33, 8, [21, 7], 20, 0.0),
     (2, 2, 64, 3, [31, 32, 1], 18, 0.7),
 ]
 
@@ -32,11 +33,9 @@ def both(shape, dtype: torch.dtype, device: str, splits: int) -> tuple[Tensor, T
     context = paged(lengths, kv_heads, page, width, dtype, device)
     queries = noise(len(lengths), heads * width, dtype=dtype, seed=2).to(device)
     found = torch.empty_like(queries)
-    where = (context.tables, context.lengths)
-    launch_decode(queries, context.pages, *where, found, 0.3, window or NO_WINDOW, cap or 0.0, splits=splits)
-    expected = decode_attention_reference(
-        queries.double(), context.pages.double(), *where, 0.3, window=window, soft_cap=cap
-    )
+    launch_decode(queries, context, found, 0.3, window, cap, splits=splits)
+    known = replace(context, pages=context.pages.double())
+    expected = decode_attention_reference(queries.double(), known, 0.3, window, cap)
     return found, expected
 
 
@@ -59,13 +58,10 @@ def test_the_oracle_is_a_sequence_of_one_own_token(device: str) -> None:
         page = context.pages[int(context.tables[sequence, (length - 1) // 4])]
         page[:, :, (length - 1) % 4] = qkv[sequence, heads * width :].view(2, kv_heads, width)
     starts = torch.tensor([0, 1, 2], dtype=torch.int32, device=device)
-    expected = paged_attention_reference(
-        qkv, starts, context.pages, context.tables, context.lengths - 1, heads, 0.3, window=6, soft_cap=2.0
-    )
+    before = replace(context, lengths=context.lengths - 1)
+    expected = paged_attention_reference(qkv, starts, before, 0.3, 6, 2.0)
     queries = qkv[:, : heads * width]
-    found = decode_attention_reference(
-        queries, context.pages, context.tables, context.lengths, 0.3, window=6, soft_cap=2.0
-    )
+    found = decode_attention_reference(queries, context, 0.3, 6, 2.0)
     assert_near(found, expected, relative=1e-12, absolute=1e-12)
 
 
@@ -76,8 +72,8 @@ def test_masks_have_their_own_pages_or_none(device: str) -> None:
     joint = torch.cat([queries, noise(3, 64, seed=3).to(device)], dim=1)
     every = torch.full((3, 4, context.tables.shape[1]), -1, dtype=torch.int32, device=device)
     every[[0, 2], 2] = context.tables[[0, 2]]
-    found = decode_attention(joint[:, :64], context.pages, every[:, 2], context.lengths, 0.3)
-    expected = decode_attention(queries, context.pages, context.tables, context.lengths, 0.3)
+    found = decode_attention(joint[:, :64], replace(context, tables=every[:, 2]), 0.3)
+    expected = decode_attention(queries, context, 0.3)
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
     assert torch.count_nonzero(found[1]) == 0
     assert torch.count_nonzero(expected[1]) == 64
@@ -95,16 +91,10 @@ def test_every_configuration(config, device: str) -> None:
     context = paged([70, 3], 1, 16, 16, torch.float32, device)
     queries = noise(2, 48, seed=2).to(device)
     out = torch.empty_like(queries)
-    where = (context.tables, context.lengths)
-    launch_decode(queries, context.pages, *where, out, 0.3, NO_WINDOW, 0.0, splits=2, config=config)
-    expected = decode_attention_reference(queries.double(), context.pages.double(), *where, 0.3)
+    launch_decode(queries, context, out, 0.3, splits=2, config=config)
+    known = replace(context, pages=context.pages.double())
+    expected = decode_attention_reference(queries.double(), known, 0.3)
     assert_near(out, expected, relative=1e-5, absolute=2e-6)
-
-
-def test_torch_compile_traces_through(device: str) -> None:
-    context = paged([5], 1, 4, 16, torch.float32, device)
-    arguments = (noise(1, 32).to(device), context.pages, context.tables, context.lengths, 0.3)
-    torch.library.opcheck(decode_attention, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +104,5 @@ def test_torch_compile_traces_through(device: str) -> None:
 def test_bad_arguments(columns: int, rows: int, message: str) -> None:
     whole = {"dtype": torch.int32}
     with pytest.raises(RequestError, match=message):
-        decode_attention(
-            torch.zeros(rows, columns), torch.zeros(4, 2, 2, 4, 16), torch.zeros(2, 3, **whole),
-            torch.zeros(2, **whole), 0.3,
-        )  # fmt: skip
+        context = PagedContext(torch.zeros(4, 2, 2, 4, 16), torch.zeros(2, 3, **whole), torch.zeros(2, **whole))
+        decode_attention(torch.zeros(rows, columns), context, 0.3)

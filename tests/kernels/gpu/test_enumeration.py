@@ -8,10 +8,9 @@ from random_networks import magnitude, random_networks
 
 from layercoop_fast import enumerate_masks
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.all_masks import AllMasks, all_masks_reference
+from layercoop_fast.kernels.gpu.all_masks import AllMasks
 from layercoop_fast.kernels.gpu.enumeration import CONFIGS
-from layercoop_fast.kernels.memory import through_interpreter
-from layercoop_fast.kernels.surrogate import predict_logits_reference
+from layercoop_fast.kernels.reference.networks import all_masks_reference, predict_logits_reference
 
 SMALL = CONFIGS["small"]
 
@@ -92,8 +91,7 @@ def test_enumerate_masks_on_a_device(device: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(AllMasks.__init__.__kwdefaults__, "config", SMALL)
     networks = random_networks(5, 3, 2)
     expected = enumerate_masks(networks, interactions=True, top=2)
-    with through_interpreter():
-        found = enumerate_masks(networks, interactions=True, top=2, device="cuda")
+    found = enumerate_masks(networks, interactions=True, top=2, device="cuda")
     for name in ("by_size", "pairs_by_size", "means", "variances"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6)
     for one, other in zip(found.best, expected.best, strict=True):

@@ -9,8 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import Config, launch
-from layercoop_fast.kernels.gpu.gather_norm import gather_norm
-from layercoop_fast.kernels.gpu.paged_attention import MOST_SEQUENCES, paged_attention
+from layercoop_fast.kernels.pages import MOST_SEQUENCES, paged_attention
+from layercoop_fast.kernels.pool import gather_norm
+from layercoop_fast.kernels.reference.attention import PagedContext
 
 
 def test_a_kernel_is_launched_on_its_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,13 +42,13 @@ def test_numbers_that_do_not_lie_side_by_side_are_refused(device: str) -> None:
     pool, slots = noise(2, 1, 16).to(device), torch.zeros(1, dtype=torch.int32, device=device)
     every_other = noise(32).to(device)[::2]
     with pytest.raises(RequestError, match=r"weight: expected a contiguous tensor, got strides \[2\]"):
-        gather_norm(pool, slots, every_other, None, 1e-5)
+        gather_norm(pool, slots, every_other, 1e-5)
 
 
 def test_more_sequences_than_cuda_has_programs_side_by_side_are_refused() -> None:
     count, int32 = MOST_SEQUENCES + 1, torch.int32
     with pytest.raises(RequestError, match=f"lengths: {count} sequences are more than the 65535 of one call"):
-        paged_attention(
-            torch.zeros(1, 48), torch.zeros(count + 1, dtype=int32), torch.zeros(1, 2, 1, 4, 16),
-            torch.zeros(count, 1, dtype=int32), torch.zeros(count, dtype=int32), 1, 0.3,
-        )  # fmt: skip
+        context = PagedContext(
+            torch.zeros(1, 2, 1, 4, 16), torch.zeros(count, 1, dtype=int32), torch.zeros(count, dtype=int32)
+        )
+        paged_attention(torch.zeros(1, 48), torch.zeros(count + 1, dtype=int32), context, 1, 0.3)

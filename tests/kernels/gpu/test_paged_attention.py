@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from close import assert_near, noise
@@ -7,21 +9,20 @@ from paged import paged
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.attention import causal_attention_reference
-from layercoop_fast.kernels.gpu.paged_attention import (
-    CONFIGS,
-    NO_WINDOW,
-    launch_paged,
-    paged_attention,
+from layercoop_fast.kernels.gpu.paged_attention import CONFIGS, launch_paged
+from layercoop_fast.kernels.pages import paged_attention
+from layercoop_fast.kernels.reference.attention import (
+    PagedContext,
+    causal_attention_reference,
     paged_attention_reference,
 )
 
 # heads, key and value heads, width, page, context lengths, own tokens, window, soft cap
 SHAPES = [
-    (1, 1, 1, 1, [0], [1], None, None),
-    (4, 2, 20, 4, [0, 5, 17], [7, 1, 3], None, None),
+    (1, 1, 1, 1, [0], [1], 0, 0.0),
+    (4, 2, 20, 4, [0, 5, 17], [7, 1, 3], 0, 0.0),
     (3, 1, 16, 16, [3, 0, 18], [5, 19, 0], 9, 5.0),
-    (4, 2, 33, 8, [24, 7], [2, 17], 1, None),
+    (4, 2, 33, 8, [24, 7], [2, 17], 1, 0.0),
     (2, 2, 64, 3, [31, 32, 1], [16, 17, 1], 18, 0.7),
 ]
 
@@ -36,10 +37,9 @@ def both(shape, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     heads, kv_heads, width, page, lengths, news, window, cap = shape
     context = paged(lengths, kv_heads, page, width, dtype, device)
     qkv, starts = own_tokens(heads, kv_heads, width, news, dtype, device)
-    where = (context.tables, context.lengths)
-    found = paged_attention(qkv, starts, context.pages, *where, max(news), 0.3, window or NO_WINDOW, cap or 0.0)
-    known = context.pages.double()
-    expected = paged_attention_reference(qkv.double(), starts, known, *where, heads, 0.3, window=window, soft_cap=cap)
+    found = paged_attention(qkv, starts, context, max(news), 0.3, window, cap)
+    known = replace(context, pages=context.pages.double())
+    expected = paged_attention_reference(qkv.double(), starts, known, 0.3, window, cap)
     assert found.dtype == dtype
     assert found.shape == expected.shape == (sum(news), heads * width)
     return found, expected
@@ -61,7 +61,7 @@ def test_the_oracle_without_context_is_that_of_windows(device: str) -> None:
     heads, kv_heads, width, tokens = 4, 2, 8, 11
     context = paged([0, 0], kv_heads, 4, width, torch.float64, device)
     qkv, starts = own_tokens(heads, kv_heads, width, [tokens, tokens], torch.float64, device)
-    found = paged_attention_reference(qkv, starts, context.pages, context.tables, context.lengths, heads, 0.4)
+    found = paged_attention_reference(qkv, starts, context, 0.4)
     assert_near(found, causal_attention_reference(qkv, tokens, heads, kv_heads, 0.4), relative=1e-12, absolute=1e-12)
 
 
@@ -77,7 +77,7 @@ def test_a_context_is_what_its_tokens_would_be(device: str) -> None:
         pages[int(table[0, token // page]), :, :, token % page] = keys_and_values[token]
     starts = torch.tensor([0, tokens - cut], dtype=torch.int32, device=device)
     lengths = torch.tensor([cut], dtype=torch.int32, device=device)
-    found = paged_attention(qkv[cut:].contiguous(), starts, pages, table, lengths, tokens - cut, 0.3)
+    found = paged_attention(qkv[cut:].contiguous(), starts, PagedContext(pages, table, lengths), tokens - cut, 0.3)
     assert_near(found, whole[cut:], relative=1e-5, absolute=2e-6)
 
 
@@ -86,9 +86,8 @@ def test_tables_of_one_block_among_all(device: str) -> None:
     qkv, starts = own_tokens(4, 2, 16, [3, 1, 2], torch.float32, device)
     every = torch.full((3, 4, context.tables.shape[1]), -1, dtype=torch.int32, device=device)
     every[:, 2] = context.tables
-    arguments = (context.lengths, 3, 0.3)
-    expected = paged_attention(qkv, starts, context.pages, context.tables, *arguments)
-    assert torch.equal(paged_attention(qkv, starts, context.pages, every[:, 2], *arguments), expected)
+    expected = paged_attention(qkv, starts, context, 3, 0.3)
+    assert torch.equal(paged_attention(qkv, starts, replace(context, tables=every[:, 2]), 3, 0.3), expected)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -96,20 +95,10 @@ def test_every_configuration(config, device: str) -> None:
     context = paged([70, 3], 1, 16, 16, torch.float32, device)
     qkv, starts = own_tokens(1, 1, 16, [40, 21], torch.float32, device)
     out = torch.empty(len(qkv), 16, device=device)
-    launch_paged(
-        qkv, starts, context.pages, context.tables, context.lengths, out, 40, 0.3, NO_WINDOW, 0.0, config=config
-    )
-    expected = paged_attention_reference(
-        qkv.double(), starts, context.pages.double(), context.tables, context.lengths, 1, 0.3
-    )
+    launch_paged(qkv, starts, context, out, 40, 0.3, config=config)
+    known = replace(context, pages=context.pages.double())
+    expected = paged_attention_reference(qkv.double(), starts, known, 0.3)
     assert_near(out, expected, relative=1e-5, absolute=5e-6)
-
-
-def test_torch_compile_traces_through(device: str) -> None:
-    context = paged([5], 1, 4, 16, torch.float32, device)
-    qkv, starts = own_tokens(2, 1, 16, [3], torch.float32, device)
-    arguments = (qkv, starts, context.pages, context.tables, context.lengths, 3, 0.3)
-    torch.library.opcheck(paged_attention, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 BAD = [
@@ -118,8 +107,8 @@ BAD = [
     ({"tables": (3, 4)}, r"tables: expected \[2, M\]"),
     ({"starts": (2,)}, r"starts: expected contiguous int32 or int64 \[3\]"),
     ({"scale": 0.0}, "scale: 0.0 is not a positive number"),
-    ({"window": 0}, "window: 0 is no number of tokens"),
-    ({"soft_cap": -1.0}, "soft_cap: -1.0 is not a positive number"),
+    ({"sliding_window": -1}, "sliding_window: -1 is not a number of tokens"),
+    ({"cap": -1.0}, "cap: -1.0 is not a positive number"),
     ({"longest": -1}, "longest: -1"),
 ]
 
@@ -127,7 +116,7 @@ BAD = [
 @pytest.mark.parametrize(("changed", "message"), BAD)
 def test_bad_arguments(changed: dict[str, object], message: str) -> None:
     shapes = {"qkv": (5, 128), "starts": (3,), "pages": (4, 2, 2, 4, 16), "tables": (2, 3), "lengths": (2,)}
-    numbers = {"longest": 3, "scale": 0.3, "window": NO_WINDOW, "soft_cap": 0.0}
+    numbers = {"longest": 3, "scale": 0.3, "sliding_window": 0, "cap": 0.0}
     numbers.update({name: value for name, value in changed.items() if name in numbers})
     shapes.update({name: value for name, value in changed.items() if name in shapes})
     integers = ("starts", "tables", "lengths")
@@ -136,4 +125,5 @@ def test_bad_arguments(changed: dict[str, object], message: str) -> None:
         for name, shape in shapes.items()
     }
     with pytest.raises(RequestError, match=message):
-        paged_attention(**tensors, **numbers)
+        context = PagedContext(*(tensors.pop(name) for name in ("pages", "tables", "lengths")))
+        paged_attention(**tensors, context=context, **numbers)

@@ -5,9 +5,9 @@ import torch
 from close import assert_near, noise
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels import rotary as kernels
-from layercoop_fast.kernels.gpu.rotary import CONFIGS, launch_rotary, rotary_, rotary_reference
-from layercoop_fast.kernels.memory import through_interpreter
+from layercoop_fast.kernels.gpu.rotary import CONFIGS, launch_rotary
+from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms, rotary_reference
+from layercoop_fast.kernels.rotary import rotary_
 
 # rows, tokens of a window, query heads, key heads, head width, columns behind them
 SHAPES = [(1, 1, 1, 1, 2, 0), (6, 3, 3, 1, 6, 6), (0, 2, 2, 2, 4, 0), (5, 5, 14, 7, 10, 3), (4, 2, 0, 2, 64, 1)]
@@ -25,10 +25,9 @@ def given(shape, dtype: torch.dtype, device: str):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fp32_against_float64(shape, norm: bool, device: str) -> None:
     x, cos, sin, query_norm, key_norm = given(shape, torch.float32, device)
-    norms = {"query_norm": query_norm, "key_norm": key_norm, "eps": 1e-6} if norm else {}
-    wide = {name: each.double() if isinstance(each, torch.Tensor) else each for name, each in norms.items()}
-    expected = rotary_reference(x.double(), cos.double(), sin.double(), shape[2], shape[3], **wide)
-    rotary_(x, cos, sin, shape[2], shape[3], **norms)
+    wide = HeadNorms(query_norm.double(), key_norm.double(), 1e-6) if norm else NO_NORMS
+    expected = rotary_reference(x.double(), cos.double(), sin.double(), shape[2], shape[3], wide)
+    rotary_(x, cos, sin, shape[2], shape[3], HeadNorms(query_norm, key_norm, 1e-6) if norm else NO_NORMS)
     assert_near(x, expected, relative=1e-5, absolute=1e-5)
 
 
@@ -36,12 +35,11 @@ def test_fp32_against_float64(shape, norm: bool, device: str) -> None:
 def test_fp16_rounds_where_the_models_do(norm: str, device: str) -> None:
     shape = (6, 3, 3, 2, 16, 16)
     x, cos, sin, query_norm, key_norm = given(shape, torch.float16, device)
-    norms = {
-        "query_norm": query_norm if norm in ("query", "both") else None,
-        "key_norm": key_norm if norm in ("key", "both") else None,
-    }
-    expected = rotary_reference(x, cos, sin, 3, 2, eps=1e-6, **norms)
-    rotary_(x, cos, sin, 3, 2, eps=1e-6, **norms)
+    norms = HeadNorms(
+        query_norm if norm in ("query", "both") else None, key_norm if norm in ("key", "both") else None, 1e-6
+    )
+    expected = rotary_reference(x, cos, sin, 3, 2, norms)
+    rotary_(x, cos, sin, 3, 2, norms)
     if norm == "none":
         assert torch.equal(x, expected)
     # A quotient on the border between two numbers may be rounded the other way.
@@ -55,17 +53,6 @@ def test_bf16(device: str) -> None:
     assert_near(x, expected, relative=2**-7, absolute=2**-6)  # three roundings, which the interpreter cuts off instead
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_rows_at_positions_of_their_own(dtype: torch.dtype, device: str) -> None:
-    x, cos, sin, _, _ = given((4, 9, 3, 1, 6, 0), torch.float32, device)
-    positions = torch.tensor([8, 0, 3, 3], dtype=dtype, device=device)
-    expected = torch.cat(
-        [rotary_reference(x[r : r + 1], cos[p : p + 1], sin[p : p + 1], 3, 1) for r, p in enumerate(positions.tolist())]
-    )
-    rotary_(x, cos, sin, 3, 1, positions=positions)
-    assert_near(x, expected, relative=1e-5, absolute=1e-6)
-
-
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_every_configuration(config, device: str) -> None:
     x, cos, sin, _, _ = given((3, 3, 17, 2, 6, 0), torch.float32, device)
@@ -74,24 +61,9 @@ def test_every_configuration(config, device: str) -> None:
     assert_near(x, expected, relative=1e-5, absolute=1e-6)
 
 
-def test_the_kernel_of_a_device_is_found(device: str) -> None:
-    x, cos, sin, query_norm, _ = given((6, 3, 3, 2, 16, 16), torch.float16, device)
-    expected = x.clone()
-    rotary_(expected, cos, sin, 3, 2, query_norm, None, 1e-6)
-    with through_interpreter():
-        assert torch.equal(kernels.rotary_(x, cos, sin, 3, 2, query_norm=query_norm, eps=1e-6), expected)
-
-
-def test_torch_compile_knows_what_changes(device: str) -> None:
-    x, cos, sin, _, _ = given((6, 3, 3, 2, 16, 16), torch.float32, device)
-    torch.library.opcheck(rotary_, (x, cos, sin, 3, 2), test_utils=("test_schema", "test_faketensor"))
-
-
 def test_bad_arguments(device: str) -> None:
     x, cos, sin, query_norm, _ = given((6, 3, 3, 2, 16, 0), torch.float32, device)
     with pytest.raises(RequestError, match=r"x: 80 columns do not hold 4 \+ 2 heads of 16"):
         rotary_(x, cos, sin, 4, 2)
-    with pytest.raises(RequestError, match=r"positions: expected contiguous int32 or int64 \[6\]"):
-        rotary_(x, cos, sin, 3, 2, positions=torch.zeros(5, dtype=torch.int64, device=device))
-    with pytest.raises(RequestError, match=r"query_norm: expected shape \[16\], got \[15\]"):
-        rotary_(x, cos, sin, 3, 2, query_norm[:15])
+    with pytest.raises(RequestError, match=r"query_norm: expected shape \[48\], got \[15\]"):
+        rotary_(x, cos, sin, 3, 2, HeadNorms(query_norm[:15]))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -12,10 +10,9 @@ from layercoop_fast.game.worths import Worths
 from layercoop_fast.kernels import surrogate as kernels
 from layercoop_fast.kernels.gpu.all_masks import AllMasks
 from layercoop_fast.kernels.gpu.enumeration import CONFIGS as ENUMERATION
-from layercoop_fast.kernels.gpu.surrogate import CONFIGS, DeviceNetworks, launch_marginals, marginals, surrogate_logits
-from layercoop_fast.kernels.memory import through_interpreter
+from layercoop_fast.kernels.gpu.surrogate import CONFIGS, DeviceNetworks, launch_marginals
 from layercoop_fast.kernels.networks import Networks
-from layercoop_fast.kernels.surrogate import marginals_reference, predict_logits, predict_logits_reference
+from layercoop_fast.kernels.reference.networks import marginals_reference, predict_logits_reference
 from layercoop_fast.search.valuation import value_players
 from layercoop_fast.shapley.enumeration import enumerate_masks
 from layercoop_fast.shapley.stratified import stratified_marginals
@@ -38,15 +35,13 @@ def assert_agree(networks, masks: np.ndarray, device: str, factored: bool | None
     there = DeviceNetworks.of(networks, device)
     if factored is not None:
         assert there.factored == factored
-    tensor = torch.from_numpy(masks).to(device)
     size = magnitude(networks)
-    parts = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
-    logits = surrogate_logits(tensor, *parts, there.activation)
-    np.testing.assert_allclose(logits.cpu(), predict_logits_reference(networks, masks), rtol=0, atol=2e-6 * size)
-    mean, stderr = marginals(there, tensor)
+    logits = kernels.predict_logits(networks, masks, "cuda")
+    np.testing.assert_allclose(logits, predict_logits_reference(networks, masks), rtol=0, atol=2e-6 * size)
+    mean, stderr = kernels.marginals(networks, masks, "cuda")
     expected_mean, expected_stderr = marginals_reference(networks, masks)
-    np.testing.assert_allclose(mean.cpu(), expected_mean, rtol=0, atol=2e-6 * size)
-    np.testing.assert_allclose(stderr.cpu(), expected_stderr, rtol=1e-3, atol=2e-6 * size)
+    np.testing.assert_allclose(mean, expected_mean, rtol=0, atol=2e-6 * size)
+    np.testing.assert_allclose(stderr, expected_stderr, rtol=1e-3, atol=2e-6 * size)
 
 
 @pytest.mark.parametrize(("n", "hidden", "networks"), SHAPES)
@@ -76,36 +71,17 @@ def test_every_configuration_and_several_passes(config: str, device: str, monkey
     np.testing.assert_allclose(totals[0].cpu() / 45, marginals_reference(networks, masks)[0], rtol=0, atol=1e-6)
 
 
-def test_torch_compile_traces_through(device: str) -> None:
-    there = DeviceNetworks.of(random_networks(5, 6, 2), device)
-    parts = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
-    masks = torch.from_numpy(random_masks(5, 9)).to(device)
-    torch.library.opcheck(surrogate_logits, (masks, *parts), test_utils=("test_schema", "test_faketensor"))
-
-
-def test_bad_arguments(device: str) -> None:
-    there = DeviceNetworks.of(random_networks(5, 6, 2), device)
-    masks = torch.ones(3, 5, dtype=torch.bool, device=device)
-    with pytest.raises(RequestError, match=r"masks: expected contiguous bool \[masks, 5\], got torch.bool \[3, 4\]"):
-        marginals(there, masks[:, :4].contiguous())
-    with pytest.raises(RequestError, match="marginals need at least 2 masks"):
-        marginals(there, masks[:1])
-    with pytest.raises(RequestError, match="activation: selu is not one of celu, relu, gelu, tanh"):
-        surrogate_logits(masks, there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias, "selu")
-
-
 def test_games_of_networks_on_a_device(device: str) -> None:
     networks, masks = random_networks(5, 10), random_masks(5)
     game = NetworkGame(networks)
     published = PublishedSurrogate(*(torch.tensor(part[0]) for part in parts_of(networks)))
-    with through_interpreter() if device == "cpu" else nullcontext():
-        np.testing.assert_allclose(game(masks, device="cuda"), game(masks), rtol=0, atol=1e-6)
-        np.testing.assert_allclose(published(masks, device="cuda"), published(masks), rtol=0, atol=1e-6)
-        for each in (game, published):
-            found = stratified_marginals(each, masks, device="cuda")
-            expected = stratified_marginals(each, masks)
-            np.testing.assert_allclose(found.values, expected.values, rtol=0, atol=1e-6)
-            np.testing.assert_allclose(found.stderr, expected.stderr, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(game(masks, device="cuda"), game(masks), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(published(masks, device="cuda"), published(masks), rtol=0, atol=1e-6)
+    for each in (game, published):
+        found = stratified_marginals(each, masks, device="cuda")
+        expected = stratified_marginals(each, masks)
+        np.testing.assert_allclose(found.values, expected.values, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found.stderr, expected.stderr, rtol=1e-3, atol=1e-6)
     with pytest.raises(RequestError, match="device: a GPU takes the marginals of networks alone"):
         stratified_marginals(lambda asked: asked.sum(1).astype(float), masks, device="cuda")
 
@@ -117,7 +93,7 @@ def parts_of(networks: Networks) -> tuple[np.ndarray, ...]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: that there is none is not to be said")
 def test_without_a_gpu_it_says_so() -> None:
     networks, masks = random_networks(5, 7), random_masks(5)
-    for ask in (predict_logits, kernels.marginals):
+    for ask in (kernels.predict_logits, kernels.marginals):
         with pytest.raises(RequestError, match="device: there is no cuda here"):
             ask(networks, masks, "cuda")
     with pytest.raises(RequestError, match="device: mps is neither cpu nor cuda or cuda:N"):
@@ -131,8 +107,7 @@ def test_valuing_players_on_a_device(device: str, monkeypatch: pytest.MonkeyPatc
     window_nll = np.repeat(-np.log(worths)[:, None], 2, axis=1)
     measured = Worths(masks, worths, window_nll[:, 0], window_nll, np.full(2, 9), {"utility": "accuracy"})
     expected = value_players(measured, interactions=True, best=1)
-    with through_interpreter() if device == "cpu" else nullcontext():
-        found = value_players(measured, interactions=True, best=1, device="cuda")
+    found = value_players(measured, interactions=True, best=1, device="cuda")
     np.testing.assert_allclose(found.intervals.values, expected.intervals.values, rtol=0, atol=1e-5)
     np.testing.assert_allclose(found.interactions, expected.interactions, rtol=0, atol=1e-5)
     assert [best.masks.tolist() for best in found.best] == [best.masks.tolist() for best in expected.best]

@@ -21,7 +21,7 @@ BUGS = [
         "csrc/masks.cpp",
         old="int word = end / 64;\n  std::uint64_t bits = word < n_words ?",
         new="int word = end / 64;\n  std::uint64_t bits = word < n_words - 1 ?",
-        means="plans of masks over a number of players that is no multiple of 64 start from the wrong state",
+        means="plans of masks over a number of players that is not a multiple of 64 start from the wrong state",
         tests="tests/csrc/test_plan.py",
     ),
     Bug(
@@ -103,7 +103,7 @@ BUGS = [
         "csrc/cpu/one_a_process.h",
         old="pthread_atfork(nullptr, nullptr, [] { new (storage) T; });",
         new="pthread_atfork(nullptr, nullptr, [] {});",
-        means="a forked process waits for ever for threads that it does not have",
+        means="a forked process waits forever for threads that it does not have",
         tests="tests/csrc/test_pool.py",
     ),
     Bug(
@@ -111,7 +111,7 @@ BUGS = [
         "csrc/cpu/team.cpp",
         old="  arrived_.store(0, std::memory_order_relaxed);\n      met_.open();",
         new="  met_.open();\n      arrived_.store(0, std::memory_order_relaxed);",
-        means="decoding with several threads now and then stops for ever",
+        means="decoding with several threads now and then stops forever",
         tests="tests/csrc/test_team.py",
     ),
     Bug(
@@ -119,7 +119,7 @@ BUGS = [
         "csrc/cpu/team.cpp",
         old="    {\n      const std::lock_guard<std::mutex> lock(mutex_);\n    }\n",
         new="",
-        means="decoding with several threads stops for ever, once in many million tokens",
+        means="decoding with several threads stops forever, once in many million tokens",
         tests="tests/csrc/test_team.py",
     ),
     Bug(
@@ -127,7 +127,7 @@ BUGS = [
         "csrc/decode/step.cpp",
         old="call_.positions[row] - block.window + 1) : 0;",
         new="call_.positions[row] - block.window + 2) : 0;",
-        means="models with sliding windows see one token less when they decode",
+        means="models with sliding windows see one token too few when they decode",
         tests=DECODE,
     ),
     Bug(
@@ -167,9 +167,9 @@ BUGS = [
     Bug(
         "decode-top-of-one-member",
         "csrc/decode/step.cpp",
-        old="for (std::int64_t i = 0; i < found; ++i) top_words[i] += begin;",
-        new="for (std::int64_t i = 1; i < found; ++i) top_words[i] += begin;",
-        means="with several threads sampling among the likeliest words takes a wrong word",
+        old="for (std::int64_t i = 0; i < found; ++i) top_tokens[i] += begin;",
+        new="for (std::int64_t i = 1; i < found; ++i) top_tokens[i] += begin;",
+        means="with several threads sampling among the most likely tokens takes a wrong token",
         tests=WORDS,
     ),
     Bug(
@@ -193,7 +193,7 @@ BUGS = [
         "csrc/decode/step.cpp",
         old="  hand.pending_norm = &block.after_mlp;",
         new="  hand.pending_norm = &block.after_attention;",
-        means="Gemma's second norm behind a block is that of the attention",
+        means="Gemma's norm after the MLP is the one after the attention",
         tests=DECODE,
     ),
     Bug(
@@ -209,7 +209,7 @@ BUGS = [
         "csrc/decode/top.cpp",
         old="for (; at > 0 && x[i] > values[at - 1]; --at) {",
         new="for (; at > 0 && x[i] >= values[at - 1]; --at) {",
-        means="of equal logits the higher token counts as likelier",
+        means="of equal logits the higher token counts as more likely",
         tests=WORDS + " tests/runtime/test_sampling.py",
     ),
     Bug(
@@ -233,7 +233,7 @@ BUGS = [
         "csrc/decode/matrix.cpp",
         old="k % 8 < 4 ? (byte & 0xf0) | half : (byte & 0x0f) | half << 4);",
         new="k % 8 < 4 ? (byte & 0xf0) | half : half << 4);",
-        means="4-bit matrices whose width is no multiple of eight lose codes of their last columns",
+        means="4-bit matrices whose width is not a multiple of eight lose codes of their last columns",
         tests="tests/kernels/test_quantise.py tests/kernels/test_linear.py",
     ),
     Bug(
@@ -339,5 +339,37 @@ BUGS = [
         new="rest += 0x1000u;",
         means="ties round up instead of to even, so scales written differ from those of other programs",
         tests="tests/kernels/test_quantise.py",
+    ),
+    Bug(
+        "blocks-sliding-window",
+        "csrc/blocks/block_kernels_impl.h",
+        old="std::max<std::int64_t>(0, position - work.sliding_window + 1);",
+        new="std::max<std::int64_t>(0, position - work.sliding_window);",
+        means="with a sliding window a token sees one token too many, and blocks that have one are never fast",
+        tests="tests/kernels/test_attention.py::test_sliding_windows_and_soft_caps_against_float64",
+    ),
+    Bug(
+        "blocks-window-left-over",
+        "csrc/blocks/block_kernels_impl.h",
+        old="  for (std::int64_t j = begin; j < from; j += kLanes) store(scores + j, Floats16(0.0f));",
+        new="",
+        means="with a sliding window a token's result depends on which other tokens are computed",
+        tests="tests/kernels/test_attention.py::test_with_a_sliding_window_a_query_does_not_depend_on_the_others",
+    ),
+    Bug(
+        "blocks-cap-scale",
+        "csrc/blocks/block_kernels_impl.h",
+        old="work.cap != 0.0f ? 1.0f : work.scale",
+        new="work.scale",
+        means="softly capped scores are scaled twice",
+        tests="tests/kernels/test_attention.py::test_sliding_windows_and_soft_caps_against_float64",
+    ),
+    Bug(
+        "blocks-joint-norms",
+        "csrc/blocks/block_kernels_impl.h",
+        old="scale_row(x + at, norm.weight + within,",
+        new="scale_row(x + at, norm.weight,",
+        means="OLMo 2's norms of all heads multiply every head by the weights of the first",
+        tests="tests/kernels/test_rotary.py::test_norms_of_all_heads_together_and_in_gemmas_form",
     ),
 ]

@@ -98,9 +98,9 @@ BUGS = [
     Bug(
         "norm-of-the-padding",
         "layercoop_fast/kernels/gpu/gather_norm.py",
-        old="x = tl.where(inside, x - tl.sum(x, axis=0) / width, 0.0)",
-        new="x = x - tl.sum(x, axis=0) / width",
-        means="on a GPU layer norms of widths that are no power of two are wrong",
+        old="x = tl.load(pool + source * width + column, mask=inside, other=0.0)",
+        new="x = tl.load(pool + source * width + column, mask=inside, other=1.0)",
+        means="on a GPU norms of widths that are no power of two are wrong",
         tests=f"{GPU}/test_gather_norm.py",
     ),
     Bug(

@@ -15,7 +15,7 @@ BUGS = [
     ),
     Bug(
         "tree-parent",
-        "layercoop_fast/kernels/attention.py",
+        "layercoop_fast/kernels/reference/attention.py",
         old="seen[window, token] = seen[window, latest[position - 1]]",
         new="seen[window, token] = seen[window, token - 1]",
         means="options see the options beside them",
@@ -79,7 +79,7 @@ BUGS = [
     ),
     Bug(
         "pool-residual",
-        "layercoop_fast/kernels/pool.py",
+        "layercoop_fast/kernels/reference/blocks.py",
         old="stream = pool[sources.long()] if sources is not None else residual",
         new="stream = pool[targets.long()] if sources is not None else residual",
         means="without Triton a GPU's blocks add to the state that they are to replace",
