@@ -35,16 +35,18 @@ CLOCKS: dict[str, Slowness] = {
 }
 
 
-def seconds_of(pace: DraftLength, tokens: int, acceptance: float, draft: float, slowness: Slowness, seed: int) -> float:
+def seconds_of(
+    lengths: DraftLength, tokens: int, acceptance: float, draft: float, slowness: Slowness, seed: int
+) -> float:
     """The made-up seconds that so many tokens take."""
     random = np.random.default_rng(seed)
     clock, written = 0.0, 0
     while written < tokens:
-        drafted = pace.length(tokens - written)
+        drafted = lengths.length(tokens - written)
         if not drafted:
             took = slowness(clock)
             clock += took
-            pace.stepped(took)
+            lengths.record_step(took)
             written += 1
             continue
         accepted = 0
@@ -57,7 +59,7 @@ def seconds_of(pace: DraftLength, tokens: int, acceptance: float, draft: float, 
             drafting += took
         verifying = (1 + ROW * drafted) * slowness(clock)
         clock += verifying
-        pace.went(drafted, [accepted], drafting, verifying)
+        lengths.record_round(drafted, [accepted], drafting, verifying)
         written += accepted + 1
     return clock
 

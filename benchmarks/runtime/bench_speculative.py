@@ -120,10 +120,14 @@ def compare(
             measured = (tokens - 1) / (answer.seconds - answer.first_token_seconds)
             rates[name].append(measured)
             if name == "draft":
-                pace = speculator(model).pace
-                expected.append(measured / (pace.expected_tokens / pace.expected_seconds))
-                drafts = {**model.drafting(), "step_ms": 1e3 * pace.step_seconds, "draft_ms": 1e3 * pace.draft_seconds,
-                          "verify_ms": {rows: 1e3 * pace.verify_seconds(rows) for rows in (2, 5, 9)}}  # fmt: skip
+                lengths = speculator(model).draft_length
+                expected.append(measured / (lengths.expected_tokens / lengths.expected_seconds))
+                drafts = {
+                    **model.drafting(),
+                    "step_ms": 1e3 * lengths.step_seconds,
+                    "draft_ms": 1e3 * lengths.draft_seconds,
+                    "verify_ms": {rows: 1e3 * lengths.verify_seconds(rows) for rows in (2, 5, 9)},
+                }
     return {
         "prompt": prompt,
         "same_tokens": answers["alone"] == answers["draft"] == answers["never"],

@@ -33,7 +33,8 @@ from small_model import small_model
 from layercoop_fast import ModelGame
 from layercoop_fast.comparing.flap import flap
 from layercoop_fast.progress import Bars
-from layercoop_fast.search.base import METHODS, get_method
+from layercoop_fast.search.base import get_method
+from layercoop_fast.search.methods import METHODS
 from layercoop_fast.search.official import contributions
 from layercoop_fast.texts.calibration import load_calibration
 

@@ -66,11 +66,11 @@ def expanded(*, only: Collection[str] | None = None, **defaults: Any) -> Callabl
     return expand
 
 
-def _place(parameter: inspect.Parameter) -> int:
-    """Where an option stands: what belongs to no panel first, then panel by panel."""
-    panel = getattr(parameter.annotation, "__metadata__", [None])[0]
-    panel = getattr(panel, "rich_help_panel", None)
-    return 1 + PANELS.index(panel) if panel in PANELS else 0
+def _place(parameter: inspect.Parameter) -> tuple[int, bool]:
+    """The position of an option in the help: those of no panel first, then panel by panel, required ones first."""
+    option = getattr(parameter.annotation, "__metadata__", [None])[0]
+    panel = getattr(option, "rich_help_panel", None)
+    return 1 + PANELS.index(panel) if panel in PANELS else 0, parameter.default is not parameter.empty
 
 
 def _parameter(one: Field[Any], default: Any) -> inspect.Parameter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 import typer
@@ -12,7 +12,7 @@ from layercoop_fast.cli.options import AsJson, SamplerOption, print_json
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.options import GameOptions
 from layercoop_fast.inputs.bounds import MAX_MASK_BITS
-from layercoop_fast.inputs.options import MACHINE, MODEL, SEARCH, shell
+from layercoop_fast.inputs.options import MACHINE, MODEL, SEARCH, option
 
 _MOST_WORKERS = 100_000
 
@@ -21,14 +21,12 @@ _MOST_WORKERS = 100_000
 class Shape:
     """The shape of a llama-shaped model."""
 
-    layers: int = field(default=0, metadata=shell("Layers of the model.", panel=MODEL, required=True))
-    hidden: int = field(default=4096, metadata=shell("Hidden size.", panel=MODEL))
-    intermediate: int | None = field(
-        default=None, metadata=shell("Width of the MLP. Default: 3.5 times the hidden size.", panel=MODEL)
-    )
-    kv_ratio: float = field(default=0.25, metadata=shell("Key-value heads divided by query heads.", panel=MODEL))
-    vocabulary: int = field(default=128_256, metadata=shell("Tokens of the vocabulary.", panel=MODEL))
-    itemsize: int = field(default=2, metadata=shell("Bytes of a number: 2 for bfloat16.", panel=MODEL))
+    layers: int = option(0, MODEL, "Layers of the model.", required=True)
+    hidden: int = option(4096, MODEL, "Hidden size.")
+    intermediate: int | None = option(None, MODEL, "Width of the MLP. Default: 3.5 times the hidden size.")
+    kv_ratio: float = option(0.25, MODEL, "Key-value heads divided by query heads.")
+    vocabulary: int = option(128_256, MODEL, "Tokens of the vocabulary.")
+    itemsize: int = option(2, MODEL, "Bytes of a number: 2 for bfloat16.")
 
 
 @expanded(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +22,7 @@ from layercoop_fast.cli.options import (
 )
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.options import CalibrationOptions, GameOptions
-from layercoop_fast.inputs.options import OUTPUT, SEARCH, shell, values_of
+from layercoop_fast.inputs.options import OUTPUT, SEARCH, option, values_of
 
 if TYPE_CHECKING:
     from layercoop_fast.game.worths import Worths
@@ -33,37 +33,26 @@ if TYPE_CHECKING:
 class Estimate:
     """What is estimated, from how many masks."""
 
-    estimator: str = field(
-        default="shapley",
-        metadata=shell(
-            "shapley: Shapley values with intervals, on an ensemble fitted to log worths. On the published network: "
-            "stratified (the published contribution) or permutation (the Shapley value).",
-            panel=SEARCH,
-        ),
+    estimator: str = option(
+        "shapley",
+        SEARCH,
+        "shapley: Shapley values with intervals, on an ensemble fitted to log worths. On the published network: "
+        "stratified (the published contribution) or permutation (the Shapley value).",
     )
-    budget: int = field(default=8000, metadata=shell("Number of masks to measure on MODEL.", panel=SEARCH))
-    sampler: str = field(
-        default="strata",
-        metadata=shell(
-            "How masks are drawn: strata (as published, each mask by itself), two-stage, chains or subsets.",
-            panel=SEARCH,
-        ),
+    budget: int = option(8000, SEARCH, "Number of masks to measure on MODEL.")
+    sampler: str = option(
+        "strata",
+        SEARCH,
+        "How masks are drawn: strata (as published, each mask by itself), two-stage, chains or subsets.",
     )
-    samples: int | None = field(
-        default=None,
-        metadata=shell(
-            "Masks (estimator stratified; default 80000) or permutations (2000) to sample on the surrogate. The "
-            "estimator shapley is exact up to 24 players unless this is given.",
-            panel=SEARCH,
-        ),
+    samples: int | None = option(
+        None,
+        SEARCH,
+        "Masks (estimator stratified; default 80000) or permutations (2000) to sample on the surrogate. The "
+        "estimator shapley is exact up to 24 players unless this is given.",
     )
-    interactions: bool = field(
-        default=False, metadata=shell("Estimate the interaction of every pair as well.", panel=OUTPUT)
-    )
-    best_per_size: bool = field(
-        default=False,
-        metadata=shell("Find the best mask of each size on the surrogate as well.", panel=OUTPUT),
-    )
+    interactions: bool = option(False, OUTPUT, "Estimate the interaction of every pair as well.")
+    best_per_size: bool = option(False, OUTPUT, "Find the best mask of each size on the surrogate as well.")
 
 
 @expanded()

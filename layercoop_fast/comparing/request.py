@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layercoop_fast.game.options import CalibrationOptions, GameOptions
-from layercoop_fast.inputs.options import REMOVE, REPAIR, SEARCH, TEXT, shell
-from layercoop_fast.repair.options import RepairTexts
+from layercoop_fast.inputs.options import REMOVE, REPAIR, SEARCH, TEXT, option
+from layercoop_fast.repair.options import RepairOptions
 
 if TYPE_CHECKING:
     from layercoop_fast.game.item_utility import ChoiceUtility
@@ -20,14 +20,14 @@ DEFAULT_METHODS = ("coop", "sleb", "shortgpt", "angular", "ppl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareRequest(RepairTexts, GameOptions, CalibrationOptions):
+class CompareRequest(RepairOptions, GameOptions, CalibrationOptions):
     """Everything `compare` can be asked for; the fields are its keywords.
 
     Attributes:
         texts: SPECs of texts that no search sees, `text_windows` windows of each.
         remove: how many players to remove, one or more sizes.
-        methods: names of `search.base.METHODS`, and "flap": heads and channels go, with as many parameters as the same
-            number of average layers.
+        methods: names of `search.methods.METHODS`, and "flap": heads and channels go, with as many parameters as the
+            same number of average layers.
         budget: masks that each method may measure; its own default where None. It does not apply to methods that
             measure a fixed number of masks (`sleb`, `ppl`, `shortgpt` and others).
         repair: measure every choice once more with a repair fitted to it (width has none), as `prune` would keep it:
@@ -39,48 +39,31 @@ class CompareRequest(RepairTexts, GameOptions, CalibrationOptions):
             change a number.
     """
 
-    remove: Sequence[int] = field(
-        default=(3,),
-        metadata=shell(
-            "Sizes: how many players to remove, for example 3,6,10.", panel=REMOVE, read="sizes", required=True
-        ),
+    remove: Sequence[int] = option(
+        (3,), REMOVE, "Sizes: how many players to remove, for example 3,6,10.", read="sizes", required=True
     )
-    texts: Sequence[str] = field(
-        default=(),
-        metadata=shell(
-            "A text (SPEC) to measure on that no search sees; give the option once for each text.",
-            panel=TEXT,
-            name="eval",
-            read="texts",
-        ),
+    texts: Sequence[str] = option(
+        (),
+        TEXT,
+        "A text (SPEC) to measure on that no search sees; give the option once for each text.",
+        name="eval",
+        read="texts",
     )
-    text_windows: int = field(
-        default=40, metadata=shell("Windows of each text of eval=.", panel=TEXT, name="eval_windows", least=1)
+    text_windows: int = option(40, TEXT, "Windows of each text of eval=.", name="eval_windows", least=1)
+    utility: str | Utility | ChoiceUtility = option(
+        GameOptions.utility, SEARCH, "Worth of a mask: ppl_ratio, nll, kl or blend:SHARE.", read="text"
     )
-    utility: str | Utility | ChoiceUtility = field(
-        default=GameOptions.utility,
-        metadata=shell("Worth of a mask: ppl_ratio, nll, kl or blend:SHARE.", panel=SEARCH, read="text"),
+    methods: Sequence[str] = option(
+        DEFAULT_METHODS,
+        SEARCH,
+        "Search methods, as prune has them, and flap: heads and channels go, at equal parameters.",
+        read="names",
     )
-    methods: Sequence[str] = field(
-        default=DEFAULT_METHODS,
-        metadata=shell(
-            "Search methods, as prune has them, and flap: heads and channels go, at equal parameters.",
-            panel=SEARCH,
-            read="names",
-        ),
+    budget: int | None = option(None, SEARCH, "Number of masks that methods with a budget may measure.")
+    store: str | Path | None = option(
+        GameOptions.store,
+        SEARCH,
+        "Keep measured masks in this file, and finished rows in FILE.rows: the same command goes on from there.",
+        read="path",
     )
-    budget: int | None = field(
-        default=None, metadata=shell("Number of masks that methods with a budget may measure.", panel=SEARCH)
-    )
-    store: str | Path | None = field(
-        default=GameOptions.store,
-        metadata=shell(
-            "Keep measured masks in this file, and finished rows in FILE.rows: the same command goes on from there.",
-            panel=SEARCH,
-            read="path",
-        ),
-    )
-    repair: bool = field(
-        default=False,
-        metadata=shell("Measure every choice also with a repair fitted to it, as prune does.", panel=REPAIR),
-    )
+    repair: bool = option(False, REPAIR, "Measure every choice also with a repair fitted to it, as prune does.")

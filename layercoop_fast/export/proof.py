@@ -201,7 +201,7 @@ class Reference:
     Attributes:
         ids: tokens, int64 [1, T].
         logits: of the masked pass, [1, T, V] on the CPU.
-        allowed: how far it may be from that.
+        tolerance: largest allowed difference.
     """
 
     ids: Tensor

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layercoop_fast.inputs.options import MACHINE, REMOVE, SEARCH, TEXT, TOKENS, WINDOWS, shell
+from layercoop_fast.inputs.options import MACHINE, REMOVE, SEARCH, TEXT, TOKENS, WINDOWS, option
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +22,14 @@ if TYPE_CHECKING:
 class CalibrationOptions:
     """The text that worths are measured on: a SPEC, or several with weights (`texts/mixture.py`)."""
 
-    calibration: Texts = field(
-        default="builtin",
-        metadata=shell(
-            "A text: FILE.txt, FILE.jsonl, hf:NAME/CONFIG/SPLIT (CONFIG and SPLIT may be left out), builtin (the "
-            "default), builtin-heldout, builtin-docstrings, builtin-code, or self (written by the model). Give the "
-            "option several times for several texts, each with :WEIGHT if wanted.",
-            panel=TEXT,
-            metavar="SPEC[:WEIGHT]",
-            read="texts",
-        ),
+    calibration: Texts = option(
+        "builtin",
+        TEXT,
+        "A text: FILE.txt, FILE.jsonl, hf:NAME/CONFIG/SPLIT (CONFIG and SPLIT may be left out), builtin (the "
+        "default), builtin-heldout, builtin-docstrings, builtin-code, or self (written by the model). Give the "
+        "option several times for several texts, each with :WEIGHT if wanted.",
+        metavar="SPEC[:WEIGHT]",
+        read="texts",
     )
 
 
@@ -42,103 +40,60 @@ class GameOptions:
     Objects of the library's own (a `Utility`, groups of labels, a `torch.dtype`) stand where the command line has text.
     """
 
-    players: str | Sequence[Sequence[Label]] = field(
-        default="layers",
-        metadata=shell(
-            "What one bit of a mask removes: layers, sublayers (attention and MLP apart), or a .json file of groups.",
-            panel=REMOVE,
-            read="text",
-        ),
+    players: str | Sequence[Sequence[Label]] = option(
+        "layers",
+        REMOVE,
+        "What one bit of a mask removes: layers, sublayers (attention and MLP apart), or a .json file of groups.",
+        read="text",
     )
-    windows: int = field(
-        default=WINDOWS, metadata=shell("Windows to cut from each text, or items to cut from a text.", panel=TEXT)
+    windows: int = option(WINDOWS, TEXT, "Windows to cut from each text, or items to cut from a text.")
+    tokens: int = option(TOKENS, TEXT, "Tokens of a window, or of an item that is cut from a text.")
+    shots: int = option(0, TEXT, "Items shown as examples before every other item; they are not scored.")
+    share_context: bool = option(
+        True, TEXT, "Compute the context that the options of an item share once, or again for every option."
     )
-    tokens: int = field(
-        default=TOKENS, metadata=shell("Tokens of a window, or of an item that is cut from a text.", panel=TEXT)
+    chat: bool = option(False, TEXT, "Put the text into turns through the model's chat template.")
+    score_every: int = option(
+        1,
+        TEXT,
+        "Score every N-th position of a window; the others are context only. Faster, with a larger standard error.",
+        least=1,
     )
-    shots: int = field(
-        default=0, metadata=shell("Items shown as examples before every other item; they are not scored.", panel=TEXT)
+    utility: str | Utility | ChoiceUtility = option(
+        "ppl_ratio",
+        SEARCH,
+        "Worth of a mask. On text: ppl_ratio, nll, kl or blend:SHARE (the share of NLL; the rest is KL). On items "
+        "with options: accuracy, accuracy_norm, margin or margin_norm; the items come from a FILE.jsonl or are cut "
+        "from a text.",
+        read="text",
     )
-    share_context: bool = field(
-        default=True,
-        metadata=shell(
-            "Compute the context that the options of an item share once, or again for every option.", panel=TEXT
-        ),
+    seed: int = option(0, SEARCH, "Seed of all random numbers.", least=0)
+    store: str | Path | None = option(
+        None, SEARCH, "Keep measured masks in this file, and read known ones from it.", read="path"
     )
-    chat: bool = field(
-        default=False, metadata=shell("Put the text into turns through the model's chat template.", panel=TEXT)
+    dtype: str | torch.dtype = option(
+        "auto", MACHINE, "float32, bfloat16, float16, or auto: the checkpoint's own.", read="text"
     )
-    score_every: int = field(
-        default=1,
-        metadata=shell(
-            "Score every N-th position of a window; the others are context only. Faster, with a larger standard error.",
-            panel=TEXT,
-            least=1,
-        ),
+    device: str = option("cpu", MACHINE, "cpu, cuda, cuda:N, or auto: one model over all GPUs.")
+    memory: int | None = option(
+        None, MACHINE, "Memory for stored states, for example 4GiB. Default: a quarter of what is free.", read="size"
     )
-    utility: str | Utility | ChoiceUtility = field(
-        default="ppl_ratio",
-        metadata=shell(
-            "Worth of a mask. On text: ppl_ratio, nll, kl or blend:SHARE (the share of NLL; the rest is KL). On items "
-            "with options: accuracy, accuracy_norm, margin or margin_norm; the items come from a FILE.jsonl or are cut "
-            "from a text.",
-            panel=SEARCH,
-            read="text",
-        ),
+    workers: int | str | None = option(
+        None,
+        MACHINE,
+        "Measure on N local processes, or on a Ray cluster: ray or ray:HOST:PORT.",
+        metavar="N|ray",
+        read="text",
     )
-    seed: int = field(default=0, metadata=shell("Seed of all random numbers.", panel=SEARCH, least=0))
-    store: str | Path | None = field(
-        default=None,
-        metadata=shell("Keep measured masks in this file, and read known ones from it.", panel=SEARCH, read="path"),
+    tolerant: bool = option(False, MACHINE, "Accept workers on machines that differ; the fingerprints then say so.")
+    offload: bool = option(
+        False,
+        MACHINE,
+        "Read blocks from the checkpoint's files when they are used, two in memory at a time: for models larger "
+        "than memory.",
     )
-    dtype: str | torch.dtype = field(
-        default="auto",
-        metadata=shell("float32, bfloat16, float16, or auto: the checkpoint's own.", panel=MACHINE, read="text"),
+    blocks: str | None = option(
+        None, MACHINE, "Dotted path of the list of blocks, for models where it is not found by itself."
     )
-    device: str = field(
-        default="cpu", metadata=shell("cpu, cuda, cuda:N, or auto: one model over all GPUs.", panel=MACHINE)
-    )
-    memory: int | None = field(
-        default=None,
-        metadata=shell(
-            "Memory for stored states, for example 4GiB. Default: a quarter of what is free.",
-            panel=MACHINE,
-            read="size",
-        ),
-    )
-    workers: int | str | None = field(
-        default=None,
-        metadata=shell(
-            "Measure on N local processes, or on a Ray cluster: ray or ray:HOST:PORT.",
-            panel=MACHINE,
-            metavar="N|ray",
-            read="text",
-        ),
-    )
-    tolerant: bool = field(
-        default=False,
-        metadata=shell("Accept workers on machines that differ; the fingerprints then say so.", panel=MACHINE),
-    )
-    offload: bool = field(
-        default=False,
-        metadata=shell(
-            "Read blocks from the checkpoint's files when they are used, two in memory at a time: for models larger "
-            "than memory.",
-            panel=MACHINE,
-        ),
-    )
-    blocks: str | None = field(
-        default=None,
-        metadata=shell("Dotted path of the list of blocks, for models where it is not found by itself.", panel=MACHINE),
-    )
-    block_path: str = field(
-        default="auto",
-        metadata=shell("auto: fast blocks where they fit, on the CPU; hf: the model's own only.", panel=MACHINE),
-    )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata=shell(
-            "Run Python code that comes with the checkpoint.",
-            panel=MACHINE,
-        ),
-    )
+    block_path: str = option("auto", MACHINE, "auto: fast blocks where they fit, on the CPU; hf: the model's own only.")
+    trust_remote_code: bool = option(False, MACHINE, "Run Python code that comes with the checkpoint.")

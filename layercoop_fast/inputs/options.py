@@ -1,8 +1,8 @@
-"""Options of a subject as frozen dataclasses: each field carries its default and its help once, here how.
+"""Options of a subject as frozen dataclasses: each field has its default and its help in one place.
 
     @dataclass(frozen=True, kw_only=True)
     class Speed:
-        threads: int = field(default=0, metadata=shell("Threads; 0: one per core.", panel=MACHINE, least=0))
+        threads: int = option(0, MACHINE, "Threads that compute; 0: one for each core.", least=0)
 
 The library reads the fields, `cli/expand.py` makes a command's options of them. Nothing here loads numpy or torch.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 # Groups of options in the help of commands, in the order in which people read them.
@@ -41,8 +41,8 @@ class Shell:
     """How a field is written on the command line.
 
     Attributes:
+        panel: the group of options in the help.
         help: one sentence or two, without square brackets, which the help takes for markup.
-        panel: the group that the option stands in.
         name: the option's name where it is not the field's.
         short: its short name, a letter.
         metavar: what stands for the value in the help.
@@ -52,8 +52,8 @@ class Shell:
         required: whether the command line has no default, though Python has one.
     """
 
-    help: str
     panel: str
+    help: str
     name: str | None = None
     short: str | None = None
     metavar: str | None = None
@@ -62,9 +62,9 @@ class Shell:
     required: bool = False
 
 
-def shell(help: str, **how: Any) -> dict[str, Shell]:
-    """The metadata of a field that has an option: see `Shell` for `how`."""
-    return {_SHELL: Shell(help, **how)}
+def option(default: Any, panel: str, help: str, **how: Any) -> Any:
+    """A field of a dataclass of options; see `Shell` for what `how` can hold."""
+    return field(default=default, metadata={_SHELL: Shell(panel, help, **how)})
 
 
 def shell_of(one: Field[Any]) -> Shell:

@@ -1,7 +1,7 @@
-"""What each player costs to keep: parameters, bytes, or seconds measured on this machine; and what never goes.
+"""The cost of keeping each player: parameters, bytes, or seconds measured on this machine.
 
 costs = measure_seconds(game)                     # prefill, by the model's own blocks
-least = costs.total - costs.total / 1.5           # what the removed players must take together to be 1.5× as fast
+least = costs.total - costs.total / 1.5           # the removed players must take this together for 1.5× the speed
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
 
 _REPEATS = 5
-# Costs that differ by less than this share are equal: then players are counted.
+# Costs that differ by less than this share are equal; players are then counted.
 _EQUAL = 1e-9
 
 
@@ -34,8 +34,8 @@ class PlayerCosts:
 
     Attributes:
         unit: "parameters", "bytes" or "seconds".
-        players: float64 [n], 0 at least.
-        rest: what is not a player: embedding, head, and units of no player.
+        players: float64 [n], at least 0.
+        rest: cost of everything else: embedding, head, and units of no player.
         source: where the numbers are from: "counted", "prefill", "decode" or a file's name.
     """
 
@@ -69,7 +69,7 @@ def count_parameters(game: ModelGame) -> PlayerCosts:
 def count_bytes(game: ModelGame) -> PlayerCosts:
     """Bytes of the weights of every player and of the rest.
 
-    Raises `RequestError` for halves of blocks: a half that goes is zeros in the checkpoint, and saves no byte.
+    Raises `RequestError` for halves of blocks: a removed half is zeros in the checkpoint, and saves no byte.
     """
     if game.masked.players.sublayers is not None:
         raise RequestError(
@@ -82,8 +82,8 @@ def count_bytes(game: ModelGame) -> PlayerCosts:
 def measure_seconds(game: ModelGame, phase: str = "prefill") -> PlayerCosts:
     """Seconds of every player and of the rest on one window (prefill) or one token (decode), by the model's own blocks.
 
-    Units alike in class and shapes share the median of all their times: that they differ is noise. Decoding is timed
-    without a cache to read, which counts at long contexts. Raises `RequestError` where blocks are streamed.
+    Units of equal class and shapes share the median of all their times, since their differences are noise. Decoding is
+    timed without a cache to read, which matters at long contexts. Raises `RequestError` where blocks are streamed.
     """
     if game.masked.skeleton.streamed is not None:
         raise RequestError("speedup= measures the blocks, which offload= reads from files: give costs=FILE.json")
@@ -104,7 +104,7 @@ def measure_seconds(game: ModelGame, phase: str = "prefill") -> PlayerCosts:
 def read_seconds(path: str, n_players: int) -> PlayerCosts:
     """Read `{"players": [n numbers], "rest": number}`, in seconds or any unit of time.
 
-    Raises `RequestError` for what is not that.
+    Raises `RequestError` for any other content.
     """
     given = read_json(Path(path))
     form = f'{path} must hold {{"players": [{n_players} numbers], "rest": number}}, none of them negative'
@@ -126,7 +126,7 @@ def _of_units(game: ModelGame, cost: Callable[[int], float], unit: str, model_to
 
 
 def _kind(game: ModelGame, unit: int) -> Any:
-    """What units of equal cost have in common: which part of a block, its classes and shapes."""
+    """A key that units of equal cost share: the part of a block, its classes and shapes."""
     block = game.masked.skeleton.blocks[game.masked.players.layer(unit)]
     part = 0 if game.masked.players.sublayers is None else unit % 2
     shapes = tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
@@ -134,7 +134,7 @@ def _kind(game: ModelGame, unit: int) -> Any:
 
 
 def _times(game: ModelGame, call: Callable[[], Any]) -> list[float]:
-    """Seconds of a few calls after a first one."""
+    """Seconds of a few calls, after a first one that is not counted."""
     import torch
 
     device = game.masked.skeleton.device

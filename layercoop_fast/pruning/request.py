@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.options import CalibrationOptions, GameOptions
-from layercoop_fast.inputs.options import MOST_WINDOWS, OUTPUT, REMOVE, REPAIR, SEARCH, TEXT, shell
-from layercoop_fast.repair.options import RepairTexts
-from layercoop_fast.search.base import DEFAULT_METHOD, METHODS
+from layercoop_fast.inputs.options import MOST_WINDOWS, OUTPUT, REMOVE, REPAIR, SEARCH, TEXT, option
+from layercoop_fast.repair.options import RepairOptions
+from layercoop_fast.search.methods import DEFAULT_METHOD, METHODS
 
 if TYPE_CHECKING:
     from layercoop_fast.masked.players import Label
@@ -31,22 +31,12 @@ class Goal:
         costs: of `speedup`: "prefill" or "decode", measured, or a .json file (`pruning/player_costs.py`).
     """
 
-    remove: int | None = field(default=None, metadata=shell("Number of players to remove.", panel=REMOVE))
-    drop: float | None = field(
-        default=None, metadata=shell("Or the share of their parameters to remove, 0 to 1.", panel=REMOVE)
-    )
-    speedup: float | None = field(
-        default=None, metadata=shell("Or how many times as fast the model must become, for example 1.5.", panel=REMOVE)
-    )
-    fit: int | None = field(
-        default=None,
-        metadata=shell("Or how large its weights may be, for example 2GiB.", panel=REMOVE, read="size"),
-    )
-    costs: str = field(
-        default="prefill",
-        metadata=shell(
-            "The speed that speedup= means: prefill or decode, measured here, or a FILE.json of times.", panel=REMOVE
-        ),
+    remove: int | None = option(None, REMOVE, "Number of players to remove.")
+    drop: float | None = option(None, REMOVE, "Or the share of their parameters to remove, 0 to 1.")
+    speedup: float | None = option(None, REMOVE, "Or how many times as fast the model must become, for example 1.5.")
+    fit: int | None = option(None, REMOVE, "Or how large its weights may be, for example 2GiB.", read="size")
+    costs: str = option(
+        "prefill", REMOVE, "The speed that speedup= means: prefill or decode, measured here, or a FILE.json of times."
     )
 
     @property
@@ -86,22 +76,15 @@ class Constraints:
         stages: contiguous stages that keep the same number of layers.
     """
 
-    keep: Sequence[Label] = field(
-        default=(),
-        metadata=shell(
-            "Layers (or halves of layers) that stay, for example 0,1,12 or 3.attn.", panel=REMOVE, read="labels"
-        ),
+    keep: Sequence[Label] = option(
+        (), REMOVE, "Layers (or halves of layers) that stay, for example 0,1,12 or 3.attn.", read="labels"
     )
-    keep_first: int = field(default=0, metadata=shell("The first N layers stay.", panel=REMOVE, least=0))
-    keep_last: int = field(default=0, metadata=shell("The last N layers stay.", panel=REMOVE, least=0))
-    must_go: Sequence[Label] = field(
-        default=(),
-        metadata=shell("Layers (or halves of layers) that are removed in any case.", panel=REMOVE, read="labels"),
+    keep_first: int = option(0, REMOVE, "The first N layers stay.", least=0)
+    keep_last: int = option(0, REMOVE, "The last N layers stay.", least=0)
+    must_go: Sequence[Label] = option(
+        (), REMOVE, "Layers (or halves of layers) that are removed in any case.", read="labels"
     )
-    stages: int = field(
-        default=1,
-        metadata=shell("Keep the same number of layers in each of N contiguous stages.", panel=REMOVE, least=1),
-    )
+    stages: int = option(1, REMOVE, "Keep the same number of layers in each of N contiguous stages.", least=1)
 
     def record(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -116,12 +99,12 @@ class Constraints:
 
 # Of the bases, fields come from the last to the first: in this order the help shows the options of a panel.
 @dataclass(frozen=True, kw_only=True)
-class PruneRequest(RepairTexts, GameOptions, Constraints, Goal, CalibrationOptions):
+class PruneRequest(RepairOptions, GameOptions, Constraints, Goal, CalibrationOptions):
     """Everything `prune` can be asked for; the fields are its keywords.
 
     Attributes:
         heldout: SPEC of a text that both models are measured on and that no search sees.
-        method: one of `search.base.METHODS`.
+        method: one of `search.methods.METHODS`.
         budget: number of masks that the method may measure; its own default where None.
         settle: after the search, go on with a few of the best masks on more and more windows, until the second is
             better than the first with this probability at most (`search/settle.py`). Not with `nested`.
@@ -143,64 +126,35 @@ class PruneRequest(RepairTexts, GameOptions, Constraints, Goal, CalibrationOptio
         force: replace a folder that is there.
     """
 
-    heldout: str | None = field(
-        default=None,
-        metadata=shell("A second text to measure both models on; no search sees it.", panel=TEXT),
+    heldout: str | None = option(None, TEXT, "A second text to measure both models on; no search sees it.")
+    method: str = option(DEFAULT_METHOD, SEARCH, f"The search method: {', '.join(METHODS)}.")
+    budget: int | None = option(None, SEARCH, "Number of masks the method may measure.")
+    settle: float | None = option(
+        None,
+        SEARCH,
+        "After the search, add windows until the second-best mask is better with at most this probability, for "
+        "example 0.05.",
     )
-    method: str = field(
-        default=DEFAULT_METHOD,
-        metadata=shell(f"The search method: {', '.join(METHODS)}.", panel=SEARCH),
+    most_windows: int = option(MOST_WINDOWS, SEARCH, "Number of windows of each text at which settle= stops.")
+    nested: bool = option(
+        False,
+        SEARCH,
+        "Find masks of all sizes up to this one, each inside the next; generate runs them with mask=OUT@3.",
     )
-    budget: int | None = field(default=None, metadata=shell("Number of masks the method may measure.", panel=SEARCH))
-    settle: float | None = field(
-        default=None,
-        metadata=shell(
-            "After the search, add windows until the second-best mask is better with at most this probability, for "
-            "example 0.05.",
-            panel=SEARCH,
-        ),
+    repair: bool | None = option(
+        None,
+        REPAIR,
+        "Refit the weights before each removed run of layers to stand in for it. Default: where that helps.",
     )
-    most_windows: int = field(
-        default=MOST_WINDOWS, metadata=shell("Number of windows of each text at which settle= stops.", panel=SEARCH)
+    finalists: int = option(1, REPAIR, "Repair the N best measured masks, and take the best of the repaired ones.")
+    measure_cost: bool = option(
+        True, OUTPUT, "Measure memory and speed of both models at the end; never with offload=.", name="cost"
     )
-    nested: bool = field(
-        default=False,
-        metadata=shell(
-            "Find masks of all sizes up to this one, each inside the next; generate runs them with mask=OUT@3.",
-            panel=SEARCH,
-        ),
+    samples: int = option(
+        2, OUTPUT, "Number of prompts that both models continue in the report; 0: the report holds no text.", least=0
     )
-    repair: bool | None = field(
-        default=None,
-        metadata=shell(
-            "Refit the weights before each removed run of layers to stand in for it. Default: where that helps.",
-            panel=REPAIR,
-        ),
+    report: bool = option(True, OUTPUT, "Write DIR/report.html.")
+    verify: bool = option(
+        True, OUTPUT, "Open the written folder again and compare it with the masked model before it counts as written."
     )
-    finalists: int = field(
-        default=1,
-        metadata=shell("Repair the N best measured masks, and take the best of the repaired ones.", panel=REPAIR),
-    )
-    measure_cost: bool = field(
-        default=True,
-        metadata=shell(
-            "Measure memory and speed of both models at the end; never with offload=.", panel=OUTPUT, name="cost"
-        ),
-    )
-    samples: int = field(
-        default=2,
-        metadata=shell(
-            "Number of prompts that both models continue in the report; 0: the report holds no text.",
-            panel=OUTPUT,
-            least=0,
-        ),
-    )
-    report: bool = field(default=True, metadata=shell("Write DIR/report.html.", panel=OUTPUT))
-    verify: bool = field(
-        default=True,
-        metadata=shell(
-            "Open the written folder again and compare it with the masked model before it counts as written.",
-            panel=OUTPUT,
-        ),
-    )
-    force: bool = field(default=False, metadata=shell("Replace what is there.", panel=OUTPUT))
+    force: bool = option(False, OUTPUT, "Replace what is there.")

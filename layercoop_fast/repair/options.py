@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from layercoop_fast.inputs.options import REPAIR, REPAIR_TOKENS, shell
+from layercoop_fast.inputs.options import REPAIR, REPAIR_TOKENS, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepairTexts:
+class RepairOptions:
     """What a repair is fitted to.
 
     Attributes:
@@ -17,15 +17,11 @@ class RepairTexts:
         repair_tokens: number of tokens, over all texts.
     """
 
-    repair_text: Sequence[str] | None = field(
-        default=None,
-        metadata=shell(
-            "Text to fit a repair to; give the option once for each text. Default: the calibration text, builtin, "
-            "builtin-docstrings and builtin-code.",
-            panel=REPAIR,
-            read="texts",
-        ),
+    repair_text: Sequence[str] | None = option(
+        None,
+        REPAIR,
+        "Text to fit a repair to; give the option once for each text. Default: the calibration text, builtin, "
+        "builtin-docstrings and builtin-code.",
+        read="texts",
     )
-    repair_tokens: int = field(
-        default=REPAIR_TOKENS, metadata=shell("Number of tokens to fit a repair to, over all its texts.", panel=REPAIR)
-    )
+    repair_tokens: int = option(REPAIR_TOKENS, REPAIR, "Number of tokens to fit a repair to, over all its texts.")

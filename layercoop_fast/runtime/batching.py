@@ -1,14 +1,14 @@
-"""Many requests at once: what is computed in which call.
+"""Continuous batching: which tokens of which requests are computed in one step.
 
-A call computes one token of every answer that grows, and beside them a part of a prompt, so that a long prompt stalls
-nobody. Requests with one prompt read it together: their calls hold the same tokens, so blocks that their masks agree on
-run once (`sharing.py`). Where keys and values do not fit, the youngest request gives its own back and reads on later;
-what it says does not change. Where all requests at hand grow and have a draft (`speculative.py`), a step may be a round
-of drafts and their verification.
+A step computes one token of every request that generates, and a part of the prompts of others, so that a long prompt
+does not delay the answers. Requests with the same prompt read it together: their rows hold the same tokens, so blocks
+that their masks agree on run once (`sharing.py`). Where keys and values do not fit, the youngest request gives up its
+own and reads its tokens again later; its answer does not change. Where all running requests generate and have a draft
+(`speculative.py`), a step may be a round of drafts and their verification.
 
-Any number of threads may ask: one of those that wait computes for all (`turns.py`), so what they ask runs in the same
-calls. Where not all requests fit, those that were asked together wait for each other and not for those of other calls.
-An error ends the request that it belongs to.
+Any number of threads may make requests: one of those that wait computes for all of them (`turns.py`), in the same
+steps. Where not all requests fit, every call (the requests that were made together) gets some of its requests running:
+no call has to wait for all requests of another one. An error ends only the request that it belongs to.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import math
 import threading
 import time
 import weakref
-from collections import Counter, deque
-from collections.abc import Callable
-from collections.abc import Sequence as Several
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.runtime.executor import Chunk, Executor
@@ -36,24 +36,82 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PREFILL_TOKENS = 256
-"""Rows of prompts that a call computes beside the answers."""
+"""Default number of prompt tokens that a step computes in addition to the answers."""
 
-# As many likely words are found while logits are computed; for more, all logits are handed out.
+# Up to this many most likely tokens are selected by the executor; for more, it returns all logits.
 _MOST_LIKELY = 512
-
+# Prompts that are read together advance by at least this many tokens each in a step, however many they are.
 _SMALLEST_PART = 32
-# Many prompts read together still go by parts of so many tokens, or they would never end.
+
+T = TypeVar("T")
+
+
+class Waiting:
+    """The requests that wait, in the order in which they are to begin, grouped by call.
+
+    The first one is found in time that does not depend on how many wait.
+    """
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[object, deque[Running]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Running]:
+        return chain.from_iterable(self._calls.values())
+
+    def append(self, one: Running) -> None:
+        """Add a request after all others."""
+        self._calls.setdefault(one.request.call, deque()).append(one)
+        self._count += 1
+
+    def put_back(self, one: Running) -> None:
+        """Add a request before all others."""
+        self._calls.setdefault(one.request.call, deque()).appendleft(one)
+        self._calls.move_to_end(one.request.call, last=False)
+        self._count += 1
+
+    def discard(self, one: Running) -> None:
+        """Remove a request, where it waits."""
+        queue = self._calls.get(one.request.call, deque())
+        if one in queue:
+            queue.remove(one)
+            self._count -= 1
+            if not queue:
+                del self._calls[one.request.call]
+
+    def first(self, running: Counter[object]) -> Running:
+        """The first request of a call with the fewest running requests; `running` counts these by call.
+
+        Calls with running requests are no more than those, and the first call without any ends the search.
+        """
+        best = None
+        for call in self._calls:
+            if best is None or running[call] < running[best]:
+                best = call
+            if not running[call]:
+                break
+        return self._calls[best][0]
 
 
 class Batcher:
     """Runs requests, new ones at any time, for any number of threads.
 
     Args:
-        executor: what computes.
+        executor: that computes.
         eos: tokens that end a text.
         tokenizer: for text and stop strings, where there is one.
-        prefill_tokens: rows of prompts a call.
+        prefill_tokens: prompt tokens in a step.
         most: requests that run at a time; the others wait.
+
+    Attributes:
+        executor, eos, tokenizer, prefill_tokens, most: as given.
+        tree: keys and values that are kept for later requests; None for a model with a recurrent state.
+        running: requests with keys and values, the oldest first.
+        waiting: requests that have not begun, or gave up their keys and values.
+        speculators: that write with drafts.
     """
 
     def __init__(
@@ -70,18 +128,18 @@ class Batcher:
         self.tokenizer = tokenizer
         self.prefill_tokens = prefill_tokens
         self.most = most
-        # A recurrent state cannot be taken over in the middle of a text.
+        # A recurrent state cannot be reused from the middle of a text.
         self.tree = PrefixTree(executor.pool) if executor.rewindable else None
         self.running: list[Running] = []
-        self.waiting: deque[Running] = deque()
+        self.waiting = Waiting()
         self.speculators = Speculators(executor)
         self._turns = Turns(weakref.WeakMethod(self._forked))
 
     def prepare(self, request: Request) -> Running:
-        """Check a request; it is not under way before `start`.
+        """Check a request; it begins with `start`.
 
-        Raises `RequestError` for an empty prompt, tokens that are no words, more tokens than the model has positions
-        or the budget has room for.
+        Raises `RequestError` for an empty prompt, numbers that are not tokens of the model, and for more tokens than
+        the model has positions for or fit into the memory for keys and values.
         """
         executor = self.executor
         if not request.prompt:
@@ -101,13 +159,14 @@ class Batcher:
         if (needed := self._bytes(running, total)) > executor.pool.budget:
             raise RequestError(
                 f"keys and values of {total} tokens take {needed} bytes, and the budget is {executor.pool.budget}: "
-                "give more memory (kv_memory), or ask for fewer tokens"
+                "give more memory (kv_memory=), or generate fewer tokens"
             )
         return running
 
-    def start(self, runnings: Several[Running]) -> None:
-        """Take prepared requests in; they begin with one of the next steps."""
-        self.waiting.extend(runnings)
+    def start(self, runnings: Sequence[Running]) -> None:
+        """Add prepared requests; they begin in one of the next steps."""
+        for one in runnings:
+            self.waiting.append(one)
 
     def add(self, request: Request) -> Running:
         """`prepare` and `start`."""
@@ -116,7 +175,7 @@ class Batcher:
         return running
 
     def cancel(self, *runnings: Running) -> None:
-        """Take requests out, ended or not; where another thread computes, once its step is done. Never waits."""
+        """End requests, where they have not ended; while another thread computes, after its step. Never waits."""
 
         def drop() -> None:
             for one in runnings:
@@ -125,7 +184,7 @@ class Batcher:
         self._turns.post(drop)
 
     def step(self) -> list[Running]:
-        """Compute one call; returns the requests that got a token by it, or ended (`finish`, `error`)."""
+        """Compute one step; return the requests that got a token in it, or ended (`finish`, `error`)."""
         return self._turns.call(self._step)
 
     def run(self) -> None:
@@ -133,10 +192,10 @@ class Batcher:
         while self.running or self.waiting:
             self.step()
 
-    def wait(self, runnings: Several[Running], tokens: float = math.inf) -> None:
+    def wait(self, runnings: Sequence[Running], tokens: float = math.inf) -> None:
         """Compute, or let other threads compute, until each of these has more than `tokens` tokens or has ended.
 
-        Raises the first error of theirs, as soon as there is one.
+        Raises the first error of these requests, as soon as there is one.
         """
 
         def done() -> bool:
@@ -154,20 +213,20 @@ class Batcher:
                 raise one.error
 
     def forget(self) -> None:
-        """Let go of the keys and values that are kept for later requests."""
+        """Free the keys and values that are kept for later requests."""
         if self.tree is not None:
             self._turns.call(self.tree.clear)
 
     def drafting(self) -> dict[str, int]:
-        """What drafts came to so far: `Speculators.counts`."""
+        """Counts of drafts so far: `Speculators.counts`."""
         return self._turns.call(self.speculators.counts)
 
     def _forked(self) -> None:
-        """In a forked child: the threads that waited are not there."""
-        under_way = [*self.running, *self.waiting]
-        self.cancel(*(one for one in under_way if one.waiter not in (None, threading.get_ident())))
+        """In a forked child: end the requests of threads that do not exist there."""
+        requests = [*self.running, *self.waiting]
+        self.cancel(*(one for one in requests if one.waiter not in (None, threading.get_ident())))
 
-    # What follows runs in turns: one thread at a time.
+    # All methods below run in turns: one thread at a time.
 
     def _step(self) -> list[Running]:
         while True:
@@ -193,53 +252,75 @@ class Batcher:
             one.error = RunError("the request was cancelled")
 
     def _fail(self, one: Running, error: Exception) -> None:
-        """End a request, and no other, by an error."""
+        """End a request by an error."""
         self._let_go(one)
         one.error = error
 
     def _let_go(self, one: Running) -> None:
         if one in self.running:
             self.running.remove(one)
-        elif one in self.waiting:
-            self.waiting.remove(one)
+        else:
+            self.waiting.discard(one)
         one.sequence.release()
 
     def _put_back(self, one: Running) -> None:
-        """Let a request give its keys and values back and read on later."""
+        """Free the keys and values of a running request, which reads its tokens again later."""
         self.running.remove(one)
         one.sequence.release()
-        self.waiting.appendleft(one)
+        self.waiting.put_back(one)
 
     def _admit(self) -> None:
+        """Let waiting requests begin, as far as there is room."""
+        if not self.waiting:
+            return
         room = self.executor.pool.budget - sum(map(self._room, self.running))
         while self.waiting:
-            at_work = Counter(one.request.call for one in self.running)
-            # The first that came, of the calls with the fewest at work.
-            one = min(list(self.waiting), key=lambda each: at_work[each.request.call])
-            if self.running and (len(self.running) >= self.most or room < self._room(one)):
-                # No call waits for all that another one asked: the youngest of the largest makes room.
-                largest, count = at_work.most_common(1)[0]
-                if at_work[one.request.call] or count < 2:
+            by_call: Counter[object] = Counter(one.request.call for one in self.running)
+            one = self.waiting.first(by_call)
+            if self._is_full(len(self.running), room, one):
+                # No call waits for all requests of another one: the youngest of the largest call make room.
+                youngest = [] if by_call[one.request.call] else self._making_room(one, room, by_call)
+                for each in youngest:
+                    room += self._room(each)
+                    if self.tree is not None:
+                        self.tree.insert(each.sequence)
+                    self._put_back(each)
+                if not youngest:
                     return
-                youngest = [each for each in self.running if each.request.call is largest][-1]
-                room += self._room(youngest)
-                if self.tree is not None:
-                    self.tree.insert(youngest.sequence)
-                self._put_back(youngest)
-                continue
-            self.waiting.remove(one)
+            self.waiting.discard(one)
             room -= self._room(one)
             one.started = one.started or time.perf_counter()
             if self.tree is not None:
                 one.reused_tokens = max(one.reused_tokens, self.tree.match(one.sequence, one.known))
             self.running.append(one)
 
+    def _is_full(self, running: int, room: int, one: Running) -> bool:
+        """Whether a request cannot begin with `running` others and `room` bytes left; alone it can."""
+        return running > 0 and (running >= self.most or room < self._room(one))
+
+    def _making_room(self, one: Running, room: int, by_call: Counter[object]) -> list[Running]:
+        """The running requests that have to be put back for one to begin; none where even that does not suffice.
+
+        They are the youngest of the call that has most, which keeps one at least. `by_call` is changed.
+        """
+        found: list[Running] = []
+        left = list(self.running)
+        while self._is_full(len(left), room, one):
+            largest, count = by_call.most_common(1)[0]
+            if count < 2:
+                return []
+            found.append([each for each in left if each.request.call is largest][-1])
+            left.remove(found[-1])
+            by_call[largest] -= 1
+            room += self._room(found[-1])
+        return found
+
     def _room(self, one: Running) -> int:
-        """Bytes that a request needs to begin, or to go on for a while."""
+        """Bytes that a request needs to begin, or to continue for a while."""
         return self._bytes(one, len(one.known) + PAGE)
 
     def _choose(self) -> list[tuple[Running, list[int]]]:
-        """Which tokens of which requests the next call computes."""
+        """The requests of the next step, and the tokens of each that it computes."""
         chosen = [(one, one.known[-1:]) for one in self.running if one.pending == 1]
         reading = [one for one in self.running if one.pending > 1]
         room = self.prefill_tokens
@@ -252,7 +333,7 @@ class Batcher:
                 if one.sequence.length == length and one.pending == first.pending and one.known == first.known
             ]
             size = first.pending
-            if self.executor.rewindable:  # a recurrent state reads a text in one piece
+            if self.executor.rewindable:  # a recurrent state reads a prompt in one piece
                 size = min(size, max(_SMALLEST_PART, room // len(alike)))
             chosen += [(one, one.known[length : length + size]) for one in alike]
             reading = [one for one in reading if one not in alike]
@@ -260,38 +341,53 @@ class Batcher:
         return chosen
 
     def _accept(self, runnings: list[Running], chunks: list[Chunk]) -> list[Running]:
+        """Compute a token of each request whose chunk wants one."""
         answering = [one for one, chunk in zip(runnings, chunks, strict=True) if chunk.wanted]
+
+        def take(one: Running, pick: Callable[[], int]) -> None:
+            token = pick()
+            if self.tree is not None and not one.steps:
+                self.tree.insert(one.sequence)  # the prompt, for those that come while this one still answers
+            if one.accept(token):
+                self._end(one)
+
+        return self._shared_out(runnings, answering, lambda: self._computed(answering, chunks), take)
+
+    def _shared_out(
+        self,
+        runnings: list[Running],
+        answering: list[Running],
+        compute: Callable[[], Sequence[T]],
+        take: Callable[[Running, T], None],
+    ) -> list[Running]:
+        """Compute for `runnings` and give each of `answering` its result; an error ends the request it belongs to."""
         try:
-            picks = self._computed(answering, chunks)
+            results = compute()
         except PoolFullError:
             raise
         except Exception as error:
             return self._one_by_one(runnings, error)
-        for one, pick in zip(answering, picks, strict=True):
+        for one, result in zip(answering, results, strict=True):
             try:
-                word = pick()
-                if self.tree is not None and not one.steps:
-                    self.tree.insert(one.sequence)  # the prompt, for those that come while this one still answers
-                if one.accept(word):
-                    self._end(one)
+                take(one, result)
             except Exception as error:
                 self._fail(one, error)
         return answering
 
-    def _computed(self, answering: list[Running], chunks: list[Chunk]) -> Several[Callable[[], int]]:
-        """Compute the chunks; for each that answers, what chooses its next token and notes it."""
+    def _computed(self, answering: list[Running], chunks: list[Chunk]) -> Sequence[Callable[[], int]]:
+        """Compute the chunks; return for each answering request a function that chooses and records its next token."""
         if all(one.request.sampling.plain for one in answering):
-            words = self.executor.best(chunks).tolist()
-            return [partial(one.sampler.noted, word) for one, word in zip(answering, words, strict=True)]
+            best = self.executor.best(chunks).tolist()
+            return [partial(one.sampler.noted, token) for one, token in zip(answering, best, strict=True)]
         if reach := self._reach(answering):
-            likeliest, tokens = (each.cpu() for each in self.executor.top(chunks, reach))
-            rows = zip(answering, likeliest, tokens, strict=True)
+            logits, tokens = (each.cpu() for each in self.executor.top(chunks, reach))
+            rows = zip(answering, logits, tokens, strict=True)
             return [partial(one.sampler.next_among, *row) for one, *row in rows]
-        logits = self.executor.run(chunks)
-        return [partial(one.sampler.next, row) for one, row in zip(answering, logits, strict=True)]
+        all_logits = self.executor.run(chunks)
+        return [partial(one.sampler.next, row) for one, row in zip(answering, all_logits, strict=True)]
 
     def _one_by_one(self, runnings: list[Running], error: Exception) -> list[Running]:
-        """A call failed: each of its requests by itself and from its first token, so that it ends the one at fault."""
+        """A step failed: compute each of its requests alone, from its first token, so that the error ends only one."""
         if len(runnings) == 1:
             self._fail(runnings[0], error)
             return runnings
@@ -306,19 +402,19 @@ class Batcher:
         return touched
 
     def _reach(self, runnings: list[Running]) -> int:
-        """How many of the likeliest words decide for all of them; 0 where so many do not."""
+        """How many most likely tokens suffice for the choices of all these; 0 where all logits are needed."""
         reaches = [one.request.sampling.reach for one in runnings]
         return max(reaches) if min(reaches) > 0 and max(reaches) <= min(_MOST_LIKELY, self.executor.vocab_size) else 0
 
     def _end(self, one: Running) -> None:
-        """Keep what an ended request computed for later ones."""
+        """Keep the keys and values of an ended request for later ones."""
         self.running.remove(one)
         if self.tree is not None:
             self.tree.insert(one.sequence)
         one.sequence.release()
 
     def _speculator(self) -> Speculator | None:
-        """What writes with drafts, where that can be done: all at hand grow, under one mask and one draft."""
+        """The speculator for the next step; None unless all requests generate, under one mask and one draft."""
         first = self.running[0]
         draft, mask = first.request.draft, first.request.mask
         if draft is None or self.waiting or any(one.pending != 1 for one in self.running):
@@ -330,25 +426,18 @@ class Batcher:
         return self.speculators.get(mask, draft, len(self.running))
 
     def _advance(self, speculator: Speculator) -> list[Running]:
-        """A step or a round of drafts for all at hand."""
+        """Compute a step, or a round of drafts, for all running requests."""
         runnings = list(self.running)
         writers = [Writer(one.sequence, one.known[-1], one.sampler, one.room) for one in runnings]
-        try:
-            found = speculator.advance(writers)
-        except PoolFullError:
-            raise
-        except Exception as error:
-            return self._one_by_one(runnings, error)
-        for one, words in zip(runnings, found, strict=True):
-            try:
-                if any(one.accept(word) for word in words):  # up to the one that ends it
-                    one.sequence.truncate(min(one.sequence.length, len(one.known) - 1))
-                    self._end(one)
-            except Exception as error:
-                self._fail(one, error)
-        return runnings
+
+        def take(one: Running, tokens: list[int]) -> None:
+            if any(one.accept(token) for token in tokens):  # up to the one that ends it
+                one.sequence.truncate(min(one.sequence.length, len(one.known) - 1))
+                self._end(one)
+
+        return self._shared_out(runnings, runnings, lambda: speculator.advance(writers), take)
 
     def _bytes(self, one: Running, tokens: int) -> int:
-        """What keys and values of so many tokens take, none of them shared."""
+        """Bytes of the keys and values of `tokens` tokens, where none are shared."""
         pool = self.executor.pool
         return pages_for(tokens) * int(pool.page_bytes[one.sequence.layers].sum())

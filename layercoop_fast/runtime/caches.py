@@ -1,8 +1,8 @@
-"""Key-value caches as transformers' blocks expect them, over our pages or over one sequence's own state.
+"""Key-value caches for transformers' blocks, over pages or over the recurrent state of one sequence.
 
-A cache has one layer object a block, and a model's own forward asks these for lengths to make positions and attention
-masks from. Ours answer for the rows at hand whether or not their masks keep the block, so whatever the model derives is
-right under any mask.
+A cache has a layer object for each block. A model's own forward pass asks these for lengths, to make positions and
+attention masks. The layer objects here state the length of the current rows whether or not their masks keep the block,
+so that the result is right under any mask.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from layercoop_fast.runtime.storage import PageStorage
 
 
 class _Paged:
-    """Keys and values of rows that all stand at one length, in pages."""
+    """Keys and values, in pages, of sequences of equal length."""
 
     layer: int
     storage: PageStorage
@@ -29,7 +29,7 @@ class _Paged:
     window: int | None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write keys and values [S, heads, T, D] of new tokens; return those of all that a new token can see."""
+        """Write keys and values [S, heads, T, D] of new tokens; return those of all tokens that a new one can see."""
         rows, tokens = key_states.shape[0], key_states.shape[2]
         end = self.length + tokens
         positions = torch.arange(self.length, end, device=key_states.device)
@@ -42,7 +42,7 @@ class _Paged:
 
 
 class PagedLayer(_Paged, DynamicLayer):  # type: ignore[misc]
-    """A block whose tokens see all before them."""
+    """A block whose tokens see all earlier tokens."""
 
     window = None
 
@@ -52,29 +52,29 @@ class PagedLayer(_Paged, DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
-        """Tokens so far."""
+        """Number of tokens so far."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many keys come back for so many queries, and the position of the first."""
+        """The number of keys for `query_length` new tokens, and the position of the first key."""
         return self.length + query_length, 0
 
 
 class PagedWindowLayer(_Paged, DynamicSlidingWindowLayer):  # type: ignore[misc]
-    """A block whose tokens see a window; the pages before it are kept, so that a sequence can be wound back."""
+    """A block whose tokens see a window; older pages are kept, so that a sequence can be truncated."""
 
     def __init__(self, storage: PageStorage, layer: int, length: int, window: int) -> None:
         DynamicSlidingWindowLayer.__init__(self, sliding_window=window)
         self.storage, self.layer, self.length, self.window = storage, layer, length, window
-        self.cumulative_length = length  # what the base class answers lengths from
+        self.cumulative_length = length  # the base class derives lengths from it
         self.is_initialized = True
 
 
 class CacheKinds:
-    """What each block of a model keeps: pages, a window of pages, or a state of its own.
+    """What each block of a model keeps: pages, a window of pages, or a recurrent state.
 
     Args:
-        model: its config says, by way of transformers' own `DynamicCache`.
+        model: transformers' own `DynamicCache` derives it from the model's config.
         n_layers: number of blocks L.
     """
 
@@ -83,15 +83,15 @@ class CacheKinds:
         self._templates += [DynamicLayer() for _ in range(n_layers - len(self._templates))]
 
     def is_paged(self, layer: int) -> bool:
-        """Whether a block keeps keys and values of tokens and nothing else."""
+        """Whether a block keeps only keys and values of tokens."""
         return type(self._templates[layer]) in (DynamicLayer, DynamicSlidingWindowLayer)
 
     def fresh(self, layer: int) -> Any:
-        """An empty layer object of transformers' own."""
+        """An empty layer object of transformers."""
         return copy.deepcopy(self._templates[layer])
 
     def aside(self, layer: int, length: int) -> Any:
-        """A layer object that holds nothing and answers as if it had seen `length` tokens."""
+        """A layer object without content that reports a length of `length` tokens."""
         found = self.fresh(layer)
         if hasattr(found, "cumulative_length"):
             found.cumulative_length = length
@@ -103,20 +103,20 @@ class CacheKinds:
         return found
 
     def empty(self) -> Cache:
-        """A cache of transformers' own."""
+        """A cache of empty layer objects."""
         return Cache(layers=[self.fresh(layer) for layer in range(len(self._templates))])
 
     def load(self, cache: Any, layer: int, state: Any) -> None:
-        """Let a block go on from a state of its own."""
+        """Set the recurrent state of a block."""
         cache.layers[layer] = state
 
     def unload(self, cache: Any, layer: int, length: int) -> Any:
-        """What the block left; the cache answers for `length` again."""
+        """The recurrent state of a block after a call; the cache reports `length` for it again."""
         state, cache.layers[layer] = cache.layers[layer], self.aside(layer, length)
         return state
 
     def cache(self, storage: PageStorage, length: int) -> Cache:
-        """A cache for rows that all stand at `length`."""
+        """A cache for sequences of the length `length`."""
         layers = []
         for layer, template in enumerate(self._templates):
             if not self.is_paged(layer):
@@ -129,36 +129,36 @@ class CacheKinds:
 
 
 class StateListKinds:
-    """The same for a family that carries one list of tensors [B, H, L], a slice of each a block (RWKV).
+    """As `CacheKinds`, for a family whose state is one list of tensors [B, H, L], a slice for each block (RWKV).
 
     Args:
-        states: the list that the model begins one sequence with.
+        states: the initial state of a sequence, [1, H, L] each.
     """
 
     def __init__(self, states: list[Tensor]) -> None:
         self._states = states
 
     def is_paged(self, layer: int) -> bool:
-        """No block keeps keys and values."""
+        """False: no block keeps keys and values."""
         return False
 
     def fresh(self, layer: int) -> list[Tensor]:
-        """What a block begins with."""
+        """The initial state of a block, a list of [1, H]."""
         return [state[..., layer].clone() for state in self._states]
 
     def empty(self) -> list[Tensor]:
-        """What all blocks begin with."""
+        """The initial state of all blocks, a list of [1, H, L]."""
         return [state.clone() for state in self._states]
 
     def cache(self, storage: PageStorage, length: int) -> list[Tensor]:
-        """The same: no block asks it for lengths."""
+        """As `empty`, a list of [1, H, L]: no block asks for lengths."""
         return self.empty()
 
     def load(self, cache: Any, layer: int, state: list[Tensor]) -> None:
-        """Let a block go on from a state of its own."""
+        """Set the state of a block, a list of [1, H]."""
         for all_, own in zip(cache, state, strict=True):
             all_[..., layer] = own
 
     def unload(self, cache: Any, layer: int, length: int) -> list[Tensor]:
-        """What the block left."""
+        """The state of a block after a call, a list of [1, H]."""
         return [state[..., layer].clone() for state in cache]

@@ -1,7 +1,7 @@
-"""A conversation with a model: turns, the chat template, and which mask answers.
+"""A conversation with a model: its turns, the chat template, and the mask that answers.
 
-Every turn is put through the template anew, so the tokens before it are those of the turn before and their keys and
-values are taken over, under the mask that computed them.
+The template is applied to all turns each time. Earlier turns give the same tokens again, so that their keys and values
+are reused, under the mask that computed them.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from layercoop_fast.masks.halves import Halves
     from layercoop_fast.runtime.model import LayerSkipModel
 
-# Where an answer no longer fits, it may be this short before earlier turns are forgotten.
+# Earlier turns are left out when fewer tokens than these are left for an answer.
 _SHORTEST = 16
 
 
 @dataclass
 class Answer:
-    """What the last answer took.
+    """Figures of the last answer.
 
     Attributes:
-        tokens: how many came.
-        first_seconds: until the first of them.
-        seconds: until the last.
-        forgotten: turns that no longer fitted and were left out.
+        tokens: number of tokens.
+        first_seconds: seconds until the first token.
+        seconds: seconds until the last token.
+        forgotten: number of turns that were left out because they did not fit.
     """
 
     tokens: int = 0
@@ -42,7 +42,7 @@ class Answer:
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second after the first; None of one token."""
+        """Tokens per second after the first token; None with fewer than two tokens."""
         return (self.tokens - 1) / (self.seconds - self.first_seconds) if self.tokens > 1 else None
 
 
@@ -51,14 +51,14 @@ class Conversation:
     """A conversation.
 
     Attributes:
-        model: answers.
+        model: that answers.
         sampling, max_new_tokens, stops: as of `LayerSkipModel.stream`.
-        system: said before everything, where given.
-        masks: by name; "full" is there.
+        system: the system message, where given.
+        masks: by name, uint8 [L]; "full" always exists.
         name: of the mask that answers.
-        draft: mask of the draft, None for none.
-        turns: what was said, `{"role", "content"}`.
-        answer: of the last answer.
+        draft: mask of the draft, uint8 [L]; None for none.
+        turns: messages so far, `{"role", "content"}`.
+        answer: figures of the last answer.
     """
 
     model: LayerSkipModel
@@ -76,13 +76,14 @@ class Conversation:
         self.masks.setdefault("full", self.model.mask())
         if not getattr(self.model.tokenizer, "chat_template", None):
             raise RequestError(
-                "the model's tokenizer has no chat template: it continues texts (`generate`) and does not talk"
+                "the model's tokenizer has no chat template: the model continues texts (`generate`), but cannot chat"
             )
 
     def use(self, text: str) -> Halves:
-        """Let another mask answer from now on: its name, `NAME=BLOCKS` to name one, or what is to be left out.
+        """Choose the mask of later answers; return it, uint8 [L].
 
-        Raises `RequestError` for what is none of these.
+        `text` is the name of a mask, `NAME=BLOCKS` to define one, or the blocks to leave out. Raises `RequestError` for
+        any other text.
         """
         name, named, blocks = text.strip().partition("=")
         if not named and name in self.masks:
@@ -99,7 +100,7 @@ class Conversation:
         return mask
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """Say something and hand out the answer as it comes. What came before this is closed stays in the talk."""
+        """Add a message and yield the answer as it is generated; a part before the iterator is closed is kept."""
         self.turns.append({"role": "user", "content": text})
         said: list[str] = []
         try:
@@ -112,11 +113,11 @@ class Conversation:
                 self.turns.pop()
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Remove all turns."""
         self.turns.clear()
 
     def tokens(self, turns: list[dict[str, str]]) -> list[int]:
-        """Tokens of a conversation that waits for its next answer."""
+        """The tokens of a conversation, up to the beginning of the next answer."""
         from jinja2.exceptions import TemplateError
 
         tokenizer = self.model.tokenizer
@@ -125,7 +126,7 @@ class Conversation:
         try:
             text = tokenizer.apply_chat_template([*system, *turns], tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
-            raise RequestError(f"the chat template does not take this conversation: {reason(error)}") from error
+            raise RequestError(f"the chat template rejects this conversation: {reason(error)}") from error
         return list(tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"])
 
     def _answered(self, ids: list[int], room: int, said: list[str]) -> Generator[str, None, None]:
@@ -151,7 +152,7 @@ class Conversation:
             steps.close()
 
     def _prompt(self) -> tuple[list[int], int]:
-        """Tokens of the conversation and how many may follow; the oldest turns go where there is no room."""
+        """The tokens of the conversation and how many may follow; the oldest turns are left out if there is no room."""
         self.answer = Answer()
         most = self.model.executor.max_tokens
         first = 0
@@ -164,6 +165,7 @@ class Conversation:
                 return ids, room
             if len(self.turns) - first < 3:
                 raise RequestError(
-                    f"that is too long: with it there are {len(ids)} tokens, and the model has positions for {most}"
+                    f"the message is too long: with it there are {len(ids)} tokens, and the model has positions for "
+                    f"{most}"
                 )
             first += 2

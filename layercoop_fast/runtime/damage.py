@@ -1,4 +1,4 @@
-"""Weights that nothing can be computed from: NaN, infinite, or beyond what a packed format holds."""
+"""Unusable weights: NaN, infinite, or beyond the range of a packed format."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.halves import Halves
 
-# Magnitudes that integers with fp16 scales hold for certain: int8 reaches 127 times the largest scale, int4 keeps a
-# group's smallest weight in fp16 as it is.
+# Magnitudes that integers with fp16 scales can certainly represent: int8 reaches 127 times the largest scale; int4
+# stores the smallest weight of a group in fp16.
 _LARGEST = {"int8": 8e6, "int4": 65504.0}
 
 
 def find_damage(skeleton: Skeleton, held: Halves, dtype: str) -> dict[int, str]:
-    """What is wrong with blocks whose weights are held and unusable, in one line that names a tensor, by block.
+    """For each block with unusable weights, one line that names a tensor and says what is wrong.
 
     Args:
-        skeleton: the model; parameters on the meta device are not looked at.
-        held: uint8 [L], the halves of blocks whose weights are there.
-        dtype: what matrices will be packed as: "int8" and "int4" hold less than their origin; others all of it.
+        skeleton: the model; parameters on the meta device are skipped.
+        held: uint8 [L], the halves of blocks whose weights are in memory.
+        dtype: of the packed matrices: "int8" and "int4" have a smaller range than the original weights.
 
-    Raises `RequestError` for a tensor that no mask leaves out, and where no block is left.
+    Raises `RequestError` for a tensor that no mask leaves out, and where no usable block is left.
     """
     found: dict[int, str] = {}
     inside = f"{skeleton.blocks_path}."
@@ -37,7 +37,7 @@ def find_damage(skeleton: Skeleton, held: Halves, dtype: str) -> dict[int, str]:
         if wrong is None:
             continue
         if not name.startswith(inside) or id(parameter) in kept_by_all:
-            raise RequestError(f"{name} holds {wrong}: no mask leaves it out, so the model cannot run so")
+            raise RequestError(f"{name} holds {wrong}: no mask leaves it out, so the model cannot run")
         block = int(name[len(inside) :].split(".")[0])
         found.setdefault(block, f"{name} holds {wrong}")
     if found and not (set(np.flatnonzero(held).tolist()) - set(found)):
@@ -56,10 +56,10 @@ _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _wrong(weights: Tensor, dtype: str) -> str | None:
-    # What a library holds in a form of its own (torchao's subclasses, fp8) is its affair.
+    # Weights in the own form of a library (torchao's subclasses, fp8) are not checked.
     if type(weights) is not Tensor or weights.dtype not in _PLAIN or weights.is_meta or not weights.numel():
         return None
-    # NaN is both the least and the largest of what it is among.
+    # `aminmax` returns NaN for both where there is a NaN.
     least, largest = (float(each) for each in torch.aminmax(weights))
     size = max(abs(least), abs(largest))
     if not math.isfinite(least) or not math.isfinite(largest):

@@ -1,19 +1,18 @@
-"""Which blocks a draft should leave out: a game whose worth is the speed-up that a mask brings as a draft.
+"""The search for the blocks that a draft leaves out: a game whose worth is the speed-up of drafting with a mask.
 
-Fewer blocks draft faster and are believed less often. The worth of a mask is the speed-up at the best number of drafts
-(`pace.speed_up`): tokens that a round yields at its acceptance, over the time that it takes. Acceptance is measured as
-drafting meets it, on texts that the model itself writes: behind the model's own keys and values a few tokens are run
-under the mask, and what the mask says next is compared with what the model says. Times are measured here once, and a
-draft's taken to be a line in the blocks it keeps.
+With fewer blocks a draft is faster, but accepted less often. The worth of a mask is the speed-up at the best number of
+drafts (`draft_length.speed_up`): the tokens that a round yields at its acceptance, over the time it takes. Acceptance
+is measured as in drafting, on texts that the model itself writes: a few tokens are run under the mask after the model's
+own keys and values, and its next tokens are compared with the model's. Times are measured once; that of a draft is
+assumed to be linear in the number of blocks it keeps.
 
-The masks are proposed by `search/coop.py`, once down to few blocks to see which size is best, then at that size.
+The masks are proposed by `search/coop.py`, first down to few blocks to find the best size, then at that size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from collections.abc import Sequence as Several
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -27,25 +26,25 @@ from layercoop_fast.runtime.draft_length import MOST, speed_up
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.sampling import Sampler
-from layercoop_fast.runtime.sequences import Sequence
+from layercoop_fast.runtime.sequences import TokenSequence
 from layercoop_fast.search import coop
 
-# Tokens run at once behind the model's own keys and values, and masks measured at once.
+# Tokens run at once after the model's own keys and values, and masks measured at once.
 _DEPTH, _TOGETHER = 4, 8
-# Of all blocks the first search removes this share at most.
+# The first search removes at most this share of the blocks.
 _MOST_REMOVED = 0.6
 _REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of calls on this machine.
+    """Times of calls on this machine, in seconds.
 
     Attributes:
         step: one token by the whole model.
-        rest: of it what no block takes, embedding and head.
-        row: what each further row of a call adds.
-        n_layers: blocks of the whole model.
+        rest: the part of it outside the blocks: embedding and head.
+        row: each further row of a call.
+        n_layers: number of blocks of the whole model.
     """
 
     step: float
@@ -54,15 +53,15 @@ class Times:
     n_layers: int
 
     def draft(self, kept: int) -> float:
-        """One token by so many blocks."""
+        """Seconds of one token by `kept` blocks."""
         return self.rest + (self.step - self.rest) * kept / self.n_layers
 
     def verify(self, rows: int) -> float:
-        """One call of so many rows by the whole model."""
+        """Seconds of one call of `rows` rows by the whole model."""
         return self.step + (rows - 1) * self.row
 
     def best(self, acceptance: float, kept: int, most: int = MOST) -> tuple[float, int]:
-        """The speed-up at the best number of drafts, one at least, and that number."""
+        """The speed-up at the best number of drafts, at least one, and that number."""
         return max(
             (speed_up(acceptance, count, self.draft(kept), self.verify(count + 1), self.step), count)
             for count in range(1, most + 1)
@@ -71,15 +70,15 @@ class Times:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A mask to draft with, and what is expected of it.
+    """A mask to draft with, and its expected figures.
 
     Attributes:
         mask: bool [L], the blocks that the draft keeps.
-        acceptance: the share of its tokens that the model lets stand.
-        share: what a draft takes of the time of a step.
-        speed_up: tokens a second with it over those without; 1 or less: it does not pay.
-        length: tokens drafted at once for that.
-        n_masks: masks that were measured to find it.
+        acceptance: the share of its tokens that the model accepts.
+        share: time of drafting a token over that of a step.
+        speed_up: tokens per second with it over those without; it does not pay at 1 or less.
+        length: number of tokens drafted at once for this speed-up.
+        n_masks: number of masks that were measured to find it.
     """
 
     mask: Masks
@@ -96,26 +95,27 @@ class Draft:
 
 
 class DraftGame:
-    """Masks `bool[M, n]` of the blocks that are there to the speed-ups `float64[M]` that they bring as drafts.
+    """A game from masks `bool[M, n]` of the blocks in memory to their speed-ups as drafts, `float64[M]`.
 
     Args:
         executor: runs the model; its sequences must be rewindable.
         texts: token lists; the last `tokens` of each are scored.
         tokens: positions scored in each text.
-        times: of this machine; by default measured now.
-        sampling: how tokens will be chosen. Greedy: the share of positions at which both say the same; drawn: the
-            overlap of both distributions, which is the chance that a draft is accepted.
+        times: of this machine; measured by default.
+        sampling: how tokens will be chosen. With greedy choices, acceptance is the share of positions at which both
+            choose the same token; with sampling, it is the overlap of both distributions.
 
     Attributes:
-        blocks: int64 [n], the numbers of the players.
+        blocks: int64 [n], the blocks that are the players.
+        n_players: n.
         times: of this machine.
-        acceptance: what was measured so far, by the bytes of a mask.
+        acceptance: measured so far, by the bytes of a mask.
     """
 
     def __init__(
         self,
         executor: Executor,
-        texts: Several[Several[int]],
+        texts: Sequence[Sequence[int]],
         *,
         tokens: int,
         times: Times | None = None,
@@ -141,16 +141,16 @@ class DraftGame:
         return np.array([self.worth(row)[0] for row in rows])
 
     def worth(self, mask: Masks) -> tuple[float, int]:
-        """The speed-up of a measured mask, bool [n], and at how many drafts."""
+        """The speed-up of a measured mask, bool [n], and the best number of drafts."""
         return self.times.best(self.acceptance[mask.tobytes()], int(mask.sum()))
 
     def best(self) -> Masks:
-        """The measured mask of the highest worth, bool [n], of those that leave something out."""
+        """The measured mask of the highest worth, bool [n], the full mask excluded."""
         masks = [np.frombuffer(key, dtype=np.bool_) for key in self.acceptance]
         return max((mask for mask in masks if not mask.all()), key=self.worth)
 
     def halves(self, mask: Masks) -> Halves:
-        """The executor's form, uint8 [L], of a mask bool [n]."""
+        """The mask uint8 [L] for the executor, from a mask bool [n] of the players."""
         found = np.zeros_like(self._halves)
         found[self.blocks[mask]] = self._halves[self.blocks[mask]]
         return found
@@ -165,14 +165,14 @@ class DraftGame:
             self.acceptance[mask.tobytes()] = float(total) / (len(self._texts) * self._tokens)
 
     def _agreement(self, masks: list[Masks], text: list[int], whole: torch.Tensor) -> Floats:
-        """At how many of the text's scored positions each mask says what the model says, float64 [M]."""
+        """Number of the text's scored positions at which each mask agrees with the model, float64 [M]."""
         sequences = [self._executor.sequence() for _ in masks]
         halves = [self.halves(mask) for mask in masks]
         agreed = np.zeros(len(masks))
         try:
             self._executor.run([Chunk(sequence, text, wanted=0) for sequence in sequences])
             first = len(text) - self._tokens
-            # From the end to the beginning: what is before a draft is always the model's own.
+            # From the end to the beginning, so that keys and values before a draft are always the model's own.
             for start in range(first + (self._tokens - 1) // _DEPTH * _DEPTH, first - 1, -_DEPTH):
                 tokens = text[start : min(start + _DEPTH, len(text))]
                 for sequence in sequences:
@@ -185,9 +185,9 @@ class DraftGame:
         return agreed
 
     def _said(
-        self, sequences: list[Sequence], tokens: list[int], halves: list[Halves], before: list[int]
+        self, sequences: list[TokenSequence], tokens: list[int], halves: list[Halves], before: list[int]
     ) -> torch.Tensor:
-        """What drafts say after each token: int64 [M, T], or distributions [M, T, V]."""
+        """The choices of drafts after each token: int64 [M, T], or distributions [M, T, V]."""
         chunks = [
             Chunk(sequence, tokens, wanted=len(tokens), mask=mask)
             for sequence, mask in zip(sequences, halves, strict=True)
@@ -198,7 +198,7 @@ class DraftGame:
         return torch.stack([self._chances(rows, tokens, before) for rows in logits])
 
     def _chances(self, logits: torch.Tensor, tokens: list[int], before: list[int]) -> torch.Tensor:
-        """Distributions [T, V] after each token, those before it counted by the repetition penalty."""
+        """Distributions [T, V] after each token; the repetition penalty counts the tokens before it."""
         return Sampler(self._sampling, [*before, *tokens[:1]]).probabilities(logits, tokens[1:])
 
     @staticmethod
@@ -207,7 +207,7 @@ class DraftGame:
         return agreed.double().sum(dim=1).numpy()
 
     def _as_chosen(self, text: list[int]) -> torch.Tensor:
-        """What the model says after each of the text's scored tokens: int64 [T] or distributions [T, V]."""
+        """The model's choices after each of the text's scored tokens: int64 [T], or distributions [T, V]."""
         sequence = self._executor.sequence()
         chunk = Chunk(sequence, text, wanted=self._tokens)
         try:
@@ -221,7 +221,7 @@ class DraftGame:
 
 def find_draft(
     executor: Executor,
-    prompts: Several[Several[int]],
+    prompts: Sequence[Sequence[int]],
     *,
     tokens: int = 64,
     sampling: Sampling | None = None,
@@ -234,39 +234,40 @@ def find_draft(
 
     Args:
         executor: runs the model; its sequences must be rewindable.
-        prompts: token lists that the model goes on from; what it writes is what drafts are judged on.
-        tokens: how many it writes after each.
+        prompts: token lists that the model continues; drafts are judged on the continuations.
+        tokens: length of each continuation.
         sampling: how tokens will be chosen, greedily by default.
         times: of this machine, measured by default.
-        budget: masks that may be measured, by default 5 for each block and 60 more; two for each block at least.
+        budget: number of masks that may be measured: by default 5 for each block and 60 more, and at least 2 for each.
         seed: of the search.
-        progress: called with "drafts", the masks measured, and the budget.
+        progress: called with ("drafts", masks measured, budget).
 
-    Raises `RequestError` for a model that cannot be wound back, without prompts, and for too small a budget.
+    Raises `RequestError` for a model with a recurrent state, without prompts, and for too small a budget.
     """
     if not executor.rewindable:
         raise RequestError("this model carries a recurrent state, which cannot be wound back: it has no drafts")
     if not prompts or not all(len(prompt) for prompt in prompts) or tokens < 1:
-        raise RequestError("a draft is searched on what the model writes: give one prompt or more, none of them empty")
+        raise RequestError("a draft is searched on texts that the model writes: give at least one prompt, none empty")
     n = int((read_mask(None, executor.n_layers, executor.held) > 0).sum())
     if n < 2:
-        raise RequestError("of 1 block a draft can leave out none")
+        raise RequestError("a model of 1 block has no draft: it would leave out none")
     most = 5 * n + 60 if budget is None else budget
     if most < 2 * n:
-        raise RequestError(f"the search of a draft measures two masks for each block at least: {2 * n}, not {most}")
+        raise RequestError(f"the search for a draft measures at least two masks for each block: {2 * n}, not {most}")
     texts = [[*prompt, *_written(executor, prompt, tokens, sampling)] for prompt in prompts]
     game = DraftGame(executor, texts, tokens=tokens, times=times, sampling=sampling)
 
-    def told(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int) -> None:
         if progress is not None:
             progress("drafts", min(len(game.acceptance), most), most)
 
-    coop.search(game, max(1, math.floor(_MOST_REMOVED * n)), seed=seed, budget=max(n + 1, most * 2 // 3), progress=told)
+    first = max(n + 1, most * 2 // 3)
+    coop.search(game, max(1, math.floor(_MOST_REMOVED * n)), seed=seed, budget=first, progress=report)
     size = int((~game.best()).sum())
     left = most - len(game.acceptance)
     if left > 0:
-        # Single blocks and the chain are known by now: they count in this search's budget and cost nothing.
-        coop.search(game, size, seed=seed, budget=left + n + 2 * size, progress=told)
+        # Single blocks and the chain are measured already: they count in this search's budget, but cost nothing.
+        coop.search(game, size, seed=seed, budget=left + n + 2 * size, progress=report)
     found = game.best()
     worth, length = game.worth(found)
     mask = np.zeros(executor.n_layers, dtype=np.bool_)
@@ -275,8 +276,8 @@ def find_draft(
     return Draft(mask, game.acceptance[found.tobytes()], share, worth, length, len(game.acceptance))
 
 
-def measured_times(executor: Executor, text: Several[int], repeats: int = _REPEATS) -> Times:
-    """What calls take behind this text, the best of some repeats."""
+def measured_times(executor: Executor, text: Sequence[int], repeats: int = _REPEATS) -> Times:
+    """The times of calls after the tokens `text`, each the least of some repeats."""
     n = executor.n_layers
     sequence = executor.sequence()
     kept = np.flatnonzero(sequence.mask)
@@ -287,7 +288,7 @@ def measured_times(executor: Executor, text: Several[int], repeats: int = _REPEA
         executor.run([Chunk(sequence, text, wanted=0)])
         at = sequence.length
 
-        def seconds(tokens: Several[int], mask: Halves | None) -> float:
+        def seconds(tokens: Sequence[int], mask: Halves | None) -> float:
             def call() -> None:
                 executor.best([Chunk(sequence, tokens, wanted=len(tokens), mask=mask)])
                 sequence.truncate(at)
@@ -311,8 +312,8 @@ def _least(call: Callable[[], None], repeats: int) -> float:
     return best
 
 
-def _written(executor: Executor, prompt: Several[int], tokens: int, sampling: Sampling | None) -> list[int]:
-    """What the model writes after a prompt."""
+def _written(executor: Executor, prompt: Sequence[int], tokens: int, sampling: Sampling | None) -> list[int]:
+    """The model's continuation of a prompt."""
     sequence, sampler = executor.sequence(), Sampler(sampling or Sampling(), prompt)
     try:
         found = [sampler.next(executor.run([Chunk(sequence, prompt)])[0].cpu())]

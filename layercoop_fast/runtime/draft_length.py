@@ -1,15 +1,15 @@
-"""How many tokens to draft, from how many were accepted and how long things took; none where drafting does not pay.
+"""The number of tokens to draft, from measured acceptance and times; none where drafting does not pay.
 
-Where each drafted token is accepted with probability a, a round of k drafts and one verification yields
-1 + a + a² + ... + a^k tokens (Leviathan et al., arXiv 2211.17192) and takes k drafts and one pass of k + 1 rows. Over
-what plain steps take for as many tokens, that is the speed-up, and the k of the largest is drafted.
+If each drafted token is accepted with probability a, a round of k drafts and one verification yields
+1 + a + a² + ... + a^k tokens (Leviathan et al., arXiv 2211.17192) and takes k drafts and one pass of k + 1 rows. The
+speed-up is the time of plain steps for as many tokens over that time, and the k of the largest speed-up is drafted.
 
-Trying costs time where it does not pay. What rounds took beyond plain steps for the same tokens is counted, and no
-round is begun while that is more than a small allowance, which grows with the tokens written.
+Rounds that do not pay cost time. The time of rounds beyond that of plain steps for the same tokens is summed, and no
+round begins while the sum is above a small allowance, which grows with the number of tokens.
 
-A machine's speed changes. So a plain step is timed again after two rounds, and after twice as many each time that it
-took what it took before. Where it did not, all times so far are let go of, and rounds that were counted by the old ones
-are counted once more, by what a step took before and after them.
+The speed of a machine changes. So a plain step is timed again after two rounds, and after twice as many each time its
+time is unchanged. If it has changed, all measured times are discarded, and the cost of the latest rounds is computed
+from the mean of the times of a step before and after them.
 """
 
 from __future__ import annotations
@@ -18,51 +18,55 @@ from collections import deque
 from statistics import median
 
 MOST = 8
-"""Tokens drafted at once, at most."""
+"""Most tokens drafted at once."""
 
-# Plain steps that are timed before the first round; rounds between two of them, at first and at most.
+# Plain steps that are timed before the first round; rounds between two timed steps, at first and at most.
 _STEPS, _SOON, _LATE = 3, 2, 32
-# By what share a step's time may differ from that of those before it.
+# A step's time counts as unchanged if it differs by at most this share.
 _STEADY = 0.2
-# What an accepted or rejected draft still counts after the next one: some 30 decide.
+# Factor on the weight of a draft's outcome with each further draft: about 30 drafts count.
 _MEMORY = 0.97
-# What a first guess of the acceptance counts, in drafts.
+# Weight of the initial guess of the acceptance, in drafts.
 _GUESS_WEIGHT = 3.0
-# Tokens between tries where drafting did not pay.
+# Tokens between two tries where drafting did not pay.
 _RETRY = 64
-# What trying may cost, in plain steps: so many, and this share of the tokens written.
+# Allowed cost of rounds that do not pay: a number of plain steps, and this share of the tokens.
 _ALLOWED, _ALLOWED_SHARE = 2.5, 0.01
-# Of a round, a row's share of a step, until seen.
+# Time of a further row of a verification over that of a step, until it is measured.
 _ROW_SHARE = 0.05
 
 
 def tokens_a_round(acceptance: float, drafted: int) -> float:
-    """Tokens that a round yields on average: the accepted ones and the one that the verification adds."""
+    """Mean number of tokens of a round: the accepted ones and the one that the verification adds."""
     return sum(acceptance**i for i in range(drafted + 1))
 
 
 def speed_up(acceptance: float, drafted: int, draft: float, verify: float, step: float) -> float:
-    """Tokens a second with rounds, over those without.
+    """Tokens per second with rounds of drafts, over those without.
 
-    `draft`, `verify` and `step` are the seconds of drafting one token, of verifying the whole round, and of a token
-    without drafts.
+    Args:
+        acceptance: probability that a draft is accepted.
+        drafted: drafts in a round.
+        draft: seconds of drafting one token.
+        verify: seconds of verifying the round.
+        step: seconds of a token without drafts.
     """
     return tokens_a_round(acceptance, drafted) * step / (drafted * draft + verify)
 
 
 class DraftLength:
-    """Decides round by round, for one model and draft; it can serve one request after another.
+    """Chooses the number of drafts of each round, for one model and draft; it can serve several requests in turn.
 
     Args:
-        share: what share of a step's time a draft takes, as far as is known: the kept share of the weights.
-        acceptance: how likely a draft is accepted, as far as is known.
-        most: tokens drafted at once at most.
+        share: initial guess of a draft's time over that of a step: the kept share of the blocks.
+        acceptance: initial guess of the probability that a draft is accepted.
+        most: most tokens drafted at once.
 
     Attributes:
-        tokens: written so far in each sequence.
-        rounds, drafted, accepted: rounds, and tokens drafted and accepted in them.
-        judged: drafts that were accepted, or were the first of their round that was not.
-        expected_tokens, expected_seconds: the sums of what was expected of every step and round just before it.
+        tokens: number of tokens so far in each sequence.
+        rounds, drafted, accepted: number of rounds, and of tokens drafted and accepted in them.
+        judged: number of drafts that were accepted, or were the first of their round that was rejected.
+        expected_tokens, expected_seconds: sums of the predictions for every step and round before it ran.
     """
 
     def __init__(self, share: float, acceptance: float = 0.75, most: int = MOST) -> None:
@@ -70,8 +74,9 @@ class DraftLength:
         self._steps: deque[float] = deque(maxlen=15)
         self._drafts: deque[float] = deque(maxlen=15)
         self._verified: dict[int, deque[float]] = {}  # seconds by rows
-        self._accepted = self._tried = 0.0  # drafts, fading
-        self._cost = 0.0  # seconds that rounds took beyond plain steps, but for those since the last step:
+        self._accepted = self._tried = 0.0  # exponentially weighted numbers of drafts
+        # Seconds of rounds beyond those of plain steps, without the rounds since the last step, which are below.
+        self._cost = 0.0
         self._round_seconds = self._round_tokens = 0.0
         self._since_step = self._since_round = 0
         self._again = _SOON
@@ -80,7 +85,7 @@ class DraftLength:
 
     @property
     def acceptance(self) -> float:
-        """How likely the next draft is accepted."""
+        """Estimated probability that the next draft is accepted."""
         return (self._accepted + _GUESS_WEIGHT * self._guess) / (self._tried + _GUESS_WEIGHT)
 
     @property
@@ -94,7 +99,7 @@ class DraftLength:
         return median(self._drafts) if self._drafts else self._share * self.step_seconds
 
     def verify_seconds(self, rows: int) -> float:
-        """Seconds of verifying with so many rows: as seen, else along the line through what was seen."""
+        """Seconds of a verification of `rows` rows: measured, else interpolated or extrapolated linearly."""
         if rows in self._verified:
             return median(self._verified[rows])
         step = self.step_seconds
@@ -103,19 +108,19 @@ class DraftLength:
             return step * (1 + _ROW_SHARE * (rows - 1))
         low = max((count for count in seen if count < rows), default=1)
         high = min((count for count in seen if count > rows), default=max(seen))
-        if low == high:  # beyond all that was seen
+        if low == high:  # more rows than were measured
             return seen[low] + (rows - low) * max(seen[low] - step, 0.0) / (low - 1)
         return seen[low] + (rows - low) * (seen[high] - seen[low]) / (high - low)
 
     def predict(self, drafted: int, acceptance: float | None = None) -> float:
-        """The speed-up expected of rounds of so many drafts; 1 for none."""
+        """The expected speed-up of rounds of `drafted` drafts; 1 for none."""
         if not drafted or not self._steps:
             return 1.0
         found = self.acceptance if acceptance is None else acceptance
         return speed_up(found, drafted, self.draft_seconds, self.verify_seconds(drafted + 1), self.step_seconds)
 
     def length(self, room: int) -> int:
-        """How many tokens to draft now; 0: take a plain step. `room` is how many tokens may still be written."""
+        """The number of tokens to draft now, 0 for a plain step. `room` is how many tokens may still be generated."""
         most = min(self._most, room - 1)
         if most < 1 or len(self._steps) < _STEPS or self._since_step >= self._again:
             return 0
@@ -128,8 +133,8 @@ class DraftLength:
             return best
         return 1 if self._since_round >= _RETRY else 0
 
-    def stepped(self, seconds: float) -> None:
-        """Note a plain step: one token of each sequence."""
+    def record_step(self, seconds: float) -> None:
+        """Record a plain step: one token of each sequence."""
         if self._since_step:
             self._settle(seconds)
         self._steps.append(seconds)
@@ -139,8 +144,8 @@ class DraftLength:
         self._since_step = 0
         self._since_round += 1
 
-    def went(self, drafted: int, accepted: list[int], draft_seconds: float, verify_seconds: float) -> None:
-        """Note a round: so many drafted, and how many accepted in each sequence of the batch."""
+    def record_round(self, drafted: int, accepted: list[int], draft_seconds: float, verify_seconds: float) -> None:
+        """Record a round of `drafted` drafts, with the number accepted in each sequence of the batch."""
         self.expected_tokens += tokens_a_round(self.acceptance, drafted)
         self.expected_seconds += drafted * self.draft_seconds + self.verify_seconds(drafted + 1)
         self._drafts.append(draft_seconds / drafted)
@@ -161,7 +166,7 @@ class DraftLength:
         self._since_round = 0
 
     def _settle(self, seconds: float) -> None:
-        """What the rounds before this step cost, and whether the times seen so far still hold."""
+        """Update the cost of the rounds before this step, and discard the measured times if the speed has changed."""
         before = self.step_seconds
         steady = abs(seconds - before) <= _STEADY * before
         step = before if steady else (before + seconds) / 2

@@ -25,7 +25,7 @@ from torch import Tensor
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.halves import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.pages import PAGE, PagePool
-from layercoop_fast.runtime.sequences import Sequence, pages_for
+from layercoop_fast.runtime.sequences import TokenSequence, pages_for
 from layercoop_fast.runtime.sharing import find_parents
 
 Ints = npt.NDArray[np.int32]
@@ -40,7 +40,7 @@ class Chunk:
     before it goes on without.
     """
 
-    sequence: Sequence
+    sequence: TokenSequence
     tokens: Several[int]
     wanted: int = 1
     mask: Halves | None = None
@@ -79,7 +79,7 @@ class Rows:
     tables: Ints
     lengths: Ints
     wanted: Ints
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[TokenSequence, ...]
 
 
 class Executor(ABC):
@@ -142,9 +142,9 @@ class Executor(ABC):
     def copy_page(self, layer: int, source: int, target: int) -> None:
         """Copy a page of a block, whole."""
 
-    def sequence(self, mask: MaskLike | None = None) -> Sequence:
+    def sequence(self, mask: MaskLike | None = None) -> TokenSequence:
         """An empty sequence under a mask (as `read_mask` takes it); raises `RequestError` for one that cannot run."""
-        return Sequence(self.pool, read_mask(mask, self.n_layers, self.held), rewindable=self.rewindable)
+        return TokenSequence(self.pool, read_mask(mask, self.n_layers, self.held), rewindable=self.rewindable)
 
     def run(self, chunks: Several[Chunk]) -> Tensor:
         """Compute the chunks; float32 [sum of wanted, V], the logits in the order of the chunks and their tokens.
@@ -233,7 +233,7 @@ class Executor(ABC):
                 total += int(sizes[item.shared].sum())
         return total
 
-    def _shared(self, sequence: Sequence, layers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _shared(self, sequence: TokenSequence, layers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Of these blocks, those whose last page is begun and held by others too: writing there needs a copy."""
         if sequence.length % PAGE == 0:
             return layers[:0]

@@ -1,10 +1,10 @@
-"""A model that runs under any layer mask: one copy of the weights, keys and values only where a block is kept.
+"""A model that runs under any layer mask: one copy of the weights, and keys and values only for kept blocks.
 
 model = LayerSkipModel.from_pretrained("my-model", dtype="fp32")
 answer = model.generate("Once upon a time", mask=mask, max_new_tokens=64)
 for step in model.stream(ids, mask=mask):
     print(step.text, end="")
-answers = model.generate([ids] * 8, mask=eight_masks)       # one call a token for all of them
+answers = model.generate([ids] * 8, mask=eight_masks)       # one call per token for all of them
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Generator
-from collections.abc import Sequence as Several
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -34,22 +33,22 @@ if TYPE_CHECKING:
     from layercoop_fast.runtime.draft import Draft
     from layercoop_fast.runtime.executor import Executor
 
-Prompt: TypeAlias = str | Several[int] | Tensor
+Prompt: TypeAlias = str | Sequence[int] | Tensor
 """A text (for models with a tokenizer), or tokens: numbers, or an int tensor [T] or [1, T]."""
 
 
 class LayerSkipModel:
-    """See the module. Made by `from_pretrained`.
+    """A model that generates under layer masks; made by `from_pretrained`.
 
-    Any number of threads may call it. What they ask for is computed together, and answers are those of one thread.
+    Any number of threads may call it. Their requests are computed together, with the same answers as one by one.
 
     Attributes:
-        executor: what computes; `executor.name` says how.
+        executor: computes; `executor.name` says how.
         tokenizer: None where the checkpoint has none.
         eos: tokens that end a text.
-        held: uint8 [L], the halves of blocks whose weights are there (`masks/halves.py`).
-        why_general: why blocks run through transformers' own code, where a faster way was looked for; else None.
-        batcher: the requests under way, with the keys and values kept for later ones.
+        held: uint8 [L], the halves of blocks whose weights are in memory (`masks/halves.py`).
+        why_general: why transformers' own blocks run, where a faster executor was requested or looked for; else None.
+        batcher: the current requests, with the keys and values kept for later ones.
     """
 
     def __init__(self, opened: Opened, *, prefill_tokens: int = PREFILL_TOKENS) -> None:
@@ -60,7 +59,7 @@ class LayerSkipModel:
         self.why_general = opened.why_general
         self._damage = opened.damage
         if self.tokenizer is not None:
-            self.tokenizer("")  # at its first call it drops a truncation that its file asks for: not among threads
+            self.tokenizer("")  # its first call drops a truncation that its file may ask for: do it in one thread
         self.batcher = Batcher(self.executor, self.eos, self.tokenizer, prefill_tokens=prefill_tokens)
 
     @classmethod
@@ -82,19 +81,19 @@ class LayerSkipModel:
             path: the folder.
             dtype: of the weights: "fp32", "bf16", "int8", "int4" (the last two for llama-shaped models); "auto" keeps
                 the checkpoint's own.
-            mask: what is kept in memory: bool [L], bool [2L] for attention and MLP of each block, or a folder that
-                `prune` wrote (its `layercoop.json` says what to remove). Later masks remove more, never less. None
+            mask: the blocks to keep in memory: bool [L], bool [2L] for attention and MLP of each block, or a folder
+                that `prune` wrote (its `layercoop.json` says what to remove). Later masks can only remove more. None
                 keeps all.
-            kv_memory: bytes for keys and values; by default a quarter of what is free, 4 GiB at most.
-            kv_dtype: what the native executor keeps keys and values as: "fp32", "bf16", "fp16", "int8" (a scale a token
-                and head), or "auto", the weights' own and fp16 beside quantised ones.
+            kv_memory: bytes for keys and values; by default a quarter of the free memory, at most 4 GiB.
+            kv_dtype: dtype of keys and values in the native executor: "fp32", "bf16", "fp16", "int8" (a scale for each
+                token and head), or "auto": that of the weights, and fp16 for quantised weights.
             executor: "native" (C++ on the CPU, llama-shaped models), "transformers" (its blocks, any family), or
-                "auto", which takes the first where it can and says once where it cannot.
-            device: "cpu", "cuda", "cuda:N". Llama-shaped models run on GPUs by kernels of our own (the extra
-                `triton`), which int8 and int4 need.
-            prefill_tokens: how many tokens of prompts are computed between two tokens of the answers under way.
+                "auto", which is native where possible and warns once where it is not.
+            device: "cpu", "cuda", "cuda:N". Llama-shaped models run on GPUs with this package's kernels (the extra
+                `triton`), which int8 and int4 require.
+            prefill_tokens: prompt tokens that are computed between two tokens of the answers of other requests.
 
-        Raises `RequestError` in one line.
+        Raises `RequestError`.
         """
         opened = open_runtime(
             path,
@@ -113,36 +112,37 @@ class LayerSkipModel:
         return self.executor.n_layers
 
     def mask(self, mask: MaskLike | None = None) -> Halves:
-        """A mask as executors take it (uint8 [L]), checked; raises `RequestError` for one that cannot run here."""
+        """A checked mask in the executors' form, uint8 [L]; raises `RequestError` for one that cannot run here."""
         halves = read_mask(mask, self.n_layers, self.held)
         check_mask(halves, self._damage)
         return halves
 
     def generate(
         self,
-        ids: Prompt | Several[Prompt],
-        mask: MaskLike | Several[MaskLike | None] | None = None,
+        ids: Prompt | Sequence[Prompt],
+        mask: MaskLike | Sequence[MaskLike | None] | None = None,
         *,
         max_new_tokens: int = 128,
-        sampling: Sampling | Several[Sampling] | None = None,
-        stop: str | Several[str] = (),
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         draft: Draft | MaskLike | None = None,
     ) -> Generation | list[Generation]:
-        """Go on with a prompt, or with several at once.
+        """Continue a prompt, or several at once.
 
         Args:
-            ids: a prompt (see `Prompt`), or a list of prompts.
-            mask: what to run, or for a list of prompts a list of masks; None runs all that is held. A list of masks
-                with one prompt is that prompt under each of them.
-            max_new_tokens: how long an answer may be.
-            sampling: how tokens are chosen, greedy by default; for a list of prompts also a list.
+            ids: a prompt (see `Prompt`: text, or T tokens as int [T] or [1, T]), or a list of prompts.
+            mask: bool [L] or [2L], or for a list of prompts a list of masks; None runs all blocks in memory. A list of
+                masks with one prompt runs the prompt under each of them.
+            max_new_tokens: most tokens of an answer.
+            sampling: how tokens are chosen, greedily by default; for a list of prompts also a list.
             stop: strings that end an answer.
-            ignore_eos: go on behind a token that ends texts.
-            draft: write faster, and the same: what drafts keep, as `runtime/draft.py` finds it or as a mask.
+            ignore_eos: continue after a token that ends texts.
+            draft: generate faster, with the same result: the mask of drafts, as `runtime/draft.py` finds it or as a
+                mask.
 
-        Returns one `Generation`, or for a list of prompts or masks a list of them. Raises `RequestError` in one line
-        for what cannot be asked; then none of the requests is computed.
+        Returns one `Generation`, or for a list of prompts or masks a list of them. Raises `RequestError` for an invalid
+        request; then none of the requests is computed.
         """
         prompts, masks, many = self._pairs(ids, mask)
         if sampling is None or isinstance(sampling, Sampling):
@@ -174,14 +174,14 @@ class LayerSkipModel:
         *,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
-        stop: str | Several[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         draft: Draft | MaskLike | None = None,
     ) -> Generator[Step, None, None]:
-        """Go on with a prompt and hand out each token as it comes; arguments and errors as of `generate`.
+        """Continue a prompt (T tokens as int [T], or text) and yield each token; arguments and errors as of `generate`.
 
-        The request is checked when this is called, and begins with the first token that is asked for. Closing the
-        iterator or letting go of it ends the request.
+        The request is checked when this is called, and begins when the iterator is first advanced. Closing or dropping
+        the iterator ends the request.
         """
         halves = self.mask(mask)
         request = Request(
@@ -196,9 +196,9 @@ class LayerSkipModel:
         return self._steps(self.batcher.prepare(request))
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        """A prompt as numbers of tokens.
+        """The token numbers of a prompt: text, or T tokens as int [T] or [1, T].
 
-        Raises `RequestError` for text without a tokenizer, and for what is no prompt.
+        Raises `RequestError` for text without a tokenizer, and for anything that is not a prompt.
         """
         if isinstance(prompt, str):
             if self.tokenizer is None:
@@ -210,13 +210,13 @@ class LayerSkipModel:
             if prompt.ndim != 1:
                 raise RequestError(f"a prompt is a row of tokens [T], not {list(prompt.shape)}")
             prompt = prompt.tolist()
-        whole = isinstance(prompt, Several) and all(isinstance(token, (int, np.integer)) for token in prompt)
+        whole = isinstance(prompt, Sequence) and all(isinstance(token, (int, np.integer)) for token in prompt)
         if not whole or any(isinstance(token, bool) for token in prompt):
-            raise RequestError("a prompt is a text or a row of whole numbers")
+            raise RequestError("a prompt is a text or a row of integers")
         return tuple(map(int, prompt))
 
     def memory(self) -> dict[str, int]:
-        """Bytes: `weights` as held, `kv` in use (requests, and kept for later ones), `kv_budget`, `resident` in all."""
+        """Bytes: `weights`, keys and values in use (`kv`) and at most (`kv_budget`), the whole process (`resident`)."""
         pool = self.executor.pool
         return {
             "weights": self.executor.weight_bytes,
@@ -226,17 +226,17 @@ class LayerSkipModel:
         }
 
     def drafting(self) -> dict[str, float | int | None]:
-        """What drafts came to so far: `rounds`, tokens `drafted` and `accepted`, the `acceptance` of those judged."""
+        """Counts of drafts so far: `rounds`, tokens `drafted` and `accepted`, the `acceptance` of those judged."""
         counts = self.batcher.drafting()
         judged = counts.pop("judged")
         return {**counts, "acceptance": counts["accepted"] / judged if judged else None}
 
     def forget(self) -> None:
-        """Let go of the keys and values that are kept for later requests."""
+        """Free the keys and values that are kept for later requests."""
         self.batcher.forget()
 
     def _draft(self, draft: Draft | MaskLike | None, mask: Halves) -> Halves | None:
-        """What drafts of a request run: blocks that its own mask keeps too; None where that is all of them, or none."""
+        """The draft's mask within that of a request, uint8 [L]; None where it keeps all of its blocks, or none."""
         if draft is None:
             return None
         if not self.executor.rewindable:
@@ -247,9 +247,9 @@ class LayerSkipModel:
         return halves if halves.any() and (halves != mask).any() else None
 
     def _pairs(
-        self, ids: Prompt | Several[Prompt], mask: MaskLike | Several[MaskLike | None] | None
+        self, ids: Prompt | Sequence[Prompt], mask: MaskLike | Sequence[MaskLike | None] | None
     ) -> tuple[list[tuple[int, ...]], list[Halves], bool]:
-        """Prompts and masks, one for one, and whether a list of either was given."""
+        """Prompts with their masks, and whether a list of either was given."""
         single = isinstance(ids, (str, Tensor, np.ndarray)) or all(isinstance(each, (int, np.integer)) for each in ids)
         prompts = [self.tokens(ids)] if single else [self.tokens(each) for each in ids]  # type: ignore[arg-type]
         several = isinstance(mask, (list, tuple)) and not all(isinstance(each, (bool, int, np.bool_)) for each in mask)
@@ -280,7 +280,7 @@ class LayerSkipModel:
 
 
 def _resident_bytes() -> int:
-    """What the process has in memory now; where the system does not say, the most it ever had."""
+    """Bytes of the process in memory now; where the system does not say, the most it ever had."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")

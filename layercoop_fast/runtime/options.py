@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.inputs.options import MACHINE, SAMPLING, TEXT, shell
+from layercoop_fast.inputs.options import MACHINE, SAMPLING, TEXT, option
 
 # Beyond the k-th, for tokens that are as likely as it is: the cut keeps them.
 _EQUALS = 8
@@ -19,32 +19,21 @@ _EQUALS = 8
 class RuntimeOptions:
     """The keywords of `LayerSkipModel.from_pretrained` that the command line has too."""
 
-    dtype: str = field(
-        default="auto",
-        metadata=shell(
-            "Type of the weights: float32, bfloat16, int8, int4, or auto: the checkpoint's own.", panel=MACHINE
-        ),
+    dtype: str = option(
+        "auto", MACHINE, "Type of the weights: float32, bfloat16, int8, int4, or auto: the checkpoint's own."
     )
-    executor: str = field(
-        default="auto",
-        metadata=shell("What runs the model: native (C++, llama-shaped models), transformers, or auto.", panel=MACHINE),
+    executor: str = option(
+        "auto", MACHINE, "What runs the model: native (C++, llama-shaped models), transformers, or auto."
     )
-    device: str = field(default="cpu", metadata=shell("cpu, cuda or cuda:N.", panel=MACHINE))
-    kv_memory: int | None = field(
-        default=None,
-        metadata=shell(
-            "Memory for keys and values, for example 1GiB. Default: a quarter of what is free.",
-            panel=MACHINE,
-            read="size",
-        ),
+    device: str = option("cpu", MACHINE, "cpu, cuda or cuda:N.")
+    kv_memory: int | None = option(
+        None, MACHINE, "Memory for keys and values, for example 1GiB. Default: a quarter of what is free.", read="size"
     )
-    kv_dtype: str = field(
-        default="auto",
-        metadata=shell(
-            "Type of the keys and values in the native executor: float32, bfloat16, float16 or int8. auto: the type of "
-            "the weights, and float16 with quantised weights.",
-            panel=MACHINE,
-        ),
+    kv_dtype: str = option(
+        "auto",
+        MACHINE,
+        "Type of the keys and values in the native executor: float32, bfloat16, float16 or int8. auto: the type of "
+        "the weights, and float16 with quantised weights.",
     )
 
 
@@ -58,16 +47,11 @@ class AnswerOptions:
         ignore_eos: continue after the token that marks the end of a text.
     """
 
-    max_new_tokens: int = field(
-        default=128, metadata=shell("Largest number of tokens in an answer.", panel=TEXT, short="n", least=1)
+    max_new_tokens: int = option(128, TEXT, "Largest number of tokens in an answer.", short="n", least=1)
+    stop: Sequence[str] = option(
+        (), TEXT, "Text that ends an answer; give the option once for each text.", read="texts"
     )
-    stop: Sequence[str] = field(
-        default=(),
-        metadata=shell("Text that ends an answer; give the option once for each text.", panel=TEXT, read="texts"),
-    )
-    ignore_eos: bool = field(
-        default=False, metadata=shell("Continue after the token that marks the end of a text.", panel=TEXT)
-    )
+    ignore_eos: bool = option(False, TEXT, "Continue after the token that marks the end of a text.")
 
 
 @dataclass(frozen=True)
@@ -86,31 +70,14 @@ class Sampling:
     Raises `RequestError` for numbers that have no such meaning.
     """
 
-    temperature: float = field(
-        default=0.0,
-        metadata=shell("0: always the most likely token. Higher: more varied tokens.", panel=SAMPLING),
+    temperature: float = option(0.0, SAMPLING, "0: always the most likely token. Higher: more varied tokens.")
+    top_k: int = option(0, SAMPLING, "Draw from the K most likely tokens only; 0: from all tokens.")
+    top_p: float = option(1.0, SAMPLING, "Draw from the most likely tokens whose probabilities add up to this.")
+    min_p: float = option(
+        0.0, SAMPLING, "Draw from tokens whose probability is at least this fraction of the most likely one's."
     )
-    top_k: int = field(
-        default=0, metadata=shell("Draw from the K most likely tokens only; 0: from all tokens.", panel=SAMPLING)
-    )
-    top_p: float = field(
-        default=1.0,
-        metadata=shell("Draw from the most likely tokens whose probabilities add up to this.", panel=SAMPLING),
-    )
-    min_p: float = field(
-        default=0.0,
-        metadata=shell(
-            "Draw from tokens whose probability is at least this fraction of the most likely one's.", panel=SAMPLING
-        ),
-    )
-    repetition_penalty: float = field(
-        default=1.0,
-        metadata=shell("Above 1: tokens that were used already become less likely.", panel=SAMPLING),
-    )
-    seed: int | None = field(
-        default=0,
-        metadata=shell("Seed of the random numbers; without one, every run draws others.", panel=SAMPLING, least=0),
-    )
+    repetition_penalty: float = option(1.0, SAMPLING, "Above 1: tokens that were used already become less likely.")
+    seed: int | None = option(0, SAMPLING, "Seed of the random numbers; without one, every run draws others.", least=0)
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -1,8 +1,8 @@
-"""The pool of pages that keys and values lie in: who holds which, and how many bytes they may take together.
+"""The pool of pages for keys and values: page numbers, their reference counts, and a budget of bytes.
 
 A page holds the keys and values of `PAGE` tokens in *one* block. So a removed block takes no memory, and two masks that
-agree on their first blocks share the pages of exactly those. The pool counts references and hands out numbers; the
-memory that a number stands for is the executor's. Nothing here knows what a page holds.
+agree on their first blocks share the pages of exactly these. The pool hands out page numbers and counts references; the
+memory of the pages belongs to the executor.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ import numpy.typing as npt
 from layercoop_fast.errors import RunError
 
 PAGE = 16
-"""Tokens of a page."""
+"""Number of tokens of a page."""
 
 
 class PoolFullError(RunError):
-    """The pages that a call needs do not fit beside those in use; nothing has changed."""
+    """The pages that a call needs do not fit into the budget; nothing has changed."""
 
 
 class PagePool:
     """Page numbers with reference counts, under one budget of bytes.
 
     Args:
-        page_bytes: of each block, what a page of it takes; 0 for a block that keeps none (a recurrent one).
-        kinds: of each block, which pages are interchangeable; numbers are per kind, from 0 on, lowest first. By default
-            blocks of equally large pages are of one kind.
-        budget: bytes that all pages may take together.
+        page_bytes: bytes of a page of each block; 0 for a block without pages (a recurrent one).
+        budget: most bytes of all pages.
+        kinds: for each block the kind of its pages. Pages of one kind are interchangeable; numbers are per kind, from 0
+            on, lowest first. By default blocks with pages of equal size are of one kind.
 
     Attributes:
-        reclaim: asked to give pages back when those that are free do not do: `reclaim(bytes)` drops references to about
-            so many bytes and says whether it dropped any. A cache of prefixes sets it.
+        kinds, page_bytes: int64 [L].
+        budget: as given.
+        used_bytes: of pages in use.
+        reclaim: called when there are too few free pages: `reclaim(bytes)` drops references to pages of about that many
+            bytes and returns whether it dropped any. A prefix tree sets it.
     """
 
     def __init__(self, page_bytes: Sequence[int], budget: int, kinds: Sequence[int] | None = None) -> None:
@@ -51,16 +54,16 @@ class PagePool:
         self.used_bytes = 0
 
     def capacity(self, kind: int) -> int:
-        """How many pages of a kind the budget holds at most."""
+        """The most pages of a kind that fit into the budget."""
         return self.budget // self._bytes[kind] if self._bytes[kind] else 0
 
     @property
     def used(self) -> int:
-        """Pages in use."""
+        """Number of pages in use."""
         return sum(self._unused[kind] - len(self._free[kind]) for kind in self._bytes)
 
     def reserve(self, n_bytes: int) -> None:
-        """Make sure that pages of so many bytes can be taken; raises `PoolFullError` where they cannot."""
+        """Make sure that pages of `n_bytes` can be taken; raises `PoolFullError` where they cannot."""
         while self.used_bytes + n_bytes > self.budget:
             missing = self.used_bytes + n_bytes - self.budget
             if self.reclaim is None or not self.reclaim(missing):
@@ -70,10 +73,10 @@ class PagePool:
                 )
 
     def take(self, layer: int) -> int:
-        """A page of a block, with one reference. `reserve` comes first."""
+        """Take a page of a block, with one reference; the bytes must be reserved before."""
         kind = int(self.kinds[layer])
         if self.used_bytes + self._bytes[kind] > self.budget or not self._bytes[kind]:
-            raise RunError(f"a page of block {layer} was taken that nobody reserved")
+            raise RunError(f"a page of block {layer} was taken without being reserved")
         if self._free[kind]:
             page = self._free[kind].pop()
         else:
@@ -84,20 +87,20 @@ class PagePool:
         return page
 
     def share(self, layer: int, pages: Iterable[int]) -> None:
-        """One more reference to each of these pages of a block."""
+        """Add a reference to each of these pages of a block."""
         references = self._references[int(self.kinds[layer])]
         for page in pages:
             if references[page] < 1:
-                raise RunError(f"page {page} of block {layer} was shared after it had been given back")
+                raise RunError(f"page {page} of block {layer} was shared after it had been freed")
             references[page] += 1
 
     def drop(self, layer: int, pages: Iterable[int]) -> None:
-        """One reference less; a page without any is free."""
+        """Drop a reference to each of these pages of a block; a page without references is free."""
         kind = int(self.kinds[layer])
         references = self._references[kind]
         for page in pages:
             if references[page] < 1:
-                raise RunError(f"page {page} of block {layer} was given back twice")
+                raise RunError(f"page {page} of block {layer} was freed twice")
             references[page] -= 1
             if references[page] == 0:
                 self._free[kind].append(int(page))

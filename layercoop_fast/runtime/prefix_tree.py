@@ -1,26 +1,26 @@
-"""Keys and values that outlive their request: a tree over pages of tokens, and in each node the masks that went by.
+"""Keys and values that outlive their request: a tree over pages of tokens, with the pages of several masks in a node.
 
-The keys and values of a block depend on the tokens so far and on the blocks kept below it. So a node stands for a run
-of `PAGE` tokens behind those of its parents, and holds the pages of every mask that computed them; masks that agree on
-their first blocks hold the same pages of these. A request takes over the longest run of nodes that hold all blocks of
-its mask. Under pressure the pages that were not used for longest go first, the later ones of a text before the earlier.
+The keys and values of a block depend on the tokens so far and on the kept blocks below it. So a node stands for `PAGE`
+tokens after those of its parents, and holds the pages of every mask that computed them; masks that agree on their first
+blocks share the pages of these. A request reuses the longest path of nodes that hold all blocks of its mask. When
+memory is short, the least recently used pages are freed first, and later pages of a text before earlier ones.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence as Several
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from layercoop_fast.masks.halves import Halves
 from layercoop_fast.runtime.pages import PAGE, PagePool
-from layercoop_fast.runtime.sequences import Sequence, common_blocks
+from layercoop_fast.runtime.sequences import TokenSequence, common_blocks
 
 
 class _Node:
-    """A run of tokens behind those of its parents."""
+    """`PAGE` tokens after those of its parents."""
 
     def __init__(self, tokens: tuple[int, ...], parent: _Node | None) -> None:
         self.tokens = tokens
@@ -37,27 +37,27 @@ class _Entry:
 
 
 class PrefixTree:
-    """Pages of texts computed before, for requests that begin alike.
+    """Pages of earlier texts, for requests that begin with the same tokens.
 
     Args:
-        pool: whose pages they are; its `reclaim` becomes this tree's `evict`.
+        pool: of the pages; its `reclaim` is set to `evict`.
     """
 
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self._root = _Node((), None)
-        # The one not used for longest first; of one text the later page before the earlier.
+        # The least recently used one first; of one text the later page before the earlier.
         self._entries: OrderedDict[_Entry, None] = OrderedDict()
         pool.reclaim = self.evict
 
     def __len__(self) -> int:
-        """Entries: runs of tokens times masks."""
+        """Number of entries: pairs of a node and a mask."""
         return len(self._entries)
 
-    def match(self, sequence: Sequence, tokens: Several[int]) -> int:
-        """Hand an empty sequence the pages held for the beginning of `tokens`; returns how many tokens that is.
+    def match(self, sequence: TokenSequence, tokens: Sequence[int]) -> int:
+        """Give an empty sequence the pages held for the beginning of `tokens`; return the number of these tokens.
 
-        Whole pages, and never all tokens: the last one has to be computed for its logits.
+        They are whole pages, and never all tokens: the last one has to be computed for its logits.
         """
         if not len(sequence.layers):
             return 0
@@ -65,7 +65,7 @@ class PrefixTree:
         deepest = int(sequence.layers[-1])
         for first in range(0, len(tokens) - PAGE, PAGE):
             child = node.children.get(tuple(tokens[first : first + PAGE]))
-            # An entry serves every mask that agrees with its own up to the last block that keeps pages.
+            # An entry fits every mask that agrees with its own up to the last block that keeps pages.
             entry = None if child is None else _closest(child, sequence.mask)
             if child is None or entry is None or common_blocks(entry.mask, sequence.mask) <= deepest:
                 break
@@ -81,8 +81,8 @@ class PrefixTree:
         self._touch(found)
         return PAGE * len(found)
 
-    def insert(self, sequence: Sequence) -> None:
-        """Keep the whole pages of a sequence; where the tree has the same already, the sequence holds those instead."""
+    def insert(self, sequence: TokenSequence) -> None:
+        """Keep the whole pages of a sequence; where the tree has them already, the sequence gets the tree's pages."""
         if not len(sequence.layers):
             return
         node, found = self._root, []
@@ -102,7 +102,7 @@ class PrefixTree:
         self._touch(found)
 
     def evict(self, n_bytes: int) -> bool:
-        """Let go of what was not used for longest until so many bytes are free; returns whether any came free."""
+        """Drop the least recently used entries until `n_bytes` are freed; return whether any bytes were."""
         before = self.pool.used_bytes
         while self._entries and self.pool.used_bytes > before - n_bytes:
             entry, _ = self._entries.popitem(last=False)
@@ -116,12 +116,12 @@ class PrefixTree:
         return self.pool.used_bytes < before
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop all entries."""
         while self._entries:
             self.evict(self.pool.budget + 1)
 
-    def _unite(self, sequence: Sequence, at: int, entry: _Entry) -> None:
-        """Of the blocks that both masks begin with, let the sequence hold the entry's pages."""
+    def _unite(self, sequence: TokenSequence, at: int, entry: _Entry) -> None:
+        """Replace the sequence's pages by the entry's in the first blocks, on which both masks agree."""
         common = common_blocks(entry.mask, sequence.mask)
         for layer in sequence.layers[sequence.layers < common].tolist():
             ours = int(sequence.tables[layer, at])
@@ -138,5 +138,5 @@ class PrefixTree:
 
 
 def _closest(node: _Node, mask: Halves) -> _Entry | None:
-    """Of a node's entries the one whose mask agrees with this one the longest."""
+    """The entry of a node whose mask agrees with this one on the most first blocks."""
     return max(node.entries.values(), key=lambda entry: common_blocks(entry.mask, mask), default=None)

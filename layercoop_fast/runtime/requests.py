@@ -1,9 +1,9 @@
-"""What is asked of a model, and what came of it."""
+"""Requests to a model, and their results."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence as Several
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -11,30 +11,30 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.halves import Halves
 from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.sampling import Sampler
-from layercoop_fast.runtime.sequences import Sequence
+from layercoop_fast.runtime.sequences import TokenSequence
 from layercoop_fast.runtime.stops import TextStream, check_stops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Finish = Literal["length", "eos", "stop"]
-"""Why an answer ended: as long as it may be, a token that ends texts, or a stop string."""
+"""Why an answer ended: the most tokens, a token that ends texts, or a stop string."""
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One text to go on with.
+    """One text to continue.
 
     Attributes:
         prompt: its tokens, at least one.
         mask: uint8 [L], the halves of blocks to run.
-        max_new_tokens: how long the answer may be.
+        max_new_tokens: most tokens of the answer.
         sampling: how tokens are chosen.
         stops: strings that end the answer.
-        ignore_eos: go on behind a token that ends texts.
-        index: number among the requests of one call, so that equal ones draw differently.
-        draft: uint8 [L] within `mask`, what drafts run (`speculative.py`); None for none.
-        call: the same object for requests that were asked together: where room is short, every call gets some.
+        ignore_eos: continue after a token that ends texts.
+        index: number among the requests of one call, so that equal requests draw differently.
+        draft: uint8 [L] within `mask`, the halves that drafts run (`speculative.py`); None for no drafts.
+        call: the same object for requests that were made together: where room is short, every call gets some.
     """
 
     prompt: tuple[int, ...]
@@ -53,11 +53,11 @@ class Generation:
     """An answer.
 
     Attributes:
-        tokens: those of the answer, the one that ended it included.
+        tokens: of the answer, including the one that ended it.
         text: the answer up to a stop string, without special tokens; None where the model has no tokenizer.
         finish: why it ended.
         prompt_tokens: length of the prompt.
-        reused_tokens: of these, how many were not computed because their keys and values were there.
+        reused_tokens: tokens of the prompt whose keys and values were reused.
         first_token_seconds, seconds: from the start of its computation to the first token, and to the last.
     """
 
@@ -72,7 +72,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Step:
-    """One token of an answer as it comes: the text that it makes certain may be empty, or more than its own."""
+    """One token of an answer; `text` is what it makes certain: it may be empty, or more than the token's own."""
 
     token: int
     text: str
@@ -81,20 +81,27 @@ class Step:
 
 @dataclass(eq=False)
 class Running:
-    """A request under way.
+    """A request that was prepared, waits or runs.
 
     Attributes:
-        known: prompt and answer so far; what `sequence` has not computed of it is to be computed.
-        steps: what has come so far.
+        request: as made.
+        sequence: of its computed tokens.
+        eos: tokens that end a text.
+        tokenizer: of the model, or None.
+        known: prompt and answer so far; `sequence` holds the computed part.
+        steps: tokens of the answer so far.
         finish: None while it runs, and where it failed.
-        error: what ended it otherwise.
-        waiter: the thread that waits for it just now.
+        error: that ended it, or None.
+        waiter: the thread that waits for it now, or None.
+        reused_tokens: tokens of the prompt whose keys and values were reused.
+        started, first, last: times on `time.perf_counter`, 0 before.
 
-    One thread writes these at a time; any may read `steps`, and first whether it has `ended`: then all steps are there.
+    Only one thread writes these at a time. Any thread may read `ended` and then `steps`: once it has ended, all steps
+    are there.
     """
 
     request: Request
-    sequence: Sequence
+    sequence: TokenSequence
     eos: frozenset[int]
     tokenizer: PreTrainedTokenizerBase | None
     known: list[int] = field(default_factory=list)
@@ -115,21 +122,21 @@ class Running:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether it has finished or failed."""
         return self.finish is not None or self.error is not None
 
     @property
     def room(self) -> int:
-        """How many tokens may still come."""
+        """How many more tokens the answer may have."""
         return self.request.max_new_tokens - (len(self.known) - len(self.request.prompt))
 
     @property
     def pending(self) -> int:
-        """How many known tokens are still to be computed: one while the answer grows, more while a prompt is read."""
+        """Number of known tokens that are not computed yet: one while generating, more while a prompt is read."""
         return len(self.known) - self.sequence.length
 
     def accept(self, token: int) -> bool:
-        """Note the next token of the answer, chosen and noted by the sampler; returns whether the answer ends here."""
+        """Add the next token of the answer, which the sampler has recorded; return whether the answer ends."""
         now = time.perf_counter()
         self.first = self.first or now
         self.known.append(token)
@@ -150,7 +157,7 @@ class Running:
         return finish is not None
 
     def result(self) -> Generation:
-        """The answer, once it has ended."""
+        """The answer of a finished request."""
         assert self.finish is not None
         return Generation(
             tokens=[step.token for step in self.steps],
@@ -163,8 +170,8 @@ class Running:
         )
 
 
-def read_stops(stop: str | Several[str], tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
-    """Stop strings as a tuple; raises `RequestError` for what cannot be one, and without a tokenizer."""
+def read_stops(stop: str | Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
+    """Stop strings as a tuple; raises `RequestError` for invalid ones, and without a tokenizer."""
     found = check_stops(stop)
     if found and tokenizer is None:
         raise RequestError("stop strings need a tokenizer, and this checkpoint has none")

@@ -1,8 +1,8 @@
-"""From logits to the next token: greedy, or drawn from a distribution that temperature and cuts have shaped.
+"""From logits to the next token: greedy, or drawn from a distribution shaped by temperature and truncation.
 
-The order and the meaning are those of transformers' `generate`: repetition penalty, temperature, top-k, top-p, min-p.
-Every request has a `Sampler` of its own with its own random numbers, so what it draws does not depend on the requests
-beside it.
+Order and meaning are those of transformers' `generate`: repetition penalty, temperature, top-k, top-p, min-p. Every
+request has its own `Sampler` with its own random numbers, so that its tokens do not depend on the other requests of the
+batch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from layercoop_fast.errors import RunError
 from layercoop_fast.runtime.options import Sampling
 
-# As many of the likeliest tokens hold any usual top-p; where they do not, everything is sorted.
-_LIKELIEST = 512
+# This many of the most likely tokens suffice for any usual top-p; where they do not, all tokens are sorted.
+_MOST_LIKELY = 512
 
 
 class Sampler:
@@ -27,7 +27,7 @@ class Sampler:
 
     Args:
         sampling: how to choose.
-        tokens: what the repetition penalty counts from the start: the prompt.
+        tokens: of the prompt, which the repetition penalty counts too.
         index: number of the request among those of one call, so that they draw differently from one seed.
     """
 
@@ -39,17 +39,17 @@ class Sampler:
         self._seen: Tensor | None = None
 
     def accept(self, tokens: Iterable[int]) -> None:
-        """Note tokens that the answer now holds; `next` does it by itself."""
+        """Record tokens of the answer; `next` does this itself."""
         self._noted.extend(tokens)
 
     def next(self, logits: Tensor) -> int:
-        """Choose the next token from logits [V], and note it."""
+        """Choose the next token from logits [V], and record it."""
         token = self.pick(logits)
         self.accept([token])
         return token
 
     def noted(self, token: int) -> int:
-        """Note a token that was chosen elsewhere."""
+        """Record a token that was chosen elsewhere, and return it."""
         self.accept([token])
         return token
 
@@ -58,23 +58,23 @@ class Sampler:
         return self.choose(logits[None])[0] if self.sampling.greedy else self.draw(self.probabilities(logits[None])[0])
 
     def next_among(self, logits: Tensor, tokens: Tensor) -> int:
-        """Choose the next token among the likeliest, `sampling.reach` or more of them, and note it.
+        """Choose the next token among the most likely ones, at least `sampling.reach`, and record it.
 
-        Logits [N] descend, `tokens` int64 [N] are theirs. The choice is that of `next` for all logits, but that of
-        equals beyond what is given none is chosen.
+        `logits` [N] are descending, `tokens` int64 [N] are their tokens. The choice is that of `next` on all logits,
+        except that ties with the k-th token beyond the given ones are not chosen.
         """
         _check_finite(logits[:1])
         if self.sampling.greedy:
             token = int(tokens[0])
         else:
-            # In the order of the tokens, so that a random number falls where it would among all of them.
+            # In the order of the token numbers, so that a random number selects the same token as from all logits.
             order = tokens.argsort()
             token = int(tokens[order[self.draw(self.probabilities(logits[order][None])[0])]])
         self.accept([token])
         return token
 
     def choose(self, logits: Tensor, following: Sequence[int] = (), first: int = 0) -> list[int]:
-        """The likeliest token after each row of logits [R, V]; rows come after tokens as in `probabilities`."""
+        """The most likely token of each row of logits [R, V]; `following` and `first` are as of `probabilities`."""
         best, tokens = self._penalised(logits, following, first).max(dim=-1)
         _check_finite(best)
         return [int(token) for token in tokens]
@@ -82,8 +82,8 @@ class Sampler:
     def probabilities(self, logits: Tensor, following: Sequence[int] = (), first: int = 0) -> Tensor:
         """Distributions of the next token, float32 [R, V], from logits [R, V].
 
-        Row r is that after the accepted tokens and the first `first + r` of `following`. Greedy ones are 1 at one
-        token.
+        Row r follows the accepted tokens and the first `first + r` tokens of `following`. Greedy distributions are 1 at
+        one token.
         """
         scores = self._penalised(logits, following, first)
         best = scores.amax(dim=-1, keepdim=True)
@@ -91,7 +91,7 @@ class Sampler:
         asked = self.sampling
         if asked.greedy:
             return torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
-        # With the largest at 0 first, no temperature, however small, makes an infinity of it.
+        # With the largest score at 0, no temperature, however small, makes it infinite.
         scores = (scores - best) / asked.temperature
         if 0 < asked.top_k < scores.shape[-1]:
             last = scores.topk(asked.top_k, dim=-1).values[:, -1:]
@@ -113,7 +113,7 @@ class Sampler:
         return float(self._random.random())
 
     def _penalised(self, logits: Tensor, following: Sequence[int], first: int) -> Tensor:
-        """Logits in fp32 under the repetition penalty [R, V]; the caller's own where there is none."""
+        """Logits in fp32 with the repetition penalty, [R, V]; the given tensor itself where there is none."""
         scores, penalty = logits.float(), self.sampling.repetition_penalty
         if penalty == 1:
             return scores
@@ -128,8 +128,8 @@ class Sampler:
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Which tokens the smallest set holds that reaches `top_p`, bool [R, V]: those before which less is reached."""
-    count = min(_LIKELIEST, probabilities.shape[-1])
+    """The tokens of the smallest set that reaches `top_p`, bool [R, V]: those that more likely ones do not reach."""
+    count = min(_MOST_LIKELY, probabilities.shape[-1])
     values, tokens = probabilities.topk(count, dim=-1)
     if bool((values.sum(dim=-1) < top_p).any()):
         values, tokens = probabilities.sort(dim=-1, descending=True)
@@ -140,6 +140,6 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 def _check_finite(best: Tensor) -> None:
-    """`max` carries NaN along, so the best of a row tells whether it has any."""
+    """Raise `RunError` unless the largest logits are finite; `max` propagates NaN, so this finds any NaN."""
     if not bool(best.isfinite().all()):
         raise RunError("the model's logits are not finite: no next token can be chosen from them")

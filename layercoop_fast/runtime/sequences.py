@@ -1,4 +1,4 @@
-"""A sequence: the mask it runs under, the tokens behind it, and where their keys and values lie."""
+"""The state of one generation: its mask, its tokens, and the pages of their keys and values."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from layercoop_fast.masks.halves import Halves
 from layercoop_fast.runtime.pages import PAGE, PagePool
 
 
-class Sequence:
-    """The state of one generation, made by `Executor.sequence`; `release` gives its pages back.
+class TokenSequence:
+    """The state of one generation, made by `Executor.sequence`; `release` frees its pages.
 
     Attributes:
+        pool: of its pages.
         mask: uint8 [L], the halves of blocks it runs (`masks.Halves`).
-        tokens: what has been computed; `length` is how many.
-        tables: int32 [L, P], the page of each stretch of `PAGE` tokens in each block, -1 where there is none.
-        layers: int64, the blocks that keep pages: kept ones with attention.
-        states: what recurrent blocks carry on, by block number (the general executor's; empty elsewhere).
+        tokens: that are computed.
+        tables: int32 [L, P], the page of every `PAGE` tokens in each block, -1 where there is none.
+        layers: int64 [·], the blocks that keep pages: kept ones with attention.
+        states: of recurrent blocks, by block number (general executor only).
         rewindable: whether `truncate` is possible.
-        drafted: tokens from here on are a draft (`executor.Chunk`); None without one.
+        drafted: number of the first token that is a draft (`executor.Chunk`); None without drafts.
     """
 
     def __init__(self, pool: PagePool, mask: Halves, *, rewindable: bool = True) -> None:
@@ -42,16 +43,16 @@ class Sequence:
 
     @property
     def n_pages(self) -> int:
-        """Pages of each kept block."""
+        """Number of pages of each kept block."""
         return pages_for(self.length)
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on.
+        """Remove the tokens from number `length` on.
 
-        Raises `RequestError` where there are fewer, or a recurrent block has no way back.
+        Raises `RequestError` where there are fewer, or where the model has a recurrent state.
         """
         if not 0 <= length <= self.length:
-            raise RequestError(f"a sequence of {self.length} tokens cannot be cut to {length}")
+            raise RequestError(f"a sequence of {self.length} tokens cannot be truncated to {length}")
         if length == self.length:
             return
         if not self.rewindable and length:
@@ -64,11 +65,11 @@ class Sequence:
         self.trim()
 
     def trim(self) -> None:
-        """Give back the pages beyond those of the tokens computed."""
+        """Free the pages beyond those of the computed tokens."""
         self.unlink(len(self.mask), self.n_pages)
 
-    def link(self, other: Sequence, fork: int, first: int, end: int) -> None:
-        """Replace the pages `first` to `end` of the blocks below `fork` by the other's."""
+    def link(self, other: TokenSequence, fork: int, first: int, end: int) -> None:
+        """Replace the pages `first` to `end` of the blocks below `fork` by those of `other`."""
         self.widen(end)
         for layer in self.layers[self.layers < fork]:
             mine, theirs = self.tables[layer, first:end], other.tables[layer, first:end]
@@ -78,21 +79,21 @@ class Sequence:
             mine[:] = theirs
 
     def unlink(self, fork: int, first: int) -> None:
-        """Let go of the pages from `first` on of the blocks below `fork`, for others to be linked there."""
+        """Free the pages from `first` on of the blocks below `fork`."""
         for layer in self.layers[self.layers < fork]:
             row = self.tables[layer, first:]
             self.pool.drop(layer, row[row >= 0].tolist())
             row[:] = -1
 
     def widen(self, pages: int) -> None:
-        """Make room in the tables."""
+        """Make the tables at least `pages` wide."""
         if pages > self.tables.shape[1]:
             wider = np.full((len(self.mask), max(pages, 2 * self.tables.shape[1])), -1, dtype=np.int32)
             wider[:, : self.tables.shape[1]] = self.tables
             self.tables = wider
 
     def release(self) -> None:
-        """Give everything back; the sequence is empty then, and can be used again."""
+        """Free all pages and states; the sequence is then empty and can be used again."""
         self.tokens.clear()
         self.states.clear()
         self.drafted = None
@@ -100,11 +101,11 @@ class Sequence:
 
 
 def pages_for(tokens: int) -> int:
-    """Pages that so many tokens take in one block."""
+    """Number of pages of `tokens` tokens in one block."""
     return -(-tokens // PAGE)
 
 
 def common_blocks(a: Halves, b: Halves) -> int:
-    """How many blocks, from the first on, two masks [L] agree on."""
+    """Number of first blocks on which two masks, uint8 [L], agree."""
     differing = np.flatnonzero(a != b)
     return int(differing[0]) if len(differing) else len(a)

@@ -1,22 +1,22 @@
-"""Which rows of one call are the same until their masks differ.
+"""Sequences of one call that have equal states until their masks differ.
 
-A state after block l is a function of the tokens so far and of the blocks kept up to l. So of several sequences with
-one history and the same new tokens, only one runs the blocks that their masks agree on; the others take its state over
-at the first block where they differ. That is a trie of kept prefixes, as the engine's plan is.
+The state after block l depends only on the tokens so far and on the kept blocks up to l. So of several sequences with
+the same tokens, only one runs the first blocks, on which their masks agree; the others take its state at the first
+block where they differ. This is a trie of prefixes of masks, like the plan of masked passes (`masked/plan.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Several
+from collections.abc import Sequence
 
-from layercoop_fast.runtime.sequences import Sequence, common_blocks
+from layercoop_fast.runtime.sequences import TokenSequence, common_blocks
 
 
-def find_parents(sequences: Several[Sequence], tokens: Several[Several[int]]) -> list[tuple[int, int]]:
-    """For each sequence, whose state it takes over and at which block: (-1, 0) for its own from the embedding on.
+def find_parents(sequences: Sequence[TokenSequence], tokens: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """For each sequence the number of its parent, whose state it takes, and the block where it does (the fork).
 
-    `tokens` are the new tokens of each. A parent stands earlier in the list and, where it has a parent itself, took its
-    state over at an earlier block; a fork of L says that the two are the same throughout.
+    (-1, 0) means no parent. `tokens` are the new tokens of each sequence. A parent comes earlier in the list and, where
+    it has a parent itself, an earlier fork; a fork of L means that both are equal in all blocks.
     """
     groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     parents = []
@@ -25,7 +25,7 @@ def find_parents(sequences: Several[Sequence], tokens: Several[Several[int]]) ->
         best, fork = -1, 0
         for other in alike:
             common = common_blocks(sequence.mask, sequences[other].mask)
-            # The earliest of those that share most: it has taken its own state over before that block.
+            # The earliest of those that share most, whose own fork is before that block.
             if common > fork and sequences[other].tokens == sequence.tokens:
                 best, fork = other, common
             if fork == len(sequence.mask):

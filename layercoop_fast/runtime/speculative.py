@@ -1,18 +1,18 @@
 """Self-speculative decoding: the model under a smaller mask drafts tokens, and the whole model verifies them at once.
 
-Draft and model are one copy of the weights and one sequence. A draft runs the blocks that its mask keeps, behind the
-keys and values that the *whole* model left for all verified tokens (as Draft & Verify does, arXiv 2309.08168), so that
-it needs no prefill and no memory of its own; what it writes at new positions is overwritten by the verification. That
-is one call with a row for each draft and one more, and weights are read once for all of them.
+Draft and model share the weights and the sequence. A draft runs the blocks of its mask on the keys and values of the
+*whole* model for all verified tokens (as Draft & Verify does, arXiv 2309.08168), so that it needs no prefill and no
+memory of its own; its keys and values at new positions are overwritten by the verification. The verification is one
+call with a row for each draft and one more, which reads the weights once.
 
-Greedy tokens are those of the model alone. Sampled ones have its distribution: a draft x is kept with probability
-min(1, p(x) / q(x)), and otherwise a token is drawn from max(0, p − q) (Leviathan et al., arXiv 2211.17192).
+Greedy tokens are those of the model without drafts. Sampled tokens have its distribution: a draft x is accepted with
+probability min(1, p(x) / q(x)), and otherwise a token is drawn from max(0, p − q) (Leviathan et al., arXiv 2211.17192).
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Sequence as Several
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -23,69 +23,80 @@ from layercoop_fast.masks.halves import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.draft_length import DraftLength
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.sampling import Sampler
-from layercoop_fast.runtime.sequences import Sequence
+from layercoop_fast.runtime.sequences import TokenSequence
 
 
 @dataclass
 class Writer:
-    """A sequence that is being written.
+    """A sequence that is being generated.
 
     Attributes:
-        sequence: what is computed; the last chosen token is not in it yet.
-        last: that token.
-        sampler: chooses; it has accepted all tokens up to `last`.
-        room: how many tokens may still be written.
+        sequence: of the computed tokens, which do not include `last`.
+        last: the last chosen token.
+        sampler: of the request; it has recorded all tokens up to `last`.
+        room: how many tokens may still be generated.
     """
 
-    sequence: Sequence
+    sequence: TokenSequence
     last: int
     sampler: Sampler
     room: int
 
 
 class Speculator:
-    """Writes with drafts where that is faster.
+    """Generates with drafts where that is faster.
 
     Args:
         executor: runs model and draft; its sequences must be rewindable.
-        mask: of the draft, within that of the sequences; as `read_mask` takes it.
-        whole: the mask of the sequences, by default all that is there.
-        pace: how many to draft; by default a new one that knows what share of the blocks the draft runs.
+        mask: of the draft, within that of the sequences, as for `read_mask`.
+        whole: the mask of the sequences, by default all blocks in memory.
+        draft_length: chooses the number of drafts; by default a new one, with the draft's share of the blocks.
 
-    Raises `RequestError` for a model that carries a recurrent state, and for a draft that leaves nothing out.
+    Attributes:
+        executor: as given.
+        mask: of the draft, uint8 [L].
+        draft_length: as given.
+
+    Raises `RequestError` for a model with a recurrent state, and for a draft that leaves nothing out.
     """
 
     def __init__(
-        self, executor: Executor, mask: MaskLike, whole: MaskLike | None = None, *, pace: DraftLength | None = None
+        self,
+        executor: Executor,
+        mask: MaskLike,
+        whole: MaskLike | None = None,
+        *,
+        draft_length: DraftLength | None = None,
     ) -> None:
         if not executor.rewindable:
             raise RequestError(
-                "this model carries a recurrent state, which cannot be wound back: it writes without a draft"
+                "this model carries a recurrent state, which cannot be wound back: it generates without drafts"
             )
         self.executor = executor
         self.mask: Halves = read_mask(mask, executor.n_layers, executor.held)
         full = read_mask(whole, executor.n_layers, executor.held)
         if (self.mask == full).all():
             raise RequestError("the mask of the draft keeps every block: drafting would save nothing")
-        self.pace = DraftLength(float((self.mask > 0).sum() / (full > 0).sum())) if pace is None else pace
+        share = float((self.mask > 0).sum() / (full > 0).sum())
+        self.draft_length = DraftLength(share) if draft_length is None else draft_length
 
-    def advance(self, writers: Several[Writer]) -> list[list[int]]:
-        """Write at least one token behind each writer's last; the new tokens of each.
+    def advance(self, writers: Sequence[Writer]) -> list[list[int]]:
+        """Generate at least one token for each writer; return the new tokens of each.
 
-        Sequences stand at the token before the last new one, as they stood before `last`.
+        As before, each sequence holds all tokens except its last one.
         """
-        drafted = self.pace.length(min(writer.room for writer in writers))
+        drafted = self.draft_length.length(min(writer.room for writer in writers))
         if drafted:
             return self.round(writers, drafted)
         started = perf_counter()
         found = [[token] for token in self._step(writers)]
-        self.pace.stepped(perf_counter() - started)
+        self.draft_length.record_step(perf_counter() - started)
         return found
 
-    def round(self, writers: Several[Writer], drafted: int) -> list[list[int]]:
-        """Draft so many tokens, verify them, and return those that stand: 1 to `drafted` + 1 of each.
+    def round(self, writers: Sequence[Writer], drafted: int) -> list[list[int]]:
+        """Draft `drafted` tokens, verify them, and return the accepted ones and one more: 1 to `drafted` + 1 of each.
 
-        What fails on the way (pages that do not fit, for instance) leaves every sequence as it was.
+        After an error (for instance pages that do not fit) every sequence is as it was.
         """
         lengths = [writer.sequence.length for writer in writers]
         try:
@@ -95,10 +106,10 @@ class Speculator:
                 writer.sequence.truncate(min(length, writer.sequence.length))
             raise
 
-    def _round(self, writers: Several[Writer], drafted: int, lengths: list[int]) -> list[list[int]]:
+    def _round(self, writers: Sequence[Writer], drafted: int, lengths: list[int]) -> list[list[int]]:
         started = perf_counter()
         drafts: list[list[int]] = [[] for _ in writers]
-        chances: list[list[Tensor]] = [[] for _ in writers]  # what drafts were drawn from
+        chances: list[list[Tensor]] = [[] for _ in writers]  # the distributions that drafts were drawn from
         for _ in range(drafted):
             self._draft(writers, drafts, chances)
         for writer, length in zip(writers, lengths, strict=True):
@@ -111,11 +122,11 @@ class Speculator:
             writer.last = tokens[-1]
             writer.room -= len(tokens)
         ended = perf_counter()
-        self.pace.went(drafted, [len(tokens) - 1 for tokens in new], between - started, ended - between)
+        self.draft_length.record_round(drafted, [len(tokens) - 1 for tokens in new], between - started, ended - between)
         return new
 
-    def _step(self, writers: Several[Writer]) -> list[int]:
-        """One token of each, without drafts."""
+    def _step(self, writers: Sequence[Writer]) -> list[int]:
+        """One token of each writer, without drafts."""
         chunks = [Chunk(writer.sequence, [writer.last]) for writer in writers]
         if all(writer.sampler.sampling.plain for writer in writers):
             found = [int(token) for token in self.executor.best(chunks)]
@@ -128,8 +139,8 @@ class Speculator:
             writer.room -= 1
         return found
 
-    def _draft(self, writers: Several[Writer], drafts: list[list[int]], chances: list[list[Tensor]]) -> None:
-        """One more draft of each."""
+    def _draft(self, writers: Sequence[Writer], drafts: list[list[int]], chances: list[list[Tensor]]) -> None:
+        """One more draft of each writer."""
         chunks = [
             Chunk(writer.sequence, [(drafts[at] or [writer.last])[-1]], mask=self.mask)
             for at, writer in enumerate(writers)
@@ -148,9 +159,9 @@ class Speculator:
                 own.append(sampler.draw(chances[at][-1]))
 
     def _verify(
-        self, writers: Several[Writer], drafts: list[list[int]], chances: list[list[Tensor]]
+        self, writers: Sequence[Writer], drafts: list[list[int]], chances: list[list[Tensor]]
     ) -> list[list[int]]:
-        """The tokens that the model itself lets stand, and one of its own behind them."""
+        """The drafts that the model accepts, and one further token of its own, for each writer."""
         chunks = [
             Chunk(writer.sequence, [writer.last, *own], wanted=len(own) + 1)
             for writer, own in zip(writers, drafts, strict=True)
@@ -171,27 +182,27 @@ class Speculator:
 
 
 def _agreeing(drafts: list[int], chosen: list[int]) -> list[int]:
-    """What the model chooses, up to the first token at which it leaves the drafts."""
+    """The model's choices, up to and including the first that differs from the drafts."""
     count = next((at for at, (draft, own) in enumerate(zip(drafts, chosen, strict=False)) if draft != own), len(drafts))
     return chosen[: count + 1]
 
 
 def _sampled(sampler: Sampler, drafts: list[int], drafted: list[Tensor], wanted: Tensor) -> list[int]:
-    """Rejection sampling: drafts drawn from `drafted` float [V] each become tokens drawn from `wanted` [k + 1, V]."""
+    """Rejection sampling: drafts from the distributions `drafted`, k of [V], become tokens from `wanted` [k + 1, V]."""
     for at, (token, chances) in enumerate(zip(drafts, drafted, strict=True)):
         if sampler.uniform() * float(chances[token]) < float(wanted[at, token]):
             continue
         rest = (wanted[at] - chances).clamp_min(0)
-        # Where both are equal up to rounding, nothing is left, and the rejection was rounding too.
+        # Where both are equal up to rounding, the rest is zero, and the rejection was due to rounding.
         return [*drafts[:at], sampler.draw(rest if float(rest.sum()) > 0 else wanted[at])]
     return [*drafts, sampler.draw(wanted[-1])]
 
 
 class Speculators:
-    """Those of late, each for a mask, a draft and a number of requests at a time, and what all so far came to.
+    """The latest speculators, one for each mask, draft and number of requests, and the counts of all so far.
 
     Attributes:
-        latest: at most `most` of them; that used last stands last.
+        latest: at most `most` of them, the least recently used one first.
     """
 
     def __init__(self, executor: Executor, most: int = 16) -> None:
@@ -200,7 +211,7 @@ class Speculators:
         self._gone: Counter[str] = Counter()
 
     def get(self, mask: Halves, draft: Halves, requests: int) -> Speculator:
-        """The one for these, new where there is none; beyond `most` the one not used for longest is let go of."""
+        """The speculator for a mask and a draft, uint8 [L]; the least recently used one beyond `most` is dropped."""
         key = mask.tobytes(), draft.tobytes(), requests
         found = self.latest.pop(key, None) or Speculator(self._executor, draft, mask)
         self.latest[key] = found
@@ -210,7 +221,7 @@ class Speculators:
         return found
 
     def counts(self) -> dict[str, int]:
-        """Of all: `rounds`, tokens `drafted`, `judged` and `accepted`."""
+        """Totals of all so far: `rounds`, and tokens `drafted`, `judged` and `accepted`."""
         total = Counter(rounds=0, drafted=0, judged=0, accepted=0)
         for counts in (self._gone, *map(_counts, self.latest.values())):
             total.update(counts)
@@ -218,5 +229,5 @@ class Speculators:
 
 
 def _counts(speculator: Speculator) -> dict[str, int]:
-    pace = speculator.pace
-    return {"rounds": pace.rounds, "drafted": pace.drafted, "judged": pace.judged, "accepted": pace.accepted}
+    length = speculator.draft_length
+    return {"rounds": length.rounds, "drafted": length.drafted, "judged": length.judged, "accepted": length.accepted}

@@ -1,9 +1,8 @@
-"""Text from tokens as they come: never half a character, and nothing of a stop string.
+"""Text from a stream of tokens: only whole characters, and nothing of a stop string.
 
-A token may hold a part of a character only, and how it reads may depend on the token before it (a space that is dropped
-at the beginning of a text). So a few tokens are decoded together again and again, and what is new at the end is handed
-out once it can no longer change. A stop string may begin in one token and end in another: text that may be the
-beginning of one is held back until that is known.
+A token may hold only a part of a character, and its text may depend on the previous token (a space is dropped at the
+beginning of a text). So the last few tokens are decoded together at each step, and new text is returned once it can no
+longer change. A stop string may extend over several tokens: text that may be the beginning of one is held back.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from layercoop_fast.errors import RequestError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_UNKNOWN = "\ufffd"  # what decoders write for bytes that are no whole character
+_UNKNOWN = "\ufffd"  # decoders return it for bytes that are not a whole character
 _CHARACTER_BYTES = 4  # the most that UTF-8 has
-_CONTEXT = 6  # tokens of the prompt that the first new ones are decoded with
+_CONTEXT = 6  # tokens of the prompt that are decoded together with the first new ones
 
 
 def check_stops(stops: str | Iterable[str]) -> tuple[str, ...]:
-    """Stop strings as a tuple; one string is one of them. `RequestError` for what cannot be one."""
+    """Stop strings as a tuple; a single string is one of them. `RequestError` for anything else."""
     found = (stops,) if isinstance(stops, str) else tuple(stops)
     for stop in found:
         if not isinstance(stop, str) or not stop:
@@ -35,15 +34,15 @@ class Detokenizer:
 
     Args:
         tokenizer: of the model; special tokens are left out of the text.
-        prompt: the tokens before, of which the last few decide how the first new one reads.
+        prompt: the tokens before, on whose last few the text of the first new one may depend.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._tokens = self._last(prompt)  # decoded together, from the last but one border on
+        self._tokens = self._last(prompt)  # decoded together
         text = self._decode(self._tokens)
-        self._done = len(text.rstrip(_UNKNOWN))  # characters handed out
-        # Tokens before the border end with a whole character, and their text is handed out.
+        self._done = len(text.rstrip(_UNKNOWN))  # characters of their text that were returned
+        # Tokens before the border end with a whole character, and their text was returned.
         self._border = len(self._tokens) if self._done == len(text) else 0
         self._waiting = 0  # tokens since the last whole character
 
@@ -54,7 +53,7 @@ class Detokenizer:
         text = self._decode(self._tokens)
         certain = len(text.rstrip(_UNKNOWN))
         if self._waiting > _CHARACTER_BYTES:
-            # Longer than any character: these bytes will never be one. Only the last few still may.
+            # Longer than any character: only the last few bytes may still become one.
             certain = max(certain, len(text) - (_CHARACTER_BYTES - 1))
         new = text[self._done : certain]
         self._done = max(self._done, certain)
@@ -65,11 +64,11 @@ class Detokenizer:
         return new
 
     def close(self) -> str:
-        """What was held back as an unfinished character."""
+        """The text that was held back as an incomplete character."""
         return self._decode(self._tokens)[self._done :]
 
     def _last(self, prompt: Sequence[int]) -> list[int]:
-        """The last tokens of the prompt, from where a character begins."""
+        """The last tokens of the prompt, from the beginning of a character on."""
         tokens: list[int] = []
         for count in range(_CONTEXT, _CONTEXT + _CHARACTER_BYTES):
             tokens = [int(token) for token in prompt[-count:]]
@@ -85,7 +84,7 @@ class StopStrings:
     """Ends a text before the first of some strings.
 
     Attributes:
-        stopped: the string found, None so far.
+        stopped: the string that was found, or None.
     """
 
     def __init__(self, stops: str | Iterable[str]) -> None:
@@ -106,11 +105,11 @@ class StopStrings:
         return self._take(len(self._held) - self._possible())
 
     def close(self) -> str:
-        """What was held back as the beginning of a stop string that did not come."""
+        """The text that was held back as the possible beginning of a stop string."""
         return self._take(len(self._held))
 
     def _possible(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
+        """Number of characters at the end that may be the beginning of a stop string."""
         longest = min(len(self._held), max((len(stop) - 1 for stop in self._stops), default=0))
         return next(
             (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0
@@ -122,12 +121,12 @@ class StopStrings:
 
 
 class TextStream:
-    """Both together: tokens in, text out, up to a stop string. The text of an answer is the sum of what comes out.
+    """From tokens to text, up to a stop string; the returned pieces make up the text of an answer.
 
     Args:
         tokenizer: of the model.
         prompt: tokens before the answer.
-        stops: strings that end the answer; they are no part of it.
+        stops: strings that end the answer and are not part of it.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class TextStream:
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that ended the text, None so far."""
+        """The stop string that ended the text, or None."""
         return self._stops.stopped
 
     def push(self, token: int) -> str:
@@ -146,5 +145,5 @@ class TextStream:
         return self._stops.push(self._tokens.push(token))
 
     def close(self) -> str:
-        """The rest, at the end of an answer: what might have become a character or a stop string and did not."""
+        """The rest at the end of an answer: text that was held back."""
         return self._stops.push(self._tokens.close()) + self._stops.close()

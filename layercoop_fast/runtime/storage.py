@@ -1,4 +1,4 @@
-"""The memory behind page numbers, as torch tensors, for the executors that compute in torch."""
+"""The memory of pages as torch tensors, for the executors that compute in torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layercoop_fast.runtime.pages import PAGE, PagePool
 
 @dataclass(frozen=True)
 class PageShape:
-    """What a block keeps of a token: keys [heads, D] and values [heads, D'], in one dtype."""
+    """Shapes of the keys [heads, D] and values [heads, D'] of a token in a block, and their dtype."""
 
     keys: tuple[int, int]
     values: tuple[int, int]
@@ -22,7 +22,7 @@ class PageShape:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page of such a block."""
+        """Bytes of a page."""
         return PAGE * (math.prod(self.keys) + math.prod(self.values)) * self.dtype.itemsize
 
 
@@ -31,8 +31,8 @@ class PageStorage:
 
     Args:
         shapes: of each block, None where it keeps nothing.
-        budget: bytes of all pages together. The memory is asked for at once and used when it is written to.
-        device: where it is.
+        budget: bytes of all pages, allocated at once; the system provides memory when it is written to.
+        device: of the memory.
 
     Raises `RequestError` where the budget does not hold one token in every block.
     """
@@ -64,7 +64,7 @@ class PageStorage:
         self._values[kind][pages, :, slots] = values
 
     def read(self, layer: int, tables: Tensor, first: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys [S, heads, T, D] and values of the tokens `first` to `end`, by tables int64 [S, P]."""
+        """Keys [S, heads, T, D] and values [S, heads, T, D'] of the tokens `first` to `end`, by tables int64 [S, P]."""
         kind = self._of[layer]
         start = first // PAGE
         pages = tables[:, start : -(-end // PAGE)]
@@ -73,7 +73,7 @@ class PageStorage:
         return keys.transpose(1, 2).flatten(2, 3)[:, :, part], values.transpose(1, 2).flatten(2, 3)[:, :, part]
 
     def copy_page(self, layer: int, source: int, target: int) -> None:
-        """Copy a page of a block, whole."""
+        """Copy a page of a block."""
         kind = self._of[layer]
         for memory in (self._keys[kind], self._values[kind]):
             memory[target] = memory[source]

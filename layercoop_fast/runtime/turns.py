@@ -1,15 +1,15 @@
-"""Work that one thread at a time does for all that wait for it.
+"""Work that one of the waiting threads does for all of them.
 
     turns.until(done, work)   # calls work() until done(); while another thread works, waits
-    turns.post(job)           # job() by whichever thread works next; does not wait
+    turns.post(job)           # job() by the thread that works next; does not wait
     turns.call(job)           # the same, and its result
 
-Whoever waits and finds no thread at work works itself, and hands on when it has what it wanted. So no thread of our own
-is needed, and a single caller pays for no switch of threads. `work` and jobs never run at the same time, and all that
-only they touch needs no lock.
+A thread that waits and finds no other thread at work works itself, and lets another one continue when its own condition
+holds. So no additional thread is needed, and a single caller never switches threads. `work` and jobs never run at the
+same time, so that data which only they use needs no lock.
 
-No turn is broken off: a signal that comes in its middle (Ctrl-C) is handled at its end. A fork waits for the end of a
-turn, so the child finds everything whole, and no thread at work.
+A turn is never interrupted: a signal that arrives during it (Ctrl-C) is handled at its end. A fork waits for the end of
+a turn, so that the child finds consistent data and no thread at work.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from layercoop_fast.errors import RunError
 
 Result = TypeVar("Result")
 
-# Seconds after which a waiting thread looks by itself, should the one that was to wake it have been interrupted there.
+# Seconds after which a waiting thread checks by itself, in case the thread that should wake it was interrupted.
 _PATIENCE = 1.0
 # Signals whose handlers may raise.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
 
 
 class Turns:
-    """See the module.
+    """Turns of several threads at some work.
 
     Args:
-        forked: gives what is called in a forked child, where no other thread is left; a weak reference, so that an
-            owner goes, and a model's memory with it, when nobody holds it any more.
+        forked: returns the function to call in a forked child, where no other thread exists, or None. It should be a
+            weak reference, so that its owner, and the memory of a model with it, can be freed.
     """
 
     def __init__(self, forked: Callable[[], Callable[[], None] | None] = lambda: None) -> None:
         self._forked = forked
-        # Every turn goes through the door, and a fork shuts it: threads that begin turn after turn cannot starve it.
+        # Every turn begins by taking the door, and a fork keeps it: new turns cannot delay a fork forever.
         self._door = threading.Lock()
-        self._lock = threading.Lock()  # for moments only; guards the two below
+        self._lock = threading.Lock()  # held briefly; guards the two below
         self._worker: int | None = None  # the thread whose turn it is
         self._waiters: list[tuple[threading.Condition, Callable[[], bool]]] = []
         self._jobs: deque[Callable[[], object]] = deque()
@@ -57,8 +57,8 @@ class Turns:
     def until(self, done: Callable[[], bool], work: Callable[[], object]) -> None:
         """Call `work` until `done` holds, or wait while another thread works.
 
-        `done` becomes true by turns alone, takes no lock and is quick; other threads call it too. What `work` raises is
-        raised here, in the thread that had the turn. Raises `RunError` when called from within a turn.
+        `done` must become true by turns only, take no lock and be quick; other threads call it too. Exceptions of
+        `work` are raised here, in the thread that had the turn. Raises `RunError` when called from within a turn.
         """
         try:
             while not done():
@@ -71,15 +71,15 @@ class Turns:
             self._settle()
 
     def post(self, job: Callable[[], object]) -> None:
-        """Have a job done: at once where no thread works, else before the next turn. It must not raise.
+        """Run a job: at once where no thread works, else before the next turn. It must not raise.
 
-        Never waits, so that finalisers may call it, which run in any thread at any place.
+        This never waits, so that finalisers may call it, which run in any thread at any place.
         """
         self._jobs.append(job)
         self._settle()
 
     def call(self, job: Callable[[], Result]) -> Result:
-        """Do a job while no thread works; returns or raises what it does."""
+        """Run a job while no thread works; return its result or raise its exception."""
         results: list[Result] = []
         errors: list[BaseException] = []
 
@@ -96,12 +96,12 @@ class Turns:
         return results[0]
 
     def _settle(self) -> None:
-        """Do posted jobs. Where another thread works, or is about to, it looks for jobs behind that."""
+        """Run posted jobs, unless another thread works or is about to: that thread runs them after its turn."""
         while self._jobs and self._turn(lambda: None, blocking=False):
             pass
 
     def _turn(self, work: Callable[[], object], *, blocking: bool = True) -> bool:
-        """A turn, posted jobs first; False where another thread has it."""
+        """Take a turn, posted jobs first; return False where another thread has it."""
         with _signals_held():
             if not self._begin(blocking):
                 return False
@@ -147,7 +147,7 @@ class Turns:
                 self._waiters.remove(waiter)
 
     def _hold(self) -> None:
-        """Shut the door, and take the lock once no other thread works."""
+        """Take the door, and the lock once no other thread works."""
         self._door.acquire()
         self._lock.acquire()
         while self._worker not in (None, threading.get_ident()):
@@ -160,7 +160,7 @@ class Turns:
         self._door.release()
 
     def _begin_again(self) -> None:
-        """In a forked child: no thread waits."""
+        """Reset in a forked child, where no thread waits."""
         self._door = threading.Lock()
         self._lock = threading.Lock()
         self._waiters = []
@@ -170,7 +170,7 @@ class Turns:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Handle signals that come within the block behind it. Only the main thread is interrupted by signals."""
+    """Delay signals that arrive within the `with` block to its end. Only the main thread is interrupted by signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -184,7 +184,7 @@ def _signals_held() -> Iterator[None]:
         try:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        except BaseException:  # one that is back already was called before the others were
+        except BaseException:  # a handler that was restored already has run before the others were
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             raise
@@ -212,7 +212,7 @@ def _after_in_parent() -> None:
         turns._let_go()
     _forking.release()
     for turns in held:
-        turns._settle()  # what was posted while the door was shut
+        turns._settle()  # jobs that were posted in the meantime
 
 
 def _after_in_child() -> None:

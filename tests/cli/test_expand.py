@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from layercoop_fast.comparing.request import CompareRequest
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.options import GameOptions
-from layercoop_fast.inputs.options import MACHINE, OUTPUT, PANELS, TEXT, shell, shell_of
+from layercoop_fast.inputs.options import MACHINE, OUTPUT, PANELS, TEXT, option, shell_of
 from layercoop_fast.pruning.prune import prune
 from layercoop_fast.pruning.request import PruneRequest
 from layercoop_fast.runtime.model import LayerSkipModel
@@ -26,14 +26,14 @@ from layercoop_fast.runtime.options import AnswerOptions, RuntimeOptions, Sampli
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    memory: int | None = field(default=None, metadata=shell("Memory, with force=.", panel=MACHINE, read="size"))
-    cost: bool = field(default=True, metadata=shell("Measure.", panel=OUTPUT, name="price"))
-    chat: bool = field(default=False, metadata=shell("Turns.", panel=TEXT))
-    keep: Any = field(default=(), metadata=shell("Stay.", panel=TEXT, read="labels"))
-    remove: Any = field(default=(3,), metadata=shell("Sizes.", panel=TEXT, read="sizes"))
-    texts: Any = field(default="builtin", metadata=shell("Texts.", panel=TEXT, read="texts"))
-    count: int = field(default=1, metadata=shell("Number.", panel=TEXT, short="n", least=1))
-    store: Path | None = field(default=None, metadata=shell("File.", panel=TEXT, read="path"))
+    memory: int | None = option(None, MACHINE, "Memory, with force=.", read="size")
+    cost: bool = option(True, OUTPUT, "Measure.", name="price")
+    chat: bool = option(False, TEXT, "Turns.")
+    keep: Any = option((), TEXT, "Stay.", read="labels")
+    remove: Any = option((3,), TEXT, "Sizes.", read="sizes")
+    texts: Any = option("builtin", TEXT, "Texts.", read="texts")
+    count: int = option(1, TEXT, "Number.", short="n", least=1)
+    store: Path | None = option(None, TEXT, "File.", read="path")
 
 
 def handed(*words: str, only: Any = None, **defaults: Any) -> Wish:

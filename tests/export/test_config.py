@@ -207,13 +207,13 @@ def test_a_hybrid_keeps_one_attention_and_says_which_is_nearest() -> None:
     config = AutoConfig.for_model("qwen3_5_text", num_hidden_layers=4, layer_types=kinds)
     for bits in product([False, True], repeat=4):
         assert (exportable(config, np.array(bits)) is None) == (bits[1] or bits[3]), bits
-    with pytest.raises(RequestError, match=r"one attention layer must stay.* removes \[0, 3\]"):
+    with pytest.raises(RequestError, match=r"one attention layer of this hybrid must stay.* removes \[0, 3\]"):
         prune_config(config, [0, 2])
     assert best_exportable(config, np.array([5.0, 1.0, 4.0, 2.0]), 2).tolist() == [True, False, False, True]
     # The same where a command is told which layers must go.
     with pytest.raises(
         RequestError,
-        match=r"players 1, 3 must go, but one attention layer of this hybrid .* must stay.* removes \[0, 3\]",
+        match=r"players 1, 3 must go, but one attention layer of this hybrid must stay.* removes \[0, 3\]",
     ):
         ConstrainedFamily(ExportableMasks(config), 4, must_go=[1, 3]).check_size(2)
 

@@ -58,12 +58,12 @@ HEADS = {"llama.attention.head_count": ("uint32", 4), "llama.feed_forward_length
         (BLOCKS, {"llama.block_count": ("uint64", 2**63)}, "1", "is 9223372036854775808: models of 1 to 4,096 blocks"),
         (BLOCKS, {"llama.block_count": ("uint32", 2**24)}, "1", "is 16777216: models of 1 to 4,096 blocks"),
         (BLOCKS, {"llama.block_count": ("uint32", 0)}, "1", "is 0: models of 1 to 4,096 blocks"),
-        (BLOCKS, {**HEADS, "llama.embedding_length": ("uint32", 2**18)}, "1.mlp,0.attn", "is too small for that"),
+        (BLOCKS, {**HEADS, "llama.embedding_length": ("uint32", 2**18)}, "1.mlp,0.attn", "is too small for its"),
         (BLOCKS, {**HEADS, "llama.embedding_length": ("uint32", 2**31)}, "1.mlp,0.attn", "lacks the key"),
-        (BLOCKS, {**HEADS, "llama.attention.head_count": ("uint64", 2**40)}, "1.attn", "entries that are no counts"),
-        ([*BLOCKS, "blk.99.attn_q.weight"], {}, "1", "'blk.99.attn_q.weight', which is of none of its 4 blocks"),
-        ([*BLOCKS, "blk.٣.attn_q.weight"], {}, "1", "which is of none of its 4 blocks"),
-        ([*BLOCKS, "blk.03.attn_q.weight"], {}, "1", "which is of none of its 4 blocks"),
+        (BLOCKS, {**HEADS, "llama.attention.head_count": ("uint64", 2**40)}, "1.attn", "elements that are not counts"),
+        ([*BLOCKS, "blk.99.attn_q.weight"], {}, "1", "'blk.99.attn_q.weight', which belongs to none of its 4 blocks"),
+        ([*BLOCKS, "blk.٣.attn_q.weight"], {}, "1", "which belongs to none of its 4 blocks"),
+        ([*BLOCKS, "blk.03.attn_q.weight"], {}, "1", "which belongs to none of its 4 blocks"),
     ],
 )
 def test_numbers_that_ask_for_everything(
@@ -83,7 +83,9 @@ def test_an_alignment_of_a_gigabyte(alignment: int, tmp_path: Path) -> None:
     assert content.count(key) == 1
     at = content.find(key) + len(key)
     file.write_bytes(content[:at] + alignment.to_bytes(4, "little") + content[at + 4 :])
-    with pytest.raises(RequestError, match=f"general.alignment of {alignment}, which is no power of two up to 65,536"):
+    with pytest.raises(
+        RequestError, match=f"general.alignment of {alignment}, which is not a power of two up to 65,536"
+    ):
         cut_gguf(file, parse_removed("1"), tmp_path / "cut.gguf")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from fake_executor import FakeExecutor, check_references, next_word
@@ -200,3 +202,42 @@ def test_a_draw_from_a_pool_without_a_tree_fails_cleanly() -> None:
     sequence = executor.sequence()
     executor.run([Chunk(sequence, [1])])
     assert executor.pool.used == 1
+
+
+def test_a_step_does_not_look_at_all_that_wait() -> None:
+    """A thousand requests of calls of their own wait: the first one is found without counting the others."""
+    batcher = Batcher(FakeExecutor(), most=2)
+    runnings = [batcher.add(request([number % 50], n_new=2)) for number in range(1000)]
+    looked_at = 0
+
+    class Counting(Counter[object]):
+        def __getitem__(self, call: object) -> int:
+            nonlocal looked_at
+            looked_at += 1
+            return super().__getitem__(call)
+
+    found = batcher.waiting.first(Counting())
+    assert found is runnings[0]
+    assert looked_at == 1
+    of_one_call = [batcher.prepare(request([1], call=found.request.call)) for _ in range(1000)]
+    batcher.start(of_one_call)
+    looked_at = 0
+    assert batcher.waiting.first(Counting({found.request.call: 1})) is runnings[1]
+    assert looked_at <= 6
+    batcher.run()
+    assert all(one.result().tokens == expected(one.request) for one in [*runnings, *of_one_call])
+
+
+def test_nobody_gives_up_pages_for_a_request_that_does_not_fit_all_the_same() -> None:
+    """Two of one call run; a request of another call needs more than one of them can free: both run on."""
+    batcher = Batcher(FakeExecutor(n_layers=1, pages=8))
+    both = [batcher.prepare(request([number] * 40, "1", 8, call="both")) for number in (1, 2)]
+    batcher.start(both)
+    batcher.step()
+    large = batcher.add(request([3] * 100, "1", 8))
+    while not (both[0].ended or both[1].ended):
+        assert batcher.running == both
+        batcher.step()
+    batcher.run()
+    assert [one.result().tokens for one in (*both, large)] == [expected(one.request) for one in (*both, large)]
+    assert all(one.result().reused_tokens == 0 for one in both)

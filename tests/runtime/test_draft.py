@@ -73,10 +73,10 @@ def test_acceptance_of_sampled_drafts_is_what_rejection_keeps(executor: GeneralE
     for index in range(60):
         sequence = executor.sequence()
         executor.run([Chunk(sequence, text[:20], wanted=0)])
-        pace = DraftLength(0.5)
+        drafting = DraftLength(0.5)
         writer = Writer(sequence, text[20], Sampler(asked, text[:21], index=index), 20)
-        Speculator(executor, mask, pace=pace).round([writer], 2)
-        kept, tried = kept + pace.accepted, tried + pace.judged
+        Speculator(executor, mask, draft_length=drafting).round([writer], 2)
+        kept, tried = kept + drafting.accepted, tried + drafting.judged
         sequence.release()
     assert game.acceptance[mask.tobytes()] == pytest.approx(kept / tried, abs=0.15)
 

@@ -152,11 +152,11 @@ def test_an_end_within_a_round_ends_the_answer_there() -> None:
 def test_what_drafts_came_to_is_counted_beyond_the_speculators_that_are_kept() -> None:
     speculators = Speculators(FakeExecutor(), most=2)
     for requests in (1, 2, 3, 1, 1, 2):
-        speculators.get(halves("111"), halves("100"), requests).pace.went(2, [1], 1.0, 1.0)
+        speculators.get(halves("111"), halves("100"), requests).draft_length.record_round(2, [1], 1.0, 1.0)
         assert len(speculators.latest) <= 2
     assert speculators.counts() == {"rounds": 6, "drafted": 12, "judged": 12, "accepted": 6}
     kept = speculators.get(halves("111"), halves("100"), 1)
-    assert kept.pace.rounds == 2
+    assert kept.draft_length.rounds == 2
     assert speculators.get(halves("111"), halves("110"), 1) is not kept
 
 

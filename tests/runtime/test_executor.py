@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.pages import PagePool, PoolFullError
-from layercoop_fast.runtime.sequences import Sequence
+from layercoop_fast.runtime.sequences import TokenSequence
 
 
 def bits(text: str) -> np.ndarray:
@@ -124,7 +124,7 @@ class Sequences(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.executor = FakeExecutor(n_layers=3, pages=60)
-        self.sequences: list[Sequence] = []
+        self.sequences: list[TokenSequence] = []
 
     @precondition(lambda self: len(self.sequences) < 5)
     @rule(mask=st.sampled_from(["111", "110", "101", "011", "100", "111"]))

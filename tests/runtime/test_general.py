@@ -16,14 +16,14 @@ from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.config import nearest_exportable
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.general import GeneralExecutor
-from layercoop_fast.runtime.sequences import Sequence
+from layercoop_fast.runtime.sequences import TokenSequence
 
 N_LAYERS = 6
 PROMPT = torch.randint(3, 259, (1, 25), generator=torch.Generator().manual_seed(5))
 BUDGET = 2**22
 
 
-def generated(executor: Executor, sequences: list[Sequence], n_new: int, first: int) -> list[list[int]]:
+def generated(executor: Executor, sequences: list[TokenSequence], n_new: int, first: int) -> list[list[int]]:
     """Greedy tokens, the prompt cut into a first chunk and the rest."""
     prompt = PROMPT[0].tolist()
     executor.run([Chunk(sequence, prompt[:first], wanted=0) for sequence in sequences])

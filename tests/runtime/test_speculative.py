@@ -72,8 +72,8 @@ def test_greedy_tokens_are_those_of_the_model_alone(family: str, sampling: Sampl
             found += speculator.round([writer], drafted)[0]
         assert found[:40] == expected
         assert writer.sequence.tokens == [*PROMPT, *found[:-1]]
-        accepted += speculator.pace.accepted
-        assert speculator.pace.judged > speculator.pace.accepted  # some were rejected, and rewound
+        accepted += speculator.draft_length.accepted
+        assert speculator.draft_length.judged > speculator.draft_length.accepted  # some were rejected, and rewound
         writer.sequence.release()
     assert accepted > 10
     assert executor.pool.used_bytes == 0
@@ -185,13 +185,13 @@ def test_advance_takes_steps_and_rounds_as_the_pace_says() -> None:
     executor = opened()
     expected = plainly(executor, Sampling(), 50)
     writer = begun(executor, Sampling(), 49)
-    pace = DraftLength(share=0.01, acceptance=0.99)
-    speculator, found = Speculator(executor, without(2), pace=pace), [writer.last]
+    drafting = DraftLength(share=0.01, acceptance=0.99)
+    speculator, found = Speculator(executor, without(2), draft_length=drafting), [writer.last]
     while writer.room:
         found += speculator.advance([writer])[0]
     assert found == expected
-    assert pace.rounds
-    assert pace.tokens == 49
+    assert drafting.rounds
+    assert drafting.tokens == 49
 
 
 def refused_draft(executor: Executor) -> None:

@@ -10,13 +10,13 @@ from toy_games import Additive, Family, Influential, Redundant
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.search.base import (
-    METHODS,
     check_n_remove,
     finite_or_none,
     get_method,
     least_valuable,
     worst_last,
 )
+from layercoop_fast.search.methods import METHODS
 
 NO_NEIGHBOURS = Family(lambda mask: not (~mask[1:] & ~mask[:-1]).any())
 

@@ -11,10 +11,10 @@ from toy_games import Influential, Table
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import coop
-from layercoop_fast.search.base import METHODS
 from layercoop_fast.search.by_cost import GROWING, RANKING, search_by_cost
 from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.measurements import Measurements
+from layercoop_fast.search.methods import METHODS
 from layercoop_fast.search.target import Target
 
 N = 12

@@ -10,8 +10,9 @@ from toy_games import Family, Influential
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.stratified import all_masks
-from layercoop_fast.search.base import METHODS, get_method
+from layercoop_fast.search.base import get_method
 from layercoop_fast.search.constraints import ConstrainedFamily
+from layercoop_fast.search.methods import METHODS
 
 N = 8
 

@@ -16,9 +16,10 @@ from layercoop_fast.game.bootstrap import probability_better
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import coop, ppl
-from layercoop_fast.search.base import METHODS, get_method
+from layercoop_fast.search.base import get_method
 from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.measurements import Measurements
+from layercoop_fast.search.methods import METHODS
 from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion
 from layercoop_fast.texts.calibration import Calibration

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from layercoop_fast.runtime.executor import Executor, Rows
 from layercoop_fast.runtime.pages import PAGE, PagePool
-from layercoop_fast.runtime.sequences import Sequence
+from layercoop_fast.runtime.sequences import TokenSequence
 
 PAGE_BYTES = 10
 
@@ -68,7 +68,7 @@ def next_word(mask: np.ndarray, tokens: list[int]) -> int:
     return (7 * sum(tokens) + 3 * len(tokens) + int(np.packbits(mask > 0).sum())) % 50
 
 
-def check_references(executor: Executor, holders: list[Sequence], further: int = 0) -> None:
+def check_references(executor: Executor, holders: list[TokenSequence], further: int = 0) -> None:
     """Every page is held by exactly those who have it in their tables (and `further` pages by somebody else)."""
     count: dict[tuple[int, int], int] = {}
     for sequence in holders:

@@ -71,8 +71,8 @@ BUGS = [
     Bug(
         "cancelled-request-keeps-its-pages",
         "layercoop_fast/runtime/batching.py",
-        old="            self.waiting.remove(one)\n        one.sequence.release()\n\n    def _put_back",
-        new="            self.waiting.remove(one)\n\n    def _put_back",
+        old="            self.waiting.discard(one)\n        one.sequence.release()\n\n    def _put_back",
+        new="            self.waiting.discard(one)\n\n    def _put_back",
         means="every cancelled request takes memory for good",
         tests="tests/runtime/test_batching.py",
     ),
