@@ -2,11 +2,13 @@
 
     python benchmarks/llama/bench_blocks.py --calibration novels.txt [--masks 40] [--clock cpu]
     python benchmarks/llama/bench_blocks.py --random 16x2048 --masks 3
+    python benchmarks/llama/bench_blocks.py --family gemma3 --random 6x1152 --masks 6 --dtype float32
 
 block   one block on 1 and on 4 states: the model's own, ours, its products alone, our attention and torch's
 head    scoring one state: the model's own head with torch's cross-entropy, ours, its product alone
 plan    a game of stratified masks from start to end, against the same plan with products only (same shapes, counts,
-        dtype and torch, head included), and against products and our attention
+        dtype and torch, head included), against products and our attention, and against the model's own modules, all
+        by turns
 
 Ends in one JSON line; times are milliseconds, the fastest of a few repeats.
 """
@@ -22,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from clock import CLOCKS, best, set_up
@@ -47,7 +49,8 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint folder; default the small real model")
-    parser.add_argument("--random", metavar="LAYERSxHIDDEN", help="a random llama of this size instead")
+    parser.add_argument("--random", metavar="LAYERSxHIDDEN", help="a model with random weights of this size instead")
+    parser.add_argument("--family", choices=RANDOM, default="llama", help="of the model with random weights")
     parser.add_argument("--calibration", default="builtin")
     parser.add_argument("--masks", type=int, default=40)
     parser.add_argument("--dtype", default="bfloat16")
@@ -56,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     now = set_up(arguments.clock)
     if arguments.random:
-        game = random_game(arguments.random, arguments.dtype)
+        game = random_game(arguments.family, arguments.random, arguments.dtype)
     else:
         game = ModelGame.from_pretrained(
             arguments.model or str(small_model()), arguments.calibration, dtype=arguments.dtype
@@ -77,7 +80,7 @@ def main() -> None:
             "windows": list(game.calibration.ids.shape),
             "block": {str(states): block(game, general, states, now, arguments.repeats) for states in (1, 4)},
             "head": head(game, general, now, arguments.repeats),
-            "plan": plan(game, arguments.masks, now, arguments.repeats),
+            "plan": plan(game, general, arguments.masks, now, arguments.repeats),
         }
     sys.stdout.write(json.dumps(result) + "\n")
 
@@ -100,7 +103,7 @@ def block(game: ModelGame, general: ModelGame, states: int, now: Clock, repeats:
         "sdpa": best(
             now,
             lambda: torch.nn.functional.scaled_dot_product_attention(
-                queries, keys, values, is_causal=True, scale=fast.scale, enable_gqa=True
+                queries, keys, values, is_causal=True, scale=fast.parts.scale, enable_gqa=True
             ),
             repeats,
         ),
@@ -132,17 +135,22 @@ def head(game: ModelGame, general: ModelGame, now: Clock, repeats: int) -> dict[
     }
 
 
-def plan(game: ModelGame, n_masks: int, now: Clock, repeats: int) -> dict[str, Any]:
-    """A plan whole, its products alone, and its products with our attention, in turn."""
+def plan(game: ModelGame, general: ModelGame, n_masks: int, now: Clock, repeats: int) -> dict[str, Any]:
+    """A plan whole, by the model's own modules, its products alone, and its products with our attention, in turn."""
     made = build_plan(game.masked.players.unit_masks(stratified_masks(game.n_players, n_masks, seed=0)))
 
-    def whole() -> None:
+    def whole(game: ModelGame) -> None:
         run_plan(game.masked.windows, made, lambda _, state: game.masked.scorer.score(state), units=game.masked.units)
 
     def only(products: Products) -> Callable[[], None]:
         return lambda: run_plan(game.masked.windows, made, products.score, units=products)
 
-    ways = {"whole": whole, "products": only(Products(game)), "with_attention": only(Products(game, attention=True))}
+    ways = {
+        "whole": lambda: whole(game),
+        "hf": lambda: whole(general),
+        "products": only(Products(game)),
+        "with_attention": only(Products(game, attention=True)),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(max(1, repeats // 2)):
         for name, way in ways.items():
@@ -155,6 +163,7 @@ def plan(game: ModelGame, n_masks: int, now: Clock, repeats: int) -> dict[str, A
         "layer_evals": made.scheduled,
         "trie": made.plan,
         **{name: round(1e3 * value, 1) for name, value in found.items()},
+        "hf_over_whole": round(found["hf"] / found["whole"], 3),
         "products_over_whole": round(found["products"] / found["whole"], 3),
         "products_and_attention_over_whole": round(found["with_attention"] / found["whole"], 3),
     }
@@ -186,15 +195,25 @@ class Products:
         fast.qkv(normed, out=fast.workspace.matrix("wide", rows, fast.qkv.out_features, fast.dtype))
         if self.attention:
             self.attend(fast, rows)
-        fast.output(fast.workspace.matrix("inner", rows, fast.heads * fast.head_dim, fast.dtype), out=delta)
+        fast.output(fast.workspace.matrix("inner", rows, fast.parts.heads * fast.parts.head_dim, fast.dtype), out=delta)
         fast.gate_up(normed, out=fast.workspace.matrix("wide", rows, fast.gate_up.out_features, fast.dtype))
         fast.down(fast.workspace.matrix("inner", rows, fast.gate_up.out_features // 2, fast.dtype), out=delta)
 
     def attend(self, fast: FastBlock, rows: int) -> None:
         """Our attention on whatever stands in the workspace."""
         qkv = fast.workspace.matrix("wide", rows, fast.qkv.out_features, fast.dtype)
-        out = fast.workspace.matrix("inner", rows, fast.heads * fast.head_dim, fast.dtype)
-        causal_attention(qkv, len(fast.rope.cos), fast.heads, fast.kv_heads, fast.scale, out=out)
+        out = fast.workspace.matrix("inner", rows, fast.parts.heads * fast.parts.head_dim, fast.dtype)
+        parts, rope = fast.parts, fast.rope
+        causal_attention(
+            qkv,
+            rope.tokens,
+            parts.heads,
+            parts.kv_heads,
+            parts.scale,
+            sliding_window=rope.sliding_window,
+            cap=parts.score_cap,
+            out=out,
+        )
 
     def score(self, _: int, state: Tensor) -> None:
         """The head's product, tile by tile."""
@@ -212,27 +231,50 @@ def fast_blocks(game: ModelGame) -> list[FastBlock]:
 def split_heads(fast: FastBlock, rows: int) -> list[Tensor]:
     """Queries, keys and values as torch's attention takes them, [W, heads, T, D]."""
     tokens = len(fast.rope.cos)
-    counts = (fast.heads, fast.kv_heads, fast.kv_heads)
-    return [torch.randn(rows // tokens, count, tokens, fast.head_dim).to(fast.dtype) for count in counts]
+    counts = (fast.parts.heads, fast.parts.kv_heads, fast.parts.kv_heads)
+    return [torch.randn(rows // tokens, count, tokens, fast.parts.head_dim).to(fast.dtype) for count in counts]
 
 
-def random_game(size: str, dtype: str) -> ModelGame:
-    """A llama with random weights on ten windows of random tokens."""
-    layers, hidden = (int(number) for number in size.split("x"))
-    heads = hidden // 64
+def llama(layers: int, hidden: int) -> PreTrainedModel:
+    """A llama of heads 64 wide."""
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 4),
-        vocab_size=32_000,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=max(1, hidden // 64 // 4),
+        vocab_size=VOCABULARY,
         tie_word_embeddings=True,
     )
+    return LlamaForCausalLM(config)
+
+
+def gemma3(layers: int, hidden: int) -> PreTrainedModel:
+    """A Gemma 3 of the sizes of the models with 270 million (hidden 640) and 1 billion parameters (hidden 1,152)."""
+    config = Gemma3TextConfig(
+        hidden_size=hidden,
+        intermediate_size=2048 if hidden == 640 else 6 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        sliding_window=512,
+        vocab_size=VOCABULARY,
+    )
+    return Gemma3ForCausalLM(config)
+
+
+VOCABULARY = 32_000
+RANDOM = {"llama": llama, "gemma3": gemma3}
+
+
+def random_game(family: str, size: str, dtype: str) -> ModelGame:
+    """A model with random weights on ten windows of random tokens."""
+    layers, hidden = (int(number) for number in size.split("x"))
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
-    ids = torch.randint(config.vocab_size, (10, 128))
-    return ModelGame(Checkpoint(model, None, f"random llama {size}"), Calibration(ids, "random"))
+    model = RANDOM[family](layers, hidden).eval().to(getattr(torch, dtype))
+    ids = torch.randint(VOCABULARY, (10, 128))
+    return ModelGame(Checkpoint(model, None, f"random {family} {size}"), Calibration(ids, "random"))
 
 
 if __name__ == "__main__":

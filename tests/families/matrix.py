@@ -367,8 +367,8 @@ _AFTER = """
 - **masked = removed**: the masked pass gives the logits of the model with the other blocks physically removed. Where
   experts are grouped, sums change their order with the layout of memory: equal to 2e-5 there.
 - **blocks on the CPU**: *fast*, on joint products and C++ kernels where a block agrees with the model's own at
-  start-up; else the model's own modules run, with the same sharing. *In part*: all but experts, layers without
-  positions, and layers whose sliding window is shorter than the text.
+  start-up; else the model's own modules run, with the same sharing. *In part*: all but the blocks with experts. Sliding
+  windows, soft caps, layers without positions, fused projections and norms behind halves are fast too.
 - **export**: the checkpoint of the mask, opened by plain `from_pretrained`, gives the masked logits. *With attention*:
   of a hybrid one attention layer has to stay, since transformers cannot generate with a cache beside none.
 - **generate**: greedy tokens of that checkpoint, with its cache and without, are those of the masked model.
