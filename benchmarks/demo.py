@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 from small_model import small_model
 
+from layercoop_fast.cli.pruned import show_pruned
 from layercoop_fast.engine.loading import quiet_transformers
 from layercoop_fast.engine.precision import is_slow
 from layercoop_fast.progress import Bars
 from layercoop_fast.pruning.prune import prune
-from layercoop_fast.report.tables import show_pruned
 
 METHODS = ("shortgpt", "coop")
 WINDOWS = 6  # of 128 tokens: keeps the search under a minute on two slow cores

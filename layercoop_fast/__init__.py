@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from layercoop_fast.repair.fit import repaired_worth as repaired_worth
     from layercoop_fast.runtime.draft import find_draft as find_draft
     from layercoop_fast.runtime.model import LayerSkipModel as LayerSkipModel
-    from layercoop_fast.runtime.sampling import Sampling as Sampling
+    from layercoop_fast.runtime.options import Sampling as Sampling
     from layercoop_fast.search.best_masks import best_masks as best_masks
     from layercoop_fast.shapley.by_size import size_values as size_values
     from layercoop_fast.shapley.control import Control as Control
@@ -64,7 +64,7 @@ _HOME = {
     "RequestError": "errors",
     "RidgeSurrogate": "surrogate.ridge",
     "RunError": "errors",
-    "Sampling": "runtime.sampling",
+    "Sampling": "runtime.options",
     "Skeleton": "engine.skeleton",
     "Surrogate": "surrogate.surrogate",
     "Worths": "game.worths",
@@ -85,12 +85,12 @@ _HOME = {
     "stratified_marginals": "shapley.stratified",
     "stratified_masks": "masks.stratified",
 }
-# Names of earlier versions, and what they are called where they are defined.
+# Names of earlier versions, and the names of their definitions today.
 _RENAMED = {"Choices": "Items"}
 __all__ = ["__version__", *sorted(_HOME)]
 
-# transformers imports torchao wherever it is installed, and torchao then warns of files for GPUs that it cannot load,
-# and of functions of torch that it should no longer call: nothing that whoever runs a model without it can act on.
+# transformers imports torchao wherever it is installed. torchao then warns about GPU libraries that it cannot load and
+# about deprecated functions of torch that it calls: a user who runs a model without torchao can do nothing about that.
 for _name in ("torchao", "torch.utils._pytree"):
     if logging.getLogger(_name).level == logging.NOTSET:
         logging.getLogger(_name).setLevel(logging.ERROR)

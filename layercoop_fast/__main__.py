@@ -15,10 +15,10 @@ from layercoop_fast.shown import shown
 from layercoop_fast.system.stopping import Terminated, status_of, stopped_by_signals
 
 TRACEBACK = "LAYERCOOP_TRACEBACK"
-"""Variable of the environment: set, an error is told with its traceback."""
+"""Environment variable: where it is set, errors are printed with their traceback."""
 _INTERRUPTED = 130
-_STOPPED = "stopped. What was written before is whole and kept; what was being written is not there"
-# Numbers of the environment that the extension reads when it is loaded; it refuses wrong ones as an `ImportError`.
+_STOPPED = "stopped. Files that were finished are kept; a file that was being written is not there"
+# Environment variables that the extension reads when it is loaded; it refuses wrong values with an `ImportError`.
 _OF_THE_EXTENSION = ("LAYERCOOP_THREADS: ", "LAYERCOOP_ISA: ", "LAYERCOOP_DOTS: ")
 
 
@@ -30,18 +30,18 @@ def main() -> None:
         with stopped_by_signals() as came:
             status = _run()
             if sys.stdout is not None:
-                sys.stdout.flush()  # what cannot be written is found out here, not while the interpreter ends
+                sys.stdout.flush()  # an error of writing is found here, not while the interpreter shuts down
     except LayercoopError as error:
-        _leave(str(error), error.status)
+        _leave(_typed(str(error)), error.status)
     except KeyboardInterrupt:
         _leave(_STOPPED, 1)
     except Terminated as stop:
         _leave(_STOPPED, stop.status)
     except MemoryError:
-        _leave("out of memory: pass a smaller --memory, fewer --windows, or a narrower --dtype", 1)
+        _leave("out of memory: use a smaller memory budget, fewer windows, or a narrower dtype", 1)
     except OSError as error:
         if isinstance(_broken_output(), BrokenPipeError):
-            sys.exit(1)  # nobody reads any more (`| head`), and nobody wants to know
+            sys.exit(1)  # the reader of the pipe has gone (`| head`): an error message would be noise
         _leave(f"{error.filename or 'the system'}: {reason(error)}", 1)
     except Exception as error:
         if came:
@@ -49,8 +49,8 @@ def main() -> None:
         if isinstance(error, ImportError) and str(error).startswith(_OF_THE_EXTENSION):
             _leave(str(error), RequestError.status)
         _leave(
-            f"an error that was not foreseen, {type(error).__name__}: {reason(error)[:500]} ({TRACEBACK}=1 in the "
-            "environment shows where)",
+            f"unexpected error, {type(error).__name__}: {reason(error)[:500]} (set {TRACEBACK}=1 in the environment to "
+            "see where)",
             1,
         )
     finally:
@@ -61,11 +61,11 @@ def main() -> None:
 
 def _run() -> int:
     """Run the command and return its exit status."""
-    import typer  # here, like the commands: loading them can be stopped, or fail, too
+    import typer  # here, within the error handling of `main`: loading the commands can be stopped, or fail, too
 
     from layercoop_fast.cli.app import app
 
-    # typer raises click's exceptions, from click itself or from a copy of its own, by version; both descend from this.
+    # typer raises click's exceptions: those of click itself or of its own copy, by version. Both have this base class.
     usage_error: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
     try:
         status = app(standalone_mode=False)
@@ -78,14 +78,24 @@ def _run() -> int:
     return status if isinstance(status, int) else 0
 
 
-def _broken_output() -> OSError | None:
-    """Why standard output takes nothing, or None where it does.
+def _typed(message: str) -> str:
+    """A message of the library with the options of the command line in the place of parameters."""
+    if "=" not in message:
+        return message
+    from layercoop_fast.cli.app import app
+    from layercoop_fast.cli.messages import as_typed, options_of
 
-    What waits to be written to it, and to standard error, is then dropped: the interpreter would try once more at its
-    end, and complain.
+    return as_typed(message, options_of(app), sys.argv[1:])
+
+
+def _broken_output() -> OSError | None:
+    """The error that writing to standard output raises, or None where it works.
+
+    A stream that fails, standard error included, is redirected to the null device: the interpreter would otherwise try
+    to flush it once more when it ends, and complain.
     """
     broken = None
-    # Typer puts streams that keep silent before the real ones.
+    # Typer wraps the real streams in streams that ignore broken pipes, so both are flushed.
     for stream, number in ((sys.stdout, 1), (sys.__stdout__, 1), (sys.stderr, 2), (sys.__stderr__, 2)):
         try:
             if stream is not None:
@@ -98,15 +108,15 @@ def _broken_output() -> OSError | None:
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
-    """A warning as errors are: where in the code it was raised says nothing to a user."""
-    return f"layercoop-fast: {shown(' '.join(str(message).split()))}\n"
+    """A warning in the form of the errors: the place in the code that raised it means nothing to a user."""
+    return f"layercoop-fast: {shown(' '.join(_typed(str(message)).split()))}\n"
 
 
 def _leave(message: str, status: int) -> NoReturn:
-    with suppress(OSError):  # nobody may be reading
+    with suppress(OSError):  # the reader may have gone
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
-        if line := " ".join(message.split()):  # without arguments there is only the help, printed already
+        if line := " ".join(message.split()):  # empty where the command had no arguments: the help is printed already
             sys.stderr.write(f"layercoop-fast: {shown(line)}\n")
     sys.exit(status)
 

@@ -1,7 +1,7 @@
-"""How far long work is, on standard error: bars on a terminal, elsewhere a plain line every half minute.
+"""Progress of long work on standard error: bars on a terminal, elsewhere a plain line every half minute.
 
 Bars show rate and time left, and appear for work that takes longer than two seconds. Where standard error is a file or
-a pipe (a job on a cluster, a log) a line says the same after every half minute, and short work says nothing:
+a pipe (a job on a cluster, a log), a line says the same every half minute, and work shorter than that prints nothing:
 
     layercoop-fast: 1 min 30 s: methods and sizes 3/12 (25 %, about 5 min left), layer evaluations 400/900 (44 %, ...)
 """
@@ -36,18 +36,18 @@ PERIOD_SECONDS = 30.0
 
 
 class Bars:
-    """A context manager whose `update(stage, done, total)` is what games, estimators and searches call.
+    """A context manager; games, estimators and searches call its `update(stage, done, total)`.
 
     On a terminal nothing is drawn before `patience` seconds have passed. Elsewhere a line is written every `period`
-    seconds, the first one after the first period: it names the stages that were heard of since the line before, or the
-    last one where none was. Both come from a thread of their own, so a stage that says nothing between its beginning
-    and its end is shown too.
+    seconds, the first one after the first period: it names the stages that were updated since the previous line, or
+    the latest stage where none was. A thread of its own draws and writes, so that a stage without updates between its
+    beginning and its end is shown too.
 
     Args:
-        first: the stage that the work begins with, until another is heard of.
+        first: the stage that is shown until the first update.
         patience: seconds; default `PATIENCE_SECONDS`.
         period: seconds; default `PERIOD_SECONDS`.
-        clock: seconds since any moment, which times left and elapsed are taken from.
+        clock: a monotonic clock in seconds; times elapsed and left are differences of it.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Bars:
             self._progress.stop()
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Say that `done` of `total` are done in a stage; a stage that begins again begins its bar again."""
+        """Report that `done` of `total` are done in a stage; a smaller `done` than before restarts its bar."""
         with self._lock:
             self._stages.update(stage, done, total)
             if self._progress is not None:
@@ -90,7 +90,7 @@ class Bars:
                 self._set(self._progress, stage, done, total)
 
     def say(self, text: str) -> None:
-        """Write a line on standard error: on a terminal above the bars, and at once."""
+        """Write a line on standard error at once, on a terminal above the bars."""
         with self._lock:
             if self._progress is not None:
                 self._progress.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
@@ -98,7 +98,7 @@ class Bars:
                 _write(text)
 
     def _draw(self) -> None:
-        """On a terminal: once patience is over draw what was said last, and from then on everything."""
+        """On a terminal: after the patience draw the latest update, and from then on every one."""
         if self._ended.wait(self._patience):
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
@@ -106,7 +106,7 @@ class Bars:
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._progress.start()
             latest = self._stages.latest
-            if latest.total:  # the first one has no count
+            if latest.total:  # the first stage has no count
                 self._set(self._progress, latest.name, latest.done, latest.total)
             else:
                 self._opening = self._progress.add_task(shown(latest.name), total=None)
@@ -128,7 +128,15 @@ class Bars:
 
 @dataclass
 class _Stage:
-    """A stage as it was last heard of; `first` of it were done when it began, at the time `began`."""
+    """A stage at its latest update.
+
+    Attributes:
+        name: of the stage.
+        done: items done.
+        total: items in all.
+        first: items done at the first update.
+        began: time of the first update, in seconds.
+    """
 
     name: str
     done: int
@@ -137,7 +145,7 @@ class _Stage:
     began: float
 
     def describe(self, now: float) -> str:
-        """Name, count, share and time left, as far as there is something to say."""
+        """Name, count, share and time left, as far as they are known."""
         if self.total <= 1:
             return self.name
         share = f"{self.done / self.total:.0%}".replace("%", " %")
@@ -149,7 +157,7 @@ class _Stage:
 
 
 class _Stages:
-    """What was heard of each stage, and what a line says of it."""
+    """The latest update of each stage, and the line that describes them."""
 
     def __init__(self, first: str, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -159,20 +167,17 @@ class _Stages:
         self.latest = _Stage(first, 0, 0, 0, self._began)
 
     def update(self, name: str, done: int, total: int) -> None:
-        """Take in a report; what follows an end, or counts less than before, is a new beginning."""
+        """Take in an update; one that counts less than before, or follows the end of the stage, restarts the stage."""
         stage = self._stages.get(name)
         if stage is None or done < stage.done or stage.done >= stage.total:
-            self._stages.pop(name, None)  # stages are told in the order in which they began
+            self._stages.pop(name, None)  # a line names stages in the order in which they began
             stage = self._stages[name] = _Stage(name, done, total, done, self._clock())
         stage.done, stage.total = done, total
         self.latest = stage
         self._heard.add(name)
 
     def line(self) -> str:
-        """Time since the beginning, and the unfinished stages that were heard of since the line before.
-
-        Where there is none, the one that was heard of last.
-        """
+        """Time since the beginning, and the unfinished stages updated since the previous line, or the latest one."""
         now = self._clock()
         stages = [stage for stage in self._stages.values() if stage.name in self._heard and stage.done < stage.total]
         self._heard.clear()
@@ -181,7 +186,7 @@ class _Stages:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 1 min 30 s, 2 h 5 min."""
+    """Seconds as text for people: 45 s, 1 min 30 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -193,7 +198,7 @@ def duration(seconds: float) -> str:
 
 
 def _write(text: str) -> None:
-    """One line on standard error, without control characters; a reader that has gone away costs nothing."""
+    """Write one line on standard error, without control characters; errors of writing are ignored."""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{shown(text)}\n")
         sys.stderr.flush()

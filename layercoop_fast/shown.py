@@ -1,4 +1,4 @@
-"""Text from elsewhere (file names, a store's own text, model names, tokens) made fit to be shown in a terminal."""
+"""Text from outside (file names, text from stores, model names, tokens), made safe to print on a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def shown(text: str, keep: str = "") -> str:
         text: anything.
         keep: control characters that stay as they are, "\n\t" for text of several lines.
 
-    What is escaped already comes back unchanged.
+    Text that is escaped already is returned unchanged.
     """
     if text.isascii() and text.isprintable():
         return text

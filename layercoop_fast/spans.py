@@ -1,11 +1,11 @@
-"""Where the time of a run goes: named spans, summed by name, and kept one by one where a trace is wanted.
+"""Where the time of a run goes: named spans, summed by name, and kept one by one for a trace.
 
     with Spans(trace=True) as spans:
         game.evaluate(masks)
     spans.seconds["products of blocks"]          # a span's own time, without the spans inside it
     spans.write_trace(Path("trace.json"))        # for chrome://tracing or Perfetto
 
-Code marks its work with `with timed("name"):`, which costs next to nothing where nobody watches.
+Code marks its work with `with timed("name"):`, which costs next to nothing while no `Spans` are entered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import TracebackType
 
 from layercoop_fast.files import written_whole
 
-# The names that the engine uses; a report goes through them in this order.
+# The names that the package uses; a report lists them in this order.
 BLOCK_PRODUCTS = "products of blocks"
 ATTENTION = "attention"
 BLOCK_REST = "norms, rotary, SwiGLU, sums"
@@ -46,29 +46,29 @@ NAMES = (
     STORE,
 )
 PRODUCTS = (BLOCK_PRODUCTS, HEAD_PRODUCTS)
-"""What is matrix products alone: the floor that everything else is measured against."""
+"""The spans of matrix products alone: the least time that a run can take, and what the rest is compared with."""
 
-# A trace of more spans is more than its viewers take.
+# Viewers of traces do not open more spans.
 MOST_EVENTS = 1_000_000
-# So many spans that a device measures wait to be read at most.
+# Most spans measured by a device that wait to be read.
 _MOST_LATER = 4096
 
 _active: Spans | None = None
 
 
 def watching() -> Spans | None:
-    """The spans that are entered now."""
+    """The innermost `Spans` that are entered, or None."""
     return _active
 
 
 class Spans:
-    """A context manager that watches the spans of one thread while it is entered.
+    """A context manager that counts the spans of one thread while it is entered.
 
     Args:
         trace: keep every span, for `write_trace`.
 
     Attributes:
-        seconds: by name, each span's own time: what passes in spans inside it counts for those alone.
+        seconds: by name, each span's own time; time within an inner span counts for the inner span alone.
         wall: seconds from entering to leaving.
         dropped: spans that a trace left out because there were more than `MOST_EVENTS`.
     """
@@ -94,18 +94,18 @@ class Spans:
         global _active
         if kind is None:
             self._read(len(self._later))
-        self._later.clear()  # of a device that has failed nothing can be read
+        self._later.clear()  # after an error of the device its times cannot be read
         self.wall += time.perf_counter() - self._started
         _active = self._outer
 
     @property
     def idle(self) -> float:
-        """Seconds that no span covers: planning, the schedule itself, waiting."""
+        """Seconds that no span covers: planning, scheduling, waiting."""
         return max(0.0, self.wall - sum(self.seconds.values()))
 
     @property
     def share_of_products(self) -> float:
-        """Seconds of matrix products alone, head included, over all seconds: 1 is the floor reached."""
+        """Share of the seconds that matrix products take, the head's included: 1 where nothing else takes time."""
         return sum(self.seconds[name] for name in PRODUCTS) / self.wall if self.wall else 0.0
 
     def write_trace(self, path: Path, *, force: bool = False) -> None:
@@ -127,13 +127,13 @@ class Spans:
             made.write_text(json.dumps(content), encoding="utf-8")
 
     def add_later(self, name: str, measured: Callable[[], tuple[float, float]]) -> None:
-        """Count a span that a device measures. `measured` waits for its end, and returns begin and length in seconds.
+        """Count a span that a device measures.
 
-        The begin is on the clock of `time.perf_counter`.
+        `measured` waits for its end and returns begin (on the clock of `time.perf_counter`) and length in seconds.
         """
         self._later.append((name, measured))
         if len(self._later) > _MOST_LATER:
-            self._read(_MOST_LATER // 2)  # the older half, whose ends are past: nobody waits for long
+            self._read(_MOST_LATER // 2)  # the older half: these have ended, so reading them does not wait for long
 
     def _read(self, count: int) -> None:
         for name, measured in self._later[:count]:
@@ -162,7 +162,7 @@ class Spans:
 
 
 class timed:
-    """`with timed(name):` counts the time of the block under that name, where `Spans` watch."""
+    """`with timed(name):` counts the time of the block under that name while `Spans` are entered."""
 
     __slots__ = ("_begin", "_name", "_spans")
 

@@ -127,7 +127,7 @@ def test_the_next_run_clears_what_a_killed_one_left(tmp_path: Path, at: str) -> 
     assert written_by_a_process(target, force=True, before=KILLED_AT[at]) == -signal.SIGKILL
     assert len(names(tmp_path)) == (1 if at == "between the two renames" else 2)
     if at == "between the two renames":
-        with pytest.warns(UserWarning, match="it is back as it was"):
+        with pytest.warns(UserWarning, match="the folder was restored"):
             check_target(target, folder=True, force=True)
         assert (target / "weights").read_text() == "precious"
     whole = "content" if "removed" in at else "precious"
@@ -142,7 +142,7 @@ def test_an_old_folder_whose_place_is_taken_stays_aside(tmp_path: Path) -> None:
     (target / "weights").write_text("precious")
     assert written_by_a_process(target, force=True, before=KILLED_AT["between the two renames"]) == -signal.SIGKILL
     target.mkdir()
-    with pytest.warns(UserWarning, match="had moved that aside, to"):
+    with pytest.warns(UserWarning, match="the older folder is in"):
         check_target(target, folder=True, force=True)
     (aside,) = tmp_path.glob(".folder.layercoop-*/old/weights")
     assert aside.read_text() == "precious"
@@ -181,7 +181,7 @@ def test_the_second_of_two_writers_replaces_nothing(
 
         monkeypatch.setattr("layercoop_fast.files.os.link", refuse)
     target = tmp_path / "target"
-    with pytest.raises(RunError, match="another run has written it in the meantime, and that is left as it is"):
+    with pytest.raises(RunError, match="another run has written it in the meantime, and its result is kept"):
         with written_whole(target, folder=folder) as made:
             (made / "weights" if folder else made).write_text("second")
             assert written_by_a_process(target, folder=folder) == 0

@@ -139,7 +139,7 @@ def child(folder: Path, limit: int, masks: int, tokens: int) -> None:
     skeleton = Skeleton(checkpoint.model, streamed=checkpoint.streamed)
     ids = torch.randint(VOCABULARY, (WINDOWS, tokens), generator=torch.Generator().manual_seed(0))
     game = ModelGame(checkpoint, Calibration(ids, "random"), skeleton=skeleton)
-    game.memory = 128 * game.windows.state_bytes  # room for the states of all masks in flight
+    game.masked.memory = 128 * game.masked.windows.state_bytes  # room for the states of all masks in flight
     game.evaluate(np.ones((1, game.n_players), dtype=np.bool_))
     opening = time.perf_counter() - opening
     peak = 0
@@ -148,17 +148,17 @@ def child(folder: Path, limit: int, masks: int, tokens: int) -> None:
         nonlocal peak
         peak = max(peak, anonymous_bytes())
 
-    game.flops  # noqa: B018 - counted now, since progress goes by it
+    game.masked.flops  # noqa: B018 - counted now, since progress goes by it
     game.on_progress = watch
     drop_from_cache(folder)
-    before = game.weights_read
+    before = game.masked.weights_read
     with Spans() as spans:
         measured = game.evaluate(stratified_masks(game.n_players, masks))
     found = {
         "seconds": round(spans.wall, 3),
         "seconds_a_mask": round(spans.wall / masks, 4),
         "opening": round(opening, 3),
-        "bytes_read": game.weights_read - before,
+        "bytes_read": game.masked.weights_read - before,
         "waited": round(spans.seconds[READING], 3),
         "peak_anonymous_bytes": peak,
         "nll": measured.nll.tolist(),

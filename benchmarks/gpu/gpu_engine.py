@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 
 from layercoop_fast import ModelGame, stratified_masks
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.masked.batch_width import MAX_ROWS, cut, power_of_two_up_to
+from layercoop_fast.masked.batch_width import MAX_ROWS, batches, power_of_two_up_to
 from layercoop_fast.masked.plan import build_plan
 from layercoop_fast.masked.pool_units import make_pool_units
 from layercoop_fast.masked.queues import queue_of
@@ -41,24 +41,24 @@ def bench(model: LlamaForCausalLM, windows: int, tokens: int, n_masks: int) -> d
     masks = stratified_masks(game.n_players, n_masks, seed=0)
     masks[0] = True
     if device.type == "cpu":  # --tiny: the GPU's executor, kernels in the interpreter
-        pooled = make_pool_units(game.windows, GeneralUnits(game.windows), queue_of(device), halves=False)
+        pooled = make_pool_units(game.masked.windows, GeneralUnits(game.masked.windows), queue_of(device), halves=False)
         assert pooled is not None
-        game.units = pooled
-    plan = build_plan(masks, game.limits()[0])
+        game.masked.units = pooled
+    plan = build_plan(masks, game.masked.limits()[0])
     few = masks[np.linspace(0, len(masks) - 1, min(_FEW, len(masks))).astype(int)]
-    game.anew().evaluate(masks[: min(64, n_masks)])  # kernels are compiled, libraries chosen
+    game.view(apart=True, stored=False).evaluate(masks[: min(64, n_masks)])  # kernels are compiled, libraries chosen
     _skipping(model, ids, few[0])
     ours = wall(lambda: game.evaluate(masks))
     zeroed = wall(lambda: [_published(model, ids, mask) for mask in few]) / len(few) * plan.n_unique
     skipped = wall(lambda: [_skipping(model, ids, mask) for mask in few])
     skipping = skipped / max(int(few.sum()), 1) * plan.skip
-    floor = _floor(model, plan, windows * tokens, game.scorer.share)
+    floor = _floor(model, plan, windows * tokens, game.masked.scorer.share)
     return {
         "windows": windows,
         "tokens": tokens,
         "masks": plan.n_unique,
-        "blocks": game.units.path,
-        "head": game.scorer.path,
+        "blocks": game.masked.units.path,
+        "head": game.masked.scorer.path,
         "evaluations": {"naive": plan.naive, "skip": plan.skip, "scheduled": plan.scheduled},
         "states": plan.peak_states,
         "seconds": {"ours": ours, "skipping": skipping, "published": zeroed, "floor": floor},
@@ -108,7 +108,7 @@ def _floor(model: LlamaForCausalLM, plan: Any, rows: int, scored: float) -> floa
     width = power_of_two_up_to(MAX_ROWS // rows)
     counts: dict[int, int] = {}
     for step in plan.steps():
-        for part in cut(len(step.src), width) if step.player >= 0 else []:
+        for part in batches(len(step.src), width) if step.player >= 0 else []:
             size = part.stop - part.start
             counts[size] = counts.get(size, 0) + 1
     attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp

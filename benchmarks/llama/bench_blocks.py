@@ -36,7 +36,7 @@ from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.kernels.attention import causal_attention
 from layercoop_fast.kernels.linear_cross_entropy import TILE_WORDS
 from layercoop_fast.llama.cpu_block import FastBlock
-from layercoop_fast.masked.forward import play
+from layercoop_fast.masked.forward import run_plan
 from layercoop_fast.masked.plan import build_plan
 from layercoop_fast.masked.scoring import FusedScorer
 from layercoop_fast.masked.units import FastUnits
@@ -64,9 +64,11 @@ def main() -> None:
         game = ModelGame.from_pretrained(
             arguments.model or str(small_model()), arguments.calibration, dtype=arguments.dtype
         )
-    general = ModelGame(game.checkpoint, game.calibration, skeleton=game.skeleton, block_path="hf")
-    if not isinstance(game.units, FastUnits) or not isinstance(game.scorer, FusedScorer):
-        raise SystemExit(f"no fast path for this model: blocks {game.units.path}, head {game.scorer.path}")
+    general = ModelGame(game.checkpoint, game.calibration, skeleton=game.masked.skeleton, block_path="hf")
+    if not isinstance(game.masked.units, FastUnits) or not isinstance(game.masked.scorer, FusedScorer):
+        raise SystemExit(
+            f"no fast path for this model: blocks {game.masked.units.path}, head {game.masked.scorer.path}"
+        )
     with torch.inference_mode():
         result = {
             "benchmark": "engine/blocks",
@@ -85,9 +87,9 @@ def main() -> None:
 
 def block(game: ModelGame, general: ModelGame, states: int, now: Clock, repeats: int) -> dict[str, float]:
     """One block in the middle of the model."""
-    layer = game.skeleton.n_layers // 2
+    layer = game.masked.skeleton.n_layers // 2
     fast = fast_blocks(game)[layer]
-    embedding = game.windows.context(1).embedding
+    embedding = game.masked.windows.context(1).embedding
     sources = [embedding.clone() for _ in range(states)]
     targets = [embedding.clone() for _ in range(states)]
     rows = states * embedding.shape[0] * embedding.shape[1]
@@ -95,7 +97,7 @@ def block(game: ModelGame, general: ModelGame, states: int, now: Clock, repeats:
     queries, keys, values = split_heads(fast, rows)
     found = {
         "hf": best(now, lambda: general.units.run(layer, sources, targets), repeats),
-        "fast": best(now, lambda: game.units.run(layer, sources, targets), repeats),
+        "fast": best(now, lambda: game.masked.units.run(layer, sources, targets), repeats),
         "products": best(now, lambda: Products(game).run(layer, sources, targets), repeats),
         "attention": best(now, lambda: attend.attend(fast, rows), repeats),
         "sdpa": best(
@@ -119,11 +121,11 @@ def block(game: ModelGame, general: ModelGame, states: int, now: Clock, repeats:
 
 def head(game: ModelGame, general: ModelGame, now: Clock, repeats: int) -> dict[str, float]:
     """Scoring one state."""
-    state = game.windows.context(1).embedding[: game.windows.n_windows]
+    state = game.masked.windows.context(1).embedding[: game.masked.windows.n_windows]
     products = Products(game)
     found = {
         "hf": best(now, lambda: general.scorer.score(state), repeats),
-        "fused": best(now, lambda: game.scorer.score(state), repeats),
+        "fused": best(now, lambda: game.masked.scorer.score(state), repeats),
         "product": best(now, lambda: products.score(0, state), repeats),
     }
     return {
@@ -135,13 +137,13 @@ def head(game: ModelGame, general: ModelGame, now: Clock, repeats: int) -> dict[
 
 def plan(game: ModelGame, general: ModelGame, n_masks: int, now: Clock, repeats: int) -> dict[str, Any]:
     """A plan whole, by the model's own modules, its products alone, and its products with our attention, in turn."""
-    made = build_plan(game.players.unit_masks(stratified_masks(game.n_players, n_masks, seed=0)))
+    made = build_plan(game.masked.players.unit_masks(stratified_masks(game.n_players, n_masks, seed=0)))
 
     def whole(game: ModelGame) -> None:
-        play(game.windows, made, lambda _, state: game.scorer.score(state), units=game.units)
+        run_plan(game.masked.windows, made, lambda _, state: game.masked.scorer.score(state), units=game.masked.units)
 
     def only(products: Products) -> Callable[[], None]:
-        return lambda: play(game.windows, made, products.score, units=products)
+        return lambda: run_plan(game.masked.windows, made, products.score, units=products)
 
     ways = {
         "whole": lambda: whole(game),
@@ -174,12 +176,14 @@ class Products:
     bytes_a_row = 0
 
     def __init__(self, game: ModelGame, *, attention: bool = False) -> None:
-        assert isinstance(game.scorer, FusedScorer)
+        assert isinstance(game.masked.scorer, FusedScorer)
         self.blocks = fast_blocks(game)
-        self.products = game.units.products
+        self.products = game.masked.units.products
         self.attention = attention
-        self.weight = game.scorer.head.projection.weight
-        self.hidden = game.scorer._inputs(game.windows.context(1).embedding[: game.windows.n_windows])
+        self.weight = game.masked.scorer.head.projection.weight
+        self.hidden = game.masked.scorer._inputs(
+            game.masked.windows.context(1).embedding[: game.masked.windows.n_windows]
+        )
         self.logits = self.hidden.new_empty(len(self.hidden), TILE_WORDS)
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], _: Tensor | None = None) -> None:
@@ -220,8 +224,8 @@ class Products:
 
 def fast_blocks(game: ModelGame) -> list[FastBlock]:
     """The game's blocks, all of which have a fast form here."""
-    assert isinstance(game.units, FastUnits)
-    return [found for found in game.units.blocks if found is not None]
+    assert isinstance(game.masked.units, FastUnits)
+    return [found for found in game.masked.units.blocks if found is not None]
 
 
 def split_heads(fast: FastBlock, rows: int) -> list[Tensor]:

@@ -26,11 +26,11 @@ def games(model: str, full: bool) -> dict[str, ModelGame]:
 )
 def test_block(clock, games: dict[str, ModelGame], way: str, states: int) -> None:
     game = games[way]
-    pool = list(game.windows.pool(states))
+    pool = list(game.masked.windows.pool(states))
     for state in pool:
-        state.copy_(game.windows.context(1).embedding)
+        state.copy_(game.masked.windows.context(1).embedding)
     with torch.inference_mode():
-        clock(way, lambda: game.units.run(0, pool, pool), rounds=15)
+        clock(way, lambda: game.masked.units.run(0, pool, pool), rounds=15)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_block(clock, games: dict[str, ModelGame], way: str, states: int) -> Non
 )
 def test_block_products(clock, games: dict[str, ModelGame], states: int) -> None:
     game = games["ours"]
-    block = game.units.blocks[0]
-    rows = states * game.windows.ids.numel()
+    block = game.masked.units.blocks[0]
+    rows = states * game.masked.windows.ids.numel()
     weights = [projection.weight for projection in (block.qkv, block.output, block.gate_up, block.down)]
     inputs = [torch.ones(rows, weight.shape[1], dtype=weight.dtype) for weight in weights]
     outputs = [torch.empty(rows, len(weight), dtype=weight.dtype) for weight in weights]
@@ -56,15 +56,17 @@ def test_block_products(clock, games: dict[str, ModelGame], states: int) -> None
 @pytest.mark.parametrize("way", ["ours", "the model's own"])
 def test_head(clock, games: dict[str, ModelGame], way: str) -> None:
     game = games[way]
-    state = game.windows.context(1).embedding.clone()
-    clock(way, lambda: game.scorer.score(state), rounds=9)
+    state = game.masked.windows.context(1).embedding.clone()
+    clock(way, lambda: game.masked.scorer.score(state), rounds=9)
 
 
 @pytest.mark.benchmark(group="head and loss of a state")
 def test_head_product(clock, games: dict[str, ModelGame]) -> None:
     game = games["ours"]
     weight = game.checkpoint.model.get_output_embeddings().weight.detach()
-    rows = torch.ones(len(game.windows.ids) * len(game.windows.scored), weight.shape[1], dtype=weight.dtype)
+    rows = torch.ones(
+        len(game.masked.windows.ids) * len(game.masked.windows.scored), weight.shape[1], dtype=weight.dtype
+    )
 
     def product() -> None:
         for words in torch.split(weight, TILE_WORDS):

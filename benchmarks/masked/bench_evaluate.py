@@ -33,7 +33,7 @@ from machine import machine
 from small_model import small_model
 
 from layercoop_fast import ModelGame, stratified_masks
-from layercoop_fast.masked.forward import play, split_memory
+from layercoop_fast.masked.forward import run_plan, split_memory
 from layercoop_fast.masked.plan import build_plan, count_evaluations
 from layercoop_fast.masked.scoring import token_nll
 
@@ -108,8 +108,8 @@ def main() -> None:
         "dtype": arguments.dtype,
         "clock": arguments.clock,
         "threads": torch.get_num_threads(),
-        "blocks": game.units.path,
-        "head": game.scorer.path,
+        "blocks": game.masked.units.path,
+        "head": game.masked.scorer.path,
         "windows": list(game.calibration.ids.shape),
         "set": arguments.set,
         "masks": len(masks),
@@ -135,23 +135,23 @@ def main() -> None:
 def published(game: ModelGame, masks: Masks, now: Clock) -> Timed:
     """Clone, zero, run everything, restore."""
     found, blocks, head = [], 0.0, 0.0
-    context = game.skeleton.context(game.calibration.ids)
+    context = game.masked.skeleton.context(game.calibration.ids)
     for mask in masks:
         started = now()
         backup = {}
         for layer in np.flatnonzero(~mask):
-            for name, parameter in game.skeleton.blocks[layer].named_parameters():
+            for name, parameter in game.masked.skeleton.blocks[layer].named_parameters():
                 backup[layer, name] = parameter.clone()
                 parameter.zero_()
         hidden = context.embedding
-        for layer in range(game.skeleton.n_layers):
+        for layer in range(game.masked.skeleton.n_layers):
             hidden = context.run(layer, hidden)
         behind_blocks = now()
         logits = context.logits(hidden)
         found.append(float(token_nll(logits, game.calibration.ids).double().mean()))
         behind_head = now()
         for (layer, name), values in backup.items():
-            game.skeleton.blocks[layer].get_parameter(name).copy_(values)
+            game.masked.skeleton.blocks[layer].get_parameter(name).copy_(values)
         head += behind_head - behind_blocks
         blocks += now() - started - (behind_head - behind_blocks)
     return blocks, head, np.array(found)
@@ -162,11 +162,11 @@ def skip(game: ModelGame, masks: Masks, now: Clock) -> Timed:
     found, blocks, head = [], 0.0, 0.0
     for mask in masks:
         started = now()
-        state = game.windows.context(1).embedding.clone()
+        state = game.masked.windows.context(1).embedding.clone()
         for layer in np.flatnonzero(mask):
-            game.units.run(int(layer), [state], [state])
+            game.masked.units.run(int(layer), [state], [state])
         behind_blocks = now()
-        found.append(float(game.scorer.score(state).nll.mean()))
+        found.append(float(game.masked.scorer.score(state).nll.mean()))
         blocks += behind_blocks - started
         head += now() - behind_blocks
     return blocks, head, np.array(found)
@@ -174,7 +174,7 @@ def skip(game: ModelGame, masks: Masks, now: Clock) -> Timed:
 
 def planned(game: ModelGame, masks: Masks, states: int | None, now: Clock) -> tuple[int, Timed]:
     """The game's own way; also the block evaluations it did."""
-    most, max_rows = split_memory(game.windows, game.units, game.memory_budget())
+    most, max_rows = split_memory(game.masked.windows, game.masked.units, game.masked.memory_budget())
     found = np.full(len(masks), np.nan)
     head = 0.0
     started = now()
@@ -183,10 +183,10 @@ def planned(game: ModelGame, masks: Masks, states: int | None, now: Clock) -> tu
     def score(number: int, state: Tensor) -> None:
         nonlocal head
         before = now()
-        found[plan.unique_rows[number]] = game.scorer.score(state).nll.mean()
+        found[plan.unique_rows[number]] = game.masked.scorer.score(state).nll.mean()
         head += now() - before
 
-    play(game.windows, plan, score, units=game.units, max_rows=max_rows)
+    run_plan(game.masked.windows, plan, score, units=game.masked.units, max_rows=max_rows)
     return plan.scheduled, (now() - started - head, head, found)
 
 

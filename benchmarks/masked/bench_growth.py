@@ -120,7 +120,7 @@ def allocations() -> dict[str, float]:
     return {
         "a_block_evaluation": round(len(gained) / evaluations, 3),
         "bytes_a_block_evaluation": round(sum(gained) / evaluations, 1),
-        "state_bytes": game.windows.state_bytes,
+        "state_bytes": game.masked.windows.state_bytes,
     }
 
 
@@ -129,7 +129,7 @@ def memory_child() -> None:
     baseline = anonymous_bytes("RssAnon")
     game = game_of(12, 128, hidden=MEMORY_HIDDEN, windows=10)
     weights = sum(p.numel() * p.element_size() for p in game.checkpoint.model.parameters())
-    game.memory = MEMORY_STATES * game.windows.state_bytes
+    game.masked.memory = MEMORY_STATES * game.masked.windows.state_bytes
     peak = 0
 
     def watch(stage: str, done: int, total: int) -> None:
@@ -144,9 +144,9 @@ def memory_child() -> None:
         json.dumps(
             {
                 "weights": weights,
-                "budget": game.memory,
+                "budget": game.masked.memory,
                 "peak_above_baseline": used,
-                "over_weights_and_budget": round(used / (weights + game.memory), 3),
+                "over_weights_and_budget": round(used / (weights + game.masked.memory), 3),
             }
         )
     )

@@ -84,7 +84,7 @@ def main() -> None:
             sample = masks[order[:: max(1, heads // arguments.sample)][: arguments.sample]]
             times = skip(game, sample, now)
             alone[way] = scaled(times, masks[order].sum() / sample.sum(), heads / len(sample))
-        game.windows.free()
+        game.masked.windows.free()
     counts = count_evaluations(masks)
     result = {
         "benchmark": "engine/choices",
@@ -96,8 +96,8 @@ def main() -> None:
         "items": arguments.items,
         "shots": arguments.shots,
         "tokens_of_item": arguments.tokens,
-        "paths": {way: [game.units.path, game.scorer.path] for way, game in games.items()},
-        "windows": {way: list(game.windows.ids.shape) for way, game in games.items()},
+        "paths": {way: [game.masked.units.path, game.masked.scorer.path] for way, game in games.items()},
+        "windows": {way: list(game.masked.windows.ids.shape) for way, game in games.items()},
         "tokens_over_shared": round(games["whole"].windows.ids.numel() / games["shared"].windows.ids.numel(), 2),
         "masks": len(masks),
         "unique": counts.unique,

@@ -89,7 +89,7 @@ def main() -> None:
         fitted = texts_to_fit(game, specs, arguments.repair_tokens, progress=bars.update)
         rows = []
         for label, mask in masks_of(game, sizes, arguments).items():
-            kept = [int(unit) for unit in np.flatnonzero(game.players.unit_masks(mask[None])[0])]
+            kept = [int(unit) for unit in np.flatnonzero(game.masked.players.unit_masks(mask[None])[0])]
             before = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
             started, processor = time.perf_counter(), time.process_time()
             repaired = fit_repair(game, mask, fitted, progress=bars.update)
@@ -100,7 +100,7 @@ def main() -> None:
             rows.append(
                 {
                     "remove": label,
-                    "removed": [game.players.label(int(player)) for player in np.flatnonzero(~mask)],
+                    "removed": [game.masked.players.label(int(player)) for player in np.flatnonzero(~mask)],
                     "strengths": [gap["strength"] for gap in repaired.record["gaps"]],
                     "tokens": repaired.record["tokens"],
                     "seconds": round(seconds, 1),
@@ -125,8 +125,8 @@ def main() -> None:
 def held_out(game: ModelGame, spec: str, windows: int) -> HeldOut:
     """A text that is only measured on, in windows of the game's length."""
     tokens = int(game.calibration.ids.shape[1])
-    text = load_calibration(spec, game.checkpoint.tokenizer, game.skeleton, windows=windows, tokens=tokens)
-    return HeldOut(game, Windows(game.skeleton, text.ids))
+    text = load_calibration(spec, game.checkpoint.tokenizer, game.masked.skeleton, windows=windows, tokens=tokens)
+    return HeldOut(game, Windows(game.masked.skeleton, text.ids))
 
 
 def masks_of(game: ModelGame, sizes: list[int], arguments: argparse.Namespace) -> dict[str, Masks]:
@@ -141,7 +141,7 @@ def masks_of(game: ModelGame, sizes: list[int], arguments: argparse.Namespace) -
         if params.equal:
             target = Target.of_count(game.n_players, size)
         else:
-            target = Target(params.players, size * float(params.players.sum()) / game.skeleton.n_layers)
+            target = Target(params.players, size * float(params.players.sum()) / game.masked.skeleton.n_layers)
         mask = search_by_cost(arguments.method, game, target).mask
 
         best = best_measured(game, mask, target.wants, arguments.finalists)

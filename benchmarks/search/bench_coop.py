@@ -61,11 +61,10 @@ class Watched(Replay):
 class Spending:
     """A game on a model that ends a search once it has spent `most` passes, and keeps the best mask measured whole."""
 
-    has_windows = True
-
     def __init__(self, game: ModelGame, most: float) -> None:
-        self.game, self.most = game.anew(), most
-        self.n_players, self.windows, self.domains = game.n_players, game.windows, game.domains
+        self.game, self.most = game.view(apart=True, stored=False), most
+        self.n_players, self.n_windows, self.calibration = game.n_players, game.n_windows, game.calibration
+        self.windows = game.masked.windows
         self.best: Masks | None = None
         self.worth = -math.inf
         self.reached = 0.0
@@ -75,7 +74,7 @@ class Spending:
     @property
     def passes(self) -> float:
         """What was spent, in passes of the full model over all windows."""
-        return self.game.evaluations.token_evals / (self.game.skeleton.n_layers * self.windows.ids.numel())
+        return self.game.evaluations.token_evals / (self.game.masked.skeleton.n_layers * self.windows.ids.numel())
 
     @property
     def ends(self) -> Sequence[int]:

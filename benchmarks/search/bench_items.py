@@ -26,13 +26,13 @@ from small_model import small_model
 
 from layercoop_fast import ModelGame, fit_repair
 from layercoop_fast.game.item_utility import item_values
-from layercoop_fast.game.utility import get_utility
+from layercoop_fast.game.opening import load_text
+from layercoop_fast.game.options import GameOptions
 from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.progress import Bars
 from layercoop_fast.repair.fit import repaired_windows
 from layercoop_fast.repair.texts import DEFAULT_TOKENS
 from layercoop_fast.search.base import get_method
-from layercoop_fast.texts.items import load_for
 
 UTILITY = "accuracy"
 
@@ -72,19 +72,16 @@ def main() -> None:
         game = ModelGame.from_pretrained(
             name, arguments.calibration, dtype=arguments.dtype, memory=arguments.memory, on_progress=bars.update
         )
-        items = load_for(
-            get_utility(UTILITY),
+        items = load_text(
             arguments.items,
             game.checkpoint.tokenizer,
-            game.skeleton,
-            windows=arguments.n_items,
-            tokens=arguments.item_tokens,
-            seed=arguments.seed,
+            game.masked.skeleton,
+            GameOptions(utility=UTILITY, windows=arguments.n_items, tokens=arguments.item_tokens, seed=arguments.seed),
         )
         asked = ModelGame(
             game.checkpoint,
             items,
-            skeleton=game.skeleton,
+            skeleton=game.masked.skeleton,
             utility=UTILITY,
             memory=arguments.memory,
             store=arguments.store,

@@ -56,8 +56,8 @@ class Bench:
         return ModelGame(
             game.checkpoint,
             game.calibration,
-            skeleton=game.skeleton,
-            players=game.players,
+            skeleton=game.masked.skeleton,
+            players=game.masked.players,
             on_progress=game.on_progress,
         )
 
@@ -75,7 +75,7 @@ class Bench:
             started = time.perf_counter()
             if method == WIDTH:
                 share = size / game.n_players
-                of_blocks = sum(one.numel() for block in game.skeleton.blocks for one in block.parameters())
+                of_blocks = sum(one.numel() for block in game.masked.skeleton.blocks for one in block.parameters())
                 rival = flap(game, round(share * of_blocks))
                 left = {"removed_params": rival.removed_params}
                 learnt += time.perf_counter() - started
@@ -87,10 +87,10 @@ class Bench:
                 else:
                     choice = get_method(method)(game, size, seed=arguments.seed, budget=budgets.get(method))
                 learnt += time.perf_counter() - started
-                left = {"removed": [game.players.label(int(unit)) for unit in np.flatnonzero(~choice.mask)]}
+                left = {"removed": [game.masked.players.label(int(unit)) for unit in np.flatnonzero(~choice.mask)]}
                 nll, nll_unseen = (one.evaluate(choice.mask[None]).nll[0] for one in (self.game, self.unseen))
                 n_masks = choice.n_masks
-            passes = game.evaluations.token_evals / (game.skeleton.n_layers * game.windows.ids.numel())
+            passes = game.evaluations.token_evals / (game.masked.skeleton.n_layers * game.masked.windows.ids.numel())
             yield {
                 "method": method,
                 "remove": size,
@@ -128,9 +128,11 @@ def main() -> None:
             name, arguments.calibration, dtype=arguments.dtype, players=arguments.players, on_progress=bars.update
         )
         text = load_calibration(
-            arguments.eval, game.checkpoint.tokenizer, game.skeleton, windows=arguments.eval_windows
+            arguments.eval, game.checkpoint.tokenizer, game.masked.skeleton, windows=arguments.eval_windows
         )
-        unseen = ModelGame(game.checkpoint, text, skeleton=game.skeleton, players=game.players, on_progress=bars.update)
+        unseen = ModelGame(
+            game.checkpoint, text, skeleton=game.masked.skeleton, players=game.masked.players, on_progress=bars.update
+        )
         full = np.ones((1, game.n_players), bool)
         ppl, ppl_eval = (round(float(np.exp(one.evaluate(full).nll[0])), 2) for one in (game, unseen))
         rows.append({"method": "full", "remove": 0, "removed": [], "ppl": ppl, "ppl_eval": ppl_eval})
@@ -146,7 +148,11 @@ def main() -> None:
         "model": name.rstrip("/").rsplit("/", 1)[-1],
         "dtype": arguments.dtype,
         "players": arguments.players,
-        "calibration": [Path(arguments.calibration).name, game.windows.n_windows, int(game.calibration.ids.shape[1])],
+        "calibration": [
+            Path(arguments.calibration).name,
+            game.masked.windows.n_windows,
+            int(game.calibration.ids.shape[1]),
+        ],
         "eval": [Path(arguments.eval).name, unseen.windows.n_windows, int(text.ids.shape[1])],
         "budgets": {"official": arguments.budget, "evopress": arguments.evopress, "exhaustive": arguments.truth},
         "rows": rows,

@@ -26,7 +26,6 @@ from layercoop_fast.game.utility import Utility, get_utility
 from layercoop_fast.masked.plan import count_evaluations
 from layercoop_fast.masked.scores import Scores
 from layercoop_fast.masks.types import Floats, Masks, Progress
-from layercoop_fast.texts.domains import Domains
 
 
 @dataclass
@@ -50,15 +49,15 @@ class Replay:
         masks: distinct masks asked, on however few windows.
     """
 
-    has_windows = True
-
     def __init__(self, source: ModelGame, utility: str = "ppl_ratio", shared: Passes | None = None) -> None:
         self.source = source
         self._shared = Passes() if shared is None else shared
         self.utility: Utility = get_utility(utility)  # type: ignore[assignment]
         self.n_players = source.n_players
-        self.windows = source.windows
-        self.domains: Domains | None = source.domains
+        self.masked = source.masked
+        self.windows = source.masked.windows
+        self.n_windows = source.n_windows
+        self.calibration = source.calibration
         self.token_evals = 0
         self.asked: set[bytes] = set()
         self._known: set[tuple[bytes, int]] = set()
@@ -76,7 +75,7 @@ class Replay:
     @property
     def passes(self) -> float:
         """What was spent, in passes of the full model over all windows."""
-        return self.token_evals / (self.source.skeleton.n_layers * self.windows.ids.numel())
+        return self.token_evals / (self.masked.skeleton.n_layers * self.windows.ids.numel())
 
     @property
     def masks(self) -> int:
@@ -97,21 +96,21 @@ class Replay:
 
     def block_influence(self) -> Floats:
         """As of `ModelGame`, one pass."""
-        self._charge(self.source.players.n_units, self.windows.n_windows)
+        self._charge(self.masked.players.n_units, self.windows.n_windows)
         if self._shared.influence is None:
             self._shared.influence = self.source.block_influence()
         return self._shared.influence
 
     def angular_distances(self, run_length: int) -> Floats:
         """As of `ModelGame`, one pass."""
-        self._charge(self.source.players.n_units, self.windows.n_windows)
+        self._charge(self.masked.players.n_units, self.windows.n_windows)
         if run_length not in self._shared.angles:
             self._shared.angles[run_length] = self.source.angular_distances(run_length)
         return self._shared.angles[run_length]
 
     def taylor_importance(self, progress: Progress | None = None) -> Floats:
         """As of `ModelGame`, a forward pass and a backward one that counts twice."""
-        self._charge(3 * self.source.players.n_units, self.windows.n_windows)
+        self._charge(3 * self.masked.players.n_units, self.windows.n_windows)
         if self._shared.taylor is None:
             self._shared.taylor = self.source.taylor_importance(progress)
         return self._shared.taylor
@@ -121,14 +120,14 @@ class Replay:
 
     def _charge(self, units: int, n_windows: int) -> None:
         tokens = self.windows.ids.shape[1] * n_windows
-        self.token_evals += units * tokens // (1 if self.source.players.sublayers is None else 2)
+        self.token_evals += units * tokens // (1 if self.masked.players.sublayers is None else 2)
 
     def _pay(self, masks: Masks, first: int, end: int) -> None:
         """Count measuring masks (bool [M, n]) on windows `first` to `end` − 1, where they are not known there."""
         everything = np.ones((1, self.n_players), dtype=np.bool_)
         if self.utility.needs_teacher and not self._has_teacher:
             self._has_teacher = True
-            self._charge(self.source.players.n_units, self.windows.n_windows)
+            self._charge(self.masked.players.n_units, self.windows.n_windows)
         unknown = {
             mask.tobytes(): mask
             for mask in np.concatenate([masks, everything])
@@ -138,7 +137,7 @@ class Replay:
             self._known |= {(key, first) for key in unknown}
             self.asked |= set(unknown)
             fresh = np.stack(list(unknown.values()))
-            self._charge(count_evaluations(self.source.players.unit_masks(fresh)).plan, end - first)
+            self._charge(count_evaluations(self.masked.players.unit_masks(fresh)).plan, end - first)
 
 
 class _Counted(Replay):

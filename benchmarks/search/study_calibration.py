@@ -40,9 +40,9 @@ from layercoop_fast import ModelGame
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.utility import get_utility
+from layercoop_fast.game.opening import load_text
+from layercoop_fast.game.options import GameOptions
 from layercoop_fast.search.base import finite_or_none, get_method
-from layercoop_fast.texts.items import load_for
 
 OBJECTIVES = {"ppl": "ppl_ratio", "kl": "kl", "choice": "margin", "worst": "ppl_ratio:worst"}
 # The judges' own words are of another seed than those that are calibrated on.
@@ -93,15 +93,8 @@ def study(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     judged |= {Path(text).name: text for text in arguments.judge}
 
     def game_on(spec: str | list[str], utility: str, windows: int, seed: int) -> ModelGame:
-        text = load_for(
-            get_utility(utility),
-            spec,
-            checkpoint.tokenizer,
-            skeleton,
-            windows=windows,
-            tokens=arguments.window,
-            seed=seed,
-        )
+        options = GameOptions(utility=utility, windows=windows, tokens=arguments.window, seed=seed)
+        text = load_text(spec, checkpoint.tokenizer, skeleton, options)
         return ModelGame(checkpoint, text, skeleton=skeleton, utility=utility)
 
     judges = [
@@ -138,7 +131,7 @@ def study(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                             {**about, "remove": size, **found, **verdict(found["removed"], judges, base, kinds)}
                         )
                         show(rows[-1])
-                game.windows.free()
+                game.masked.windows.free()
     return {
         "benchmark": "search/calibration",
         "machine": machine(),
@@ -146,7 +139,7 @@ def study(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "dtype": arguments.dtype,
         "device": arguments.device,
         "window": arguments.window,
-        "judges": {judge.kind: [judge.game.windows.n_windows, round(base[judge.kind], 4)] for judge in judges},
+        "judges": {judge.kind: [judge.game.masked.windows.n_windows, round(base[judge.kind], 4)] for judge in judges},
         "left_out": left_out,
         "means": means(rows),
         "rows": rows,
@@ -171,7 +164,7 @@ def choose(game: ModelGame, method: str, size: int, seed: int) -> dict[str, Any]
     return {
         "removed": np.flatnonzero(~choice.mask).tolist(),
         "runner_up_better": choice.details.get("runner_up_better"),
-        "full_tokens": round((game.evaluations.token_evals - before) / game.skeleton.n_layers),
+        "full_tokens": round((game.evaluations.token_evals - before) / game.masked.skeleton.n_layers),
         "seconds": round(time.perf_counter() - started, 2),
     }
 

@@ -19,9 +19,11 @@ class Change:
     """One way of one figure in two runs.
 
     Attributes:
-        figure, way: what was timed, and how it was done.
+        figure: what was timed.
+        way: how it was done.
         ratio: median seconds of the second run over those of the first; below 1 is faster.
-        low, high: interval of that ratio (99 %, bootstrap of the medians over rounds).
+        low: lower end of the ratio's interval (99 %, bootstrap of the medians over rounds).
+        high: its upper end.
         verdict: "faster", "slower", "same" (within noise, or by less than 2 %), or "too few rounds" (fewer than 5).
     """
 
@@ -36,8 +38,8 @@ class Change:
 def compare(first: Results, second: Results, *, seed: int = 0) -> list[Change]:
     """What both runs timed, in the order of the first; the same seed gives the same intervals.
 
-    The rounds of one run share a machine's mood, so two runs of one version can differ by more than their rounds tell:
-    a small change is believed when it is seen again.
+    The rounds of one run share the state of the machine, so two runs of one version can differ by more than their
+    rounds show: repeat the runs before you believe a small change.
     """
     later = {(figure.folder, figure.name): figure for figure in second.figures}
     rng = np.random.default_rng(seed)

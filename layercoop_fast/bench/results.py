@@ -1,4 +1,4 @@
-"""What a run of the benchmarks measured: raw seconds of every way of doing a thing, and the machine they belong to."""
+"""What a run of the benchmarks measured: raw seconds of every way of doing something, and the machine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Results:
-    """One run: the machine (with versions), the settings it ran with, and the figures."""
+    """One run of the benchmarks.
+
+    Attributes:
+        machine: what it ran on, with versions.
+        settings: what it ran with.
+        figures: what was timed.
+    """
 
     machine: dict[str, Any]
     settings: dict[str, Any]
@@ -67,9 +73,9 @@ class Results:
     @classmethod
     def load(cls, path: Path) -> Results:
         """Read what `save` wrote. Raises `RequestError` in one line for anything else."""
-        form = "a file as `bench --out FILE` writes it is needed"
+        form = "a file that `layercoop-fast bench` wrote is needed"
         content = read_json(path, hint=form)
-        with as_saved(path, "it holds no benchmark figures as `bench --out FILE` writes them"):
+        with as_saved(path, "it holds no benchmark figures as `layercoop-fast bench` writes them"):
             if content["schema"] != SCHEMA:
                 raise RequestError(f"{path} has schema {content['schema']}: this version reads schema {SCHEMA}")
             figures = [Figure(str(f["folder"]), str(f["name"]), _ways(f["ways"])) for f in content["figures"]]
@@ -77,7 +83,7 @@ class Results:
 
 
 def _ways(ways: dict[str, Any]) -> dict[str, list[float]]:
-    """Checked: every way has at least one round, of positive finite seconds."""
+    """The ways of a figure, checked: each has at least one round, of positive finite seconds."""
     checked = {str(way): [float(second) for second in seconds] for way, seconds in ways.items()}
     if not all(seconds and all(0 < second < float("inf") for second in seconds) for seconds in checked.values()):
         raise ValueError("no seconds")

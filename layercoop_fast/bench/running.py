@@ -20,7 +20,7 @@ SIZES = ("quick", "full")
 
 
 def benchmarks_folder(folder: Path | None = None) -> Path:
-    """The `benchmarks` folder: the one named, that of the working directory, or that beside the package's source.
+    """The `benchmarks` folder: the one named, or in the working directory, or next to the package's source.
 
     Raises `RequestError` where there is none: benchmarks are part of the source tree and are not installed.
     """
@@ -32,8 +32,8 @@ def benchmarks_folder(folder: Path | None = None) -> Path:
         if (place / "conftest.py").is_file() and (place / "pytest.ini").is_file():
             return place.resolve()
     raise RequestError(
-        "the benchmarks are not here: they stand in the project's source tree; run this in a clone of it, or name its "
-        "benchmarks folder with --folder"
+        "the benchmarks are not here: they are in the project's source tree; run this in a clone of it, or name its "
+        "benchmarks folder (folder=)"
     )
 
 
@@ -69,18 +69,18 @@ def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str 
         command += [str(folder / name) for name in (names or known)]
         done = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False)
         if done.returncode != 0 or not out.exists():
-            raise RunError(f"the benchmarks ended with status {done.returncode}; what they printed stands above")
+            raise RunError(f"the benchmarks ended with status {done.returncode}; see what they printed above")
         raw = json.loads(out.read_text(encoding="utf-8"))
     return Results(_machine(raw), {"size": size, "model": model or "default"}, _figures(raw))
 
 
 def run_on_gpu(folder: Path, names: Sequence[str], out: Path, *, tiny: bool, quiet: bool = False) -> dict[str, Any]:
-    """Measure the GPU that is here by `gpu/bench_gpu.py` of the folder, which writes `out` and a table beside it.
+    """Measure the GPU of this machine by the folder's `gpu/bench_gpu.py`, which writes `out` and a table next to it.
 
     Returns what `out` holds. If `quiet`, what the script prints goes to standard error.
 
-    Raises `RequestError` where there is none (but for `tiny`, which needs none) or `names` ask for more than "gpu", and
-    `RunError` when a part of it fails.
+    Raises `RequestError` without a GPU (`tiny` needs none) or where `names` ask for more than "gpu", and `RunError`
+    when a part of it fails.
     """
     import torch
 
@@ -89,14 +89,14 @@ def run_on_gpu(folder: Path, names: Sequence[str], out: Path, *, tiny: bool, qui
     if importlib.util.find_spec("triton") is None:
         raise RequestError("bench gpu needs Triton: pip install 'layercoop-fast[triton]'")
     if not tiny and not torch.cuda.is_available():
-        raise RequestError("bench gpu measures a GPU, and torch sees none here; --tiny runs its code without one")
+        raise RequestError("bench gpu measures a GPU, and torch sees none here; tiny=True runs its code without one")
     script = folder / "gpu" / "bench_gpu.py"
     if not script.is_file():
         raise RequestError(f"{folder} holds no gpu/bench_gpu.py: name the benchmarks folder of a whole clone")
     command = tied(str(script), "--out", str(out.resolve()), *(["--tiny"] if tiny else []))
     done = subprocess.run(command, stdout=sys.stderr if quiet else None, check=False)
     if done.returncode != 0:
-        raise RunError(f"bench gpu ended with status {done.returncode}; what failed stands above, and in {out}")
+        raise RunError(f"bench gpu ended with status {done.returncode}; what failed is printed above, and in {out}")
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return found
 
@@ -107,7 +107,7 @@ def _machine(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _figures(raw: dict[str, Any]) -> list[Figure]:
-    """One figure a group. A way that ran on a sample says so by `scale`, the factor to the whole."""
+    """One figure for each group. A way that ran on a sample only gives `scale`, the factor to the whole."""
     figures: dict[tuple[str, str], Figure] = {}
     for one in raw["benchmarks"]:
         folder, extra = Path(one["fullname"].split("::")[0]).parent.name, one["extra_info"]

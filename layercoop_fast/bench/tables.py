@@ -13,7 +13,7 @@ from layercoop_fast.report.console import plain_console
 
 
 def show_results(results: Results, console: Console | None = None) -> None:
-    """A row a way: median time, spread, rounds, and how many times longer than ours it takes."""
+    """Print a row for each way: median time, spread, rounds, and its time as a multiple of ours."""
     console = console or plain_console()
     table = Table(title=f"{results.machine.get('processor')}, {results.machine.get('cores')} cores")
     table.add_column("figure")
@@ -35,7 +35,7 @@ def show_results(results: Results, console: Console | None = None) -> None:
 
 
 def show_changes(changes: Sequence[Change], differing: Sequence[str], console: Console | None = None) -> None:
-    """A row a way that both runs timed, and a line when the two machines are not the same."""
+    """Print a row for each way that both runs timed, and a line where the two machines differ."""
     console = console or plain_console()
     table = Table(title="second run ÷ first run")
     for name in ("figure", "way"):
@@ -56,7 +56,7 @@ def show_changes(changes: Sequence[Change], differing: Sequence[str], console: C
 
 
 def seconds_text(seconds: float) -> str:
-    """Seconds in the unit that reads best."""
+    """Seconds in s, ms, µs or ns, with three digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

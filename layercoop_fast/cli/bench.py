@@ -21,22 +21,22 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[SUITE...] | gpu | compare A.json B.json",
-            help="Suites to run (all of them if none); gpu measures the GPU that is here.",
+            help="Suites to run (all of them if none is named); gpu measures this machine's GPU.",
         ),
     ] = None,
-    full: Annotated[bool, typer.Option("--full/--quick", help="The sizes of the published figures, or small ones.")] = (
+    full: Annotated[bool, typer.Option("--full/--quick", help="Sizes of the published figures, or small ones.")] = (
         False
     ),
-    model: Annotated[str | None, typer.Option(help="Checkpoint folder; default the small real model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder. Default: the small real model.")] = None,
     folder: Annotated[Path | None, typer.Option(help="The benchmarks folder of a clone.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write: machine, versions, raw samples.")] = None,
     force: Force = False,
-    tiny: Annotated[bool, typer.Option("--tiny", help="With gpu: run its code without one, on next to nothing.")] = (
+    tiny: Annotated[bool, typer.Option("--tiny", help="With gpu: run its code on tiny sizes, without a GPU.")] = (
         False
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Run benchmarks and print each figure beside its peers, or say what changed between two runs beyond noise."""
+    """Run benchmarks and print each figure with its alternatives, or show what changed between two runs."""
     from layercoop_fast.bench.running import benchmarks_folder, run_benchmarks, run_on_gpu
     from layercoop_fast.bench.tables import show_results
     from layercoop_fast.files import check_target

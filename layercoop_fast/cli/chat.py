@@ -6,33 +6,20 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from layercoop_fast.cli.options import (
-    DraftOption,
-    ExecutorOption,
-    FreshSeed,
-    KvDtype,
-    KvMemory,
-    MaxNewTokens,
-    MinP,
-    Model,
-    RepetitionPenalty,
-    RuntimeDevice,
-    RuntimeDtype,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
-    sampling_of,
-    size_in_bytes,
-)
+from layercoop_fast.cli.expand import expanded
+from layercoop_fast.cli.messages import as_typed
+from layercoop_fast.cli.options import DraftOption, Model, check_drawing
 from layercoop_fast.errors import LayercoopError, RequestError
+from layercoop_fast.inputs.options import REMOVE, TEXT, flag_of
 from layercoop_fast.report.console import write_generated
+from layercoop_fast.runtime.options import AnswerOptions, RuntimeOptions, Sampling
 from layercoop_fast.shown import shown
 
 if TYPE_CHECKING:
@@ -42,55 +29,54 @@ _HELP = """\
 /mask NAME       let this mask answer: full, or one that was named
 /mask BLOCKS     leave these blocks out: 13-18, or halves like 12.attn
 /mask NAME=BLOCKS, /mask NAME=DIR   the same, and give it a name
-/mask            which masks there are
+/mask            list the masks
 /draft BLOCKS    write faster with a draft that leaves these out; /draft off
-/reset           forget what was said
+/reset           start a new conversation
 /help, /quit
 Ctrl-C stops an answer; Ctrl-D leaves."""
+# Of the default sampling: without it, answers wander.
+_TOP_P = 0.9
+_OPTIONS = {
+    one.name: (flag_of(one), "")
+    for options in (AnswerOptions, Sampling, RuntimeOptions)
+    for one in fields(options)
+    if one.name != "ignore_eos"  # a conversation has turns, and each ends
+}
 _MEMORY = {"weights": "weights", "keys and values": "kv", "process": "resident"}
 
 
+@expanded(only=_OPTIONS, max_new_tokens=512, temperature=0.7, top_p=_TOP_P, seed=None)
 def chat(
     model: Model,
-    system: Annotated[str | None, typer.Option(help="What the model is told before everything.")] = None,
+    answer: AnswerOptions,
+    sampling: Sampling,
+    runtime: RuntimeOptions,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told before the conversation.", rich_help_panel=TEXT)
+    ] = None,
     mask: Annotated[
         list[str] | None,
         typer.Option(
             help="A mask to change to with /mask NAME (fast without a name): blocks to leave out, or a folder that "
-            "`prune` wrote; repeatable.",
+            "prune wrote; give the option once for each mask.",
             metavar="[NAME=]BLOCKS|DIR[@N]",
+            rich_help_panel=REMOVE,
         ),
     ] = None,
     draft: DraftOption = None,
-    max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 0.9,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: FreshSeed = None,
-    stop: Stop = None,
-    dtype: RuntimeDtype = "auto",
-    executor: ExecutorOption = "auto",
-    device: RuntimeDevice = "cpu",
-    kv_memory: KvMemory = None,
-    kv_dtype: KvDtype = "auto",
 ) -> None:
-    """Conversation with a model. /mask fast changes to a mask given with --mask; /help says the rest."""
-    if temperature == 0:
-        top_p = 1.0 if top_p == 0.9 else top_p  # the default is about drawing
-    sampling = sampling_of(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    budget = size_in_bytes(kv_memory, "--kv-memory")
+    """Talk with a model in the terminal. /mask fast changes to a mask given with --mask; /help says the rest."""
+    if sampling.greedy and sampling.top_p == _TOP_P:
+        sampling = replace(sampling, top_p=1.0)  # the default is about drawing
+    check_drawing(sampling)
 
     from layercoop_fast.masks.text import mask_of
     from layercoop_fast.runtime.conversation import Conversation
     from layercoop_fast.runtime.model import LayerSkipModel
     from layercoop_fast.runtime.stops import check_stops
 
-    opened = LayerSkipModel.from_pretrained(
-        model, dtype, kv_memory=budget, kv_dtype=kv_dtype, executor=executor, device=device
-    )
-    talk = Conversation(opened, sampling, max_new_tokens, check_stops(stop or ()), system)
+    opened = LayerSkipModel.from_pretrained(model, **vars(runtime))
+    talk = Conversation(opened, sampling, answer.max_new_tokens, check_stops(answer.stop), system)
     for given in mask or []:
         name, named, text = given.partition("=")
         talk.masks[name if named else "fast"] = opened.mask(mask_of(text if named else given, opened.n_layers))
@@ -111,10 +97,10 @@ class _Terminal:
         self._typed = sys.stdin.isatty()
 
     def run(self) -> None:
-        """Conversation until the user leaves."""
+        """Read and answer until the user leaves."""
         if self._typed:
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  (lines can be edited, and called back)
+                import readline  # noqa: F401  (lines can be edited and recalled)
             self._say(f"{self._talk.model.executor.name}, {self._mask()}. /help says what there is.")
         while True:
             try:
@@ -134,7 +120,7 @@ class _Terminal:
                 else:
                     self._answer(line)
             except LayercoopError as error:
-                self._say(str(error), style="red")
+                self._say(as_typed(str(error), _OPTIONS), style="red")
 
     def _command(self, line: str) -> None:
         talk = self._talk
@@ -186,7 +172,7 @@ class _Terminal:
         self._say(self._status(stopped), style="dim")
 
     def _mask(self) -> str:
-        """The mask that answers, in words."""
+        """A description of the mask that answers."""
         mask = self._talk.masks[self._talk.name]
         return f"mask {self._talk.name}, {int((mask > 0).sum())} of {len(mask)} blocks"
 
@@ -208,7 +194,7 @@ class _Terminal:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C adds to the list that this gives, so that no computation is torn apart; the second one does."""
+    """Collect Ctrl-C in the list that this gives, so that no computation is interrupted; a second one interrupts."""
     pressed: list[int] = []
 
     def press(number: int, frame: Any) -> None:

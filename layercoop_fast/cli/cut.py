@@ -15,20 +15,22 @@ from layercoop_fast.report.console import say
 
 
 def cut(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="The file to cut; it is only read.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="The file to cut; it is not changed.")],
     out: Annotated[Path, typer.Option(help="The .gguf to write.")],
     remove: Annotated[
-        str | None, typer.Option(help="Blocks, 3,7,13-18 for example; of a llama also halves, 12.attn,13.mlp.")
+        str | None,
+        typer.Option(help="Blocks to remove, for example 3,7,13-18; of a llama also halves of blocks: 12.attn."),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", help="Or what `prune` removed: a folder it wrote (layercoop.json)."),
+        typer.Option("--from", metavar="DIR", help="Or a folder that prune wrote: remove what it removed."),
     ] = None,
     verify: Annotated[
         bool | None,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare logits with the masked source too, by transformers; or do not even read the file back.",
+            help="--verify: compare logits with the masked source too, through transformers. --no-verify: do not even "
+            "read the file back.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,

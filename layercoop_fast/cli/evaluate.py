@@ -5,43 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layercoop_fast.cli.options import (
-    AsJson,
-    BlockPath,
-    Blocks,
-    CalibrationOption,
-    Chat,
-    Device,
-    Dtype,
-    Force,
-    Memory,
-    Model,
-    Objective,
-    Offload,
-    Players,
-    ScoreEvery,
-    Seed,
-    ShareContext,
-    Shots,
-    StoreOption,
-    Tokens,
-    Tolerant,
-    TrustRemoteCode,
-    Utility,
-    WindowsOption,
-    WorkersOption,
-    check_distinct,
-    print_json,
-    size_in_bytes,
-    with_objective,
-)
+from layercoop_fast.cli.expand import expanded
+from layercoop_fast.cli.options import AsJson, Force, Model, Objective, check_distinct, print_json, with_objective
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.options import CalibrationOptions, GameOptions
+from layercoop_fast.inputs.options import OUTPUT, values_of
 from layercoop_fast.report.console import say
 from layercoop_fast.system.stopping import STOPS, Stopped
 
@@ -55,130 +29,96 @@ _PER_LAYER = {"layers": 1, "sublayers": 2}
 """Players a layer, of the kinds of players that follow from the config."""
 
 
+@expanded()
 def evaluate(
     model: Model,
-    masks: Annotated[Path, typer.Option(help="A .npy of bool, masks x players, True = kept.")],
-    out: Annotated[Path, typer.Option(help="The worths.npz to write.")],
-    calibration: CalibrationOption = None,
+    masks: Annotated[Path, typer.Option(help="A .npy of bool, masks x players; True = kept.")],
+    out: Annotated[Path, typer.Option(help="The worths.npz to write.", rich_help_panel=OUTPUT)],
+    text: CalibrationOptions,
+    options: GameOptions,
     objective: Objective = "mean",
-    chat: Chat = False,
-    utility: Utility = "ppl_ratio",
-    players: Players = "layers",
-    windows: WindowsOption = 10,
-    tokens: Tokens = 128,
-    shots: Shots = 0,
-    share_context: ShareContext = True,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    memory: Memory = None,
-    blocks: Blocks = None,
-    block_path: BlockPath = "auto",
-    score_every: ScoreEvery = 1,
-    store: StoreOption = None,
-    workers: WorkersOption = None,
-    tolerant: Tolerant = False,
-    offload: Offload = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from OUT.store, left by a run that did not end.")
     ] = False,
     profile: Annotated[
-        Path | None, typer.Option(help="Write where the time went to this Chrome trace (.json).")
+        Path | None,
+        typer.Option(help="Write where the time went to this Chrome trace (.json).", rich_help_panel=OUTPUT),
     ] = None,
     force: Force = False,
     as_json: AsJson = False,
-    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure the worths of masks and write them to a worths.npz.
 
-    Until that is there, what is measured is kept in OUT.store: a run that was killed goes on with --resume. With
-    --store it is kept in a file of yours instead, from which every later run goes on by itself.
+    Until that is written, measured masks are kept in OUT.store: a run that was killed goes on with --resume. With
+    --store they are kept in a file of yours instead, and every later run goes on from there by itself.
     """
     from layercoop_fast.engine.loading import stated_layers
     from layercoop_fast.files import check_target
-    from layercoop_fast.game.cost_forecast import outlook
-    from layercoop_fast.game.known_scores import store_beside
+    from layercoop_fast.game.cost_forecast import forecast_cost
+    from layercoop_fast.game.known_scores import store_of_run
     from layercoop_fast.game.model_game import ModelGame
     from layercoop_fast.game.store import check_store
     from layercoop_fast.game.worths import check_width, load_masks
     from layercoop_fast.progress import Bars
-    from layercoop_fast.report.tables import show_outlook
+    from layercoop_fast.report.tables import show_cost_forecast
     from layercoop_fast.spans import Spans
 
+    options = with_objective(options, objective)
+    store = None if options.store is None else Path(options.store)
+    players = str(options.players)
     check_distinct(out=out, profile=profile, store=store, masks=masks)
     for target in (out, profile):
         if target is not None:
             check_target(target, force=force)
-    if workers is not None and profile is not None:
+    if options.workers is not None and profile is not None:
         raise RequestError(
             "--profile watches this process, and with --workers others do the work: leave one of them out"
         )
     if store is not None and resume:
         raise RequestError("--resume goes on from OUT.store; with --store FILE every run goes on from FILE by itself")
-    asked = load_masks(masks)
+    given = load_masks(masks)
     if store is not None:
         check_store(store)
-    # Players of other kinds, and blocks named by hand, are counted in the opened model alone.
-    if blocks is None and players in _PER_LAYER:
-        layers = stated_layers(model, trust_remote_code=trust_remote_code)
+    # Players of other kinds, and blocks named by hand, can be counted only in the opened model.
+    if options.blocks is None and players in _PER_LAYER:
+        layers = stated_layers(model, trust_remote_code=options.trust_remote_code)
         if layers is not None:
-            check_width(asked, _PER_LAYER[players] * layers, masks)
-    kept = nullcontext(store) if store is not None else store_beside(out, resume=resume)
+            check_width(given, _PER_LAYER[players] * layers, masks)
+    kept = nullcontext(store) if store is not None else store_of_run(out, resume=resume)
     with kept as place, Bars("opening the model") as bars:
-        opened = ModelGame.from_pretrained(
-            model,
-            calibration or "builtin",
-            utility=with_objective(utility, objective),
-            players=players,
-            windows=windows,
-            tokens=tokens,
-            shots=shots,
-            share_context=share_context,
-            seed=seed,
-            dtype=dtype,
-            device=device,
-            memory=size_in_bytes(memory),
-            blocks=blocks,
-            block_path=block_path,
-            score_every=score_every,
-            trust_remote_code=trust_remote_code,
-            store=place,
-            workers=workers,
-            tolerant=tolerant,
-            offload=offload,
-            chat=chat,
-            on_progress=bars.update,
-        )
+        asked = values_of(replace(options, store=place), GameOptions)
+        opened = ModelGame.from_pretrained(model, text.calibration, **asked, on_progress=bars.update)
         with closing(opened) as game:
-            check_width(asked, game.n_players, masks)
-            ahead = outlook(game, asked)
+            check_width(given, game.n_players, masks)
+            ahead = forecast_cost(game, given)
             if not as_json:
-                show_outlook(ahead)
-            read_before = game.weights_read
+                show_cost_forecast(ahead)
+            read_before = game.masked.weights_read
             spans = Spans(trace=profile is not None)
             again = "" if store is not None else " with --resume"
             with _kept_in(place, again, game), spans:
-                measured = game.evaluate(asked)
+                measured = game.evaluate(given)
         measured.save(out, force=force)
-    summary = _summary(out, game, measured, ahead, spans, game.weights_read - read_before)
+    summary = _summary(out, game, measured, ahead, spans, game.masked.weights_read - read_before)
     if profile is not None:
         spans.write_trace(profile, force=force)
     if as_json:
         print_json(summary)
     else:
-        _show(summary, game, measured, spans, utility, place, profile)
+        _show(summary, game, measured, spans, place, profile)
 
 
 @contextmanager
 def _kept_in(place: Path, again: str, game: ModelGame) -> Iterator[None]:
-    """Say on Ctrl-C, or a signal, that what was measured is kept."""
+    """On Ctrl-C, or a signal, tell that the measured masks are kept."""
     try:
         yield
     except STOPS as stop:
-        if game.n_known == 0:
+        if len(game.known) == 0:
             raise
         raise Stopped(
-            f"The {game.n_known} masks measured so far are kept in {place}: the same command{again} goes on from there",
+            f"The {len(game.known)} masks measured so far are kept in {place}: "
+            f"the same command{again} goes on from there",
             stop,
         ) from stop
 
@@ -201,7 +141,7 @@ def _summary(
         "nll_stderr": median(measured.nll_stderr) if len(measured.masks) else None,
         **({} if worth_stderr is None else {"worth_stderr": median(worth_stderr)}),
         "seconds": round(spans.wall, 3),
-        "from_store": game.n_known - game.evaluations.unique,
+        "from_store": len(game.known) - game.evaluations.unique,
         "evaluations": asdict(game.evaluations),
         "weights_read": weights_read,
         "outlook": asdict(ahead),
@@ -215,11 +155,10 @@ def _show(
     game: ModelGame,
     measured: Worths,
     spans: Spans,
-    utility: str,
     place: Path,
     profile: Path | None,
 ) -> None:
-    """The same for people."""
+    """Print what was done."""
     from layercoop_fast.report.tables import show_breakdown
 
     counts = game.evaluations
@@ -231,12 +170,12 @@ def _show(
     )
     if "worth_stderr" in summary:
         error = math.nan if summary["worth_stderr"] is None else summary["worth_stderr"]
-        say(f"standard error of a mask's {utility} over items, median: {error:.3g}")
+        say(f"standard error of a mask's {game.utility.name} over items, median: {error:.3g}")
     elif summary["nll_stderr"] is not None:
         say(f"standard error of a mask's NLL over windows, median: {summary['nll_stderr']:.3g} nats a token")
     if summary["weights_read"]:
         say(f"read {summary['weights_read'] / 2**30:.2f} GiB of weights from the checkpoint's files")
-    if game.workers is None:
+    if not game.masked.n_workers:
         show_breakdown(spans)
     if profile is not None:
         say(f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev")

@@ -1,4 +1,4 @@
-"""`layercoop-fast generate`: go on with texts, under any mask, with or without drafts."""
+"""`layercoop-fast generate`: continue texts, under any mask, with or without drafts."""
 
 from __future__ import annotations
 
@@ -10,29 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layercoop_fast.cli.options import (
-    AsJson,
-    DraftOption,
-    ExecutorOption,
-    IgnoreEos,
-    KvDtype,
-    KvMemory,
-    MaxNewTokens,
-    MinP,
-    Model,
-    RepetitionPenalty,
-    RuntimeDevice,
-    RuntimeDtype,
-    Seed,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
-    sampling_of,
-    size_in_bytes,
-)
+from layercoop_fast.cli.expand import expanded
+from layercoop_fast.cli.options import AsJson, DraftOption, Model, check_drawing
 from layercoop_fast.errors import RequestError
+from layercoop_fast.inputs.options import OUTPUT, REMOVE, TEXT
 from layercoop_fast.report.console import say, write_generated
+from layercoop_fast.runtime.options import AnswerOptions, RuntimeOptions, Sampling
 
 if TYPE_CHECKING:
     from layercoop_fast.masks.halves import Halves
@@ -40,55 +23,55 @@ if TYPE_CHECKING:
     from layercoop_fast.runtime.requests import Generation, Step
 
 
+@expanded()
 def generate(
     model: Model,
+    sampling: Sampling,
+    runtime: RuntimeOptions,
+    limits: AnswerOptions,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", "-p", help="Text to go on with; repeatable; - or none: standard input."),
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="Text to continue; give the option once for each text. Without one, or with -: standard input.",
+            rich_help_panel=TEXT,
+        ),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")] = False,
-    max_new_tokens: MaxNewTokens = 128,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Put each prompt into the model's chat template.", rich_help_panel=TEXT),
+    ] = False,
     mask: Annotated[
         str | None,
         typer.Option(
-            help="Blocks to leave out, 3,7,13-18 or halves like 12.attn, or a folder that `prune` wrote.",
+            help="Blocks to leave out, for example 3,7,13-18, or halves of blocks like 12.attn, or a folder that "
+            "prune wrote.",
             metavar="BLOCKS|DIR[@N]",
+            rich_help_panel=REMOVE,
         ),
     ] = None,
     draft: DraftOption = None,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: Seed = 0,
-    stop: Stop = None,
-    ignore_eos: IgnoreEos = False,
-    dtype: RuntimeDtype = "auto",
-    executor: ExecutorOption = "auto",
-    device: RuntimeDevice = "cpu",
-    kv_memory: KvMemory = None,
-    kv_dtype: KvDtype = "auto",
-    stats: Annotated[bool, typer.Option("--stats", help="Say at the end what it took, on standard error.")] = False,
+    stats: Annotated[
+        bool,
+        typer.Option("--stats", help="Print speed and memory at the end, on standard error.", rich_help_panel=OUTPUT),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with one text or several, greedily unless a temperature is given."""
-    sampling = sampling_of(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    budget = size_in_bytes(kv_memory, "--kv-memory")
+    """Continue one text or several; each token is the most likely one unless a temperature is given."""
+    check_drawing(sampling)
     prompts = _prompts(prompt)
 
     from layercoop_fast.masks.text import mask_of, text_of
     from layercoop_fast.runtime.model import LayerSkipModel
 
-    opened = LayerSkipModel.from_pretrained(
-        model, dtype, kv_memory=budget, kv_dtype=kv_dtype, executor=executor, device=device
-    )
+    opened = LayerSkipModel.from_pretrained(model, **vars(runtime))
     halves = opened.mask(None if mask is None else mask_of(mask, opened.n_layers))
     texts = [opened.tokens(_as_chat(opened, text) if chat else text) for text in prompts]
     if draft is not None and len(texts) > 1:
-        raise RequestError("--draft speeds up one text at a time; several are written together, which is faster yet")
+        raise RequestError("--draft speeds up one text at a time; several are written together, which is faster still")
     drafted = None if draft is None else draft_of(draft, opened, halves, texts, sampling, quiet=as_json)
-    asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop or (), "ignore_eos": ignore_eos}
+    asked: dict[str, Any] = dict(vars(limits))
     if as_json or len(texts) > 1:
         found = opened.generate(texts, halves, sampling=sampling, draft=drafted, **asked)
         answers: list[Generation] = found if isinstance(found, list) else [found]
@@ -120,11 +103,11 @@ def draft_of(
     *,
     quiet: bool,
 ) -> Halves:
-    """The mask of a draft: what it leaves out, or found here on what the model writes after the prompts."""
+    """The mask of a draft, uint8 [L]: as `text` says, or searched for on what the model writes after the prompts."""
     from layercoop_fast.masks.text import mask_of, text_of
 
     if text != "search":
-        given = model.mask(mask_of(text, model.n_layers, "--draft")) & mask
+        given = model.mask(mask_of(text, model.n_layers, "draft=")) & mask
         if (given == mask).all() or not given.any():
             raise RequestError(f"--draft {text}: a draft leaves out some of the blocks that write, and not all of them")
         return given
@@ -144,7 +127,7 @@ def draft_of(
 
 
 def _prompts(given: list[str] | None) -> list[str]:
-    """The texts to go on with."""
+    """The texts to continue."""
     if given and given != ["-"]:
         found = given
     elif not given and sys.stdin.isatty():
@@ -164,7 +147,7 @@ def _as_chat(model: LayerSkipModel, text: str) -> list[int]:
 
 
 def _streamed(steps: Iterator[Step], prompt_tokens: int) -> Generation:
-    """Print an answer as it comes; returns it."""
+    """Print an answer while it is generated; return it."""
     from layercoop_fast.runtime.requests import Generation
 
     started, first, come = time.perf_counter(), 0.0, []

@@ -13,13 +13,13 @@ from layercoop_fast.report.console import say
 
 
 def quantise(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder; it is only read.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint folder; it is not changed.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     scheme: Annotated[str, typer.Option(help="nf4 (bitsandbytes) or int4 (torchao).")] = "nf4",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16, for what stays.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Type of the other weights: auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
     ] = False,
     verify: Annotated[
         bool,

@@ -12,8 +12,8 @@ from layercoop_fast.report.console import say
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `prune` wrote.")],
-    out: Annotated[Path | None, typer.Option(help="File to write; default DIR/report.html, which is replaced.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that prune wrote.")],
+    out: Annotated[Path | None, typer.Option(help="File to write. Default: DIR/report.html, replaced.")] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:

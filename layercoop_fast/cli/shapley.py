@@ -3,101 +3,86 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layercoop_fast.cli.expand import expanded
 from layercoop_fast.cli.options import (
     AsJson,
-    BlockPath,
-    Blocks,
-    CalibrationOption,
-    Chat,
-    Device,
-    Dtype,
     Force,
-    Memory,
     Objective,
-    Offload,
-    Players,
-    SamplerOption,
-    ScoreEvery,
-    Seed,
-    ShareContext,
-    Shots,
-    StoreOption,
-    Tokens,
-    Tolerant,
-    TrustRemoteCode,
-    Utility,
-    WindowsOption,
-    WorkersOption,
     check_distinct,
     print_json,
-    size_in_bytes,
     stopped_with,
     with_objective,
 )
 from layercoop_fast.errors import RequestError
+from layercoop_fast.game.options import CalibrationOptions, GameOptions
+from layercoop_fast.inputs.options import OUTPUT, SEARCH, shell, values_of
 
 if TYPE_CHECKING:
     from layercoop_fast.game.worths import Worths
     from layercoop_fast.masks.types import Progress
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What is estimated, from how many masks."""
+
+    estimator: str = field(
+        default="shapley",
+        metadata=shell(
+            "shapley: Shapley values with intervals, on an ensemble fitted to log worths. On the published network: "
+            "stratified (the published contribution) or permutation (the Shapley value).",
+            panel=SEARCH,
+        ),
+    )
+    budget: int = field(default=8000, metadata=shell("Number of masks to measure on MODEL.", panel=SEARCH))
+    sampler: str = field(
+        default="strata",
+        metadata=shell(
+            "How masks are drawn: strata (as published, each mask by itself), two-stage, chains or subsets.",
+            panel=SEARCH,
+        ),
+    )
+    samples: int | None = field(
+        default=None,
+        metadata=shell(
+            "Masks (estimator stratified; default 80000) or permutations (2000) to sample on the surrogate. The "
+            "estimator shapley is exact up to 24 players unless this is given.",
+            panel=SEARCH,
+        ),
+    )
+    interactions: bool = field(
+        default=False, metadata=shell("Estimate the interaction of every pair as well.", panel=OUTPUT)
+    )
+    best_per_size: bool = field(
+        default=False,
+        metadata=shell("Find the best mask of each size on the surrogate as well.", panel=OUTPUT),
+    )
+
+
+@expanded()
 def shapley(
+    estimate: Estimate,
+    text: CalibrationOptions,
+    options: GameOptions,
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Checkpoint to measure masks of.")] = None,
-    worths: Annotated[Path | None, typer.Option(help="Or a worths.npz, measured already.")] = None,
-    estimator: Annotated[
-        str,
-        typer.Option(
-            help="shapley (Shapley values with intervals, on an ensemble fitted to log worths), or on the published "
-            "network: stratified (the published contribution) or permutation (the Shapley value)."
-        ),
-    ] = "shapley",
-    budget: Annotated[int, typer.Option(help="Masks to measure on MODEL.")] = 8000,
-    sampler: SamplerOption = "strata",
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            help="Masks (stratified; 80000) or permutations (2000) on the surrogate. Estimator shapley samples none up "
-            "to 24 players unless told to."
-        ),
-    ] = None,
-    interactions: Annotated[bool, typer.Option("--interactions", help="Interaction of every pair as well.")] = False,
-    best_per_size: Annotated[
-        bool,
-        typer.Option("--best-per-size", help="The best mask of each size, on the surrogate, as well."),
-    ] = False,
+    worths: Annotated[Path | None, typer.Option(help="Or a worths.npz that was measured before.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="With --worths: a values.npz to write. With MODEL: a worths.npz of what it measures."),
+        typer.Option(
+            help="With --worths: a values.npz to write. With MODEL: a worths.npz of what it measures.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    calibration: CalibrationOption = None,
     objective: Objective = "mean",
-    chat: Chat = False,
-    utility: Utility = "ppl_ratio",
-    players: Players = "layers",
-    windows: WindowsOption = 10,
-    tokens: Tokens = 128,
-    shots: Shots = 0,
-    share_context: ShareContext = True,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    memory: Memory = None,
-    blocks: Blocks = None,
-    block_path: BlockPath = "auto",
-    score_every: ScoreEvery = 1,
-    store: StoreOption = None,
-    workers: WorkersOption = None,
-    tolerant: Tolerant = False,
-    offload: Offload = False,
     force: Force = False,
     as_json: AsJson = False,
-    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Estimate what each layer contributes, on a surrogate fitted to measured worths, and how sure that is."""
     from layercoop_fast.files import check_target
@@ -110,71 +95,52 @@ def shapley(
     from layercoop_fast.search.official import DEFAULT_SAMPLES
     from layercoop_fast.search.valuation import value_players
 
+    store = None if options.store is None else Path(options.store)
     if (model is None) == (worths is None):
         raise RequestError("give either a MODEL to measure or --worths FILE, measured already")
-    if estimator not in ("shapley", *DEFAULT_SAMPLES):
-        raise RequestError(f"unknown estimator {estimator!r}: choose from shapley, {', '.join(DEFAULT_SAMPLES)}")
-    if estimator != "shapley" and (interactions or best_per_size):
+    if estimate.estimator not in ("shapley", *DEFAULT_SAMPLES):
+        raise RequestError(
+            f"unknown estimator {estimate.estimator!r}: choose from shapley, {', '.join(DEFAULT_SAMPLES)}"
+        )
+    if estimate.estimator != "shapley" and (estimate.interactions or estimate.best_per_size):
         raise RequestError("--interactions and --best-per-size belong to --estimator shapley")
-    draw = get_sampler(sampler)
+    draw = get_sampler(estimate.sampler)
     check_distinct(out=out, store=store, worths=worths)
     if out is not None:
         check_target(out, force=force)
     # A surrogate goes where the model goes, if Triton is there; on --worths the device is of the surrogate alone.
     surrogate_device = "cpu"
-    if worths is not None and device != "cpu":
-        gpu_named(device, "a surrogate")
-        surrogate_device = device
-    elif device.startswith("cuda") and workers is None and has_triton():
-        surrogate_device = device
+    if worths is not None and options.device != "cpu":
+        gpu_named(options.device, "a surrogate")
+        surrogate_device = options.device
+    elif options.device.startswith("cuda") and options.workers is None and has_triton():
+        surrogate_device = options.device
     clusters = None
     with stopped_with(store), Bars("opening the model" if worths is None else "reading worths") as bars:
         if worths is not None:
             measured = Worths.load(worths)
         else:
-            opened = ModelGame.from_pretrained(
-                str(model),
-                calibration or "builtin",
-                utility=with_objective(utility, objective),
-                players=players,
-                windows=windows,
-                tokens=tokens,
-                shots=shots,
-                share_context=share_context,
-                seed=seed,
-                dtype=dtype,
-                device=device,
-                memory=size_in_bytes(memory),
-                blocks=blocks,
-                block_path=block_path,
-                score_every=score_every,
-                trust_remote_code=trust_remote_code,
-                store=store,
-                workers=workers,
-                tolerant=tolerant,
-                offload=offload,
-                chat=chat,
-                on_progress=bars.update,
-            )
+            asked = values_of(with_objective(options, objective), GameOptions)
+            opened = ModelGame.from_pretrained(str(model), text.calibration, **asked, on_progress=bars.update)
             with closing(opened) as game:
-                masks, clusters = draw(game.n_players, budget, seed=seed)
+                masks, clusters = draw(game.n_players, estimate.budget, seed=options.seed)
                 measured = game.evaluate(masks)
             if out is not None:
                 measured.save(out, force=force)
-        if estimator == "shapley":
+        if estimate.estimator == "shapley":
             valued = value_players(
                 measured,
                 clusters=clusters,
-                permutations=samples,
-                seed=seed,
-                interactions=interactions,
-                best=int(best_per_size),
+                permutations=estimate.samples,
+                seed=options.seed,
+                interactions=estimate.interactions,
+                best=int(estimate.best_per_size),
                 progress=bars.update,
                 device=surrogate_device,
             )
             record, show = valuation_json(valued), partial(show_valuation, valued)
         else:
-            record, show = _published(measured, estimator, samples, seed, bars.update, surrogate_device)
+            record, show = _published(measured, estimate, options.seed, bars.update, surrogate_device)
     if out is not None and worths is not None:
         save_values(record, out, force=force)
     if as_json:
@@ -184,7 +150,7 @@ def shapley(
 
 
 def _published(
-    measured: Worths, estimator: str, samples: int | None, seed: int, progress: Progress, device: str
+    measured: Worths, asked: Estimate, seed: int, progress: Progress, device: str
 ) -> tuple[dict[str, Any], partial[None]]:
     """Contributions on the published network: as JSON can hold them, and what shows them."""
     from layercoop_fast.report.tables import show_contributions
@@ -194,8 +160,8 @@ def _published(
     found = estimate(
         measured.masks,
         measured.worths,
-        estimator=estimator,
-        samples=samples,
+        estimator=asked.estimator,
+        samples=asked.samples,
         seed=seed,
         progress=progress,
         device=device,

@@ -1,4 +1,4 @@
-"""`layercoop-fast store`: look into the files that measured masks are kept in, and move what they hold."""
+"""`layercoop-fast store`: inspect, join and export the files that keep measured masks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from layercoop_fast.cli.options import AsJson, Force, print_json
 from layercoop_fast.errors import RequestError
 from layercoop_fast.report.console import say
 
-app = typer.Typer(help="Look into stores of measured masks, join them, take worths out.", no_args_is_help=True)
+app = typer.Typer(help="Inspect stores of measured masks, join them, and export worths.", no_args_is_help=True)
 
 _PARTS = ("model", "players", "utility", "dtype", "calibration", "numerics")
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A store, as `evaluate --store FILE` keeps it.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A store, written by evaluate --store FILE.")]
 
 
 @app.command()
@@ -23,7 +23,7 @@ def info(
     file: File,
     as_json: AsJson = False,
 ) -> None:
-    """Say which games a store holds, of how many masks each, and in how many bytes."""
+    """List the games of a store, with their numbers of masks and bytes."""
     from layercoop_fast.game.store import SCHEMA, Store
 
     with Store(file) as store:
@@ -39,7 +39,7 @@ def info(
 def export(
     file: File,
     out: Annotated[Path, typer.Option(help="The worths.npz to write.")],
-    key: Annotated[int | None, typer.Option(help="Which game, where there are several (`store info`).")] = None,
+    key: Annotated[int | None, typer.Option(help="Number of the game, if there are several (store info).")] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +65,7 @@ def merge(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Join stores into a new one; masks that several hold are kept once."""
+    """Join stores into a new one; masks in several of them are kept once."""
     from layercoop_fast.game.store import merge as join
 
     if len(files) < 2:
@@ -82,9 +82,9 @@ def merge(
 
 @app.command()
 def drop(
-    file: File, key: Annotated[int, typer.Option(help="Which game (`store info`).")], as_json: AsJson = False
+    file: File, key: Annotated[int, typer.Option(help="Number of the game (see store info).")], as_json: AsJson = False
 ) -> None:
-    """Forget one game."""
+    """Delete one game from a store."""
     from layercoop_fast.game.store import Store
 
     if not file.exists():
@@ -98,12 +98,12 @@ def drop(
 
 
 def _bytes_of(file: Path) -> int:
-    """Bytes of a closed file; what a store's log holds is part of it."""
+    """Bytes of a closed file and of its write-ahead log."""
     return sum(path.stat().st_size for path in (file, file.with_name(f"{file.name}-wal")) if path.exists())
 
 
 def _show(found: dict[str, Any]) -> None:
-    """The games of a store, a table of two columns each."""
+    """Print a table of two columns for each game of a store."""
     from rich.table import Table
 
     from layercoop_fast.report.console import plain_console

@@ -1,13 +1,13 @@
-"""Methods beside each other: what each removes at each size, what is left on each text, and what finding it cost.
+"""Compares methods: what each removes at each size, what is left on each text, and what the search cost.
 
     compared = compare("model", calibration="novels.txt", texts=["code.txt"], remove=[3, 6], methods=["coop", "sleb"])
-    compared.record            # JSON: one row a method and size, with `repair` a second one beside it
+    compared.record            # JSON: one row for each method and size, and a second one with `repair`
 
-Every method begins with nothing known, so costs are those of a run of its own; they are counted in passes of the full
-model over the calibration text (`Evaluations.token_evals`). What one method has measured another need not measure all
-the same (`game/runs.py`), nor a later comparison with the same store, which also keeps the finished rows. Differences
-between methods are judged window by window: on the same windows their NLLs move together, and a difference that is far
-from zero in perplexities may be noise or not.
+Every method begins with nothing known, so its cost is that of a run of its own; costs are counted in passes of the full
+model over the calibration text (`Evaluations.token_evals`). A mask that one method has measured is all the same not
+measured again for another (`game/runs.py`), nor for a later comparison with the same store, which also keeps the
+finished rows. Differences between methods are tested window by window: on the same windows their NLLs vary together, so
+perplexities alone do not show which differences are noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,28 +24,27 @@ from numpy.typing import NDArray
 
 from layercoop_fast.comparing.flap import flap
 from layercoop_fast.comparing.forecast import Ahead, ahead_of
-from layercoop_fast.comparing.rows import KeptRows, Measured, Row, content_of, row_of, rows_beside
+from layercoop_fast.comparing.request import CompareRequest
+from layercoop_fast.comparing.rows import KeptRows, Measured, Row, content_of, row_of, rows_file
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.players import ExportablePlayers
 from layercoop_fast.game.item_utility import ChoiceUtility
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.other_text import check_unseen, same_model_on
+from layercoop_fast.game.options import GameOptions
+from layercoop_fast.game.other_text import check_unseen, on_other_text
 from layercoop_fast.game.utility import UTILITIES, get_utility
+from layercoop_fast.inputs.options import takes, values_of
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.repair.fit import check_repairable, fit_repair, repaired_windows
-from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, check_texts, texts_to_fit
+from layercoop_fast.repair.texts import RepairTexts, check_texts, texts_to_fit
 from layercoop_fast.report.html.compared import comparison_fragment
 from layercoop_fast.search.base import check_n_remove, get_method
 from layercoop_fast.texts.calibration import read_text
-from layercoop_fast.texts.mixture import Texts, texts_of
+from layercoop_fast.texts.mixture import texts_of
 
-# The methods compared where none are named: those that need no budget of their own to be fair.
-DEFAULT_METHODS = ("coop", "sleb", "shortgpt", "angular", "ppl")
 WIDTH_METHODS = ("flap",)
-# Methods that measure as many masks as they are given.
+# Methods that measure as many masks as their budget allows.
 _BUDGETED = ("coop", "official", "evopress", "random")
-# Windows of a text that is only measured on.
-TEXT_WINDOWS = 40
 # A budget beyond this would not fit into memory before it was ever measured.
 _MOST_MASKS = 10_000_000
 # Sign flips of a paired test.
@@ -55,7 +53,13 @@ _FLIPS = 9_999
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All rows, the full model, and what they were measured on."""
+    """The rows of a comparison.
+
+    Attributes:
+        full: the full model.
+        rows: one for each method and size, and a second one where it is repaired.
+        about: what was compared on, as JSON can hold it.
+    """
 
     full: Row
     rows: list[Row]
@@ -71,85 +75,75 @@ class Comparison:
         return comparison_fragment(self.record)
 
 
+@takes(CompareRequest)
 def compare(
     model: str,
     *,
-    calibration: Texts = "builtin",
-    texts: Sequence[str] = (),
-    remove: Sequence[int] = (3,),
-    methods: Sequence[str] = DEFAULT_METHODS,
-    budget: int | None = None,
-    text_windows: int = TEXT_WINDOWS,
-    repair: bool = False,
-    repair_text: Sequence[str] | None = None,
-    repair_tokens: int = DEFAULT_TOKENS,
-    seed: int = 0,
-    store: str | Path | None = None,
     on_progress: Progress | None = None,
     on_ahead: Callable[[Ahead], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
-    **options: Any,
+    **keywords: Any,
 ) -> Comparison:
     """Run every method at every size and measure what is left on every text.
 
     Args:
         model: checkpoint folder, or hub name.
-        calibration: SPEC of the text that is searched on, or several, with weights if wanted (`texts/mixture.py`).
-        texts: SPECs of texts that no search sees, `text_windows` windows of each.
-        remove: how many players to remove, one or more sizes.
-        methods: names of `search.base.METHODS`, and "flap": heads and channels go, with as many parameters as the same
-            number of mean layers.
-        budget: masks that each method may measure; its own default where None. Methods that ask a set number of masks
-            (`sleb`, `ppl`, `shortgpt` and such) are not held to it.
-        repair: measure every choice once more with a repair fitted to it (width has none), as `prune` would keep it:
-            one that does not help its own held-out windows is left out, and the row is as the one without.
-        repair_text: SPECs of the texts to fit repairs to; by default those of `prune`, without the `texts`.
-        repair_tokens: how many tokens to fit each to.
-        store: file to keep measured masks in and to take known ones from (`game/store.py`), on all texts. Finished
-            rows are kept beside it, in a file of its name and ".rows": a comparison that was killed goes on from there.
-            A row is taken for an equal request alone: same weights, texts, method, size, and whatever else could change
-            a number.
         on_progress: called with (stage, done, total).
         on_ahead: called once with what is ahead, before the first row is looked for.
         on_row: called with the full model's row and then with each row as soon as it is there, kept ones included.
-            Whether it is as good as the best of its size is not known by then.
-        options: further arguments of `ModelGame.from_pretrained`.
+            It is not known by then which rows are as good as the best of their size.
+        keywords: the fields of `CompareRequest` (`comparing/request.py`); those of the game are the keywords of
+            `ModelGame.from_pretrained`.
 
     A method that refuses a size (an exhaustive search of too many masks, a run of groups that do not follow each
     other), or that fails at it, has no row there, and `about["refused"]` says why.
 
     Raises `RequestError` before anything is searched for an unknown method, a utility of items with options, a text
     that cannot be read, a size out of range or one with no exportable mask; and where every method refuses every size.
+
+    Example:
+        >>> from layercoop_fast import compare
+        >>> table = compare("my-model", calibration="self", windows=2, tokens=16, remove=[1], methods=["sleb", "ppl"])
+        >>> [(row.method, len(row.removed)) for row in table.rows]
+        [('sleb', 1), ('ppl', 1)]
     """
-    searched = _check(remove, methods, options.get("utility", "ppl_ratio"), budget, calibration, texts)
-    if repair:
-        check_texts(repair_text, repair_tokens)
-        _check_readable(repair_text or ())
-    kept = KeptRows(None if store is None else rows_beside(store))
-    steps = _Steps(on_progress, len(set(remove)) * len(methods))
+    request = CompareRequest(**keywords)
+    searched = _check(request)
+    seed, texts, sizes = request.seed, request.texts, sorted(set(request.remove))
+    kept = KeptRows(None if request.store is None else rows_file(request.store))
+    wanted = [(size, method) for size in sizes for method in request.methods]
+    steps = _Steps(on_progress, len(wanted))
     for text in texts:
         check_unseen(text, searched)
-    opened = ModelGame.from_pretrained(model, calibration, seed=seed, store=store, on_progress=steps, **options)
+    asked = values_of(request, GameOptions)
+    opened = ModelGame.from_pretrained(model, request.calibration, **asked, on_progress=steps)
     with closing(opened) as game:
-        allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
-        for size in remove:
+        allowed = ExportablePlayers(game.checkpoint.model.config, game.masked.players)
+        for size in request.remove:
             check_n_remove(game.n_players, size)
             allowed.check_size(game.n_players - size)
         fitted = None
-        if repair:
+        if request.repair:
             check_repairable(game)
             fitted = texts_to_fit(
-                game, repair_text, repair_tokens, required=True, heldout=texts, seed=seed, progress=steps
+                game,
+                request.repair_text,
+                request.repair_tokens,
+                required=True,
+                heldout=texts,
+                seed=seed,
+                progress=steps,
             )
         tokens = int(game.calibration.ids.shape[1])
-        games = [game, *(same_model_on(game, text, text_windows, tokens, seed, stored=True) for text in texts)]
+        games = [game, *(on_other_text(game, text, request.text_windows, tokens, seed, stored=True) for text in texts)]
         everything = np.ones(game.n_players, dtype=np.bool_)
         full = Row("full", 0, [], 0, 0, 0.0, 0.0, _on_texts(games, everything))
-        table = _Table(games, fitted, seed, budget, allowed, kept, steps)
-        wanted = [(size, method) for size in sorted(set(remove)) for method in methods]
+        table = _Table(games, fitted, seed, request.budget, allowed, kept, steps)
         if on_ahead is not None:
             missing = [(size, method) for size, method in wanted if not table.has(method, size)]
-            on_ahead(ahead_of(games, missing, len(wanted), budget, seed, 0 if fitted is None else fitted.tokens))
+            on_ahead(
+                ahead_of(games, missing, len(wanted), request.budget, seed, 0 if fitted is None else fitted.tokens)
+            )
         rows: list[Row] = []
         refused: list[dict[str, Any]] = []
         tell = on_row or (lambda row: None)
@@ -160,44 +154,40 @@ def compare(
                 for row in table.rows(method, size):
                     rows.append(row)
                     tell(row)
-            except (RequestError, RunError) as error:  # what others found is not thrown away for it
+            except (RequestError, RunError) as error:  # the rows of other methods are kept
                 if isinstance(error, RunError) and error.__cause__ is not None:
                     raise  # a full disk, say, which the next row would meet as well
                 refused.append({"method": method, "remove": size, "reason": str(error)})
         steps.at(len(wanted))
         if not rows:
             raise RequestError(refused[0]["reason"])
-        for size in sorted(set(remove)):
+        for size in sizes:
             for repaired in (False, True):
                 _judge([row for row in rows if row.n_remove == size and (row.repair is not None) == repaired])
         spent = round(_passes(game), 2)
         return Comparison(full, rows, {**_about(games, fitted, seed), "passes_spent": spent, "refused": refused})
 
 
-def _check(
-    remove: Sequence[int],
-    methods: Sequence[str],
-    utility: Any,
-    budget: int | None,
-    calibration: Texts,
-    texts: Sequence[str],
-) -> list[str]:
+def _check(request: CompareRequest) -> list[str]:
     """The SPECs that are searched on; `RequestError` for what can be seen before anything is opened."""
-    if not remove or not methods:
+    if not request.remove or not request.methods:
         raise RequestError("a comparison needs at least one size to remove and one method")
-    for name in methods:
+    for name in request.methods:
         if name not in WIDTH_METHODS:
             get_method(name)
-    if budget is not None and not 1 <= budget <= _MOST_MASKS:
-        raise RequestError(f"the budget must be 1 to {_MOST_MASKS:,} masks, not {budget}")
-    found = get_utility(utility)
+    if request.budget is not None and not 1 <= request.budget <= _MOST_MASKS:
+        raise RequestError(f"the budget must be 1 to {_MOST_MASKS:,} masks, not {request.budget}")
+    found = get_utility(request.utility)
     if isinstance(found, ChoiceUtility):
         raise RequestError(
             f"a comparison judges methods by the perplexity of texts, and the utility {found.name} is one of items "
             f"with options: choose from {', '.join(UTILITIES)}"
         )
-    searched = [spec for spec, _ in texts_of(calibration)]
-    _check_readable([*searched, *texts])
+    searched = [spec for spec, _ in texts_of(request.calibration)]
+    _check_readable([*searched, *request.texts])
+    if request.repair:
+        check_texts(request.repair_text, request.repair_tokens)
+        _check_readable(request.repair_text or ())
     return searched
 
 
@@ -209,7 +199,7 @@ def _check_readable(texts: Sequence[str]) -> None:
 
 
 class _Steps:
-    """Tells how many rows are done together with each report of what happens within one."""
+    """Reports how many rows are done, with each report of progress within one."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
@@ -217,7 +207,7 @@ class _Steps:
         self._done: int | None = None
 
     def at(self, done: int) -> None:
-        """So many rows are done."""
+        """Report that this many rows are done."""
         self._done = done
         self._tell()
 
@@ -233,10 +223,10 @@ class _Steps:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Finds rows: kept ones, or by running a method and measuring what it chose."""
+    """Finds rows: kept ones, or new ones by running a method and measuring what it chose."""
 
     games: Sequence[ModelGame]
-    fitted: Domains | None
+    fitted: RepairTexts | None
     seed: int
     budget: int | None
     allowed: ExportablePlayers
@@ -251,20 +241,20 @@ class _Table:
         return all(self.kept.find(one) is not None for one in asked)
 
     def rows(self, method: str, size: int) -> Iterator[Row]:
-        """The row of a method at a size, and behind it the repaired one where repairs are fitted.
+        """Give the row of a method at a size, then the repaired one where repairs are fitted.
 
         Raises `RequestError` and `RunError` where the method has none.
         """
         row, mask = self._plain(method, size)
         yield row
         if self.fitted is not None and mask is not None:
-            yield self._mended(row, mask, self.fitted)
+            yield self._with_repair(row, mask, self.fitted)
 
     def _repairs(self, method: str) -> bool:
         return self.fitted is not None and method not in WIDTH_METHODS
 
     def _plain(self, method: str, size: int) -> tuple[Row, Masks | None]:
-        """The row without a repair, and the mask that was chosen; of width there is none."""
+        """The row without a repair, and the chosen mask (bool [n]); None for a method that removes width."""
         request = self._request(method, size)
         content = self.kept.find(request)
         if content is None:
@@ -278,7 +268,7 @@ class _Table:
             mask[content["mask"]] = False
         return row_of(method, size, content, self._specs), mask
 
-    def _mended(self, row: Row, mask: Masks, fitted: Domains) -> Row:
+    def _with_repair(self, row: Row, mask: Masks, fitted: RepairTexts) -> Row:
         """The row of the same mask after its repair."""
         request = self._request(row.method, row.n_remove, fitted)
         content = self.kept.find(request)
@@ -294,23 +284,23 @@ class _Table:
         return replace(found, texts=texts)
 
     def _found(self, method: str, size: int) -> tuple[Row, Masks | None]:
-        """Run one method at one size, with nothing known to it."""
+        """Run one method at one size; it begins with nothing known."""
         game = self.games[0].run()
         began = time.perf_counter()
         if method in WIDTH_METHODS:
-            blocks = list(game.skeleton.blocks)
+            blocks = list(game.masked.skeleton.blocks)
             share = round(size / game.n_players * sum(one.numel() for block in blocks for one in block.parameters()))
             rival = flap(game, share)
             seconds = time.perf_counter() - began
-            measured = [_measured(one, rival.window_nll(one.windows.ids)) for one in self.games]
+            measured = [_measured(one, rival.window_nll(one.masked.windows.ids)) for one in self.games]
             return Row(method, size, None, rival.removed_params, 0, _passes(game), seconds, measured), None
         limit = self.budget if method in _BUDGETED else None
         search = get_method(method)
         choice = search(game, size, seed=self.seed, budget=limit, allowed=self.allowed, progress=self.progress)
         seconds = time.perf_counter() - began
-        units = np.flatnonzero(~game.players.unit_masks(choice.mask[None])[0])
-        removed = [game.players.label(int(unit)) for unit in units]
-        params = sum(game.players.n_parameters(int(unit)) for unit in units)
+        units = np.flatnonzero(~game.masked.players.unit_masks(choice.mask[None])[0])
+        removed = [game.masked.players.label(int(unit)) for unit in units]
+        params = sum(game.masked.players.n_parameters(int(unit)) for unit in units)
         texts = _on_texts(self.games, choice.mask)
         return Row(method, size, removed, params, choice.n_masks, _passes(game), seconds, texts), choice.mask
 
@@ -318,14 +308,14 @@ class _Table:
     def _specs(self) -> list[str]:
         return [game.calibration.spec for game in self.games]
 
-    def _request(self, method: str, size: int, fitted: Domains | None = None) -> dict[str, Any]:
+    def _request(self, method: str, size: int, fitted: RepairTexts | None = None) -> dict[str, Any]:
         """All that a row depends on: the model, texts and numerics by their fingerprints, and what was asked."""
         game, *others = self.games
         repair = None
         if fitted is not None:
             repair = [
                 [domain.spec, *(_digest(ids.cpu().numpy()) for ids in (domain.fit, domain.choice, domain.check))]
-                for domain in fitted.domains
+                for domain in fitted.texts
             ]
         return {
             "game": game.fingerprints,
@@ -342,22 +332,22 @@ def _digest(ids: NDArray[np.int64]) -> str:
     return hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i8").tobytes()).hexdigest()
 
 
-def _about(games: Sequence[ModelGame], fitted: Domains | None, seed: int) -> dict[str, Any]:
+def _about(games: Sequence[ModelGame], fitted: RepairTexts | None, seed: int) -> dict[str, Any]:
     """What was compared on, as JSON can hold it."""
     game = games[0]
     repair = None
     if fitted is not None:
         repair = {
-            "texts": [domain.spec for domain in fitted.domains],
+            "texts": [domain.spec for domain in fitted.texts],
             "left_out": list(fitted.left_out.values()),
             "tokens": fitted.tokens,
         }
     return {
         "model": game.checkpoint.name,
-        "players": game.players.kind,
+        "players": game.masked.players.kind,
         "n_players": game.n_players,
         "texts": [one.calibration.spec for one in games],
-        "windows": [one.windows.n_windows for one in games],
+        "windows": [one.masked.windows.n_windows for one in games],
         "tokens": int(game.calibration.ids.shape[1]),
         "seed": seed,
         "fingerprints": game.fingerprints,
@@ -365,7 +355,7 @@ def _about(games: Sequence[ModelGame], fitted: Domains | None, seed: int) -> dic
     }
 
 
-def _repaired(row: Row, games: Sequence[ModelGame], mask: Masks, fitted: Domains, progress: Progress) -> Row:
+def _repaired(row: Row, games: Sequence[ModelGame], mask: Masks, fitted: RepairTexts, progress: Progress) -> Row:
     """The row of the same mask after its repair."""
     began = time.perf_counter()
     repaired = fit_repair(games[0], mask, fitted, progress=progress)
@@ -378,7 +368,7 @@ def _repaired(row: Row, games: Sequence[ModelGame], mask: Masks, fitted: Domains
 
 
 def _passes(game: ModelGame) -> float:
-    return game.evaluations.token_evals / (game.skeleton.n_layers * game.windows.ids.numel())
+    return game.evaluations.token_evals / (game.masked.skeleton.n_layers * game.masked.windows.ids.numel())
 
 
 def _on_texts(games: Sequence[ModelGame], mask: Masks) -> list[Measured]:
@@ -386,7 +376,8 @@ def _on_texts(games: Sequence[ModelGame], mask: Masks) -> list[Measured]:
 
 
 def _measured(game: ModelGame, window_nll: Floats) -> Measured:
-    return Measured(game.calibration.spec, window_nll if game.domains is None else game.domains.weighted(window_nll))
+    domains = game.calibration.domains
+    return Measured(game.calibration.spec, window_nll if domains is None else domains.weighted(window_nll))
 
 
 def _judge(rows: list[Row]) -> None:

@@ -1,21 +1,21 @@
-"""Heads and MLP channels of llama-shaped models by how much they fluctuate, what they lose put back as a bias.
+"""Width pruning: heads and MLP channels with the least fluctuation go, and a bias replaces their mean.
 
-    rival = flap(game, n_params)               # as many parameters go as the removed layers have
+    rival = flap(game, n_params)               # as many parameters as the removed layers have
     rival.removed_params                       # exactly, at most one channel less than asked
-    rival.window_nll(unseen.windows.ids)       # float64 [W], to set beside a game's
+    rival.window_nll(unseen.windows.ids)       # float64 [W], comparable with a game's
 
-A rival to compare layer pruning with, not a way to prune: nothing is exported. Input channel j of an output projection
-W (of attention, or of the MLP) matters by what would be lost if it stood at its mean over the calibration text:
+A baseline to compare layer pruning with; nothing is exported. The score of input channel j of an output projection W
+(of attention, or of the MLP) is what would be lost if the channel were replaced by its mean over the calibration text:
 
     s_j = var(x_j) · Σ_i W_ij²,        var with N − 1 over the N calibration tokens
 
 A head's score is the mean over its channels. To be comparable between projections, scores are standardised within each:
-(s − mean) / std. Then the lowest go, of all blocks, heads and channels together, until the parameters are spent. What
-goes is replaced by its mean, which is what the bias W · mean of the pruned projection adds.
+(s − mean) / std. Then the heads and channels with the lowest scores in all blocks go, until enough parameters are
+removed. Each is replaced by its mean, which the bias W · mean of the pruned projection adds.
 
-A head is a key-value head with all query heads that share it, since only such a group can be cut out. It takes its rows
-of the query, key and value projections and its columns of the output one with it, a channel its rows of gate and up and
-its column of down, biases included; the new bias of each output projection that loses something is counted as kept.
+A head is a key-value head with all query heads that share it, since only such a group can be removed. With a head go
+its rows of the query, key and value projections and its columns of the output projection; with a channel go its rows of
+gate and up and its column of down, biases included. New biases of output projections count as kept parameters.
 
 Source: FLAP, arXiv 2312.11983, with weighted input feature variance and its adaptive structure.
 """
@@ -44,7 +44,7 @@ class Projection:
 
     Attributes:
         linear: the projection, [out, in].
-        group: channels of each group, which follow each other (1 in an MLP).
+        group: number of consecutive channels in each group (1 in an MLP).
         cost: parameters that go with one group.
         new_bias: parameters of the bias that it gets once a group goes.
     """
@@ -70,16 +70,21 @@ class Fluctuation:
 
 @dataclass(frozen=True, eq=False)
 class WidthPruned:
-    """A model without some of its heads and channels, as long as it is asked."""
+    """A model some of whose heads and channels are replaced by their means while it is measured.
+
+    Attributes:
+        model: the full model, unchanged.
+        projections: of attention and MLP in turn, block by block.
+        kept: for each projection the groups that stay, bool [groups].
+        means: for each projection the mean of every input channel, float64 [in].
+        removed_params: parameters that a model without them would lack, minus the new biases.
+    """
 
     model: nn.Module
     projections: list[Projection]
-    """Of attention and MLP in turn, block by block."""
     kept: list[Masks]
-    """For each projection which groups stay, `bool[groups]`."""
     means: list[Floats]
     removed_params: int
-    """Parameters that a model really cut so would lack, the new biases taken off."""
 
     def window_nll(self, ids: Tensor) -> Floats:
         """Mean NLL of each window of `ids` (int64 [W, T]), every position scored: float64 [W]."""
@@ -94,14 +99,14 @@ class WidthPruned:
 
 
 def flap(game: ModelGame, n_params: int) -> WidthPruned:
-    """Prune heads and channels that hold at most `n_params` parameters, and less than one channel fewer.
+    """Prune heads and channels that hold at most `n_params` parameters, and at least that minus one channel.
 
     The statistics are of the game's calibration windows: one pass, counted in `token_evals`.
 
-    Raises `RequestError` for a model whose blocks are not llama-shaped or not in memory, and where there are
-    not so many parameters.
+    Raises `RequestError` for a model whose blocks are not llama-shaped or not in memory, and where heads and channels
+    hold fewer parameters.
     """
-    if game.skeleton.streamed is not None:
+    if game.masked.skeleton.streamed is not None:
         raise RequestError("width pruning needs all weights in memory: this model's blocks are read from files")
     projections = find_projections(game)
     fluctuations = measure_fluctuation(game, projections)
@@ -113,7 +118,7 @@ def flap(game: ModelGame, n_params: int) -> WidthPruned:
 def find_projections(game: ModelGame) -> list[Projection]:
     """The output projections of attention and MLP of every block in turn; `RequestError` where a block has none."""
     found = []
-    for layer, block in enumerate(game.skeleton.blocks):
+    for layer, block in enumerate(game.masked.skeleton.blocks):
         try:
             parts = find_parts(block)
         except UnfitError as reason:
@@ -143,7 +148,7 @@ def _projections_of(parts: BlockParts) -> list[Projection]:
 
 
 def measure_fluctuation(game: ModelGame, projections: list[Projection]) -> list[Fluctuation]:
-    """Mean and variance of what each projection is handed, over all tokens of the game's windows."""
+    """Mean and variance of the inputs of each projection over all tokens of the game's windows, float64 [in] each."""
     sums = [np.zeros((2, one.linear.in_features)) for one in projections]
 
     def adding(total: Floats) -> Callable[[Tensor], Tensor]:
@@ -155,13 +160,13 @@ def measure_fluctuation(game: ModelGame, projections: list[Projection]) -> list[
 
         return add
 
-    ids = game.windows.ids
+    ids = game.masked.windows.ids
     with ExitStack() as stack, torch.inference_mode():
         for projection, total in zip(projections, sums, strict=True):
             stack.enter_context(_handed(projection.linear, adding(total)))
         for row in ids[:, None]:
             game.checkpoint.model(input_ids=row, use_cache=False)
-    game.charge(game.players.n_units)
+    game.charge(game.masked.players.n_units)
     count = ids.numel()
     means = [total[0] / count for total in sums]
     variances = [np.maximum(t[1] - count * m * m, 0.0) / (count - 1) for t, m in zip(sums, means, strict=True)]
@@ -176,19 +181,20 @@ def group_scores(projection: Projection, fluctuation: Fluctuation) -> Floats:
 
 
 def standardised(scores: Floats) -> Floats:
-    """(s − mean) / std (N − 1); zeros where all are alike, a single one for instance."""
+    """Scores (float64 [groups]) as (s − mean) / std with N − 1; zeros where all are equal, also for a single one."""
     spread = scores.std(ddof=1) if len(scores) > 1 else 0.0
     return (scores - scores.mean()) / spread if spread > 0 else np.zeros(len(scores))
 
 
 def choose(projections: list[Projection], scores: list[Floats], n_params: int) -> tuple[list[Masks], int]:
-    """Which groups stay, `bool[groups]` each, and the parameters that the others hold, at most `n_params`.
+    """The groups that stay, bool [groups] for each projection, and the parameters of the others, at most `n_params`.
 
-    From the lowest score up each group goes that still fits, so that little is left over where heads no longer do.
+    In the order of their scores (float64 [groups] each), groups go if they still fit: channels may fit where heads no
+    longer do.
     """
     most = sum(one.n_groups * one.cost - one.new_bias for one in projections)
     if not 0 < n_params <= most:
-        raise RequestError(f"heads and channels hold {most} parameters: 1 to so many can go, not {n_params}")
+        raise RequestError(f"heads and channels hold {most} parameters: 1 to {most} can go, not {n_params}")
     kept = [np.ones(one.n_groups, dtype=np.bool_) for one in projections]
     owner = np.repeat(np.arange(len(projections)), [one.n_groups for one in projections])
     place = np.concatenate([np.arange(one.n_groups) for one in projections])
@@ -203,7 +209,7 @@ def choose(projections: list[Projection], scores: list[Floats], n_params: int) -
 
 
 def _fixed(projection: Projection, kept: Masks, mean: Floats) -> Callable[[Tensor], Tensor]:
-    """Replaces the channels that are gone by their mean."""
+    """A function that replaces the removed channels by their mean."""
     stays = torch.from_numpy(np.repeat(kept, projection.group))
     weight = projection.linear.weight
     stays, instead = stays.to(weight.device), torch.from_numpy(mean).to(weight)

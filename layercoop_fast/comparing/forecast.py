@@ -1,7 +1,7 @@
-"""What a comparison will take at most, before it begins.
+"""An upper bound of what a comparison will cost, before it begins.
 
-Which masks a search asks for is not known before; what masks like them take is. So each method is taken to spend its
-whole budget on masks drawn at random, of which real ones share more: `coop` rarely spends its own.
+The masks that a search will ask for are not known; what masks like them cost is. So each method is assumed to spend its
+whole budget on masks drawn at random. Those of a real search share more work, and `coop` rarely spends its budget.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from math import comb
 
 import numpy as np
 
-from layercoop_fast.game.cost_forecast import time_pilot
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masked.plan import count_evaluations
 from layercoop_fast.masks.stratified import stratified_masks
@@ -21,23 +20,23 @@ from layercoop_fast.search import coop, evopress, exhaustive, official, random
 
 # Passes of the full model of methods that measure no mask.
 _OF_RULES = {"shortgpt": 1, "cka": 1, "zigzag": 1, "angular": 1, "taylor": 3, "flap": 1, "reverse": 0}
-# The share of the windows that offspring are measured on: all on a fifth, a quarter of them on half, an eighth on all.
+# Share of windows that offspring are measured on: all on a fifth, a quarter of them on half, an eighth on all.
 _EVOLVED = 0.2 + 0.3 / 4 + 0.5 / 8
-# Masks that stand for all those of a larger budget.
+# Number of masks drawn to represent a larger budget.
 _DRAWN = 500
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """Work ahead, at most.
+    """An upper bound of the work ahead.
 
     Attributes:
-        rows: methods times sizes that are to be found, and
-        kept: those that are known from an earlier comparison.
+        rows: number of rows (a method at a size) to be found.
+        kept: number of rows known from an earlier comparison.
         passes: of the full model over the calibration text, by method, for all its sizes together.
-        text_passes: the same for what is chosen on all texts that are only measured on.
-        repair_passes: the same for fitting repairs to what is chosen, each gap of each choice; 0 where none is fitted.
-        seconds: of all that, by a short pilot on states one by one; wider batches are mostly faster.
+        text_passes: passes to measure the choices on all other texts.
+        repair_passes: passes to fit repairs, one for each gap of each choice; 0 where none is fitted.
+        seconds: time of all that, from a short pilot on single states; wider batches are mostly faster.
     """
 
     rows: int
@@ -66,7 +65,7 @@ def ahead_of(
     `asked` is how many there are with those that are kept. A repair is fitted to `repair_tokens` tokens.
     """
     game = games[0]
-    n, units = game.n_players, game.players.n_units
+    n, units = game.n_players, game.masked.players.n_units
     passes: dict[str, float] = {}
     masks = 0.0
     # What the largest size measures the smaller ones of the same method need not.
@@ -78,18 +77,18 @@ def ahead_of(
                 spent, count = float(_OF_RULES[method]), 0.0
             else:
                 drawn, count = _like(method, n, size, budget, seed)
-                each = count_evaluations(game.players.unit_masks(drawn)).plan / len(drawn)
+                each = count_evaluations(game.masked.players.unit_masks(drawn)).plan / len(drawn)
                 count *= _EVOLVED if method == "evopress" else 1.0
                 spent = count * each / units
             passes[method] = passes.get(method, 0.0) + spent
             masks += count
-    own = game.windows.ids.numel()
-    tokens = sum(one.windows.ids.numel() for one in games[1:])
+    own = game.masked.windows.ids.numel()
+    tokens = sum(one.masked.windows.ids.numel() for one in games[1:])
     stays = sum(1 - size / n for size, _ in wanted)
     text_passes = tokens / own * stays
     # The full and the pruned stream, the pruned one again from each gap on.
     repair_passes = 2 * repair_tokens / own * len(wanted)
-    unit, head = time_pilot(game) if wanted else (0.0, 0.0)
+    unit, head = game.masked.pilot() if wanted else (0.0, 0.0)
     heads = masks + tokens / own * len(wanted)
     total = sum(passes.values()) + text_passes + repair_passes
     return Ahead(

@@ -4,9 +4,9 @@
     found = kept.find(request)          # what `keep` was given for an equal request, or None
     kept.keep(request, content)
 
-The file is for one machine and can be removed at any time: a row that is not there is found again. It is text, a line a
-row, each with a checksum; a line is written by one call, so a run that is killed loses the row that it was at. A line
-that is torn or damaged is passed over.
+The file is for one machine and can be removed at any time: a missing row is searched for again. It is text, one line
+for each row, with a checksum; a line is written by one call, so a run that is killed loses only the row it was working
+on. A line that is incomplete or damaged is ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from layercoop_fast.search.base import finite_or_none, perplexity
 REAL = 0.05
 _HEADER = b"layercoop_fast rows 1\n"
 _KEPT = ("removed", "params", "masks", "passes", "seconds", "repair")
-# A row has a number for each window of each text; a line beyond this is none of ours.
+# A row has a number for each window of each text; a longer line is not a row.
 _LONGEST = 2**26
 
 
@@ -41,12 +41,12 @@ class Measured:
 
     Attributes:
         text: SPEC of the text.
-        window_nll: mean NLL of each window, float64 [W]; of several texts weighted, so that their mean is the texts'.
-        p_best: of a difference from the best at this size this large or larger, were both equally good (two-sided,
-            random signs of the windows' differences); 1 for the best itself, None where a window is not finite, and
-            before all rows of the size are there. Repaired models are compared with the best repaired one, others with
-            the best that is not.
-        p_unrepaired: of a repaired model, the same of its difference from itself before the repair; None of others.
+        window_nll: mean NLL of each window, float64 [W]; with several texts weighted, so that the mean is that of the
+            texts.
+        p_best: p-value of the difference from the best at this size (two-sided, random signs of the windows'
+            differences); 1 for the best itself, None where a window is not finite, and before all rows of the size are
+            there. Repaired models are compared with the best repaired one, others with the best other one.
+        p_unrepaired: for a repaired model, the p-value of its difference from itself before the repair; else None.
     """
 
     text: str
@@ -73,12 +73,16 @@ class Row:
     """What one method did at one size.
 
     Attributes:
-        removed: labels of the units that go; None for a method that removes width.
-        params: parameters that go.
-        passes: cost in passes of the full model over the calibration text, heads left out, of the method by itself.
-        seconds: of the search in this comparison, where nothing is measured twice; of a repaired row with the repair.
+        method: its name.
+        n_remove: number of players removed.
+        removed: labels of the units that are removed; None for a method that removes width.
+        params: number of parameters removed.
+        masks: number of masks the method measured.
+        passes: cost of the method by itself, in passes of the full model over the calibration text without its head.
+        seconds: of the search in this comparison, where nothing is measured twice; for a repaired row, with the
+            repair.
         texts: the calibration text first, then the others.
-        repair: `record` of the repair (`repair/fit.py`), of a repaired model; None of others.
+        repair: for a repaired model, `record` of the repair (`repair/fit.py`); else None.
     """
 
     method: str
@@ -124,13 +128,13 @@ class Row:
 
 
 def content_of(row: Row, mask: list[int] | None) -> dict[str, Any]:
-    """What a file keeps of a row and of the numbers of the players that it removes, exact to the last bit."""
+    """What a file keeps of a row and of the indices of the players it removes, exact to the last bit."""
     kept = {name: getattr(row, name) for name in _KEPT}
     return {**kept, "mask": mask, "window_nll": [one.window_nll.tolist() for one in row.texts]}
 
 
 def row_of(method: str, n_remove: int, content: dict[str, Any], texts: list[str]) -> Row:
-    """The row that `content_of` was made of, on texts of these SPECs."""
+    """The row from what `content_of` kept of it, on texts with these SPECs."""
     measured = [
         Measured(text, np.array(nll, dtype=np.float64)) for text, nll in zip(texts, content["window_nll"], strict=True)
     ]
@@ -138,15 +142,15 @@ def row_of(method: str, n_remove: int, content: dict[str, Any], texts: list[str]
     return Row(method, n_remove, texts=measured, **kept)
 
 
-def rows_beside(store: str | Path) -> Path:
-    """The file of the rows that are found with a store."""
+def rows_file(store: str | Path) -> Path:
+    """The file next to a store that keeps the finished rows."""
     return Path(f"{store}.rows")
 
 
 class KeptRows:
-    """A file of finished rows by what they were asked for; without a path nothing is found and nothing kept.
+    """A file of finished rows, by request; without a path nothing is found and nothing kept.
 
-    Raises `RequestError` for a file that is not one of rows.
+    Raises `RequestError` for a file that does not hold rows.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -178,7 +182,7 @@ class KeptRows:
         text = json.dumps({"request": key, "row": content}).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
         try:
-            # By one call, since another comparison may write here too. After a torn line this one begins its own.
+            # In one call, since another comparison may write here too; after an incomplete line, on a new one.
             with open(self.path, "a+b", buffering=0) as file:
                 if file.seek(0, os.SEEK_END) < len(_HEADER):
                     file.truncate(0)
@@ -209,8 +213,8 @@ class KeptRows:
 
 def _no_rows(path: Path) -> RequestError:
     return RequestError(
-        f"{path} is no file of a comparison's rows, which is kept under that name beside the store: name another "
-        "store, or move it away"
+        f"{path} does not hold the rows of a comparison, which are kept under that name next to the store: name "
+        "another store, or move it away"
     )
 
 

@@ -1,4 +1,4 @@
-"""A comparison as a table for people, and its rows one by one as they come."""
+"""A comparison as a table, and its rows one by one as they are found."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OF_REPAIRS = (
 
 
 def ahead_line(ahead: Ahead) -> str:
-    """What a comparison will take, in a line before it begins."""
+    """What a comparison will cost, in one line, before it begins."""
     kept = f", {ahead.kept} of them kept" if ahead.kept else ""
-    dearest = sorted(ahead.passes.items(), key=lambda item: -item[1])
-    parts = [f"{method} {passes:,.0f}" for method, passes in dearest if passes >= 1]
+    expensive = sorted(ahead.passes.items(), key=lambda item: -item[1])
+    parts = [f"{method} {passes:,.0f}" for method, passes in expensive if passes >= 1]
     parts += [f"the other texts {ahead.text_passes:,.0f}"] if ahead.text_passes >= 1 else []
     parts += [f"repairs {ahead.repair_passes:,.0f}"] if ahead.repair_passes >= 1 else []
     return (
@@ -33,7 +33,7 @@ def ahead_line(ahead: Ahead) -> str:
 
 
 def row_line(row: Row) -> str:
-    """A row as soon as it is there."""
+    """A row in one line."""
     texts = ", ".join(f"{Path(one.text).stem} {_plain_ppl(one)}" for one in row.texts)
     if not row.n_remove:
         return f"full model: ppl {texts}"
@@ -42,7 +42,7 @@ def row_line(row: Row) -> str:
 
 
 def show_comparison(compared: Comparison, console: Console | None = None) -> None:
-    """One row a method and size; a perplexity as good as the best of its size and text, by a paired test, is marked."""
+    """Print one row for each method and size; perplexities as good as the best of their size and text are marked."""
     console = console or plain_console()
     title = f"{compared.about['model'].rstrip('/').rsplit('/', 1)[-1]}, {compared.about['n_players']} players"
     table = Table(title=title)
@@ -92,7 +92,7 @@ def _plain_ppl(one: Measured) -> str:
 
 
 def _no_gain(row: Row, one: Measured) -> str:
-    """A mark where a repair has not made a text better beyond doubt."""
+    """A mark where a repair has not improved a text significantly."""
     if row.repair is None:
         return ""
     return "-" if one.p_unrepaired is None or one.p_unrepaired >= 0.05 else " "

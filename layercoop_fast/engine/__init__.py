@@ -1,1 +1,1 @@
-"""Masked forward passes: any causal language model as embed, blocks and head, played along a plan."""
+"""Opening a model, and any causal language model seen as embedding, blocks and head."""

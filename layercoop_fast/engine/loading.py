@@ -56,26 +56,30 @@ DTYPES: dict[str, str | torch.dtype] = {
 
 
 SPREAD = "auto"
-"""The device that stands for all GPUs together."""
+"""The name of the device that means all GPUs together."""
 
-# Held while a model is made: transformers (and offload.py) then replace methods of classes that all threads share, and
-# of two threads that do so at once the last to end puts back what it found, which is the other's replacement: from
-# there on no model of the process has its weights tied.
+# Held while a model is made. transformers (and offload.py) then replace methods of classes that all threads share. If
+# two threads did so at once, the last to finish would restore the replacement of the other one, and no model of the
+# process would have its weights tied from then on.
 _LOADING = threading.RLock()
 _NUMBERED = re.compile(r".*?\.\d+\.")
 _JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _PROBE = "A b, 1."
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Elements that are summed at once: torch copies what it sums to 64 bits first.
+# Elements summed at once: torch first converts them to 64 bits, which takes memory.
 _SUMMED = 2**18
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened model, its tokenizer (None where the folder has none), and the name it was opened by.
+    """An opened model.
 
-    `streamed` are the matrices of its blocks where those are read from the files block by block.
+    Attributes:
+        model: in evaluation mode.
+        tokenizer: None where the folder has none.
+        name: folder or hub name that it was opened by.
+        streamed: the matrices of its blocks, where they are read from the files block by block.
     """
 
     model: PreTrainedModel
@@ -100,7 +104,7 @@ def open_checkpoint(
         dtype: "auto" keeps the checkpoint's own.
         device: any torch device, "cpu" or "cuda:1" for example; "auto" spreads the model over all GPUs, by
             accelerate's device map.
-        trust_remote_code: run code that the checkpoint brings along; never done unasked.
+        trust_remote_code: run Python code from the checkpoint; never done unless requested.
         offload: leave the matrices of the blocks in the files and read them when a block is used
             (`engine/offload.py`); on the CPU only.
         blocks: with `offload`, dotted path of the block list where it is not found by itself.
@@ -113,16 +117,16 @@ def open_checkpoint(
         raise RequestError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     _check_folder(name)
     if offload and target.type != "cpu":
-        raise RequestError(f"--offload reads blocks for the CPU, not for {device}: leave one of the two out")
+        raise RequestError(f"offload= reads blocks for the CPU, not for {device}: leave out offload= or device=")
     if offload and not Path(name).is_dir():
-        raise RequestError(f"{name} is no folder: with --offload weights are read from a checkpoint folder")
+        raise RequestError(f"{name} is not a folder: with offload= weights are read from a checkpoint folder")
     _check_weights(name)
     with quiet_transformers():
         config = _causal_config(name, trust_remote_code)
         with as_saved(f"{name}/config.json"):
             check_library(name, config)
         if offload and sees_pictures(config):
-            raise RequestError(f"{name} is a vision-language model, which --offload does not read: leave it out")
+            raise RequestError(f"{name} is a vision-language model, which offload= cannot read: leave out offload=")
         if offload:
             opened = _open_offloaded(name, config, wanted, blocks, trust_remote_code)
             _refuse_blocks_beyond(name, opened.unexpected, opened.model)
@@ -136,13 +140,13 @@ def open_checkpoint(
 
 
 def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
-    """The tokenizer; None where there is none, which is fine until text has to be cut."""
+    """The tokenizer; None where there is none, which is an error only once text has to be tokenised."""
     try:
         with library_reads(name, "the tokenizer of "):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 name, trust_remote_code=trust_remote_code
             )
-            # A file may be read and yet be of no use: found out here, not in the middle of a text.
+            # A file may be read and still not work: this shows it here, not in the middle of a text.
             tokenizer.decode(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
     except RequestError:
         if any((Path(name) / file).exists() for file in _TOKENIZER_FILES):
@@ -152,31 +156,32 @@ def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBa
 
 
 def _causal_config(name: str, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a folder or hub name, if it is that of a causal language model of as many layers as are taken."""
+    """The config of a folder or hub name; `RequestError` unless it is a causal language model of an accepted depth."""
     with library_reads(name):
         try:
             config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         except ValueError as error:
             if "does not recognize this architecture" in str(error):
                 raise RequestError(
-                    f"{name} is of an architecture that transformers {transformers.__version__} does not know: if it "
-                    "brings its own code along, pass --trust-remote-code; else a newer transformers may know it"
+                    f"{name} is of an architecture that transformers {transformers.__version__} does not know: if the "
+                    "checkpoint contains its own code, set trust_remote_code=; else a newer transformers may know "
+                    "it"
                 ) from error
             raise
     with as_saved(f"{name}/config.json"):
         layers = number_of_layers(config)
         if layers is not None and not 1 <= layers <= MAX_PLAYERS:
-            raise RequestError(f"{name} says that it has {layers} layers: models of 1 to {MAX_PLAYERS:,} are opened")
+            raise RequestError(f"{name} states {layers} layers: models of 1 to {MAX_PLAYERS:,} layers are opened")
         return _causal(name, config)
 
 
 def _causal(name: str, config: PretrainedConfig) -> PretrainedConfig:
-    """The config, if it is that of a causal language model."""
+    """The config; `RequestError` unless it is that of a causal language model."""
     if sees_pictures(config):
         return config
     if getattr(config, "is_encoder_decoder", False):
         raise RequestError(
-            f"{name} is an encoder-decoder model ({config.model_type}): only causal (decoder-only) models"
+            f"{name} is an encoder-decoder model ({config.model_type}): only causal (decoder-only) models are opened"
         )
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (
         getattr(config, "auto_map", None) or {}
@@ -190,7 +195,7 @@ def _causal(name: str, config: PretrainedConfig) -> PretrainedConfig:
 
 
 def sees_pictures(config: PretrainedConfig) -> bool:
-    """Whether a config is that of a vision-language model: a language tower that reads pictures as tokens."""
+    """Whether a config is that of a vision-language model: a language model that reads pictures as tokens."""
     return (
         config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         and not getattr(config.get_text_config(decoder=True), "is_encoder_decoder", False)
@@ -201,17 +206,17 @@ def sees_pictures(config: PretrainedConfig) -> bool:
 def _open_offloaded(
     name: str, config: PretrainedConfig, dtype: str | torch.dtype, blocks: str | None, trust_remote_code: bool
 ) -> Offloaded:
-    """The model without its blocks' matrices."""
+    """The model without the matrices of its blocks."""
     try:
         return open_offloaded(name, config, dtype, mark=_mark, blocks=blocks, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
         if "allocate memory" in str(error):
             raise RequestError(
-                f"{name} needs more memory than there is, even with --offload: what stands outside the blocks (the "
-                "embedding, the head) and two blocks must fit"
+                f"{name} needs more memory than there is, even with offload=: the parts outside the blocks (embedding "
+                "and head) and two blocks must fit"
             ) from error
         if isinstance(error, LayercoopError):
-            raise  # says what is wrong already
+            raise
         raise RequestError(f"{name} cannot be opened: {first_line(error)}") from error
 
 
@@ -244,7 +249,7 @@ def _load(
             raise
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
-        raise RequestError(f"{name} lacks {len(missing)} weights its config calls for ({missing[0]}, ...): not whole")
+        raise RequestError(f"{name} lacks {len(missing)} weights of its config ({missing[0]}, ...): it is incomplete")
     _refuse_blocks_beyond(name, loaded["unexpected_keys"], model)
     opened: PreTrainedModel = model
     return opened
@@ -253,12 +258,13 @@ def _load(
 def _refuse_blocks_beyond(name: str, unexpected: Collection[str], model: PreTrainedModel) -> None:
     if beyond := _blocks_beyond(unexpected, model.state_dict()):
         raise RequestError(
-            f"{name} holds weights of more layers than its config calls for ({beyond}, ...): not of a piece"
+            f"{name} holds weights of more layers than its config states ({beyond}, ...): config and weights do not "
+            "belong together"
         )
 
 
 def _blocks_beyond(unexpected: Collection[str], known: Collection[str]) -> str | None:
-    """One of the unexpected weights that is of a numbered part the model has fewer of; None where none is."""
+    """An unexpected weight whose number is beyond the model's numbered modules; None where there is none."""
     parts = {match[0] for name in known if (match := _NUMBERED.match(name))}
     lists = {part.rstrip(".").rpartition(".")[0] for part in parts}
     for name in sorted(unexpected):
@@ -270,7 +276,7 @@ def _blocks_beyond(unexpected: Collection[str], known: Collection[str]) -> str |
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """One load at a time, without transformers' bars and reports: what matters in them is said in one line, by us."""
+    """One load at a time, without transformers' progress bars and reports: errors of this package replace them."""
     with _LOADING:
         bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
         transformers_logging.disable_progress_bar()
@@ -286,9 +292,9 @@ def quiet_transformers() -> Iterator[None]:
 def _check_spread() -> torch.device:
     """The first GPU, where a model can be spread over all of them; `RequestError` where it cannot."""
     if torch.cuda.device_count() == 0:
-        raise RequestError(f"--device {SPREAD} spreads a model over the GPUs, and torch sees none here; use cpu")
+        raise RequestError(f"device {SPREAD!r} spreads a model over the GPUs, and torch finds none here; use cpu")
     if find_spec("accelerate") is None:
-        raise RequestError(f"--device {SPREAD} needs accelerate: pip install 'layercoop-fast[spread]'")
+        raise RequestError(f"device {SPREAD!r} needs accelerate: pip install 'layercoop-fast[spread]'")
     return torch.device("cuda:0")
 
 
@@ -296,7 +302,7 @@ def _check_placed(model: PreTrainedModel) -> None:
     """Raise `RequestError` unless all of a spread model lies on GPUs."""
     if {parameter.device.type for parameter in model.parameters()} != {"cuda"}:
         raise RequestError(
-            f"the model is larger than the {torch.cuda.device_count()} GPUs together: with --offload it runs on the CPU"
+            f"the model is larger than the {torch.cuda.device_count()} GPUs together: with offload= it runs on the CPU"
         )
 
 
@@ -308,7 +314,7 @@ def check_device(device: str) -> torch.device:
         raise RequestError(f"unknown device {device!r}: cpu, cuda, cuda:N or auto") from error
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise RequestError(
-            f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+            f"device {device!r} does not exist: torch finds {torch.cuda.device_count()} CUDA devices; use cpu"
         )
     if target.type not in ("cpu", "cuda"):
         raise RequestError(f"device {device!r} is not supported: cpu, cuda or cuda:N")
@@ -316,11 +322,11 @@ def check_device(device: str) -> torch.device:
 
 
 def fingerprint(model: PreTrainedModel, streamed: StreamedBlocks | None = None) -> str:
-    """SHA-256 over the config and, of every tensor, its name, dtype, shape, bit sum and 1,024 spread elements.
+    """SHA-256 over the config and over name, dtype, shape, bit sum and 1,024 evenly spaced elements of every tensor.
 
-    The bit sum (all elements read as integers and added) changes with any single element; the sample tells apart what
-    sums alike. Both run at the speed of memory, which a cryptographic hash of 100 GB would not. Streamed blocks make no
-    difference to it; those not used so far are read.
+    The bit sum (all elements read as integers and added) changes with any single element; the sample distinguishes
+    tensors of equal sums. Both run at the speed of memory, which a cryptographic hash of 100 GB would not. A model with
+    streamed blocks has the same fingerprint; blocks that were not used before are read for it.
     """
     marks = {} if streamed is None else streamed.marks()
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
@@ -330,9 +336,9 @@ def fingerprint(model: PreTrainedModel, streamed: StreamedBlocks | None = None) 
 
 
 def _mark(name: str, tensor: Tensor) -> bytes:
-    """What tells a tensor from others: name, dtype, shape, bit sum and sample.
+    """What identifies a tensor of any shape [...]: name, dtype, shape, bit sum and sample.
 
-    A quantised tensor that is made of several (torchao) is told by its parts.
+    A quantised tensor that consists of several (torchao) is identified by its parts.
     """
     if hasattr(tensor, "__tensor_flatten__"):
         parts, about = tensor.__tensor_flatten__()
@@ -349,7 +355,7 @@ def _mark(name: str, tensor: Tensor) -> bytes:
 
 
 def stated_layers(name: str, *, trust_remote_code: bool = False) -> int | None:
-    """How many layers the config of a folder or hub name states, None where it states none; no weight is read.
+    """The number of layers that the config of a folder or hub name states, or None; no weights are read.
 
     Raises `RequestError` as `open_checkpoint` does.
     """
@@ -359,7 +365,7 @@ def stated_layers(name: str, *, trust_remote_code: bool = False) -> int | None:
 
 
 def _check_weights(name: str) -> None:
-    """Raise `RequestError` for a safetensors file whose header promises what the file does not hold."""
+    """Raise `RequestError` for a safetensors file that is shorter than its header says."""
     path = Path(name)
     if (path / WEIGHTS).is_file() or (path / INDEX).is_file():
         for weights in files_of(path):
@@ -367,9 +373,9 @@ def _check_weights(name: str) -> None:
 
 
 def _check_folder(name: str) -> None:
-    """Check what of a checkpoint folder can be checked before a library reads it.
+    """Check a checkpoint folder as far as possible before a library reads it.
 
-    Raises `RequestError` for a folder that is not there or lacks a config, pickled weights, and JSON that is none.
+    Raises `RequestError` for a folder that does not exist or has no config, for pickled weights, and for invalid JSON.
     """
     path = Path(name)
     if os.path.isdir(path):
@@ -379,19 +385,19 @@ def _check_folder(name: str) -> None:
             if (path / file).is_file():
                 found = read_json(path / file, hint="fetch or copy it again")
                 if not isinstance(found, dict) or not is_flat(found):
-                    raise RequestError(f"{path / file} is no JSON object of names and values: fetch or copy it again")
+                    raise RequestError(f"{path / file} is not a JSON object: fetch or copy it again")
         if any(path.glob("pytorch_model*.bin")) and not any(path.glob("*.safetensors")):
             raise RequestError(
-                f"{name} holds pickled weights only (pytorch_model.bin), which are not opened: save the model as "
+                f"{name} holds only pickled weights (pytorch_model.bin), which are not opened: save the model as "
                 "safetensors first"
             )
     elif os.path.exists(path):
         raise RequestError(f"{name} is a file: a checkpoint folder is needed")
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        # Anything else may be the name of a model on a hub; transformers finds out.
+        # Any other name may be that of a model on a hub; transformers looks it up.
         raise RequestError(f"{name} does not exist: a checkpoint folder is needed")
 
 
 def _says_causal(architectures: list[str] | None) -> bool:
-    """Whether the checkpoint was saved with a language-model head (a config without the entry gets the benefit)."""
+    """Whether the checkpoint was saved with a language-model head; a config that does not say is accepted."""
     return not architectures or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)

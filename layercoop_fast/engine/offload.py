@@ -1,8 +1,9 @@
-"""Opening a model that need not fit into memory: all but the matrices of its blocks is loaded, those are streamed.
+"""Opening a model that need not fit into memory: the matrices of its blocks are streamed, everything else is loaded.
 
-The model is made from its config with parameters that have no memory (buffers, such as rotary frequencies, are real).
-What stands outside the blocks, what is a vector and what blocks share is then read, once. A matrix must stand in the
-files under its own name, perhaps without or with the prefix of the base model: names are not translated any further.
+The model is made from its config with parameters on the meta device (buffers, such as rotary frequencies, are real).
+Then the parameters outside the blocks, vectors, and parameters that blocks share are read, once. A matrix must be in
+the files under its own name, or under that name with or without the prefix of the base model: other translations of
+names are not done.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from layercoop_fast.inputs.libraries import library_reads
 
 @dataclass(frozen=True)
 class Offloaded:
-    """A model, its streamed blocks, and the names in its files that it has no use for."""
+    """A model, its streamed blocks, and the names in its files that it does not use."""
 
     model: PreTrainedModel
     blocks: StreamedBlocks
@@ -34,7 +35,7 @@ class Offloaded:
 
 @dataclass
 class _Shared:
-    """A parameter, where it stands, and under which names."""
+    """A parameter with all modules that hold it and all names that it has."""
 
     parameter: nn.Parameter
     names: list[str]
@@ -55,14 +56,15 @@ def open_offloaded(
     Args:
         name: the folder.
         config: of the checkpoint.
-        dtype: "auto" or what all weights are converted to while they are read.
-        mark: as `StreamedBlocks` takes it.
+        dtype: "auto", or the dtype that all weights are converted to while they are read.
+        mark: as of `StreamedBlocks`: (name, tensor of any shape [...]) to the bytes that identify it.
         blocks: dotted path of the block list, where it is not found by itself.
+        trust_remote_code: run Python code from the checkpoint.
 
-    Raises `RequestError` in one line for files that are missing, damaged or do not hold what the config calls for.
+    Raises `RequestError` for files that are missing, damaged or do not fit the config.
     """
     if getattr(config, "quantization_config", None) is not None:
-        raise RequestError(f"{name} is quantised: --offload reads plain weights only")
+        raise RequestError(f"{name} is quantised: offload= reads plain weights only")
     files = WeightFiles(Path(name))
     config.name_or_path = name
     with _parameters_without_memory(), library_reads(name):
@@ -103,7 +105,7 @@ def open_offloaded(
 
 @contextmanager
 def _parameters_without_memory() -> Iterator[None]:
-    """Within the block, parameters that modules are given are moved to the meta device; buffers are left alone."""
+    """Within the `with` block, parameters that modules get are moved to the meta device; buffers are left alone."""
     register = nn.Module.register_parameter
 
     def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -119,7 +121,7 @@ def _parameters_without_memory() -> Iterator[None]:
 
 
 def _dtype(config: PretrainedConfig, files: WeightFiles, dtype: str | torch.dtype) -> torch.dtype:
-    """The dtype asked for; of "auto" the config's, or else the first that is found in the files."""
+    """The requested dtype; for "auto" the config's, or else the first one in the files."""
     if isinstance(dtype, torch.dtype):
         return dtype
     stated = getattr(config, "dtype", None)
@@ -132,10 +134,10 @@ def _dtype(config: PretrainedConfig, files: WeightFiles, dtype: str | torch.dtyp
 
 
 def _refuse_mixed_precision(name: str, model: PreTrainedModel) -> None:
-    """Some families keep a few of their modules in fp32 when the rest is not, by rules of transformers' loader."""
+    """Raise `RequestError` where transformers' loader would keep some modules of this family in fp32."""
     strict = bool(getattr(model, "_keep_in_fp32_modules_strict", None)) and model.dtype != torch.float32
     if strict or (getattr(model, "_keep_in_fp32_modules", None) and model.dtype == torch.float16):
-        raise RequestError(f"{name} keeps some of its weights in fp32, which --offload cannot: use --dtype float32")
+        raise RequestError(f"{name} keeps some of its weights in fp32, which offload= cannot do: use float32 as dtype=")
 
 
 def _generation_config(name: str) -> GenerationConfig:
@@ -158,7 +160,7 @@ def _parameters(model: nn.Module) -> list[_Shared]:
 
 
 def _find(files: WeightFiles, model: PreTrainedModel, name: str) -> str | None:
-    """A parameter's name in the files: its own, or that with the prefix of the base model taken away or put before."""
+    """A parameter's name in the files: its own, or the one without or with the prefix of the base model."""
     prefix = f"{model.base_model_prefix}."
     for candidate in (name, name.removeprefix(prefix), prefix + name):
         if candidate in files.tensors:
@@ -167,14 +169,14 @@ def _find(files: WeightFiles, model: PreTrainedModel, name: str) -> str | None:
 
 
 def _fitting(files: WeightFiles, name: str, tensor: Tensor) -> StoredTensor:
-    """Where a tensor of that name stands, if it has the shape of `tensor`."""
+    """The stored tensor of that name; `RequestError` unless it has the shape of `tensor`."""
     if files.tensors[name].shape != tuple(tensor.shape):
-        raise RequestError(f"{files.folder}: its weights do not have the shapes that its config calls for")
+        raise RequestError(f"{files.folder}: its weights do not have the shapes of its config")
     return files.tensors[name]
 
 
 def _layer_of(shared: _Shared, path: str) -> int | None:
-    """The only block that a parameter belongs to; None where it stands outside, or in several."""
+    """The only block that holds a parameter; None where it is outside the blocks or in several."""
     layers = {
         int(name[len(path) + 1 :].split(".", 1)[0]) if name.startswith(f"{path}.") else None for name in shared.names
     }
@@ -187,7 +189,7 @@ def _matrix(shared: _Shared, prefix: str, place: StoredTensor) -> Matrix:
 
 
 def _load(files: WeightFiles, shared: _Shared, stored: Sequence[str]) -> None:
-    """Read a parameter, under one of its names in the files, and put it wherever it stands."""
+    """Read a parameter under one of its names in the files, and set it in all modules that hold it."""
     first, *others = stored
     read = torch.empty(shared.parameter.shape, dtype=shared.parameter.dtype)
     files.read(files.tensors[first], read)
@@ -197,8 +199,8 @@ def _load(files: WeightFiles, shared: _Shared, stored: Sequence[str]) -> None:
             files.read(files.tensors[other], again)
         if files.tensors[other].shape != tuple(read.shape) or not torch.equal(read, again):
             raise RequestError(
-                f"{files.folder} holds {first} and {other}, which differ, and its config ties them: correct the config "
-                "(tie_word_embeddings, as a rule)"
+                f"{files.folder} holds {first} and {other}, which differ although its config ties them: correct the "
+                "config (usually tie_word_embeddings)"
             )
     loaded = nn.Parameter(read, requires_grad=False)
     for module, key in shared.places:
@@ -210,6 +212,6 @@ def _why_missing(name: str, missing: list[str], unexpected: frozenset[str]) -> s
     if len(unexpected) >= len(missing):
         return (
             f"{name} keeps its weights under other names than its modules ({min(here)}, no {missing[0]}), which are "
-            "translated when it is loaded whole: --offload cannot read them"
+            "translated only when it is loaded as a whole: offload= cannot read them"
         )
-    return f"{name} lacks {len(missing)} weights its config calls for ({missing[0]}, ...): not whole"
+    return f"{name} lacks {len(missing)} weights of its config ({missing[0]}, ...): it is incomplete"

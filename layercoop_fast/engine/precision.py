@@ -8,18 +8,18 @@ from functools import cache
 
 import torch
 
-# Half the bytes may make up for a product that takes somewhat longer.
+# A product up to this many times as slow may pay off, since half the bytes are read.
 _SLOW = 3.0
 
-_SECONDS = 0.1  # of trying, in each dtype
+_SECONDS = 0.1  # of measuring, in each dtype
 _FEWEST_TRIES, _MOST_TRIES = 3, 100
 
 
 @cache
 def slowness(dtype: torch.dtype) -> float:
-    """How many times as long as in fp32 a product takes in a dtype on this processor; tried once, on one thread.
+    """Time of a matrix product in a dtype, over its time in fp32 on this processor; measured once, on one thread.
 
-    Several would wait for each other wherever another program has a processor, many times as long as they compute.
+    With several threads, those on a busy processor would delay the others many times as long as they compute.
     """
     threads, seconds = torch.get_num_threads(), {}
     torch.set_num_threads(1)
@@ -38,16 +38,16 @@ def slowness(dtype: torch.dtype) -> float:
 
 
 def is_slow(dtype: torch.dtype) -> bool:
-    """Whether products in a dtype take so much longer here that fp32 is the better choice."""
+    """Whether products in a dtype are so much slower on this processor that fp32 is the better choice."""
     return dtype in (torch.bfloat16, torch.float16) and slowness(dtype) > _SLOW
 
 
 def warn_if_slow(dtype: torch.dtype) -> None:
-    """Warn where a checkpoint's own dtype, kept since no other was asked for, is slow on this processor."""
+    """Warn where the dtype of a checkpoint, used because no other was requested, is slow on this processor."""
     if is_slow(dtype):
         name = str(dtype).removeprefix("torch.")
         warnings.warn(
             f"this processor multiplies {slowness(dtype):.0f} times slower in {name}, the checkpoint's dtype, than in "
-            "float32: ask for float32 (--dtype float32)",
+            "float32: set dtype= to float32",
             stacklevel=3,
         )

@@ -1,10 +1,10 @@
-"""Models whose weights a quantisation library holds: which one, how many parameters they stand for, in how many bytes.
+"""Models with weights quantised by a library: the library, the number of parameters, their bytes.
 
-Transformers opens them, whatever the library; here is what the rest of the package has to know.
+transformers opens such models, whatever the library.
 
-bitsandbytes (0.50 and later) changes its 4-bit weights in memory at the first forward pass on a processor with
-AVX512-BF16: codes are interleaved, scales are rounded to bf16 and transposed. Its way back, which `state_dict()` takes,
-does not restore the scales, so that asking such a model for its tensors returns wrong ones and breaks the model.
+bitsandbytes (0.50 and later) repacks its 4-bit weights in memory at the first forward pass on a processor with
+AVX512-BF16: codes are interleaved, scales are rounded to bf16 and transposed. Its inverse, which `state_dict()` uses,
+does not restore the scales, so `state_dict()` of such a model returns wrong tensors and breaks the model.
 `protect_scales` is called before the first pass: from then on `state_dict()` returns the tensors as they were loaded,
 and the next pass repacks them again.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from layercoop_fast.errors import RequestError
 
-# Of each method that transformers names in a checkpoint: the module it needs, and how that is installed.
+# For each method that a checkpoint may name: the Python module it needs, and how to install it.
 _LIBRARIES = {
     "bitsandbytes": ("bitsandbytes", "pip install 'layercoop-fast[bitsandbytes]'"),
     "torchao": ("torchao", "pip install 'layercoop-fast[torchao]'"),
@@ -33,13 +33,12 @@ _LIBRARIES = {
     "aqlm": ("aqlm", "pip install 'aqlm[cpu]'"),
 }
 
-
 # The attribute of a bitsandbytes state that holds the state as it was loaded.
 _LOADED = "_as_loaded"
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Whether a quantisation library holds some of the model's weights."""
+    """Whether some of the model's weights are quantised by a library."""
     return getattr(model, "hf_quantizer", None) is not None
 
 
@@ -51,7 +50,7 @@ def method_of(config: Any) -> str | None:
 
 
 def check_library(name: str, config: Any) -> None:
-    """Raise `RequestError` where the weights of `name` need a library that is not installed, with what to install."""
+    """Raise `RequestError` that says what to install where the weights of `name` need a library that is missing."""
     method = method_of(config)
     module, install = _LIBRARIES.get(method or "", (None, ""))
     if module is not None and not _installed(module):
@@ -63,17 +62,17 @@ def check_library(name: str, config: Any) -> None:
 def _installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it would be in
+    except ModuleNotFoundError:  # the package that contains it
         return False
 
 
 def protect_scales(model: nn.Module) -> None:
-    """Keep the loaded scales of 4-bit bitsandbytes weights beside the repacked ones, for `state_dict()`; in place.
+    """Keep the loaded scales of 4-bit bitsandbytes weights for `state_dict()`, next to the repacked ones; in place.
 
-    That takes the bytes of the scales (an eighth of those of the codes) once more, where the library repacks at all.
-    A model is protected once; more calls change nothing.
+    Where the library repacks, this takes the bytes of the scales (an eighth of the codes) once more. Calling it again
+    changes nothing.
 
-    Raises `RequestError` where the model has run, and was repacked, before it was protected.
+    Raises `RequestError` where the model was run, and so repacked, before.
     """
     if not is_quantised(model):
         return
@@ -84,21 +83,21 @@ def protect_scales(model: nn.Module) -> None:
         if getattr(state, "packing_format_for_cpu", False):
             raise RequestError(
                 "this model has run before, and bitsandbytes has repacked its weights for this processor, which cannot "
-                "be undone: open it anew"
+                "be undone: open it again"
             )
-        setattr(state, _LOADED, copy.copy(state))  # repacking replaces the tensors of a state and writes into none
+        setattr(state, _LOADED, copy.copy(state))  # a shallow copy will do: repacking replaces tensors of the state
         module.register_state_dict_pre_hook(_unpack)  # type: ignore[no-untyped-call]
 
 
 def _unpack(module: Any, prefix: str, keep_vars: bool) -> None:
-    """Put codes and scales of a repacked 4-bit module back to what was loaded; the next forward pass repacks them."""
+    """Restore codes and scales of a repacked 4-bit module as they were loaded; the next forward pass repacks them."""
     state = module.weight.quant_state
     if not getattr(state, "packing_format_for_cpu", False):
         return
     from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
 
     loaded = getattr(state, _LOADED)
-    state.original_nested = False  # scales are not recomputed, they are there
+    state.original_nested = False  # the library would recompute the scales, which are restored below
     codes, _ = _convert_weight_packed_for_cpu_inverse(module.weight.data, state)
     module.weight.data = codes
     restored = copy.copy(loaded)
@@ -107,22 +106,22 @@ def _unpack(module: Any, prefix: str, keep_vars: bool) -> None:
 
 
 def parameters_of(parameters: Iterable[Tensor]) -> int:
-    """How many numbers these parameters stand for; bitsandbytes keeps two of them in a byte."""
+    """Number of weights in these parameters, of any shapes [...]; bitsandbytes packs two of them in a byte."""
     return sum(_stands_for(parameter) for parameter in parameters)
 
 
 def bytes_of(parameters: Iterable[Tensor]) -> int:
-    """Bytes of these parameters as they were loaded, scales of quantised ones included."""
+    """Bytes of these parameters, of any shapes [...], as they were loaded; scales of quantised ones count too."""
     return sum(sum(part.numel() * part.element_size() for part in _parts(parameter)) for parameter in parameters)
 
 
 def drop_weights(model: nn.Module) -> None:
-    """Let go of all weights and buffers of a model that is not used any more; its modules stay.
+    """Free all weights and buffers of a model that is not used any more; its modules stay.
 
-    `model.to("meta")` does that too, but not for weights that a quantisation library holds.
+    `model.to("meta")` does that too, but not for quantised weights.
     """
     for module in model.modules():
-        if getattr(module, "quant_state", None) is not None:  # scales that bitsandbytes keeps beside its weight
+        if getattr(module, "quant_state", None) is not None:  # scales that bitsandbytes keeps outside the weight
             module.quant_state = None  # type: ignore[assignment]
         for name, weight in module._parameters.items():
             if weight is not None:
@@ -142,7 +141,7 @@ def _stands_for(parameter: Tensor) -> int:
 
 
 def _parts(tensor: Tensor) -> Iterable[Tensor]:
-    """The plain tensors that a tensor is kept as."""
+    """The plain tensors that a tensor consists of."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         for name in names:

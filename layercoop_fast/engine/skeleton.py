@@ -1,4 +1,4 @@
-"""Any Hugging Face causal language model as embed → blocks → head, without a line of its code copied.
+"""Any Hugging Face causal language model as embedding → blocks → head, without copying its code.
 
     skeleton = Skeleton(model)
     context = skeleton.context(ids)                # ids int64 [B, T]
@@ -7,9 +7,9 @@
         hidden = context.run(layer, hidden)        # the model's own block, on the model's own arguments
     logits = context.logits(hidden)                # [B, T, V], the model's own final norm, head, scale and soft cap
 
-Played over all layers this is the model's own forward pass, bit for bit; played over some, it is that of the same model
-with the other blocks physically removed. A context belongs to one batch: positions and attention masks are captured
-anew for every batch shape, never repeated by guess, since some families make them batch-sized.
+Run over all layers this is the model's own forward pass, bit for bit. Run over some of them, it is the forward pass of
+the same model with the other blocks physically removed. A context belongs to one batch: positions and attention masks
+are captured for each batch and never expanded to another batch size, since some families make them of the batch's size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from layercoop_fast.engine.calls import (
     refuse_caches,
     replaced_forward,
 )
-from layercoop_fast.engine.first_block import find_entry, only_in_first, standing_aside, stop_rescaling
+from layercoop_fast.engine.first_block import find_embedding_norm, only_in_first, passed_through, stop_rescaling
 from layercoop_fast.engine.quantised import protect_scales
 from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.engine.structure import find_blocks
@@ -40,16 +40,29 @@ _PROBE_TOKENS = 16
 
 
 class Skeleton:
-    """A causal language model seen as embed, blocks and head.
+    """A causal language model seen as embedding, blocks and head.
 
     Args:
-        model: a `PreTrainedModel` with a language-model head; it is put in evaluation mode, an RWKV is set to run on
-            its weights as they are stored (`engine/first_block.py`), the scales of a bitsandbytes model are kept for
-            `state_dict()` (`engine/quantised.py`), and it is otherwise unchanged.
+        model: a `PreTrainedModel` with a language-model head. It is put in evaluation mode, an RWKV is set to run on
+            its weights as they are stored (`engine/first_block.py`), and the scales of a bitsandbytes model are kept
+            for `state_dict()` (`engine/quantised.py`). Nothing else of it is changed.
         blocks: dotted path of the block list, where it is not found by itself.
-        streamed: the matrices of the blocks, where those are read when a block is used.
+        streamed: the matrices of the blocks, where they are read when a block is used.
 
-    Raises `RequestError` when the model cannot be seen so (see `find_blocks` and `learn_convention`).
+    Attributes:
+        blocks: the model's own modules, in order.
+        blocks_path: dotted path of their list.
+        convention: how the blocks are called.
+        embedding_norm: the child of the first block that belongs to the embedding (RWKV), or None.
+
+    Raises `RequestError` where the model does not have this structure (see `find_blocks` and `learn_convention`).
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> from layercoop_fast import Skeleton
+        >>> skeleton = Skeleton(AutoModelForCausalLM.from_pretrained("my-model"))
+        >>> skeleton.n_layers, skeleton.blocks_path
+        (4, 'model.layers')
     """
 
     def __init__(
@@ -65,14 +78,16 @@ class Skeleton:
         ids = torch.zeros(
             1, min(_PROBE_TOKENS, self.max_tokens or _PROBE_TOKENS), dtype=torch.int64, device=self.device
         )
-        # A probe of all-equal tokens would make unlike tensors equal by chance; the first few words do not.
+        # A probe of equal tokens could make different tensors equal by chance; the first few token ids do not.
         ids += torch.arange(ids.shape[1], device=self.device) % self.vocab_size
         with torch.inference_mode(), self._whole():
             self.convention: Convention = learn_convention(self.blocks, lambda: self._forward(ids))
-        self.entry: nn.Module | None = None
+        self.embedding_norm: nn.Module | None = None
         if only_in_first(self.blocks):
             context = self.context(ids)
-            self.entry = find_entry(self.blocks, lambda hidden: context.run(0, hidden), context.embedding)
+            self.embedding_norm = find_embedding_norm(
+                self.blocks, lambda hidden: context.run(0, hidden), context.embedding
+            )
 
     @property
     def n_layers(self) -> int:
@@ -87,7 +102,7 @@ class Skeleton:
 
     @property
     def one_device(self) -> bool:
-        """Whether all of the model lies on one device, but for matrices that are read when they are used."""
+        """Whether all of the model is on one device, apart from matrices that are read when they are used."""
         return len({str(parameter.device) for parameter in self.model.parameters()} - {"meta"}) == 1
 
     @property
@@ -108,17 +123,17 @@ class Skeleton:
         return limit if isinstance(limit, int) and limit > 0 else None
 
     def context(self, ids: Tensor, **arguments: Tensor) -> Context:
-        """Capture what every block is handed for this batch (`ids` int64 [B, T]); no block is computed.
+        """Capture the arguments of every block for this batch (`ids` int64 [B, T]); no block is computed.
 
-        `arguments` are passed on to the model's forward: positions and a mask of another arrangement than plain text.
+        `arguments` are passed to the model's forward: position ids and an attention mask that differ from plain text's.
         """
         return Context(self, ids, arguments)
 
     @torch.inference_mode()
     def head(self, ids: Tensor, hidden: Tensor, **arguments: Tensor) -> Tensor:
-        """Final norm and head on states behind the last block: `ids` int64 [B, T], [B, T, H] → [B, T, V].
+        """Final norm and head on the output of the last block: `ids` int64 [B, T], [B, T, H] → [B, T, V].
 
-        The model's own forward runs with its blocks standing aside and the state put in behind the last of them.
+        The model's own forward pass runs with blocks that return their input, and `hidden` as the output of the last.
         """
         convention = self.convention
         last = self.n_layers - 1
@@ -132,19 +147,19 @@ class Skeleton:
             return self._forward(ids, **arguments)
 
     def block(self, layer: int) -> nn.Module:
-        """Block `layer` with its weights; where blocks are streamed, until the next one is asked for."""
+        """Block `layer` with its weights; where blocks are streamed, they are valid until the next call."""
         if self.streamed is not None:
             self.streamed.use(layer)
         return self.blocks[layer]
 
     def expect(self, layers: Iterable[int]) -> None:
-        """Say which blocks will be asked for next, so that streamed ones are read ahead."""
+        """Announce the blocks that will be used next, so that streamed ones are read ahead."""
         if self.streamed is not None:
             self.streamed.expect(layers)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
-        """Within the block the model's own forward pass finds every block's weights."""
+        """Within the `with` block the model's own forward pass reads each block's weights where they are streamed."""
 
         def before(layer: int) -> Callable[..., None]:
             def read(*_: Any) -> None:
@@ -172,8 +187,9 @@ class Context:
     """The calls of all blocks for one batch of token windows.
 
     Attributes:
+        skeleton: of the model.
         ids: int64 [B, T].
-        embedding: [B, T, H], what block 0 receives, behind a norm of it that block 0 holds for the whole model.
+        embedding: [B, T, H], what block 0 receives, after the skeleton's `embedding_norm`.
     """
 
     def __init__(self, skeleton: Skeleton, ids: Tensor, arguments: dict[str, Tensor] | None = None) -> None:
@@ -197,8 +213,8 @@ class Context:
             for index, call in captured.items():
                 refuse_caches(index, call)
             self.embedding = captured[0].hidden(convention.takes)
-            if skeleton.entry is not None:
-                self.embedding = skeleton.entry(self.embedding)
+            if skeleton.embedding_norm is not None:
+                self.embedding = skeleton.embedding_norm(self.embedding)
         self._calls = [captured[index].with_hidden(convention.takes, None) for index in range(skeleton.n_layers)]
 
     @torch.inference_mode()
@@ -206,23 +222,20 @@ class Context:
         """Block `layer` on `hidden` [B, T, H] → [B, T, H]."""
         convention = self.skeleton.convention
         call = self._calls[layer].with_hidden(convention.takes, hidden)
-        with standing_aside(self.skeleton.entry if layer == 0 else None):
+        with passed_through(self.skeleton.embedding_norm if layer == 0 else None):
             return convention.unwrap(self.skeleton.block(layer)(*call.args, **call.kwargs))
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final norm and head on the state after the last block: [B, T, H] → [B, T, V].
-
-        See `Skeleton.head`.
-        """
+        """Final norm and head on the output of the last block, as `Skeleton.head`: [B, T, H] → [B, T, V]."""
         return self.skeleton.head(self.ids, hidden, **self._arguments)
 
     def call(self, layer: int) -> BlockCall:
-        """What block `layer` is handed, the place of the hidden state left empty."""
+        """The arguments of block `layer`, with the place of the hidden state empty."""
         return self._calls[layer]
 
     def describe(self, layer: int) -> list[str]:
-        """What block `layer` is handed besides the hidden state, for people to read."""
+        """The arguments of block `layer` besides the hidden state, as text for people."""
         return [f"{where}: {_described(value)}" for where, value in self._calls[layer].arguments() if value is not None]
 
 

@@ -1,12 +1,12 @@
 """The matrices of a model's blocks, in memory for one block at a time while the next one is read.
 
-    streamed.expect([0, 1, 3])       # what will be needed, in this order
+    streamed.expect([0, 1, 3])       # the blocks that will be needed, in this order
     streamed.use(0)                  # block 0 has its matrices; a thread reads those of block 1
-    streamed.use(1)                  # perhaps waits for it; those of block 3 are read where block 0's were
+    streamed.use(1)                  # waits where they are not read yet; those of block 3 are read over block 0's
 
-Two pieces of memory, each as large as the largest block, are filled in turn straight from the files. A block that is
-not in use has its matrices on the meta device, so that a use that was forgotten fails instead of computing rubbish.
-Vectors (norms, biases) are small, and not streamed.
+Two buffers, each of the size of the largest block, are filled in turn straight from the files. A block that is not in
+use has its matrices on the meta device, so that code which forgets to call `use` fails instead of computing nonsense.
+Vectors (norms, biases) are small and are not streamed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from layercoop_fast.engine.weight_files import StoredTensor, WeightFiles
 from layercoop_fast.spans import READING, timed
 
-# Where a group of matrices begins: a multiple of the widest vector and of a cache line.
+# A group of matrices begins at a multiple of these bytes: a cache line, and the widest vector register.
 _ALIGNMENT = 64
 
 
@@ -31,7 +31,13 @@ _ALIGNMENT = 64
 class Matrix:
     """One streamed parameter of a block.
 
-    `name` is its name in the model, `within` in its block; `owner` the module that has it as `key`.
+    Attributes:
+        name: in the model.
+        within: its name in its block.
+        owner: the module that holds it.
+        key: its name in that module.
+        empty: the parameter on the meta device, which the module holds while the block is not in use.
+        stored: where it stands in the files.
     """
 
     name: str
@@ -39,18 +45,17 @@ class Matrix:
     owner: nn.Module
     key: str
     empty: nn.Parameter
-    """What stands there while the block is not in use: the parameter on the meta device."""
     stored: StoredTensor
 
     @property
     def size(self) -> int:
-        """Bytes it takes in memory."""
+        """Bytes in memory."""
         return self.empty.numel() * self.empty.element_size()
 
 
 @dataclass
 class _Slot:
-    """A piece of memory, the block whose matrices are in it or on their way, and the read that brings them."""
+    """A buffer, the block whose matrices it holds or will hold, and the read that fills it."""
 
     memory: Tensor
     layer: int | None = None
@@ -61,12 +66,14 @@ class StreamedBlocks:
     """Blocks whose matrices come from files when they are used.
 
     Args:
-        files: where they are.
-        blocks: of each block the matrices that are streamed.
-        mark: what identifies a tensor in the model's fingerprint; it is asked once for each, when it is first there.
+        files: that hold them.
+        blocks: the matrices that are streamed, for each block.
+        mark: (name, tensor of any shape [...]) to the bytes that identify it in the model's fingerprint; called once
+            for each matrix, when it is first read.
 
     Attributes:
-        bytes_read: of all reads so far, those ahead of use included.
+        files: as given.
+        bytes_read: by all reads so far, reads ahead included.
     """
 
     def __init__(
@@ -87,8 +94,8 @@ class StreamedBlocks:
 
     @property
     def bytes_a_second(self) -> float:
-        """How fast the last blocks, as many as there are, were read; infinite before anything was."""
-        timed = list(self._timed)  # at once: the thread that reads may add to it
+        """Speed of the latest reads, as many as there are blocks; infinite before the first read."""
+        timed = list(self._timed)  # a copy: the thread that reads may add to the queue
         seconds = sum(took for _, took in timed)
         return sum(count for count, _ in timed) / seconds if seconds else float("inf")
 
@@ -101,15 +108,15 @@ class StreamedBlocks:
         return frozenset(matrix.within for matrix in self._blocks[layer])
 
     def expect(self, layers: Iterable[int]) -> None:
-        """Say which blocks will be used next, in their order; what was said before is forgotten.
+        """Announce the blocks that will be used next, in their order; this replaces earlier announcements.
 
-        Reading begins at once. A block that is used out of turn is read when it is asked for.
+        Reading begins at once. A block that is used out of turn is read when it is used.
         """
         self._ahead = deque(layers)
         self._read_ahead()
 
     def use(self, layer: int) -> None:
-        """Give a block its matrices, until another is used.
+        """Give a block its matrices, until another block is used.
 
         Raises `RunError` where they cannot be read.
         """
@@ -123,28 +130,28 @@ class StreamedBlocks:
                 with timed(READING):
                     slot.read.result()
             except BaseException:
-                slot.layer = None  # whoever asks again has it read again
+                slot.layer = None  # the next use reads the block again
                 raise
             self._bind(slot, layer)
         self._read_ahead()
 
     def release(self) -> None:
-        """Take the matrices from the block in use: all blocks have theirs on the meta device then."""
+        """Take the matrices from the block in use: all blocks then have theirs on the meta device."""
         if self._bound is not None and self._bound.layer is not None:
             for matrix in self._blocks[self._bound.layer]:
                 matrix.owner._parameters[matrix.key] = matrix.empty
         self._bound = None
 
     def free(self) -> None:
-        """Let go of the memory that blocks are read into; none is to be used afterwards."""
+        """Free the buffers; no block may be used afterwards."""
         self.release()
         self._ahead.clear()
-        self._reader.shutdown()  # what is on its way is written into memory that must still be there
+        self._reader.shutdown()  # waits for a read in progress, which writes into a buffer
         for slot in self._slots:
             slot.memory, slot.layer, slot.read = torch.empty(0, dtype=torch.uint8), None, None
 
     def keep(self, layer: int) -> None:
-        """Give a block its matrices for good, in memory of its own; it is not to be used by streaming any more.
+        """Give a block its matrices for good, in memory of its own; `use` must not be called for it any more.
 
         Raises `RunError` where they cannot be read.
         """
@@ -155,13 +162,16 @@ class StreamedBlocks:
             matrix.owner._parameters[matrix.key] = nn.Parameter(read, requires_grad=False)
 
     def renew(self, layer: int) -> None:
-        """Put a block's parameters back to where it is read to, whatever was made of them while it was in use."""
+        """Reset a block's parameters to views of its buffer, whatever replaced them while the block was in use."""
         self.use(layer)
         assert self._bound is not None
         self._bind(self._bound, layer)
 
     def tensor(self, name: str) -> Tensor | None:
-        """A streamed matrix by its name in the model, valid until another block is used; None for any other name."""
+        """A streamed matrix by its name in the model, [rows, columns]; None for any other name.
+
+        It is valid until another block is used.
+        """
         if name not in self._home:
             return None
         self.use(self._home[name])
@@ -169,7 +179,7 @@ class StreamedBlocks:
         return matrix.owner.get_parameter(matrix.key).detach()
 
     def marks(self) -> dict[str, bytes]:
-        """By name, what identifies each matrix in the model's fingerprint; blocks never used so far are read for it."""
+        """By name, the bytes that identify each matrix in the model's fingerprint; blocks not used so far are read."""
         missing = list(dict.fromkeys(layer for name, layer in self._home.items() if name not in self._marks))
         self.expect(missing)
         for layer in missing:
@@ -190,12 +200,12 @@ class StreamedBlocks:
         ]
 
     def _begin(self, layer: int) -> _Slot:
-        """Begin to read a block where none is in use; preferably not where the next one is already."""
+        """Begin to read a block into a buffer that is not in use, preferably not the one that holds the next block."""
         free = [slot for slot in self._slots if slot is not self._bound]
         wanted = self._ahead[0] if self._ahead else None
         slot = next((slot for slot in free if slot.layer is None or slot.layer != wanted), free[0])
         slot.layer = layer
-        # One thread reads, in the order of these calls: what was on its way into this memory comes before.
+        # One thread reads, in the order of these calls: an earlier read into this buffer has ended before this one.
         slot.read = self._reader.submit(self._read, slot, layer)
         return slot
 
@@ -221,10 +231,10 @@ class StreamedBlocks:
 
 
 def _layout(block: Sequence[Matrix]) -> list[int]:
-    """Where each matrix of a block begins in its memory.
+    """The offset of each matrix of a block in its buffer, in bytes.
 
-    Matrices of sibling modules (the projections of one attention, say) stand right behind each other in their order, so
-    that some of them can be used as one (`llama/projections.py`) without a copy.
+    Matrices of sibling modules (such as the projections of one attention) are adjacent, in their order, so that several
+    of them can be used as one matrix (`llama/projections.py`) without a copy.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for index, matrix in enumerate(block):

@@ -1,4 +1,4 @@
-"""Finding the block list of a causal language model by its structure, not from a table of names."""
+"""Finding the block list of a causal language model by its structure, without a table of names."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from layercoop_fast.errors import RequestError
 
 @dataclass(frozen=True)
 class BlockList:
-    """Where the blocks are: `path` as in `model.get_submodule(path)`, and the modules in order."""
+    """The blocks in order, and their `path` as in `model.get_submodule(path)`."""
 
     path: str
     blocks: tuple[nn.Module, ...]
 
 
 def find_blocks(model: nn.Module, path: str | None = None) -> BlockList:
-    """Find the blocks: the outermost `nn.ModuleList` with one entry a layer of the config; the heaviest if several.
+    """Find the blocks: the outermost `nn.ModuleList` with one module for each layer of the config.
 
-    Of a vision-language model the lists of the language tower are looked at.
+    Of several such lists it is the one with most parameters. In a vision-language model only lists of the language
+    model count.
 
-    `path` names the list by hand, for a structure that this rule does not fit.
+    Args:
+        model: any model.
+        path: the dotted path of the list, for a structure that this rule does not fit.
 
-    Raises `RequestError` when nothing fits, with the lists that were seen and how to name one.
+    Raises `RequestError` where no list fits; it names the lists of the model and says how to choose one.
     """
     lists = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
@@ -42,7 +45,7 @@ def find_blocks(model: nn.Module, path: str | None = None) -> BlockList:
     if not outermost:
         raise RequestError(
             f"no list of {wanted} blocks was found in {type(model).__name__}; "
-            f"name the list by hand (blocks=..., --blocks): its module lists are {_described(lists)}"
+            f"name the list with blocks=: the model's module lists are {_described(lists)}"
         )
     outermost = _of_decoder(model, outermost)
     chosen = max(outermost, key=lambda name: sum(parameter.numel() for parameter in outermost[name].parameters()))
@@ -50,7 +53,7 @@ def find_blocks(model: nn.Module, path: str | None = None) -> BlockList:
 
 
 def _of_decoder(model: nn.Module, lists: dict[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
-    """Those of the lists that are in the language tower, where the model has another tower beside it."""
+    """The lists that are in the language model, where the model has an encoder of pictures as well."""
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else None
     if decoder is None or decoder is model:

@@ -1,14 +1,14 @@
-"""Attention and MLP of a block as two units of their own.
+"""Attention and MLP of a block as two separate units.
 
-A sequential residual block computes x + attention(x) and then y + mlp(y). Run with its MLP's output replaced by zeros
-it is the attention half, with its attention's output replaced by zeros the MLP half (x + 0 is exact), and one half
-after the other is the whole block, bit for bit. Which children these are is found by trying, not by name: the pair
-(a, m) for which
+A sequential residual block computes x + attention(x) and then y + mlp(y). With its MLP's output replaced by zeros it is
+the attention half; with its attention's output replaced by zeros it is the MLP half (x + 0 is exact). One half after
+the other is the whole block, bit for bit. The children that are attention and MLP are found by trying, not by name: the
+pair (a, m) for which
 
-    block without m, then block without a  =  block        block without both  =  nothing done
+    block without m, then block without a  =  block        block without both  =  identity
 
 A parallel block (x + attention(x) + mlp(x): GPT-NeoX, GPT-J, Falcon) has no such pair: its MLP reads the same stream as
-its attention, so neither half can stand alone in a chain, and it is refused.
+its attention, so the halves cannot run one after the other. Such a model is refused.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Halves:
-    """The children of one block that stand for its two halves: names as in `block.get_submodule(name)`."""
+class SublayerNames:
+    """The children of one block that are its attention and its MLP: names as in `block.get_submodule(name)`."""
 
     attn: str
     mlp: str
@@ -39,7 +39,7 @@ class Halves:
 
 @dataclass(frozen=True, eq=False)
 class _Probe:
-    """A block by what it makes of a few tokens: the stream [B, T, H] before it and behind it."""
+    """A block's input and output [B, T, H] on a few tokens."""
 
     context: Context
     layer: int
@@ -50,7 +50,11 @@ class _Probe:
 class Sublayers:
     """The 2L units of a skeleton: unit 2l is the attention half of block l, unit 2l + 1 its MLP half.
 
-    Raises `RequestError` for a model one of whose blocks does not fall into two halves.
+    Attributes:
+        skeleton: as given.
+        halves: names of the attention and the MLP of each block.
+
+    Raises `RequestError` for a model with a block that is not an attention followed by an MLP.
     """
 
     def __init__(self, skeleton: Skeleton) -> None:
@@ -59,11 +63,11 @@ class Sublayers:
         ids = torch.arange(2 * tokens, device=skeleton.device).view(2, tokens) % skeleton.vocab_size
         context = skeleton.context(ids)
         skeleton.expect(range(skeleton.n_layers))
-        # How many entries the tuple has that a child returns; children that return the bare tensor are not in here.
+        # Length of the tuple that a child returns; children that return the bare tensor are not in here.
         self._tuples: dict[nn.Module, int] = {}
-        # The children that add what they compute to the stream themselves, which they are handed besides (BLOOM).
+        # Children that add their result to the residual stream themselves, which they get as an argument (BLOOM).
         self._adding: set[nn.Module] = set()
-        found: list[Halves | None] = []
+        found: list[SublayerNames | None] = []
         with torch.inference_mode():
             probes: list[_Probe] = []
             hidden = context.embedding
@@ -71,7 +75,7 @@ class Sublayers:
                 probes.append(_Probe(context, layer, hidden, self._watched(context, layer, hidden)))
                 found.append(self._find(probes[-1], found))
                 hidden = probes[-1].behind
-            self.halves: list[Halves] = [
+            self.halves: list[SublayerNames] = [
                 halves or self._as_of_another(probe, found) for probe, halves in zip(probes, found, strict=True)
             ]
 
@@ -81,23 +85,23 @@ class Sublayers:
         return 2 * self.skeleton.n_layers
 
     def run(self, context: Context, unit: int, hidden: Tensor) -> Tensor:
-        """Unit `unit` on `hidden` [B, T, H] → [B, T, H]; the silenced half is not computed."""
+        """Unit `unit` on `hidden` [B, T, H] → [B, T, H]; the other half of its block is not computed."""
         layer, part = divmod(unit, 2)
         halves = self.halves[layer]
         return self._without((halves.mlp if part == 0 else halves.attn,), context, layer, hidden)
 
     def n_parameters(self, unit: int) -> int:
-        """Parameters of the child that is the half of `unit` (its norm, which stands beside it, not counted)."""
+        """Parameters of the child that is the half of `unit`, without its norm, which is another child."""
         layer, part = divmod(unit, 2)
         halves = self.halves[layer]
         child = self.skeleton.blocks[layer].get_submodule(halves.attn if part == 0 else halves.mlp)
         return parameters_of(child.parameters())
 
     def silencing_parameters(self, unit: int) -> list[str]:
-        """Names, within the block, of the parameters whose zeroing makes the half of `unit` add nothing.
+        """Names, within the block, of the parameters that make the half of `unit` add zero when they are zero.
 
-        They are those of one linear map, the last of the half (its output projection). Raises `RequestError` where no
-        single map does it (a mixture of experts has many).
+        They are those of one linear map, the output projection of the half. Raises `RequestError` where no single map
+        suffices (a mixture of experts has several).
         """
         layer, part = divmod(unit, 2)
         block, halves = self.skeleton.block(layer), self.halves[layer]
@@ -109,12 +113,12 @@ class Sublayers:
             if any(parameter.dim() == 2 for parameter in own.values()) and self._silent_without(own, context, unit):
                 return [f"{name}.{key}" for key in own]
         raise RequestError(
-            f"no single projection of block {layer} silences its {PARTS[part]}: a checkpoint that leaves it out cannot "
-            "be written; use layers as players"
+            f"block {layer} has no single projection that makes its {PARTS[part]} add zero: a checkpoint without it "
+            "cannot be written; use layers as players"
         )
 
     def _silent_without(self, parameters: dict[str, nn.Parameter], context: Context, unit: int) -> bool:
-        """Whether the unit adds exactly nothing with these parameters zeroed (for a moment)."""
+        """Whether the unit adds exactly zero while these parameters are zero; they are restored afterwards."""
         kept = {name: parameter.data for name, parameter in parameters.items()}
         try:
             for parameter in parameters.values():
@@ -141,7 +145,7 @@ class Sublayers:
                 del child.forward
 
     def _watched(self, context: Context, layer: int, hidden: Tensor) -> Tensor:
-        """Block `layer` as it is, learning what its children return."""
+        """Run block `layer` on `hidden` [B, T, H], and note which of its children return tuples."""
 
         def note(child: nn.Module, _: Any, returned: Any) -> None:
             if isinstance(returned, tuple):
@@ -154,13 +158,13 @@ class Sublayers:
             for handle in handles:
                 handle.remove()
 
-    def _find(self, probe: _Probe, before: list[Halves | None]) -> Halves | None:
-        """The halves of a block, found by trying; None where no pair of children is that."""
+    def _find(self, probe: _Probe, before: list[SublayerNames | None]) -> SublayerNames | None:
+        """The halves of a block, found by trying pairs of children; None where no pair fits."""
         block = self.skeleton.blocks[probe.layer]
-        # A norm before a half without biases silences it too, but is not the half: that multiplies by a matrix.
+        # Zeros from the norm before a half without biases make it add zero too, but only the half has a matrix.
         names = [name for name, child in block.named_children() if any(p.dim() > 1 for p in child.parameters())]
-        pairs = [Halves(attn, mlp) for attn in names for mlp in names if attn != mlp]
-        if before and before[-1] in pairs:  # blocks are mostly alike, so the last answer is tried first
+        pairs = [SublayerNames(attn, mlp) for attn in names for mlp in names if attn != mlp]
+        if before and before[-1] in pairs:  # blocks are mostly alike: try the pair of the previous block first
             pairs.insert(0, before[-1])
         for adding in (False, True):
             for halves in pairs:
@@ -168,8 +172,8 @@ class Sublayers:
                     return halves
         return None
 
-    def _as_of_another(self, probe: _Probe, found: list[Halves | None]) -> Halves:
-        """The halves of another block of the class, where a block has an attention of zeros, which mixes no tokens."""
+    def _as_of_another(self, probe: _Probe, found: list[SublayerNames | None]) -> SublayerNames:
+        """The halves of another block of the same class, for a block whose attention is zero and so mixes no tokens."""
         blocks = self.skeleton.blocks
         block = blocks[probe.layer]
         for other, halves in zip(blocks, found, strict=True):
@@ -178,14 +182,15 @@ class Sublayers:
                 if self._splits(probe, halves, adding=adding, mixing=False):
                     return halves
         raise RequestError(
-            f"block {probe.layer} ({type(block).__name__}) does not fall into an attention and an MLP that run one "
-            "after the other: sublayers cannot be players of this model; use layers"
+            f"block {probe.layer} ({type(block).__name__}) is not an attention followed by an MLP: sublayers cannot be "
+            "players of this model; use layers"
         )
 
-    def _splits(self, probe: _Probe, halves: Halves, *, adding: bool, mixing: bool = True) -> bool:
-        """Whether the halves make the block, one after the other, and only the first mixes tokens, if `mixing`.
+    def _splits(self, probe: _Probe, halves: SublayerNames, *, adding: bool, mixing: bool = True) -> bool:
+        """Whether the halves, one after the other, are the block; with `mixing` only the first may mix tokens.
 
-        Where they are `adding` what they compute to the stream themselves, that is kept in mind if they do.
+        `adding` says that the children add their result to the residual stream themselves; it is remembered for them
+        where the answer is yes.
         """
         children = {self.skeleton.blocks[probe.layer].get_submodule(name) for name in (halves.attn, halves.mlp)}
         self._adding |= children if adding else set()
@@ -194,8 +199,8 @@ class Sublayers:
         self._adding -= children
         return False
 
-    def _makes(self, probe: _Probe, halves: Halves, *, mixing: bool) -> bool:
-        """Whether the halves make the block, as the children are known."""
+    def _makes(self, probe: _Probe, halves: SublayerNames, *, mixing: bool) -> bool:
+        """As `_splits`, with what is known of the children so far."""
 
         def without(*names: str) -> Callable[[Tensor], Tensor]:
             return lambda value: self._without(names, probe.context, probe.layer, value)
@@ -209,25 +214,25 @@ class Sublayers:
                 and (not mixing or _reads(first, probe.before, probe.before.shape[1] - 1))
             )
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, StopIteration):
-            return False  # zeros of the stream's width are not what this child returns: it is not a half
+            return False  # the child returns something other than a residual stream: it is not a half
 
 
 def _reads(run: Callable[[Tensor], Tensor], hidden: Tensor, tokens: int) -> bool:
-    """Whether what is added to the last token changes with the first so many tokens, beyond rounding.
+    """Whether what is added to the last token of `hidden` [B, T, H] depends on the first `tokens` tokens.
 
-    Rounding alone can change: experts that are handed other tokens beside it sum in another order. A recurrent state
-    may have forgotten the first token by then, and the MLP of RWKV looks at the token before: so an attention may read
-    any earlier token, and what an MLP must not read is the first one.
+    Differences of rounding do not count: experts that process other tokens in the same batch sum in another order. A
+    recurrent state may have forgotten the first token by the last one, and the MLP of RWKV reads the previous token. So
+    an attention is one that reads any earlier token, and an MLP one that does not read the first.
     """
     changed = hidden.clone()
-    changed[:, :tokens] = changed[:, :tokens].roll(1, dims=-1)  # not a shift: a LayerNorm would take that away again
+    changed[:, :tokens] = changed[:, :tokens].roll(1, dims=-1)  # rolled, since a LayerNorm would undo a constant shift
     before, after = run(hidden)[:, -1].float(), run(changed)[:, -1].float()
     added = before - hidden[:, -1].float()
     return bool((before - after).norm() > 16 * torch.finfo(hidden.dtype).eps * added.norm())
 
 
-def _zeros(width: int, entries: int) -> Callable[..., Any]:
-    """A forward that returns zeros [..., width], bare or first in a tuple of `entries`."""
+def _zeros(width: int, length: int) -> Callable[..., Any]:
+    """A forward that returns zeros [..., width], bare where `length` is 0, else first in a tuple of that length."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         stream = next(
@@ -236,13 +241,13 @@ def _zeros(width: int, entries: int) -> Callable[..., Any]:
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2
         )
         zeros = stream.new_zeros((*stream.shape[:-1], width))
-        return (zeros, *[None] * (entries - 1)) if entries else zeros
+        return (zeros, *[None] * (length - 1)) if length else zeros
 
     return forward
 
 
-def _stream(width: int, entries: int) -> Callable[..., Any]:
-    """A forward that returns the second tensor [..., width] it is handed, the stream beside what was normalised."""
+def _stream(width: int, length: int) -> Callable[..., Any]:
+    """As `_zeros`, but it returns its second argument [..., width]: the residual stream, after the normalised input."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         _, stream, *_ = (
@@ -250,6 +255,6 @@ def _stream(width: int, entries: int) -> Callable[..., Any]:
             for value in (*args, *kwargs.values())
             if isinstance(value, Tensor) and value.is_floating_point() and value.shape[-1] == width and value.dim() > 2
         )
-        return (stream, *[None] * (entries - 1)) if entries else stream
+        return (stream, *[None] * (length - 1)) if length else stream
 
     return forward

@@ -1,10 +1,10 @@
-"""The tensors of a checkpoint's safetensors files, found by name and read straight into memory that is there already.
+"""The tensors of a checkpoint's safetensors files, found by name and read into memory that the caller provides.
 
     files = WeightFiles(Path("model"))
     files.read(files.tensors["model.norm.weight"], out)
 
-Nothing is mapped: a read takes no memory but its target, and what the system keeps of the file it may drop at any time.
-What their headers say is checked by `inputs/safetensors.py`.
+Files are not mapped: a read needs no memory besides its target and the system's page cache, which can be dropped at any
+time. `inputs/safetensors.py` checks the headers.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ DTYPES = {
 }
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-# A tensor that is converted goes through this many bytes of its own dtype, and on in parts so small that torch does
-# not wake threads for them: those belong to the computation beside which this reads.
+# A tensor that is converted is read in pieces of this many bytes of its own dtype. They are converted in parts so small
+# that torch uses no further threads: those are for the computation that runs while this reads.
 _STAGING = 2**20
-# Bytes of one call of the system: macOS refuses 2 GiB and more.
+# Most bytes of one system call: macOS refuses 2 GiB and more.
 _MOST_AT_ONCE = 2**30
 _SERIAL = 2**14
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor stands: `size` bytes from byte `begin` of a file."""
+    """The place of a tensor: `size` bytes from byte `begin` of a file."""
 
     file: Path
     dtype: torch.dtype
@@ -59,10 +59,10 @@ class WeightFiles:
     """The safetensors files of a checkpoint folder, held open.
 
     Attributes:
-        folder: where they are.
-        tensors: what they hold, by name.
+        folder: that holds them.
+        tensors: the place of each tensor, by name.
 
-    Raises `RequestError` in one line where a file is missing, ends early or is no safetensors file.
+    Raises `RequestError` where a file is missing, ends early or is not a safetensors file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,7 +78,11 @@ class WeightFiles:
                 raise RequestError(f"{file} cannot be read: {reason(error)}") from error
 
     def read(self, stored: StoredTensor, out: Tensor) -> None:
-        """Read a tensor into `out`, contiguous, on the CPU and of the same shape; another dtype is converted to.
+        """Read a tensor into `out`, converted to its dtype.
+
+        Args:
+            stored: the tensor, of any shape [...].
+            out: of the same shape [...], contiguous, on the CPU.
 
         Raises `RunError` where the file cannot be read or ends before the tensor does.
         """
@@ -95,7 +99,7 @@ class WeightFiles:
                 flat[first + at : first + at + len(piece)].copy_(piece)
 
     def _fill(self, stored: StoredTensor, first: int, out: Tensor) -> None:
-        """Read the elements of a stored tensor from its `first` on into a vector of its dtype."""
+        """Read the elements of a stored tensor, from number `first` on, into a vector of its dtype."""
         room: memoryview = out.view(torch.uint8).numpy().data
         at = stored.begin + first * stored.dtype.itemsize
         while len(room):
@@ -118,14 +122,14 @@ def _close(descriptors: dict[Path, int]) -> None:
 def files_of(folder: Path) -> list[Path]:
     """The safetensors file of a checkpoint folder, or those that its index names.
 
-    Raises `RequestError` where there are none, and where one that the index names is not there.
+    Raises `RequestError` where the folder has none, and where one that the index names is missing.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise RequestError(f"{folder} holds no {WEIGHTS} and no {INDEX}: weights are read from safetensors files only")
     again = "fetch or copy it again"
-    form = f"{folder / INDEX} is no index of safetensors files: {again}"
+    form = f"{folder / INDEX} is not an index of safetensors files: {again}"
     found = read_json(folder / INDEX, hint=again)
     places = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -138,12 +142,10 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _tensors_of(file: Path, descriptor: int) -> dict[str, StoredTensor]:
-    """What a file's header says."""
+    """The tensors of a file's header, by name."""
     found = {}
-    for name, entry in read_header(file, descriptor).tensors.items():
-        if entry.dtype not in DTYPES:
-            raise RequestError(
-                f"{file} holds numbers of kind {entry.dtype} ({name}), which cannot be read block by block"
-            )
-        found[name] = StoredTensor(file, DTYPES[entry.dtype], entry.shape, entry.begin, entry.size)
+    for name, info in read_header(file, descriptor).tensors.items():
+        if info.dtype not in DTYPES:
+            raise RequestError(f"{file} holds a tensor of dtype {info.dtype} ({name}), which cannot be read by blocks")
+        found[name] = StoredTensor(file, DTYPES[info.dtype], info.shape, info.begin, info.size)
     return found

@@ -1,7 +1,8 @@
-"""Files that a written checkpoint takes over as they are, and which of them may be read.
+"""Files that are copied unchanged into a written checkpoint, and a check that they belong to the source.
 
-A checkpoint's folder may hold symbolic links: those of the Hugging Face cache lead from `snapshots/REVISION` to `blobs`
-beside it. A link that leads elsewhere could put any file of this machine into what is written, and perhaps published.
+A checkpoint's folder may hold symbolic links: those of the Hugging Face cache point from `snapshots/REVISION` to the
+folder `blobs` next to it. A link that points elsewhere could copy any file of this machine into the written checkpoint,
+which may be published.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import warnings
 from pathlib import Path
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""How pictures are cut, of a vision-language model."""
+"""Files of a vision-language model that describe how pictures are turned into tokens."""
 _TEMPLATES = ("chat_template.jinja", "additional_chat_templates")
 
 
 def copy_own(source: Path, folder: Path, names: tuple[str, ...]) -> None:
-    """Copy the files of these names that the checkpoint `source` has into `folder`; a link that leaves it is left out.
+    """Copy the files of these names from the checkpoint `source` into `folder`, where it has them.
 
-    Of each that is left out one warning says so.
+    A link to a file outside the checkpoint is left out, with a warning.
     """
     for name in names:
         file = source / name
@@ -27,9 +28,9 @@ def copy_own(source: Path, folder: Path, names: tuple[str, ...]) -> None:
 
 
 def drop_foreign_templates(source: Path, folder: Path) -> None:
-    """Remove chat templates from `folder` that the tokenizer read through a link that leaves the checkpoint `source`.
+    """Remove chat templates from `folder` that the tokenizer read through a link to a file outside `source`.
 
-    Of each that is removed one warning says so.
+    A warning says so for each.
     """
     for name in _TEMPLATES:
         place = source / name
@@ -41,12 +42,12 @@ def drop_foreign_templates(source: Path, folder: Path) -> None:
 
 
 def _is_own(file: Path, source: Path) -> bool:
-    """Whether a file, with all links followed, lies in the folder or in the cache that the folder is a snapshot of."""
+    """Whether a file, with all links followed, is in the folder or in the cache that the folder is a snapshot of."""
     root, target = source.resolve(), file.resolve()
     roots = [root]
     if root.parent.name == "snapshots":
         roots.append(root.parent.parent / "blobs")
     if any(target.is_relative_to(one) for one in roots):
         return True
-    warnings.warn(f"{file} leads out of the checkpoint's folder, to {target}: it is left out", stacklevel=2)
+    warnings.warn(f"{file} is a link to {target}, outside the checkpoint's folder: it is left out", stacklevel=2)
     return False

@@ -1,8 +1,8 @@
 """Writing the pruned model as a plain Hugging Face checkpoint.
 
-The new model is built from the rewritten config, without memory, and handed the original's own tensors. Nothing is
-taken on trust: every new block is compared with the original block that it stands for, and every tensor must be
-claimed, so that a config which means something else than the mask is found before anything is written.
+The new model is built from the rewritten config on the meta device and gets the original's own tensors. Every new block
+is compared with the original block that it replaces, and every tensor must be used, so that a config that does not mean
+the same as the mask is found before anything is written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from layercoop_fast.masked.players import make_players
 T = TypeVar("T")
 
 _PLACES = frozenset({"layer_idx", "layer_id", "layer_number", "attention_layers"})
-"""Attributes by which a block knows its place (GPT-Neo's list the kinds of all layers beside their own)."""
+"""Attributes that hold a block's place in the model (GPT-Neo's blocks hold the list of the kinds of all layers)."""
 
 
 def export_checkpoint(
@@ -55,32 +55,41 @@ def export_checkpoint(
 ) -> None:
     """Write the folder `out`: the model with only the blocks `kept`, for plain `AutoModelForCausalLM.from_pretrained`.
 
-    Weights are not copied in memory, but for the proof: the folder is opened again by plain transformers and compared
-    with the masked pass before it takes its place (`export/proof.py`). It appears whole or not at all; `model` is
-    unchanged.
+    Weights are not copied in memory, except for the proof: the folder is opened again by plain transformers and
+    compared with the masked pass before it is renamed to `out` (`export/proof.py`). It appears as a whole or not at
+    all; `model` is unchanged.
 
     Args:
         model: the original model, its blocks in place.
-        kept: ascending numbers of the blocks that stay, at least one.
+        kept: ascending numbers of the blocks to keep, at least one.
         out: the folder to write.
         blocks_path: dotted path of the block list in `model`, such as "model.layers" (`Skeleton.blocks_path`).
-        tokenizer: saved beside the weights with its chat template, where given.
-        force: replace `out` if it exists; the old folder goes only when the new one is complete.
+        tokenizer: saved with the weights, including its chat template, where given.
+        force: replace `out` if it exists; the old folder is removed only when the new one is complete.
         zeroed: for a kept block (by its original number) the names of parameters, within the block, that are written as
-            zeros: a sublayer whose output projection is zero adds nothing. Same size, since transformers can leave out
-            whole blocks only.
-        replaced: new values of parameters of kept blocks, by their names in the original's state dict (a repair's).
-        finish: called with the temporary folder once it can be loaded from, for instance to measure what was made;
-            the files it returns by plain name (`str` becomes UTF-8) are added.
+            zeros: a sublayer whose output projection is zero adds nothing. The size stays the same, since transformers
+            can leave out whole blocks only.
+        replaced: new values of parameters of kept blocks, of any shapes [...], by their names in the original's state
+            dict (those of a repair).
+        finish: called with the temporary folder once a model can be loaded from it, for instance to measure it; the
+            files it returns by plain name (`str` becomes UTF-8) are added.
         max_shard_size: the size in bytes above which weights are split over several files.
-        streamed: the matrices of the blocks, where `model` has them read from files; then one tensor after another is
-            written, and no more than two blocks are in memory; the folder is compared with two more.
-        verify: compare the folder with the masked pass. Where memory evidently does not hold the written model beside
-            the original, a warning says that it was not compared.
+        streamed: the matrices of the blocks, where those of `model` are read from files. Then tensors are written one
+            by one, with no more than two blocks in memory, and two more for the comparison.
+        verify: compare the folder with the masked pass. Where the written model evidently does not fit into memory
+            together with the original, a warning says that it was not compared.
 
-    Raises `RequestError` when `out` exists or cannot be a folder, or `kept` is malformed or has no plain config;
-    `RunError` when the pruned model would not be the same computation, is not when it is opened again, or cannot be
-    written. What `finish` raises passes through. Whatever the failure, nothing is left behind.
+    Raises `RequestError` where `out` exists or cannot be a folder, or `kept` is malformed or has no plain config;
+    `RunError` where the pruned model would not be the same computation, differs when it is opened again, or cannot be
+    written. Exceptions of `finish` are passed on. Nothing is left behind after an error.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> from layercoop_fast import export_checkpoint
+        >>> model = AutoModelForCausalLM.from_pretrained("my-model")
+        >>> export_checkpoint(model, [0, 1, 3], "smaller", blocks_path="model.layers")
+        >>> AutoModelForCausalLM.from_pretrained("smaller").config.num_hidden_layers
+        3
     """
     protect_scales(model)
     with written_whole(Path(out), folder=True, force=force) as folder:
@@ -90,9 +99,9 @@ def export_checkpoint(
         if streamed is None:
             state = None
             if is_copied(model):
-                pruned.hf_quantizer = None  # it would put the tensors in memory in the place of these
+                pruned.hf_quantizer = None  # it would write the tensors in memory instead of these
                 stored = stored_tensors(model, blocks_path)
-                state = _renumbered(stored, kept, f"{blocks_path}.", _entry(_blocks(model, blocks_path)))
+                state = _renumbered(stored, kept, f"{blocks_path}.", _embedding_norms(_blocks(model, blocks_path)))
             _save(pruned, model, tokenizer, folder, max_shard_size, state)
         else:
             _save(pruned, model, tokenizer, folder, max_shard_size, {})
@@ -141,7 +150,7 @@ def _verify(
 
 @contextmanager
 def _in_place(block: nn.Module, values: Mapping[str, Tensor | None]) -> Iterator[None]:
-    """Within the block of code these parameters of a block have other values; None stands for zeros."""
+    """Within the `with` block these parameters of a model's block have other values; None means zeros."""
     parameters = {name: block.get_parameter(name) for name in values}
     before = {name: parameter.data for name, parameter in parameters.items()}
     try:
@@ -162,24 +171,24 @@ def _save(
     max_shard_size: int | str,
     state: Mapping[str, Tensor] | None,
 ) -> None:
-    """Write everything that `from_pretrained` looks for, with the model's own weights or, where given, these."""
+    """Write all files that `from_pretrained` reads, with the model's own weights or, where given, those of `state`."""
     try:
         with quiet_transformers():
             pruned.save_pretrained(
                 folder,
                 max_shard_size=max_shard_size,
                 state_dict=None if state is None else dict(state),
-                save_original_format=state is None,  # names of files are not translated twice
+                save_original_format=state is None,  # the names of `state` are those of the files already
             )
         if model.can_generate():
-            # As it came, even where today's transformers would call it invalid and refuse to save it.
+            # Unchanged, even where the installed transformers would reject it as invalid and refuse to save it.
             model.generation_config.to_json_file(folder / "generation_config.json")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if source := checkpoint_folder(model):
             copy_own(source, folder, PROCESSOR_FILES)
             drop_foreign_templates(source, folder)
-    except (SafetensorError, ValueError) as error:  # of a full disk, and of a config that transformers refuses
+    except (SafetensorError, ValueError) as error:  # a full disk, and a config that transformers refuses
         raise RunError(f"the checkpoint was not written: {reason(error)}") from error
 
 
@@ -190,10 +199,11 @@ def pruned_model(
     zeroed: Mapping[int, Sequence[str]] | None = None,
     replaced: Mapping[str, Tensor] | None = None,
 ) -> PreTrainedModel:
-    """Return a model of the blocks `kept` that shares the tensors of `model`, to be saved and not to be run.
+    """Return a model of the blocks `kept` that shares the tensors of `model`; it can be saved, but not run.
 
-    Buffers that a checkpoint does not hold (rotary frequencies, ...) stay on the meta device, and so do matrices that
-    `model` has streamed. Raises as `export_checkpoint` does.
+    Buffers that a checkpoint does not hold (such as rotary frequencies) stay on the meta device, and so do matrices
+    that `model` streams. `zeroed` and `replaced` (tensors of any shapes [...]) are as of `export_checkpoint`, and it
+    raises the same errors.
     """
     blocks = _blocks(model, blocks_path)
     if len(blocks) != layer_count(model.config):
@@ -209,14 +219,14 @@ def pruned_model(
     quantised = graft_quantised(pruned, model, kept, f"{blocks_path}.")
     if quantised and (zeroed or replaced):
         raise RequestError(
-            "halves of blocks and repairs are written as new weights, which this model's quantisation does not take: "
-            "prune whole layers, with --no-repair"
+            "halves of blocks and repairs need new weights, which is not possible in this quantised model: prune whole "
+            "layers, without repair="
         )
     for new, old in enumerate(kept):
-        entry = _entry(blocks) if new == 0 else []
-        if difference := _difference(new_blocks[new], blocks[old], changing, entry):
+        in_first = _embedding_norms(blocks) if new == 0 else []
+        if difference := _difference(new_blocks[new], blocks[old], changing, in_first):
             raise RunError(f"block {old} cannot become block {new} of a plain checkpoint: {difference}")
-    tensors = _renumbered({**model.state_dict(), **(replaced or {})}, kept, f"{blocks_path}.", _entry(blocks))
+    tensors = _renumbered({**model.state_dict(), **(replaced or {})}, kept, f"{blocks_path}.", _embedding_norms(blocks))
     if folded:
         _fold_inverse_layer_scale(tensors, kept, f"{blocks_path}.")
     for old, names in (zeroed or {}).items():
@@ -234,7 +244,7 @@ def pruned_model(
 
 
 def is_folded(model: PreTrainedModel) -> bool:
-    """Whether the scores of the original's blocks are scaled by their number, which weights take over (GPT-2)."""
+    """Whether attention scores are divided by the number of the block, which is folded into weights (GPT-2)."""
     return bool(getattr(model.config.get_text_config(decoder=True), INVERSE_LAYER_SCALE, False))
 
 
@@ -246,11 +256,11 @@ def _streamed_values(
     zeroed: Mapping[int, Sequence[str]],
     streamed: StreamedBlocks,
 ) -> Callable[[str], Tensor]:
-    """The tensor of each name of the pruned model, read when it is asked for where it is streamed."""
+    """A function from a name of the pruned model to its tensor, which is read when it is called if it is streamed."""
     resident: dict[str, Tensor] = pruned.state_dict()
     prefix = f"{blocks_path}."
     original = _renumbered(
-        {name: name for name in model.state_dict()}, kept, prefix, _entry(_blocks(model, blocks_path))
+        {name: name for name in model.state_dict()}, kept, prefix, _embedding_norms(_blocks(model, blocks_path))
     )
     number = dict(enumerate(kept))
     zeros = {f"{prefix}{list(kept).index(old)}.{name}" for old, names in zeroed.items() for name in names}
@@ -282,17 +292,19 @@ def _blocks(model: PreTrainedModel, blocks_path: str) -> nn.ModuleList:
     return blocks
 
 
-def _entry(blocks: nn.ModuleList) -> list[str]:
-    """Names of what only the first block has and every pruned model's first block gets: a norm of the embedding."""
+def _embedding_norms(blocks: nn.ModuleList) -> list[str]:
+    """Names of norms of the embedding: children that only the first block has, also in every pruned model."""
     return [
         name for name in only_in_first(list(blocks)) if "norm" in type(blocks[0].get_submodule(name)).__name__.lower()
     ]
 
 
-def _renumbered(tensors: Mapping[str, T], kept: Sequence[int], prefix: str, entry: Sequence[str] = ()) -> dict[str, T]:
-    """The tensors of the kept blocks (or what stands for them) under their new numbers, and all outside the blocks.
+def _renumbered(
+    tensors: Mapping[str, T], kept: Sequence[int], prefix: str, in_first: Sequence[str] = ()
+) -> dict[str, T]:
+    """The tensors (or other values) of the kept blocks under their new names, and all outside the blocks.
 
-    Those of the parts `entry` of block 0 go to the new first block, whichever that is.
+    Those of the children `in_first` of block 0 stay in block 0, whichever block that is now.
     """
     new_of = {old: new for new, old in enumerate(kept)}
     renumbered = {}
@@ -301,7 +313,7 @@ def _renumbered(tensors: Mapping[str, T], kept: Sequence[int], prefix: str, entr
             renumbered[name] = tensor
             continue
         number, rest = name[len(prefix) :].split(".", 1)
-        if rest.split(".", 1)[0] in entry:
+        if rest.split(".", 1)[0] in in_first:
             renumbered[name] = tensor
         elif int(number) in new_of:
             renumbered[f"{prefix}{new_of[int(number)]}.{rest}"] = tensor
@@ -309,12 +321,12 @@ def _renumbered(tensors: Mapping[str, T], kept: Sequence[int], prefix: str, entr
 
 
 def _fold_inverse_layer_scale(tensors: dict[str, Tensor], kept: Sequence[int], prefix: str, first: int = 0) -> None:
-    """Divide each block's query columns by its original number + 1, in place of the scores (GPT-2).
+    """Divide the query weights of each block by its original number + 1, instead of its attention scores (GPT-2).
 
-    The blocks `kept` are those numbered from `first` on in `tensors`; names that are not there are passed over.
+    The original blocks `kept` have the numbers from `first` on in `tensors`; names that are missing are skipped.
 
-    Exact where that number is a power of two, elsewhere to within one rounding of the query weights. `tensors` gets new
-    tensors (weight [H, 3H], bias [3H], queries first); the original's are left alone.
+    It is exact where the divisor is a power of two, else to one rounding of the query weights. `tensors` gets new
+    tensors (weight [H, 3H], bias [3H], queries first); the original's are unchanged.
     """
     for new, old in enumerate(kept, first):
         for kind in ("weight", "bias"):
@@ -326,13 +338,13 @@ def _fold_inverse_layer_scale(tensors: dict[str, Tensor], kept: Sequence[int], p
             tensors[name] = folded
 
 
-def _difference(new: nn.Module, old: nn.Module, ignored: frozenset[str], entry: Sequence[str] = ()) -> str | None:
-    """What tells the block `new` from `old`: modules, tensors or plain attributes. None where nothing does.
+def _difference(new: nn.Module, old: nn.Module, ignored: frozenset[str], in_first: Sequence[str] = ()) -> str | None:
+    """The first difference between the blocks `new` and `old`: in modules, shapes of tensors or plain attributes.
 
-    The children `entry` stand in the first block whatever it was, and are passed over.
+    None where there is none. The children `in_first`, which belong to the first block whatever it was, are skipped.
     """
     new_modules, old_modules = (
-        {name: part for name, part in block.named_modules() if name.split(".", 1)[0] not in entry}
+        {name: part for name, part in block.named_modules() if name.split(".", 1)[0] not in in_first}
         for block in (new, old)
     )
     if names := new_modules.keys() ^ old_modules.keys():

@@ -1,8 +1,8 @@
-"""The config of a model with some layers removed, and which masks have one.
+"""The config of a model with some layers removed, and the masks for which there is one.
 
-The rules go by the names of attributes, not of models: configs share their vocabulary, and a new model that uses known
-names is understood at once. What no rule can see, two blocks that differ in a way the config does not say, is caught
-when the checkpoint is built (`export/checkpoint.py` compares block by block).
+The rules apply to names of attributes, not of models: configs share their attributes, so that a new model with known
+names works at once. Differences between blocks that the config does not state are found when the checkpoint is built
+(`export/checkpoint.py` compares block by block).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
-"""How many layers there are. A config may say it twice."""
+"""Attributes with the number of layers; a config may have several."""
 
 _LISTS = (
     "activation_sparsity_pattern",
@@ -39,7 +39,7 @@ _LISTS = (
     "num_experts",
     "num_key_value_heads_per_layer",
 )
-"""One entry a layer, where the value is a list at all; longer lists are read from the front (SmolLM3)."""
+"""Attributes with one element per layer, where the value is a list; of longer lists the first ones count (SmolLM3)."""
 
 _INDICES = (
     "attn_layer_indices",
@@ -53,10 +53,10 @@ _INDICES = (
     "ple_layer_ids",
     "rope_scaling_layers",
 )
-"""Numbers of the layers that are of some kind."""
+"""Attributes with the numbers of the layers of some kind."""
 
 _PREFIXES = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
-"""How many of the first layers are of some kind."""
+"""Attributes with the number of first layers that are of some kind."""
 
 _COUPLED = {
     "is_heterogeneous": "every layer has a config of its own",
@@ -70,7 +70,7 @@ _COUPLED = {
     "rescale_every": "the stream is rescaled every few layers",
     "scale_depth": "each layer's output is scaled by the number of layers",
 }
-"""Configs whose blocks depend on each other or on their place: renumbered, only the full mask means the same."""
+"""Attributes of configs whose blocks depend on each other or on their place: only the full mask has a config."""
 
 _ATTENDING = frozenset(
     {
@@ -83,19 +83,19 @@ _ATTENDING = frozenset(
         "sliding_attention",
     }
 )
-"""Kinds of layers whose cache knows how many tokens there were: transformers generates with a cache only beside one."""
+"""Kinds of layers whose cache counts tokens: transformers generates with a cache only if there is one of them."""
 
 INVERSE_LAYER_SCALE = "scale_attn_by_inverse_layer_idx"
-"""GPT-2's attention scores divided by layer number + 1: a weight's business once layers are renumbered."""
+"""GPT-2 divides attention scores by layer number + 1: folded into weights when layers are renumbered."""
 
 
 def prune_config(config: PretrainedConfig, kept: Sequence[int]) -> PretrainedConfig:
     """Return a copy of `config` that describes the model with only the layers `kept` (ascending numbers).
 
-    A composite config keeps its other parts. Where `INVERSE_LAYER_SCALE` is set it is switched off in the copy: whoever
-    moves the weights divides each kept layer's query projection by its original number + 1.
+    A composite config keeps its other parts. Where `INVERSE_LAYER_SCALE` is set it is switched off in the copy; the
+    query projection of each kept layer then has to be divided by its original number + 1.
 
-    Raises `RequestError` when the mask is malformed or has no plain config; the line names the nearest mask that has.
+    Raises `RequestError` where the mask is malformed or has no plain config; it names the nearest mask that has one.
     """
     n_layers = layer_count(config)
     if list(kept) != sorted(set(kept)) or not all(0 <= layer < n_layers for layer in kept):
@@ -116,7 +116,7 @@ def layer_count(config: PretrainedConfig) -> int:
 def exportable(config: PretrainedConfig, mask: Masks) -> str | None:
     """Return None where a plain config exists for the layers of `mask` (`bool[L]`), else one line that says why not.
 
-    Raises `RequestError` when `mask` is not a `bool[L]`.
+    Raises `RequestError` where `mask` is not a `bool[L]`.
     """
     _check_width(mask, np.bool_, layer_count(config), "mask")
     if not mask.any():
@@ -130,31 +130,30 @@ def exportable(config: PretrainedConfig, mask: Masks) -> str | None:
         return "transformers cannot open an RWKV of one block: at least two must be kept"
     attending = _attending(text, len(mask))
     if attending.any() and not (attending & mask).any():
-        return "of this hybrid one attention layer must stay: without any, transformers cannot generate with a cache"
+        return "one attention layer of this hybrid must stay: without any, transformers cannot generate with a cache"
     kept = np.flatnonzero(mask)
     for rule in _rules(text, len(mask)):
         if rule.numbers_for(kept) is None:
             names = " and ".join(rule.layouts.names)
-            return f"no values of {names} can lay out the kept layers in their new order"
+            return f"no values of {names} describe the kept layers in their new order"
     return None
 
 
 def nearest_exportable(config: PretrainedConfig, mask: Masks, keep_count: int | None = None) -> Masks | None:
     """Return the exportable mask (`bool[L]`) that differs from `mask` (`bool[L]`) in the fewest layers.
 
-    With `keep_count` it keeps exactly so many layers. None where no such mask exists. Raises `RequestError` for a
-    malformed mask or count.
+    With `keep_count` it keeps exactly that number of layers. None where no such mask exists. Raises `RequestError` for
+    a malformed mask or count.
     """
     _check_width(mask, np.bool_, layer_count(config), "mask")
     return _cheapest(config, keep=(~mask).astype(np.float64), drop=mask.astype(np.float64), n_kept=keep_count)
 
 
 def best_exportable(config: PretrainedConfig, costs: Floats, n_kept: int) -> Masks | None:
-    """Return the exportable mask (`bool[L]`) of `n_kept` layers whose removed layers cost least in sum.
+    """Return the exportable mask (`bool[L]`) of `n_kept` layers with the least total cost of the removed layers.
 
-    `costs` is `float64[L]`, finite: what the removal of each layer costs (its contribution). None where no exportable
-    mask keeps so many. Equal sums go to the mask that removes earlier layers. Raises `RequestError` for malformed costs
-    or count.
+    `costs` is `float64[L]`, finite: the cost of removing each layer. None where no exportable mask keeps that number.
+    Of equal totals it is the mask that removes earlier layers. Raises `RequestError` for malformed costs or count.
     """
     _check_width(costs, np.float64, layer_count(config), "costs")
     if not np.isfinite(costs).all():
@@ -163,7 +162,7 @@ def best_exportable(config: PretrainedConfig, costs: Floats, n_kept: int) -> Mas
 
 
 class ExportableMasks:
-    """The masks that a config has a plain form for, as the family that a search obeys (`search.base.Allowed`)."""
+    """The masks with a plain config, as a family for searches (`search.base.Allowed`)."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         self._config = config
@@ -173,18 +172,18 @@ class ExportableMasks:
         return exportable(self._config, mask)
 
     def explain(self, mask: Masks, /) -> str | None:
-        """`check`, with the nearest mask that is exportable at the end of the line."""
+        """`check` of `mask` (`bool[L]`), with the nearest exportable mask at the end of the line."""
         why = exportable(self._config, mask)
         return None if why is None else why + _advice(self._config, mask)
 
     def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
-        """Return the exportable mask that keeps `n_kept` layers at the least cost (see `best_exportable`)."""
+        """`best_exportable`: `costs` is `float64[L]`, the result `bool[L]` or None."""
         return best_exportable(self._config, costs, n_kept)
 
 
 def _rewrite(text: Any, kept: np.ndarray[Any, np.dtype[np.intp]], n_layers: int) -> None:
     """Rewrite the text config in place for the layers `kept` (`intp[K]`) of `n_layers`."""
-    old = copy.deepcopy(vars(text))  # every rule reads the original values, whatever was rewritten before it
+    old = copy.deepcopy(vars(text))  # every rule reads the original values
     renumbered = {int(layer): new for new, layer in enumerate(kept)}
     changes: dict[str, Any] = {}
     for name, value in old.items():
@@ -198,9 +197,9 @@ def _rewrite(text: Any, kept: np.ndarray[Any, np.dtype[np.intp]], n_layers: int)
             changes[name] = [value[layer] for layer in kept]
     if old.get("attention_types") is not None:  # GPT-Neo: [[kinds, repeats], ...], expanded into `attention_layers`
         changes["attention_types"] = [[[kind], 1] for kind in changes["attention_layers"]]
-    if old.get("block_types") is not None:  # RecurrentGemma: a cycle of kinds, here spelt out over one whole turn
+    if old.get("block_types") is not None:  # RecurrentGemma: a cycle of kinds, here as long as the model
         changes["block_types"] = [old["block_types"][layer % len(old["block_types"])] for layer in kept]
-    if "decoder_sparse_step" in old:  # a period of MoE layers: say instead which layers are dense
+    if "decoder_sparse_step" in old:  # a period of MoE layers: list the dense layers instead
         dense = [layer for layer in kept if not _is_sparse(int(layer), old)]
         changes |= {"decoder_sparse_step": 1, "mlp_only_layers": [renumbered[int(layer)] for layer in dense]}
     if old.get(INVERSE_LAYER_SCALE):
@@ -216,12 +215,12 @@ def _is_per_layer(name: str, value: object, n_layers: int) -> bool:
         return False
     if name in _LISTS:
         return len(value) >= n_layers
-    # An unknown name: the length and the word together are evidence enough; the length alone is not, in small models.
+    # An unknown name: a list of this length with such a name is per layer. The length alone may be chance.
     return ("layer" in name or "block" in name) and len(value) == n_layers
 
 
 def _only_whole(text: Any, n_layers: int) -> str | None:
-    """Why this config can describe no mask but the full one, in one line; None where it can."""
+    """One line that says why this config can describe only the full mask; None where it can describe others."""
     for name, meaning in _COUPLED.items():
         if getattr(text, name, None):
             return f"this model has a plain config only as a whole: {meaning} ({name})"
@@ -230,7 +229,7 @@ def _only_whole(text: Any, n_layers: int) -> str | None:
         if known or "layer" not in name or not isinstance(value, (list, tuple)) or not value:
             continue
         if all(type(each) is int and 0 <= each < n_layers for each in value):
-            return f"the config lists layer numbers in {name!r}, which no rule here knows how to renumber"
+            return f"the config lists layer numbers in {name!r}, which is unknown and cannot be renumbered"
     return None
 
 
@@ -239,10 +238,10 @@ def _is_sparse(layer: int, old: dict[str, Any]) -> bool:
 
 
 def _rules(text: Any, n_layers: int) -> list[Rule]:
-    """The kinds of layer that this config spells with numbers and that no list of it can spell out."""
+    """Rules for the kinds of layer that this config describes by a few numbers and not by a list."""
     rules = []
     layer = np.arange(n_layers)
-    spelt_out = vars(text)  # Zamba has the numbers too, but its list is what counts; Jamba's is computed from them
+    spelt_out = vars(text)  # where a list is stored too (Zamba) it counts; Jamba's list is computed from the numbers
     for kind, derived in (("attn", "layers_block_type"), ("expert", "layers_num_experts")):
         names = (f"{kind}_layer_period", f"{kind}_layer_offset")
         if all(name in spelt_out for name in names) and derived not in spelt_out:
@@ -257,12 +256,12 @@ def _rules(text: Any, n_layers: int) -> list[Rule]:
 
 
 def _least_kept(text: Any) -> int:
-    """The fewest layers of a model that transformers can open: its RWKV divides by their number less one."""
+    """The fewest layers that transformers can open: its RWKV divides by their number minus one."""
     return 2 if hasattr(text, "rescale_every") else 1
 
 
 def _attending(text: Any, n_layers: int) -> Masks:
-    """Which layers of a hybrid are attention, `bool[L]`; none of a model whose layers are all of one sort."""
+    """The attention layers of a hybrid, `bool[L]`; all False where all layers are of one kind."""
     kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
     attending = np.array([kind in _ATTENDING for kind in list(kinds)[:n_layers]], dtype=np.bool_)
     hybrid = len(attending) == n_layers and not attending.all()
@@ -284,17 +283,17 @@ def _cheapest(config: PretrainedConfig, keep: Floats, drop: Floats, n_kept: int 
     if best is None or not attending.any() or (attending & best).any():
         return best
     found = []
-    for layer in np.flatnonzero(attending):  # one of them has to stay: which one is tried
-        dear = drop.copy()
-        dear[layer] = np.inf
-        mask = cheapest_mask(rules, keep, dear, n_kept)
+    for layer in np.flatnonzero(attending):  # one of them has to stay: try each
+        forced = drop.copy()
+        forced[layer] = np.inf
+        mask = cheapest_mask(rules, keep, forced, n_kept)
         if mask is not None:
             found.append((float(keep[mask].sum() + drop[~mask].sum()), mask))
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _advice(config: PretrainedConfig, mask: Masks) -> str:
-    """The end of a refusal: the nearest mask that would do, of as many layers if there is one."""
+    """The end of an error: the nearest exportable mask, of the same number of layers if there is one."""
     count = int(mask.sum())
     nearest = nearest_exportable(config, mask, count) if count else None
     nearest = nearest_exportable(config, mask) if nearest is None else nearest
@@ -307,4 +306,4 @@ def _advice(config: PretrainedConfig, mask: Masks) -> str:
 def _check_width(array: np.ndarray[Any, Any], dtype: type[np.generic], n_layers: int, what: str) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (n_layers,):
         got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise RequestError(f"{what} must be {np.dtype(dtype).name}[{n_layers}], one entry a layer, got {got}")
+        raise RequestError(f"{what} must be {np.dtype(dtype).name}[{n_layers}], one element per layer, got {got}")

@@ -1,8 +1,8 @@
-"""Cutting blocks, or halves of blocks, out of a GGUF file: names and counts are rewritten, weights copied as they are.
+"""Removing blocks, or halves of blocks, from a GGUF file: names and counts are rewritten, weights are copied unchanged.
 
     cut = cut_gguf(Path("model-Q4_K_M.gguf"), parse_removed("3,7,13-18"), Path("smaller.gguf"))
 
-No weight is decoded, so any quantisation stays what it is, and nothing of torch is loaded.
+Weights are not decoded, so that any quantisation is preserved, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.deci import halved, joined, renamed
-from layercoop_fast.export.gguf_file import GGUF, Tensor, read_gguf, write_gguf
+from layercoop_fast.export.gguf_file import GGUF, GGUFTensor, read_gguf, write_gguf
 from layercoop_fast.export.gguf_proof import check_cut, compare_logits
 from layercoop_fast.export.gguf_rules import architecture, block_count, rewritten
 from layercoop_fast.files import check_target
@@ -25,19 +25,29 @@ from layercoop_fast.masks.text import RemovedHalves
 
 @dataclass(frozen=True)
 class Cut:
-    """What was written, and the sizes of both files."""
+    """A written file, and the sizes of both files.
+
+    Attributes:
+        out: the file.
+        architecture: its name in llama.cpp.
+        blocks: number of blocks before (`full`) and after (`pruned`).
+        without_attention: number of written blocks without attention.
+        without_mlp: number of written blocks without MLP.
+        params: number of parameters, `full` and `pruned`.
+        file_bytes: bytes of the files, `full` and `pruned`.
+        verified: `done`, the number of `tensors` and `bytes` that were compared with the source's, and `logits` (None
+            where not requested; else as `verified` of a checkpoint, with `reason` where transformers cannot open the
+            files here).
+    """
 
     out: Path
     architecture: str
     blocks: dict[str, int]
-    """Number of blocks, before and after: `full`, `pruned`."""
     without_attention: int
     without_mlp: int
     params: dict[str, int]
     file_bytes: dict[str, int]
     verified: dict[str, Any] = field(default_factory=dict)
-    """What was proven: `done`, `tensors` and `bytes` that were compared with the source's, and `logits` (null where not
-    asked for; else as `verified` of a checkpoint, with `reason` where transformers cannot open the files here)."""
 
 
 def cut_gguf(
@@ -55,15 +65,16 @@ def cut_gguf(
     Args:
         model: a GGUF file of version 2 or 3, little-endian, in one piece.
         removed: blocks or halves of blocks; halves of the architecture `llama` only.
-        out: the file to write; never the model itself.
-        n_layers: number of layers of the model that `removed` was found on, where that is known.
-        force: replace what is there.
-        verify: read the file back before it takes its place, and compare every tensor with the source, byte by byte.
-        logits: also open both files by transformers, where it reads them, and compare the masked pass on the source
-            with the logits of the result. That takes torch and the memory for unpacked weights.
+        out: the file to write, not the model itself.
+        n_layers: number of layers of the model that `removed` was found on, where it is known.
+        force: replace an existing file.
+        verify: read the file back before it is renamed to `out`, and compare every tensor with the source, byte by
+            byte.
+        logits: also open both files with transformers, where it reads them, and compare the masked pass on the source
+            with the logits of the result. This needs torch and memory for the unpacked weights.
 
-    Raises `RequestError` before anything is written where the request or the file is wrong, and `RunError` where what
-    was written is not the source without what was removed; nothing is left then.
+    Raises `RequestError` before anything is written where the request or the file is wrong, and `RunError` where the
+    written file is not the source without the removed parts; nothing is left behind then.
     """
     check_target(out, force=force)
     if out.exists() and model.exists() and out.samefile(model):
@@ -74,7 +85,7 @@ def cut_gguf(
     if n_layers not in (None, n_blocks):
         raise RequestError(f"the search was on a model of {n_layers} layers, and {model} has {n_blocks}")
     if beyond := sorted({block for block, _ in removed if block >= n_blocks}):
-        raise RequestError(f"{model} has blocks 0 to {n_blocks - 1}, and block {beyond[0]} is to go")
+        raise RequestError(f"{model} has blocks 0 to {n_blocks - 1}, so block {beyond[0]} cannot be removed")
     blocks = joined(n_blocks, removed)
     if not blocks:
         raise RequestError("at least one block must be kept")
@@ -84,7 +95,7 @@ def cut_gguf(
     elif (name := architecture(source.values)) == "llama":
         values, tensors = halved(source.values, tensors, blocks, n_blocks, model.stat().st_size)
     else:
-        raise RequestError(f"halves of blocks can go from the architecture llama only, and this is {name!r}")
+        raise RequestError(f"halves of blocks can be removed from the architecture llama only, and this is {name!r}")
     verified: dict[str, Any] = {"done": False, "tensors": 0, "bytes": 0, "logits": None}
 
     def check(made: Path) -> None:
@@ -106,13 +117,11 @@ def cut_gguf(
 
 
 def _check_whole(source: GGUF) -> None:
-    """Refuse a file that is one of several."""
+    """Raise `RequestError` for one part of a split model."""
     parts = source.values["split.count"].scalar() if "split.count" in source.values else 1
     if parts not in (0, 1) or re.search(r"-\d{5}-of-\d{5}\.gguf$", source.path.name):
-        raise RequestError(
-            f"{source.path} is one part of a split model: join the parts first (llama-gguf-split --merge)"
-        )
+        raise RequestError(f"{source.path} is one part of a split model: join the parts first (with llama-gguf-split)")
 
 
-def _parameters(tensors: Sequence[Tensor]) -> int:
+def _parameters(tensors: Sequence[GGUFTensor]) -> int:
     return sum(tensor.n_parameters for tensor in tensors)

@@ -1,8 +1,8 @@
-"""The GGUF container: what its header says, and writing another file from parts of one, byte by byte.
+"""The GGUF container: reading its header, and writing another file from parts of one, byte by byte.
 
-Only the layout is known here: key-values, tensor descriptions, then the tensors, each aligned. Nothing is decoded that
-is not asked for, so a tokenizer of 100,000 words costs a walk over their lengths, and quantised tensors are bytes
-whatever their type means. Written from the format's description (ggml, docs/gguf.md), versions 2 and 3.
+This knows only the layout: key-values, tensor descriptions, then the tensors, each aligned. Values are decoded only on
+demand, so that of a tokenizer of 100,000 tokens only the lengths are read, and quantised tensors are plain bytes.
+Source: the format's description (ggml, docs/gguf.md), versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from layercoop_fast.files import reason, written_whole
 
 Scalar: TypeAlias = int | float | bool | str
 
-# Value types of key-values: the letter of `struct` for each number, and the two that are no numbers.
+# Value types of key-values: the letter of `struct` for each number, and the two types that are not numbers.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 INT32 = 5
 
-# Tensor types: elements and bytes of a block.
+# GGUFTensor types: elements and bytes of a block.
 F32, F16, Q4_0 = 0, 1, 2
 _BLOCKS = {
     F32: (1, 4),
@@ -63,31 +63,35 @@ _BLOCKS = {
 _MAGIC = int.from_bytes(b"GGUF", "little")
 _PIECE = 8 * 2**20  # bytes copied at once
 
-# What a file may hold at most. The format's description gives the lengths of keys and names, llama.cpp the dimensions;
-# the others are many times those of the largest models.
+# Limits. Lengths of keys and names are from the format's description, dimensions from llama.cpp; the others are many
+# times those of the largest models.
 _LONGEST_KEY, _LONGEST_NAME, _MOST_DIMENSIONS = 65_535, 64, 4
 _MOST_VALUES, _MOST_TENSORS, _MOST_STRINGS = 65_536, 100_000, 4_000_000
 _LARGEST_ALIGNMENT = 65_536
-# Bytes of the least key-value and the least description of a tensor.
+# Bytes of the smallest key-value and of the smallest description of a tensor.
 _LEAST_VALUE, _LEAST_TENSOR = 13, 24
 
 
 @dataclass(frozen=True)
 class Value:
-    """The value of a key, as it stands in the file."""
+    """The value of a key, as encoded in the file.
+
+    Attributes:
+        kind: its value type.
+        raw: the encoded value; for an array, with its element type and length before it.
+    """
 
     kind: int
     raw: bytes
-    """The encoded value; of an array with its element type and length before it."""
 
     @property
     def element_kind(self) -> int | None:
-        """The type of an array's elements; None where the value is no array."""
+        """The type of an array's elements; None where the value is not an array."""
         return struct.unpack_from("<I", self.raw)[0] if self.kind == ARRAY else None
 
     @property
     def n_elements(self) -> int:
-        """Number of an array's elements; 0 where the value is no array."""
+        """Number of an array's elements; 0 where the value is not an array."""
         return int(struct.unpack_from("<Q", self.raw, 4)[0]) if self.kind == ARRAY else 0
 
     def scalar(self) -> Scalar | None:
@@ -124,53 +128,60 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A tensor: its description, and where its bytes are."""
+class GGUFTensor:
+    """The description of a tensor, and the place of its bytes.
+
+    Attributes:
+        name: of the tensor.
+        dims: sizes, the fastest-varying dimension first (the reverse of torch's order).
+        kind: its tensor type.
+        n_bytes: bytes in the file.
+        offset: of the first byte in the source file; None for a tensor whose bytes are all zero, which every type
+            decodes as 0.
+    """
 
     name: str
     dims: tuple[int, ...]
-    """Sizes, the fastest running first (the reverse of torch's order)."""
     kind: int
     n_bytes: int
     offset: int | None
-    """Place of the first byte in the source file; None for a tensor of zero bytes, which every type reads as 0."""
 
     @property
     def n_parameters(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return prod(self.dims)
 
 
 @dataclass(frozen=True)
 class GGUF:
-    """What the header of a file says."""
+    """The header of a file."""
 
     path: Path
     version: int
     values: dict[str, Value]
-    tensors: list[Tensor]
+    tensors: list[GGUFTensor]
     alignment: int
 
 
-def zeros(name: str, dims: tuple[int, ...], kind: int) -> Tensor:
-    """Describe a tensor of zeros that no file holds yet."""
+def zeros(name: str, dims: tuple[int, ...], kind: int) -> GGUFTensor:
+    """The description of a tensor of zeros, which the source file does not hold."""
     elements, n_bytes = _BLOCKS[kind]
-    return Tensor(name, dims, kind, prod(dims) // elements * n_bytes, None)
+    return GGUFTensor(name, dims, kind, prod(dims) // elements * n_bytes, None)
 
 
 def read_gguf(path: Path) -> GGUF:
     """Read the header of a file.
 
-    Every count, length and place is checked against the size of the file, and tensors may not overlap, so that what is
-    made of a file is never many times larger than the file.
+    Every count, length and offset is checked against the size of the file, and tensors must not overlap, so that the
+    result is never many times larger than the file.
 
-    Raises `RequestError` where it is no such file, damaged, or one of a kind that is not read here.
+    Raises `RequestError` where it is not a GGUF file, damaged, or of a version that is not supported.
     """
     try:
         if not path.is_file():
-            raise RequestError(f"{path} is no file: name a model's .gguf")
+            raise RequestError(f"{path} is not a file: name a model's .gguf")
         if path.stat().st_size < 24:
-            raise RequestError(f"{path} is no GGUF file")
+            raise RequestError(f"{path} is not a GGUF file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _Header(path, content).parsed()
     except OSError as error:
@@ -181,14 +192,14 @@ def write_gguf(
     out: Path,
     source: GGUF,
     values: dict[str, Value],
-    tensors: Sequence[Tensor],
+    tensors: Sequence[GGUFTensor],
     *,
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a file of these key-values and tensors, their bytes copied from `source`; whole or not at all.
+    """Write a file of these key-values and tensors, with bytes copied from `source`; whole or not at all.
 
-    `check` is called with the complete file before it takes its place; what it raises passes through.
+    `check` is called with the complete file before it is renamed to `out`; its exceptions are passed on.
     """
     head = [struct.pack("<IIQQ", _MAGIC, source.version, len(tensors), len(values))]
     for key, value in values.items():
@@ -210,7 +221,7 @@ def write_gguf(
             check(made)
 
 
-def _pieces(tensor: Tensor, file: BinaryIO) -> Iterable[bytes]:
+def _pieces(tensor: GGUFTensor, file: BinaryIO) -> Iterable[bytes]:
     """The bytes of a tensor, a few MiB at a time."""
     if tensor.offset is not None:
         file.seek(tensor.offset)
@@ -232,7 +243,7 @@ class _Header:
     def parsed(self) -> GGUF:
         magic, version = self._unpack("II")
         if magic != _MAGIC:
-            raise RequestError(f"{self._path} is no GGUF file")
+            raise RequestError(f"{self._path} is not a GGUF file")
         if version & 0xFFFF == 0:
             raise RequestError(f"{self._path} is a big-endian GGUF file, which is not read: convert it first")
         if version not in (2, 3):
@@ -255,13 +266,13 @@ class _Header:
         alignment = values["general.alignment"].scalar() if "general.alignment" in values else 32
         if type(alignment) is not int or not 1 <= alignment <= _LARGEST_ALIGNMENT or alignment & (alignment - 1):
             raise RequestError(
-                f"{self._path} has a general.alignment of {alignment!r}, which is no power of two up to "
+                f"{self._path} has a general.alignment of {alignment!r}, which is not a power of two up to "
                 f"{_LARGEST_ALIGNMENT:,}"
             )
         return GGUF(self._path, version, values, self._placed(described, alignment), alignment)
 
-    def _placed(self, described: list[tuple[str, tuple[int, ...], int, int]], alignment: int) -> list[Tensor]:
-        """The tensors with their bytes' places in the file; sizes go by type, or up to the next where it is unknown."""
+    def _placed(self, described: list[tuple[str, tuple[int, ...], int, int]], alignment: int) -> list[GGUFTensor]:
+        """The tensors with the offsets of their bytes; one of unknown type extends to the next tensor."""
         start = _aligned(self._at, alignment)
         end = len(self._content)
         places = [*sorted({start + offset for *_, offset in described}), end]
@@ -276,15 +287,15 @@ class _Header:
             if kind in _BLOCKS:
                 elements, size = _BLOCKS[kind]
                 if dims and dims[0] % elements:
-                    raise RequestError(f"{self._path} gives {name} rows that are no whole blocks of its type")
+                    raise RequestError(f"{self._path} gives {name} rows that are not whole blocks of its type")
                 n_bytes = prod(dims) // elements * size
-            elif prod(dims) > 8 * n_bytes:  # no type has less than a bit an element
+            elif prod(dims) > 8 * n_bytes:  # every type has at least one bit per element
                 raise RequestError(f"{self._path} is cut short or damaged: {name} is larger than its place")
             if n_bytes > end - place:
                 raise RequestError(f"{self._path} is cut short: {name} ends beyond the file's {end:,} bytes")
             if n_bytes > room:
                 raise RequestError(f"{self._path} is damaged: {name} overlaps the tensor behind it")
-            tensors.append(Tensor(name, dims, kind, n_bytes, place))
+            tensors.append(GGUFTensor(name, dims, kind, n_bytes, place))
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise RequestError(f"{self._path} names a tensor twice")
         filled = [tensor.offset for tensor in tensors if tensor.n_bytes]
@@ -352,5 +363,5 @@ def _aligned(size: int, alignment: int) -> int:
 
 
 def _string(text: str) -> bytes:
-    encoded = text.encode("utf-8", "surrogateescape")  # what was read as bytes goes back as the same bytes
+    encoded = text.encode("utf-8", "surrogateescape")  # invalid UTF-8 is written as it was read
     return struct.pack("<Q", len(encoded)) + encoded

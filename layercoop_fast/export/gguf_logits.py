@@ -21,18 +21,18 @@ from layercoop_fast.inputs.libraries import first_line, library_reads
 from layercoop_fast.masked.forward import free_memory
 from layercoop_fast.masked.players import make_players
 
-# Transformers unpacks to fp32, and holds a tensor packed and unpacked while it reads.
-_BYTES_A_PARAMETER = 8
+# transformers unpacks to fp32, and holds a tensor packed and unpacked while it reads.
+_BYTES_PER_PARAMETER = 8
 
 
 def compare(made: Path, source: GGUF, removed: frozenset[tuple[int, str]]) -> dict[str, Any]:
-    """See `gguf_proof.compare_logits`; all that is needed is installed."""
+    """As `gguf_proof.compare_logits`, where all required libraries are installed."""
     for name in (architecture(source.values), architecture(read_gguf(made).values)):
         if name not in GGUF_SUPPORTED_ARCHITECTURES:
             return {"done": False, "reason": f"transformers {transformers.__version__} does not read {name} files"}
-    needed = _BYTES_A_PARAMETER * sum(tensor.n_parameters for tensor in source.tensors)
+    needed = _BYTES_PER_PARAMETER * sum(tensor.n_parameters for tensor in source.tensors)
     if needed > (free := free_memory(torch.device("cpu"))):
-        return {"done": False, "reason": f"to open the source takes some {needed:,} bytes, and {free:,} are free"}
+        return {"done": False, "reason": f"opening the source takes about {needed:,} bytes, and {free:,} are free"}
     try:
         model = _opened(source.path)
     except _Unread as refused:
@@ -50,18 +50,18 @@ def compare(made: Path, source: GGUF, removed: frozenset[tuple[int, str]]) -> di
         written = Written(_opened(made))
     except _Unread as refused:
         if architecture(read_gguf(made).values) == architecture(source.values):
-            raise RunError(f"what was written cannot be opened: {refused}; nothing was written") from refused
+            raise RunError(f"the written file cannot be opened: {refused}; nothing was written") from refused
         return {"done": False, "reason": str(refused)}
     return reference.check(written)
 
 
 class _Unread(Exception):
-    """A file that transformers does not read, and why."""
+    """transformers cannot read a file; the message says why."""
 
 
 def _opened(file: Path) -> PreTrainedModel:
     """The model of a GGUF file, unpacked. Raises `_Unread` where transformers cannot read it."""
-    # Newer versions of transformers keep the blocks packed unless told to unpack them; older ones always unpack.
+    # Newer versions of transformers keep weights packed by default; older ones always unpack.
     packed = getattr(transformers, "GgufConfig", None)
     options = {} if packed is None else {"quantization_config": packed(dequantize=True)}
     try:

@@ -1,7 +1,7 @@
-"""Proof that a cut GGUF file is the source without what was removed: read back, and compared byte by byte.
+"""Proof that a cut GGUF file is the source without the removed parts: it is read back and compared byte by byte.
 
-Free of torch. What is asked of the file is worked out here from the source and the blocks that stay, and not taken from
-what was handed to the writer. `compare_logits` goes further, where transformers can read both files.
+Imports no torch. The expected content is derived here from the source and the kept blocks, independently of the writer.
+`compare_logits` also compares outputs, where transformers can read both files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.export.deci import ATTENTION, MLP, Block
-from layercoop_fast.export.gguf_file import GGUF, Tensor, Value, read_gguf
+from layercoop_fast.export.gguf_file import GGUF, GGUFTensor, Value, read_gguf
 from layercoop_fast.export.gguf_rules import block_count
 
 _PIECE = 8 * 2**20
@@ -23,15 +23,15 @@ _OF_BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)", re.DOTALL)
 
 
 def check_cut(made: Path, source: GGUF, values: dict[str, Value], blocks: Sequence[Block]) -> dict[str, int]:
-    """Compare a cut file with its source; returns how many tensors and bytes were compared.
+    """Compare a cut file with its source; return the number of tensors and bytes compared.
 
     Args:
         made: the file that was written.
         source: the header of the file it was cut from.
-        values: the key-values that it is to have.
+        values: the key-values that it must have.
         blocks: where the halves of each of its blocks come from.
 
-    Raises `RunError` with the first thing that is not as it must be.
+    Raises `RunError` with the first difference.
     """
     try:
         found = read_gguf(made)
@@ -40,7 +40,7 @@ def check_cut(made: Path, source: GGUF, values: dict[str, Value], blocks: Sequen
     if (found.version, found.alignment) != (source.version, source.alignment) or found.values != values:
         raise _wrong("its key-values are not those that were written")
     if block_count(found.values) != len(blocks):
-        raise _wrong(f"it says that it has {block_count(found.values)} blocks, and {len(blocks)} were kept")
+        raise _wrong(f"it states {block_count(found.values)} blocks, and {len(blocks)} were kept")
     wanted, there = _wanted(source.tensors, blocks), {tensor.name: tensor for tensor in found.tensors}
     if missing := wanted.keys() - there.keys():
         raise _wrong(f"it lacks the tensor {min(missing)}")
@@ -53,9 +53,9 @@ def check_cut(made: Path, source: GGUF, values: dict[str, Value], blocks: Sequen
     ):
         for name, tensor in there.items():
             old = wanted.get(name)
-            stands_in = old is None and not all(block.is_original for block in blocks)
-            if old is None and not stands_in:
-                raise _wrong(f"it has a tensor {name} that comes from nowhere")
+            is_placeholder = old is None and not all(block.is_original for block in blocks)
+            if old is None and not is_placeholder:
+                raise _wrong(f"it has a tensor {name} that is not from the source")
             if old is not None and (old.dims, old.kind, old.n_bytes) != (tensor.dims, tensor.kind, tensor.n_bytes):
                 raise _wrong(f"{name} has another shape or type than {old.name} of the source")
             if not _same(content, tensor, before, old):
@@ -67,8 +67,8 @@ def check_cut(made: Path, source: GGUF, values: dict[str, Value], blocks: Sequen
 def compare_logits(made: Path, source: GGUF, removed: frozenset[tuple[int, str]]) -> dict[str, Any]:
     """Compare the logits of a cut file with the masked pass on its source, both opened by transformers.
 
-    Returns what `Reference.check` does, or `done` false with the reason where the two cannot be opened here. Raises
-    `RunError` where the logits differ.
+    Returns the result of `Reference.check`, or `done` False with the reason where the files cannot be opened here.
+    Raises `RunError` where the logits differ.
     """
     for module in ("torch", "transformers", "gguf", "accelerate"):
         if find_spec(module) is None:
@@ -78,8 +78,8 @@ def compare_logits(made: Path, source: GGUF, removed: frozenset[tuple[int, str]]
     return compare(made, source, removed)
 
 
-def _wanted(tensors: Sequence[Tensor], blocks: Sequence[Block]) -> dict[str, Tensor]:
-    """By the name that it must have, each tensor of the source that stays."""
+def _wanted(tensors: Sequence[GGUFTensor], blocks: Sequence[Block]) -> dict[str, GGUFTensor]:
+    """The kept tensors of the source, by the names that they must have."""
     numbers: dict[tuple[str, int], list[int]] = {}
     for new, block in enumerate(blocks):
         for part, old in ((ATTENTION, block.attention), (MLP, block.mlp)):
@@ -97,7 +97,7 @@ def _wanted(tensors: Sequence[Tensor], blocks: Sequence[Block]) -> dict[str, Ten
     return wanted
 
 
-def _same(content: mmap.mmap, tensor: Tensor, before: mmap.mmap, old: Tensor | None) -> bool:
+def _same(content: mmap.mmap, tensor: GGUFTensor, before: mmap.mmap, old: GGUFTensor | None) -> bool:
     """Whether a tensor holds the bytes of another, or zeros where there is no other."""
     assert tensor.offset is not None
     for start in range(0, tensor.n_bytes, _PIECE):
@@ -114,4 +114,4 @@ def _same(content: mmap.mmap, tensor: Tensor, before: mmap.mmap, old: Tensor | N
 
 
 def _wrong(what: str) -> RunError:
-    return RunError(f"the cut file is not the source without what was removed: {what}; nothing was written")
+    return RunError(f"the cut file is not the source without the removed parts: {what}; nothing was written")

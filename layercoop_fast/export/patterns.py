@@ -1,9 +1,9 @@
-"""Layouts that a config spells with a few numbers, and the cheapest mask that fits one. Free of torch and transformers.
+"""Layouts that a config describes by a few numbers, and the cheapest mask that fits one. Imports no torch.
 
-Some configs do not list the kind of each layer; they say "attention every 8 layers, from layer 4". Renumbering the kept
-layers must land on something such numbers can say. A `Rule` holds, for one kind of layer, which of the original layers
-are of that kind and every layout the numbers can produce; a mask is expressible when, for each rule, the kinds of its
-kept layers are the beginning of one of the layouts.
+Some configs do not list the kind of each layer, but say "attention every 8 layers, from layer 4". The renumbered kept
+layers must be describable by such numbers again. A `Rule` holds, for one kind of layer, the original layers of that
+kind and every layout that the numbers can produce; a mask is expressible if, for each rule, the kinds of its kept
+layers are the beginning of one of the layouts.
 """
 
 from __future__ import annotations
@@ -20,26 +20,33 @@ from layercoop_fast.masks.types import Floats, Masks
 
 @dataclass(frozen=True, eq=False)
 class Layouts:
-    """Every layout of L layers that some numbers of a config can produce, each once."""
+    """Every distinct layout of L layers that some numbers of a config can produce.
+
+    Attributes:
+        names: attributes of the config that hold the numbers.
+        numbers: for each layout the values of `names`; the first of those that produce the same layout.
+        rows: bool [P, L], the layers of the kind, a row for each layout.
+    """
 
     names: tuple[str, ...]
-    """The config's attributes that hold the numbers."""
     numbers: tuple[tuple[int, ...], ...]
-    """Per layout, the values of `names`; of the many that produce the same layout, those that come first."""
     rows: Masks
-    """`bool[P, L]`: which layers are of the kind, one row a layout."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """One kind of layer of a model and the layouts that its config can give to it."""
+    """One kind of layer of a model, and the layouts of it that a config can describe.
+
+    Attributes:
+        kinds: bool [L], the original layers of the kind.
+        layouts: that can be described.
+    """
 
     kinds: Masks
-    """`bool[L]`: which of the original layers are of the kind."""
     layouts: Layouts
 
     def numbers_for(self, kept: npt.NDArray[np.intp]) -> dict[str, int] | None:
-        """Return the config's numbers that lay out the layers `kept` (`intp[K]`, ascending), or None where none do."""
+        """Return the config's numbers that describe the layers `kept` (`intp[K]`, ascending); None where none do."""
         fits = (self.layouts.rows[:, : len(kept)] == self.kinds[kept]).all(axis=1)
         if not fits.any():
             return None
@@ -48,7 +55,7 @@ class Rule:
 
 @lru_cache
 def periodic_layouts(period: str, offset: str, n_layers: int) -> Layouts:
-    """Layouts `i % period == offset` with 0 <= offset < period; none of the kind at all is one of them."""
+    """Layouts `i % period == offset` with 0 <= offset < period, including the one without layers of the kind."""
     numbers = [(p, o) for p in range(1, n_layers + 2) for o in range(p)]
     layer = np.arange(n_layers)
     return _distinct((period, offset), {pair: layer % pair[0] == pair[1] for pair in numbers})
@@ -56,7 +63,7 @@ def periodic_layouts(period: str, offset: str, n_layers: int) -> Layouts:
 
 @lru_cache
 def interval_layouts(interval: str, start: str, end: str, n_layers: int) -> Layouts:
-    """Layouts `(i + 1) % interval == 0 and start <= i <= end`; none of the kind at all is one of them."""
+    """Layouts `(i + 1) % interval == 0 and start <= i <= end`, including the one without layers of the kind."""
     layer = np.arange(n_layers)
     found: dict[tuple[int, ...], Masks] = {(1, n_layers, n_layers): np.zeros(n_layers, np.bool_)}
     for every in range(1, n_layers + 1):
@@ -77,12 +84,13 @@ def cheapest_mask(rules: list[Rule], keep: Floats, drop: Floats, n_kept: int | N
     """Return the expressible mask (`bool[L]`, at least one layer kept) of least total cost, or None where none exists.
 
     `keep` and `drop` (`float64[L]`, finite) are the costs of keeping and of removing each layer; with `n_kept` the mask
-    keeps exactly so many. Equal costs go to the mask that keeps more, and then to the one that removes earlier layers.
+    keeps exactly that number. Of equal costs it is the mask that keeps more, and then the one that removes earlier
+    layers.
 
-    For one layout a rule this is a shortest path: after each original layer, the least cost for each count of layers
-    kept so far, where a layer may become new layer c only if its kinds are those of the layouts at c. All layouts of
-    the last rule are walked at once; those of the others in the order of the cost they reach alone, a lower bound on
-    what they reach together, until the bound says that no better mask can follow.
+    With one layout for each rule this is a shortest path: after each original layer, the least cost for each number of
+    layers kept so far, where a layer may become new layer c only if its kinds are those of the layouts at c. All
+    layouts of the last rule are processed at once; combinations of the others in ascending order of the costs that they
+    reach alone, a lower bound of their cost together, until the bound excludes a better mask.
     """
     n_layers = len(keep)
     *others, last = rules or [_no_rule(n_layers)]
@@ -118,9 +126,9 @@ def _matches(rule: Rule, row: int) -> Masks:
 
 
 def _path_costs(rows: Masks, kinds: Masks, fits: Masks, keep: Floats, drop: Floats) -> Floats:
-    """Least costs `float64[P, L + 1]` for each layout and count of kept layers, inf where out of reach.
+    """Least costs `float64[P, L + 1]` for each layout and number of kept layers, infinity where impossible.
 
-    `rows` `bool[P, L]`, `kinds` `bool[L]`; `fits` `bool[L, L]` as `_matches` returns it, further limits on the places.
+    `rows` is `bool[P, L]`, `kinds` `bool[L]`; `fits` `bool[L, L]`, as of `_matches`, limits the new places further.
     """
     costs = np.full((len(rows), len(kinds) + 1), np.inf)
     costs[:, 0] = 0
@@ -132,13 +140,13 @@ def _path_costs(rows: Masks, kinds: Masks, fits: Masks, keep: Floats, drop: Floa
 
 
 def _reached(costs: Floats, n_kept: int | None) -> Floats:
-    """The cost `float64[P]` at `n_kept` kept layers, or the least over all counts but zero."""
+    """The cost `float64[P]` at `n_kept` kept layers, or the least over all numbers but zero."""
     reached: Floats = costs[:, 1:].min(axis=1) if n_kept is None else costs[:, n_kept]
     return reached
 
 
 def _walk_back(fits: Masks, keep: Floats, drop: Floats, n_kept: int | None) -> Masks:
-    """The mask `bool[L]` of least cost, for one layout a rule given as `fits` (`bool[L, L]`)."""
+    """The mask `bool[L]` of least cost, for one layout of each rule given as `fits` (`bool[L, L]`)."""
     n_layers = len(keep)
     steps = [np.full(n_layers + 1, np.inf)]
     steps[0][0] = 0

@@ -1,4 +1,4 @@
-"""From masks over players to what a plain checkpoint can say: layers that go, and halves of layers written as zeros."""
+"""From masks over players to plain checkpoints: layers that are removed, and halves of layers written as zeros."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from layercoop_fast.masks.types import Floats, Masks
 
 
 class ExportablePlayers:
-    """The masks over players that have a plain checkpoint: the family that a search obeys (`search.base.Allowed`).
+    """The masks over players with a plain checkpoint, as a family for searches (`search.base.Allowed`).
 
-    Raises `RequestError` where half a block could go that no checkpoint can leave out (see `Sublayers`).
+    Raises `RequestError` where half a block is a player that no checkpoint can leave out (see `Sublayers`).
     """
 
     def __init__(self, config: PretrainedConfig, players: Players) -> None:
@@ -33,22 +33,23 @@ class ExportablePlayers:
         if self.check(first) is None or self.best(np.zeros(len(first)), n_kept) is not None:
             return
         raise RequestError(
-            f"no {len(first) - n_kept} of {len(first)} players can go from a plain checkpoint: {self.check(first)}"
+            f"no {len(first) - n_kept} of {len(first)} players can be removed in a plain checkpoint: "
+            f"{self.check(first)}"
         )
 
     def check(self, mask: Masks, /) -> str | None:
-        """Return None where the layers that `mask` (`bool[n]`) keeps anything of have a config, else why not."""
+        """Return None where the layers that `mask` (`bool[n]`) keeps a part of have a config, else why not."""
         return self._layers.check(self._players.layer_mask(mask))
 
     def explain(self, mask: Masks) -> str | None:
-        """`check`, with the nearest layers that have a config at its end."""
+        """`check` of `mask` (`bool[n]`), with the nearest layers that have a config at the end of the line."""
         return self._layers.explain(self._players.layer_mask(mask))
 
     def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
-        """Return the mask that keeps `n_kept` players at the least cost; None where there is none.
+        """Return the mask (`bool[n]`) that keeps `n_kept` players at the least cost; None where there is none.
 
-        Of groups and halves the cheapest masks are tried in turn, and the search for one ends after
-        `in_order.MOST_LOOKED_AT`: which of them go decides whether a layer goes at all, and few configs mind.
+        `costs` is float64 [n]. For groups and halves, masks are tried in order of cost, at most
+        `masks.cheapest.MOST_LOOKED_AT` of them: most of them have a config.
         """
         if self._players.kind == "layers":
             return self._layers.best(costs, n_kept)
@@ -58,7 +59,10 @@ class ExportablePlayers:
 
 
 def zeroed_halves(players: Players, mask: Masks) -> dict[int, list[str]]:
-    """For each layer of which one half goes, the parameters to be written as zeros (see `export_checkpoint`)."""
+    """For each layer of which `mask` (`bool[n]`) removes one half, the parameters to write as zeros.
+
+    See `export_checkpoint`.
+    """
     if players.sublayers is None:
         return {}
     units = players.unit_masks(mask[None])[0]

@@ -1,13 +1,13 @@
 """Proof that a written checkpoint is the masked model: it is opened again by plain transformers and compared.
 
-    reference = masked_reference(players, mask, ids)       # while the original's weights are there
-    ...                                                    # the folder is written, the original may be let go
+    reference = masked_reference(players, mask, ids)       # while the original's weights are in memory
+    ...                                                    # the folder is written, the original may be freed
     written = Written.open(folder, device="cpu")
-    record = reference.check(written)                      # raises `RunError` where the two are not the same
+    record = reference.check(written)                      # raises `RunError` where the two differ
 
-The reference is the masked pass: the opened model's own blocks, those of the mask only, with a repair's weights in
-place where there is one. The logits compared with it are those of the folder's own forward pass, in which nothing of
-this package takes part. Of a model that is streamed block by block the folder is streamed too.
+The reference is the masked pass: the kept blocks of the original model, with the weights of a repair where there is
+one. It is compared with the logits of the folder's own forward pass, which uses nothing of this package. Where the
+original is streamed block by block, the folder is streamed too.
 """
 
 from __future__ import annotations
@@ -42,55 +42,56 @@ PROBE_TOKENS = 48
 
 
 @dataclass(frozen=True)
-class Allowed:
-    """How far a written model may be from the masked pass.
+class Tolerance:
+    """The largest allowed difference of a written model from the masked pass.
 
     Attributes:
-        logits: largest difference of two logits as a share of the largest logit; 0 is bit for bit.
-        nll: difference of the mean NLL of the game's text, in nats. The game's fast blocks round differently.
+        logits: difference of two logits as a share of the largest logit; 0 means bit for bit.
+        nll: difference of the mean NLL of the game's text, in nats; the game's fast blocks round differently.
     """
 
     logits: float
     nll: float
 
 
-# What rounding alone comes to where sums may be taken in another order: by dtype of the residual stream.
+# The effect of rounding where the order of sums may differ, by dtype of the residual stream.
 ROUNDING = {
-    torch.float64: Allowed(2e-5, 1e-3),
-    torch.float32: Allowed(2e-5, 1e-3),
-    torch.float16: Allowed(4e-3, 2e-2),
-    torch.bfloat16: Allowed(3e-2, 5e-2),
+    torch.float64: Tolerance(2e-5, 1e-3),
+    torch.float32: Tolerance(2e-5, 1e-3),
+    torch.float16: Tolerance(4e-3, 2e-2),
+    torch.bfloat16: Tolerance(3e-2, 5e-2),
 }
 
 
 class NoRoom(RunError):
-    """The written model does not fit into the memory that is free, so that nothing can be said of it."""
+    """The written model does not fit into the free memory, so that it cannot be compared."""
 
 
-def allowed(model: PreTrainedModel, *, rounded: bool = False) -> Allowed:
-    """How far the checkpoint of a mask of `model` may be from the masked pass (docs/models.md has the table).
+def tolerance(model: PreTrainedModel, *, rounded: bool = False) -> Tolerance:
+    """The tolerance for the checkpoint of a mask of `model` (docs/models.md has the table).
 
-    On the CPU bit for bit, in any dtype and quantisation, since the same kernels read the same weights in the same
-    shapes. Exceptions are allowed the rounding of the dtype: experts, whose sums are ordered by the layout of memory;
-    weights that were `rounded` when a factor was folded into them (GPT-2's inverse layer scale); a model whose rotary
-    frequencies were converted with its weights (`model.bfloat16()`), which `from_pretrained` makes anew in fp32. A
-    GPU's libraries choose their kernels by what is free and how tensors lie, so there it is rounding too.
+    On the CPU it is bit for bit, in any dtype and quantisation, since the same kernels read the same weights in the
+    same shapes. Exceptions have the tolerance of rounding in the dtype: experts, the order of whose sums depends on the
+    layout of memory; weights that were `rounded` when a factor was folded into them (GPT-2's inverse layer scale); and
+    a model whose rotary frequencies were converted with its weights (`model.bfloat16()`), which `from_pretrained`
+    computes in fp32. On a GPU the tolerance is that of rounding too, since its libraries choose kernels by free memory
+    and alignment.
     """
     within = ROUNDING.get(model.dtype, ROUNDING[torch.bfloat16])
-    if is_quantised(model):  # a game's batches may be rounded, or their outliers found, otherwise than single windows
+    if is_quantised(model):  # rounding and detection of outliers may differ between batches and single windows
         within = replace(within, nll=ROUNDING[torch.bfloat16].nll)
     exact = model.device.type == "cpu" and not (rounded or has_experts(model) or _buffers_converted(model))
     return replace(within, logits=0.0) if exact else within
 
 
 def has_experts(model: nn.Module) -> bool:
-    """Whether some tokens of a model are routed to some of its parts."""
+    """Whether a model has experts, to which tokens are routed."""
     names = {type(module).__name__.lower() for module in model.modules()}
     return any(word in name for name in names for word in ("expert", "router", "moe"))
 
 
 def _buffers_converted(model: nn.Module) -> bool:
-    """Whether rotary frequencies, which no checkpoint holds, are narrower than `from_pretrained` makes them."""
+    """Whether rotary frequencies, which are not in checkpoints, have a narrower dtype than `from_pretrained` gives."""
     return any(
         buffer.dtype in (torch.float16, torch.bfloat16)
         for module in model.modules()
@@ -100,13 +101,17 @@ def _buffers_converted(model: nn.Module) -> bool:
 
 
 def probe_ids(skeleton: Skeleton) -> Tensor:
-    """A few dozen tokens of a model of which no text is known, int64 [1, T]."""
+    """A few dozen token ids to compare logits on, where there is no text: int64 [1, T]."""
     count = min(PROBE_TOKENS, skeleton.max_tokens or PROBE_TOKENS)
     return torch.arange(count, device=skeleton.device)[None] % skeleton.vocab_size
 
 
 class Written:
-    """A written model, opened again; its blocks `streamed` from its files or in memory."""
+    """A written model, opened again, with its blocks in memory or streamed from its files.
+
+    Attributes:
+        model: as opened.
+    """
 
     def __init__(self, model: PreTrainedModel, streamed: StreamedBlocks | None = None) -> None:
         self.model = model
@@ -118,10 +123,8 @@ class Written:
     ) -> Written:
         """Open a checkpoint folder that is complete for `from_pretrained`.
 
-        `device` and `trust_remote_code` are those that the original was opened with; with `offload` blocks are read
-        from the files when they are used.
-
-        Raises `NoRoom` where it does not fit into memory, `RunError` where it cannot be opened.
+        `device` and `trust_remote_code` are those of the original; with `offload` blocks are read from the files when
+        they are used. Raises `NoRoom` where it does not fit into memory, `RunError` where it cannot be opened.
         """
         if not offload:
             _check_room(folder, device)
@@ -129,8 +132,8 @@ class Written:
             opened = open_checkpoint(str(folder), device=device, trust_remote_code=trust_remote_code, offload=offload)
         except (RequestError, MemoryError, RuntimeError) as error:
             if _is_short_of_memory(error):
-                raise NoRoom(f"there is no memory to open it again ({reason(error)})") from error
-            raise RunError(f"what was written cannot be opened again: {error}; nothing was written") from error
+                raise NoRoom(f"not enough memory to open it again ({reason(error)})") from error
+            raise RunError(f"the written checkpoint cannot be opened: {error}; nothing was written") from error
         return cls(opened.model, opened.streamed)
 
     @property
@@ -141,7 +144,7 @@ class Written:
     def logits(self, ids: Tensor) -> Tensor:
         """Its logits [B, T, V] on the CPU for tokens int64 [B, T].
 
-        Raises `RunError` where its forward pass fails, `NoRoom` where that is for want of memory.
+        Raises `RunError` where its forward pass fails, `NoRoom` where it does so for lack of memory.
         """
         return self._each([ids], lambda logits, _: logits)[0]
 
@@ -155,7 +158,7 @@ class Written:
         return np.array(self._each([ids[None] for ids in windows.ids.cpu()], mean_nll))
 
     def _each(self, batches: Sequence[Tensor], take: Callable[[Tensor, Tensor], T]) -> list[T]:
-        """What `take` makes of the logits [B, T, V] of each batch of tokens, int64 [B, T]."""
+        """The results of `take(logits, ids)` for each batch: logits [B, T, V], ids int64 [B, T]."""
         try:
             with torch.inference_mode():
                 if self._skeleton is not None:
@@ -164,16 +167,16 @@ class Written:
                     take(self.model(input_ids=ids.to(self.model.device), use_cache=False).logits.cpu(), ids)
                     for ids in batches
                 ]
-        except Exception as error:  # whatever a model raises that does not run
+        except Exception as error:  # a model that does not run may raise any exception
             if _is_short_of_memory(error):
-                raise NoRoom(f"there is no memory to run it again ({reason(error)})") from error
+                raise NoRoom(f"not enough memory to run it again ({reason(error)})") from error
             raise RunError(
-                f"what was written does not run: {type(error).__name__}: {reason(error)}; nothing was written"
+                f"the written checkpoint does not run: {type(error).__name__}: {reason(error)}; nothing was written"
             ) from error
 
 
 def _is_short_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what it came from, says that memory ran out."""
+    """Whether an error or its cause says that memory ran out."""
     return any(
         isinstance(one, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(one)
         for one in (error, error.__cause__)
@@ -181,7 +184,7 @@ def _is_short_of_memory(error: BaseException) -> bool:
 
 
 def _streamed(skeleton: Skeleton, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The logits of each batch, and the batch; every block is read from the files once for all of them."""
+    """The logits [B, T, V] of each batch, and the batch; every block is read from the files once for all batches."""
     contexts = [skeleton.context(ids.to(skeleton.device)) for ids in batches]
     states = [context.embedding for context in contexts]
     skeleton.expect(range(skeleton.n_layers))
@@ -193,7 +196,7 @@ def _streamed(skeleton: Skeleton, batches: Sequence[Tensor]) -> Iterator[tuple[T
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a written model has to give.
+    """The output that a written model must have.
 
     Attributes:
         ids: tokens, int64 [1, T].
@@ -203,25 +206,25 @@ class Reference:
 
     ids: Tensor
     logits: Tensor
-    allowed: Allowed
+    tolerance: Tolerance
 
     def check(self, written: Written) -> dict[str, Any]:
-        """Compare the logits; what `layercoop.json` says of it (`verified`).
+        """Compare the logits; return the entry `verified` of `layercoop.json`.
 
-        Raises `RunError` with the figures where they differ by more than is allowed.
+        Raises `RunError` with the figures where they differ by more than the tolerance.
         """
         got, wanted = written.logits(self.ids), self.logits
         if got.shape != wanted.shape:
             raise RunError(
-                f"what was written is not the masked model: its logits are {list(got.shape)}, those of the masked pass "
-                f"{list(wanted.shape)}; nothing was written"
+                f"the written checkpoint is not the masked model: its logits are {list(got.shape)}, those of the "
+                f"masked pass {list(wanted.shape)}; nothing was written"
             )
         difference, largest = _difference(got, wanted)
-        limit = self.allowed.logits * largest
+        limit = self.tolerance.logits * largest
         if not difference <= limit:
             bound = "bit for bit" if limit == 0 else f"to {limit:.3g}"
             raise RunError(
-                f"what was written is not the masked model: on {self.ids.numel()} tokens logits differ by up to "
+                f"the written checkpoint is not the masked model: on {self.ids.numel()} tokens logits differ by up to "
                 f"{difference:.3g}, where the largest is {largest:.3g} and they must agree {bound}; nothing was written"
             )
         return {
@@ -230,26 +233,26 @@ class Reference:
             "tokens": self.ids.numel(),
             "largest_difference": difference,
             "largest_logit": largest,
-            "tolerance": self.allowed.logits,
+            "tolerance": self.tolerance.logits,
             "perplexity": "masked pass",
             "reason": None,
         }
 
     def check_nll(self, own: float, masked: float) -> None:
-        """Raise `RunError` where the mean NLL of the folder is not that of the masked pass, in nats.
+        """Raise `RunError` where the folder's mean NLL `own` differs from that of the masked pass, in nats.
 
-        Rounding moves a large NLL by more: above 1 nat the tolerance grows with it.
+        Above 1 nat the tolerance is relative, since rounding changes a large NLL by more.
         """
-        within = self.allowed.nll * max(1.0, masked)
+        within = self.tolerance.nll * max(1.0, masked)
         if math.isfinite(masked) and not abs(own - masked) <= within:
             raise RunError(
-                f"what was written is not the masked model: its NLL of the calibration text is {own:.6g}, that of the "
-                f"masked pass {masked:.6g}, and they must agree to {within:.3g}; nothing was written"
+                f"the written checkpoint is not the masked model: its NLL of the calibration text is {own:.6g}, that "
+                f"of the masked pass {masked:.6g}, and they must agree to {within:.3g}; nothing was written"
             )
 
 
 def not_verified(why: str) -> dict[str, Any]:
-    """What `layercoop.json` says of a checkpoint that was not compared (`verified`)."""
+    """The entry `verified` of `layercoop.json` for a checkpoint that was not compared."""
     return {
         "done": False,
         "compared": None,
@@ -273,7 +276,7 @@ def masked_reference(
 ) -> Reference:
     """The masked pass over these units, ascending, on tokens int64 [1, T].
 
-    Each unit runs `inside` what that makes for it, for instance with other weights; else with the weights as they are.
+    `inside(unit)`, where given, is a context manager that each unit runs in, for instance with other weights.
     """
     context = players.skeleton.context(ids)
     hidden = context.embedding
@@ -283,13 +286,13 @@ def masked_reference(
         with nullcontext() if inside is None else inside(unit):
             hidden = players.run(context, unit, hidden)
     logits = context.logits(hidden).to("cpu", copy=True)
-    return Reference(ids.cpu(), logits, allowed(players.skeleton.model, rounded=rounded))
+    return Reference(ids.cpu(), logits, tolerance(players.skeleton.model, rounded=rounded))
 
 
 def _difference(got: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """The largest difference of two logits and the largest finite one; equal infinities and NaNs are no difference."""
+    """The largest difference of two logits and the largest finite logit; equal infinities and NaNs do not differ."""
     difference = largest = 0.0
-    for one, other in zip(got[0], wanted[0], strict=True):  # position by position: vocabularies are wide
+    for one, other in zip(got[0], wanted[0], strict=True):  # position by position, to save memory
         one, other = one.double(), other.double()
         same = (one == other) | (one.isnan() & other.isnan())
         between = torch.where(same, torch.zeros_like(one), (one - other).abs())
@@ -300,8 +303,8 @@ def _difference(got: Tensor, wanted: Tensor) -> tuple[float, float]:
 
 
 def _check_room(folder: Path, device: str) -> None:
-    """Raise `NoRoom` where the weights of a folder are more than the memory that is free."""
+    """Raise `NoRoom` where the weights of a folder are larger than the free memory."""
     target = check_device("cuda" if device == "auto" else device)
     size, free = sum(file.stat().st_size for file in folder.glob("*.safetensors")), free_memory(target)
     if device != "auto" and size > free:
-        raise NoRoom(f"there is no memory to open it again: it takes {size:,} bytes, and {free:,} are free")
+        raise NoRoom(f"not enough memory to open it again: it takes {size:,} bytes, and {free:,} are free")

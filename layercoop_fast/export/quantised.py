@@ -1,10 +1,10 @@
-"""Quantised modules in a pruned model: the original's own, put where the plain ones would stand.
+"""Quantised modules in a pruned model: those of the original replace the plain ones.
 
-A quantisation library replaces linear layers by modules of its own when a checkpoint is loaded. The pruned model, built
-from its config, has plain ones; so each quantised module of a kept block is handed over as it is, and the config says
-as before by which library the weights are read. What such modules hold in memory need not be what they were loaded
-from: GPTQ and AWQ kernels repack codes, bitsandbytes repacks codes and scales on some processors. So the tensors are
-copied from the checkpoint's files wherever these are the quantised ones.
+A quantisation library replaces linear layers by its own modules when a checkpoint is loaded. The pruned model, built
+from its config, has plain ones; so the quantised modules of the kept blocks are moved into it unchanged, and its config
+names the library as before. Such modules may hold other bytes in memory than in the files: GPTQ and AWQ kernels repack
+codes, bitsandbytes repacks codes and scales on some processors. So the tensors are copied from the checkpoint's files,
+where these hold the quantised tensors.
 """
 
 from __future__ import annotations
@@ -23,29 +23,27 @@ from layercoop_fast.engine.quantised import is_quantised, method_of
 from layercoop_fast.engine.weight_files import files_of
 from layercoop_fast.errors import RequestError
 
-# Its tensors are subclasses that know how they are written, and no kernel repacks them after loading.
+# The tensors of torchao are subclasses that can be saved, and no kernel repacks them after loading.
 _WRITTEN_FROM_MEMORY = ("torchao",)
 
 
 def graft_quantised(
     pruned: PreTrainedModel, model: PreTrainedModel, kept: Sequence[int], prefix: str
 ) -> tuple[str, ...]:
-    """Put the quantised modules of `model` into `pruned`, in place; return the beginnings of their tensors' names.
+    """Put the quantised modules of `model` into `pruned`, in place; return the prefixes of their tensors' names.
 
-    `kept` are the original numbers of the blocks of `pruned`, `prefix` is the path of the block list with a dot. Of a
-    library that keeps plain modules and quantises their tensors (torchao) there is nothing to put, and the tensors go
-    the way of all others.
+    `kept` are the original numbers of the blocks of `pruned`, `prefix` is the path of the block list with a dot. A
+    library that keeps plain modules and quantises their tensors (torchao) has no such modules; its tensors are treated
+    like all others.
 
-    Raises `RequestError` where the library cannot write what it has read.
+    Raises `RequestError` where the library cannot save what it has loaded.
     """
     if not is_quantised(model):
         return ()
     quantizer: Any = model.hf_quantizer
     if not quantizer.is_serializable():
         method = method_of(model.config)
-        raise RequestError(
-            f"transformers cannot write checkpoints of {method}: prune first and quantise what comes out"
-        )
+        raise RequestError(f"transformers cannot write checkpoints of {method}: prune first and quantise the result")
     pruned.hf_quantizer = quantizer
     for attribute in ("is_loaded_in_4bit", "is_4bit_serializable", "is_loaded_in_8bit", "is_8bit_serializable"):
         if hasattr(model, attribute):
@@ -67,9 +65,9 @@ def graft_quantised(
 
 
 def is_copied(model: PreTrainedModel) -> bool:
-    """Whether the tensors of a pruned model are copied from the files of `model`, whose codes they hold.
+    """Whether the tensors of a pruned model are copied from the files of `model`, where these hold quantised tensors.
 
-    A model that was quantised while it was opened has no such files: it is written from memory.
+    A model that was quantised while it was opened has no such files and is written from memory.
     """
     quantizer: Any = getattr(model, "hf_quantizer", None)
     return (
@@ -80,16 +78,16 @@ def is_copied(model: PreTrainedModel) -> bool:
 
 
 def stored_tensors(model: PreTrainedModel, blocks_path: str) -> dict[str, Tensor]:
-    """All tensors of the checkpoint that the model was opened from, as its files hold them.
+    """All tensors of the checkpoint that the model was opened from, of any shapes [...], as its files hold them.
 
-    Raises `RequestError` where its safetensors files are not there, or name blocks otherwise than the model does.
+    Raises `RequestError` where its safetensors files are missing, or use other names of blocks than the model.
     """
     folder = checkpoint_folder(model)
     method = method_of(model.config)
     if folder is None or not any(folder.glob("*.safetensors")):
         raise RequestError(
-            f"codes of {method} are copied from its files, and {model.name_or_path!r} is no folder with safetensors "
-            "files: give one"
+            f"tensors of {method} are copied from the model's files, and {model.name_or_path!r} is not a folder with "
+            "safetensors files: open the model from one"
         )
     tensors: dict[str, Tensor] = {}
     for file in files_of(folder):
@@ -98,27 +96,27 @@ def stored_tensors(model: PreTrainedModel, blocks_path: str) -> dict[str, Tensor
     for number in range(len(blocks)):
         if not any(name.startswith(f"{blocks_path}.{number}.") for name in tensors):
             raise RequestError(
-                f"{folder} keeps its weights under other names than its modules (no {blocks_path}.{number}), so codes "
-                f"of {method} cannot be copied from it: prune first and quantise what comes out"
+                f"{folder} keeps its weights under other names than its modules (no {blocks_path}.{number}), so "
+                f"tensors of {method} cannot be copied from it: prune first and quantise the result"
             )
     return tensors
 
 
 def checkpoint_folder(model: PreTrainedModel) -> Path | None:
-    """The folder that a model was opened from, in the hub's cache where it was opened by name; None where none is."""
+    """The folder that a model was opened from, in the hub's cache where it was opened by name, or None."""
     name = model.name_or_path
     if not name:
         return None
     if not Path(name).is_dir():
         try:
             name = str(Path(cached_file(name, CONFIG_NAME, local_files_only=True)).parent)
-        except OSError:  # it is in no cache either
+        except OSError:  # it is not in the cache either
             return None
     return Path(name)
 
 
 def _features(module: nn.Module) -> tuple[Any, Any]:
-    """Numbers of inputs and outputs of a linear map, plain or quantised."""
+    """Numbers of inputs and of outputs of a linear map, plain or quantised."""
     if isinstance(module, Conv1D):
         return module.nx, module.nf
     return getattr(module, "in_features", None), getattr(module, "out_features", None)

@@ -1,4 +1,4 @@
-"""A checkpoint in 4 bits: what `layercoop-fast quantise` writes, to be pruned afterwards or pruned before."""
+"""Writing a checkpoint in 4 bits (`layercoop-fast quantise`), before or after it is pruned."""
 
 from __future__ import annotations
 
@@ -40,18 +40,28 @@ def quantise_checkpoint(
 ) -> dict[str, Any]:
     """Write a checkpoint's linear layers in 4 bits into the folder `out`, for plain `from_pretrained`.
 
-    Schemes: "nf4" (bitsandbytes, blocks of 64 weights a scale), "int4" (torchao, groups of 32; on the CPU, where it has
-    no packed form, every code is stored in a byte). The head stays as it is, and so do layers whose weights a block
-    reads without calling them (Mamba's `dt_proj`), since a library can stand in for calls only; with "nf4" also those
-    whose shapes bitsandbytes does not take on every processor (`left_whole`).
+    The head is not quantised, and neither are layers whose weights a block reads without calling them (Mamba's
+    `dt_proj`), since a library replaces calls only; with "nf4" also those whose shapes bitsandbytes does not support on
+    every processor (`left_whole`).
 
-    With `verify` the folder is opened again before it takes its place, and its logits are compared with those of the
-    quantised model in memory (`export/proof.py`). The `layercoop.json` of a pruned checkpoint goes along; what it says
-    of the model before it was quantised stands there as `unquantised`.
+    Args:
+        name: checkpoint folder or hub name.
+        out: the folder to write.
+        scheme: "nf4" (bitsandbytes, a scale for 64 weights) or "int4" (torchao, groups of 32; on the CPU, where it has
+            no packed form, every code is stored in a byte).
+        dtype: that the model computes in; "auto" is the checkpoint's own.
+        device: to quantise on.
+        force: replace `out` if it exists.
+        trust_remote_code: run Python code from the checkpoint.
+        verify: open the folder again before it is renamed to `out`, and compare its logits with those of the quantised
+            model in memory (`export/proof.py`).
 
-    Returns the scheme, which layers were left, bytes of all files before and after, and what was `verified`. Raises
-    `RequestError` for a wrong request or a library that is not installed, `RunError` where the folder cannot be
-    written, or is not the quantised model.
+    The `layercoop.json` of a pruned checkpoint is copied; its figures of the model before quantisation become
+    `unquantised`.
+
+    Returns the scheme, the layers that were not quantised (`left`), bytes of all files before and after, and the result
+    of the comparison (`verified`). Raises `RequestError` for a wrong request or a library that is not installed,
+    `RunError` where the folder cannot be written or is not the quantised model.
     """
     if scheme not in _SCHEMES:
         raise RequestError(f"unknown scheme {scheme!r}: choose from {', '.join(_SCHEMES)}")
@@ -68,7 +78,7 @@ def quantise_checkpoint(
         path for path, module in checkpoint.model.named_modules() if module is checkpoint.model.get_output_embeddings()
     ]
     compute, full_bytes = checkpoint.model.dtype, bytes_of(checkpoint.model.parameters())
-    drop_weights(checkpoint.model)  # it is opened once more, to be quantised
+    drop_weights(checkpoint.model)  # it is opened again below, and quantised then
     with written_whole(Path(out), folder=True, force=force) as folder:
         try:
             with quiet_transformers():
@@ -104,12 +114,12 @@ def quantise_checkpoint(
 
 
 def _verified(model: PreTrainedModel, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
-    """Compare the folder with the quantised model in memory, which is let go; what `layercoop.json` says of it."""
+    """Compare the folder with the quantised model in memory, which is freed; return the entry of `layercoop.json`."""
     device = str(model.device)
     try:
         skeleton = Skeleton(model)
         reference = masked_reference(make_players("layers", skeleton), range(skeleton.n_layers), probe_ids(skeleton))
-    except AssertionError as error:  # how bitsandbytes refuses shapes that its kernel for this processor cannot take
+    except AssertionError as error:  # raised by bitsandbytes for shapes that its kernel for this processor cannot take
         raise RunError(f"the quantised model does not run on this processor: {reason(error)}") from error
     drop_weights(model)
     try:
@@ -121,9 +131,9 @@ def _verified(model: PreTrainedModel, folder: Path, trust_remote_code: bool) -> 
 
 
 def _carry_record(source: Path, folder: Path, scheme: str, proof: dict[str, Any]) -> None:
-    """Take the record of a pruned checkpoint along: what was removed from which model holds for the quantised one.
+    """Copy the record of a pruned checkpoint: its removed layers are those of the quantised one too.
 
-    What was measured does not: it is moved to `unquantised`, beside null.
+    Measured figures do not hold for the quantised model: they are moved to `unquantised` and replaced by null.
     """
     copy_own(source, folder, (RECORD,))
     if not (folder / RECORD).is_file():
@@ -142,17 +152,17 @@ def _carry_record(source: Path, folder: Path, scheme: str, proof: dict[str, Any]
         (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     except (ValueError, KeyError, TypeError, AttributeError):
         (folder / RECORD).unlink()
-        warnings.warn(f"{source / RECORD} is no record of `prune`: it is left out", stacklevel=3)
+        warnings.warn(f"{source / RECORD} is not a record of `prune`: it is left out", stacklevel=3)
 
 
 def left_whole(model: PreTrainedModel) -> list[str]:
-    """Names, within a block, of linear layers that bitsandbytes is not to quantise.
+    """Names, within a block, of linear layers that bitsandbytes must not quantise.
 
-    Those whose weights a block reads without calling them (Mamba's `dt_proj`), since a library can stand in for calls
-    only; and those that bitsandbytes does not multiply rightly on every processor. Its kernels for AVX512-BF16 want
-    outputs in multiples of 32 and inputs in multiples of 64 (`shared_expert_gate` has one output), and they read an
-    input as if its numbers lay side by side (seen in 0.50: Mamba's `x_proj` and `out_proj` are handed transposed ones,
-    and came to other numbers altogether).
+    These are layers whose weights a block reads without calling them (Mamba's `dt_proj`), since a library replaces
+    calls only, and those that bitsandbytes multiplies wrongly on some processors. Its kernels for AVX512-BF16 need
+    outputs in multiples of 32 and inputs in multiples of 64 (`shared_expert_gate` has one output), and they read inputs
+    as if these were contiguous (seen in 0.50: Mamba's `x_proj` and `out_proj` get transposed inputs, and returned
+    entirely different numbers).
     """
     never_called, transposed = _calls(model)
     left = {*never_called, *transposed}
@@ -166,14 +176,14 @@ def left_whole(model: PreTrainedModel) -> list[str]:
 
 
 def uncalled(model: PreTrainedModel) -> list[str]:
-    """Names, within a block, of linear layers that no block calls in a forward pass though it computes with them."""
+    """Names, within a block, of linear layers that are not called in a forward pass although their weights are used."""
     return _calls(model)[0]
 
 
 def _calls(model: PreTrainedModel) -> tuple[list[str], set[str]]:
-    """Names, within a block, of linear layers that no block calls, and of those handed an input that is not contiguous.
+    """Names, within a block, of linear layers that are never called, and of those whose inputs are not contiguous.
 
-    Found by a forward pass over a few tokens.
+    They are found by a forward pass over a few tokens.
     """
     skeleton = Skeleton(model)
     seen: set[str] = set()
@@ -200,7 +210,7 @@ def _calls(model: PreTrainedModel) -> tuple[list[str], set[str]]:
     finally:
         for handle in handles:
             handle.remove()
-    # An expert that no token reached is not called either, but its sisters are.
+    # An expert that no token reached is not called either, but other experts are.
     kinds = {name.rpartition(".")[2] for name in called}
     return sorted(name for name in seen - called if name.rpartition(".")[2] not in kinds), transposed
 
@@ -233,5 +243,5 @@ _SCHEMES: dict[str, tuple[str, Callable[[list[str], torch.dtype, str], Any]]] = 
 
 
 def _weights_of(folder: Path) -> int | None:
-    """Bytes of the weight files of a folder; None where it is none."""
+    """Bytes of the weight files of a folder; None where it is not a folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else None

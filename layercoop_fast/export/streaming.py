@@ -1,6 +1,6 @@
-"""Safetensors files written tensor by tensor, for a model that is never in memory as a whole.
+"""Writing safetensors files tensor by tensor, for a model that does not fit into memory.
 
-What comes out are the files that `save_pretrained` would write: the same names, shards and index.
+The files are those that `save_pretrained` would write: the same names, shards and index.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def save_weights(
     """Write the weights of a model into `folder`.
 
     Args:
-        folder: one that holds no shards.
-        tensors: name, shape and dtype of each; those that are not on the meta device show which share memory, and of
-            such the first is written.
-        value: the tensor of a name, valid until it is called again; names are asked for in the order of their files.
-        max_shard_size: as `export_checkpoint` takes it.
+        folder: without shards.
+        tensors: tensors of any shapes [...] by name, for their shapes and dtypes. Of those that share memory (and are
+            not on the meta device) only the first is written.
+        value: from a name to its tensor, which is valid until the next call; names come in the order of the files.
+        max_shard_size: as of `export_checkpoint`.
         n_parameters: of the model, for the index of shards.
     """
     distinct: dict[object, str] = {}
@@ -54,7 +54,7 @@ def save_weights(
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], names: Sequence[str], value: Callable[[str], Tensor]) -> None:
-    # Wide numbers first, so that all are aligned; then by name, so that a block's tensors stand together.
+    # Wide dtypes first, so that all tensors are aligned; then by name, so that tensors of a block are adjacent.
     order = sorted(names, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

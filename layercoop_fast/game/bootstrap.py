@@ -1,4 +1,4 @@
-"""How sure it is, on so many windows, that one mask is better than another: a bootstrap of the windows.
+"""How certain it is, on some number of windows, that one mask is better than another: a bootstrap of the windows.
 
 A drawing takes as many windows of every text, with repeats, as the game has of it. Both masks are measured on the same
 windows, so what makes a window hard for every mask cancels. Source: Efron, Bootstrap methods: another look at the
@@ -47,7 +47,7 @@ def probability_better(
     if min(np.bincount(domains.of_window)[domains.present], default=0) < 2:
         return None
     counts = draw_windows(domains, resamples, rng)
-    # Of two nearly equal losses the difference must not come out of rounding.
+    # The difference of two nearly equal losses must not come from rounding.
     if objective == "mean":
         difference = domains.loss(counts * (other - best), objective)
     else:

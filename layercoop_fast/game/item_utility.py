@@ -1,4 +1,4 @@
-"""Worths from items with options: how often, and how clearly, the true option is the likeliest.
+"""Worths from items with options: how often, and how clearly, the true option is the most likely one.
 
 With l the log-probability of an option's tokens after its context, summed (nats), c the number of characters of the
 option's text and t the true option of an item, a mask's worth is the mean over the items of
@@ -8,8 +8,8 @@ option's text and t the true option of an item, a mask's worth is the mean over 
     margin          l(t) − the largest l of the others                        nats
     margin_norm     l(t) / c(t) − the largest l / c of the others             nats a character
 
-Of equal options the first counts as the largest, and where an option has no number (NaN) none does. Source: the LM
-Evaluation Harness (EleutherAI), `process_results` of its multiple-choice tasks. A worth of one's own is a function of
+The first of equal options counts as the largest, and where an option has no number (NaN) none does. Source: the LM
+Evaluation Harness (EleutherAI), `process_results` of its multiple-choice tasks. A worth of your own is a function of
 the log-probability of every token of every option, and of the labels: `choice_utility`.
 
 What is measured and stored is the NLL of every token of every option; which of them belong together is in the game's
@@ -18,87 +18,16 @@ fingerprint of its items (`Layout`), so that a store or a `worths.npz` explains 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from layercoop_fast.errors import RequestError
-
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Which token belongs to which option, and that to which item: O options of I items, N tokens in this order.
-
-    Attributes:
-        options: int64 [I], options of each item.
-        labels: int64 [I], the true one, from 0.
-        tokens: int64 [O], scored tokens of each option.
-        characters: int64 [O], length of each option's text.
-    """
-
-    options: Ints
-    labels: Ints
-    tokens: Ints
-    characters: Ints
-
-    def as_json(self) -> dict[str, list[int]]:
-        """Ready for JSON; `of` reads it."""
-        return {name: getattr(self, name).tolist() for name in ("options", "labels", "tokens", "characters")}
-
-    @classmethod
-    def of(cls, fingerprint: object) -> Layout | None:
-        """The layout in a game's `calibration` fingerprint; None where that is of text."""
-        if not isinstance(fingerprint, Mapping) or "options" not in fingerprint:
-            return None
-        return cls(*(np.array(fingerprint[name], np.int64) for name in ("options", "labels", "tokens", "characters")))
-
-    def fits(self, n_tokens: int) -> bool:
-        """Whether these are at least two options an item and one token an option, of so many scored tokens in all."""
-        n_items, n_options = len(self.options), len(self.tokens)
-        counts = (self.options, self.labels, self.tokens, self.characters)
-        return bool(
-            all(one.ndim == 1 and one.size and one.min() >= 0 and one.max() < 2**31 for one in counts)
-            and self.labels.shape == (n_items,)
-            and self.characters.shape == (n_options,)
-            and self.options.min() > 1
-            and (self.labels < self.options).all()
-            and min(self.tokens.min(), self.characters.min()) > 0
-            and self.options.sum() == n_options
-            and self.tokens.sum() == n_tokens
-        )
-
-    @cached_property
-    def first_options(self) -> Ints:
-        """The first option of each item, int64 [I]."""
-        return _starts(self.options)
-
-    @cached_property
-    def true_options(self) -> Ints:
-        """The true option of each item, int64 [I]."""
-        return self.first_options + self.labels
-
-    def sums(self, values: Floats) -> Floats:
-        """Sums over each option's tokens: [M, N] → [M, O]."""
-        return np.asarray(np.add.reduceat(values, _starts(self.tokens), axis=1))
-
-    def nested(self, values: Floats) -> list[list[Floats]]:
-        """One mask's numbers [N] by item and option."""
-        by_option = np.split(values, np.cumsum(self.tokens)[:-1])
-        return [
-            by_option[first : first + count]
-            for first, count in zip(self.first_options.tolist(), self.options.tolist(), strict=True)
-        ]
-
-    def item_nll(self, token_nll: Floats) -> Floats:
-        """Mean NLL a token of each item's true option, nats: [M, N] → [M, I]."""
-        return np.asarray((self.sums(token_nll) / self.tokens)[:, self.true_options])
+from layercoop_fast.masks.types import Floats
+from layercoop_fast.texts.domains import Ints
+from layercoop_fast.texts.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -109,11 +38,20 @@ class ChoiceUtility:
         name: as the command line knows it.
         values: (log-probabilities of all tokens [M, N], layout) → what each item is worth [M, I]; a mask's worth is the
             mean over its items.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import ChoiceUtility
+        >>> utility = ChoiceUtility("zero", lambda log_probs, layout: np.zeros((len(log_probs), 1)))
+        >>> utility.name
+        'zero'
     """
 
     name: str
     values: Callable[[Floats, Layout], Floats]
-    needs_teacher = False
+    needs_teacher: ClassVar[bool] = False
+    of_items: ClassVar[bool] = True
+    objective: ClassVar[str] = "mean"
 
     def judge(self, token_nll: Floats, kl: Floats, full_nll: Floats, calibration: object) -> tuple[Floats, Floats]:
         """Worths [M], and mean NLL [M] of the true options' tokens, of masks' NLL of every token [M, N].
@@ -129,12 +67,19 @@ class ChoiceUtility:
 
 
 def choice_utility(name: str, function: Callable[[list[list[Floats]], Ints], float | Floats]) -> ChoiceUtility:
-    """A utility of one's own.
+    """A utility of your own.
 
     Args:
-        name: it stands for the function in fingerprints: another function, another name.
+        name: identifies the function in fingerprints, so another function needs another name.
         function: (log-probabilities: of each item, of each of its options, float64 [tokens] in nats; labels int64 [I])
             → the worth of a mask, or float64 [I], the worth of each item.
+
+    Example:
+        >>> from layercoop_fast import choice_utility
+        >>> def mean_true(log_probs, labels):  # the true option's log-probability, mean over items
+        ...     return sum(float(item[label].sum()) for item, label in zip(log_probs, labels)) / len(labels)
+        >>> choice_utility("mean-true", mean_true).name  # give it to ModelGame as utility=
+        'mean-true'
     """
 
     def values(log_probs: Floats, layout: Layout) -> Floats:
@@ -142,10 +87,6 @@ def choice_utility(name: str, function: Callable[[list[list[Floats]], Ints], flo
         return np.asarray(rows, dtype=np.float64).reshape(len(log_probs), -1)
 
     return ChoiceUtility(name, values)
-
-
-def _starts(counts: Ints) -> Ints:
-    return np.cumsum(counts) - counts
 
 
 def _accuracy(scores: Floats, layout: Layout) -> Floats:

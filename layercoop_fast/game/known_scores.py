@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.game.store import Store
+from layercoop_fast.game.store import Store, mask_key
 from layercoop_fast.masked.scores import Scores
+from layercoop_fast.masks.types import Masks
 from layercoop_fast.spans import STORE, timed
 
 # Measured masks wait this long for their commit at most, once the next one is there: the work a kill can cost.
@@ -52,10 +55,40 @@ class KnownScores:
         """Masks known in memory: added, or taken from the store when they were asked for."""
         return len(self._known)
 
-    @property
-    def keys(self) -> list[bytes]:
-        """Keys of the masks known in memory."""
-        return list(self._known)
+    def holds(self, mask: Masks) -> bool:
+        """Whether a mask, bool [n], is known, in memory or in the store."""
+        return mask_key(mask) in self
+
+    def missing(self, masks: Masks) -> tuple[Masks, int]:
+        """The distinct masks of `masks`, bool [M, n], that are unknown, and how many distinct ones there are.
+
+        The full model always counts as one of them: worths are relative to it.
+        """
+        everything = np.ones((1, masks.shape[1]), dtype=np.bool_)
+        wanted = {mask_key(mask): mask for mask in np.concatenate([masks, everything])}
+        unknown = [mask for key, mask in wanted.items() if key not in self]
+        return np.array(unknown, dtype=np.bool_).reshape(len(unknown), masks.shape[1]), len(wanted)
+
+    def scores(self, masks: Masks, n_windows: int) -> Scores:
+        """The scores of masks (bool [M, n]) that are known in memory: float64 [M, n_windows]."""
+        found = [self._known[mask_key(mask)] for mask in masks]
+        shape = len(masks), n_windows
+        return Scores(*(np.array([getattr(one, name) for one in found]).reshape(shape) for name in ("nll", "kl")))
+
+    def masks(self, n_players: int) -> Masks:
+        """The masks known in memory, bool [K, n_players]."""
+        packed = np.frombuffer(b"".join(self._known), np.uint8).reshape(len(self), -(-n_players // 8))
+        return np.unpackbits(packed, axis=1, count=n_players).astype(np.bool_)
+
+    def learn(self, masks: Masks, scores: Scores) -> Masks:
+        """Take in the scores, float64 [M, W], of the unknown ones of masks, bool [M, n]: which these are, bool [M]."""
+        new = np.zeros(len(masks), dtype=np.bool_)
+        for row, (mask, nll, kl) in enumerate(zip(masks, scores.nll, scores.kl, strict=True)):
+            if not self.holds(mask):
+                self.add(mask_key(mask), Scores(nll, kl))
+                new[row] = True
+        self.commit()
+        return new
 
     def add(self, key: bytes, scores: Scores) -> None:
         """Take in the numbers of a mask that was not known, and commit when it is time."""
@@ -100,7 +133,7 @@ class KnownScores:
 
 
 @contextmanager
-def store_beside(out: Path, *, resume: bool) -> Iterator[Path]:
+def store_of_run(out: Path, *, resume: bool) -> Iterator[Path]:
     """The store of a run that writes `out`: OUT.store, there from the first commit until the block has succeeded.
 
     Raises `RequestError` when it is there already, left by a run that did not end, and `resume` is false.
@@ -108,7 +141,7 @@ def store_beside(out: Path, *, resume: bool) -> Iterator[Path]:
     path = out.with_name(f"{out.name}.store")
     if path.exists() and not resume:
         raise RequestError(
-            f"{path} holds what a run that did not end has measured: pass --resume to go on from there, "
+            f"{path} holds what a run that did not end has measured: pass resume=True to go on from there, "
             "or remove it to begin again"
         )
     try:

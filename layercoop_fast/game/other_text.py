@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.model_game import Evaluations, ModelGame
-from layercoop_fast.game.staged import view_of
-from layercoop_fast.texts.items import Items, load_for
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.game.opening import load_text
+from layercoop_fast.game.options import GameOptions
 
 # Text that the model writes itself is another text with another seed, so far off that nothing else draws from it.
 _OWN_SEED = 1_000_003
@@ -19,7 +19,7 @@ def check_unseen(spec: str, searched: Sequence[str]) -> None:
         raise RequestError(f"{spec} is what masks are searched on: name another text to measure on")
 
 
-def same_model_on(
+def on_other_text(
     game: ModelGame, spec: str, windows: int, tokens: int, seed: int, *, stored: bool = False
 ) -> ModelGame:
     """The same model and utility on another text, which must not be one that the game is played on.
@@ -29,35 +29,29 @@ def same_model_on(
 
     Raises `RequestError` where it is such a text.
     """
-    domains = game.domains
-    check_unseen(spec, (game.calibration.spec,) if domains is None else domains.names)
-    items = game.calibration if isinstance(game.calibration, Items) else None
-    text = load_for(
-        game.utility,
-        spec,
-        game.checkpoint.tokenizer,
-        game.skeleton,
+    own, masked = game.calibration, game.masked
+    check_unseen(spec, (own.spec,) if own.domains is None else own.domains.names)
+    options = GameOptions(
+        utility=game.utility,
         windows=windows,
         tokens=tokens,
-        shots=0 if items is None else items.shots,
-        share=items is None or items.share,
+        shots=own.shots,
+        share_context=own.share,
         seed=seed + _OWN_SEED if spec == "self" else seed,
-        chat=not isinstance(game.calibration, Items) and game.calibration.chat,
+        chat=own.chat,
     )
-    as_long = text.ids.shape[1] == game.calibration.ids.shape[1]
-    if as_long and items is None and game.workers is None and game.windows.pictures is None:
-        view = view_of(game, text, game.utility, stored=stored)
-        view.evaluations = Evaluations()
-        view.charged = (view.evaluations,)
-        return view
+    text = load_text(spec, game.checkpoint.tokenizer, masked.skeleton, options)
+    as_long = text.ids.shape[1] == own.ids.shape[1]
+    if as_long and text.has_windows and not masked.n_workers and own.pictures is None:
+        return game.view(text=text, apart=True, stored=stored)
     return ModelGame(
         game.checkpoint,
         text,
-        skeleton=game.skeleton,
+        skeleton=masked.skeleton,
         utility=game.utility,
-        players=game.players,
-        memory=game.memory,
-        block_path=game.block_path,
-        score_every=game.windows.score_every,
+        players=masked.players,
+        memory=masked.memory,
+        block_path=masked.block_path,
+        score_every=masked.windows.score_every,
         on_progress=game.on_progress,
     )

@@ -1,18 +1,18 @@
 """The store: what games have measured, in one SQLite file that outlives the process.
 
 A row is one mask of one game: the mean NLL (and, where it was measured, the mean KL) of each window, as float64 bytes.
-Of items with options each scored token is a window of its own, and the game's fingerprint of its calibration says what
+For items with options each scored token is a window of its own, and the game's fingerprint of its calibration says what
 belongs together (`game/item_utility.py`).
 A game is its fingerprints (`ModelGame.fingerprints`: model, calibration, utility, players, dtype, numerics), so numbers
-that might differ never stand under one name. A file may hold several games, joined by `merge`; a game that a file does
+that might differ never share a name. A file may hold several games, joined by `merge`; a game that a file does
 not hold is refused there, with the part that differs. (An NLL does not depend on the utility. It is part of the key all
-the same: it says what is measured beside the NLL, and a `worths.npz` cannot be written without one.)
+the same: it says what is measured besides the NLL, and a `worths.npz` cannot be written without one.)
 
 What a commit promises. The file is in WAL mode with `synchronous = NORMAL`: a commit (about 0.1 ms) hands its rows to
 the kernel, so nothing committed is lost when the process dies, by kill −9 or otherwise, and a torn write is recognised
 by its checksum and left out. Only a power cut can lose commits, those since the last checkpoint, which brings them to
-the disk every half minute (`shelf.SYNC_SECONDS`) and when the store is closed; the file itself stays sound. `FULL`
-would spend a flush of the disk (4 ms and more) on every commit for the sake of that last half minute.
+the disk every half minute (`known_scores.SYNC_SECONDS`) and when the store is closed; the file itself stays sound.
+`FULL` would spend a flush of the disk (4 ms and more) on every commit for the sake of that last half minute.
 
 Every row and every game carries a CRC-32, and SQLite's own check runs when a file is opened, through a connection that
 cannot write: a damaged file is refused and left as it is. A file may come from anywhere: its tables must be exactly
@@ -115,7 +115,7 @@ class Store:
         self.path = Path(path)
         if not check_store(self.path) and not write:
             what = "is empty" if self.path.exists() else "does not exist"
-            raise RequestError(f"{self.path} {what}: a store as `evaluate --store` writes it is needed")
+            raise RequestError(f"{self.path} {what}: a store that `evaluate` wrote is needed")
         with _errors(self.path):
             if write:
                 self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -145,9 +145,9 @@ class Store:
         return [self._game(*row) for row in rows]
 
     def claim(
-        self, fingerprints: dict[str, Any], n_players: int, window_tokens: Sequence[int], *, beside: bool = False
+        self, fingerprints: dict[str, Any], n_players: int, window_tokens: Sequence[int], *, add: bool = False
     ) -> int:
-        """The key of a game, which is added where the store holds no game at all, or `beside` those it holds.
+        """The key of a game, which is added where the store holds no game at all, or others and `add` is set.
 
         Raises `RequestError` when the store belongs to other games only, naming the parts in which the nearest differs.
         """
@@ -157,7 +157,7 @@ class Store:
             for game in games:
                 if _text(game.fingerprints) == text:
                     return game.key
-            if not games or beside:
+            if not games or add:
                 return self._add_game(text, n_players, np.array(window_tokens, "<i8").tobytes())
         nearest = min((differences(game.fingerprints, fingerprints) for game in games), key=len)
         raise RequestError(
@@ -205,7 +205,7 @@ class Store:
         if full not in masks:
             raise RequestError(
                 f"{self.path} does not hold the full model, which worths are compared with, for game {game.key}: "
-                "let the run finish (evaluate --resume)"
+                "let the run finish (`evaluate` with resume=True)"
             )
         packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(masks), -1)
         window_nll = np.array([score.nll for score in scores])
@@ -260,7 +260,7 @@ class Store:
             return next(iter(games.values()))
         if key not in games:
             held = ", ".join(map(str, games)) or "none"
-            asked = f"no game {key}" if key is not None else f"{len(games)} games, so --key is needed"
+            asked = f"no game {key}" if key is not None else f"{len(games)} games, so key= is needed"
             raise RequestError(f"{self.path} holds {asked}; its keys: {held}")
         return games[key]
 
@@ -355,8 +355,8 @@ def check_store(path: Path) -> bool:
     try:
         return _examine(path)
     except RequestError:
-        # SQLite leaves what a reader makes; beside a sound store the next to open it clears that away. A log that holds
-        # something is not of this reader's making.
+        # SQLite leaves what a reader makes; the next to open a sound store clears that away. A log that holds something
+        # was not made by this reader.
         if not had_log and not (_log(path).exists() and _log(path).stat().st_size):
             for suffix in ("-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
@@ -413,14 +413,14 @@ def merge(sources: Sequence[Path], target: Path, *, force: bool = False) -> dict
     Returns `games`, `masks`, `repeats` (masks held by more than one source, of which the first counts) and
     `largest_difference` between two mean NLLs of one mask.
 
-    Raises `RequestError` for what is no sound store of this schema, or a target that exists (unless `force`).
+    Raises `RequestError` for a file that is not a sound store of this schema, or a target that exists (unless `force`).
     """
     check_target(target, force=force)
     if _log(target).exists():
         # It would be replayed into the new file.
         raise RequestError(
-            f"{target} cannot be written: {_log(target).name} beside it says that a store of that name is in use, or "
-            "that its run was killed (`layercoop-fast store info` clears that up); name another --out"
+            f"{target} cannot be written: {_log(target).name} next to it says that a store of that name is in use, or "
+            "that its run was killed (`layercoop-fast store info` clears that up); name another out="
         )
     repeats, largest = 0, 0.0
     with written_whole(target, force=force) as made, ExitStack() as stack:
@@ -445,7 +445,7 @@ def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
 
 
 def _parts(fingerprints: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values of a nested dict, "numerics.threads" for what stands under both names."""
+    """Names and values of a nested dict, "numerics.threads" for what is under both names."""
     for name, value in fingerprints.items():
         if isinstance(value, dict):
             yield from _parts(value, f"{prefix}{name}.")
@@ -461,7 +461,7 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """SQLite's errors in the package's words."""
+    """SQLite's errors as errors of the package."""
     try:
         yield
     except (sqlite3.OperationalError, OSError) as error:
@@ -477,7 +477,7 @@ def _errors(path: Path) -> Iterator[None]:
 def _damaged(path: Path, how: str) -> RequestError:
     return RequestError(
         f"{path} is damaged ({' '.join(how.split())}) and was left as it is: bring back a copy of it, or move it away "
-        "to measure anew"
+        "to measure again"
     )
 
 
@@ -485,7 +485,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     """Open a file: "ro" leaves it as it is, "rw" folds in the log of a run that was killed, "rwc" may make it."""
     options = f"mode={mode}"
     if mode != "rwc" and not os.access(path.absolute().parent, os.W_OK):
-        # A reader too makes files beside the store; where it may not, nor may a writer.
+        # A reader too makes files next to the store; where it may not, a writer may not either.
         options = "mode=ro" if _log(path).exists() else "mode=ro&immutable=1"
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{options}",

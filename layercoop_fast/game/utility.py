@@ -23,15 +23,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.item_utility import CHOICE_UTILITIES, ChoiceUtility
+from layercoop_fast.masks.types import Floats
 from layercoop_fast.texts.domains import OBJECTIVES, Domains
-
-Floats = NDArray[np.float64]
+from layercoop_fast.texts.text import Text
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Utility:
         parts: (a, b) where the loss, on the scale that searches use, is a · (nll(m) − nll(full)) + b · kl(m), so that
             every window has a loss of its own; None for worths of another kind.
         objective: "mean" over several texts, or "worst".
+        of_items: whether it is a worth of items with options.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Utility:
     worth: Callable[[Floats, Floats, float], Floats]
     parts: tuple[float, float] | None = None
     objective: str = "mean"
+    of_items: ClassVar[bool] = False
 
     def judge(
         self, window_nll: Floats, window_kl: Floats, full_nll: Floats, calibration: object
@@ -114,6 +116,22 @@ def names_objective(name: str) -> bool:
     return name.rpartition(":")[2] in OBJECTIVES
 
 
+def with_objective(utility: str | Utility | ChoiceUtility, before: Utility | ChoiceUtility) -> Utility | ChoiceUtility:
+    """The utility, with the objective of another one where it is a name that says nothing about that."""
+    if isinstance(utility, str) and not before.of_items and not names_objective(utility):
+        utility = f"{utility}:{before.objective}"
+    return get_utility(utility)
+
+
+def check_fit(text: Text, utility: Utility | ChoiceUtility, score_every: int) -> None:
+    """Raise `RequestError` where a utility of text meets items with options, or the other way round."""
+    if text.has_windows == utility.of_items:
+        wants = "items with options" if utility.of_items else "text"
+        raise RequestError(f"the utility {utility.name} is one of {wants}, the calibration is {text.kind}")
+    if utility.of_items and score_every != 1:
+        raise RequestError("score_every= belongs to text: all tokens of all options of items are scored")
+
+
 def get_utility(utility: str | Utility | ChoiceUtility) -> Utility | ChoiceUtility:
     """Look a utility up by name; one made by the user passes through. `RequestError` names those there are."""
     if isinstance(utility, (Utility, ChoiceUtility)):
@@ -135,5 +153,7 @@ def _named(name: str) -> Utility | ChoiceUtility:
     if objective == "mean":
         return found
     if isinstance(found, ChoiceUtility):
-        raise RequestError(f"--objective {objective} is over several texts: {found.name} is of items with options")
+        raise RequestError(
+            f"objective={objective} is over several texts, and {found.name} is a worth of items with options"
+        )
     return worst_of_texts(found)

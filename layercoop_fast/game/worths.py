@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import written_whole
-from layercoop_fast.game.item_utility import Layout, item_values
+from layercoop_fast.game.item_utility import item_values
 from layercoop_fast.inputs.arrays import read_array, read_arrays
 from layercoop_fast.inputs.bounds import MAX_PLAYERS
 from layercoop_fast.inputs.text import as_saved, is_flat, parse_json
 from layercoop_fast.masks.halves import PARTS
 from layercoop_fast.texts.domains import Domains
+from layercoop_fast.texts.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,19 @@ class Worths:
         masks: bool [M, n], True = kept.
         worths: float64 [M]; NaN and infinity are carried as measured.
         nll: float64 [M], mean negative log-likelihood in nats a token.
-        window_nll: float64 [M, W], the same for each window. Of items with options each scored token is such a window,
+        window_nll: float64 [M, W], the same for each window. For items with options each scored token is such a window,
             option by option (`game/item_utility.py`), and `nll` is the mean over the true options' tokens.
         window_tokens: int64 [W], scored tokens of each window.
         fingerprints: what the numbers belong to (model, calibration, utility, score_every, players, dtype, numerics).
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import ModelGame, Worths
+        >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)
+        >>> game.evaluate(np.ones((1, game.n_players), dtype=bool)).save("worths.npz")
+        >>> measured = Worths.load("worths.npz")
+        >>> measured.worths.tolist(), measured.window_nll.shape
+        ([1.0], (1, 2))
     """
 
     masks: NDArray[np.bool_]
@@ -50,8 +60,8 @@ class Worths:
     def nll_stderr(self) -> NDArray[np.float64]:
         """Standard error of `nll` as an estimate for more text like this, float64 [M]: over windows, NaN for one alone.
 
-        What the windows share with each other's masks cancels in differences between masks, which are better known. Of
-        items with options it is taken over the items, of several texts over the windows of each.
+        What the windows share with each other's masks cancels in differences between masks, which are better known. For
+        items with options it is taken over the items, for several texts over the windows of each.
         """
         domains = Domains.of(self.fingerprints.get("calibration"))
         if domains is not None:
@@ -112,7 +122,7 @@ def check_measured(fingerprints: Any, n_players: int, window_tokens: NDArray[np.
         raise RequestError(f"{where}: fingerprints are no JSON object of names and values")
     for name in ("model", "players", "utility", "dtype"):
         if not isinstance(fingerprints.get(name, ""), str):
-            raise RequestError(f"{where}: the fingerprint of {name} is no text")
+            raise RequestError(f"{where}: the fingerprint of {name} is not text")
     if not isinstance(fingerprints.get("numerics", {}), dict):
         raise RequestError(f"{where}: the fingerprint of numerics is no JSON object")
     calibration = fingerprints.get("calibration")
@@ -139,7 +149,7 @@ def names_of_players(n_players: int, fingerprints: dict[str, Any]) -> list[str]:
 
 
 def _standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the mean over each row, [M, K] → [M]; NaN where K is 1."""
+    """Standard error of the mean over each row, [M, K] → [M]; NaN where K is 1."""
     count = values.shape[1]
     if count < 2:
         return np.full(len(values), np.nan)

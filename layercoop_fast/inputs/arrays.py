@@ -1,8 +1,8 @@
-"""Arrays from `.npy` and `.npz` files of others.
+"""Arrays from `.npy` and `.npz` files that are not trusted.
 
-NumPy's own reader evaluates headers as Python literals, allocates what a header asks for, and expands members of
-archives without a limit. Here a header has to read like those that NumPy writes, and the sizes in it have to be those
-of the bytes there are, before anything is allocated. No pickle is opened.
+NumPy's own reader evaluates headers as Python literals, allocates what a header states, and unpacks members of archives
+without a limit. Here a header must have the form that NumPy writes, and its sizes must fit the number of bytes in the
+file, before anything is allocated. Pickles are never opened.
 The format: b"\x93NUMPY", version (2 bytes), length of the header (2 bytes, from version 2 on 4), header, elements.
 Source: NumPy's `lib/format.py`.
 """
@@ -33,21 +33,21 @@ _PLAIN = re.compile(r"[<>|=](?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,9})")
 _MOST_DIMENSIONS = 4
 _LARGEST_DIMENSION = 2**40
 
-# Arrays of an archive may come to this many bytes, or this many times the bytes of the file. Masks and equal numbers
-# are packed well, but the losses of many windows are not.
+# Arrays of an archive may unpack to this many bytes, or to this many times the bytes of the file. Masks and repeated
+# numbers compress well, but the losses of many windows do not.
 _MOST_EXPANDED, _MOST_TIMES = 2**28, 20
 _MOST_MEMBERS = 64
 _PIECE = 2**20
 
 
 class _WrongError(Exception):
-    """What is wrong with an array, in words that go on from the name of its file."""
+    """What is wrong with an array: the end of a sentence that begins with the name of its file."""
 
 
 def read_array(path: Path, hint: str) -> NDArray[Any]:
-    """The array of a `.npy` file: numbers, bools or text.
+    """The array of a `.npy` file, of any shape [...] of up to 4 dimensions: numbers, bools or text.
 
-    Raises `RequestError` that names the file, and ends in `hint` where it holds something else.
+    Raises `RequestError` that names the file, and ends with `hint` where it holds something else.
     """
     try:
         with _opened(path, hint) as file:
@@ -61,12 +61,12 @@ def read_array(path: Path, hint: str) -> NDArray[Any]:
 
 
 def read_arrays(path: Path, wanted: Mapping[str, tuple[type[np.generic], int]], hint: str) -> dict[str, NDArray[Any]]:
-    """Arrays of an `.npz` file.
+    """Arrays of an `.npz` file, by name, each of any shape [...] with the wanted number of dimensions.
 
     Args:
         path: the file.
-        wanted: type and number of dimensions of each array by name; others in the file are passed over.
-        hint: what would be right, for errors.
+        wanted: type and number of dimensions of each array by name; other arrays of the file are ignored.
+        hint: how to correct the file, for errors.
 
     Raises `RequestError` that names the file where an array is missing, damaged, or of another type or shape.
     """
@@ -76,13 +76,13 @@ def read_arrays(path: Path, wanted: Mapping[str, tuple[type[np.generic], int]], 
         file.seek(0)
         try:
             archive = _archive(file)
-            entries = {name: _entry(archive, name) for name in wanted}
-            expanded = sum(entry.file_size for entry in entries.values())
+            members = {name: _member(archive, name) for name in wanted}
+            expanded = sum(member.file_size for member in members.values())
             if expanded > max(_MOST_EXPANDED, _MOST_TIMES * size):
                 raise _WrongError(f"would unpack from {size:,} bytes to {expanded:,}")
             for name, (kind, dimensions) in wanted.items():
-                with _unpacking(), archive.open(entries[name]) as content:
-                    found[name] = array = _array(content, entries[name].file_size)
+                with _unpacking(), archive.open(members[name]) as content:
+                    found[name] = array = _array(content, members[name].file_size)
                 if array.ndim != dimensions or not _is(array.dtype, kind):
                     form = "text" if kind is np.str_ else np.dtype(kind).name
                     raise RequestError(f"{path}: {name} should be a {dimensions}-dimensional array of {form}")
@@ -99,7 +99,7 @@ def _is(dtype: np.dtype[Any], kind: type[np.generic]) -> bool:
 def _opened(path: Path, hint: str) -> Iterator[IO[bytes]]:
     try:
         if path.exists() and not path.is_file():
-            raise RequestError(f"{path} is no file: {hint}")
+            raise RequestError(f"{path} is not a file: {hint}")
         with path.open("rb") as file:
             yield file
     except LayercoopError:
@@ -118,25 +118,25 @@ def _archive(file: IO[bytes]) -> zipfile.ZipFile:
     return archive
 
 
-def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     try:
-        entry = archive.getinfo(f"{name}.npy")
+        member = archive.getinfo(f"{name}.npy")
     except KeyError as error:
         raise _WrongError(f"lacks {name}") from error
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _WrongError(f"has {name} packed in a way that is not read")
-    return entry
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _WrongError(f"has {name} in a compression that is not read")
+    return member
 
 
 @contextmanager
 def _unpacking() -> Iterator[None]:
-    """Whatever `zipfile` and the library it unpacks with raise on a damaged archive: the list has no end."""
+    """Turn every exception of `zipfile` and zlib into `_WrongError`: damaged archives make them raise many classes."""
     try:
         yield
     except (_WrongError, MemoryError):
         raise
     except Exception as error:
-        raise _WrongError(f"is no sound archive ({reason(error)})") from error
+        raise _WrongError(f"is a damaged archive ({reason(error)})") from error
 
 
 def _array(content: IO[bytes], size: int) -> NDArray[Any]:
@@ -153,7 +153,7 @@ def _array(content: IO[bytes], size: int) -> NDArray[Any]:
     dtype, fortran_order, shape = _header(content.read(length))
     count, held = math.prod(shape), size - 8 - width - length
     if count * dtype.itemsize != held:
-        raise _WrongError(f"is cut short or damaged: shape {list(shape)} of {dtype} does not come to {held:,} bytes")
+        raise _WrongError(f"is cut short or damaged: shape {list(shape)} of {dtype} does not fit its {held:,} bytes")
     array = np.empty(count, dtype)
     if held:
         _fill(content, array.view(np.uint8).data)
@@ -170,11 +170,11 @@ def _fill(content: IO[bytes], room: memoryview) -> None:
             raise _WrongError("is cut short")
         room[at : at + len(piece)] = piece
         at += len(piece)
-    content.read(1)  # a member's checksum is looked at where it ends
+    content.read(1)  # zipfile checks the checksum of a member when its end is read
 
 
 def _header(text: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
-    """Type, order and shape that a header says."""
+    """Type, whether the order is Fortran's, and shape that a header states."""
     wrong = _WrongError("has an array with a header that NumPy does not write")
     match = re.fullmatch(rb"\s*\{(.*)\}\s*", text, re.DOTALL)
     if match is None:
@@ -195,8 +195,8 @@ def _header(text: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
     kind = descr.decode("ascii", "replace")
     if not _PLAIN.fullmatch(kind):
         raise _WrongError(
-            f"has an array of elements {kind!r}, and only numbers, bools and text are taken (object arrays and pickles "
-            "are not read)"
+            f"has an array of elements {kind!r}, and only numbers, bools and text are read (no object arrays and no "
+            "pickles)"
         )
     sizes = shape.decode().replace(" ", "").removesuffix(",")
     parts = sizes.split(",") if sizes else []

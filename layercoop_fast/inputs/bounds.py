@@ -1,10 +1,10 @@
-"""The largest inputs that are taken. A file or a request that names a larger number is refused before it is used."""
+"""The largest inputs that are accepted. A file or a request that states more is refused before it is used."""
 
 MAX_PLAYERS = 65_536
-"""Players of a game, units of a model and numbers of blocks: a mask of so many takes 8 KiB as bits."""
+"""Players of a game, units of a model and numbers of blocks: a mask of this many players takes 8 KiB as bits."""
 
 MAX_MASK_BITS = 10**10
-"""Masks times players of one request: each takes a byte where masks are laid out."""
+"""Masks times players of one request: an array of masks takes a byte for each."""
 
 MAX_TOKENS = 2**31
 """Windows times tokens of a calibration."""

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, checked against the bytes there are before anybody reads tensors by it.
+"""The header of a safetensors file, checked against the size of the file before any tensor is read.
 
-The format: eight bytes n, little-endian; n bytes of JSON, {name: {dtype, shape, data_offsets}}, and under
-`__metadata__` texts by name; then the data. Source: https://github.com/huggingface/safetensors (README, "Format").
+The format: n in eight bytes, little-endian; n bytes of JSON, {name: {dtype, shape, data_offsets}}, with texts by name
+under `__metadata__`; then the data. Source: https://github.com/huggingface/safetensors (README, "Format").
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from layercoop_fast.inputs.text import parse_json
 # The library's own limit.
 _LONGEST_HEADER = 100_000_000
 _MOST_DIMENSIONS = 16
-# Bits of an element. Kinds that are not listed are passed on without a check of their size: newer versions add some.
+# Bits of an element. Dtypes that are not listed are accepted without a check of their size: newer versions add some.
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 _BITS |= dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
 _BITS |= dict.fromkeys(("U16", "I16", "F16", "BF16"), 16)
@@ -28,7 +28,7 @@ _BITS |= dict.fromkeys(("U64", "I64", "F64", "C64"), 64)
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """A tensor as a header describes it: `size` bytes from byte `begin` of the file."""
 
     dtype: str
@@ -39,16 +39,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says: tensors and texts, by name."""
+    """The content of a header: tensors and texts, by name."""
 
-    tensors: dict[str, Entry]
+    tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
 
 
 def read_header(file: Path, descriptor: int | None = None) -> Header:
-    """The header of a file (of `descriptor`, where it is open already).
+    """The header of a file; `descriptor` is that of the file where it is open already.
 
-    Raises `RequestError` where it cannot be read, is no safetensors file, or promises what it does not hold.
+    Raises `RequestError` where the file cannot be read, is not a safetensors file, or is shorter than its header says.
     """
     opened = descriptor
     try:
@@ -77,14 +77,14 @@ def read_header(file: Path, descriptor: int | None = None) -> Header:
     except RequestError as error:
         raise _damaged(file, str(error)) from error
     if not isinstance(found, dict):
-        raise _damaged(file, "its header is no JSON object")
+        raise _damaged(file, "its header is not a JSON object")
     metadata = found.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(one, str) for one in metadata.values()):
         raise _damaged(file, "its metadata are not texts by name")
-    return Header({name: _entry(file, name, one, 8 + size, length) for name, one in found.items()}, metadata)
+    return Header({name: _info(file, name, one, 8 + size, length) for name, one in found.items()}, metadata)
 
 
-def _entry(file: Path, name: str, found: Any, start: int, length: int) -> Entry:
+def _info(file: Path, name: str, found: Any, start: int, length: int) -> TensorInfo:
     """A tensor's description, checked."""
     form = _damaged(file, f"it does not say dtype, shape and place of {name}")
     if not isinstance(found, dict):
@@ -99,12 +99,12 @@ def _entry(file: Path, name: str, found: Any, start: int, length: int) -> Entry:
     if first > last or (bits is not None and (last - first) * 8 != math.prod(shape) * bits):
         raise _damaged(file, f"the place of {name} does not fit its shape")
     if start + last > length:
-        raise _damaged(file, f"it ends at byte {length}, and its header promises {start + last} at least")
-    return Entry(dtype, shape, start + first, last - first)
+        raise _damaged(file, f"it ends at byte {length}, and its header states at least {start + last} bytes")
+    return TensorInfo(dtype, shape, start + first, last - first)
 
 
 def _counts(found: Any) -> tuple[int, ...] | None:
-    """A list of whole numbers that 63 bits hold; None where it is something else."""
+    """A list of integers from 0 up to below 2^63, as a tuple; None where it is something else."""
     fits = isinstance(found, list) and all(type(one) is int and 0 <= one < 2**63 for one in found)
     return tuple(found) if fits else None
 

@@ -1,4 +1,4 @@
-"""Text and JSON files of others, as values or as one line that says what is wrong."""
+"""Text and JSON files that are not trusted: their values, or one line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layercoop_fast.files import reason
 from layercoop_fast.inputs.bounds import MAX_JSON_BYTES, MAX_TEXT_BYTES
 
 _PIECE = 2**20
-# What code over values of unknown types and sizes raises where they are not what it expects.
+# What code raises when values from a file have unexpected types or sizes.
 _UNEXPECTED = (
     ArithmeticError,
     AssertionError,
@@ -29,12 +29,12 @@ _UNEXPECTED = (
 def read_text(path: Path, *, hint: str = "", limit: int = MAX_TEXT_BYTES) -> str:
     """The text of a UTF-8 file of at most `limit` bytes, without a byte-order mark.
 
-    Raises `RequestError` that names the file; of one that cannot be read with `hint`, what would be right, behind it.
+    Raises `RequestError` that names the file; where it cannot be read, the message ends with `hint`, how to correct it.
     """
     try:
         content = bytearray()
         with path.open("rb") as file:
-            # By pieces: a read of the limit would take that much memory, and a pipe has no size to go by.
+            # In pieces: one read of `limit` bytes would allocate that much memory, and a pipe has no known size.
             while len(content) <= limit and (piece := file.read(_PIECE)):
                 content += piece
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
@@ -52,13 +52,13 @@ def read_text(path: Path, *, hint: str = "", limit: int = MAX_TEXT_BYTES) -> str
 def read_json(path: Path, *, hint: str = "", limit: int = MAX_JSON_BYTES) -> Any:
     """The value of a JSON file of at most `limit` bytes, of any type.
 
-    Raises `RequestError` that names the file and ends in `hint`, what would be right, where there is one.
+    Raises `RequestError` that names the file and ends with `hint`, how to correct it, where one is given.
     """
     return parse_json(read_text(path, hint=hint, limit=limit), str(path), hint=hint)
 
 
 def parse_json(text: str, where: str, *, hint: str = "") -> Any:
-    """The value of a JSON text. Raises `RequestError` that names `where` it stands, and ends in `hint`."""
+    """The value of a JSON text. Raises `RequestError` that names `where` the text stands, and ends with `hint`."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -70,10 +70,7 @@ def parse_json(text: str, where: str, *, hint: str = "") -> Any:
 
 
 def is_flat(value: Any, levels: int = 16) -> bool:
-    """Whether lists and objects of a JSON value stand in each other at most so many levels deep.
-
-    What walks over a value by calls to itself is safe then.
-    """
+    """Whether lists and objects of a JSON value are nested at most `levels` deep, so that recursion over it is safe."""
     level = [value]
     for _ in range(levels):
         parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
@@ -85,9 +82,9 @@ def is_flat(value: Any, levels: int = 16) -> bool:
 
 @contextmanager
 def as_saved(what: object, hint: str = "it is damaged, or was not saved by this version") -> Iterator[None]:
-    """Whatever a value of unexpected type or size leads to inside becomes a `RequestError` about `what`.
+    """Turn errors that values of unexpected type or size cause inside into a `RequestError` about `what`.
 
-    For blocks alone that take values out of a file and look at nothing else.
+    The block should only take values out of a file: errors of other code would be reported as those of the file.
     """
     try:
         yield

@@ -146,7 +146,7 @@ def _check(
     require_matrix(weight, "weight")
     words = len(weight)
     if words == 0:
-        raise RequestError("weight: expected at least one word")
+        raise RequestError("weight: expected at least one row")
     require(weight, "weight", (words, hidden.shape[1]), hidden)
     if bias is not None:
         require(bias, "bias", (words,), hidden)

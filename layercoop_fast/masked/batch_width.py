@@ -19,9 +19,9 @@ from layercoop_fast.masked.units import Units
 from layercoop_fast.masked.windows import Windows
 
 # Rows (tokens) of one call of a unit where nothing was measured: enough that its matrix products run at full speed, few
-# enough that the activations of one call stay small beside the stored states.
+# enough that the activations of one call stay small next to the stored states.
 ROWS_PER_CALL = 4096
-# The widest batch that is tried has so many rows.
+# Rows of the widest batch that is tried.
 MAX_ROWS = 16384
 # A plan of fewer evaluations than this is over before a sweep has paid for itself.
 SWEEP_FROM = 2000
@@ -35,7 +35,15 @@ _measured: dict[tuple[object, ...], int] = {}
 def batch_width(
     windows: Windows, units: Units, slots: Sequence[Tensor], evaluations: int, max_rows: int = MAX_ROWS
 ) -> int:
-    """The width for a plan of so many evaluations over these slots ([W, T, H] each, their content is lost).
+    """The width of batches for a plan.
+
+    Args:
+        windows: of the states.
+        units: of the plan.
+        slots: its states, [W, T, H] each; their content is lost.
+        evaluations: of the plan.
+        max_rows: of one call of a unit.
+
 
     A call takes at most `max_rows` rows, or one state. States whose rows are too few to be computed alike in a batch
     (`kernels/rows.py`) go one by one.
@@ -68,8 +76,8 @@ def _faithful(windows: Windows, units: Units, slots: Sequence[Tensor], widest: i
 def scored_width(windows: Windows, units: Units, slots: Sequence[Tensor], width: int) -> int:
     """The width at which last states may be computed at the scored positions alone, `width` at most; 0 for not at all.
 
-    At it, and at every power of two below, they have the bits there that they have among all positions. The content of
-    the slots is lost.
+    At this width, and at every power of two below, they have the bits that they have among all positions. The slots
+    hold states [W, T, H], and their content is lost.
     """
     scored = windows.scored
     if not _alike(windows, units, windows.n_windows * len(scored), width * windows.ids.numel()):
@@ -85,6 +93,8 @@ def sweep(
     windows: Windows, units: Units, slots: Sequence[Tensor], widest: int, *, repeats: int = _REPEATS
 ) -> dict[int, float]:
     """Seconds a state of unit 0 at each width 1, 2, 4 .. `widest`, up to the first whose results are not width 1's.
+
+    The slots hold states [W, T, H], and their content is lost.
 
     Results are compared for a unit of every kind, since units of other shapes may round otherwise.
     """
@@ -131,7 +141,7 @@ def _same_up_to(
 
 
 def _alike(windows: Windows, units: Units, rows: int, most: int) -> bool:
-    """Whether so many rows, padded where they are a handful, are computed as more of them are, up to `most`."""
+    """Whether `rows` rows, padded where they are a handful, are computed as larger numbers are, up to `most`."""
     rows = max(rows, MIN_ROWS)
     if windows.skeleton.device.type != "cpu" or rows >= min(most, MANY_ROWS):
         return True
@@ -173,7 +183,7 @@ def power_of_two_up_to(n: int) -> int:
     return 1 << max(0, n.bit_length() - 1) if n > 0 else 1
 
 
-def cut(count: int, width: int) -> Iterator[slice]:
+def batches(count: int, width: int) -> Iterator[slice]:
     """Cut `count` states into batches of `width` (a power of two) and, at the end, of smaller powers of two."""
     first = 0
     while first < count:

@@ -33,9 +33,9 @@ class ModelShape:
         """Raise `RequestError` for a size that no model has."""
         for name, value in asdict(self).items():
             if not 0 < value < float("inf"):
-                raise RequestError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+                raise RequestError(f"{name}={value}: it must be above 0")
         if self.layers < 2:
-            raise RequestError("--layers must be at least 2: of one layer none can be removed")
+            raise RequestError("layers= must be at least 2: of one layer none can be removed")
 
     @property
     def block_params(self) -> int:

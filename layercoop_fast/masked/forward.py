@@ -1,6 +1,6 @@
 """Masked forward passes along a plan: every distinct kept prefix is computed once, stored, and shared.
 
-`play` walks the plan's schedule over a pool of stored states and hands every mask's final state to a scorer. What a
+`run_plan` walks the plan's schedule over a pool of stored states and hands every mask's final state to a scorer. What a
 mask scores does not depend on the other masks, their order, the memory budget or the batch width: the same blocks run
 on the same numbers. On the CPU that holds bit for bit, for dense blocks: torch computes a row of a product alike
 however many rows there are, from some number of rows on (`kernels/rows.py`), and batches are made so that no number
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.masked.batch_width import MAX_ROWS, batch_width, cut, scored_width
+from layercoop_fast.masked.batch_width import MAX_ROWS, batch_width, batches, scored_width
 from layercoop_fast.masked.plan import Plan, last_states, layer_visits
 from layercoop_fast.masked.pool_units import PoolUnits
 from layercoop_fast.masked.units import GeneralUnits, Units
@@ -24,11 +24,11 @@ from layercoop_fast.masked.windows import Windows
 from layercoop_fast.spans import COPIES, DEVICE_HEAD, HEAD_REST, timed
 from layercoop_fast.system import machine
 
-# So few states have a budget to themselves.
+# This few states have a budget to themselves.
 _STATES_ALONE = 8
 
 
-def play(
+def run_plan(
     windows: Windows,
     plan: Plan,
     score: Callable[[int, Tensor], None],
@@ -50,13 +50,13 @@ def play(
     units = units or GeneralUnits(windows)
     with torch.inference_mode():
         if isinstance(units, PoolUnits):
-            _play_in_pool(plan, score, units, max_rows, on_progress)
+            _run_in_pool(plan, score, units, max_rows, on_progress)
             return
         embedding = windows.context(1).embedding[: windows.n_windows]
         slots = list(windows.pool(plan.peak_states))
         width = batch_width(windows, units, slots, plan.scheduled, max_rows)
         windows.skeleton.expect(layer_visits(plan, windows.skeleton.n_layers)[0].tolist())
-        # Of a state that is scored and never read again only the scored positions are needed.
+        # A state that is scored and never read again is needed at the scored positions only.
         narrow = scored_width(windows, units, slots, width) if windows.score_every > 1 and slots else 0
         last = last_states(plan) if narrow else np.zeros(plan.n_unique, dtype=np.bool_)
         done = 0
@@ -69,7 +69,7 @@ def play(
                 ending = np.isin(targets, ends[last[done : done + len(ends)]])
                 for rows, some, widest in ((None, ~ending, width), (windows.scored, ending, narrow)):
                     pairs = list(zip(sources[some].tolist(), targets[some].tolist(), strict=True))
-                    for part in cut(len(pairs), widest):
+                    for part in batches(len(pairs), widest):
                         batch = pairs[part]
                         units.run(unit, [slots[i] for i, _ in batch], [slots[j] for _, j in batch], rows)
                         if on_progress is not None:
@@ -80,14 +80,14 @@ def play(
                     score(mask, slots[slot])
 
 
-def _play_in_pool(
+def _run_in_pool(
     plan: Plan,
     score: Callable[[int, Tensor], None],
     units: PoolUnits,
     max_rows: int,
     on_progress: Callable[[int], None] | None,
 ) -> None:
-    """As `play`, the states staying where they lie on the device."""
+    """As `run_plan`, the states staying where they lie on the device."""
     for step, pool in units.steps(plan, max_rows):
         if on_progress is not None and step.player >= 0:
             on_progress(len(step.src))
@@ -111,7 +111,7 @@ def states_within(windows: Windows, memory: int) -> int:
 
 
 def split_memory(windows: Windows, units: Units, memory: int) -> tuple[int, int]:
-    """How many states `memory` bytes hold beside the activations of one call, and how many rows that call may have.
+    """How many states `memory` bytes hold next to the activations of one call, and how many rows that call may have.
 
     Activations get a quarter at most, though one state's in any case; states get the rest. A budget of 8 states or
     fewer holds them alone: so few are worth more than the bytes are (the published strata need 7).
@@ -122,8 +122,8 @@ def split_memory(windows: Windows, units: Units, memory: int) -> tuple[int, int]
     one = windows.ids.numel()
     rows = min(MAX_ROWS, memory // 4 // units.bytes_a_row) if units.bytes_a_row else MAX_ROWS
     rows = max(rows, one)
-    beside = (memory - rows * units.bytes_a_row) // windows.state_bytes
-    return max(min(_STATES_ALONE, states), beside), rows
+    with_activations = (memory - rows * units.bytes_a_row) // windows.state_bytes
+    return max(min(_STATES_ALONE, states), with_activations), rows
 
 
 def wait_for(device: torch.device) -> None:

@@ -23,7 +23,7 @@ from layercoop_fast.texts.token_tree import Packs
 _CHECK_TOKENS = 64
 
 
-class ChoiceScorer:
+class ItemScorer:
     """NLL of every scored token of a game's items.
 
     Args:
@@ -41,12 +41,12 @@ class ChoiceScorer:
         # What comes behind the blocks looks at one row at a time: rows go through it as texts of one token each.
         self.context = windows.skeleton.context(windows.ids[:1, :1])
 
-    def on(self, windows: Windows) -> ChoiceScorer:
+    def on(self, windows: Windows) -> ItemScorer:
         """The same scorer again; `windows` are its own."""
-        return ChoiceScorer(windows, self.packs, self.head)
+        return ItemScorer(windows, self.packs, self.head)
 
     def keep_teacher(self, state: Tensor) -> None:
-        """Items have no teacher; raises `RequestError`."""
+        """Raises `RequestError` for any state [W, T, H]: items have no teacher."""
         raise RequestError("the divergence from the full model is a utility of texts, not of items with options")
 
     def score(self, state: Tensor) -> Scores:
@@ -61,7 +61,7 @@ class ChoiceScorer:
         return Scores(tokens, np.full(len(tokens), np.nan))
 
     def begin(self, state: Tensor) -> Callable[[], Scores]:
-        """Score at once."""
+        """Score a state [W, T, H] at once."""
         scores = self.score(state)
         return lambda: scores
 
@@ -80,8 +80,8 @@ class ChoiceScorer:
         return torch.cat(nll)
 
 
-def make_choice_scorer(windows: Windows, packs: Packs, *, block_path: str = "auto") -> ChoiceScorer:
+def make_item_scorer(windows: Windows, packs: Packs, *, block_path: str = "auto") -> ItemScorer:
     """A scorer with the fused head where the model's allows it, unless `block_path` is "hf"."""
     ids = windows.ids[:1, : min(_CHECK_TOKENS, windows.skeleton.max_tokens or _CHECK_TOKENS)]
     head = fused_head(windows.skeleton, ids) if block_path != "hf" else None
-    return ChoiceScorer(windows, packs, head)
+    return ItemScorer(windows, packs, head)

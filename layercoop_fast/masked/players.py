@@ -133,7 +133,7 @@ def _grouped(spec: Sequence[Sequence[Label]], skeleton: Skeleton) -> Players:
     groups = [[unit for label in group for unit in _units(label, skeleton.n_layers, finer)] for group in spec]
     units = [unit for group in groups for unit in group]
     if len(set(units)) < len(units):
-        raise RequestError("a layer or sublayer stands in two groups of players: each belongs to one at most")
+        raise RequestError("a layer or sublayer is in two groups of players: each belongs to one at most")
     return Players(skeleton, "groups", groups, sublayers)
 
 
@@ -146,7 +146,9 @@ def _units(label: Label, n_layers: int, finer: bool) -> list[int]:
             return [2 * layer + PARTS.index(part)]
         return [2 * layer, 2 * layer + 1] if finer else [layer]
     last = n_layers - 1
-    raise RequestError(f'{reprlib.repr(label)} is no layer (0 to {last}) and no sublayer ("0.attn" to "{last}.mlp")')
+    raise RequestError(
+        f'{reprlib.repr(label)} is neither a layer (0 to {last}) nor a sublayer ("0.attn" to "{last}.mlp")'
+    )
 
 
 def _read_groups(path: str) -> Sequence[Sequence[Label]]:

@@ -19,7 +19,7 @@ from layercoop_fast.llama.block import Half, UnfitError, find_parts
 from layercoop_fast.llama.block_inputs import find_rope
 from layercoop_fast.llama.fast_blocks import check_block
 from layercoop_fast.llama.gpu_block import PoolBlock
-from layercoop_fast.masked.batch_width import MAX_ROWS, cut, power_of_two_up_to
+from layercoop_fast.masked.batch_width import MAX_ROWS, batches, power_of_two_up_to
 from layercoop_fast.masked.plan import Plan, Step
 from layercoop_fast.masked.queues import Queue, queue_of
 from layercoop_fast.masked.units import GeneralUnits
@@ -60,7 +60,7 @@ class PoolUnits:
 
     @property
     def products(self) -> Sequence[frozenset[Product]]:
-        """Of each unit, by the model's own modules; on a GPU nothing is asked of them."""
+        """The products of each unit by the model's own modules; on a GPU they decide nothing."""
         return self.general.products
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
@@ -97,7 +97,7 @@ class PoolUnits:
                         pool[target].copy_(embedding)
             else:
                 with self.queue.timed(DEVICE_BLOCKS):
-                    for part in cut(count, width):
+                    for part in batches(count, width):
                         self._run_slots(step.player, pool, table[:, first + part.start : first + part.stop])
             first += count
             yield step, pool

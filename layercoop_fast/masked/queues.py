@@ -1,7 +1,7 @@
-"""What the executor asks of a device beside tensors: tables sent ahead, work repeated, results fetched later, spans.
+"""What the executor asks of a device besides tensors: tables sent ahead, work repeated, results fetched later, spans.
 
     queue = queue_of(device)
-    table = queue.send(host_table)                        # copied beside what runs, there for what runs next
+    table = queue.send(host_table)                        # copied while work runs, there for the next work
     queue.run(("layer", 3, 8), lambda: block.run(...))    # the same work each time a key is used
     fetched = queue.fetch(losses)                         # begins to copy; fetched() waits
 
@@ -35,7 +35,7 @@ class Queue(Protocol):
     """Work for a device, in order."""
 
     def send(self, table: Tensor) -> Tensor:
-        """A copy of a host tensor on the device, for what is asked for from now on."""
+        """A copy of a host tensor (any shape [...] and dtype) on the device, for work that is queued from now on."""
         ...
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
@@ -43,11 +43,11 @@ class Queue(Protocol):
         ...
 
     def forget(self) -> None:
-        """Take no work for known any more: some of its memory is another's now."""
+        """Treat all work as new: some of its memory belongs to something else now."""
         ...
 
     def fetch(self, values: Tensor) -> Callable[[], Tensor]:
-        """Begin to copy values to the host; the result waits for them and returns them."""
+        """Begin to copy values (any shape [...] and dtype) to the host; the result waits for them and returns them."""
         ...
 
     def timed(self, name: str) -> AbstractContextManager[None]:
@@ -66,18 +66,18 @@ class PlainQueue:
         self.device = device
 
     def send(self, table: Tensor) -> Tensor:
-        """A copy."""
+        """A copy, [...] as `table`."""
         return table.to(self.device, copy=True)
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Do it."""
+        """Do the work."""
         work()
 
     def forget(self) -> None:
         """Nothing is known."""
 
     def fetch(self, values: Tensor) -> Callable[[], Tensor]:
-        """Copied at once."""
+        """Copied at once, [...] as `values`."""
         copy = values.to("cpu", copy=True)
         return lambda: copy
 
@@ -106,7 +106,7 @@ class CudaQueue:
         self._captures_work = True
 
     def send(self, table: Tensor) -> Tensor:
-        """Copied from pinned memory on the second stream; the first waits for it on the device, not here."""
+        """Copied, [...], from pinned memory on the second stream; the first waits for it on the device, not here."""
         current = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):
             sent = table.pin_memory().to(self.device, non_blocking=True)
@@ -152,7 +152,7 @@ class CudaQueue:
         self._calls.clear()
 
     def fetch(self, values: Tensor) -> Callable[[], Tensor]:
-        """Copied into pinned memory in the stream's order; only who asks for them waits."""
+        """Copied, [...], into pinned memory in the stream's order; only who asks for the values waits."""
         copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         copy.copy_(values, non_blocking=True)
         there = _event()

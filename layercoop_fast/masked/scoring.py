@@ -20,17 +20,17 @@ from layercoop_fast.masked.windows import Windows
 HEAD_BYTES = 128 * 2**20
 # Windows of the batch on which the fused head is compared with the model's own.
 _CHECK_WINDOWS = 1
-# Scores on their way from a GPU: so many masks are behind what is known, and are lost by a kill.
+# Scores on their way from a GPU: the masks that are measured but not yet known, which a kill loses.
 _BEHIND = 8
 
 
 class Scorer(Protocol):
-    """What a game needs to score states."""
+    """From the last state of a mask to its scores."""
 
     path: str
     """Name of the numerics, for fingerprints."""
     share: float
-    """Of a window's positions, those that the head runs for."""
+    """Share of a window's positions that the head runs for."""
 
     def on(self, windows: Windows) -> Scorer:
         """The same for other windows of the same length, without a teacher."""
@@ -45,7 +45,7 @@ class Scorer(Protocol):
         ...
 
     def begin(self, state: Tensor) -> Callable[[], Scores]:
-        """Begin to score a state, which may change afterwards; the result waits for its scores and returns them."""
+        """Begin to score a state [W, T, H], which may change afterwards; the result waits for its scores."""
         ...
 
 
@@ -65,11 +65,11 @@ class GeneralScorer:
         return GeneralScorer(windows)
 
     def keep_teacher(self, state: Tensor) -> None:
-        """Keep the teacher's state; its logits are made again tile by tile."""
+        """Keep the teacher's state [W, T, H]; its logits are computed again, some windows at a time."""
         self.teacher = state.clone()
 
     def score(self, state: Tensor) -> Scores:
-        """Mean NLL, and KL where there is a teacher, of each window."""
+        """Mean NLL, and KL where there is a teacher, of each window of a state [W, T, H]."""
         nll = np.empty(self.windows.n_windows)
         kl = np.full(self.windows.n_windows, np.nan)
         for first, last, context in self.slices:
@@ -82,13 +82,13 @@ class GeneralScorer:
         return Scores(nll, kl)
 
     def begin(self, state: Tensor) -> Callable[[], Scores]:
-        """Score at once."""
+        """Score a state [W, T, H] at once."""
         scores = self.score(state)
         return lambda: scores
 
 
 class FusedScorer:
-    """Head and loss in one, by tiles of words: no logits of all words, and only positions that are scored."""
+    """Head and loss in one, by tiles of the vocabulary: logits of all tokens are never held; scored positions only."""
 
     path = "fused"
 
@@ -105,15 +105,15 @@ class FusedScorer:
         return FusedScorer(windows, self.head)
 
     def keep_teacher(self, state: Tensor) -> None:
-        """Keep what the teacher's head is handed."""
+        """Keep the input of the teacher's head; `state` is [W, T, H]."""
         self.teacher = self._inputs(state)
 
     def score(self, state: Tensor) -> Scores:
-        """Mean NLL, and KL where there is a teacher, of each window."""
+        """Mean NLL, and KL where there is a teacher, of each window of a state [W, T, H]."""
         return self.begin(state)()
 
     def begin(self, state: Tensor) -> Callable[[], Scores]:
-        """Losses and their means on the model's device, which come over when they are there."""
+        """Losses of a state [W, T, H] and their means on the model's device, fetched when they are there."""
         with torch.inference_mode():
             losses = self.head.losses(self._inputs(state), self.targets, self.teacher)
             kinds = [losses.nll] if losses.kl is None else [losses.nll, losses.kl]
@@ -127,7 +127,7 @@ class FusedScorer:
         return scores
 
     def _inputs(self, state: Tensor) -> Tensor:
-        """What the head is handed at the S scored positions, [W · S, H]."""
+        """The head's input at the S scored positions, [W · S, H]."""
         context = self.windows.context(1)
         hidden = self.head.inputs(context, _padded(context, state))
         return hidden[: len(state), self.windows.scored].reshape(len(self.targets), -1)
@@ -139,7 +139,7 @@ class InOrder:
     Args:
         scorer: of the game.
         take: called with each number and its scores.
-        behind: so many states are begun before the first one's scores are waited for.
+        behind: how many states are begun before the first one's scores are waited for.
     """
 
     def __init__(self, scorer: Scorer, take: Callable[[int, Scores], None], behind: int = 0) -> None:
@@ -149,7 +149,7 @@ class InOrder:
         self._begun: deque[tuple[int, Callable[[], Scores]]] = deque()
 
     def begin(self, number: int, state: Tensor) -> None:
-        """Begin to score a state, which may change afterwards."""
+        """Begin to score a state [W, T, H], which may change afterwards."""
         self._begun.append((number, self._scorer.begin(state)))
         self._take_all_but(self._behind)
 

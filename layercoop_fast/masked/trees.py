@@ -16,14 +16,14 @@ from layercoop_fast.masked.windows import Windows
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
-# Small beside what a block adds, so that rounding of the stream does not hide a difference in what was added.
+# Small next to what a block adds, so that rounding of the stream does not hide a difference in what was added.
 _CHECK_SCALE = 0.125
 
 
 def check_trees(windows: Windows) -> None:
     """Make sure that the model's blocks do in a tree what they do on a sequence alone.
 
-    What the blocks are handed for the longest branch alone must be no more than a causal mask. Of the longest branch
+    The mask that blocks receive for the longest branch alone must be causal and nothing else. For the longest branch
     with other rows in between, the embedding must be the same in the tree, and so must be, up to rounding
     (`TOLERANCE`), what every block makes of random input.
 
@@ -42,7 +42,7 @@ def check_trees(windows: Windows) -> None:
     if reason is not None:
         raise RequestError(
             f"{type(windows.skeleton.model).__name__} cannot share contexts between options: {reason}; "
-            "score every sequence whole instead (--no-share-context, share_context=False)"
+            "score every sequence whole instead (share_context=False)"
         )
 
 
@@ -58,7 +58,7 @@ def _narrow(windows: Windows, window: int, row: int) -> str | None:
         for where, value in alone.call(layer).arguments():
             matters = isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool)
             if matters and value.dim() == 4 and not is_mask(value):
-                return f"block {layer} sees less than all of {alone.ids.shape[1]} tokens ({where} is no causal mask)"
+                return f"block {layer} sees less than all of {alone.ids.shape[1]} tokens ({where} is not a causal mask)"
     return None
 
 

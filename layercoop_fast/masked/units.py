@@ -1,7 +1,7 @@
 """How a game's units are computed: by the model's own modules, or by fast blocks where those fit.
 
 The scheduler (`masked/forward.py`) hands a unit a batch of stored states, each where it lies in the pool, and the slots
-for what comes out. What a state comes to does not depend on the states beside it, on either path.
+for what comes out. The result of a state does not depend on the other states of the batch, on either path.
 """
 
 from __future__ import annotations
@@ -14,26 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from layercoop_fast.engine.quantised import is_quantised
-from layercoop_fast.engine.skeleton import Context, Skeleton
-from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import NATIVE_DTYPES
+from layercoop_fast.engine.skeleton import Context
 from layercoop_fast.kernels.rows import Product
 from layercoop_fast.llama.block import Half
-from layercoop_fast.llama.cpu_block import FastBlock, Workspace
-from layercoop_fast.llama.fast_blocks import fast_block
-from layercoop_fast.masked.queues import queue_of
+from layercoop_fast.llama.cpu_block import FastBlock
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.spans import COPIES, HF_BLOCKS, timed
 
-BLOCK_PATHS = ("auto", "hf")
-# Windows of the batch on which a fast block is compared with the block itself. All windows of a game have one length,
-# so two of them show what every batch is handed (of trees: what positions and masks of such a kind come to).
-_CHECK_WINDOWS = 2
-
 
 class Units(Protocol):
-    """What the scheduler needs of a game's units."""
+    """How a plan runs units on states."""
 
     path: str
     """Name of the numerics, for fingerprints: worths of different paths are different numbers."""
@@ -42,7 +32,7 @@ class Units(Protocol):
 
     @property
     def products(self) -> Sequence[frozenset[Product]]:
-        """Of each unit, the products with weights that it makes of rows; those within experts are not counted."""
+        """The products with weights that each unit computes for rows; those within experts are not counted."""
         ...
 
     def on(self, windows: Windows) -> Units:
@@ -87,7 +77,7 @@ class GeneralUnits:
 
     @cached_property
     def products(self) -> Sequence[frozenset[Product]]:
-        """Of each unit; of halves those of their whole block.
+        """The products of each unit; halves have those of their whole block.
 
         Found once: every plan asks, and a model has many modules.
         """
@@ -95,7 +85,7 @@ class GeneralUnits:
         return [made for made in blocks for _ in range(2 if self.halves else 1)]
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
-        """Gather the states, run the unit once, and write its results back, all positions of them."""
+        """Gather the states [W, T, H], run the unit once, and write its results back at all positions."""
         context = self.windows.context(len(sources))
         with timed(COPIES):
             self._run(context, unit, sources, targets)
@@ -135,7 +125,7 @@ class FastUnits:
 
     @cached_property
     def products(self) -> Sequence[frozenset[Product]]:
-        """Of each unit; those of some rows too where not all positions are scored."""
+        """The products of each unit; those of some rows too where not all positions are scored."""
         found, some_rows = list(self.general.products), self.general.windows.score_every > 1
         for unit in range(len(found)):
             layer, half = self._part(unit)
@@ -151,7 +141,7 @@ class FastUnits:
         return unit // 2, "mlp" if unit % 2 else "attn"
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
-        """Run the unit on the states where they lie."""
+        """Run the unit on the states [W, T, H] where they lie."""
         layer, half = self._part(unit)
         block = self.blocks[layer]
         if block is None:
@@ -162,7 +152,7 @@ class FastUnits:
 
 
 def _products(block: nn.Module) -> frozenset[Product]:
-    """Of the linear maps of a block, quantised ones included."""
+    """The products of the linear maps of a block, quantised ones included."""
     found: set[Product] = set()
     for module in block.modules():
         terms, columns = ("nx", "nf") if isinstance(module, Conv1D) else ("in_features", "out_features")
@@ -170,63 +160,3 @@ def _products(block: nn.Module) -> frozenset[Product]:
         if isinstance(shape[0], int) and isinstance(shape[1], int):
             found.add((shape[0], shape[1]))
     return frozenset(found)
-
-
-def _stays_joined(skeleton: Skeleton, layer: int, fast: FastBlock) -> bool:
-    """Whether a streamed block's joint weights are joint wherever it is read to, and are all its own."""
-    if skeleton.streamed is None:
-        return True
-    skeleton.streamed.renew(layer)
-    matrices = {name for name, parameter in skeleton.blocks[layer].named_parameters() if parameter.dim() > 1}
-    return matrices == skeleton.streamed.within(layer) and fast.holds
-
-
-def make_units(
-    windows: Windows,
-    run_unit: Callable[[Context, int, Tensor], Tensor] = Context.run,
-    *,
-    halves: bool = False,
-    block_path: str = "auto",
-) -> Units:
-    """The units of a model's blocks for these windows: fast where that fits, unless `block_path` is "hf".
-
-    Args:
-        windows: of the game.
-        run_unit: a unit by the model's own modules.
-        halves: whether units are the attention and MLP halves of blocks, in this order.
-        block_path: "auto" or "hf".
-
-    Raises `RequestError` for another block path.
-    """
-    if block_path not in BLOCK_PATHS:
-        raise RequestError(f"unknown block path {block_path!r}: choose from {', '.join(BLOCK_PATHS)}")
-    general = GeneralUnits(windows, run_unit, halves=halves)
-    skeleton = windows.skeleton
-    if block_path == "hf":
-        return general
-    if skeleton.device.type == "cuda":
-        from layercoop_fast.masked.pool_units import make_pool_units  # here, since it needs what stands above
-
-        # Trees of texts, and models spread over devices, go by the model's own blocks there.
-        whole = windows.positions is None and skeleton.one_device
-        pooled = make_pool_units(windows, general, queue_of(skeleton.device), halves=halves) if whole else None
-        return general if pooled is None else pooled
-    # Some libraries (torchao) keep plain modules, whose weights are no plain memory.
-    if skeleton.dtype not in NATIVE_DTYPES or is_quantised(skeleton.model):
-        return general
-    count = min(_CHECK_WINDOWS, windows.n_windows)
-    context = windows.part(0, count)
-    positions = None if windows.positions is None else windows.positions[:count]
-    workspace = Workspace()
-    skeleton.expect(range(skeleton.n_layers))
-    blocks = []
-    for layer in range(skeleton.n_layers):
-        fast = fast_block(skeleton.block(layer), context.call(layer), skeleton.convention, workspace, positions)
-        if fast is not None and windows.positions is not None:
-            # Checked on the first windows, it goes on to all of them.
-            fast.extend(windows.context(1).call(layer), skeleton.convention, windows.positions)
-        blocks.append(fast if fast is None or _stays_joined(skeleton, layer, fast) else None)
-    if skeleton.streamed is None:
-        # Asked at the end: a block that shares weights with a later one has lost them to it.
-        blocks = [block if block is not None and block.holds else None for block in blocks]
-    return FastUnits(general, blocks, halves=halves) if any(blocks) else general

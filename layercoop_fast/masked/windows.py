@@ -22,9 +22,9 @@ class Windows:
 
     Args:
         ids: int64 [W, T], W windows of T tokens each.
-        score_every: of the T − 1 positions that have a next token, every so many-th is scored; the others are context.
-        pictures: what a vision-language model sees before each window's text; the picture is context that all masks
-            share, and is not scored.
+        score_every: every N-th of the T − 1 positions that have a next token is scored; the others are context.
+        pictures: what a vision-language model sees before each window's text. The picture is context that all masks
+            share; it is not scored.
         positions: int64 [W, T] where windows are trees of texts, written depth first (`kernels/attention.py`); the
             model must take positions and a mask for them, which `texts/token_tree.py` makes sure of.
 
@@ -54,7 +54,8 @@ class Windows:
         """The positions whose next token is scored, int64 [S]: the last of each run of `score_every`."""
         begin = 0 if self.pictures is None else self.pictures.first
         first = begin + self.score_every - 1
-        return torch.arange(first, self.ids.shape[1] - 1, self.score_every, device=self.ids.device)
+        with torch.inference_mode(False):  # gradients are computed at these positions too, whoever asks for them first
+            return torch.arange(first, self.ids.shape[1] - 1, self.score_every, device=self.ids.device)
 
     @property
     def n_windows(self) -> int:
@@ -117,10 +118,10 @@ class Windows:
             except RuntimeError as error:  # torch reports an allocation that fails so, on CPU and GPU
                 wanted = states * self.state_bytes / 2**30
                 raise RequestError(
-                    f"{wanted:.1f} GiB for stored states are not there: pass a smaller --memory"
+                    f"{wanted:.1f} GiB for stored states are not free: give a smaller memory="
                 ) from error
         return self._pool[:states]
 
     def free(self) -> None:
-        """Give the pool's memory back; the next call of `pool` takes it anew."""
+        """Give the pool's memory back; the next call of `pool` takes it again."""
         self._pool = None

@@ -24,8 +24,8 @@ def in_order_of_cost(costs: Floats, removes: Any, part_of: Any, most: int = MOST
         part_of: int [n], the part that each player is in.
         most: how many to give at most.
 
-    A set of removed players is followed by those in which one of them gives way to the next dearer one of its part: all
-    sets are reached so, none before one that is cheaper.
+    A set of removed players is followed by those in which one of them gives way to the next more expensive one of its
+    part. All sets are reached so, none before one that is cheaper.
     """
     ranked = [np.flatnonzero(part_of == part) for part in range(len(removes))]
     ranked = [players[np.argsort(costs[players], kind="stable")] for players in ranked]

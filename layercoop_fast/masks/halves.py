@@ -50,7 +50,7 @@ def read_mask(mask: MaskLike | None, n_layers: int, held: Halves | None = None) 
         )
     if not halves.any():
         raise RequestError("the mask removes every block: at least one must be kept")
-    # A whole block of a model whose halves were left out stands for what is left of it.
+    # A whole block of a model whose halves were left out means what is left of it.
     whole = (halves == WHOLE) & (held > 0)
     halves[whole] = held[whole]
     if (missing := np.flatnonzero(halves & ~held)).size:

@@ -32,7 +32,7 @@ Seed = int | Sequence[int]
 _CUT = 2 / 3
 _SUFFIXES = 2
 
-# Strata of so many masks are listed before some are drawn; larger ones are drawn from and repeats are left out.
+# Strata of up to this many masks are listed before some are drawn; from larger ones masks are drawn without repeats.
 _LISTED = 1 << 16
 
 
@@ -73,7 +73,7 @@ def two_stage_masks(
     A prefix is the beginning of a uniform mask of the stratum, so how many players it keeps is hypergeometric; given
     that number every completion is as likely. Both together make each row uniform in its stratum. The completions of
     one prefix are a cluster. `cut` is two thirds of the players unless given. Stratum shares are those of
-    `stratified_masks`; where one is no multiple of `suffixes` its last prefix has fewer.
+    `stratified_masks`; where one is not a multiple of `suffixes` its last prefix has fewer.
 
     Raises `RequestError` as `stratified_masks` does, for a cut outside 1..n − 1 and for less than one suffix.
     """
@@ -84,7 +84,7 @@ def two_stage_masks(
     for kept, count in stratum_counts(n_players, n_masks, strata):
         n_prefixes = -(-count // suffixes)
         rows = np.repeat(_uniform(rng, n_players, kept, n_prefixes), suffixes, axis=0)[:count]
-        # The order of the bits behind the cut is drawn anew: as many of them are kept, and any such set is as likely.
+        # The bits behind the cut are shuffled: as many of them are kept, and every such set is equally likely.
         rows[:, cut:] = rng.permuted(rows[:, cut:], axis=1)
         masks.append(rows)
         clusters.append(n_clusters + np.arange(count) // suffixes)
@@ -191,7 +191,7 @@ def _uniform(rng: np.random.Generator, n_players: int, kept: int, n_rows: int) -
 
 
 def _distinct(rng: np.random.Generator, n_players: int, kept: int, count: int) -> Masks:
-    """`count` distinct masks that keep `kept`, `bool[count, n]`, every set of so many as likely, perhaps all."""
+    """`count` distinct masks that keep `kept`, `bool[count, n]`, every set of this size equally likely, perhaps all."""
     total = comb(n_players, kept)
     if total <= max(_LISTED, 2 * count):
         removed = np.array(list(combinations(range(n_players), n_players - kept)), dtype=np.intp)

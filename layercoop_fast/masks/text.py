@@ -17,14 +17,14 @@ from layercoop_fast.inputs.text import as_saved, read_json
 from layercoop_fast.masks.halves import PARTS, WHOLE, Halves
 
 
-def mask_of(text: str, n_layers: int, option: str = "--mask") -> Halves:
+def mask_of(text: str, n_layers: int, option: str = "mask=") -> Halves:
     """The halves of blocks that stay, uint8 [L].
 
     Args:
         text: what goes, `3,7,13-18` or halves like `12.attn,13.mlp`; or a folder that `prune` wrote, whose
             `layercoop.json` says what goes, or `FOLDER@3` for one size of a nested family. `full` removes nothing.
         n_layers: number of blocks L.
-        option: what the user calls this, for errors.
+        option: what the user calls this, for errors: a parameter (`mask=`), or a command of a chat (`/mask`).
 
     Raises `RequestError` for what is neither, for blocks that are not there, and where nothing would stay.
     """
@@ -34,21 +34,27 @@ def mask_of(text: str, n_layers: int, option: str = "--mask") -> Halves:
     if os.path.isdir(path) or path.suffix == ".json":
         removed, counted = removed_of(Path(text), option)
         if counted != n_layers:
-            raise RequestError(f"{option} {text} is about a model of {counted} blocks, and this one has {n_layers}")
+            raise RequestError(
+                f"{_with(option, text)} is about a model of {counted} blocks, and this one has {n_layers}"
+            )
     else:
         removed = parse_removed(text, option)
     halves = np.full(n_layers, WHOLE, dtype=np.uint8)
     for block, part in removed:
         if block >= n_layers:
-            raise RequestError(f"{option} {text}: the model has blocks 0 to {n_layers - 1}")
+            raise RequestError(f"{_with(option, text)}: the model has blocks 0 to {n_layers - 1}")
         halves[block] &= ~np.uint8(1 << PARTS.index(part))
     if not halves.any():
-        raise RequestError(f"{option} {text} removes every block: at least one must be kept")
+        raise RequestError(f"{_with(option, text)} removes every block: at least one must be kept")
     return halves
 
 
+def _with(option: str, value: str) -> str:
+    return f"{option}{value}" if option.endswith("=") else f"{option} {value}"
+
+
 def text_of(mask: Halves) -> str:
-    """A mask as `mask_of` reads it: what it leaves out, `full` where that is nothing."""
+    """A mask, uint8 [L], as `mask_of` reads it: what it leaves out, `full` where that is nothing."""
     whole = [int(block) for block in np.flatnonzero(mask == 0)]
     runs: list[list[int]] = []
     for block in whole:
@@ -70,7 +76,7 @@ RemovedHalves = frozenset[tuple[int, str]]
 """What goes: (block, "attn" or "mlp"); a whole block is both of its halves."""
 
 
-def parse_removed(text: str, option: str = "--remove") -> RemovedHalves:
+def parse_removed(text: str, option: str = "remove=") -> RemovedHalves:
     """Read `3,7,13-18` or `12.attn,13.mlp,20-22.mlp`. Raises `RequestError` where it says something else."""
     # Ranges may be long and many: their ends are marked, and what lies between is counted out once.
     marked = {part: np.zeros(MAX_PLAYERS + 1, np.int64) for part in PARTS}
@@ -83,9 +89,9 @@ def parse_removed(text: str, option: str = "--remove") -> RemovedHalves:
         first = int(match[1])
         last = int(match[2] or first)
         if last < first:
-            raise RequestError(f"{option} {item.strip()}: the range ends before it begins")
+            raise RequestError(f"{_with(option, item.strip())}: the range ends before it begins")
         if last >= MAX_PLAYERS:
-            raise RequestError(f"{option} {item.strip()}: blocks have numbers up to {MAX_PLAYERS - 1:,}")
+            raise RequestError(f"{_with(option, item.strip())}: blocks have numbers up to {MAX_PLAYERS - 1:,}")
         for part in (match[3],) if match[3] else PARTS:
             marked[part][first] += 1
             marked[part][last + 1] -= 1
@@ -94,10 +100,10 @@ def parse_removed(text: str, option: str = "--remove") -> RemovedHalves:
     )
 
 
-def removed_of(folder: Path, option: str = "--from") -> tuple[RemovedHalves, int]:
+def removed_of(folder: Path, option: str = "source=") -> tuple[RemovedHalves, int]:
     """Read what a search removed from the `layercoop.json` of the folder it wrote, and of how many layers.
 
-    `FOLDER@3` is the mask without 3 players of a family that `prune --nested` found.
+    `FOLDER@3` is the mask without 3 players of a family that a nested `prune` found.
     """
     folder, size = family_size(folder)
     path = folder / RECORD if os.path.isdir(folder) else folder
@@ -110,7 +116,7 @@ def removed_of(folder: Path, option: str = "--from") -> tuple[RemovedHalves, int
     if size is None:
         return removed, layers
     if not sizes:
-        raise RequestError(f"{path} holds no family of sizes, so there is no @{size}: `prune --nested` writes one")
+        raise RequestError(f"{path} holds no family of sizes, so there is no @{size}: a nested `prune` writes one")
     if size not in sizes:
         raise RequestError(f"{path} holds no mask without {size} players: {', '.join(f'@{one}' for one in sizes)}")
     return sizes[size], layers

@@ -50,7 +50,7 @@ class MarginalGame(Protocol):
 
 
 def n_players_of(game: object, n_players: int | None = None) -> int:
-    """Return how many players the game has: its own `n_players`, or the caller's word where it has none.
+    """Return how many players the game has: its own `n_players`, or what the caller says where it has none.
 
     Raises `RequestError` when neither says, when they disagree, or when the number is not a positive integer.
     """
@@ -96,7 +96,7 @@ def play(game: Game, masks: Masks) -> Floats:
 
 
 def require_finite(worths: Floats) -> Floats:
-    """Return `worths` (any shape) unchanged; raise `RequestError` with the count when some are NaN or infinite.
+    """Return `worths` (float64 [...]) unchanged; raise `RequestError` with the count when some are NaN or infinite.
 
     A mean over marginals cannot leave such worths out: the masks that ruin the model are not missing at random.
     """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 128
 DECODE_TOKENS = 32
 REPEATS = 3
-# A model too slow for its repeats within this time is measured once: its figure is steady enough.
+# A model that takes longer is measured once: its figure is steady enough.
 PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 
@@ -182,7 +182,7 @@ def _status(field: str) -> int | None:
 
 
 def _forget_peak(device: str) -> None:
-    """Start the peak anew, so that what loading took for a moment is not counted."""
+    """Reset the peak, so that memory that only loading used is not counted."""
     import torch
 
     if device == "cuda":
@@ -194,9 +194,9 @@ def _forget_peak(device: str) -> None:
 def _measure_each(mark: str, dtype: str, device: str, trust_remote_code: bool, paths: Sequence[str]) -> None:
     """Fork a child for each checkpoint, which prints its cost as a JSON line.
 
-    The libraries take longer to import than a small model takes to measure, so they are imported once. Nothing has run
-    on them before the fork: no threads, no device. So no thread watches for the end of the process that asked; where
-    the kernel does not, this one looks for it while it waits.
+    The libraries take longer to import than a small model takes to measure, so they are imported once. Nothing
+    has run on them before the fork: no threads, no device. So no thread watches for the end of the parent process;
+    where the kernel does not do it, this process checks for it while it waits.
     """
     end_with_parent(mark, watch=False)
     asker = os.getppid()

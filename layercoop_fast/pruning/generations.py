@@ -1,4 +1,4 @@
-"""What the full and the pruned model write after the same prompts, greedily."""
+"""What the full and the pruned model write after the same prompts, with greedy decoding."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ from layercoop_fast.masks.types import Floats
 if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame
 
-PHASES = ("prefill", "decode")
 _REPEATS = 5
 # Costs that differ by less than this share are equal: then players are counted.
 _EQUAL = 1e-9
@@ -58,10 +57,10 @@ class PlayerCosts:
 
 def count_parameters(game: ModelGame) -> PlayerCosts:
     """Parameters of every player and of the rest, tied ones once."""
-    model = game.skeleton.model
+    model = game.masked.skeleton.model
     return _of_units(
         game,
-        lambda unit: float(game.players.n_parameters(unit)),
+        lambda unit: float(game.masked.players.n_parameters(unit)),
         "parameters",
         model_total=float(parameters_of(model.parameters())),
     )
@@ -72,12 +71,12 @@ def count_bytes(game: ModelGame) -> PlayerCosts:
 
     Raises `RequestError` for halves of blocks: a half that goes is zeros in the checkpoint, and saves no byte.
     """
-    if game.players.sublayers is not None:
+    if game.masked.players.sublayers is not None:
         raise RequestError(
-            "--fit needs whole layers as players: a half of a block that goes is written as zeros and saves no memory"
+            "fit= needs whole layers as players: a half of a block that goes is written as zeros and saves no memory"
         )
-    total = bytes_of(game.skeleton.model.parameters())
-    return _of_units(game, lambda layer: float(game.players.n_bytes(layer)), "bytes", model_total=float(total))
+    total = bytes_of(game.masked.skeleton.model.parameters())
+    return _of_units(game, lambda layer: float(game.masked.players.n_bytes(layer)), "bytes", model_total=float(total))
 
 
 def measure_seconds(game: ModelGame, phase: str = "prefill") -> PlayerCosts:
@@ -86,15 +85,15 @@ def measure_seconds(game: ModelGame, phase: str = "prefill") -> PlayerCosts:
     Units alike in class and shapes share the median of all their times: that they differ is noise. Decoding is timed
     without a cache to read, which counts at long contexts. Raises `RequestError` where blocks are streamed.
     """
-    if game.skeleton.streamed is not None:
-        raise RequestError("--speedup measures the blocks, which --offload reads from files: give --costs FILE.json")
-    ids = game.windows.ids[:1] if phase == "prefill" else game.windows.ids[:1, :1]
-    context = game.skeleton.context(ids)
+    if game.masked.skeleton.streamed is not None:
+        raise RequestError("speedup= measures the blocks, which offload= reads from files: give costs=FILE.json")
+    ids = game.masked.windows.ids[:1] if phase == "prefill" else game.masked.windows.ids[:1, :1]
+    context = game.masked.skeleton.context(ids)
     hidden = context.embedding
     times: dict[Any, list[float]] = {}
-    kinds = [_kind(game, unit) for unit in range(game.players.n_units)]
+    kinds = [_kind(game, unit) for unit in range(game.masked.players.n_units)]
     for unit, kind in enumerate(kinds):
-        seconds = _times(game, lambda unit=unit: game.players.run(context, unit, hidden))  # type: ignore[misc]
+        seconds = _times(game, lambda unit=unit: game.masked.players.run(context, unit, hidden))  # type: ignore[misc]
         times.setdefault(kind, []).extend(seconds)
     rest = statistics.median(_times(game, lambda: context.logits(hidden)))
     seconds_of = [statistics.median(times[kind]) for kind in kinds]
@@ -122,14 +121,14 @@ def read_seconds(path: str, n_players: int) -> PlayerCosts:
 
 
 def _of_units(game: ModelGame, cost: Callable[[int], float], unit: str, model_total: float) -> PlayerCosts:
-    players = np.array([sum(cost(one) for one in group) for group in game.players.groups], dtype=np.float64)
+    players = np.array([sum(cost(one) for one in group) for group in game.masked.players.groups], dtype=np.float64)
     return PlayerCosts(unit, players, max(model_total - float(players.sum()), 0.0), "counted")
 
 
 def _kind(game: ModelGame, unit: int) -> Any:
     """What units of equal cost have in common: which part of a block, its classes and shapes."""
-    block = game.skeleton.blocks[game.players.layer(unit)]
-    part = 0 if game.players.sublayers is None else unit % 2
+    block = game.masked.skeleton.blocks[game.masked.players.layer(unit)]
+    part = 0 if game.masked.players.sublayers is None else unit % 2
     shapes = tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
     return part, tuple(map(type, block.modules())), shapes
 
@@ -138,7 +137,7 @@ def _times(game: ModelGame, call: Callable[[], Any]) -> list[float]:
     """Seconds of a few calls after a first one."""
     import torch
 
-    device = game.skeleton.device
+    device = game.masked.skeleton.device
     found = []
     for _ in range(_REPEATS + 1):
         started = time.perf_counter()

@@ -23,7 +23,8 @@ SCHEMA = 1
 def quality_of(game: ModelGame, pair: Masks, repaired: Repaired | None) -> dict[str, dict[str, Any]]:
     """Worth, NLL, perplexity and NLL by window of the full and the pruned model, as JSON can hold them.
 
-    Where a repair stays, the pruned model is the repaired one, and what it was before is beside it as `unrepaired`.
+    Where a repair is kept, the pruned model is the repaired one, and `unrepaired` holds its values before the repair.
+    `pair` is bool [2, n]: the full mask and the chosen one.
     """
     measured = game.evaluate(pair)
     worths, nll, window_nll = measured.worths.tolist(), measured.nll.tolist(), measured.window_nll
@@ -36,7 +37,7 @@ def quality_of(game: ModelGame, pair: Masks, repaired: Repaired | None) -> dict[
         "worth": {name: finite_or_none(value) for name, value in zip(names, worths, strict=True)},
         "nll": {name: finite_or_none(value) for name, value in zip(names, nll, strict=True)},
         "ppl": {name: perplexity(value) for name, value in zip(names, nll, strict=True)},
-        **({"window_nll": _by_window(names, window_nll)} if game.has_windows else {}),
+        **({"window_nll": _by_window(names, window_nll)} if game.n_windows else {}),
     }
 
 
@@ -52,18 +53,18 @@ def record_of(
     seed: int,
 ) -> dict[str, Any]:
     """`layercoop.json`, all but the seconds, with a `cost` to be measured; the model's weights must be there."""
-    units = game.players.unit_masks(choice.mask[None])[0]
-    label = game.players.label
+    units = game.masked.players.unit_masks(choice.mask[None])[0]
+    label = game.masked.players.label
     scores = None if choice.scores is None else [finite_or_none(score) for score in choice.scores]
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "model": game.checkpoint.name,
-        "players": game.players.kind,
+        "players": game.masked.players.kind,
         "n_players": game.n_players,
         "removed": [label(int(unit)) for unit in np.flatnonzero(~units)],
         "kept": [label(int(unit)) for unit in np.flatnonzero(units)],
         "method": choice.method,
-        # Only the published procedure estimates contributions; what other methods rank by stands under `scores`.
+        # Only the published procedure estimates contributions; what other methods rank by is in `scores`.
         "shapley": scores if choice.method == "official" else None,
         "scores": scores,
         "worth": quality["worth"],
@@ -90,6 +91,6 @@ def record_of(
 
 def _parameters(game: ModelGame) -> dict[str, Any]:
     """Parameters of the full model, tied ones once, and of each player."""
-    alone = game.players.unit_masks(~np.eye(game.n_players, dtype=np.bool_))
-    players = [sum(game.players.n_parameters(int(unit)) for unit in np.flatnonzero(~row)) for row in alone]
+    alone = game.masked.players.unit_masks(~np.eye(game.n_players, dtype=np.bool_))
+    players = [sum(game.masked.players.n_parameters(int(unit)) for unit in np.flatnonzero(~row)) for row in alone]
     return {"full": parameters_of(game.checkpoint.model.parameters()), "players": players}

@@ -24,118 +24,126 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.types import Floats
 from layercoop_fast.pruning.checkpoint_costs import measure_costs
 from layercoop_fast.pruning.generations import Prompts
+from layercoop_fast.pruning.opening import Problem
 from layercoop_fast.pruning.record import record_of
-from layercoop_fast.pruning.stages import Judged, Opened, Watch
-from layercoop_fast.repair.fit import Repaired
+from layercoop_fast.pruning.request import PruneRequest
+from layercoop_fast.pruning.stages import Found
+from layercoop_fast.pruning.timer import StageTimer
 from layercoop_fast.report.html.page import report_page
-from layercoop_fast.search.base import Choice, finite_or_none, perplexity
+from layercoop_fast.search.base import finite_or_none, perplexity
 
-# Tokens of a window that stand for it in a report.
+# Tokens of each window that a report shows.
 EXCERPT_TOKENS = 16
 
 
-@dataclass(frozen=True, eq=False)
-class Export:
-    """Stage 6: the folder, with what the models write, what they cost, the record and the report."""
+def written(problem: Problem, found: Found, request: PruneRequest, out: Path, command: str | None) -> dict[str, Any]:
+    """Stage 6: write the folder whole and return its record.
 
-    opened: Opened
-    game: ModelGame
-    choice: Choice
-    repaired: Repaired | None
-    judged: Judged
-    watch: Watch
+    Raises `RunError` where what was written is not the masked model; nothing is left then.
+    """
+    return _Folder(problem, found, request, command).write(out)
+
+
+@dataclass(frozen=True, eq=False)
+class _Folder:
+    """The folder that is written, with what the models write, what they cost, the record and the report."""
+
+    problem: Problem
+    found: Found
+    request: PruneRequest
     command: str | None
-    seed: int
-    how_opened: dict[str, Any]
-    report: bool
-    verify: bool
     record: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, model: str, out: Path, *, measure_cost: bool, force: bool) -> dict[str, Any]:
-        """Write the folder whole and return its record.
+    @property
+    def game(self) -> ModelGame:
+        return self.found.game
 
-        Raises `RunError` where what was written is not the masked model; nothing is left then.
-        """
+    @property
+    def timer(self) -> StageTimer:
+        return self.problem.timer
+
+    def write(self, out: Path) -> dict[str, Any]:
         self._fill()  # while the weights are there to be counted
-        reference = self._reference() if self.verify else None
+        reference = self._reference() if self.request.verify else None
+        measure_cost = self.request.measure_cost and not self.request.offload
 
         def finish(folder: Path) -> dict[str, str]:
             excerpts = self._excerpts()
             full = self._samples(self.game.checkpoint.model)
             if full is not None or reference is not None or measure_cost:
-                self._let_go()
+                self._release()
             wanted = reference is not None or full is not None
-            written = self._written(folder) if wanted else None
-            if reference is not None and written is not None:
+            copy = self._reopened(folder) if wanted else None
+            if reference is not None and copy is not None:
                 try:
-                    with self.watch("verify", "comparing what was written"):
-                        self._prove(reference, written)
+                    with self.timer("verify", "comparing what was written"):
+                        self._prove(reference, copy)
                 except NoRoom as short:
                     self._say_unproven(short)
-            pruned = None if written is None or full is None else self._samples(written.model)
-            del written
-            costs = self._costs(model, folder) if measure_cost else None
+            pruned = None if copy is None or full is None else self._samples(copy.model)
+            del copy
+            costs = self._costs(folder) if measure_cost else None
             self.record.update(
-                cost=costs, excerpts=excerpts, generations=self._beside(full, pruned), seconds=self.watch.seconds
+                cost=costs, excerpts=excerpts, generations=self._paired(full, pruned), seconds=self.timer.seconds
             )
-            page = {"report.html": report_page(self.record)} if self.report else {}
+            page = {"report.html": report_page(self.record)} if self.request.report else {}
             return {RECORD: json.dumps(self.record, indent=1, allow_nan=False) + "\n", **page}
 
-        game = self.game
-        self.watch.tell("writing the checkpoint", 0)
+        game, mask, repair = self.game, self.found.choice.mask, self.found.repair
+        self.timer.tell("writing the checkpoint", 0)
         export_checkpoint(
             game.checkpoint.model,
-            [int(layer) for layer in np.flatnonzero(game.players.layer_mask(self.choice.mask))],
+            [int(layer) for layer in np.flatnonzero(game.masked.players.layer_mask(mask))],
             out,
-            zeroed=zeroed_halves(game.players, self.choice.mask),
-            replaced=None if self.repaired is None else self.repaired.tensors(),
-            blocks_path=game.skeleton.blocks_path,
+            zeroed=zeroed_halves(game.masked.players, mask),
+            replaced=None if repair is None else repair.tensors(),
+            blocks_path=game.masked.skeleton.blocks_path,
             tokenizer=game.checkpoint.tokenizer,
-            force=force,
+            force=self.request.force,
             finish=finish,
-            streamed=game.skeleton.streamed,
-            verify=False,  # `finish` does, when the original has been let go
+            streamed=game.masked.skeleton.streamed,
+            verify=False,  # `finish` does, when the original's weights are released
         )
-        self.watch.tell("writing the checkpoint", 1)
+        self.timer.tell("writing the checkpoint", 1)
         return self.record
 
     def _reference(self) -> Reference:
         """The masked pass on the first tokens of the calibration text, halves left out and a repair in place."""
         game = self.game
-        units = np.flatnonzero(game.players.unit_masks(self.choice.mask[None])[0])
-        with self.watch("verify"), nullcontext() if self.repaired is None else self.repaired.applied():
+        units = np.flatnonzero(game.masked.players.unit_masks(self.found.choice.mask[None])[0])
+        with self.timer("verify"), nullcontext() if self.found.repair is None else self.found.repair.applied():
             return masked_reference(
-                game.players,
+                game.masked.players,
                 [int(unit) for unit in units],
-                game.windows.ids[:1, :PROBE_TOKENS],
+                game.masked.windows.ids[:1, :PROBE_TOKENS],
                 rounded=is_folded(game.checkpoint.model),
             )
 
-    def _let_go(self) -> None:
-        """Let go of the original's weights: two copies of a large model would not fit."""
+    def _release(self) -> None:
+        """Release the original's weights: two copies of a large model would not fit."""
         drop_weights(self.game.checkpoint.model)
-        if self.game.skeleton.streamed is not None:
-            self.game.skeleton.streamed.free()
-        for played in (self.opened.game, self.game, self.opened.heldout):
-            if played is not None:
-                played.windows.free()
+        if self.game.masked.skeleton.streamed is not None:
+            self.game.masked.skeleton.streamed.free()
+        for one in (self.problem.game, self.game, self.problem.heldout):
+            if one is not None:
+                one.masked.windows.free()
         torch.cuda.empty_cache()  # does nothing where no GPU was used
 
-    def _written(self, folder: Path) -> Written | None:
+    def _reopened(self, folder: Path) -> Written | None:
         """The folder opened again, to be compared and for samples; None where memory is short.
 
-        For samples alone, None as well where it cannot be opened: nobody asked for a proof.
+        Without a proof to be made, also None where it cannot be opened.
         """
-        on_cpu = self.game.skeleton.device.type == "cpu"  # with workers, whatever these measure on
+        on_cpu = self.game.masked.skeleton.device.type == "cpu"  # with workers, whatever these measure on
         try:
             return Written.open(
                 folder,
-                device="cpu" if on_cpu else self.how_opened["device"],
-                trust_remote_code=self.how_opened["trust_remote_code"],
-                offload=self.game.skeleton.streamed is not None,
+                device="cpu" if on_cpu else self.request.device,
+                trust_remote_code=self.request.trust_remote_code,
+                offload=self.game.masked.skeleton.streamed is not None,
             )
         except RunError as refused:
-            if not self.verify:
+            if not self.request.verify:
                 self._leave_samples_out(refused)
             elif isinstance(refused, NoRoom):
                 self._say_unproven(refused)
@@ -154,12 +162,12 @@ class Export:
     def _prove(self, reference: Reference, written: Written) -> None:
         """Compare the folder with the masked pass, and put its own perplexities into the record."""
         proof = reference.check(written)
-        texts = [(self.game, self.record), (self.opened.heldout, self.record.get("heldout"))]
+        texts = [(self.game, self.record), (self.problem.heldout, self.record.get("heldout"))]
         for game, record in texts:
             # Items with options are scored in trees of tokens, which are no plain text.
-            if game is None or record is None or not game.has_windows:
+            if game is None or record is None or not game.n_windows:
                 continue
-            window_nll = written.window_nll(game.windows)
+            window_nll = written.window_nll(game.masked.windows)
             masked = np.array(record["window_nll"]["pruned"], dtype=np.float64)
             reference.check_nll(float(window_nll.mean()), float(masked.mean()))
             self._put(game, record, window_nll)
@@ -167,7 +175,7 @@ class Export:
         self.record["verified"] = proof
 
     def _put(self, game: ModelGame, record: dict[str, Any], window_nll: Floats) -> None:
-        """Put what the folder itself came to in the place of what the masked pass came to."""
+        """Replace what the masked pass measured by what the folder itself measured (float64 [W])."""
         full = np.array(record["window_nll"]["full"], dtype=np.float64)
         with np.errstate(all="ignore"):
             worth, nll = game.utility.judge(
@@ -180,49 +188,51 @@ class Export:
             record["worth"]["pruned"] = float(worth[0])
 
     def _excerpts(self) -> list[str]:
-        """The first tokens of each window of text; none where no text is to be kept."""
-        prompts, game = self.opened.prompts, self.game
-        if prompts is None or not game.has_windows:
+        """The first tokens of each window of text; none where the folder keeps no text."""
+        prompts, game = self.problem.prompts, self.game
+        if prompts is None or not game.n_windows:
             return []
-        return Prompts(game.windows.ids[:, :EXCERPT_TOKENS], prompts.tokenizer).texts()
+        return Prompts(game.masked.windows.ids[:, :EXCERPT_TOKENS], prompts.tokenizer).texts()
 
     def _samples(self, model: PreTrainedModel) -> list[str] | None:
         """What a model writes after the prompts; None where there are none, or it cannot generate here."""
-        if self.opened.prompts is None:
+        if self.problem.prompts is None:
             return None
         try:
-            with self.watch("samples", "writing samples"):
-                return self.opened.prompts.continued(model)
-        except RunError as refused:  # no reason to lose what was searched for
+            with self.timer("samples", "writing samples"):
+                return self.problem.prompts.continued(model)
+        except RunError as refused:  # what was searched for is kept all the same
             self._leave_samples_out(refused)
             return None
 
-    def _beside(self, full: list[str] | None, pruned: list[str] | None) -> list[dict[str, str]] | None:
-        """Prompt by prompt what both models wrote; None where one of them wrote nothing."""
-        if self.opened.prompts is None or full is None or pruned is None:
+    def _paired(self, full: list[str] | None, pruned: list[str] | None) -> list[dict[str, str]] | None:
+        """What both models wrote after each prompt; None where one of them wrote nothing."""
+        if self.problem.prompts is None or full is None or pruned is None:
             return None
-        columns = zip(self.opened.prompts.texts(), full, pruned, strict=True)
+        columns = zip(self.problem.prompts.texts(), full, pruned, strict=True)
         return [dict(zip(("prompt", "full", "pruned"), column, strict=True)) for column in columns]
 
-    def _costs(self, model: str, folder: Path) -> dict[str, Any] | None:
-        """Memory and speed of both models, each loaded anew by a process of its own; None where that fails."""
-        with self.watch("measure", "measuring memory and speed"):
+    def _costs(self, folder: Path) -> dict[str, Any] | None:
+        """Memory and speed of both models, each loaded by a process of its own; None where that fails."""
+        names = ("dtype", "device", "trust_remote_code")
+        how: dict[str, Any] = {name: getattr(self.request, name) for name in names}
+        with self.timer("measure", "measuring memory and speed"):
             try:
-                full, pruned = measure_costs([model, folder], **self.how_opened)
-            except RunError as failed:  # no reason to lose what was searched for
+                full, pruned = measure_costs([self.problem.model, folder], **how)
+            except RunError as failed:  # what was searched for is kept all the same
                 warnings.warn(f"{failed}; the record says nothing of it", stacklevel=2)
                 return None
         return {"full": asdict(full), "pruned": asdict(pruned)}
 
     def _fill(self) -> None:
-        """Put into the record what is known before anything is written; what is measured then takes its place there."""
-        game, opened, found = self.game, self.opened, self.judged
+        """Put into the record what is known before anything is written."""
+        game, problem, found = self.game, self.problem, self.found
         self.record.update(
-            record_of(game, self.choice, found.quality, found.unseen, self.seed),
-            budget=opened.spending.record(self.choice.mask, game.players),
-            constraints=opened.limits.record(),
+            record_of(game, found.choice, found.quality or {}, found.unseen, self.request.seed),
+            budget=problem.goal.record(found.choice.mask, game.masked.players),
+            constraints=self.request.record(),
             nested=found.family,
-            repair=None if self.repaired is None else self.repaired.record,
+            repair=None if found.repair is None else found.repair.record,
             excerpts=[],
             generations=None,
             generations_left_out=None,

@@ -1,11 +1,11 @@
-"""Repairing a mask: from shallow to deep, each gap on the stream that the repairs before it leave.
+"""The repair of a mask: gap by gap, from shallow to deep, each on the residual stream that the earlier repairs give.
 
-For each gap (`repair/gaps.py`) the last linear map of the kept unit before it, or the gains of the norm that it ends
-in, gets the ridge regression to what is missing behind it. The strength of the ridge is chosen by the NLL of each
-domain's held-out windows, half under the fit to all domains and half under a fit to the other domains alone, since text
-to come is partly of kinds that the fit has seen and partly not; every domain counts alike. A fit stays only where no
-domain has lost, neither under the fit to all nor by that mean; and all repairs together only where none has on windows
-that no choice has looked at.
+For each gap (`repair/gaps.py`) the last linear map of the kept unit before it, or the gains of the norm that this unit
+ends in, is refitted by a ridge regression to the difference from the full model's stream after the gap. The strength of
+the ridge is chosen by the NLL of each text's held-out windows: the mean of the NLL under the fit to all texts and of
+that under a fit to the other texts only, since later text is partly of kinds that the fit has seen and partly not.
+Every text has the same weight. A fit is kept only where the NLL rises on no text, neither under the fit to all texts
+nor by that mean. All repairs together are kept only where the NLL rises on no text in windows that no choice has used.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from layercoop_fast.repair.ridge import Equations
 from layercoop_fast.repair.sites import Site, find_site
 from layercoop_fast.repair.streams import HeldOut, Streams
 from layercoop_fast.repair.strengths import USUAL, best_trial
-from layercoop_fast.repair.texts import DEFAULT_TOKENS, Domains, texts_to_fit
+from layercoop_fast.repair.texts import DEFAULT_TOKENS, RepairTexts, texts_to_fit
 
-# Share of the free memory that the streams of the fitted text may take before they are computed anew for each gap.
+# Most of the free memory that the kept streams may take; where they need more, they are computed again for each gap.
 _STREAM_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
 class Repaired:
-    """What came of repairing a mask.
+    """The result of repairing a mask.
 
     Attributes:
-        mask: `bool[n]`, over players.
-        patches: the parameters that change; none where nothing helped.
-        record: what `layercoop.json` says of it (docs/design.md, section 5).
+        mask: bool [n], over players.
+        patches: the parameters that change; none where no repair helped.
+        record: its part of `layercoop.json` (docs/design.md, section 5).
     """
 
     mask: Masks
@@ -54,16 +54,16 @@ class Repaired:
 
     @property
     def kept(self) -> bool:
-        """Whether any repair helped, and stays."""
+        """Whether any repair helped and is kept."""
         return bool(self.patches)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The changed parameters by their names in the original model's state dict."""
+        """The changed parameters by their names in the original model's state dict: [H, n] or [n, H], and [H]."""
         return {name: tensor for one in self.patches for name, tensor in one.tensors().items()}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model's parameters are the repaired ones; worths of a game are not to be asked there."""
+        """Within the `with` block the model has the repaired parameters; its games must not be evaluated there."""
         with applied(self.patches):
             yield
 
@@ -72,15 +72,15 @@ def check_repairable(game: ModelGame) -> None:
     """Raise `RequestError` for a quantised model."""
     if is_quantised(game.checkpoint.model):
         raise RequestError(
-            "a repair is written as new weights, which this model's quantisation does not take: leave out --repair and "
-            "what belongs to it, or prune the model first and quantise what comes out (layercoop-fast quantise)"
+            "a repair changes weights, which is not possible in this quantised model: leave out repair= and what "
+            "belongs to it, or prune the original model and quantise the result (layercoop-fast quantise)"
         )
 
 
 def fit_repair(
     game: ModelGame,
     mask: Masks,
-    texts: Sequence[str] | Domains | None = None,
+    texts: Sequence[str] | RepairTexts | None = None,
     *,
     tokens: int = DEFAULT_TOKENS,
     required: bool = False,
@@ -88,40 +88,47 @@ def fit_repair(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Repaired:
-    """Fit a repair for a mask (`bool[n]` over the game's players); the model is as it was afterwards.
+    """Fit a repair for a mask; the model is unchanged afterwards.
 
     Args:
-        game: the model and its players. Its own windows are not looked at.
-        mask: the players that stay.
-        texts: SPECs of the texts to fit to, one a domain, or these loaded before; by default those of
-            `repair.texts.default_texts`.
-        tokens: how many to fit to, over all texts.
-        required: raise `RequestError` where no repair can be fitted at all, rather than answer without patches.
-        heldout: SPECs of texts that are kept for measuring, and left out of the default texts.
+        game: the model and its players. Its own windows are not used.
+        mask: bool [n] over the game's players, True for those that stay.
+        texts: SPECs of the texts to fit to, or the loaded texts; by default `repair.texts.default_texts`.
+        tokens: number of tokens to fit to, over all texts.
+        required: raise `RequestError` where no repair can be fitted at all, instead of returning no patches.
+        heldout: SPECs of texts that are used for measuring, and left out of the default texts.
         seed: of the text `self`.
         progress: called with ("gaps repaired", done, total).
 
-    Raises `RequestError` for a wrong mask or text, and for a quantised model. Where nothing can be repaired, or nothing
-    helps, the answer holds no patches and its record says why.
+    Raises `RequestError` for a wrong mask or text, and for a quantised model. Where nothing can be repaired, or no
+    repair helps, the result has no patches and its record says why.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import ModelGame, fit_repair
+        >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)
+        >>> repaired = fit_repair(game, np.array([True, False, True, True]), ["self"], tokens=512)
+        >>> repaired.mask.tolist(), repaired.record["texts"]
+        ([True, False, True, True], ['self'])
     """
     started = time.perf_counter()
     check_repairable(game)
     mask = check_masks(mask, game.n_players)[0]
-    units = game.players.unit_masks(mask[None])[0]
+    units = game.masked.players.unit_masks(mask[None])[0]
     if not units.any():
         raise RequestError("a mask that keeps nothing cannot be repaired")
-    if not isinstance(texts, Domains):
+    if not isinstance(texts, RepairTexts):
         texts = texts_to_fit(game, texts, tokens, required=required, heldout=heldout, seed=seed, progress=progress)
     patches: tuple[Patch, ...] = ()
     record: dict[str, Any] = {"gaps": [], "reason": "; ".join(texts.left_out.values())}
-    if texts.domains:
+    if texts.texts:
         patches, record = _Fit(game, units, texts).run(progress)
     if required and not patches and not any("map" in gap for gap in record["gaps"]):
         raise RequestError(f"a repair cannot be fitted: {record['reason']}")
     record = {
         "kept": bool(patches),
         **record,
-        "texts": [domain.spec for domain in texts.domains],
+        "texts": [text.spec for text in texts.texts],
         "left_out": list(texts.left_out.values()),
         "tokens": texts.tokens,
         "seconds": round(time.perf_counter() - started, 3),
@@ -130,22 +137,31 @@ def fit_repair(
 
 
 def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
-    """Worth and mean NLL of a repaired mask on the game's own windows, which the fit has not seen (`texts.py`).
+    """Worth and mean NLL (nats per token) of a repaired mask on the game's own windows, which the fit has not used.
 
-    A search ranks its finalists by it. Nothing is remembered: it is not the worth of the mask in this game.
+    The game does not remember it, since it is not the worth of the mask itself.
+
+    Example:
+        >>> import numpy as np
+        >>> from layercoop_fast import ModelGame, fit_repair, repaired_worth
+        >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)
+        >>> repaired = fit_repair(game, np.array([True, False, True, True]), ["self"], tokens=512)
+        >>> worth, nll = repaired_worth(game, repaired)
+        >>> worth > 0, nll > 0
+        (True, True)
     """
     return repaired_windows(game, repaired)[:2]
 
 
 def repaired_windows(game: ModelGame, repaired: Repaired) -> tuple[float, float, Floats]:
-    """What `repaired_worth` returns, and the NLL of each window (of items, of each scored token), float64 [W]."""
-    text = HeldOut(game, game.windows, game.scorer)
-    everything = range(game.players.n_units)
+    """As `repaired_worth`, with the NLL of each window (on items, of each scored token), float64 [W]."""
+    text = HeldOut(game, game.masked.windows, game.masked.scorer)
+    everything = range(game.masked.players.n_units)
     if game.utility.needs_teacher:
         text.keep_teacher(everything)
     full = text.scores(everything).nll
     with repaired.applied():
-        scores = text.scores(_kept_units(game.players.unit_masks(repaired.mask[None])[0]))
+        scores = text.scores(_kept_units(game.masked.players.unit_masks(repaired.mask[None])[0]))
     with np.errstate(all="ignore"):
         worth, nll = game.utility.judge(scores.nll[None], scores.kl[None], full, game.fingerprints["calibration"])
     return float(worth[0]), float(nll[0]), scores.nll
@@ -157,7 +173,15 @@ def _kept_units(units: Masks) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """A gap's repair at one strength, and the held-out NLL by domain under the fit to all and under that to others."""
+    """A gap's repair at one strength.
+
+    Attributes:
+        strength: of the ridge.
+        patch: under the fit to all texts.
+        seen: held-out NLL of each text under the fit to all texts.
+        unseen: held-out NLL of each text under the fit to the other texts.
+        score: mean of both over all texts.
+    """
 
     strength: float
     patch: Patch
@@ -167,27 +191,27 @@ class _Trial:
 
 
 class _Fit:
-    """The fit for one mask over units on some domains."""
+    """The fit for one mask over units on some texts."""
 
-    def __init__(self, game: ModelGame, units: Masks, texts: Domains) -> None:
+    def __init__(self, game: ModelGame, units: Masks, texts: RepairTexts) -> None:
         self.game = game
-        self.domains = texts.domains
+        self.texts = texts.texts
         self.kept = _kept_units(units)
         self.gaps = find_gaps(units)
-        width = next(game.skeleton.model.parameters()).element_size() * int(
-            game.skeleton.model.config.get_text_config(decoder=True).hidden_size
+        width = next(game.masked.skeleton.model.parameters()).element_size() * int(
+            game.masked.skeleton.model.config.get_text_config(decoder=True).hidden_size
         )
-        fits = 2 * texts.tokens * width <= free_memory(game.skeleton.device) * _STREAM_SHARE
-        self.streams = [Streams(game, domain.fit, keep=fits) for domain in self.domains]
-        self.choice = [self._heldout(domain.choice) for domain in self.domains]
-        # Gaps of one mask are much alike in the strength that suits them.
+        fits = 2 * texts.tokens * width <= free_memory(game.masked.skeleton.device) * _STREAM_SHARE
+        self.streams = [Streams(game, text.fit, keep=fits) for text in self.texts]
+        self.choice = [self._heldout(text.choice) for text in self.texts]
+        # The best strengths of the gaps of one mask are similar: each gap starts with the previous one's.
         self.start = USUAL
 
     def _heldout(self, ids: Tensor) -> HeldOut:
-        return HeldOut(self.game, Windows(self.game.skeleton, ids))
+        return HeldOut(self.game, Windows(self.game.masked.skeleton, ids))
 
     def run(self, progress: Progress | None) -> tuple[tuple[Patch, ...], dict[str, Any]]:
-        """Repair gap after gap; returns the patches that stay and the record."""
+        """Repair one gap after another; return the patches that are kept and the record."""
         patches: list[Patch] = []
         rows = []
         for number, gap in enumerate(self.gaps):
@@ -201,24 +225,24 @@ class _Fit:
         if not patches:
             record["reason"] = _why_none(rows)
             return (), record
-        check = [self._heldout(domain.check) for domain in self.domains]
+        check = [self._heldout(text.check) for text in self.texts]
         before = self._means(check)
         with applied(patches):
             after = self._means(check)
         record["nll"] = self._before_after(before, after)
         if not _no_worse(after, before):
-            record["reason"] = "on held-out windows that no choice had seen a domain loses by it"
+            record["reason"] = "it raises the NLL of a text on held-out windows that no choice has used"
             return (), record
         return tuple(patches), record
 
     def _names(self, gap: Gap) -> dict[str, Any]:
-        label = self.game.players.label
+        label = self.game.masked.players.label
         return {"into": label(gap.unit), "removed": [label(unit) for unit in gap.removed]}
 
     def _repair(self, gap: Gap, patches: Sequence[Patch]) -> tuple[dict[str, Any], Patch | None]:
-        """One gap: what to say of it, and its patch if that helps."""
+        """Repair one gap: its row of the record, and its patch where that helps."""
         try:
-            site = find_site(self.game.players, gap.unit)
+            site = find_site(self.game.masked.players, gap.unit)
         except RequestError as refused:
             return {"strength": None, "reason": str(refused)}, None
         with applied(patches):
@@ -231,14 +255,14 @@ class _Fit:
             for other in sums[1:]:
                 total = total + other
             best = best_trial(lambda strength: self._trial(strength, total, sums, site, patches, before), self.start)
-        except RequestError as broken:  # streams that are not finite, or say nothing
+        except RequestError as broken:  # streams that are not finite, or all zero
             return {"strength": None, "reason": str(broken)}, None
         row: dict[str, Any] = {"map": site.name, "strength": None}
         if best is None:
-            return {**row, "reason": "a domain's held-out windows lose by it at every strength"}, None
+            return {**row, "reason": "it raises the NLL of a text's held-out windows at every strength"}, None
         self.start = best.strength
         nll = {"nll": self._before_after(before, best.seen)}
-        if len(self.domains) > 1:
+        if len(self.texts) > 1:
             nll["nll_unseen_domain"] = self._before_after(before, best.unseen)
         return {**row, "strength": best.strength, **nll}, best.patch
 
@@ -251,14 +275,14 @@ class _Fit:
         patches: Sequence[Patch],
         before: Sequence[float],
     ) -> _Trial | None:
-        """A gap's repair at a strength; None where a domain loses by it."""
+        """A gap's repair at a strength; None where it raises the NLL of a text."""
         found = patch(site, total.change(strength))
         with applied([*patches, found]):
             seen = self._means(self.choice)
         if not _no_worse(seen, before):
             return None
         unseen = self._unseen(total, sums, strength, site, patches)
-        # Text to come is partly of kinds that the fit knows, partly of others: each domain counts half as either.
+        # Later text is partly of kinds that the fit has seen and partly not: both NLLs of a text have the same weight.
         between = [(own + other) / 2 for own, other in zip(seen, unseen, strict=True)]
         if not _no_worse(between, before):
             return None
@@ -278,7 +302,7 @@ class _Fit:
         site: Site | GainSite,
         patches: Sequence[Patch],
     ) -> list[float]:
-        """Each domain's held-out NLL where the fit has seen the others only; where there is no other, its own."""
+        """Each text's held-out NLL under the fit to the other texts; with one text only, under the fit to itself."""
         found = []
         for own, text in zip(sums, self.choice, strict=True):
             others = total - own if len(sums) > 1 else total
@@ -290,22 +314,20 @@ class _Fit:
         return [text.nll(self.kept) for text in texts]
 
     def _before_after(self, before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-        """By domain, as JSON can hold it: null stands for what is not finite."""
+        """NLLs before and after by text, ready for JSON: None where they are not finite."""
         pairs = [[value if np.isfinite(value) else None for value in pair] for pair in zip(before, after, strict=True)]
-        return {
-            domain.spec: {"before": old, "after": new} for domain, (old, new) in zip(self.domains, pairs, strict=True)
-        }
+        return {text.spec: {"before": old, "after": new} for text, (old, new) in zip(self.texts, pairs, strict=True)}
 
 
 def _why_none(rows: Sequence[dict[str, Any]]) -> str:
-    """Why no gap has a repair: what each is refused for, if none could be fitted at all."""
+    """Why no gap has a repair: the reasons of all gaps, where no repair could be fitted at all."""
     if not rows:
         return "nothing is removed"
     if any("map" in row for row in rows):
-        return "no repair of any gap helps on every domain's held-out windows"
+        return "no repair of any gap helps on the held-out windows of every text"
     return "; ".join(dict.fromkeys(str(row["reason"]) for row in rows))
 
 
 def _no_worse(after: Sequence[float], before: Sequence[float]) -> bool:
-    """Whether no domain has lost; NaN is a loss. `after` is empty where there is nothing to compare."""
+    """Whether the NLL rises on no text; NaN counts as a rise. `after` may be empty."""
     return all(new <= old for new, old in zip(after, before, strict=False))

@@ -1,12 +1,12 @@
-"""The gains of a norm that has the last word of its unit, and the regression that refits them.
+"""The gains of a norm at the end of its unit, and the regression that refits them.
 
-Where a unit ends in a norm (Gemma 2 and 3, OLMo 2), no linear map's output reaches the stream as it is, but the norm's
-does: n ⊙ s, with n of unit mean square and s the gains. For y_t = n_t ⊙ s, what is missing behind it e_t and weights
-w_t ≥ 0 of tokens t, the change of gain c relative to itself is a ridge regression with one input,
+Where a unit ends in a norm (Gemma 2 and 3, OLMo 2), the output that is added to the residual stream is not a linear
+map's but the norm's: n ⊙ s, with n of unit mean square and gains s. With y_t = n_t ⊙ s, the missing part e_t and
+weights w_t ≥ 0 of tokens t, the relative change of gain c is a ridge regression with one input,
 
     β_c = Σ_t w_t y_tc e_tc / ((1 + λ) Σ_t w_t y_tc²)
 
-so that a strength λ of ∞ leaves the gain as it is.
+so that an infinite strength λ leaves the gain unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from layercoop_fast.repair.ridge import check_finite, check_strength
 
 @dataclass
 class GainEquations:
-    """Sums over tokens: `squares` Σ w y² and `cross` Σ w y e, float64 [H]; `tokens`, how many there were."""
+    """Sums over tokens.
+
+    Attributes:
+        squares: float64 [H], Σ w y².
+        cross: float64 [H], Σ w y e.
+        tokens: number of tokens.
+    """
 
     squares: Tensor
     cross: Tensor
@@ -30,18 +36,18 @@ class GainEquations:
 
     @classmethod
     def empty(cls, width: int, *, device: torch.device | str = "cpu") -> GainEquations:
-        """No tokens yet."""
+        """Sums over no tokens."""
         return cls(*torch.zeros(2, width, dtype=torch.float64, device=device))
 
     def add(self, inputs: Tensor, missing: Tensor, weights: Tensor) -> None:
-        """Add some tokens: what the norm returns and what is missing, [N, H] both, weights [N] ≥ 0 (any float dtype).
+        """Add N tokens: outputs of the norm [N, H], missing parts [N, H], weights [N] ≥ 0 (any float dtype).
 
-        Raises `RequestError` where they do not fit each other or are not finite.
+        Raises `RequestError` where shapes do not fit each other or values are not finite.
         """
         if inputs.shape != missing.shape or inputs.shape != (len(weights), len(self.cross)):
             raise RequestError(
-                f"equations of {len(self.cross)} gains do not take tokens of shapes {list(inputs.shape)}, "
-                f"{list(missing.shape)} and {list(weights.shape)}"
+                f"tokens of shapes {list(inputs.shape)}, {list(missing.shape)} and {list(weights.shape)} do not fit "
+                f"equations of {len(self.cross)} gains"
             )
         y, e = inputs.double(), missing.double()
         weighted = y * weights.double()[:, None]
@@ -54,11 +60,11 @@ class GainEquations:
         return GainEquations(self.squares + other.squares, self.cross + other.cross, self.tokens + other.tokens)
 
     def __sub__(self, other: GainEquations) -> GainEquations:
-        """Without a share that was added before."""
+        """Without tokens that were added before."""
         return GainEquations(self.squares - other.squares, self.cross - other.cross, self.tokens - other.tokens)
 
     def change(self, strength: float) -> Tensor:
-        """β at a strength > 0: float64 [H]; 0 for a gain that lets nothing through."""
+        """β at a strength > 0: float64 [H]; 0 for a gain whose outputs are all zero."""
         check_strength(strength)
         passes = self.squares > 0
         return torch.where(passes, self.cross / ((1 + strength) * self.squares.where(passes, torch.ones(()))), 0.0)
@@ -66,39 +72,40 @@ class GainEquations:
 
 @dataclass(frozen=True)
 class GainSite:
-    """A norm whose output is added to the stream, or is the stream (the last norm of GPT-1's blocks).
+    """A norm whose output is added to the residual stream, or is the stream (the last norm of GPT-1's blocks).
 
     Attributes:
-        unit: the unit it belongs to.
+        unit: that it belongs to.
         name: its dotted path in the model.
         module: the norm; its gains are its `weight` [H] plus `offset`.
-        offset: 0, or 1 where the weight is stored as its distance from 1 (Gemma).
+        offset: 0, or 1 where the weight is stored as the gain minus 1 (Gemma).
+        bias: always None: the bias of the norm, if any, is not refitted.
     """
 
     unit: int
     name: str
     module: nn.Module
     offset: float
-    bias: None = None  # nothing to refit: that of the norm, if it has one, stays as it is
+    bias: None = None
 
     def equations(self) -> GainEquations:
-        """Nothing summed yet, where the norm is."""
+        """Sums over no tokens, on the norm's device."""
         weight = self.module.get_parameter("weight")
         return GainEquations.empty(len(weight), device=weight.device)
 
     def reads(self, handed: Tensor, returned: Tensor) -> Tensor:
-        """What the regression works with, of what the module is handed and returns."""
+        """The regression's inputs: the norm's output [..., H] without its bias."""
         bias = getattr(self.module, "bias", None)
-        return returned.clone() if bias is None else returned - bias  # a clone, lest the block goes on in place
+        return returned.clone() if bias is None else returned - bias  # a clone: the block may change it in place
 
     def changed(self, change: Tensor) -> tuple[Tensor, None]:
-        """The new weight, in its dtype, for a change β."""
+        """The new weight [H], in its dtype, for a relative change β, float64 [H]."""
         weight = self.module.get_parameter("weight").detach()
         return (weight.double() + change * (weight.double() + self.offset)).to(weight.dtype), None
 
 
 def gains_of(module: nn.Module, width: int) -> float | None:
-    """The offset of a module's gains (see `GainSite`), by trying; None where it is no norm of `width` numbers."""
+    """The offset of a module's gains (see `GainSite`), by trying; None where it is not a norm of `width` numbers."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, nn.Parameter) or weight.shape != (width,) or list(module.children()):
         return None
@@ -112,7 +119,7 @@ def gains_of(module: nn.Module, width: int) -> float | None:
             left = module(handed)
             if torch.equal(left, torch.zeros_like(left) if bias is None else bias.expand_as(left)):
                 return offset
-    except Exception:  # it takes something else: any module may stand here, and say so in any way
+    except Exception:  # a module with other arguments may raise any exception
         return None
     finally:
         weight.data.copy_(kept)

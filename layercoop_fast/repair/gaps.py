@@ -1,4 +1,4 @@
-"""Which runs of units a mask removes, and before or behind which kept unit each of them can be made up for."""
+"""The gaps of a mask, contiguous removed units, and the kept unit that is refitted to replace each of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from layercoop_fast.masks.types import Masks
 
 @dataclass(frozen=True)
 class Gap:
-    """A kept unit whose output stands in for removed ones.
+    """Removed units, and the kept unit that is refitted to replace them.
 
     Attributes:
         unit: the kept unit that is refitted.
-        behind: the stream behind it is fitted to that of the full model before unit `behind`: the next kept unit, or
-            the number of units where none follows.
-        removed: the units that are made up for: those between `unit` and `behind`, and for the first kept unit those
-            before it too.
+        behind: the output of `unit` is fitted to the full model's stream before unit `behind`, which is the next kept
+            unit, or the number of units where none follows.
+        removed: the removed units that are replaced: those between `unit` and `behind`, and for the first kept unit
+            also those before it.
     """
 
     unit: int
@@ -27,10 +27,9 @@ class Gap:
 
 
 def find_gaps(units: Masks) -> list[Gap]:
-    """The gaps of a mask over units (`bool[U]`, at least one True), shallow first.
+    """The gaps of a mask over units (`bool[U]`, at least one True), from shallow to deep.
 
-    A removed run is made up for by the kept unit before it; one that starts at unit 0 has none, and the first kept unit
-    makes up for it.
+    The kept unit before a gap is refitted; a gap that starts at unit 0 has none, and belongs to the first kept unit.
     """
     kept = [int(unit) for unit in np.flatnonzero(units)]
     gaps = []

@@ -1,9 +1,9 @@
-"""The part of a unit whose output goes into the stream as it is: what a repair is folded into.
+"""The site of a unit: the module whose output is added to the residual stream unchanged, which a repair refits.
 
-It is found by trying, not by name: whatever is added to the part's output must come out of the unit, unchanged. That is
-`down_proj` of a llama-shaped block, `c_proj` of GPT-2's MLP, `fc2` of OPT, `out_proj` of Mamba; of an attention half
-alone it is `o_proj`. Where no linear map reaches the stream but a norm behind it does (Gemma 2 and 3, OLMo 2), it is
-that norm's gains (`gains.py`), which can do less. Where a factor or many experts have the last word, there is none.
+It is found by trying, not by name: whatever is added to the module's output must be added to the unit's output. It is
+`down_proj` of a llama-shaped block, `c_proj` of GPT-2's MLP, `fc2` of OPT, `out_proj` of Mamba; for an attention half
+alone it is `o_proj`. Where a norm follows the last linear map (Gemma 2 and 3, OLMo 2), it is the gains of that norm
+(`gains.py`), which have fewer parameters. Units that end in a factor or in several experts have no site.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from layercoop_fast.repair.ridge import NormalEquations
 AnySite = TypeVar("AnySite", bound="Site | GainSite")
 
 _PROBE_TOKENS = 8
-# A number that comes out of a unit counts as unchanged within so many roundings, and so many of them must be.
+# An output number counts as unchanged within this many roundings, and this share of them must be.
 _ROUNDINGS = 8
 _UNCHANGED = 0.98
 
 
 @dataclass(frozen=True)
 class Site:
-    """A linear map [n → H] whose output is added to the stream.
+    """A linear map [n → H] whose output is added to the residual stream.
 
     Attributes:
-        unit: the unit it belongs to.
+        unit: that it belongs to.
         name: its dotted path in the model.
         module: `nn.Linear` or `Conv1D`.
     """
@@ -46,7 +46,7 @@ class Site:
 
     @property
     def weight(self) -> Tensor:
-        """The map's weight as [H, n], whichever way the module stores it."""
+        """The map's weight as [H, n], also where the module stores its transpose."""
         weight = self.module.weight.detach()
         return weight.t() if isinstance(self.module, Conv1D) else weight
 
@@ -57,16 +57,16 @@ class Site:
         return None if bias is None else bias.detach()
 
     def equations(self) -> NormalEquations:
-        """Nothing summed yet, where the map is."""
+        """Sums over no tokens, on the map's device."""
         outputs, inputs = self.weight.shape
         return NormalEquations.empty(inputs, outputs, intercept=self.bias is not None, device=self.weight.device)
 
     def reads(self, handed: Tensor, returned: Tensor) -> Tensor:
-        """What the regression works with, of what the module is handed and returns."""
+        """The regression's inputs: the module's input `handed` [..., n]; its output `returned` is [..., H]."""
         return handed
 
     def changed(self, change: Tensor) -> tuple[Tensor, Tensor | None]:
-        """New weight as the module stores it, and bias, for a change [H, n] with a last column for a bias."""
+        """New weight as the module stores it, and bias [H], for a change [H, n], with a last column for the bias."""
         bias = self.bias
         width = self.weight.shape[1]
         weight = (self.weight.double() + change[:, :width]).to(self.weight.dtype)
@@ -76,14 +76,14 @@ class Site:
 
 
 def find_site(players: Players, unit: int) -> Site | GainSite:
-    """The site of a unit; raises `RequestError` where it has none, with the reason."""
+    """The site of a unit. Raises `RequestError` that says why where it has none."""
     skeleton = players.skeleton
     layer = unit if players.sublayers is None else unit // 2
     block, prefix = skeleton.blocks[layer], f"{skeleton.blocks_path}.{layer}"
     silenced = "\n"  # no module's name
     if players.sublayers is not None:
         halves = players.sublayers.halves[layer]
-        silenced = f"{halves.attn if unit % 2 else halves.mlp}."  # called, but its answer is replaced by zeros
+        silenced = f"{halves.attn if unit % 2 else halves.mlp}."  # called, but its output is replaced by zeros
     tokens = min(_PROBE_TOKENS, skeleton.max_tokens or _PROBE_TOKENS)
     ids = torch.arange(2 * tokens, device=skeleton.device).view(2, tokens) % skeleton.vocab_size
     with torch.inference_mode():
@@ -96,7 +96,7 @@ def find_site(players: Players, unit: int) -> Site | GainSite:
             if not f"{name}.".startswith(silenced)
         ]
         for name, module in modules:
-            # Exactly these classes: a subclass (quantised, with an adapter) computes something else from its weight.
+            # Exactly these classes: a subclass (quantised, or with an adapter) computes something else from its weight.
             if type(module) in (nn.Linear, Conv1D) and _reaches_stream(module, run, plain):
                 return _unshared(Site(unit, name, module), skeleton.model)
         for name, module in modules:
@@ -104,16 +104,16 @@ def find_site(players: Players, unit: int) -> Site | GainSite:
             if offset is not None and _reaches_stream(module, run, plain, scaled=True):
                 return _unshared(GainSite(unit, name, module, offset), skeleton.model)
     raise RequestError(
-        f"{players.label(unit)} ({type(block).__name__}) has neither a plain linear map nor a norm whose output goes "
-        "into the stream as it is: a repair cannot be folded into its weights"
+        f"{players.label(unit)} ({type(block).__name__}) has neither a plain linear map nor a norm whose output is "
+        "added to the residual stream unchanged: a repair cannot be folded into its weights"
     )
 
 
 def _reaches_stream(module: nn.Module, run: Callable[[], Tensor], plain: Tensor, *, scaled: bool = False) -> bool:
-    """Whether what is added to the module's output is what is added to the unit's.
+    """Whether numbers that are added to the module's output are added to the unit's output, `plain` [B, T, H].
 
-    Added are random numbers, or the output itself times such (`scaled`): behind a silenced half a norm returns zeros,
-    which no gain changes. Either are of the stream's own size, so that they cannot pass for roundings.
+    Random numbers are added, or with `scaled` the output times random numbers: after a silenced half a norm returns
+    zeros, which gains do not change. Both have the size of the stream, so that they are not mistaken for rounding.
     """
     added: list[Tensor] = []
 

@@ -1,11 +1,11 @@
-"""The streams of the full and of the pruned model over many windows, a chunk of windows at a time.
+"""The residual streams of the full and of the pruned model over many windows, a chunk of windows at a time.
 
     text = Streams(game, ids, keep=True)
     for inputs, missing, weights in text.tokens(gap, kept, site, patches):
         ...                                             # of one chunk: [N, n], [N, H], [N]
 
-What lies before a unit is computed once where the streams are kept, 2 · tokens · H numbers in the model's dtype, and
-anew from the embedding where not: the memory then does not grow with the text.
+Where the streams are kept, 2 · tokens · H numbers in the model's dtype, each unit is computed once. Otherwise they are
+computed again from the embedding for each gap, so that the memory does not grow with the text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CHUNK_TOKENS = 4096
 
 @dataclass
 class _Chunk:
-    """Some windows, and how far their two streams have come: [w, T, H] before the unit `at`."""
+    """Some windows, `ids` int64 [w, T], and their two streams [w, T, H], each before its unit `*_at`."""
 
     ids: Tensor
     full: Tensor | None = None
@@ -46,12 +46,12 @@ class _Chunk:
 
 
 class Streams:
-    """The two streams over the windows `ids` (int64 [W, T]) of one text.
+    """The two streams over the windows of one text.
 
     Args:
         game: its model and players, and the way its units are computed.
-        ids: the windows; fast blocks run on them where they are as long as the game's.
-        keep: whether states are kept from one gap to the next, or computed anew.
+        ids: windows, int64 [W, T]; fast blocks run on them where they are as long as the game's.
+        keep: whether states are kept from one gap to the next, or computed again.
     """
 
     def __init__(self, game: ModelGame, ids: Tensor, *, keep: bool) -> None:
@@ -59,19 +59,19 @@ class Streams:
         self.keep = keep
         step = max(1, _CHUNK_TOKENS // ids.shape[1])
         self._chunks = [_Chunk(ids[first : first + step]) for first in range(0, len(ids), step)]
-        # Contexts of fast blocks hold for any windows of their number and length.
+        # Contexts of fast blocks depend only on the number of windows and their length.
         self._by_size: dict[int, Windows] = {}
 
     @torch.inference_mode()
     def tokens(
         self, gap: Gap, kept: Sequence[int], site: Site | GainSite, patches: Sequence[Patch]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each chunk what the site reads [N, n], what is missing behind it [N, H], and the tokens' weights [N].
+        """For each chunk the site's inputs [N, n], the missing part of its output [N, H], and weights of tokens [N].
 
-        Missing is the full model's stream before unit `gap.behind` less the pruned one's behind `gap.unit`, in which
-        the units of `kept` ran, with the patches in place. A token weighs the inverse of the mean square of its full
-        stream, since the norm that reads the stream divides by its root: so a token of massive activations counts
-        like any other. The gaps of one text must come in ascending order.
+        The missing part is the full model's stream before unit `gap.behind` minus the pruned model's after `gap.unit`,
+        computed from the units of `kept` with the patches applied. The weight of a token is the inverse mean square of
+        its full stream, since the norm that reads the stream divides by its root: a token of massive activations then
+        counts like any other. The gaps of one text must come in ascending order.
         """
         before = [unit for unit in kept if unit < gap.unit]
         for chunk in self._chunks:
@@ -87,43 +87,43 @@ class Streams:
                         units.run(unit, [pruned], [pruned])
             if self.keep:
                 chunk.full, chunk.full_at, chunk.pruned, chunk.pruned_at = full, gap.behind, pruned, gap.unit
-            inputs, after = _watched(self.game.players, windows, gap.unit, site, pruned)
-            # Blocks of a model that is spread over devices leave their streams where they are.
+            inputs, after = _watched(self.game.masked.players, windows, gap.unit, site, pruned)
+            # In a model that is spread over devices, a block's output stays on the block's device.
             there, after = full.to(inputs.device).float(), after.to(inputs.device).float()
             missing = (there - after).flatten(0, 1)
             weights = there.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
             yield inputs.flatten(0, 1), missing, weights.flatten()
 
     def _run_by(self, chunk: _Chunk) -> tuple[Windows, Units]:
-        """The windows whose contexts fit the chunk, and what runs its units."""
+        """The windows whose contexts fit the chunk, and the units to run on it."""
         if not _is_fast(self.game, chunk.ids):
-            windows = Windows(self.game.skeleton, chunk.ids)
-            return windows, GeneralUnits(windows, self.game.players.run)
-        windows = self._by_size.setdefault(len(chunk.ids), Windows(self.game.skeleton, chunk.ids))
-        return windows, self.game.units
+            windows = Windows(self.game.masked.skeleton, chunk.ids)
+            return windows, GeneralUnits(windows, self.game.masked.players.run)
+        windows = self._by_size.setdefault(len(chunk.ids), Windows(self.game.masked.skeleton, chunk.ids))
+        return windows, self.game.masked.units
 
     def _start(self, chunk: _Chunk, state: Tensor | None, windows: Windows) -> Tensor:
-        """A state to go on from, which may be written into."""
+        """The state to continue from, which may be overwritten."""
         if state is not None:
             return state
         if _is_fast(self.game, chunk.ids):
-            return _embedding(self.game.skeleton, chunk.ids).clone()
+            return _embedding(self.game.masked.skeleton, chunk.ids).clone()
         return windows.context(1).embedding[: len(chunk.ids)].clone()
 
 
 class HeldOut:
-    """The pruned model's stream over a few windows, kept, and what it predicts from there.
+    """The pruned model's stream over a few windows, which is kept, and the scores of its predictions.
 
     Args:
         game: its model and players, and the way its units are computed.
-        windows: the game's own or others; fast blocks run on them where they are as long as these.
+        windows: the game's own or others; fast blocks run on them where they are as long as the game's.
         scorer: of these windows, where there is one already.
     """
 
     def __init__(self, game: ModelGame, windows: Windows, scorer: Scorer | None = None) -> None:
         self.windows = windows
-        own = windows is game.windows or _is_fast(game, windows.ids)
-        self.units = game.units if own else GeneralUnits(windows, game.players.run)
+        own = windows is game.masked.windows or _is_fast(game, windows.ids)
+        self.units = game.masked.units if own else GeneralUnits(windows, game.masked.players.run)
         self.scorer = _scorer(game, windows) if scorer is None else scorer
         self._state = windows.context(1).embedding[: windows.n_windows].clone()
         self._at = 0
@@ -136,16 +136,16 @@ class HeldOut:
 
     @torch.inference_mode()
     def scores(self, kept: Sequence[int]) -> Scores:
-        """NLL of each window with the model's weights as they are, from where it has come to."""
+        """Scores of each window with the model's weights as they are, from the kept state on."""
         return self.scorer.score(self._behind(kept))
 
     def nll(self, kept: Sequence[int]) -> float:
-        """Mean NLL of all windows."""
+        """Mean NLL of all windows, nats per token."""
         return float(self.scores(kept).nll.mean())
 
     @torch.inference_mode()
     def keep_teacher(self, units: Sequence[int]) -> None:
-        """Compare what comes after with what these units, all of them, make of the windows."""
+        """Compare later scores with the predictions of all these units."""
         self.scorer.keep_teacher(self._behind(units))
 
     def _behind(self, kept: Sequence[int]) -> Tensor:
@@ -162,7 +162,7 @@ class HeldOut:
 def _watched(
     players: Players, windows: Windows, unit: int, site: Site | GainSite, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the site's regression reads while the unit runs on a state [w, T, H], and the state behind the unit."""
+    """The inputs of the site's regression while the unit runs on a state [w, T, H], and the unit's output [w, T, H]."""
     context = windows.context(1)
     missing = len(context.ids) - len(state)
     batch = torch.cat([state, state[:1].expand(missing, -1, -1)]) if missing else state.clone()
@@ -176,29 +176,29 @@ def _watched(
         after = players.run(context, unit, batch)
     finally:
         handle.remove()
-    # OPT's MLP sees all tokens in one row of rows.
+    # OPT's MLP gets all tokens flattened into [w · T, H].
     inputs = seen[0].reshape(*batch.shape[:2], -1)
     return inputs[: len(state)], after[: len(state)]
 
 
 def _scorer(game: ModelGame, windows: Windows) -> Scorer:
-    """What scores these windows the way the game scores its own."""
-    if isinstance(game.scorer, FusedScorer):
-        return FusedScorer(windows, game.scorer.head)
+    """A scorer of these windows of the game's own kind."""
+    if isinstance(game.masked.scorer, FusedScorer):
+        return FusedScorer(windows, game.masked.scorer.head)
     return GeneralScorer(windows)
 
 
 def _is_fast(game: ModelGame, ids: Tensor) -> bool:
-    """Whether all units of a game run on states of the windows `ids` (int64 [W, T]).
+    """Whether a game's fast blocks can run on the windows `ids` (int64 [W, T]).
 
-    Fast blocks take any plain windows as long as the game's own; of items with options these are not, or are trees.
+    They take any plain windows as long as the game's own, if those are plain windows too (not items with options).
     """
-    own = game.windows
-    return game.units.path == "fast" and own.positions is None and own.ids.shape[1] == ids.shape[1]
+    own = game.masked.windows
+    return game.masked.units.path == "fast" and own.positions is None and own.ids.shape[1] == ids.shape[1]
 
 
 class _Reached(Exception):
-    """What block 0 receives; raised so that nothing behind it is computed."""
+    """Carries what block 0 receives, [B, T, H]; raised so that nothing after it is computed."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden

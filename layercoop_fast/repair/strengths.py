@@ -1,7 +1,7 @@
-"""Which strength of a ridge is best, without trying them all.
+"""The best strength of a ridge, without trying all of them.
 
-A trial runs every domain's held-out windows through all that is left of the model, twice: on a small machine that, and
-not the fit, is what a repair takes. What a repair gains rises with the strength and falls again, so the trials climb.
+A trial runs the held-out windows of every text through the pruned model twice, which on a small machine takes most of
+the time of a repair. The gain of a repair rises with the strength and then falls, so a hill climb finds the best.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import Protocol, TypeVar
 
-# Of the mean square of an input. Below the first nothing changes any more, above the last little is left of a repair.
+# Relative to the mean square of an input. A smaller one changes nothing any more; a larger one leaves little repair.
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-# Where the trials of a mask's first gap begin.
+# The first strength tried for a mask's first gap.
 USUAL = 0.3
 
 
 class Trial(Protocol):
-    """What came of a strength that may be taken."""
+    """The result of a strength that may be used."""
 
     @property
     def score(self) -> float:
@@ -29,15 +29,15 @@ T = TypeVar("T", bound=Trial)
 
 
 def best_trial(trial: Callable[[float], T | None], start: float) -> T | None:
-    """The best trial of a strength and of its neighbours in STRENGTHS, climbing from the one nearest to `start`.
+    """The best trial that a climb over STRENGTHS finds from the one nearest to `start`.
 
     Args:
-        trial: what comes of a strength; None where it must not be taken. Asked once at most for each.
-        start: where to begin; where that must not be taken, with the next stronger one that may be, since a stronger
-            ridge changes less, or else with the next weaker.
+        trial: the result of a strength, or None where it must not be used. Called at most once for each strength.
+        start: where to begin. Where that must not be used, the climb begins at the next stronger one that may be, since
+            a stronger ridge changes less, or else at the next weaker one.
 
-    None where no strength may be taken. The trial is the best of all if those that may be taken stand side by side and
-    their scores fall, then rise.
+    Returns None where no strength may be used. The trial is the best of all if the usable strengths are adjacent and
+    their scores first fall, then rise.
     """
 
     @cache

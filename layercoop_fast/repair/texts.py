@@ -1,7 +1,7 @@
-"""The text that a repair is fitted to: several domains, each with windows to fit to, to choose by and to check with.
+"""The texts that a repair is fitted to, each with windows for the fit, for the choice of its strength, and for a check.
 
-The windows of one text do not overlap each other, nor the text that a game is played on where both are cut from one
-SPEC (but for wrong options of items, which are stretches of anywhere).
+The windows of one text do not overlap each other, nor the windows of the game where these are from the same SPEC
+(except wrong options of items, which may come from anywhere in the text).
 """
 
 from __future__ import annotations
@@ -17,28 +17,32 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.inputs.options import REPAIR_TOKENS, TOKENS
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import (
-    TOKENS,
-    Calibration,
     begin_tokens,
     read_text,
     sample_from_model,
     window_starts,
 )
-from layercoop_fast.texts.chat import stretch_of
-from layercoop_fast.texts.items import Items
 
-DEFAULT_TOKENS = 65_536
-# Held out of each domain: windows by which the strength is chosen, and as many to check the whole with.
+DEFAULT_TOKENS = REPAIR_TOKENS
+# Held-out windows of each text to choose the strength, and as many to check the whole repair.
 HELDOUT_WINDOWS = 8
-# A domain with fewer windows to fit to than are held out of it says too little.
+# Fewest windows of a text: at least a third of them is fitted to.
 _LEAST_WINDOWS = 3 * HELDOUT_WINDOWS
 
 
 @dataclass(frozen=True, eq=False)
-class Domain:
-    """Windows of one text, int64 [W, T] each."""
+class RepairText:
+    """Windows of one text, int64 [W, T] each.
+
+    Attributes:
+        spec: of the text.
+        fit: windows to fit to.
+        choice: held-out windows to choose the strength.
+        check: held-out windows to check the whole repair.
+    """
 
     spec: str
     fit: Tensor
@@ -47,23 +51,23 @@ class Domain:
 
 
 @dataclass(frozen=True, eq=False)
-class Domains:
-    """The domains of a repair, and by SPEC the texts that are too short, with one line that says so."""
+class RepairTexts:
+    """The texts of a repair, and by SPEC the reasons why others are left out."""
 
-    domains: tuple[Domain, ...]
+    texts: tuple[RepairText, ...]
     left_out: dict[str, str]
 
     @property
     def tokens(self) -> int:
-        """Tokens that are fitted to."""
-        return sum(domain.fit.numel() for domain in self.domains)
+        """Number of tokens that are fitted to."""
+        return sum(text.fit.numel() for text in self.texts)
 
 
 def default_texts(game: ModelGame, heldout: Sequence[str] = ()) -> list[str]:
-    """SPECs of the calibration text, and of texts of other kinds beside it: one kind alone misleads on others.
+    """SPECs of the calibration text and of texts of other kinds, since a fit to one kind may harm others.
 
-    Not text that the model writes itself, which would take longer than all the rest, nor items with options, nor the
-    held-out texts.
+    Text that the model writes itself is left out, since sampling it would take longer than all the rest. So are items
+    with options and the held-out texts.
     """
     kinds = dict.fromkeys([*own_texts(game), "builtin", "builtin-docstrings", "builtin-code"])
     return [kind for kind in kinds if kind not in ("self", *heldout)]
@@ -78,14 +82,8 @@ def check_texts(specs: Sequence[str] | None, tokens: int) -> None:
 
 
 def own_texts(game: ModelGame) -> dict[str, int]:
-    """The SPECs of the texts that a game is played on, and how many of its windows are of each; of items, none."""
-    if not isinstance(game.calibration, Calibration):
-        return {}
-    domains = game.calibration.domains
-    if domains is None:
-        return {game.calibration.spec: game.windows.n_windows}
-    counts = np.bincount(domains.of_window, minlength=len(domains.names))
-    return dict(zip(domains.names, counts.tolist(), strict=True))
+    """The SPECs of a game's own texts, and the number of its windows from each; none for items."""
+    return game.calibration.windows_of
 
 
 def texts_to_fit(
@@ -97,57 +95,57 @@ def texts_to_fit(
     heldout: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
-) -> Domains:
+) -> RepairTexts:
     """The texts that repairs of a game's masks are fitted to: those of the SPECs, by default `default_texts`.
 
-    Without SPECs, and unless `required`, there are none where no text can be cut (no tokenizer), or where the user's
-    own kind of text is too short for windows to be held out: whether a repair helps there would not be known.
+    Without SPECs, and unless `required`, no texts are returned where the model has no tokenizer, or where the game's
+    own text is too short for held-out windows: whether a repair helps on it could not be checked.
     """
     if specs is not None or required:
         specs = default_texts(game, heldout) if specs is None else specs
-        return load_domains(game, specs, tokens, seed=seed, progress=progress)
+        return load_texts(game, specs, tokens, seed=seed, progress=progress)
     if game.checkpoint.tokenizer is None:
-        return Domains((), {"": "without a tokenizer no text can be cut into tokens"})
-    found = load_domains(game, default_texts(game, heldout), tokens, seed=seed, progress=progress)
-    return Domains((), found.left_out) if any(spec in found.left_out for spec in own_texts(game)) else found
+        return RepairTexts((), {"": "without a tokenizer text cannot be tokenised"})
+    found = load_texts(game, default_texts(game, heldout), tokens, seed=seed, progress=progress)
+    return RepairTexts((), found.left_out) if any(spec in found.left_out for spec in own_texts(game)) else found
 
 
 def _length(game: ModelGame) -> int:
-    """Tokens of a window: as many as the calibration windows have."""
-    return int(game.calibration.ids.shape[1]) if game.has_windows else TOKENS
+    """Number of tokens of a window: that of the calibration windows."""
+    return int(game.calibration.ids.shape[1]) if game.n_windows else TOKENS
 
 
-def load_domains(
+def load_texts(
     game: ModelGame,
     specs: Sequence[str],
     tokens: int = DEFAULT_TOKENS,
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Domains:
-    """Cut about `tokens` tokens to fit to, in equal parts from the texts of the SPECs, in windows of the game's length.
+) -> RepairTexts:
+    """Cut windows of the game's length from the texts of the SPECs, with about `tokens` tokens in all to fit to.
 
-    Of each text at least `HELDOUT_WINDOWS` windows are fitted to, however many tokens that is; a text too short for
-    `_LEAST_WINDOWS` windows is left out. Raises `RequestError` for a SPEC that cannot be read, none at all, one given
-    twice, or no tokens.
+    Each text gives the same number of windows, at least `HELDOUT_WINDOWS` to fit to, even if that is more than
+    `tokens`. A text with fewer than `_LEAST_WINDOWS` windows is left out. Raises `RequestError` for a SPEC that cannot
+    be read, for no SPECs, one given twice, or no tokens.
     """
     check_texts(specs, tokens)
     length = _length(game)
     wanted = max(HELDOUT_WINDOWS, tokens // (len(specs) * length))
     found, left_out = [], {}
     for spec in specs:
-        windows = _windows(game, spec, wanted + 2 * HELDOUT_WINDOWS, seed, progress).to(game.skeleton.device)
+        windows = _windows(game, spec, wanted + 2 * HELDOUT_WINDOWS, seed, progress).to(game.masked.skeleton.device)
         if len(windows) < _LEAST_WINDOWS:
             left_out[spec] = (
-                f"{spec} has {len(windows)} windows of {length} tokens beside those that the search uses; "
+                f"{spec} has {len(windows)} windows of {length} tokens besides those that the search uses; "
                 f"{_LEAST_WINDOWS} are needed to fit and to cross-validate a repair"
             )
             continue
-        # Those held out are spread over the text, and lie apart from each other.
+        # Held-out windows are spread over the text.
         held = np.linspace(0, len(windows) - 1, 2 * HELDOUT_WINDOWS).round().astype(np.int64)
         rest = np.setdiff1d(np.arange(len(windows)), held)
-        found.append(Domain(spec, windows[rest], windows[held[::2]], windows[held[1::2]]))
-    return Domains(tuple(found), left_out)
+        found.append(RepairText(spec, windows[rest], windows[held[::2]], windows[held[1::2]]))
+    return RepairTexts(tuple(found), left_out)
 
 
 def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progress | None) -> Tensor:
@@ -155,10 +153,10 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
     length = _length(game)
     tokenizer = game.checkpoint.tokenizer
     if spec == "self":
-        # Another seed than that of a calibration text which the model wrote itself.
-        return sample_from_model(game.skeleton, tokenizer, wanted, length, seed + 1, progress)
+        # Another seed than that of a calibration text sampled from the model.
+        return sample_from_model(game.masked.skeleton, tokenizer, wanted, length, seed + 1, progress)
     if tokenizer is None:
-        raise RequestError("the model's folder holds no tokenizer, so text cannot be cut into tokens: repair off")
+        raise RequestError("the model's folder holds no tokenizer, so text cannot be tokenised: leave out repair=")
     stream = np.asarray(tokenizer(read_text(spec), add_special_tokens=False, verbose=False)["input_ids"], np.int64)
     begin = np.asarray(begin_tokens(tokenizer), dtype=np.int64)
     body = length - len(begin)
@@ -170,19 +168,13 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
 
 
 def _played(game: ModelGame, spec: str, tokens: int, body: int) -> tuple[NDArray[np.int64], int]:
-    """First tokens of the stretches of a text of so many tokens that the game is played on, and their length."""
-    text = game.calibration
-    if isinstance(text, Items):
-        count = len(text.groups) + text.shots if text.spec == spec and text.stretch else 0
-        length = text.stretch
-    else:
-        count = own_texts(game).get(spec, 0)
-        length = stretch_of(int(text.ids.shape[1])) if text.chat else body
+    """First tokens of the stretches that the game uses of a text of `tokens` tokens, int64 [·], and their length."""
+    count, length = game.calibration.stretches(spec, body)
     return window_starts(tokens, length, count) if count else np.empty(0, np.int64), length
 
 
 def _free_starts(tokens: int, body: int, used: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """First tokens of windows of `body` tokens, side by side, that share none with `used` ones of `length`."""
+    """First tokens of adjacent windows of `body` tokens that overlap none of the `used` ones of `length` tokens."""
     borders = np.concatenate([[-length], np.sort(used), [tokens]])
-    runs = [np.arange(first + length, last - body + 1, body) for first, last in pairwise(borders)]
-    return np.concatenate(runs).astype(np.int64)
+    free = [np.arange(first + length, last - body + 1, body) for first, last in pairwise(borders)]
+    return np.concatenate(free).astype(np.int64)

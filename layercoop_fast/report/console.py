@@ -1,4 +1,4 @@
-"""Where tables and lines for people go: everything in them is shown without control characters."""
+"""The console for tables and lines: it shows no control characters."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _OF_TEXT = "\n\t"
 
 
 class _Plain(Console):
-    """A console on which text is just that: no markup, and no control character but ends of lines and tabs."""
+    """A console without markup, and without control characters except ends of lines and tabs."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Make the text of a cell, a title or a line, all of which come through here."""
+        """Make the text of a cell, a title or a line."""
         return super().render_str(shown(text, _OF_TEXT), **options)
 
 
 def plain_console() -> Console:
-    """Standard output, on which square brackets are just that: paths and texts of users are no markup."""
+    """Standard output without markup: square brackets in paths and texts of users stay as they are."""
     return _Plain(markup=False)
 
 
@@ -35,7 +35,8 @@ def say(text: str, *, err: bool = False) -> None:
 def write_generated(text: str) -> None:
     """Print what a model wrote, at once and without an end of line.
 
-    In a terminal control characters but ends of lines and tabs are escaped; a file or a program gets the text as it is.
+    In a terminal, control characters except ends of lines and tabs are escaped; a file or a program gets the text
+    unchanged.
     """
     sys.stdout.write(shown(text, _OF_TEXT) if sys.stdout.isatty() else text)
     sys.stdout.flush()

@@ -13,10 +13,12 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.config import exportable
+from layercoop_fast.inputs.options import TOKENS, WINDOWS
 from layercoop_fast.llama.fast_blocks import why_not
 from layercoop_fast.llama.fused_head import fused_head
 from layercoop_fast.masked.forward import free_memory
-from layercoop_fast.masked.units import FastUnits, make_units
+from layercoop_fast.masked.unit_choice import make_units
+from layercoop_fast.masked.units import FastUnits
 from layercoop_fast.masked.windows import Windows
 
 
@@ -25,16 +27,16 @@ def examine(
     *,
     dtype: str = "auto",
     device: str = "cpu",
-    windows: int = 10,
-    tokens: int = 128,
+    windows: int = WINDOWS,
+    tokens: int = TOKENS,
     blocks: str | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Open a checkpoint and say what was found: blocks, what they are handed and return, head, and what fits.
+    """Open a checkpoint and report what was found: blocks, their arguments and results, the head, and what fits.
 
-    `exact` says whether embed, blocks and head played one after the other give the model's own logits bit for bit;
-    `exports` how many of the masks that remove one layer have a plain checkpoint, and why others have none; `sublayers`
-    why attention and MLP cannot play apart, None where they can.
+    `exact` is whether embedding, blocks and head, run one after another, give the model's own logits bit for bit.
+    `exports` counts the masks that remove one layer and have a plain checkpoint, with the reason why others have none.
+    `sublayers` is the reason why attention and MLP cannot be separate players, None where they can.
 
     Raises `RequestError` as `open_checkpoint` and `Skeleton` do.
     """
@@ -99,7 +101,7 @@ def _why_no_sublayers(skeleton: Skeleton) -> str | None:
 
 
 def _fast_path(windows: Windows) -> dict[str, Any]:
-    """Which way blocks and head go on the CPU, and what keeps the first block off the fast one."""
+    """How blocks and head run on the CPU, and why the first block that is not fast is not."""
     skeleton = windows.skeleton
     units = make_units(windows)
     fast = units.blocks if isinstance(units, FastUnits) else [None] * skeleton.n_layers
@@ -113,7 +115,7 @@ def _fast_path(windows: Windows) -> dict[str, Any]:
 
 
 def _telling_layers(context: Any, n_layers: int) -> list[int]:
-    """The first layer of each way of being called: layers that are handed the same things are listed once."""
+    """The first layer for each set of arguments: layers with the same arguments are listed once."""
     seen: dict[tuple[str, ...], int] = {}
     for layer in range(n_layers):
         seen.setdefault(tuple(context.describe(layer)), layer)

@@ -14,94 +14,8 @@ from layercoop_fast.spans import BLOCK_PRODUCTS, HEAD_PRODUCTS, NAMES
 
 if TYPE_CHECKING:
     from layercoop_fast.game.cost_forecast import CostForecast
-    from layercoop_fast.pruning.prune import Pruned
     from layercoop_fast.shapley.values import ShapleyValues
     from layercoop_fast.spans import Spans
-
-
-def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> None:
-    """One row for the full model and one for each pruned one: blocks, perplexities, seconds, size, speed."""
-    console = console or plain_console()
-    heldout = all("heldout" in result.record for result in results)
-    table = Table(title=str(results[0].record["model"]).rstrip("/").rsplit("/", 1)[-1])
-    table.add_column("method")
-    table.add_column("removed")
-    for name in ("ppl", "ppl held-out") if heldout else ("ppl",):
-        table.add_column(name, justify="right")
-    for name in ("search s", "MB", "decode tok/s"):
-        table.add_column(name, justify="right")
-    table.add_row("full", "", *_qualities(results[0].record, "full", heldout), "", *_costs(results[0].record, "full"))
-    for result in results:
-        record = result.record
-        table.add_row(
-            record["method"],
-            " ".join(map(str, record["removed"])),
-            *_qualities(record, "pruned", heldout),
-            f"{record['seconds']['search']:.1f}",
-            *_costs(record, "pruned"),
-        )
-    console.print(table)
-    for result in results:
-        if result.record["repair"] is not None:
-            console.print(_repair_line(result.record), highlight=False, soft_wrap=True)
-        console.print(f"written: {result.out}", highlight=False, soft_wrap=True)
-        budget = result.record["budget"]
-        if budget["kind"] != "remove":
-            zeros = (
-                ""
-                if budget["in_checkpoint"] == budget["reached"]
-                else (f", {budget['in_checkpoint']:.4g} where halves that are zeros are computed all the same")
-            )
-            asked, reached = (f"{budget[name]:.4g}" for name in ("asked", "reached"))
-            console.print(f"{budget['kind']}: {asked} asked, {reached} reached{zeros}", highlight=False, soft_wrap=True)
-        if result.record.get("nested"):
-            show_family(result.record, str(result.out), console)
-
-
-def show_family(record: dict[str, Any], out: str, console: Console | None = None) -> None:
-    """The sizes of a nested family: what goes, what is left, and the price against the best mask of each size."""
-    console = console or plain_console()
-    family = record["nested"]
-    unseen = any(one["heldout_ppl"] is not None for one in family["sizes"])
-    table = Table(title="nested family, on the original weights")
-    for name in ("removed", "goes in addition"):
-        table.add_column(name)
-    for name in ("ppl", *(["ppl held-out"] if unseen else []), "best of the size", "price, nats"):
-        table.add_column(name, justify="right")
-    before: set[str] = set()
-    for one in family["sizes"]:
-        own = list(map(str, one["removed"]))
-        shown = [one["ppl"], *([one["heldout_ppl"]] if unseen else []), one["free_ppl"]]
-        figures = ["not finite" if value is None else f"{value:.2f}" for value in shown]
-        added = " ".join(label for label in own if label not in before)
-        table.add_row(str(one["n_removed"]), added, *figures, f"{one['price']:.4f}")
-        before = set(own)
-    console.print(table)
-    parts = (("size", "the largest size"), ("free", "the others by themselves"), ("family", "the family"))
-    told = ", ".join(
-        f"{name} {cost['masks']} masks" + (f" ({cost['passes']:.1f} passes)" if "passes" in cost else "")
-        for key, name in parts
-        for cost in (family["cost"][key],)
-    )
-    size = family["sizes"][0]["n_removed"]
-    console.print(f"measured for it: {told}", highlight=False, soft_wrap=True)
-    console.print(
-        f"run a size of it on the original model: generate MODEL --mask {out}@{size}", highlight=False, soft_wrap=True
-    )
-
-
-def _repair_line(record: dict[str, Any]) -> str:
-    """What the repair did, or why there is none."""
-    repair = record["repair"]
-    if not repair["kept"]:
-        return f"not repaired: {repair['reason']}"
-    gaps = [gap for gap in repair["gaps"] if gap["strength"] is not None]
-    before = record["ppl"]["unrepaired"]
-    return (
-        f"repaired: {len(gaps)} of {len(repair['gaps'])} removed runs, by {repair['tokens']} tokens of "
-        f"{', '.join(repair['texts'])} in {repair['seconds']:.1f} s; before it the perplexity was "
-        f"{'not finite' if before is None else format(before, '.1f')}"
-    )
 
 
 def show_contributions(
@@ -111,7 +25,7 @@ def show_contributions(
     console: Console | None = None,
     width: int = 40,
 ) -> None:
-    """Players from least to most valuable, with standard errors and bars."""
+    """Print the players from least to most valuable, with standard errors and bars."""
     console = console or plain_console()
     table = Table(title=f"{values.method}: least valuable first")
     for name in ("player", "value", "± s.e."):
@@ -136,7 +50,7 @@ def bar(value: float, largest: float, width: int) -> str:
 
 
 def show_findings(found: dict[str, Any], console: Console | None = None) -> None:
-    """What `doctor` found."""
+    """Print what `doctor` found."""
     console = console or plain_console()
     table = Table(title=found["model"], show_header=False)
     blocks, fast = found["blocks"], found["fast"]
@@ -149,7 +63,7 @@ def show_findings(found: dict[str, Any], console: Console | None = None) -> None
             for layer, arguments in blocks["receives"].items()
         },
         "head": f"{found['head']}{', tied to the embedding' if found['tied'] else ''}",
-        "tokenizer": "found" if found["tokenizer"] else "none (only --calibration self works)",
+        "tokenizer": "found" if found["tokenizer"] else "none (only the calibration text self works)",
         "embed → blocks → head": "equals the model's own logits bit for bit"
         if found["exact"]
         else "DIFFERS from the model",
@@ -171,27 +85,27 @@ def _exports(found: dict[str, Any]) -> str:
     return f"can be written for {found['exportable']} of {found['of']} layers; otherwise: {found['refusal']}"
 
 
-def show_outlook(ahead: CostForecast, console: Console | None = None) -> None:
-    """What an evaluation will take, in a few lines before it begins."""
+def show_cost_forecast(ahead: CostForecast, console: Console | None = None) -> None:
+    """Print what an evaluation will cost, in a few lines, before it begins."""
     console = console or plain_console()
     known = f", {ahead.known:,} of them known already" if ahead.known else ""
     lines: tuple[str, ...] = (
         f"{ahead.unique + ahead.known:,} distinct masks{known}: {ahead.layer_evals:,} layer evaluations instead of "
         f"{ahead.skip:,} without sharing and {ahead.naive:,} with every layer; {ahead.gflop:,.0f} GFLOP",
-        f"{ahead.state_bytes / 2**20:,.0f} MiB for stored states beside {ahead.weight_bytes / 2**20:,.0f} MiB of "
+        f"{ahead.state_bytes / 2**20:,.0f} MiB for stored states and {ahead.weight_bytes / 2**20:,.0f} MiB of "
         f"weights; about {ahead.seconds:,.0f} s, by a short pilot",
     )
     if ahead.read_bytes:
         lines += (
             f"{ahead.read_bytes / 2**30:,.2f} GiB of weights to be read from files, {ahead.states:,} states at a time "
-            f"sharing what is read: {ahead.read_seconds:,.0f} s of reading if nothing were computed beside it",
+            f"sharing what is read: {ahead.read_seconds:,.0f} s of reading alone",
         )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_breakdown(spans: Spans, console: Console | None = None) -> None:
-    """Where the time of an evaluation went, and how near that is to its matrix products alone."""
+    """Print where the time of an evaluation went, and the share of its matrix products."""
     console = console or plain_console()
     table = Table(title="where the time went")
     table.add_column("work")
@@ -208,7 +122,7 @@ def show_breakdown(spans: Spans, console: Console | None = None) -> None:
 
 
 def show_forecast(found: dict[str, Any], console: Console | None = None) -> None:
-    """What `plan` foretells."""
+    """Print what `plan` predicts."""
     console = console or plain_console()
     title = f"{found['masks']:,} masks ({found['unique']:,} distinct) of {found['shape']['layers']} layers"
     table = Table(title=title)
@@ -232,15 +146,3 @@ def show_forecast(found: dict[str, Any], console: Console | None = None) -> None
 
 def _path(name: str) -> str:
     return "the model's own" if name == "hf" else name
-
-
-def _qualities(record: dict[str, Any], which: str, heldout: bool) -> list[str]:
-    sources = [record, record["heldout"]] if heldout else [record]
-    return [f"{source['ppl'][which]:.2f}" if source["ppl"][which] is not None else "not finite" for source in sources]
-
-
-def _costs(record: dict[str, Any], which: str) -> list[str]:
-    if record["cost"] is None:
-        return ["not measured", ""]
-    cost = record["cost"][which]
-    return [f"{cost['weight_bytes'] / 1e6:.0f}", f"{cost['decode_tok_s']:.1f}"]

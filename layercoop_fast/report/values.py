@@ -27,14 +27,14 @@ _FLOATS = {"values", "stderr", "low", "high", "interactions"}
 
 
 def show_valuation(found: Valuation, console: Console | None = None) -> None:
-    """Players from least to most valuable with their intervals and bars; then what is open, and how good the fit is."""
+    """Print the players from least to most valuable with intervals and bars, then how certain that is."""
     console = console or plain_console()
     values, (low, high) = found.intervals.values, found.intervals.interval(LEVEL)
     unsettled = found.intervals.unsettled(LEVEL)
     order = np.argsort(values, kind="stable")
     table = Table(title=f"Shapley values ({found.method}), {_unit(found)}: least valuable first")
     width = min(40, max(10, console.width - _COLUMNS))
-    for name in ("player", "value", f"{LEVEL:.0%} interval", "not told from"):
+    for name in ("player", "value", f"{LEVEL:.0%} interval", "not distinct from"):
         table.add_column(name, justify="right")
     table.add_column("")
     largest = float(np.abs(values).max()) or 1.0
@@ -52,7 +52,9 @@ def show_valuation(found: Valuation, console: Console | None = None) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     exhaustive = found.pairs_from == "surrogate"
     if found.interactions is not None and exhaustive and found.surrogate.quality.epochs == 0:
-        console.print("no interactions: nothing was gained over a linear surrogate, which has none", soft_wrap=True)
+        console.print(
+            "no interactions: the network was not better than a linear surrogate, which has none", soft_wrap=True
+        )
     elif found.interactions is not None:
         console.print(_pairs_table(found.interactions, found.players, found.pairs_from))
     if found.best:
@@ -60,7 +62,7 @@ def show_valuation(found: Valuation, console: Console | None = None) -> None:
 
 
 def valuation_json(found: Valuation) -> dict[str, Any]:
-    """The same as one object for JSON; NaN and infinity are None."""
+    """A valuation as an object for JSON; NaN and infinity are None."""
     between, (low, high) = found.intervals, found.intervals.interval(LEVEL)
     quality = asdict(found.surrogate.quality)
     del quality["history"]
@@ -98,7 +100,7 @@ def save_values(record: dict[str, Any], path: Path, *, force: bool = False) -> N
 
     `values`, `stderr`, `low`, `high` float64 [n], `stderr_by_source` float64 [3, n] (sampling, ensemble, text), `order`
     int64 [n], `unsettled` int64 [pairs, 2], `interactions` float64 [n, n], `best_masks` bool [n + 1, n] and
-    `best_worths` float64 [n + 1]; what is no array is JSON text in `about`.
+    `best_worths` float64 [n + 1]; everything else is JSON text in `about`.
     """
     about = dict(record)
     arrays: dict[str, Any] = {}
@@ -120,7 +122,7 @@ def save_values(record: dict[str, Any], path: Path, *, force: bool = False) -> N
 
 
 def _remarks(found: Valuation, n_unsettled: int) -> list[str]:
-    """Lines below the table: what the intervals hold, what is open, and how far to trust the surrogate."""
+    """Lines below the table: what the intervals cover, which orders are open, and how good the surrogate is."""
     quality, masks = found.surrogate.quality, found.surrogate.masks
     n, kept = masks.shape[1], masks.sum(axis=1)
     sources = ["the masks measured"] + ["the calibration text"] * found.text_counts
@@ -128,9 +130,9 @@ def _remarks(found: Valuation, n_unsettled: int) -> list[str]:
     pairs = n * (n - 1) // 2
     lines = [
         f"intervals are from {', '.join(sources[:-1])}{' and ' if len(sources) > 1 else ''}{sources[-1]}"
-        + ("" if found.text_counts else " (not the text: one window, or a worth that is no mean over windows)"),
+        + ("" if found.text_counts else " (not the text: one window, or a worth that is not a mean over windows)"),
         f"order not settled at {LEVEL:.0%}: {n_unsettled} of {pairs} pairs"
-        + (" (not told from: the closest of them)" if n_unsettled else ""),
+        + (" (not distinct from: the closest of them)" if n_unsettled else ""),
     ]
     if quality.inside.n_pairs:
         outside = ", ".join(f"{size}: {r2:.2f}" for size, r2 in quality.outside.items())
@@ -140,18 +142,18 @@ def _remarks(found: Valuation, n_unsettled: int) -> list[str]:
             + (f"; on sizes left out whole, {outside}" if outside else "")
         )
     else:
-        lines.append(f"surrogate: a linear ridge that nothing judged: of {len(masks)} masks none could be held out")
+        lines.append(f"surrogate: a linear ridge, not validated: none of {len(masks)} masks could be held out")
     lines.append(f"{len(masks)} masks used; {found.n_dropped} dropped (worth not finite)")
     if kept.min() > 1 or kept.max() < n - 1:
         lines.append(
-            f"note: the masks measured keep {kept.min()} to {kept.max()} of {n} players. A Shapley value weighs every "
-            "size alike, so the surrogate extrapolates; measure masks of the other sizes to see how well"
+            f"note: the masks measured keep {kept.min()} to {kept.max()} of {n} players. A Shapley value weighs "
+            "every size equally, so the surrogate extrapolates; measure masks of the other sizes to see how well"
         )
     return lines
 
 
 def _pairs_table(interactions: NDArray[np.float64], players: list[str], of: str) -> Table:
-    """The pairs that interact most, either way."""
+    """The pairs with the largest interactions, positive or negative."""
     first, second = np.triu_indices(len(interactions), 1)
     between = interactions[first, second]
     strongest = np.argsort(-np.abs(between), kind="stable")[:_STRONGEST]
@@ -170,7 +172,7 @@ def _best_table(found: Valuation) -> Table:
     """The best mask of each size, by what it removes."""
     table = Table(title=f"best mask of each size, on the {found.pairs_from}")
     table.add_column("kept", justify="right")
-    table.add_column("worth foretold", justify="right")
+    table.add_column("predicted worth", justify="right")
     table.add_column("removed")
     for kept, removed, worth in reversed(_best_rows(found)):
         table.add_row(str(kept), f"{worth:.4g}", " ".join(found.players[player] for player in removed))

@@ -12,8 +12,8 @@ from layercoop_fast.workers.cut import Sharing
 
 
 def show_sharing(cuts: Sequence[Sharing], console: Console | None = None) -> None:
-    """One row for each number of workers."""
-    table = Table(title="sharing that is left when workers take parts")
+    """Print one row for each number of workers."""
+    table = Table(title="shared work that is left when masks are cut for workers")
     for name in ("workers", "tasks", "layer evaluations", "÷ one worker", "busy, all alike"):
         table.add_column(name, justify="right")
     for cut in cuts:

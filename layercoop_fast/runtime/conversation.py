@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.masks.text import mask_of, text_of
-from layercoop_fast.runtime.sampling import Sampling
+from layercoop_fast.runtime.options import Sampling
 
 if TYPE_CHECKING:
     from layercoop_fast.masks.halves import Halves

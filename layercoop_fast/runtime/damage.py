@@ -29,7 +29,9 @@ def find_damage(skeleton: Skeleton, held: Halves, dtype: str) -> dict[int, str]:
     """
     found: dict[int, str] = {}
     inside = f"{skeleton.blocks_path}."
-    kept_by_all = set() if skeleton.entry is None else {id(each) for each in skeleton.entry.parameters()}
+    kept_by_all = (
+        set() if skeleton.embedding_norm is None else {id(each) for each in skeleton.embedding_norm.parameters()}
+    )
     for name, parameter in skeleton.model.named_parameters(remove_duplicate=False):
         wrong = _wrong(parameter.detach(), dtype)
         if wrong is None:

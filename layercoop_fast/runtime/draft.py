@@ -25,7 +25,8 @@ from layercoop_fast.masks.halves import Halves, read_mask
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.runtime.draft_length import MOST, speed_up
 from layercoop_fast.runtime.executor import Chunk, Executor
-from layercoop_fast.runtime.sampling import Sampler, Sampling
+from layercoop_fast.runtime.options import Sampling
+from layercoop_fast.runtime.sampling import Sampler
 from layercoop_fast.runtime.sequences import Sequence
 from layercoop_fast.search import coop
 
@@ -242,6 +243,13 @@ def find_draft(
         progress: called with "drafts", the masks measured, and the budget.
 
     Raises `RequestError` for a model that cannot be wound back, without prompts, and for too small a budget.
+
+    Example:
+        >>> from layercoop_fast import LayerSkipModel, find_draft
+        >>> model = LayerSkipModel.from_pretrained("my-model")
+        >>> draft = find_draft(model.executor, [[5, 6, 7]], tokens=8, budget=10)
+        >>> len(model.generate([5, 6, 7], max_new_tokens=4, ignore_eos=True, draft=draft).tokens)
+        4
     """
     if not executor.rewindable:
         raise RequestError("this model carries a recurrent state, which cannot be wound back: it has no drafts")

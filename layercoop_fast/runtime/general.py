@@ -58,9 +58,9 @@ class CachedContext(Context):
         with torch.inference_mode(), replaced_forward(skeleton.blocks, recorder), suppress(_LeftError):
             skeleton.model(input_ids=ids, use_cache=True, **{cache_name: cache})
         self.embedding = captured[0].hidden(convention.takes)
-        if skeleton.entry is not None:
+        if skeleton.embedding_norm is not None:
             with torch.inference_mode():
-                self.embedding = skeleton.entry(self.embedding)
+                self.embedding = skeleton.embedding_norm(self.embedding)
         if cache_name == "state":
             # Handed from block to block, which those that stood aside did not do.
             states = captured[0].kwargs["state"]

@@ -25,8 +25,8 @@ from layercoop_fast.masks.halves import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.batching import PREFILL_TOKENS, Batcher
 from layercoop_fast.runtime.damage import check_mask
 from layercoop_fast.runtime.opening import Opened, open_runtime
+from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.requests import Generation, Request, Running, Step, read_stops
-from layercoop_fast.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +50,13 @@ class LayerSkipModel:
         held: uint8 [L], the halves of blocks whose weights are there (`masks/halves.py`).
         why_general: why blocks run through transformers' own code, where a faster way was looked for; else None.
         batcher: the requests under way, with the keys and values kept for later ones.
+
+    Example:
+        >>> from layercoop_fast import LayerSkipModel
+        >>> model = LayerSkipModel.from_pretrained("my-model")
+        >>> answer = model.generate([5, 6, 7], mask=[True, True, False, True], max_new_tokens=4, ignore_eos=True)
+        >>> len(answer.tokens)
+        4
     """
 
     def __init__(self, opened: Opened, *, prefill_tokens: int = PREFILL_TOKENS) -> None:

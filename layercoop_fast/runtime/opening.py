@@ -179,7 +179,7 @@ def _open(
     for layer in range(n_layers):
         block = skeleton.blocks[layer]
         if held[layer] == 0:
-            _let_go(skeleton.model, block, beside=skeleton.entry)
+            _let_go(skeleton.model, block, beside=skeleton.embedding_norm)
         elif held[layer] < WHOLE and sublayers is not None:
             halves = sublayers.halves[layer]
             _let_go(skeleton.model, block.get_submodule(halves.mlp if held[layer] == 1 else halves.attn))

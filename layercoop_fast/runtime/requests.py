@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.halves import Halves
-from layercoop_fast.runtime.sampling import Sampler, Sampling
+from layercoop_fast.runtime.options import Sampling
+from layercoop_fast.runtime.sampling import Sampler
 from layercoop_fast.runtime.sequences import Sequence
 from layercoop_fast.runtime.stops import TextStream, check_stops
 

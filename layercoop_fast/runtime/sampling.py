@@ -10,75 +10,16 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.errors import RunError
+from layercoop_fast.runtime.options import Sampling
 
 # As many of the likeliest tokens hold any usual top-p; where they do not, everything is sorted.
 _LIKELIEST = 512
-# Beyond the k-th, for tokens that are as likely as it is: the cut keeps them.
-_EQUALS = 8
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How next tokens are chosen. The defaults are greedy.
-
-    Attributes:
-        temperature: logits are divided by it; 0 takes the likeliest token, always.
-        top_k: only tokens at least as likely as the k-th; 0: no such cut.
-        top_p: only the likeliest tokens that together reach this probability (nucleus sampling), one at least.
-        min_p: only tokens at least this fraction as likely as the likeliest.
-        repetition_penalty: logits of tokens that prompt or answer already hold are divided by it where positive and
-            multiplied where negative (CTRL, arXiv 1909.05858); 1: none. Greedy choices feel it too.
-        seed: of the random numbers; None draws a fresh one for each request.
-
-    Raises `RequestError` for numbers that have no such meaning.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = 0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.0, None),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("repetition_penalty", 0.0, None),
-        ):
-            _check_number(name, getattr(self, name), low, high)
-        if self.repetition_penalty == 0:
-            raise RequestError("repetition_penalty must be above 0: 1 is none, 1.1 a mild one")
-        for name, value in (("top_k", self.top_k), ("seed", self.seed)):
-            if name == "seed" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-                raise RequestError(f"{name} must be a whole number of 0 or more, not {value!r}")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken, always."""
-        return self.temperature == 0
-
-    @property
-    def plain(self) -> bool:
-        """Whether the next token is the argmax of the logits as they come."""
-        return self.greedy and self.repetition_penalty == 1
-
-    @property
-    def reach(self) -> int:
-        """How many of the likeliest tokens decide, if all choices are among so few; else 0."""
-        if self.repetition_penalty != 1 or not (self.greedy or self.top_k):
-            return 0
-        return 1 if self.greedy else self.top_k + _EQUALS
 
 
 class Sampler:
@@ -196,16 +137,6 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     kept = before < top_p
     kept[:, 0] = True
     return torch.zeros_like(probabilities, dtype=torch.bool).scatter_(-1, tokens, kept)
-
-
-def _check_number(name: str, value: float, low: float, high: float | None) -> None:
-    right = f"{low:g} or more" if high is None else f"between {low:g} and {high:g}"
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, (bool, str)) or not math.isfinite(number) or number < low or (high or number) < number:
-        raise RequestError(f"{name} must be a number, {right}, not {value!r}")
 
 
 def _check_finite(best: Tensor) -> None:

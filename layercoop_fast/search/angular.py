@@ -22,8 +22,8 @@ def search(
 ) -> Choice:
     """Remove the run of `n_remove` players with the least angle between the streams before and behind it.
 
-    Of equal runs the first, of runs that are not allowed none. A player's score is the least angle of a run that holds
-    it; where no run is allowed at all, the allowed mask of least total score is taken.
+    The first of equal runs is taken, and none that is not allowed. A player's score is the least angle of a run that
+    holds it; where no run is allowed at all, the allowed mask of least total score is taken.
 
     Needs a game that offers `angular_distances(run_length) -> float64[n - run_length + 1]`, and raises `RequestError`
     for one that does not. No mask is asked and nothing is drawn, so `seed`, `budget` and `progress` have no effect.

@@ -1,4 +1,4 @@
-"""The one call form of every search, the registry of methods, and what they share. Free of torch: names come fast."""
+"""The signature that all search methods share, their registry, and common helpers. Imports no torch, to be fast."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.types import Floats, Game, Masks, Progress
 
 METHODS: dict[str, str] = {
-    "coop": "ours: a lazy greedy chain, then what a surrogate expects to gain, until that is below the noise",
+    "coop": "ours: a lazy greedy chain, then masks that a surrogate expects to gain, until the gain is below the noise",
     "official": "the published method: surrogate fitted to stratified masks, least mean marginals removed",
     "shortgpt": "least block influence (1 − cosine of a block's input and output) removed, in one shot",
     "cka": "least change of the stream's geometry (1 − CKA of a block's input and output) removed, in one shot",
     "zigzag": "least change of components and loops (zigzag persistence across a block) removed, in one shot",
-    "angular": "the contiguous run that turns the residual stream by the least angle, in one shot",
-    "ppl": "the players removed without each of which, alone, the worth stays highest, in one shot",
+    "angular": "the contiguous blocks that turn the residual stream by the least angle removed, in one shot",
+    "ppl": "each player is removed alone; those that cost least worth are removed together, in one shot",
     "taylor": "least first-order importance (weight times gradient) removed, in one shot",
-    "sleb": "greedy: the player whose removal hurts least is removed, again and again",
+    "sleb": "greedy: the player whose removal costs least worth is removed, one after another",
     "finercut": "greedy on the divergence of the output from the full model's, made for sublayers",
     "evopress": "evolution: mutants of the best mask so far race on growing text, by divergence of the output",
     "random": "the best of a few uniformly drawn masks",
     "reverse": "the last players are removed, nothing is measured",
-    "exhaustive": "all masks of the size, where there are few enough: the truth",
+    "exhaustive": "the best of all masks of the size, where there are few enough",
 }
-"""Name of each method and one line about it. The module of the same name in this package holds its `search`."""
+"""Name of each method and one line about it. The module of that name in this package holds its `search`."""
 
 
 DEFAULT_METHOD = "coop"
@@ -37,18 +37,21 @@ DEFAULT_METHOD = "coop"
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a search decided."""
+    """The result of a search.
+
+    Attributes:
+        mask: bool [n], True for the players that stay.
+        method: name in `METHODS`.
+        scores: float64 [n], contribution or importance of each player; None where the method scores no players.
+        n_masks: number of measured masks that the choice is based on.
+        details: further results of the method, ready for JSON.
+    """
 
     mask: Masks
-    """`bool[n]`: True for the players that stay."""
     method: str
-    """The name in `METHODS`."""
     scores: Floats | None
-    """`float64[n]`: the contribution or importance of each player, or None where the method scores no player."""
     n_masks: int
-    """Measured masks that the choice rests on."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What else the method can say for itself, ready for JSON."""
 
 
 class Allowed(Protocol):
@@ -61,7 +64,7 @@ class Allowed(Protocol):
     def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
         """Return the member (`bool[n]`) that keeps `n_kept` players at the least total cost of the removed ones.
 
-        `costs` is `float64[n]`. None where no member keeps so many.
+        `costs` is `float64[n]`. None where no member keeps that number.
         """
         ...
 
@@ -81,16 +84,16 @@ class SearchMethod(Protocol):
     ) -> Choice:
         """Choose which `n_remove` players of `game` to remove.
 
-        `budget` is how many masks the method may ask of the game, its own default where None. `allowed` restricts the
-        answer. Raises `RequestError` when `n_remove` is out of range, the budget does not do, or nothing is allowed.
+        `budget` is the number of masks that the method may measure, its own default where None. `allowed` restricts the
+        answer. Raises `RequestError` where `n_remove` is out of range, the budget is too small, or no mask is allowed.
         """
         ...
 
 
 def get_method(name: str) -> SearchMethod:
-    """Return the `search` of the method called `name`, importing only that one.
+    """Return the `search` of the method called `name`; only its module is imported.
 
-    Raises `RequestError` for an unknown name, with the nearest name and the whole list.
+    Raises `RequestError` for an unknown name, with the most similar name and the whole list.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name.lower(), METHODS, n=1, cutoff=0.5)
@@ -103,23 +106,23 @@ def get_method(name: str) -> SearchMethod:
 def check_n_remove(n_players: int, n_remove: int) -> None:
     """Raise `RequestError` unless at least one player goes and at least one stays."""
     if n_players < 2:
-        raise RequestError("of 1 player none can be removed: one has to stay")
+        raise RequestError("a game of 1 player cannot lose a player: one has to stay")
     if not 0 < n_remove < n_players:
         raise RequestError(f"of {n_players} players, 1 to {n_players - 1} can be removed, not {n_remove}")
 
 
 def check_budget(method: str, n_masks: int, budget: int | None, n_players: int, n_remove: int) -> None:
-    """Raise `RequestError` unless the budget (None: no limit) covers the `n_masks` that a method has to ask."""
+    """Raise `RequestError` unless the budget (None: no limit) covers the `n_masks` that a method has to measure."""
     if budget is not None and budget < n_masks:
         raise RequestError(
-            f"{method} asks {n_masks} masks to remove {n_remove} of {n_players} players: the budget is {budget}"
+            f"{method} measures {n_masks} masks to remove {n_remove} of {n_players} players: the budget is {budget}"
         )
 
 
 def offered(game: Game, method: str, name: str, count: int, *arguments: Any) -> Floats:
-    """What a game on a model says of itself, float64 [count]: its `name(*arguments)`, for a method that lives by it.
+    """The numbers float64 [count] that a game's method `name(*arguments)` gives, for a search that needs them.
 
-    Raises `RequestError` for a game that does not offer that, and for anything but `count` finite numbers.
+    Raises `RequestError` for a game that has no such method, and for anything but `count` finite numbers.
     """
     ask = getattr(game, name, None)
     if ask is None:
@@ -131,9 +134,10 @@ def offered(game: Game, method: str, name: str, count: int, *arguments: Any) -> 
 
 
 def least_valuable(scores: Floats, n_remove: int, allowed: Allowed | None) -> Masks:
-    """Return the mask (`bool[n]`) without the `n_remove` players of least score; of equal scores the first index goes.
+    """Return the mask (`bool[n]`) without the `n_remove` players of least score; ties are removed in order of index.
 
-    Where that mask is not allowed, the allowed one with the least total score removed. `RequestError` if there is none.
+    Where that mask is not allowed, it is the allowed one that removes the least total score; `RequestError` if there
+    is none. `scores` is float64 [n].
     """
     mask = np.ones(len(scores), dtype=np.bool_)
     mask[np.argsort(scores, kind="stable")[:n_remove]] = False
@@ -147,9 +151,10 @@ def least_valuable(scores: Floats, n_remove: int, allowed: Allowed | None) -> Ma
 
 
 def worst_last(costs: Floats) -> Floats:
-    """Return `costs` (`float64[n]`, low is good) with NaN and infinities as finite numbers beyond all others.
+    """Return `costs` (`float64[n]`, low is good) with NaN and infinities replaced by finite numbers beyond all others.
 
-    NaN and +infinity lie above the highest by as much as the finite ones span, and 1; −infinity so below the lowest.
+    With d the difference of the highest and the lowest finite cost, NaN and +infinity become highest + d + 1, and
+    −infinity becomes lowest − d − 1.
     """
     finite = costs[np.isfinite(costs)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
@@ -158,10 +163,10 @@ def worst_last(costs: Floats) -> Floats:
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return `value` as JSON can write it: None stands for NaN and infinity."""
+    """Return `value`, or None, which JSON can write, for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
 def perplexity(nll: float) -> float | None:
-    """exp(nll), or None where that is no finite number."""
+    """exp(nll), or None where it is not finite."""
     return finite_or_none(math.exp(nll)) if nll < 700 else None

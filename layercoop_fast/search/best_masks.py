@@ -1,7 +1,7 @@
-"""The best masks of a size: proven for a pairwise game, the best that restarts find for any other.
+"""The best masks of a size: proven for a pairwise game, found by local search with restarts for any other.
 
-Not a method of the registry: methods choose on a model's own game within a budget of measured masks, this reads the
-optimum off a game that is cheap to ask, such as a surrogate.
+This is not a method of the registry: methods search on a model's own game with a budget of measured masks, while this
+is for games that are cheap to evaluate, such as a surrogate.
 """
 
 from __future__ import annotations
@@ -20,27 +20,31 @@ from layercoop_fast.search.branch_and_bound import Pool, branch_and_bound
 
 @dataclass(frozen=True, eq=False)
 class BestMasks:
-    """The best masks found, best first, and what is proven about the rest."""
+    """The best masks found, best first, and an upper bound for all others.
+
+    Attributes:
+        masks: bool [K, n], of the requested size; fewer than requested where no more exist or were found.
+        worths: float64 [K], descending.
+        bound: no other mask of the size (and of the family) is worth more, up to rounding; infinity where nothing is
+            proven.
+        n_masks: masks that local search evaluated.
+        n_nodes: subproblems that branch and bound examined; 0 where it did not run.
+    """
 
     masks: Masks
-    """`bool[K, n]`, all of the size asked for; fewer than asked for where no more exist or were found."""
     worths: Floats
-    """`float64[K]`, falling."""
     bound: float
-    """No other mask of the size (and of the family) is worth more, up to rounding; infinity where nothing is proven."""
     n_masks: int
-    """Masks asked of the game by local search."""
     n_nodes: int
-    """Subproblems that branch and bound looked at; 0 where it did not run."""
 
     @property
     def gap(self) -> float:
-        """By how much the best mask of all may beat the best found: 0 where it is proven to be the best."""
+        """The most by which the true best mask may exceed the best one found: 0 where that is proven to be the best."""
         return max(0.0, self.bound - float(self.worths[0]))
 
     @property
     def proven(self) -> bool:
-        """Whether these are the true best masks, all of them."""
+        """Whether all of these masks are proven to be the best ones."""
         return self.bound <= float(self.worths[-1])
 
 
@@ -61,16 +65,31 @@ def best_masks(
 ) -> BestMasks:
     """Find the `top` masks of highest worth among those that remove `n_remove` players and are `allowed`.
 
-    Any game is climbed by swaps: from `restarts` starts, a kept and a removed player change places as long as that
-    gains. The first start removes the players whose removal alone hurts least, the others are random. Each call asks
-    up to `batch` swaps in random order and the best of them is taken if it gains; a climb ends when no swap does. No
-    mask is asked twice, and no more than `budget` are (no limit where None). NaN worths are never chosen.
+    Local search by swaps runs on any game, `restarts` times: a kept and a removed player are exchanged as long as that
+    raises the worth. The first start removes the players whose removal alone costs least; the other starts are random.
+    Each call evaluates up to `batch` swaps in random order, and the best of them is made if it gains; a climb ends when
+    no swap gains. No mask is evaluated twice, and at most `budget` masks are evaluated (no limit where None). Masks of
+    NaN worth are never chosen.
 
-    A `PairwiseGame` is then searched by branch and bound, from the best bound downwards, within `node_limit`
-    subproblems and `time_limit` seconds, which proves the answer or leaves a `gap` (see `search.branch_and_bound`).
+    A `PairwiseGame` is then searched by branch and bound, best bound first, within `node_limit` subproblems and
+    `time_limit` seconds, which proves the answer or leaves a `gap` (see `search.branch_and_bound`).
 
-    Raises `RequestError` for sizes out of range, for limits that leave no mask to ask, and where nothing is allowed or
-    no worth is above −infinity.
+    Args:
+        game: masks bool [M, n] to worths float64 [M].
+        n_remove: players that each mask removes.
+        n_players: n, where the game does not state it.
+        top: masks to return.
+        seed: of the random starts and orders.
+        allowed: the family that the masks must belong to.
+        restarts: climbs of local search.
+        budget: most masks that local search evaluates.
+        batch: most masks in one call of the game.
+        node_limit: most subproblems of branch and bound.
+        time_limit: of branch and bound, in seconds.
+        progress: called with ("restarts", done, total) and ("nodes", done, total).
+
+    Raises `RequestError` for sizes out of range, for limits below 1, and where no mask is allowed or no worth is above
+    −infinity.
 
     Example:
         >>> import numpy as np
@@ -106,7 +125,7 @@ def best_masks(
 
 
 class _Climber:
-    """Local search by swaps; remembers every mask that it asked."""
+    """Local search by swaps; remembers every mask that it evaluated."""
 
     def __init__(self, game: Game, n: int, n_remove: int, pool: Pool, budget: int | None, batch: int) -> None:
         self._game, self._n, self._n_remove, self._pool, self._batch = game, n, n_remove, pool, batch
@@ -123,7 +142,7 @@ class _Climber:
         return self._budget - len(self._known)
 
     def ask(self, masks: Masks) -> Floats:
-        """Return the worths of `masks` (`bool[M, n]`), −infinity for NaN and for those that the budget leaves out."""
+        """Return the worths float64 [M] of `masks` (`bool[M, n]`): −infinity for NaN, and beyond the budget."""
         keys = [mask.tobytes() for mask in masks]
         fresh = [row for row, key in enumerate(keys) if key not in self._known]
         fresh = fresh[: int(min(self.left, len(fresh)))]
@@ -136,13 +155,13 @@ class _Climber:
         return answers
 
     def ranks_alone(self) -> Floats:
-        """Rank the players by what removing each alone leaves, the highest worth first: `float64[n]`."""
+        """Rank the players by the worth that is left when each is removed alone, highest first: `float64[n]`."""
         ranks = np.empty(self._n)
         ranks[np.argsort(-self.ask(~np.eye(self._n, dtype=np.bool_)), kind="stable")] = np.arange(self._n)
         return ranks
 
     def climb(self, mask: Masks, rng: np.random.Generator) -> None:
-        """Swap as long as it gains; the pool sees every mask on the way."""
+        """Swap players of `mask` (`bool[n]`) as long as that gains; every evaluated mask is offered to the pool."""
         worth = float(self.ask(mask[None])[0])
         gained = True
         while gained and self.left > 0:

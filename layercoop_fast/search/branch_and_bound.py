@@ -1,11 +1,11 @@
-"""Branch and bound for the best masks of a pairwise game: what `search.best_masks` proves its answers by.
+"""Branch and bound for the best masks of a pairwise game, which `search.best_masks` proves its answers by.
 
 With x the chosen players (the removed ones, or the kept ones where those are fewer), r of them, and any split
 w_ij = p_ij + p_ji of the pair weights,
 
     Σ a_i x_i + Σ_{i<j} w_ij x_i x_j ≤ max over |x| = r of Σ_i x_i (a_i + the r − 1 largest p_ij over j ≠ i),
 
-and subgradient steps choose the split. Players that a bound shows to be in or out of every better mask are fixed.
+and subgradient steps choose the split. Players that are in, or out of, every better mask by the bound are fixed.
 Source: the Gilmore–Lawler bound in the form of Caprara, Pisinger and Toth, 1999 (quadratic knapsack).
 """
 
@@ -27,11 +27,11 @@ from layercoop_fast.search.base import Allowed
 
 Players: TypeAlias = npt.NDArray[np.intp]
 
-# Steps that tighten a bound by moving weight between the two ends of each pair: at the root, and at each later node.
+# Subgradient steps that tighten a bound: at the root, and at each other node.
 _ROOT_STEPS, _NODE_STEPS = 200, 8
-# A subproblem with at most this many masks is listed.
+# A subproblem with at most this many masks is enumerated.
 _LISTED = 1000
-# What rounding may add to a bound, relative to the sum of the game's absolute weights.
+# Most that rounding may add to a bound, relative to the sum of the game's absolute weights.
 _ROUNDING = 1e-13
 
 
@@ -47,7 +47,7 @@ class Pool:
 
     @property
     def threshold(self) -> float:
-        """What a mask must be worth more than to enter."""
+        """A mask enters the pool if it is worth more than this."""
         return self.worths[-1] if len(self.masks) == self._top else -math.inf
 
     def is_allowed(self, mask: Masks) -> bool:
@@ -55,10 +55,10 @@ class Pool:
         return self._allowed is None or self._allowed.check(mask) is None
 
     def offer(self, masks: Masks, worths: Floats) -> None:
-        """Take in what is good enough of `masks` (`bool[M, n]`, of the size); the family is asked last."""
+        """Add those of `masks` (`bool[M, n]`, of the size) that are allowed and worth enough; `worths` float64 [M]."""
         for row in np.argsort(-worths, kind="stable"):
             worth = float(worths[row])
-            if not worth > self.threshold:  # NaN ends it too: it sorts last
+            if not worth > self.threshold:  # also ends at NaN, which sorts last
                 return
             key = masks[row].tobytes()
             if key in self._held or not self.is_allowed(masks[row]):
@@ -74,19 +74,23 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class _Node:
-    """What is left to choose after some players are chosen and some ruled out."""
+    """A subproblem: some players are chosen and some ruled out.
+
+    Attributes:
+        chosen: intp [·], players that are chosen.
+        free: intp [f], players that are not decided yet.
+        take: number of free players to choose.
+        value: of the chosen players alone.
+        gain: float64 [f], the value that each free player adds to the chosen ones.
+        split: float64 [f, f], p_ij; p + pᵀ is the coupling of the free players, the diagonal is −infinity.
+    """
 
     chosen: Players
     free: Players
-    """`intp[f]`: players not decided yet."""
     take: int
-    """How many of the free ones are to be chosen."""
     value: float
-    """Of the chosen alone."""
     gain: Floats
-    """`float64[f]`: what each free player adds to the chosen."""
     split: Floats
-    """`float64[f, f]`: p_ij; p + pᵀ is the coupling of the free players, the diagonal −infinity."""
 
     def decide(self, coupling: Floats, chosen: Masks, ruled_out: Masks) -> _Node:
         """Return the node with these of the free players (`bool[f]`, disjoint) decided."""
@@ -105,15 +109,19 @@ class _Node:
 
 @dataclass(frozen=True, eq=False)
 class _Relaxed:
-    """The bound of a node under its split, and the choice that attains it."""
+    """The bound of a node under its split, and the choice that attains it.
+
+    Attributes:
+        bound: the sum of the `take` largest totals, and the node's value.
+        totals: float64 [f], a_i + the take − 1 largest p_ij.
+        chosen: bool [f], the players of the `take` largest totals.
+        partners: bool [f, f], the j whose p_ij the total of each chosen i counts; other rows are empty.
+    """
 
     bound: float
     totals: Floats
-    """`float64[f]`: a_i + the take − 1 largest p_ij."""
     chosen: Masks
-    """`bool[f]`: the `take` largest totals."""
     partners: Masks
-    """`bool[f, f]`: whose p_ij each chosen player counted; rows of the others are empty."""
 
     @property
     def disagreement(self) -> Floats:
@@ -137,30 +145,30 @@ def _relax(node: _Node) -> _Relaxed:
 
 
 def _tighten(node: _Node, threshold: float, steps: int) -> tuple[_Node, _Relaxed]:
-    """Move weight between the ends of pairs where they disagree: Polyak steps towards `threshold`, the best kept."""
+    """Lower the bound by Polyak steps of the subgradient method towards `threshold`; return the best node and bound."""
     best_node, best = node, _relax(node)
-    relaxed, pace, idle = best, 1.0, 0
+    relaxed, rate, idle = best, 1.0, 0
     for _ in range(steps):
         slope = relaxed.disagreement
         steepness = float((slope**2).sum()) / 2
         if best.bound <= threshold or steepness == 0:
             break
         goal = threshold if threshold > -math.inf else best.bound - abs(best.bound)
-        step = pace * (relaxed.bound - goal) / steepness
+        step = rate * (relaxed.bound - goal) / steepness
         node = _Node(node.chosen, node.free, node.take, node.value, node.gain, node.split - step * slope)
         relaxed = _relax(node)
         idle += 1
         if relaxed.bound < best.bound:
             best_node, best, idle = node, relaxed, 0
         elif idle >= 5:
-            node, relaxed, pace, idle = best_node, best, pace / 2, 0
+            node, relaxed, rate, idle = best_node, best, rate / 2, 0
     return best_node, best
 
 
 def branch_and_bound(
     game: PairwiseGame, n_remove: int, pool: Pool, node_limit: int, time_limit: float, progress: Progress | None
 ) -> tuple[float, int]:
-    """Improve `pool` until no other mask can enter it or a limit is reached; return the bound and the nodes seen."""
+    """Improve `pool` until no other mask can enter or a limit is reached; return the bound and the number of nodes."""
     n = game.n_players
     coupling = game.coupling
     choose_removed = 2 * n_remove <= n
@@ -182,7 +190,7 @@ def branch_and_bound(
         pool.offer(masks, game(masks))
 
     def open_node(node: _Node, steps: int) -> None:
-        """Bound a node, fix what can be fixed, and queue it unless nothing better is in it."""
+        """Bound a node, fix the players that can be fixed, and queue it unless it holds no better mask."""
         nonlocal n_nodes
         n_nodes += 1
         while True:
@@ -206,7 +214,7 @@ def branch_and_bound(
     until = time.monotonic() + time_limit
     while queue and -queue[0][0] > pool.threshold + rounding and n_nodes < node_limit and time.monotonic() < until:
         _, _, node, relaxed = heapq.heappop(queue)
-        # The player that most others disagree with; where none do, one of the chosen.
+        # Branch on the player that most others disagree with; where there is none, on a chosen one.
         doubt = np.abs(relaxed.disagreement).sum(axis=1) + relaxed.chosen / 2
         player = np.arange(len(node.free)) == doubt.argmax()
         nobody = np.zeros_like(player)

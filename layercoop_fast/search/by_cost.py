@@ -1,8 +1,8 @@
-"""Every method on a target of unequal costs: players go until enough is saved.
+"""Every method on a target of unequal costs: players are removed until enough is saved.
 
-coop solves the knapsack itself. Rules that rank players remove them in that order, greedy ones and runs grow by one
-player at a time; what turns out not to be needed is put back. Methods that choose among masks of one size have no
-natural way, and say so.
+coop solves the knapsack problem itself. Methods that rank players remove them in that order; greedy methods and
+`angular` grow by one player at a time. Players whose removal turns out not to be needed are put back. Methods that
+choose among masks of one size cannot do this and raise `RequestError`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ def search_by_cost(
     allowed: Allowed | None = None,
     progress: Progress | None = None,
 ) -> Choice:
-    """Choose players that save at least what `target` asks; the answer is wanted (`search/target.py`) where it can be.
+    """Choose players that together save at least the target; the answer is wanted (`search/target.py`) where possible.
 
-    Greedy methods are asked size after size, and on a game that remembers what it measured that costs no more than
-    the last size alone. Raises `RequestError` for a method that does not do this, and where nothing allowed saves
-    enough.
+    Greedy methods run for one size after another; on a game that remembers its measurements this costs no more than
+    the last size alone. Raises `RequestError` for a method that cannot do this, and where no allowed mask saves enough.
     """
     n = n_players_of(game)
     if target.n_remove is not None:
         by_count = get_method(method)
         return by_count(game, target.n_remove, seed=seed, budget=budget, allowed=allowed, progress=progress)
-    target.dearest(allowed)  # or nothing allowed saves enough
+    target.most_saving(allowed)  # raises where no allowed mask saves enough
     if method == "coop":
         return coop.search_for(game, target, seed=seed, budget=budget, allowed=allowed, progress=progress)
     if method in RANKING:
-        # The size does not change the ranking; families without this size are asked for none.
+        # The size does not change the ranking, so the family, which may lack this size, is left out here.
         ranked = get_method(method)(game, target.size, seed=seed, budget=budget, progress=progress)
         scores = np.arange(n, 0, -1, dtype=np.float64) if ranked.scores is None else worst_last(ranked.scores)
         return replace(ranked, mask=target.least_valuable(scores, allowed))
@@ -66,7 +65,7 @@ def _grown(
     allowed: Allowed | None,
     progress: Progress | None,
 ) -> Choice:
-    """The first size at which the method's own choice saves enough; where none does, the dearest mask, trimmed."""
+    """The method's choice at the first size that saves enough; where there is none, the most saving mask, trimmed."""
     n = n_players_of(game)
     choice = None
     for size in range(1, n):
@@ -79,11 +78,11 @@ def _grown(
         if target.met(choice.mask):
             return replace(choice, mask=target.trimmed_within(choice.mask, _values(choice), allowed))
     assert choice is not None  # some allowed mask saves enough, so its size has a member
-    return replace(choice, mask=target.trimmed_within(target.dearest(allowed), _values(choice), allowed))
+    return replace(choice, mask=target.trimmed_within(target.most_saving(allowed), _values(choice), allowed))
 
 
 def _values(choice: Choice) -> Floats:
-    """Which players a method would keep, float64 [n]: the higher the sooner."""
+    """How much a method would keep each player, float64 [n]: higher is kept rather."""
     if choice.scores is not None:
         return worst_last(choice.scores)
     order = choice.details.get("greedy_order", [])

@@ -1,8 +1,8 @@
-"""Chains of masks, each removing what the one before it removes and more: the best of measured ones, and what is near.
+"""Chains of masks, each of which removes the players of the previous one and more: the best measured and near ones.
 
-A chain is bool [m, n], one row of removed players a size, sizes growing. The moves are exchanges: players a and b, of
-which a goes first, change places in the order in which players go. Of the masks between, a is then kept and b removed;
-with a b that stays in all of them, it takes the place of a.
+A chain is bool [m, n], a row of removed players for each size, sizes ascending. A move exchanges players a and b in the
+order in which players are removed, where a was removed first: the masks between then keep a and remove b. A b that was
+in all masks takes the place of a.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ from typing import Any
 import numpy as np
 
 from layercoop_fast.masks.types import Floats, Masks
-from layercoop_fast.search.measurements import Entry
+from layercoop_fast.search.measurements import MeasuredMask
 from layercoop_fast.surrogate.expansion import Expansion
 
-# Exchanges of a climb that are tried for being allowed, and the least gain of a step in units of the noise.
+# Exchanges of a climb that are checked against the family, and the least gain of a step in units of the noise.
 _TRIED, _GAIN = 50, 1e-6
 
 
-def best_chain(sizes: Sequence[Sequence[Entry]]) -> list[Entry]:
-    """Of entries by size, sizes growing, the chain that ends in one of the last size: longest, then cheapest.
+def best_chain(sizes: Sequence[Sequence[MeasuredMask]]) -> list[MeasuredMask]:
+    """The chain of measured masks that ends in one of the last size: the longest, and of those the least total loss.
 
-    Sizes whose entries fit into no such chain are left out. The last size has an entry, and all losses are finite.
+    Args:
+        sizes: measured masks by size, sizes ascending; the last size has one at least, and all losses are finite.
+
+    Sizes none of whose masks fit into the chain are left out.
     """
-    # Of each size: removed players float64 [E, n], sizes of the chain that ends there, its total, where it comes from.
+    # For each size: removed players float64 [E, n], length of the best chain that ends in each mask, its total loss,
+    # and the mask before it.
     found: list[tuple[Floats, Any, Floats, list[tuple[int, int] | None]]] = []
     for entries in sizes:
         removed = np.array([~entry.mask for entry in entries], dtype=np.float64)
@@ -55,9 +59,9 @@ def best_chain(sizes: Sequence[Sequence[Entry]]) -> list[Entry]:
 
 
 def gains(fit: Expansion, chain: Masks) -> Floats:
-    """By how much the total of expected losses falls by exchanging a and b, float64 [n, n] (−∞ where that is no move).
+    """The decrease of the total expected loss by exchanging a and b, float64 [n, n]; −∞ where that is not a move.
 
-    Keeping a and removing b changes the loss of R by m_b − m_a − b_ab, with m = a + b R.
+    Keeping a and removing b changes the loss of R by m_b − m_a − b_ab, with m = a + b R. `chain` is bool [m, n].
     """
     removed = chain.astype(np.float64)
     kept = 1 - removed
@@ -69,14 +73,14 @@ def gains(fit: Expansion, chain: Masks) -> Floats:
 
 
 def exchanged(chain: Masks, a: int, b: int) -> Masks:
-    """The chain with a and b in each other's place, a copy."""
+    """A copy of the chain, bool [m, n], with players a and b exchanged."""
     other: Masks = chain.copy()
     other[:, [a, b]] = chain[:, [b, a]]
     return other
 
 
 def neighbours(fit: Expansion, chain: Masks, count: int) -> list[Masks]:
-    """The chains by the `count` exchanges that are expected to gain most."""
+    """The chains, bool [m, n] each, by the `count` exchanges of `chain` with the highest expected gain."""
     expected = gains(fit, chain)
     order = np.argsort(-expected, axis=None, kind="stable")[:count]
     pairs = [np.unravel_index(row, expected.shape) for row in order]
@@ -84,7 +88,7 @@ def neighbours(fit: Expansion, chain: Masks, count: int) -> list[Masks]:
 
 
 def climbed(fit: Expansion, chain: Masks, allowed: Callable[[Masks], bool]) -> Masks:
-    """The chain (bool [m, n]) after exchanges, each the best one that is allowed, until none gains."""
+    """The chain (bool [m, n]) after exchanges, each the best allowed one, until none gains."""
     for _ in range(chain.size):
         expected = gains(fit, chain)
         least = _GAIN * fit.noise

@@ -1,8 +1,8 @@
-"""What a user rules out: players that must stay, players that must go, and equal stages for pipelines.
+"""Constraints of a user: players that must stay, players that must go, and equal stages for pipelines.
 
-    family = Constraints(ExportablePlayers(config, players), n_players, keep=[0, 1], must_go=[7], stages=4)
+    family = ConstrainedFamily(ExportablePlayers(config, players), n_players, keep=[0, 1], must_go=[7], stages=4)
 
-It is a family of masks as every search obeys it (`search.base.Allowed`), inside another one.
+The result is a family of masks for any search (`search.base.Allowed`), a subset of another family.
 """
 
 from __future__ import annotations
@@ -17,17 +17,26 @@ from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.search.base import Allowed
 
 
-class Constraints:
-    """The masks of a family that keep and remove what they must and leave equally many players in every stage.
+class ConstrainedFamily:
+    """The masks of a family that meet a user's constraints.
 
     Args:
-        family: the masks to choose from, any where None.
+        family: the masks to choose from; all where None.
         n_players: players n.
-        keep: players that stay.
-        must_go: players that are removed.
-        stages: into so many contiguous stages, as equal as can be, the n players fall; all keep the same number.
+        keep: players that must stay.
+        must_go: players that must be removed.
+        stages: number of contiguous stages, as equal as possible, that the n players are split into; all stages must
+            keep the same number of players.
 
-    Raises `RequestError` where these contradict each other.
+    Attributes:
+        family: as given.
+        n_players: as given.
+        stages: as given.
+        keep: bool [n].
+        must_go: bool [n].
+        stage_of: int64 [n], the stage of each player.
+
+    Raises `RequestError` where the constraints contradict each other.
     """
 
     def __init__(
@@ -42,7 +51,7 @@ class Constraints:
         self.family, self.n_players, self.stages = family, n_players, stages
         for player in (*keep, *must_go):
             if not 0 <= player < n_players:
-                raise RequestError(f"player {player} is none of 0 to {n_players - 1}")
+                raise RequestError(f"player {player} does not exist: the players are 0 to {n_players - 1}")
         self.keep = np.isin(np.arange(n_players), list(keep))
         self.must_go = np.isin(np.arange(n_players), list(must_go))
         if (both := np.flatnonzero(self.keep & self.must_go)).size:
@@ -50,13 +59,13 @@ class Constraints:
         if self.must_go.all():
             raise RequestError(f"all {n_players} players must go: one has to stay")
         if not 1 <= stages <= n_players:
-            raise RequestError(f"{n_players} players fall into 1 to {n_players} stages, not {stages}")
+            raise RequestError(f"{n_players} players can be split into 1 to {n_players} stages, not {stages}")
         self.stage_of = np.repeat(
             np.arange(stages), [len(part) for part in np.array_split(np.arange(n_players), stages)]
         )
 
     def check(self, mask: Masks, /) -> str | None:
-        """Return None where `mask` (`bool[n]`) is as it must be, else one line that says why not."""
+        """Return None where `mask` (`bool[n]`) meets the constraints, else one line that says why not."""
         if (gone := np.flatnonzero(self.keep & ~mask)).size:
             return f"{_names(gone)} must stay"
         if (there := np.flatnonzero(self.must_go & mask)).size:
@@ -66,14 +75,14 @@ class Constraints:
         return None if self.family is None else self.family.check(mask)
 
     def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
-        """Return the member (`bool[n]`) that keeps `n_kept` at the least cost of the removed ones; None without any.
+        """Return the member (`bool[n]`) that keeps `n_kept` players at the least total cost removed; None without any.
 
-        With stages the cheapest masks that keep equally many are tried in turn until the inner family takes one, and
-        that search ends after `in_order.MOST_LOOKED_AT`.
+        `costs` is float64 [n]. With stages, masks that keep equal numbers are tried in order of cost until the inner
+        family contains one; the search ends after `masks.cheapest.MOST_LOOKED_AT` masks.
         """
         if not max(1, int(self.keep.sum())) <= n_kept <= self.n_players - int(self.must_go.sum()):
             return None
-        # So far apart that no sum of other costs makes up for it.
+        # So large that no sum of other costs outweighs it.
         far = 1.0 + 2.0 * float(np.abs(costs).sum())
         forced = np.where(self.keep, far, np.where(self.must_go, -far, costs))
         if self.stages > 1:
@@ -86,10 +95,10 @@ class Constraints:
         return mask if mask is not None and self.check(mask) is None else None
 
     def check_size(self, n_kept: int) -> None:
-        """Raise `RequestError` where no member keeps `n_kept` players, naming the nearest numbers that can go."""
+        """Raise `RequestError` where no member keeps `n_kept` players; it names the nearest numbers that can go."""
         of_family = getattr(self.family, "check_size", None)
         if of_family is not None:
-            of_family(n_kept)  # what no constraint is to blame for
+            of_family(n_kept)  # raises where the family itself, without constraints, has no such member
         zeros, n = np.zeros(self.n_players), self.n_players
         if self.best(zeros, n_kept) is not None:
             return
@@ -97,7 +106,7 @@ class Constraints:
             (size for size in range(1, n) if self.best(zeros, size) is not None), key=lambda size: abs(size - n_kept)
         )
         if not near:
-            raise RequestError(f"no mask is as the constraints ask, whatever is removed: {self._why(n_kept)}")
+            raise RequestError(f"no mask of any size meets the constraints: {self._why(n_kept)}")
         sizes = " or ".join(str(n - size) for size in sorted(near[:2], reverse=True))
         raise RequestError(f"no {n - n_kept} of {n} players can go: {self._why(n_kept)}. {sizes} can")
 
@@ -123,13 +132,13 @@ class Constraints:
         if needs.max() > most:
             stage = int(needs.argmax())
             return f"stage {stage} must keep {needs[stage]} players, and every stage keeps {most} at most"
-        # A family of masks that have a config may name the nearest that has.
+        # A family of exportable masks can explain why, and name the nearest one.
         explain = getattr(self.family, "explain", lambda mask: None)
         if must_go and (reason := explain(~self.must_go)):
             return f"{_names(np.flatnonzero(self.must_go))} must go, but {reason}"
         first = np.arange(self.n_players) < n_kept
         reason = self.check(first) if self.family is None else self.family.check(first)
-        return reason or "what must stay, what must go and the stages leave no such mask"
+        return reason or "the players that must stay, those that must go and the stages leave no such mask"
 
 
 def _names(players: Sequence[int] | np.ndarray) -> str:

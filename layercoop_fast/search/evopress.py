@@ -1,14 +1,13 @@
-"""Evolution: one parent, offspring that swap a few players with it, and a race among them on growing text.
+"""Evolution: one parent, offspring that differ from it by a few swaps, and a race among them on growing text.
 
-    start      the best of a few random masks, judged on the first windows
-    mutation   switch the levels of a kept and a removed player, one to three times: the size stays
-    selection  offspring race: all of them on the first windows, the best on more, the best of those on all windows,
-               where the parent is beaten only by a higher worth, so that no generation is worse than the one before
+    start      the best of a few random masks on the first windows
+    mutation   a kept and a removed player are exchanged, one to three times: the size stays
+    selection  a race of the offspring: all on the first windows, the best on more, the best of those on all windows; a
+               winner replaces the parent only if its worth is higher, so that no generation is worse than the last
 
 The worth is −KL(full model ‖ model without) where the game is on a model. Source: EvoPress, arXiv 2410.14649. Two
-things differ: the windows of a stage are the first ones and stay the same, so that what a mask was measured on need not
-be measured again; and a kept player may change places with any removed one, where EvoPress swaps attention with
-attention and MLP with MLP.
+things differ: the windows of a stage are always the first ones, so that no mask is measured twice on a window; and a
+kept player may be exchanged with any removed one, where EvoPress swaps attention with attention and MLP with MLP.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from layercoop_fast.texts.domains import first_windows
 DEFAULT_BUDGET = 500
 OFFSPRING = 16
 INITIAL = 16
-# Share of the windows at each stage before the last, and the offspring that go on from it.
+# Share of the windows at each stage before the last, and the number of offspring that survive it.
 _STAGES = ((0.2, 4), (0.5, 2))
 _MOST_SWITCHES = 3
-# Generations in a row without a mask that is new: the neighbourhood is known, and the search ends.
+# The search ends after this many generations in a row without a new mask: the neighbourhood is exhausted.
 _PATIENCE = 10
 
 
@@ -43,7 +42,7 @@ class _Judge(Protocol):
 
 
 class _Plain:
-    """A game that knows no windows: one stage."""
+    """A game without windows, as a race of one stage."""
 
     def __init__(self, game: Game) -> None:
         self.game = game
@@ -62,13 +61,13 @@ def search(
     allowed: Allowed | None = None,
     progress: Progress | None = None,
 ) -> Choice:
-    """Evolve a mask that removes `n_remove` players until `budget` distinct masks (500 unless given) were looked at.
+    """Evolve a mask that removes `n_remove` players until `budget` distinct masks (500 by default) were measured.
 
-    A mask counts once, on however few windows it was measured. `allowed` holds for every mask: a mutant outside becomes
-    the allowed mask nearest to it. A `ModelGame` on a text is judged by its
-    divergence and raced on its windows; any other by its own worth, every mask in full. NaN worths rank last.
+    A mask counts once, even if it was measured on some windows only. Every mask has to be `allowed`: a mutant that is
+    not is replaced by the nearest allowed mask. On a `ModelGame` with text, masks race on its windows by their
+    divergence; on any other game each mask is measured in full by its own worth. NaN worths rank last.
 
-    Raises `RequestError` for a budget below 1, and when nothing is allowed.
+    Raises `RequestError` for a budget below 1, and where no mask is allowed.
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)
@@ -100,17 +99,17 @@ def search(
 
 
 def _judge(game: Any) -> _Judge:
-    if not getattr(game, "has_windows", False):
+    n_windows = int(getattr(game, "n_windows", 0))
+    if not n_windows:
         return _Plain(game)
-    n_windows = int(game.windows.n_windows)
-    domains = getattr(game, "domains", None)
+    domains = game.calibration.domains
     ends = sorted({*(first_windows(share, n_windows, domains) for share, _ in _STAGES), n_windows})
     judge: _Judge = game.with_utility("kl").staged(ends)
     return judge
 
 
 class _Evolution:
-    """Mutation and selection; counts every mask that was looked at."""
+    """Mutation and selection; counts every mask that was measured."""
 
     def __init__(
         self, judge: _Judge, n_remove: int, budget: int, allowed: Allowed | None, rng: np.random.Generator
@@ -124,7 +123,7 @@ class _Evolution:
 
     @property
     def left(self) -> int:
-        """New masks that the budget still allows."""
+        """Number of new masks that the budget still allows."""
         return self._budget - len(self._seen)
 
     def first(self, n: int) -> Masks:
@@ -148,7 +147,7 @@ class _Evolution:
         return winners[0], float(worths[0])
 
     def _offspring(self, parent: Masks) -> Masks:
-        """Distinct mutants, as many of them new as the budget allows; the parent itself where it has no neighbour."""
+        """Distinct mutants, with as many new ones as the budget allows; the parent alone where there are none."""
         found: dict[bytes, Masks] = {}
         left = self.left
         for _ in range(OFFSPRING):
@@ -162,12 +161,12 @@ class _Evolution:
         return np.stack(list(found.values())) if found else parent[None]
 
     def _mutant(self, parent: Masks) -> Masks:
-        """`parent` with one to three pairs of players switched, few more often than many."""
+        """`parent` with one to three pairs of players exchanged, one pair most often."""
         mask = parent.copy()
         for _ in range(int(self._rng.integers(1, _MOST_SWITCHES + 1, size=2).min())):
             out, back = self._rng.choice(np.flatnonzero(mask)), self._rng.choice(np.flatnonzero(~mask))
             mask[out], mask[back] = False, True
-        # The little that is random decides between masks that are equally near.
+        # A small random part decides between masks that are equally near.
         return self._nearest(mask + 0.1 / len(mask) * self._rng.random(len(mask)))
 
     def _nearest(self, costs: Floats) -> Masks:

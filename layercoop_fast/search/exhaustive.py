@@ -1,4 +1,4 @@
-"""Every mask of the size: the truth that other methods are judged by, where there are few enough."""
+"""Every mask of the size, where there are few enough: the true optimum that other methods are compared with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layercoop_fast.masks.types import Game, Masks, Progress, n_players_of, play
 from layercoop_fast.search.base import Allowed, Choice, check_budget, check_n_remove, finite_or_none
 
 DEFAULT_BUDGET = 20_000
-# Masks of one call: neighbours in this order begin alike, so that a call's masks share most of their layers.
+# Masks of one call. Consecutive masks in this order keep the same first layers, so that a call shares most of the work.
 _CALL = 4096
 
 
@@ -25,10 +25,10 @@ def search(
     allowed: Allowed | None = None,
     progress: Progress | None = None,
 ) -> Choice:
-    """Ask all allowed masks that remove `n_remove` players and take the one of highest worth, of equal ones the first.
+    """Measure all allowed masks that remove `n_remove` players and take the one of highest worth, the first of ties.
 
-    NaN worths rank last. Nothing is drawn, so `seed` has no effect. Raises `RequestError` when there are more masks of
-    the size than the budget (20,000 unless given), those that are not allowed included, or when none is allowed.
+    NaN worths rank last. Nothing is random, so `seed` has no effect. Raises `RequestError` where there are more masks
+    of the size than the budget (20,000 by default), allowed or not, and where none is allowed.
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)

@@ -1,8 +1,8 @@
-"""The best masks that a search has measured, and which of them is best once it is repaired.
+"""The best masks that a search has measured, and which of them is best after its repair.
 
-A repair gives more than most differences between the masks at the top of a search, and not the same to each: it makes
-up for a run of neighbours by one map, and for what lies apart by several. So the finalists can be ranked by what they
-are worth repaired, on the game's own windows, which no repair is fitted to.
+A repair gains more than most differences between the best masks of a search, and not equally much for each: contiguous
+removed layers are replaced by one linear map, separate ones by several. So the finalists can be ranked by their worth
+after the repair, on the game's own windows, which no repair is fitted to.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from layercoop_fast.search.base import Choice, finite_or_none
 
 
 def best_measured(game: ModelGame, chosen: Masks, wanted: Callable[[Masks], bool], count: int) -> Masks:
-    """The chosen mask (bool [n]) and the best others that are wanted and that the game knows, bool [F ≤ count, n].
+    """The chosen mask (bool [n]) and the best other masks that the game has measured, bool [F ≤ count, n].
 
-    Others whose worth is not finite are left out.
+    Masks that are not `wanted`, or whose worth is not finite, are left out.
     """
     known = game.known_masks()
     known = known[(known != chosen).any(axis=1)]
@@ -37,12 +37,13 @@ def best_measured(game: ModelGame, chosen: Masks, wanted: Callable[[Masks], bool
 
 
 def check_finalists(count: int, *, repairs: bool) -> None:
-    """Raise `RequestError` for a number of finalists that is none, or where nothing is repaired."""
+    """Raise `RequestError` for a number of finalists below 1, and for several where nothing is repaired."""
     if count < 1:
-        raise RequestError(f"--finalists must be at least 1 mask, not {count}")
+        raise RequestError(f"finalists= must be at least 1 mask, not {count}")
     if count > 1 and not repairs:
         raise RequestError(
-            f"--finalists {count} ranks masks by what they are worth repaired, which --no-repair and --offload rule out"
+            f"finalists= ranks {count} masks by their worth after a repair: it needs repair=, and cannot be used with "
+            "offload="
         )
 
 
@@ -62,15 +63,15 @@ def best_repaired(
     """The finalist of highest worth after its repair, and that repair.
 
     Args:
-        game: what was searched on.
-        choice: what the search found; it is among the finalists, and stays the answer where another is no better.
-        count: finalists, 1 at least.
-        wanted: which masks (bool [n]) may win.
+        game: that was searched.
+        choice: result of the search; it is one of the finalists, and stays the answer unless another is better.
+        count: number of finalists, at least 1.
+        wanted: whether a mask (bool [n]) may be chosen.
         texts, tokens, required, heldout, seed: as of `fit_repair`. Texts are read once for all finalists.
         progress: called with ("finalists repaired", done, total), and as by `fit_repair`.
 
-    With several, the choice's `details["finalists"]` lists for each `removed`, its `worth` before and `repaired_worth`
-    after the repair, `repaired_nll`, and whether a repair was `kept`; the best comes first.
+    Where `count` is above 1, the choice's `details["finalists"]` lists for each finalist, best first: `removed`, its
+    `worth` before and `repaired_worth` after the repair, `repaired_nll`, and whether the repair was `kept`.
     """
     domains = texts_to_fit(game, texts, tokens, required=required, heldout=heldout, seed=seed, progress=progress)
     masks = best_measured(game, choice.mask, wanted, count) if count > 1 else choice.mask[None]
@@ -93,7 +94,7 @@ def best_repaired(
         )
         if progress is not None:
             progress("finalists repaired", len(found), len(masks))
-    order = sorted(range(len(found)), key=lambda row: -found[row][0])  # of equal ones the first, so the search's own
+    order = sorted(range(len(found)), key=lambda row: -found[row][0])  # stable: of ties the search's own choice wins
     best = found[order[0]][1]
     details = {**choice.details, "finalists": [rows[row] for row in order]}
     return replace(choice, mask=best.mask, details=details), best

@@ -1,4 +1,4 @@
-"""Greedy removal, which `sleb` and `finercut` do on different worths. Not a method of the registry."""
+"""Greedy removal, which `sleb` and `finercut` use with different worths. Not a method of the registry."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from layercoop_fast.search.target import Target
 def greedy(
     game: Game, n_remove: int, *, method: str, budget: int | None, allowed: Allowed | None, progress: Progress | None
 ) -> Choice:
-    """Remove one player at a time, each time the one without which the worth is highest; of equal ones the first.
+    """Remove one player at a time, each time the one without which the worth is highest; the first of ties.
 
-    Each round asks all its candidates in one call: k·n − k(k − 1)/2 masks for k removals. NaN worths rank last. Raises
-    `RequestError` in the name of `method` when the budget is smaller than that.
+    Each round measures all its candidates in one call: k·n − k(k − 1)/2 masks for k removals. NaN worths rank last.
+    Raises `RequestError` that names `method` where the budget is smaller than that.
 
-    Only the final mask has to be allowed: of each round's candidates the best goes from which an allowed mask can still
-    be reached, as far as the family's `best` can tell. Where greed ends outside all the same, the allowed mask of least
-    total rank is taken: the players rank in the order they were removed, then those left as the last round ranks them.
+    Only the final mask has to be allowed: each round takes the best candidate from which an allowed mask can still be
+    reached, as far as the family's `best` can tell. Where the final mask is not allowed all the same, the allowed mask
+    of least total rank is taken: players rank in the order of their removal, then the others as in the last round.
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)

@@ -1,12 +1,12 @@
-"""coop for a family: masks of all sizes up to the wanted one, each removing what the one before it removes and more.
+"""coop for a nested family: a mask of every size up to the wanted one, each a superset of the previous removals.
 
-    free choices   coop itself, size after size on one ledger: the best mask of each size by itself
-    family         of all chains of measured masks that of the least total loss (`search/chains.py`); then, round by
-                   round, the chains near it that are expected to lower the total most
+    free choices   coop itself, for one size after another on the same measurements: the best mask of each size
+    family         the chain of measured masks with the least total loss (`search/chains.py`); then, in rounds, the
+                   chains near it that are expected to lower the total most are measured
 
-One copy of the weights then serves every size, and a size that is left for a smaller one keeps all that it has kept.
-A chain costs quality at the sizes whose best mask lies in no other's: by how much stands beside each size. The total
-of losses is what is made small, so a nat more at one size counts as a nat less at another.
+One copy of the weights then serves every size, and switching to a smaller size only skips more layers. A chain costs
+quality at sizes whose best mask is not nested with the others; the result states this cost for each size. The search
+minimises the total of the losses, so losses at all sizes count equally.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from layercoop_fast.search import coop
 from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none
 from layercoop_fast.search.chains import best_chain, climbed, neighbours
 from layercoop_fast.search.coop import SPENT, TOLERANCE, Run
-from layercoop_fast.search.measurements import Entry, Measurements
+from layercoop_fast.search.measurements import MeasuredMask, Measurements
 from layercoop_fast.search.proposals import expected_improvement
 from layercoop_fast.search.target import Target
 
-# Chains near the best that are looked at in a round, and masks measured in one.
+# Chains near the best that are considered in a round, and masks measured in one.
 _NEAR, _ROUND = 64, 8
-# Masks that the search for each smaller size may measure beyond what is known by then.
+# New masks that the search for each smaller size may measure.
 _EACH = 24
-# Rounds that a surrogate which expects no gain is doubted for, and the factor of each on its variances.
+# When the surrogate expects no gain, this many more rounds are done, each with variances multiplied by the factor.
 _DOUBTS, _DOUBT = 2, 4.0
 
 
@@ -44,14 +44,14 @@ def search(
     allowed: Allowed | None = None,
     progress: Progress | None = None,
 ) -> Choice:
-    """Choose a family of which the last mask removes `n_remove` players; that mask is the answer.
+    """Choose a nested family whose last mask removes `n_remove` players; that mask is the answer.
 
-    Sizes of which no mask is `allowed` (which holds for every mask of the family) are left out. `budget` is how many
-    distinct masks may be measured; n + 120 + 40·n_remove unless given, of which no single size gets all.
+    Every mask of the family has to be `allowed`; sizes without an allowed mask are left out. `budget` is the number of
+    distinct masks that may be measured, by default n + 120 + 40·n_remove; a single size gets only a part of it.
 
-    The choice's `details["nested"]` has a step for each size, `n_removed`, `removed`, `loss`, and of the best mask of
-    the size by itself `free` (what it removes) and `free_loss`; `details["nested_cost"]` what `size` (a search for the
-    last size alone), `free` (for the others too) and `family` took: `masks`, and on a model `passes`.
+    The choice's `details["nested"]` has a step for each size with `n_removed`, `removed`, `loss`, and for the best mask
+    of that size alone `free` (the players it removes) and `free_loss`. `details["nested_cost"]` states the cost of
+    `size` (the search for the last size), `free` (for the other sizes) and `family`: `masks`, and on a model `passes`.
 
     Raises `RequestError` as `coop` does.
     """
@@ -60,7 +60,7 @@ def search(
     most = n + 120 + 40 * n_remove if budget is None else budget
     if most < n + n_remove:
         raise RequestError(
-            f"a nested family takes a mask of every player alone and one of every size: a budget of {n + n_remove} at "
+            f"a nested family needs a mask of every player alone and one of every size: a budget of {n + n_remove} at "
             f"least, not {most}"
         )
     return _Family(game, Measurements(game, n, most), n_remove, allowed, seed, progress).choice()
@@ -72,38 +72,38 @@ class _Family:
     def __init__(
         self,
         game: Game,
-        ledger: Measurements,
+        measurements: Measurements,
         n_remove: int,
         allowed: Allowed | None,
         seed: int,
         progress: Progress | None,
     ) -> None:
-        self.game, self.ledger, self.allowed = game, ledger, allowed
-        self.n = ledger.n_players
+        self.game, self.measurements, self.allowed = game, measurements, allowed
+        self.n = measurements.n_players
         zeros, every = np.zeros(self.n), range(1, n_remove + 1)
         self.sizes = [size for size in every if allowed is None or allowed.best(zeros, self.n - size) is not None]
         if n_remove not in self.sizes:
             raise RequestError(f"no allowed mask removes {n_remove} of {self.n} players")
         rng = np.random.default_rng(seed)
-        self.runs = [Run(ledger, Target.of_count(self.n, size), allowed, rng, progress) for size in self.sizes]
+        self.runs = [Run(measurements, Target.of_count(self.n, size), allowed, rng, progress) for size in self.sizes]
         self.belief = self.runs[-1].belief
         self._progress = progress
         self._spent = (0, 0)
 
     def choice(self) -> Choice:
-        """Search, and say what was found."""
-        last, costs, ledger, most = self.runs[-1], {}, self.ledger, self.ledger.budget
-        ledger.budget = min(most, coop.default_budget(self.n, self.sizes[-1]))
+        """Search, and return the result."""
+        last, costs, measurements, most = self.runs[-1], {}, self.measurements, self.measurements.budget
+        measurements.budget = min(most, coop.default_budget(self.n, self.sizes[-1]))
         last.seeds()
         last.chain()
         last.refine()
         costs["size"] = self._cost()
-        # From small to large, so that additions to the best of a size are looked at in the next.
+        # From small to large, so that the search for a size considers additions to the best masks of the previous one.
         for run in self.runs[:-1]:
-            ledger.budget = min(most, len(ledger.entries) + _EACH)
+            measurements.budget = min(most, len(measurements.entries) + _EACH)
             run.refine()
         costs["free"] = self._cost()
-        ledger.budget = most
+        measurements.budget = most
         stopped = self._improve()
         costs["family"] = self._cost()
         family = self._best()
@@ -113,7 +113,7 @@ class _Family:
         return found
 
     def _improve(self) -> str:
-        """Measure chains until none is expected to gain; returns why that ended."""
+        """Measure chains until none is expected to gain; return why this ended."""
         self._make_whole()
         quiet = 0
         while True:
@@ -131,22 +131,22 @@ class _Family:
             doubted = expected_improvement(means, deviations * math.sqrt(_DOUBT**quiet), total)
             due: dict[bytes, Masks] = {}
             for row in np.argsort(-doubted, kind="stable"):
-                new = {mask.tobytes(): mask for mask in ~chains[row] if not self.ledger.knows_whole(mask)}
+                new = {mask.tobytes(): mask for mask in ~chains[row] if not self.measurements.knows_whole(mask)}
                 if due and len(due | new) > _ROUND:
                     break
                 due |= new
-            known = self.ledger.version
-            self.ledger.complete(np.stack(list(due.values())))
-            if self.ledger.version == known:
+            known = self.measurements.version
+            self.measurements.complete(np.stack(list(due.values())))
+            if self.measurements.version == known:
                 return SPENT
             quiet = quiet + 1 if sum(entry.loss for entry in self._best()) >= total else 0
             if self._progress is not None:
-                self._progress("masks measured", len(self.ledger.entries), self.ledger.budget)
+                self._progress("masks measured", len(self.measurements.entries), self.measurements.budget)
 
     def _make_whole(self) -> None:
-        """Measure a chain through all sizes, where the search for single sizes left none.
+        """Measure a chain through all sizes, where the searches for single sizes left none.
 
-        Below the best of the last size players are put back one after another, by what that is expected to win.
+        It starts from the best mask of the last size and puts players back, each time those with most expected gain.
         """
         outer = self._measured(self.sizes[-1])[:1]
         if not outer or len(self._best()) == len(self.sizes):
@@ -158,10 +158,13 @@ class _Family:
                 mask = found
                 chain.append(found)
         if chain:
-            self.ledger.complete(np.stack(chain))
+            self.measurements.complete(np.stack(chain))
 
     def _within(self, mask: Masks, size: int) -> Masks | None:
-        """The mask of a size that removes nothing else than `mask` (bool [n]), of least expected loss, or None."""
+        """The mask of a size that removes only players that `mask` (bool [n]) removes, with the least expected loss.
+
+        None where no allowed mask does.
+        """
         fit = self.belief.fit
         ranks = fit.linear + fit.pairs @ ~mask
         ranks = np.where(mask, ranks + 2 * np.abs(ranks).sum() + 1, ranks)
@@ -174,9 +177,9 @@ class _Family:
         return None if found is None or (mask & ~found).any() else found
 
     def _near(self, best: Masks) -> list[Masks]:
-        """Allowed chains (bool [m, n]) near the best and near what the surrogate takes for the best.
+        """Allowed chains (bool [m, n]) near the best one, and near the one that the surrogate predicts to be best.
 
-        Those that are known whole are left out, and those with a mask that is known to be broken.
+        Chains that are measured completely are left out, and those with a mask of infinite loss.
         """
         fit = self.belief.fit
         tops = [climbed(fit, best, self._is_allowed)]
@@ -185,53 +188,56 @@ class _Family:
         return [chain for chain in once.values() if self._is_open(chain)]
 
     def _is_open(self, chain: Masks) -> bool:
-        found = [self.ledger.entries.get(mask.tobytes()) for mask in ~chain]
+        found = [self.measurements.entries.get(mask.tobytes()) for mask in ~chain]
         whole = [entry for entry in found if entry is not None and entry.whole]
         return len(whole) < len(found) and all(math.isfinite(entry.loss) for entry in whole)
 
     def _expect(self, chains: list[Masks]) -> tuple[Floats, Floats]:
-        """Expected totals of chains, float64 [C], and their standard deviations; what is measured is known."""
+        """Expected total losses of C chains, float64 [C], and their standard deviations; measured masks have none."""
         means, variances = np.zeros(len(chains)), np.zeros(len(chains))
         for row, chain in enumerate(chains):
-            whole = [self.ledger.knows_whole(mask) for mask in ~chain]
-            known = [self.ledger.entries[mask.tobytes()].loss for mask in ~chain[whole]]
+            whole = [self.measurements.knows_whole(mask) for mask in ~chain]
+            known = [self.measurements.entries[mask.tobytes()].loss for mask in ~chain[whole]]
             expected, covariance = self.belief.predict(~chain[~np.array(whole)])
             means[row], variances[row] = sum(known) + expected.sum(), covariance.sum()
         return means, np.sqrt(np.maximum(variances, 0.0))
 
-    def _best(self) -> list[Entry]:
+    def _best(self) -> list[MeasuredMask]:
         """The best family of measured masks."""
         found = [self._measured(size) for size in self.sizes]
         if not found[-1]:
-            self.runs[-1].choice(SPENT)  # says so
+            self.runs[-1].choice(SPENT)  # raises, since there is no mask to choose
         return best_chain(found)
 
-    def _measured(self, size: int) -> list[Entry]:
-        """Allowed masks of a size measured in full and finite, best first."""
+    def _measured(self, size: int) -> list[MeasuredMask]:
+        """Allowed masks of a size that were measured in full and are finite, best first."""
         return self.runs[self.sizes.index(size)].finalists()
 
     def _is_allowed(self, chain: Masks) -> bool:
         return self.allowed is None or all(self.allowed.check(mask) is None for mask in ~chain)
 
     def _cost(self) -> dict[str, Any]:
-        """Masks, and on a model passes over the text, since the last call."""
+        """Measured masks, and on a model passes over the text, since the last call."""
         counts = getattr(self.game, "evaluations", None)
-        now = (len(self.ledger.entries), 0 if counts is None else counts.token_evals)
+        now = (len(self.measurements.entries), 0 if counts is None else counts.token_evals)
         masks, tokens = now[0] - self._spent[0], now[1] - self._spent[1]
         self._spent = now
         if counts is None:
             return {"masks": masks}
         game: Any = self.game
-        return {"masks": masks, "passes": round(tokens / (game.skeleton.n_layers * game.windows.ids.numel()), 2)}
+        return {
+            "masks": masks,
+            "passes": round(tokens / (game.masked.skeleton.n_layers * game.masked.windows.ids.numel()), 2),
+        }
 
 
-def _removed(family: list[Entry]) -> Masks:
+def _removed(family: list[MeasuredMask]) -> Masks:
     chain = ~np.stack([entry.mask for entry in family])
     assert all((small <= large).all() for small, large in pairwise(chain))
     return chain
 
 
-def _step(entry: Entry, free: Entry) -> dict[str, Any]:
+def _step(entry: MeasuredMask, free: MeasuredMask) -> dict[str, Any]:
     removed, alone = (np.flatnonzero(~one.mask).tolist() for one in (entry, free))
     return {
         "n_removed": len(removed),

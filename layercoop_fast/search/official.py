@@ -1,7 +1,7 @@
-"""The published method, step by step: stratified masks, a surrogate, stratified marginals, the least are removed.
+"""The published method: stratified masks, a surrogate, stratified marginals; players of least marginal are removed.
 
-Source: arXiv 2602.07804. Two faults of the published code are not repeated: pairs with a NaN or infinite worth are
-dropped whole (there, the masks stayed and every later pair shifted), and the first masks are not thrown away.
+Source: arXiv 2602.07804. Two faults of the published code are corrected: a pair with a NaN or infinite worth is dropped
+as a whole (there, only the worth was dropped, which shifted all later pairs), and the first masks are used.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ EPOCHS = 300
 
 @dataclass(frozen=True, eq=False)
 class Contributions:
-    """Everything the method learns before a size is chosen: one run serves every size."""
+    """The contributions of the players, which do not depend on the size: one run serves every size.
+
+    Attributes:
+        values: contribution of each player on the surrogate; `values.method` names the estimator.
+        surrogate: of worths mapped to 0..1: see `details["mapped"]`.
+        n_masks: measured masks, those of unusable worth included.
+        details: estimator, samples, strata, number of dropped pairs, R² of the fit on its own pairs; ready for JSON.
+    """
 
     values: ShapleyValues
-    """What each player contributes on the surrogate; `values.method` names the estimator."""
     surrogate: PublishedSurrogate
-    """Of worths in 0..1: see `details["mapped"]`."""
     n_masks: int
-    """Measured masks, those of unusable worth included."""
     details: dict[str, Any]
-    """Estimator, samples, strata, pairs dropped, R² of the fit on its own pairs; ready for JSON."""
 
     def choice(self, n_remove: int, *, allowed: Allowed | None = None) -> Choice:
         """Remove the `n_remove` players of least contribution (see `least_valuable`)."""
@@ -56,9 +59,9 @@ def search(
     allowed: Allowed | None = None,
     progress: Progress | None = None,
 ) -> Choice:
-    """Remove the players of least published contribution; exactly `budget` masks (8,000) are asked, in one call.
+    """Remove the players of least contribution; exactly `budget` masks (8,000 by default) are measured, in one call.
 
-    For several sizes call `contributions` once and its `choice` for each; for worths already measured, `estimate`.
+    For several sizes call `contributions` once and its `choice` for each size; for measured worths call `estimate`.
     """
     check_n_remove(n_players_of(game), n_remove)
     return contributions(game, seed=seed, budget=budget, progress=progress).choice(n_remove, allowed=allowed)
@@ -73,9 +76,9 @@ def contributions(
     samples: int | None = None,
     progress: Progress | None = None,
 ) -> Contributions:
-    """Measure `budget` stratified masks (8,000 unless given) on the game, then `estimate` the published contributions.
+    """Measure `budget` stratified masks (8,000 by default) on the game, then `estimate` the published contributions.
 
-    The masks are `stratified_masks(n, budget, seed=seed, strata=strata)`, so those of an earlier run can be made again.
+    The masks are `stratified_masks(n, budget, seed=seed, strata=strata)`, so those of an earlier run are reproducible.
     """
     budget = DEFAULT_BUDGET if budget is None else budget
     if budget < 1:
@@ -95,16 +98,22 @@ def estimate(
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> Contributions:
-    """Fit the surrogate to measured masks `bool[M, n]` and worths `float64[M]`, and estimate contributions on it.
+    """Fit the surrogate to measured masks and worths, and estimate contributions on it.
 
-    `estimator` "stratified" is the published one: `stratified_marginals` over `samples` (80,000) fresh masks of the
-    same `strata`. "permutation" is the surrogate's Shapley value from `samples` (2,000) permutations, which are not
-    confined to strata. The network's values lie in 0..1, as perplexity ratios do. Where worths are negative (−NLL, −KL)
-    their range is mapped to 0..1 for the fit, and contributions are mapped back: `details["mapped"]` is the range.
-    Worths that are NaN or infinite are dropped with their masks and counted in `details["n_dropped"]`. With `device`
-    "cuda" a GPU takes the stratified marginals (the extra `triton`).
+    Args:
+        masks: bool [M, n].
+        worths: float64 [M]. The network's values lie in 0..1, as perplexity ratios do; where worths are negative (−NLL,
+            −KL) their range, `details["mapped"]`, is mapped to 0..1 for the fit, and contributions are mapped back.
+            Pairs with NaN or infinite worths are dropped and counted in `details["n_dropped"]`.
+        estimator: "stratified" is the published one, `stratified_marginals` over new masks of the same strata;
+            "permutation" is the surrogate's Shapley value from random permutations, which are not confined to strata.
+        samples: masks (80,000 by default) or permutations (2,000 by default) of the estimator.
+        seed: of the fit and of the samples.
+        strata: numbers of kept players; the published ones by default.
+        progress: called with ("epochs", done, total), and as by the estimator.
+        device: "cuda" computes stratified marginals on a GPU (needs the extra `triton`).
 
-    Raises `RequestError` for an unknown estimator and when no finite pair is left.
+    Raises `RequestError` for an unknown estimator and where no finite pair is left.
     """
     if estimator not in DEFAULT_SAMPLES:
         raise RequestError(f"unknown estimator {estimator!r}: the estimators are {', '.join(DEFAULT_SAMPLES)}")
@@ -126,7 +135,7 @@ def estimate(
         kept_worths = (kept_worths - low) / span
     surrogate = PublishedSurrogate.fit(kept_masks, kept_worths, seed=seed, epochs=EPOCHS, on_epoch=on_epoch)
     if estimator == "stratified":
-        # A stream of its own: with the bare seed these masks would begin with the very ones of the fit.
+        # Another seed sequence: with the seed alone these masks would begin with those of the fit.
         fresh = stratified_masks(n, samples, seed=[seed, 1], strata=strata)
         values = stratified_marginals(surrogate, fresh, progress=progress, device=device)
     else:

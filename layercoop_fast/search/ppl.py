@@ -1,4 +1,4 @@
-"""What removing each player alone does to the worth: perplexity in one shot.
+"""The worth when each player is removed alone, in one shot.
 
 Source: Shortened LLaMA, arXiv 2402.02834, the criterion PPL.
 """
@@ -20,10 +20,10 @@ def search(
     allowed: Allowed | None = None,
     progress: Progress | None = None,
 ) -> Choice:
-    """Remove the players without each of which, alone, the worth stays highest.
+    """Remove the players whose removal alone leaves the highest worth.
 
-    n masks are asked, in one call; the scores are minus their worths. A removal whose worth is no number counts as the
-    worst. Nothing is drawn, so `seed` has no effect. Raises `RequestError` when the budget is smaller than n.
+    n masks are measured in one call; the scores are minus their worths. A removal whose worth is NaN counts as the
+    worst. Nothing is random, so `seed` has no effect. Raises `RequestError` where the budget is smaller than n.
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)

@@ -1,4 +1,4 @@
-"""Which masks to look at next: neighbours of good ones, what a surrogate predicts, and what measuring each may gain."""
+"""Masks to measure next: neighbours of good ones, the best predicted ones, and what measuring each may gain."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from layercoop_fast.search.base import Allowed
 from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion
 
-# Swaps of a climb that are tried for being allowed, masks around a top that are proposed, and the least gain of a step
-# in units of the noise.
+# Swaps of a climb that are checked against the family, masks around a local optimum that are proposed, and the least
+# gain of a step in units of the noise.
 _TRIED, _AROUND, _GAIN = 200, 8, 1e-6
-# Of unequal targets: prices of a unit saved, in units of the first cover's, climbs, and neighbours looked at a step.
+# For unequal targets: prices of a unit saved, relative to the first cover's; climbs; neighbours considered in a step.
 _PRICES, _COVER_CLIMBS, _NEAR = (0.3, 0.6, 1.0, 1.5, 3.0), 3, 200
 
 
@@ -31,7 +31,7 @@ def additions(parents: Sequence[Masks]) -> Masks:
 
 
 def swaps(parents: Sequence[Masks]) -> Masks:
-    """Each parent (bool [n]) with a kept and a removed player in each other's place: bool [M, n], repeats included."""
+    """Each parent (bool [n]) with a kept and a removed player exchanged: bool [M, n], repeats included."""
     rows = []
     for parent in parents:
         kept, removed = np.flatnonzero(parent), np.flatnonzero(~parent)
@@ -44,10 +44,10 @@ def swaps(parents: Sequence[Masks]) -> Masks:
 
 
 def predicted_best(fit: Expansion, starts: Sequence[Masks], allowed: Allowed | None = None) -> Masks:
-    """Masks of least expected loss, of the size of the starts (bool [n], allowed), as climbs by swaps find them.
+    """Masks of low expected loss that climbs by swaps find from allowed starts (bool [n]), bool [M, n].
 
-    Removing i instead of j changes the loss by m_i − m_j − b_ij, with m = a + b R, so all swaps are known at once. The
-    best allowed swap is made until none gains; the top and what is around it are returned, bool [M, n].
+    Removing i instead of j changes the loss by m_i − m_j − b_ij, with m = a + b R, so the change of every swap is known
+    at once. The best allowed swap is made until none gains; the local optimum and its best neighbours are returned.
     """
     found: dict[bytes, Masks] = {}
     for start in starts:
@@ -73,10 +73,11 @@ def predicted_best(fit: Expansion, starts: Sequence[Masks], allowed: Allowed | N
 
 
 def fitted(fit: Expansion, target: Target, mask: Masks, allowed: Allowed | None, price: float = 0.0) -> Masks:
-    """`mask` (bool [n]) made to meet an unequal target: players removed by expected loss and cost, then trimmed.
+    """`mask` (bool [n]) changed to meet an unequal target: players removed by expected loss and cost, then trimmed.
 
-    With a price of 0 the player of least expected loss for what it saves goes next; with another, that of least
-    expected loss beyond the price of what it saves. What is allowed decides among single removals, as far as it can.
+    With a price of 0 the next player removed is that of the least expected loss per cost saved; with another price, the
+    one of the least expected loss minus the price of the cost saved. Removals after which no allowed mask can be
+    reached are skipped.
     """
     mask = mask.copy()
     marginals = fit.linear + fit.pairs @ ~mask
@@ -93,14 +94,15 @@ def fitted(fit: Expansion, target: Target, mask: Masks, allowed: Allowed | None,
             mask[player] = True
             continue
         marginals = marginals + fit.pairs[player]
-    # What putting a player back is expected to win back.
+    # The value of a removed player is the expected gain of putting it back.
     return target.trimmed(mask, fit.linear + fit.pairs @ ~mask)
 
 
 def predicted_covers(fit: Expansion, target: Target, allowed: Allowed | None, rng: np.random.Generator) -> Masks:
-    """Wanted masks of low expected loss for an unequal target: greed at several prices, then exchanges while they gain.
+    """Wanted masks of low expected loss for an unequal target, bool [M, n].
 
-    An exchange swaps two players or adds one, and fits what comes out.
+    Greedy covers at several prices are improved by exchanges while these gain. An exchange swaps two players or removes
+    one more, and `fitted` makes the result meet the target.
     """
     n = fit.n_players
     everything = np.ones(n, dtype=np.bool_)
@@ -129,11 +131,16 @@ def predicted_covers(fit: Expansion, target: Target, allowed: Allowed | None, rn
 
 
 def expected_improvement(means: Floats, deviations: Floats, best: float) -> Floats:
-    """By how much each candidate is expected to lie below `best` (0 where above): float64 [M].
+    """Expected improvement of each candidate's loss below `best`, counting 0 where it is above: float64 [M].
 
-    With a normal loss of mean μ and standard deviation s, (best − μ) Φ(z) + s φ(z), z = (best − μ) / s. Where nothing
-    is measured yet (`best` infinite) the candidates rank by their means, all of them worth measuring.
+    For a normal loss of mean μ and standard deviation s it is (best − μ) Φ(z) + s φ(z), z = (best − μ) / s. Where no
+    mask is measured yet (`best` is infinite), it is a positive number that decreases with the mean.
     Source: Jones, Schonlau and Welch (1998).
+
+    Args:
+        means: float64 [M].
+        deviations: float64 [M].
+        best: the loss to improve on.
     """
     if math.isinf(best):
         ranked: Floats = np.exp(means.min() - means) + 1.0
@@ -148,10 +155,17 @@ def expected_improvement(means: Floats, deviations: Floats, best: float) -> Floa
 
 
 def choose(means: Floats, covariance: Floats, best: float, noise: float, count: int) -> list[int]:
-    """Up to `count` candidates to measure together, by expected improvement.
+    """Rows of up to `count` candidates to measure together, by expected improvement.
 
-    After each the covariance is what it will be once that one is measured, so that a batch is not eight times the same
-    question. Candidates that add nothing any more are left out.
+    After each choice the covariance is updated as if that candidate were measured, so that the batch does not consist
+    of nearly equal masks. Candidates without expected improvement are left out.
+
+    Args:
+        means: float64 [M], expected losses.
+        covariance: float64 [M, M], of the losses.
+        best: the loss to improve on.
+        noise: standard deviation of a measurement.
+        count: most candidates.
     """
     covariance = covariance.copy()
     chosen: list[int] = []

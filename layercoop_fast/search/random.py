@@ -1,4 +1,4 @@
-"""The best of a few random masks: what every cleverer method has to beat."""
+"""The best of a few random masks: a baseline for other methods."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def search(
     allowed: Allowed | None = None,
     progress: Progress | None = None,
 ) -> Choice:
-    """Draw `budget` masks (3 unless given) that remove `n_remove` players, ask them in one call, take the best.
+    """Draw `budget` masks (3 by default) that remove `n_remove` players, measure them in one call, take the best.
 
-    Removing the least of independent uniform scores is a uniform mask of the size. A draw that is not allowed becomes
-    the allowed mask of least such scores: still random, though not uniform. NaN worths rank last. `progress` has
-    nothing to tell of a single call.
+    Removing the players of least independent uniform scores gives a uniform mask of the size. A draw that is not
+    allowed is replaced by the allowed mask that removes the least total score: random, but not uniform. NaN worths rank
+    last. `progress` is not called.
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)

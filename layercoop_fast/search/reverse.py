@@ -1,4 +1,4 @@
-"""Remove the last players: the rule of thumb that late layers matter least, and nothing is measured."""
+"""Remove the last players, by the rule of thumb that late layers matter least; nothing is measured."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def search(
     allowed: Allowed | None = None,
     progress: Progress | None = None,
 ) -> Choice:
-    """Remove the last `n_remove` players, or the allowed set that lies furthest to the end.
+    """Remove the last `n_remove` players, or the allowed set of the highest total index.
 
-    No mask is asked and nothing is drawn, so `seed`, `budget` and `progress` have no effect.
+    No mask is measured and nothing is random, so `seed`, `budget` and `progress` have no effect.
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)

@@ -1,10 +1,10 @@
-"""More text until it is settled which mask is the best: the finalists of a search, on a growing number of windows.
+"""The settle stage: the finalists of a search are measured on more and more windows until the best one is certain.
 
-A search ends with a best mask and others that are nearly as good, and on few windows the order of these is partly luck.
-Here the best wanted masks that the search has measured go on, and as long as the probability that the
-second is better than the first (`game/bootstrap.py`) is above a level, windows are added and both are asked again. A
-step takes W windows of a text to 2W − 1: the new ones lie half-way between the old, so that nothing is measured twice.
-The search is not repeated: a mask that it never measured does not come in.
+A search ends with a best mask and others that are nearly as good, whose order on few windows is partly chance. While
+the probability that the second best is better than the best (`game/bootstrap.py`) is above a level, windows are added
+and the best wanted masks of the search are measured on them. A step increases W windows of a text to 2W − 1: the new
+ones lie half-way between the old ones, so that no window is measured twice. The search is not repeated: masks that it
+did not measure are not considered.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.bootstrap import probability_better
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.staged import beside, hand_over, on_windows, same_bits
 from layercoop_fast.game.utility import Utility
-from layercoop_fast.masked.scores import Scores
+from layercoop_fast.masked.scores import Scores, joined, same_bits
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.search.base import Choice, finite_or_none
 from layercoop_fast.search.finalists import best_measured
@@ -28,27 +27,29 @@ from layercoop_fast.texts.calibration import Calibration
 from layercoop_fast.texts.domains import one_domain
 from layercoop_fast.texts.mixture import grown_from
 
-MOST_WINDOWS = 160
-"""Windows of each text at which growing ends unless told otherwise."""
-# Masks that go on from the search.
+# Masks of the search that are measured on more windows.
 _FINALISTS = 8
 
 
 def check_settling(game: ModelGame, level: float, most_windows: int) -> None:
-    """Raise `RequestError` for what `settle` cannot do: to be called before a search."""
+    """Raise `RequestError` where `settle` would not work; to be called before a search."""
     if not 0 < level < 0.5:
-        raise RequestError(f"--settle {level:g} is no probability between 0 and 0.5 that the next-best mask is better")
+        raise RequestError(
+            f"settle= must be a probability between 0 and 0.5 that the second-best mask is better, not {level:g}"
+        )
     if not isinstance(game.utility, Utility) or game.utility.parts is None:
         raise RequestError(
-            f"--settle adds windows of text, and {game.utility.name} is no mean over such: use nll or kl"
+            f"settle= adds windows of text, and {game.utility.name} is not a mean over windows: use nll or kl"
         )
     each = windows_of_each(game.calibration)
     if most_windows < each:
-        raise RequestError(f"--most-windows {most_windows} is less than the {each} windows of each text to begin with")
+        raise RequestError(
+            f"most_windows= must be at least the {each} windows of each text to begin with, not {most_windows}"
+        )
 
 
 def windows_of_each(calibration: Any) -> int:
-    """Windows of each text of a calibration."""
+    """Number of windows of each text of a calibration."""
     texts = 1 if calibration.domains is None else len(calibration.domains.weights)
     return int(calibration.ids.shape[0]) // texts
 
@@ -64,18 +65,20 @@ def settle(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[ModelGame, Choice]:
-    """The best finalist on as much text as it takes, and the game on that text.
+    """Find the best finalist on a growing number of windows.
 
     Args:
-        game: what was searched on, after `check_settling`.
-        choice: what the search found; it is among the finalists.
-        level: the probability that the second is better which is low enough, 0 to 0.5.
-        most_windows: windows of each text that are not exceeded.
-        cut: from a number of windows of each text to them, cut from the texts of the game.
-        wanted: which masks (bool [n]) may win.
+        game: that was searched, after `check_settling`.
+        choice: result of the search; it is one of the finalists.
+        level: the stage ends when the probability that the second best is better is at most this, 0 to 0.5.
+        most_windows: of each text.
+        cut: gives the calibration of a number of windows of each text of the game.
+        wanted: whether a mask (bool [n]) may be chosen.
+        seed: of the resampling.
+        progress: called with ("windows of each text", done, most).
 
-    The choice's `details["settled"]` says for each number of windows which mask led and how sure that was, and why
-    growing ended.
+    Returns the game on the text that was used last, and the choice. Its `details["settled"]` states for each number of
+    windows the best mask, how certain that was, and why the stage ended.
     """
     calibration = game.calibration
     assert isinstance(calibration, Calibration)
@@ -116,39 +119,38 @@ def settle(
             break
         try:
             calibration, added = grown_from(calibration, cut(wished))
-        except RequestError as error:  # the text is too short
+        except RequestError as error:  # the text is too short for more windows
             stopped = str(error)
             break
-        more = on_windows(game, added)
-        scores = beside([scores, _scores(more, masks)])
-        more.windows.free()
+        more = game.view(text=added)
+        scores = joined([scores, _scores(more, masks)])
+        more.masked.windows.free()
     searched = np.flatnonzero(~choice.mask).tolist()
     found = {"level": level, "stopped": stopped, "finalists": len(masks), "searched": searched, "steps": steps}
     if calibration is game.calibration:
         return game, replace(choice, mask=leader, details={**choice.details, "settled": found})
-    grown = on_windows(game, calibration)
-    grown.evaluations, grown.charged = game.evaluations, game.charged  # it goes on in that game's place
+    grown = game.view(text=calibration, counts=game.evaluations)  # it replaces the game
     _tell(grown, masks, scores)
     return grown, replace(choice, mask=leader, details={**choice.details, "settled": found})
 
 
 def _scores(game: ModelGame, masks: Masks) -> Scores:
-    """Of the full model and the masks, float64 [1 + M, W]."""
+    """Window scores of the full model and the masks, float64 [1 + M, W]."""
     return game.window_scores(np.concatenate([np.ones_like(masks[:1]), masks]))
 
 
 def _rises(game: ModelGame, scores: Scores) -> Floats:
-    """What the losses of masks rose by on each window, float64 [M, W]."""
+    """Increase of the masks' losses on each window over the full model's, float64 [M, W]."""
     assert isinstance(game.utility, Utility)
     return game.utility.window_losses(scores.nll[1:], scores.kl[1:], scores.nll[:1], scores.kl[:1])
 
 
 def _tell(grown: ModelGame, masks: Masks, scores: Scores) -> None:
-    """Let the game on all windows know the finalists, which a repair may be tried on.
+    """Hand the scores of the finalists to the game on all windows, for the repair stage.
 
-    Where windows have other bits among many than among few (see `StagedGame`) it measures them itself.
+    Where a window's scores differ in bits between large and small batches (see `StagedGame`), it measures them itself.
     """
     if same_bits(grown.window_scores(np.ones_like(masks[:1])), Scores(scores.nll[:1], scores.kl[:1])):
-        hand_over(grown, masks, Scores(scores.nll[1:], scores.kl[1:]))
+        grown.learn(masks, Scores(scores.nll[1:], scores.kl[1:]))
     else:
         grown.window_scores(masks)

@@ -1,4 +1,4 @@
-"""Greedy removal: the player whose removal hurts least goes, then the next is sought among those left.
+"""Greedy removal: the player whose removal costs least worth is removed, then the next among those left.
 
 Source: SLEB, arXiv 2402.09025.
 """
@@ -21,6 +21,7 @@ def search(
 ) -> Choice:
     """Remove one player at a time, each time the one without which the game's worth is highest (`search.greedy`).
 
-    Nothing is drawn, so `seed` has no effect. Raises `RequestError` when the budget is smaller than what greed asks.
+    Nothing is random, so `seed` has no effect. Raises `RequestError` where the budget is smaller than the number of
+    masks that greedy removal measures.
     """
     return greedy(game, n_remove, method="sleb", budget=budget, allowed=allowed, progress=progress)

@@ -1,7 +1,8 @@
-"""How much has to go: so many players, or players that cost so much together.
+"""How much has to be removed: a number of players, or players of a total cost.
 
-A set of removed players is *wanted* when it saves at least the target and no player of it can be put back: with equal
-costs all sets of one size, with unequal ones (halves of blocks, say) the minimal covers of a knapsack.
+A set of removed players is *wanted* if it saves at least the target, and would not without any one of them. With equal
+costs these are all sets of one size; with unequal costs (halves of blocks, for example) the minimal covers of a
+knapsack.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class Target:
     """What the removed players have to save together.
 
     Attributes:
-        costs: float64 [n], what removing each player saves, 0 at least.
-        least: what is to be saved, in the same unit.
+        costs: float64 [n], saved by removing each player, at least 0.
+        least: to be saved in total, in the same unit.
         must_go: bool [n], players that are never put back, or None.
-        n_remove: the number of players, where it is a number that is wanted.
+        n_remove: number of players to remove, where the target is a number; else None.
     """
 
     costs: Floats
@@ -37,18 +38,18 @@ class Target:
 
     @classmethod
     def of_count(cls, n_players: int, n_remove: int) -> Target:
-        """`n_remove` players, whichever."""
+        """The removal of any `n_remove` players."""
         return cls(np.ones(n_players), float(n_remove), n_remove=n_remove)
 
     @property
     def size(self) -> int:
-        """How many players of mean cost that takes, from 1 to n − 1."""
+        """Number of players of mean cost that meet the target, from 1 to n − 1."""
         n = len(self.costs)
         mean = float(self.costs.mean())
         return int(np.clip(np.ceil(self.least / mean - _ROUNDING), 1, max(n - 1, 1))) if mean > 0 else 1
 
     def saved(self, mask: Masks) -> float:
-        """What the players that `mask` (bool [n]) removes cost."""
+        """Total cost of the players that `mask` (bool [n]) removes."""
         return float(self.costs[~mask].sum())
 
     def met(self, mask: Masks) -> bool:
@@ -58,23 +59,24 @@ class Target:
         return bool(mask.any()) and self.saved(mask) >= self.least * (1 - _ROUNDING)
 
     def wants(self, mask: Masks) -> bool:
-        """Whether `mask` (bool [n]) saves enough and would not without any one of the players it removes."""
+        """Whether `mask` (bool [n]) saves enough, and would not if any one of its removed players were put back."""
         if self.n_remove is not None:
             return int(np.count_nonzero(mask)) == len(mask) - self.n_remove
         return self.met(mask) and not len(self._spare(mask))
 
     def trimmed(self, mask: Masks, values: Floats) -> Masks:
-        """`mask` (bool [n]) with players put back as long as the target stays met, those of highest value first."""
+        """`mask` (bool [n]) with players put back while the target stays met, by descending `values` (float64 [n])."""
         mask = mask.copy()
         while len(spare := self._spare(mask)):
             mask[spare[np.argmax(values[spare])]] = True
         return mask
 
     def least_valuable(self, scores: Floats, allowed: Allowed | None) -> Masks:
-        """The players of least score go (bool [n]): of the number wanted, or one more at a time until enough is saved.
+        """The mask (bool [n]) without the players of least score (float64 [n]) that meets the target.
 
-        Then those that can stay are put back, the highest score first. Where no such number is enough, since a dear
-        player of high score has to go, that is done to the dearest mask. `RequestError` where nothing allowed does.
+        For unequal costs, players are removed until enough is saved, and those whose removal is not needed are put
+        back, the highest score first. Where no number of players suffices, because an expensive player of high score
+        has to go, `most_saving` is trimmed instead. `RequestError` where no allowed mask meets the target.
         """
         if self.n_remove is not None:
             return least_valuable(scores, self.n_remove, allowed)
@@ -86,12 +88,12 @@ class Target:
                 continue  # the family may have members of other sizes
             if self.met(mask):
                 return self.trimmed_within(mask, scores, allowed)
-        return self.trimmed_within(self.dearest(allowed), scores, allowed)
+        return self.trimmed_within(self.most_saving(allowed), scores, allowed)
 
-    def dearest(self, allowed: Allowed | None) -> Masks:
+    def most_saving(self, allowed: Allowed | None) -> Masks:
         """The allowed mask (bool [n]) that keeps the fewest players and saves enough.
 
-        Raises `RequestError` where none does, naming the most that one saves.
+        Raises `RequestError` where none saves enough; it states the most that one saves.
         """
         n, most = len(self.costs), 0.0
         for n_kept in range(1, n):
@@ -105,16 +107,16 @@ class Target:
         share = most / float(self.costs.sum()) if self.costs.any() else 0.0
         raise RequestError(
             f"no allowed mask saves {self.least:.6g} of the players' {self.costs.sum():.6g}: the nearest saves "
-            f"{most:.6g}, {share:.1%} of it"
+            f"{most:.6g}, {share:.1%} of the total"
         )
 
     def trimmed_within(self, mask: Masks, values: Floats, allowed: Allowed | None) -> Masks:
-        """`trimmed`, or the mask itself where that is not allowed."""
+        """`trimmed`, or `mask` (bool [n]) itself where the trimmed one is not allowed; `values` is float64 [n]."""
         trimmed = self.trimmed(mask, values)
         return trimmed if allowed is None or allowed.check(trimmed) is None else mask
 
     def leads_on(self, mask: Masks, allowed: Allowed | None) -> bool:
-        """Whether an allowed mask can be had that removes what `mask` (bool [n]) removes, and more if need be."""
+        """Whether an allowed mask meets the target that removes what `mask` (bool [n]) removes, and possibly more."""
         if allowed is None or allowed.check(mask) is None:
             return True
         removed = int((~mask).sum())
@@ -126,7 +128,7 @@ class Target:
         return False
 
     def _spare(self, mask: Masks) -> Any:
-        """Players that `mask` removes without need, intp [·]."""
+        """Players whose removal by `mask` (bool [n]) is not needed, intp [·]."""
         free = ~mask if self.must_go is None else ~mask & ~self.must_go
         surplus = self.saved(mask) - self.least * (1 - _ROUNDING)
         return np.flatnonzero(free & (self.costs <= surplus))

@@ -1,4 +1,4 @@
-"""First-order importance: what zeroing a player's weights would do to the loss, as its gradient foretells.
+"""First-order importance: what zeroing a player's weights would do to the loss, as its gradient predicts.
 
 Source: Shortened LLaMA, arXiv 2402.02834, the criterion Taylor.
 """
@@ -24,8 +24,8 @@ def search(
     """Remove the players of least Σ |w · ∂L/∂w| over their weights, by one forward and one backward pass.
 
     Needs a game that offers `taylor_importance(progress) -> float64[n]`, and raises `RequestError` for one that does
-    not. No mask is asked and nothing is drawn, so `seed` and `budget` have no effect. Importances that are no numbers
-    count as the highest.
+    not. No mask is asked and nothing is drawn, so `seed` and `budget` have no effect. NaN importances count as the
+    highest.
     """
     n = n_players_of(game)
     check_n_remove(n, n_remove)

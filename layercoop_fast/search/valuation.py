@@ -1,4 +1,4 @@
-"""From measured worths to what each player is worth, with intervals end to end: fit, estimate, and say what is open."""
+"""From measured worths to the Shapley value of each player, with intervals for all sources of error."""
 
 from __future__ import annotations
 
@@ -24,38 +24,44 @@ from layercoop_fast.surrogate.uncertainty import Intervals, intervals, text_boot
 from layercoop_fast.texts.domains import Domains
 
 EXACT_UP_TO, EXACT_ON_GPU = 24, 36
-"""Players up to which all masks of the surrogate are gone through unless told otherwise: a few seconds (on a GPU as
-predicted, not measured)."""
+"""Number of players up to which all masks of the surrogate are enumerated by default: a few seconds (the one for GPUs
+is predicted, not measured)."""
 PERMUTATIONS = 2_000
 
-# Branch and bound of each size on the pairwise ridge: enough where it closes; where it does not, time does not help.
+# Limits of branch and bound for each size on the pairwise ridge: where they do not suffice, more time rarely helps.
 _NODES, _SECONDS = 2_000, 1.0
-# Utilities whose worth, on the scale of the fit, is the mean over the windows of a negative NLL (and a constant).
+# Utilities whose worth, on the scale of the fit, is the mean over the windows of a negative NLL (plus a constant).
 _MEANS_OF_WINDOWS = ("ppl_ratio", "nll")
-_MOST_ON_GPU = 44  # players whose masks a GPU goes through
-_MOST_PAIRED = 64  # players; beyond it the bootstrap of the text fits players alone: pairs would take minutes
+_MOST_ON_GPU = 44  # most players whose masks a GPU enumerates
+_MOST_PAIRED = 64  # with more players the bootstrap of the text fits no pairs, which would take minutes
 
 
 @dataclass(frozen=True, eq=False)
 class Valuation:
-    """What `value_players` found. All values are on the scale of the fit: nats of log worth, as a rule."""
+    """The result of `value_players`. All values are on the scale of the fit: usually nats of log worth.
+
+    Attributes:
+        players: a name for each player, as `Worths.player_names`.
+        surrogate: that the values are computed on.
+        method: "exact" (every mask of the surrogate) or "permutation".
+        intervals: the values with their errors.
+        n_dropped: pairs left out because their worth is not finite.
+        text_counts: whether the choice of text is one of the sources of error; not where the worth is not a mean over
+            windows.
+        interactions: float64 [n, n], Shapley interaction index of every pair, where requested.
+        best: the best masks by number of kept players, 0 to n, where requested; `worths` are on the scale of the fit.
+        pairs_from: the game of the last two: the "surrogate", enumerated, or a "pairwise ridge" for too many players.
+    """
 
     players: list[str]
-    """A name for each player, as `Worths.player_names`."""
     surrogate: Surrogate
     method: str
-    """ "exact" (every mask of the surrogate) or "permutation"."""
     intervals: Intervals
     n_dropped: int
-    """Pairs left out because their worth is not finite."""
     text_counts: bool
-    """Whether the text is among the sources of error; it is not where the worth is no mean over windows."""
     interactions: Floats | None
-    """`float64[n, n]`: Shapley interaction index of every pair, if asked for."""
     best: list[TopMasks]
-    """By number of kept players, 0 to n: the best masks, if asked for. `worths` are on the scale of the fit."""
     pairs_from: str
-    """What the last two are of: the "surrogate", played exhaustively, or a "pairwise ridge" where it is too wide."""
 
 
 def value_players(
@@ -69,21 +75,31 @@ def value_players(
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> Valuation:
-    """Fit a `Surrogate` to measured worths, and take Shapley values on it with `Intervals`.
+    """Fit a `Surrogate` to measured worths, and compute Shapley values on it with `Intervals`.
 
-    Up to 24 players every mask of the surrogate is gone through, which leaves no sampling error; beyond, and where
-    `permutations` are given, that many orders of arrival are sampled (2,000 unless given). `interactions` asks for the
-    Shapley interaction index of every pair and `best` for so many best masks of each size. Up to 36 players both go
-    through all masks of the surrogate; beyond, they are those of a pairwise ridge fitted to the same worths, whose
-    interactions are its coefficients, and whose best masks come from `best_masks` (proven where its bound closes).
-    With `device` "cuda" a GPU goes through all masks (the extra `triton`): unless told otherwise up to 36 players, and
-    for interactions and best masks up to 44.
+    Up to 24 players every mask of the surrogate is enumerated, which leaves no sampling error. With more players, or
+    where `permutations` is given, random permutations are sampled. Interactions and best masks are enumerated up to 36
+    players; with more, they are those of a pairwise ridge fitted to the same worths: its coefficients, and the masks
+    that `best_masks` finds (proven where its bound closes). A GPU enumerates up to 36 players by default, and up to 44
+    for interactions and best masks.
 
-    The spread over the networks is from the masks measured (`clusters` `int64[M]`: those drawn together, as a `Sample`
-    says; without them each counts as drawn alone), that over drawings of the windows from the text
-    (`text_bootstrap`); the latter is left out for worths that are no mean over windows, and for a single window.
-    Raises `RequestError` when no worth is finite, and for interactions of more players than a pairwise ridge takes (140
-    or so).
+    The intervals cover the choice of masks, from the spread over the surrogate's networks, and the choice of text, from
+    resampled windows (`text_bootstrap`); the latter is left out for worths that are not a mean over windows, and for a
+    single window.
+
+    Args:
+        measured: M masks of n players and their worths.
+        clusters: int64 [M], equal for masks that were drawn together, as in a `Sample`; by default each counts as drawn
+            alone.
+        permutations: number of permutations to sample, 2,000 by default where they are needed.
+        seed: of everything random.
+        interactions: compute the Shapley interaction index of every pair.
+        best: number of best masks of each size.
+        progress: called with (stage, done, total).
+        device: "cuda" enumerates on a GPU (needs the extra `triton`).
+
+    Raises `RequestError` where no worth is finite, and for interactions of more players than a pairwise ridge takes
+    (about 140).
     """
     n = measured.masks.shape[1]
     masks, worths, n_dropped = finite_pairs(measured.masks, measured.worths)
@@ -91,7 +107,7 @@ def value_players(
         raise RequestError(f"none of {n_dropped} worths is finite: nothing to fit a surrogate to")
     if (distinct := len(np.unique(masks, axis=0))) <= n:
         raise RequestError(
-            f"{distinct} distinct masks of finite worth cannot tell {n} players apart: measure {n + 1} at least"
+            f"{distinct} distinct masks of finite worth cannot distinguish {n} players: measure at least {n + 1}"
         )
     if clusters is not None:
         clusters = clusters[np.isfinite(measured.worths)]
@@ -140,14 +156,14 @@ def _best_of_pairwise(game: PairwiseGame, top: int, seed: int, progress: Progres
 
 
 def _exact(game: Game, device: str) -> ShapleyValues:
-    """Exact Shapley values of what `intervals` asks about: the ensemble and its members, which are networks."""
+    """Exact Shapley values of the games that `intervals` passes: the ensemble and its members, which are networks."""
     assert isinstance(game, NetworkGame)
     values = enumerate_masks(game, device=device).shapley()
     return ShapleyValues(values, np.zeros(game.n_players), 2**game.n_players, "exact")
 
 
 def _text_draws(measured: Worths, seed: int) -> Floats | None:
-    """Contributions from each drawing of the windows, `float64[B, n]`; None where the text cannot be asked about."""
+    """Contributions from each resampling of the windows, `float64[B, n]`; None where windows cannot be resampled."""
     usable = measured.fingerprints.get("utility") in _MEANS_OF_WINDOWS
     if not usable or len(measured.window_tokens) < 2:
         return None

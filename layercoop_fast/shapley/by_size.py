@@ -1,4 +1,4 @@
-"""What players are worth at chosen sizes, from masks that are measured already, with standard errors by clusters."""
+"""What players are worth at the sizes of masks that are already measured, with standard errors by clusters."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ _ROUNDING = 1e-10
 
 
 def size_values(masks: Masks, worths: Floats, *, clusters: npt.NDArray[np.int64] | None = None) -> ShapleyValues:
-    """Return what each player adds at the sizes the masks have, every size alike, from `bool[M, n]` and `float64[M]`.
+    """What each player adds at the sizes of masks `bool[M, n]` with worths `float64[M]`; all sizes have equal weight.
 
     At size k the contribution of player i is that of the linear function nearest to v over all masks of k players,
 
         u_i(k) = (n − 1)/n · (mean of v over those with i − mean of v over those without i),
 
-    what it brings to keep i rather than another one. The values are the mean of u over the sizes 1..n − 1 that occur;
+    the gain of keeping i rather than another player. The values are the mean of u over the sizes 1..n − 1 that occur;
     they sum to 0. Where all of these sizes and both ends (none and all players) occur, the Shapley values are
     φ_i = (v(all) − v(none)) / n + u_i, and these are returned instead.
 
-    Each row counts for 1 / (rows of its size · k (n − k)), so that one weighted least-squares fit with a constant for
-    each size gives the mean. It is consistent where the rows of each size are uniform, dependent or not; `worths` need
-    be near no linear function.
+    Each row has the weight 1 / (rows of its size · k (n − k)), so that one weighted least-squares fit with a constant
+    for each size gives the mean. It is consistent where the rows of each size are uniform, dependent or not; `worths`
+    need not be nearly linear.
 
-    `stderr` is the cluster jackknife: the root of the sum of squares of what the values lose when all rows of one
-    cluster are left out at once, weights kept. `clusters` `int64[M]` are those of a `Sample`; without them every row
-    stands for itself. Sources: Charnes et al., 1988 (values as least squares); Bell and McCaffrey, 2002 (CR3).
+    `stderr` is the cluster jackknife: the root of the sum of squares of the changes of the values when all rows of one
+    cluster are left out at once, with weights unchanged. `clusters` `int64[M]` are those of a `Sample`; without them
+    every row is a cluster. Sources: Charnes et al., 1988 (values as least squares); Bell and McCaffrey, 2002 (CR3).
 
-    Raises `RequestError` for arrays that do not fit together, worths that are not finite, and masks too few to tell the
-    players apart.
+    Raises:
+        RequestError: for arrays that do not fit together, worths that are not finite, and masks too few to tell the
+            players apart.
 
     Example:
         >>> import numpy as np
@@ -59,7 +60,7 @@ def size_values(masks: Masks, worths: Floats, *, clusters: npt.NDArray[np.int64]
     distinct = np.unique(sizes)
     for size in distinct:
         of_size = sizes == size
-        # The covariance of uniform masks of this size is k (n − k) / (n (n − 1)) times what is common to all sizes.
+        # The covariance of uniform masks of this size is k (n − k) / (n (n − 1)) times a matrix common to all sizes.
         weights[of_size] = n * (n - 1) / (size * (n - size) * of_size.sum() * len(distinct))
         rows[of_size] -= rows[of_size].mean(axis=0)
         target[of_size] -= target[of_size].mean()
@@ -93,9 +94,9 @@ def _left_out(
     groups: npt.NDArray[np.intp],
     sizes: npt.NDArray[np.intp],
 ) -> Floats:
-    """Return what the values lose without each cluster, `float64[G, n]`: (XᵀWX)⁻¹ X_gᵀ W_g (1 − H_gg)⁻¹ e_g.
+    """Return the change of the values without each cluster, `float64[G, n]`: (XᵀWX)⁻¹ X_gᵀ W_g (1 − H_gg)⁻¹ e_g.
 
-    The hat matrix H holds the constants of the sizes as well: a row is 1 / (rows of its size) of its own constant.
+    The hat matrix H includes the constants of the sizes: a row is 1 / (rows of its size) of its own constant.
     """
     influence = weights[:, None] * (rows @ inverse)  # [M, n]
     of_size = np.bincount(sizes)
@@ -109,7 +110,7 @@ def _left_out(
         size = sizes[members]
         left = np.eye(count) - rows[members] @ influence[members].transpose(0, 2, 1)
         left -= (size[:, :, None] == size[:, None, :]) / of_size[size][:, None, :]
-        # Where a cluster alone tells some players apart nothing is left to judge it by: that part of it is left out.
+        # Where only this cluster tells some players apart nothing is left to judge it by: that part is left out.
         freed = np.linalg.pinv(left, rcond=_ROUNDING) @ residual[members][:, :, None]
         scores[alike] = (influence[members] * freed).sum(axis=1)
     return scores

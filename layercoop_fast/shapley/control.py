@@ -1,7 +1,7 @@
-"""Control variates: a game close to the one in question, whose Shapley values are known.
+"""Control variates: games of known Shapley values that are close to the game in question.
 
-What two games have in common need not be sampled. With a control c of known values φ(c), an estimator works on the
-difference v − β·c, whose marginals vary less the closer c follows v, and adds β·φ(c) back.
+What two games have in common need not be sampled. With a control c of known values φ(c), an estimator samples the
+difference v − β·c, whose marginals vary less the closer c is to v, and adds β·φ(c).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.pairwise import PairwiseGame
 from layercoop_fast.masks.types import Floats, Game, Masks
 
-# Ridge of `fit_pairwise`, as a share of the mean variance of a feature: settles what the sample leaves open.
+# Ridge of `fit_pairwise`, as a share of the mean variance of a feature: it decides what the sample does not.
 _RIDGE = 1e-3
 # Masks whose features are held at a time.
 _BLOCK = 1 << 12
@@ -24,10 +24,11 @@ _BLOCK = 1 << 12
 class Control:
     """A game and its exact Shapley values: a `PairwiseGame`, or a surrogate whose 2ⁿ masks were enumerated.
 
-    The values are taken at their word: an error in them goes into every estimate made with the control.
+    The values are not checked: an error in them goes into every estimate made with the control.
 
     Attributes:
-        values: `float64[n]`, the exact Shapley values of `game`.
+        game: the control.
+        values: `float64[n]`, its exact Shapley values.
 
     Example:
         >>> import numpy as np
@@ -51,12 +52,12 @@ class Control:
 
     @classmethod
     def pairwise(cls, game: PairwiseGame) -> Control:
-        """Return the control whose values are known in closed form."""
+        """The control of a pairwise game, whose values are known in closed form."""
         return cls(game, game.shapley())
 
 
 def check_control(control: Control, n_players: int) -> None:
-    """Raise `RequestError` unless the control has as many players as the game it stands for."""
+    """Raise `RequestError` unless the control has as many players as the game."""
     if len(control.values) != n_players:
         raise RequestError(f"the control has {len(control.values)} players, the game {n_players}")
 

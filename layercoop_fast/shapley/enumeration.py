@@ -1,8 +1,8 @@
-"""Every mask of a game of networks, once: averages that are exact where others sample, and the best masks of each size.
+"""Every mask of a game of networks, once: exact averages instead of sampled ones, and the best masks of each size.
 
-2ⁿ masks for n up to 36 players go through csrc/surrogate/enumeration, or for n up to 44 through a GPU
-(`kernels/gpu/all_masks.py`), which keep sums by size alone: of all values, of those of the masks with player i, of
-those with players i and j. Every index here is a weighted sum of these.
+csrc/surrogate/enumeration computes the 2ⁿ masks of up to 36 players, a GPU (`kernels/gpu/all_masks.py`) those of up to
+44. Both keep sums by size: of all values, of those of the masks with player i, of those with players i and j. Every
+index here is a weighted sum of these.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 
 class NetworksGame(Protocol):
-    """A game that is networks (`Surrogate`, `PublishedSurrogate`), or is so on the scale it was fitted on."""
+    """A game made of networks (`PublishedSurrogate`), perhaps on another scale than the worths (`Surrogate`)."""
 
     @property
     def networks(self) -> Networks:
-        """The networks, whose mean over the ensemble is the game."""
+        """The networks, whose mean is the game."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class TopMasks:
-    """The best masks that keep one number of players, best first, equal scores in no promised order.
+    """The best masks that keep one number of players, best first; the order of equal scores is not defined.
 
     Attributes:
-        masks: `bool[T, n]`, T masks, fewer than asked where there are no more.
+        masks: `bool[T, n]`; T is less than the number asked for where there are no more.
         scores: `float64[T]`, the mean over the networks of the value before the output function. A sigmoid would tie at
             0.
         worths: `float64[T]`, the mean over the networks of the value.
@@ -57,13 +57,13 @@ class TopMasks:
 
 @dataclass(frozen=True, eq=False)
 class Enumerated(MeanMarginals):
-    """What all 2ⁿ masks of f, the mean over the networks, come to. Indices are methods of `MeanMarginals`.
+    """Averages of f, the mean over the networks, over all 2ⁿ masks. Indices are methods of `MeanMarginals`.
 
     Attributes:
         means: `float64[n + 1]`, mean of f over the masks that keep k players.
-        variances: `float64[n + 1]`, variance of f over them (divided by their number: they are all there are).
-        best: By number of kept players, 0 to n; empty unless `top` was asked for.
-        within_budget: The one best mask whose costs sum to at most the budget; None if no budget was given.
+        variances: `float64[n + 1]`, variance of f over these masks, divided by their number.
+        best: the best masks by number of kept players, 0 to n; empty unless `top` was asked for.
+        within_budget: the best mask whose costs sum to at most the budget; None if no budget was given.
     """
 
     means: Floats
@@ -73,15 +73,15 @@ class Enumerated(MeanMarginals):
 
 
 class EnumerationInterrupted(KeyboardInterrupt):
-    """Ctrl-C came before the last mask. It says how far the enumeration was and gives the best masks seen until then.
+    """Ctrl-C came before the last mask. The error has the progress of the enumeration and the best masks seen.
 
-    There are no averages: masks come in the order of their last players, so those seen are no fair sample.
+    There are no averages: masks come in the order of their last players, so those seen are not a random sample.
 
     Attributes:
-        done: Masks seen.
-        total: 2ⁿ.
+        done: number of masks seen.
+        total: number of all masks, 2ⁿ.
         counts: `int64[n + 1]`, masks seen by number of kept players; where it is C(n, k), `best[k]` is final.
-        best: As `Enumerated.best`, of the masks seen; those that cannot be among the best of all may be left out.
+        best: as `Enumerated.best`, of the masks seen; masks that cannot be among the best of all may be missing.
     """
 
     def __init__(self, done: int, total: int, counts: npt.NDArray[np.int64], best: list[TopMasks]) -> None:
@@ -102,21 +102,26 @@ def enumerate_masks(
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> Enumerated:
-    """Evaluate all 2ⁿ masks of a network or an ensemble of up to 36 players, on every thread.
+    """Evaluate all 2ⁿ masks of a network or an ensemble of up to 36 players, on all threads.
 
-    With `device` "cuda" a GPU does it (the extra `triton`), up to 44 players; `top` is then at most 500, and there are
-    no costs.
+    A `Surrogate` is enumerated as its networks, on the scale on which they were fitted (`link_game`). Values are
+    float32, with errors of some 1e-7 of the terms that they sum; sums of more than 2^18 values are float64. Averages
+    were seen to be within 1e-6 of f's range, unless a sigmoid moves by less than 0.05 in all. The best masks are chosen
+    and ranked in float64 from a few more candidates.
 
-    A `Surrogate` is enumerated as its networks, on the scale they were fitted on (`link_game`). `interactions` adds
-    what `sii` and `k_sii` need, and `top` (up to 10,000) the best masks of each size. `costs` (`[n]`, any unit) with
-    `budget` asks for the best mask whose kept players cost no more than that together. Values are float32, off by some
-    1e-7 of what adds up to them, and float64 from sums of at most 2^18 of them on; averages were seen to be within 1e-6
-    of f's range, unless a sigmoid moves by less than 0.05 in all. `best` is chosen and ranked in float64 from a few
-    more candidates.
+    Args:
+        game: the networks.
+        interactions: whether to keep what `sii` and `k_sii` need.
+        top: how many of the best masks of each size to keep, up to 10,000 (500 on a GPU).
+        costs: `[n]`, in any unit; with `budget`: find the best mask whose kept players cost at most the budget (CPU).
+        budget: see `costs`.
+        progress: called as `progress("masks", done, 2**n)`, at most some 25 times a second.
+        device: "cpu", or "cuda" or "cuda:N" for a GPU, for up to 44 players (the extra `triton`).
 
-    `progress("masks", done, 2**n)` is called some 25 times a second or less often. Raises `RequestError` for more than
-    36 players, for costs without a budget or the other way round, for numbers that are not finite, and when no mask is
-    within the budget; `EnumerationInterrupted` on Ctrl-C.
+    Raises:
+        RequestError: for too many players, for costs without a budget or a budget without costs, for numbers that are
+            not finite, and when no mask is within the budget.
+        EnumerationInterrupted: on Ctrl-C.
 
     Example:
         >>> import numpy as np
@@ -183,9 +188,9 @@ def enumerate_masks(
 def _on_device(
     networks: Networks, shifts: Floats, device: str, pairs: bool, top: int, prices: Floats | None
 ) -> AllMasks:
-    """The core on a GPU; `RequestError` where it cannot be."""
+    """The enumeration on a GPU; `RequestError` where it is not possible."""
     if prices is not None:
-        raise RequestError("costs and budget are looked at on the CPU alone: leave them or the device out")
+        raise RequestError("costs and budget work on the CPU alone: leave out either them or the device")
     if top > _MOST_TOP_ON_DEVICE + _SPARE:
         raise RequestError(f"top must be 0 to {_MOST_TOP_ON_DEVICE} masks of each size on a GPU, not {top - _SPARE}")
     there = gpu_named(device, "enumeration")
@@ -194,17 +199,17 @@ def _on_device(
     return AllMasks(networks, shifts, device=there, pairs=pairs, top=top)
 
 
-# Steps of the core between two looks at signals and progress: 2^24 masks, some 0.05 s of a small network on two cores.
+# Steps of the core between two checks for signals: 2^24 masks, some 0.05 s of a small network on two processor cores.
 _STEP = 64
 
 # A beam this wide takes some 10 MB a step, and its masks a second or so.
 _MOST_TOP = 10_000
 _MOST_TOP_ON_DEVICE = 500
 
-# Candidates beyond the `top` asked for, so that float32 rounding at the border does not decide who is among them.
+# Additional candidates, so that float32 rounding at the border does not decide which masks are among the `top`.
 _SPARE = 28
 
-# Masks drawn of each size to see about where their values lie.
+# Masks drawn of each size to estimate their mean value.
 _DRAWN = 64
 
 
@@ -220,9 +225,9 @@ class _Sums:
 
 @one_thread()
 def _redo_small_sizes(networks: Networks, shifts: Floats, sums: _Sums) -> None:
-    """Put sums in float64 in place of the core's, for the sizes of so few masks that float32 does not average out.
+    """Replace the sums of sizes with so few masks that errors of float32 do not average out by sums in float64.
 
-    They are 0 to 2 players, and all but 0 to 2: an interaction of two players is of four single masks there.
+    These sizes keep 0 to 2 players, or all but 0 to 2: there an interaction of two players is made of single masks.
     """
     n = networks.n_players
     for size in {k for end in range(3) for k in (end, n - end) if 0 <= k <= n}:
@@ -241,7 +246,7 @@ def _redo_small_sizes(networks: Networks, shifts: Floats, sums: _Sums) -> None:
 
 @one_thread()
 def _typical_values(networks: Networks) -> Floats:
-    """Return about the mean value of each size, `float64[n + 1]`: sums about it keep their digits."""
+    """Return a rough mean value of each size, `float64[n + 1]`: sums of differences from it keep their digits."""
     n = networks.n_players
     rng = np.random.default_rng(0)
     order = rng.random((_DRAWN, n)).argsort(axis=1)

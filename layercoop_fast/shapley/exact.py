@@ -1,4 +1,4 @@
-"""Exact Shapley values by their definition: the readable oracle that the sampled and fused estimators answer to."""
+"""Exact Shapley values by their definition: the reference for all other estimators."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _MAX_PLAYERS = 16
 
 
 def exact_shapley(game: Game, n_players: int | None = None) -> ShapleyValues:
-    """Return φ_i = Σ over S without i of |S|! (n − |S| − 1)! / n! · (v(S ∪ i) − v(S)), from all 2ⁿ worths in one call.
+    """φ_i = Σ over S without i of |S|! (n − |S| − 1)! / n! · (v(S ∪ i) − v(S)), from all 2ⁿ worths in one call.
 
-    Raises `RequestError` beyond 16 players, and when a worth is NaN or infinite.
+    Raises:
+        RequestError: for more than 16 players, and when a worth is NaN or infinite.
 
     Example:
         >>> from layercoop_fast import exact_shapley
@@ -29,7 +30,7 @@ def exact_shapley(game: Game, n_players: int | None = None) -> ShapleyValues:
     n = n_players_of(game, n_players)
     if n > _MAX_PLAYERS:
         raise RequestError(
-            f"exact values ask all 2^n masks, here for at most {_MAX_PLAYERS} players, not {n}: use shapley_values"
+            f"exact values need all 2^n masks and are for at most {_MAX_PLAYERS} players, not {n}: use shapley_values"
         )
     masks = all_masks(n)
     worths = require_finite(play(game, masks))

@@ -1,12 +1,12 @@
-"""What players do in threes and fives, as features of a regression that leave the Shapley values alone.
+"""Interactions of three and of five players, as regression features that do not change the Shapley values.
 
 With x_i = 1 where player i is kept and −1 where not, every game is a sum over sets T of c_T Π_{i ∈ T} x_i. The Shapley
 values of such a term are 0 where |T| is even, and 2 c_T / |T| for each member where it is odd. Hence
 
     e_T(S) = Π_{i ∈ T} x_i − (1 / |T|) Σ_{i ∈ T} x_i,    |T| odd,
 
-is a game of which every Shapley value is zero: whatever a regression attributes to it is taken out of the noise and
-out of nothing else. There are far too many sets T to list. But a ridge regression needs their inner products alone,
+is a game whose Shapley values are all zero: what a regression attributes to it reduces the noise and changes nothing
+else. There are far too many sets T to list, but a ridge regression needs only their inner products,
 
     k_d(S, S') = Σ_{|T| = d} e_T(S) e_T(S') / C(n, d),
 
@@ -23,20 +23,20 @@ import numpy.typing as npt
 from layercoop_fast.masks.types import Floats, Masks
 
 DEGREES = (3, 5)
-# Tried: what degree 5 weighs beside degree 3, and the ridge as the variance of the interactions beside the noise's.
+# Candidates: the weight of degree 5 relative to degree 3; the variance of interactions relative to the noise.
 _MIXTURES = (1.0, 0.25, 0.06)
 _STRENGTHS = tuple(10.0**power for power in range(-1, 5))
-# Rows that the choice of a mixture looks at, and rows whose kernel columns make up the features. The ridge is chosen on
-# as many rows: as rows come to equal the sets, too weak a one fits what higher degrees add, and fewer rows hide that.
+# Rows used to choose the mixture, and rows whose kernel columns make up the features. The ridge is chosen on as many as
+# the latter: where rows come close to all sets, too weak a ridge fits higher degrees, and fewer rows would hide that.
 _JUDGED, _CENTRES = 400, 1024
 # Added to the diagonal before it is factored, relative to it.
 _JITTER = 1e-6
 
 
 def interaction_kernel(n: int, degree: int) -> Floats:
-    """Return k_d as a table `float64[n + 1, n + 1, n + 1]` by |S|, |S'| and |S ∩ S'| (where they are possible).
+    """k_d as a table `float64[n + 1, n + 1, n + 1]` by |S|, |S'| and |S ∩ S'|; impossible entries mean nothing.
 
-    `degree` is odd, at least 3; a degree above n has no sets, and its table is zero.
+    `degree` is odd and at least 3; a degree above n has no sets, so its table is zero.
     """
     if degree > n:
         return np.zeros((n + 1,) * 3)
@@ -82,11 +82,11 @@ def _between(table: Floats, masks: Masks, others: Masks) -> Floats:
 
 
 def interaction_features(masks: Masks, fixed: Floats, target: Floats, weights: Floats, seed: int) -> Floats:
-    """Return features `float64[K, C]` for a ridge of 1, C = min(K, 1024), or C = 0 below 3 players.
+    """Features `float64[K, C]` for a ridge of 1, with C = min(K, 1024), or C = 0 for fewer than 3 players.
 
     `masks` `bool[K, n]` are the rows of the regression, `fixed` `float64[K, F]` its columns without a ridge, `target`
-    `float64[K]`, `weights` `float64[K]` of mean 1. The mixture of degrees and then the ridge are those under which up
-    to 400 and 1024 of the rows are predicted best by the others of them.
+    `float64[K]`, `weights` `float64[K]` of mean 1. The mixture of degrees is chosen by the leave-one-out error of up
+    to 400 rows, then the ridge by that of up to 1024 rows.
     """
     n = masks.shape[1]
     if n < DEGREES[0]:

@@ -1,7 +1,7 @@
-"""Results to and from shapiq (extra `[shapiq]`), whose games have the call form of ours. shapiq is imported here alone.
+"""Results to and from shapiq (extra `[shapiq]`), whose games are called like ours. Only this file imports shapiq.
 
-Our games go into shapiq's approximators as they are: `shapiq.KernelSHAP(n).approximate(budget, game)`. Some of those
-ask a single mask, `bool[n]`, which our games answer as one row; `single_masks` makes any other callable do the same.
+shapiq's approximators take our games unchanged: `shapiq.KernelSHAP(n).approximate(budget, game)`. Some of them pass a
+single mask, `bool[n]`, which our games answer as one row; `single_masks` lets any other callable do the same.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SHAPLEY_AT_ORDER_1 = ("SV", "SII", "kADD-SHAP")
 
 
 def single_masks(game: Game) -> Game:
-    """Return the game with a second call form: one mask `bool[n]` is answered by one worth, `float64[1]`.
+    """The game, which now also takes a single mask `bool[n]` and answers it with one worth, `float64[1]`.
 
-    shapiq's permutation, stratified and Owen samplers (1.4) ask in that form.
+    shapiq's permutation, stratified and Owen samplers (1.4) pass single masks.
     """
 
     def lifted(masks: Masks) -> Floats:
@@ -40,13 +40,15 @@ def to_interaction_values(
     index: Literal["SII", "k-SII"] = "k-SII",
     baseline: float = 0.0,
 ) -> InteractionValues:
-    """Return the values as shapiq's `InteractionValues`: index "SV", or of order 2 where `pairs` are given.
+    """The values as shapiq's `InteractionValues`: index "SV", or of order 2 where `pairs` are given.
 
     `pairs` are the Shapley interaction indices of two players, `float64[n, n]` symmetric (the diagonal is not read).
     With index "SII" order 1 holds the Shapley values φ_i; with "k-SII" it holds φ_i − ½ Σ_j I_ij, so that everything
-    sums to v(all) − v(none). `baseline` is v(none), which ours do not carry. shapiq has no place for standard errors.
+    sums to v(all) − v(none). `baseline` is v(none), which `ShapleyValues` does not hold. Standard errors are lost:
+    shapiq has no place for them.
 
-    Raises `RequestError` where shapiq is not installed, and for pairs of another shape or not symmetric.
+    Raises:
+        RequestError: where shapiq is not installed, and for pairs of another shape or not symmetric.
     """
     shapiq = _shapiq()
     n = len(values.values)
@@ -73,10 +75,12 @@ def to_interaction_values(
 
 
 def from_interaction_values(values: InteractionValues) -> ShapleyValues:
-    """Return the Shapley values that shapiq's `InteractionValues` hold at order 1.
+    """The Shapley values, `float64[n]`, that shapiq's `InteractionValues` hold at order 1.
 
-    Their standard errors are unknown, NaN, unless shapiq computed them exactly. Raises `RequestError` for an index
-    whose order 1 is something else.
+    Their standard errors are unknown (NaN) unless shapiq computed the values exactly.
+
+    Raises:
+        RequestError: for an index whose order 1 is something else.
     """
     if values.index not in _SHAPLEY_AT_ORDER_1 or values.min_order > 1:
         wanted = ", ".join(_SHAPLEY_AT_ORDER_1)

@@ -14,7 +14,7 @@ from layercoop_fast.masks.types import Floats
 
 @dataclass(frozen=True, eq=False)
 class MeanMarginals:
-    """What each player, and each pair of players, adds to the coalitions of every size, on average.
+    """What each player, and each pair of players, adds on average to the coalitions of every size.
 
     Attributes:
         by_size: D, `float64[n, n]`: D[i, k] is the mean of f(m ∪ i) − f(m) over the masks m of k players without i.
@@ -27,24 +27,24 @@ class MeanMarginals:
 
     @property
     def n_players(self) -> int:
-        """n."""
+        """n, the number of players."""
         return len(self.by_size)
 
     def shapley(self) -> Floats:
-        """Return the Shapley values, `float64[n]`: every size counts alike. They sum to f(all) − f(none)."""
+        """The Shapley values, `float64[n]`: all sizes have equal weight. They sum to f(all) − f(none)."""
         values: Floats = self.by_size.mean(axis=1)
         return values
 
     def banzhaf(self) -> Floats:
-        """Return the Banzhaf values, `float64[n]`: every coalition counts alike, so sizes by how many they have."""
+        """The Banzhaf values, `float64[n]`: all coalitions have equal weight."""
         n = self.n_players
         return self._weighed([comb(n - 1, k) / 2 ** (n - 1) for k in range(n)])
 
     def beta_shapley(self, alpha: float, beta: float) -> Floats:
-        """Return the Beta(α, β)-Shapley values, `float64[n]`; (1, 1) are the Shapley values.
+        """The Beta(α, β)-Shapley values, `float64[n]`; (1, 1) are the Shapley values.
 
-        Size k weighs C(n − 1, k)·B(k + β, n − 1 − k + α) / B(α, β): large α favours small coalitions. Source: Kwon and
-        Zou, 2022. Raises `RequestError` unless both are positive.
+        Size k has the weight C(n − 1, k)·B(k + β, n − 1 − k + α) / B(α, β): large α favours small coalitions. Source:
+        Kwon and Zou, 2022. Raises `RequestError` unless both are positive.
         """
         if not (alpha > 0 and beta > 0):
             raise RequestError(f"alpha and beta must be positive, not {alpha} and {beta}")
@@ -54,7 +54,7 @@ class MeanMarginals:
         )
 
     def at_sizes(self, sizes: Iterable[int]) -> Floats:
-        """Return the mean of D over the given sizes of the coalition joined, `float64[n]`; each lies in 0..n − 1."""
+        """The mean of D over sizes, `float64[n]`: sizes of the coalition that a player joins, each in 0..n − 1."""
         chosen = list(sizes)
         if not chosen or not all(0 <= size < self.n_players for size in chosen):
             raise RequestError(f"sizes must be in 0..{self.n_players - 1}, at least one, not {chosen}")
@@ -62,10 +62,10 @@ class MeanMarginals:
         return values
 
     def sii(self) -> Floats:
-        """Return the Shapley interaction index of every pair, `float64[n, n]`, symmetric with a diagonal of 0.
+        """The Shapley interaction index of every pair, `float64[n, n]`, symmetric with a diagonal of 0.
 
-        Every size of the rest counts alike. Source: Grabisch and Roubens, 1999. Raises `RequestError` if interactions
-        were not asked for.
+        All sizes of the other players' coalition have equal weight. Source: Grabisch and Roubens, 1999. Raises
+        `RequestError` if interactions were not asked for.
         """
         if self.pairs_by_size is None:
             raise RequestError("pairs were not enumerated: ask for interactions=True")
@@ -74,7 +74,7 @@ class MeanMarginals:
         return index
 
     def k_sii(self) -> tuple[Floats, Floats]:
-        """Return the k-SII of order 2: what players add alone, `float64[n]`, and what pairs add, `float64[n, n]`.
+        """The k-SII of order 2: what players add alone, `float64[n]`, and what pairs add, `float64[n, n]`.
 
         The pairs are `sii`; the players are φ_i − ½ Σ_j SII_ij, so that all together sum to f(all) − f(none) (each pair
         once). Source: Bordt and von Luxburg, 2023.

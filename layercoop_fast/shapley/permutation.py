@@ -32,26 +32,29 @@ def shapley_values(
 ) -> ShapleyValues:
     """Estimate φ_i = E over arrival orders π of v(those before i, and i) − v(those before i), without bias.
 
-    Every order telescopes from no player to all, so the values sum to v(all) − v(none) whatever the sample. v(none) and
-    v(all) are asked once. Orders come in independent *units*, which `stderr` (`float64[n]`) counts:
+    The marginals of an order sum to v(all) − v(none), so the values do too, for every sample. v(none) and v(all) are
+    asked once. Orders come in independent *units*, from which `stderr` (`float64[n]`) is computed:
 
     - plain (`antithetic=False`): one order, n − 1 masks. A game without interactions is exact;
-    - `antithetic`: an order and its reverse, 2(n − 1) masks. What players do in pairs cancels, so that a pairwise game
-      is exact too;
-    - `stratified` (always antithetic): the players on a circle, in a random arrangement, and the 2n orders that go once
-      around it from each place in each direction. Every player arrives once in each position each way, so the size of
-      the coalition adds nothing to the variance, and all 2n orders share the circle's n(n − 1) arcs: n − 1 masks serve
-      two orders. `n_permutations` must be a multiple of 2n.
+    - `antithetic`: an order and its reverse, 2(n − 1) masks. Interactions of two players cancel, so that a pairwise
+      game is exact too;
+    - `stratified` (always antithetic): the players lie on a circle in a random arrangement, and the 2n orders go once
+      around it from each place in each direction. Every player arrives once in each position in each direction, so the
+      size of the coalition adds nothing to the variance, and all 2n orders share the circle's n(n − 1) arcs: n − 1
+      masks serve two orders. `n_permutations` must be a multiple of 2n.
 
     `control` is a game of known values that is subtracted before sampling (see `Control`). Its factor β is the
-    regression of v's units on the control's, each half of the units using the β of the other half: no bias, and in
-    large samples a control that does not fit adds nothing to the total variance. "pairwise" fits a pairwise game to the
-    very worths that were sampled, again each half for the other; antithetic units have nothing of that order left, so
-    it needs `antithetic=False`. The control's own masks are not counted.
+    regression of v's units on the control's, and each half of the units uses the β of the other half: there is no bias,
+    and in large samples a control that does not fit adds nothing to the total variance. "pairwise" fits a pairwise game
+    to the sampled worths, again each half for the other. Antithetic units have no interactions of two players left, so
+    "pairwise" needs `antithetic=False`. The control's own masks are not counted.
 
-    Masks are asked some `batch` a call, at least one unit; the answer does not depend on it beyond rounding. Raises
-    `RequestError` when fewer than two units (with a control, four) or a part of one are asked for, since no standard
-    error exists then, and when a worth is NaN or infinite.
+    A call of the game asks about `batch` masks, at least one unit; the answer depends on it by rounding only.
+
+    Raises:
+        RequestError: when fewer than two units (with a control, four) or a part of a unit are asked for, since no
+            standard error exists then, and when a worth is NaN or infinite.
+
     Sources: Castro, Gómez and Tejada, 2009; Mitchell et al., 2022 (antithetic orders).
 
     Example:
@@ -73,7 +76,9 @@ def shapley_values(
     elif control not in (None, "pairwise"):
         raise RequestError(f'control must be a Control or "pairwise", not {control!r}')
     elif control is not None and (antithetic or stratified):
-        raise RequestError("antithetic orders cancel all that a pairwise control knows: give antithetic=False with it")
+        raise RequestError(
+            "antithetic orders cancel what a pairwise control could remove: give antithetic=False with it"
+        )
 
     if n == 1:
         control = None  # nothing is sampled that it could help
@@ -132,8 +137,8 @@ class _Units(Protocol):
     """How an arrangement of the players becomes orders, and which masks they ask.
 
     Attributes:
-        n_orders: Orders a unit.
-        n_masks: Masks a unit, none and all left out.
+        n_orders: orders of a unit.
+        n_masks: masks of a unit, without none and all.
     """
 
     n_orders: int

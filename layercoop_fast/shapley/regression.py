@@ -27,7 +27,7 @@ _ROUNDING = 1e-10
 
 @dataclass(frozen=True)
 class _Stratum:
-    """The coalitions of one size, one of each pair of complements.
+    """The coalitions of one size; of each pair of complements only one.
 
     Attributes:
         members: C(n, size), or half of it where a size is its own complement's.
@@ -61,25 +61,28 @@ def kernel_shap(
     - "leverage": every size alike, which is the leverage score 1 / C(n, s) of each coalition's row;
     - "kernel": size s in proportion to its kernel mass 1 / (s·(n − s)), as KernelSHAP.
 
-    Every coalition comes with its complement: what players do in pairs then cancels, so that a pairwise game is exact.
-    Each size gets its share of the budget, at least two pairs; one whose share covers it is asked whole, and the rest
-    is drawn without replacement. A budget of 2^n asks everything, and gives the exact values.
+    Every coalition comes with its complement. Interactions of two players then cancel, so that a pairwise game is
+    exact. Each size gets its share of the budget, at least two pairs. A size whose share covers it is asked whole; from
+    the others coalitions are drawn without replacement. A budget of 2^n asks everything and gives the exact values.
 
-    With `interactions` a ridge regression on what players do in threes and fives takes part of the noise away, where
+    With `interactions` a ridge regression on interactions of three and five players removes part of the noise, where
     leaving rows out shows that it can (see `shapley.interactions`). Its features have Shapley values of zero, so that
-    all of the above still holds; but the strength of the ridge is read off the worths, so that values of a sum of games
-    are the sum of their values only up to the sampling error. It costs O(K·c²) more for K pairs and c = min(K, 1024).
+    all of the above still holds. But the strength of the ridge depends on the worths, so that the values of a sum of
+    games are the sum of their values only up to the sampling error. It costs O(K·c²) more for K pairs and
+    c = min(K, 1024).
 
-    The estimate is consistent, not unbiased: the fit divides by sampled second moments, which costs a bias of the order
-    1 / budget (none once all coalitions are asked). `control` enters the fit as one more regressor, of which only what
-    the values do not explain is left, so that its factor is the best one in the sample (see `Control`).
+    The estimate is consistent, not unbiased: the fit divides by sampled second moments, which gives a bias of the order
+    1 / budget (none once all coalitions are asked). `control` is one more regressor of the fit, without the part that
+    the values explain, so that its factor is the best one in the sample (see `Control`).
 
     `stderr` is linearised: residuals r_k of the fit, each divided by 1 − its leverage (the jackknife's correction),
     give scores a_k = H⁻¹ x_k w_k r_k, whose variance is summed size by size for sampling without replacement. It is
-    zero for sizes asked whole, and rough near the least budget. `n_evaluations` is what was really asked: it falls
-    short of `budget` by at most 1, or stops at 2^n.
+    zero for sizes that are asked whole, and rough near the least budget. `n_evaluations` is the number of masks asked:
+    `budget`, or 1 less, and at most 2^n.
 
-    Raises `RequestError` for a budget below 4n + 2 or 2^n, whichever is less, and when a worth is NaN or infinite.
+    Raises:
+        RequestError: for a budget below the lesser of 4n + 2 and 2^n, and when a worth is NaN or infinite.
+
     Sources: Lundberg and Lee, 2017; Covert and Lee, 2021 (pairing); Musco and Witter, arXiv 2410.01917 (leverage).
 
     Example:
@@ -146,8 +149,8 @@ def _strata(n: int) -> list[_Stratum]:
 def _allocate(strata: list[_Stratum], total: int, sampling: str) -> npt.NDArray[np.int64]:
     """Share `total` draws among the strata: in proportion, but at least two each and at most all members.
 
-    The shares are clip(λ·p, 2, members) for the λ that makes them sum to `total`, rounded down; what rounding leaves
-    goes to those that lost most. Strata smaller than two get all they have.
+    The shares are clip(λ·p, 2, members) for the λ that makes them sum to `total`, rounded down; the draws that rounding
+    leaves go to the strata that lost most. Strata of fewer than two members get all of them.
     """
     members = np.array([min(one.members, total) for one in strata], dtype=np.float64)
     least = np.minimum(2.0, members)
@@ -166,9 +169,9 @@ def _allocate(strata: list[_Stratum], total: int, sampling: str) -> npt.NDArray[
 
 
 def _draw_all(n: int, strata: list[_Stratum], counts: npt.NDArray[np.int64], seed: int) -> Masks:
-    """Draw the coalitions, stratum by stratum, `bool[K, n]`; again where they happen to leave a player open.
+    """Draw the coalitions, stratum by stratum, `bool[K, n]`, and draw again where they do not determine all players.
 
-    The rows of few coalitions can have too small a rank for the fit (rare). That shows before any worth is asked.
+    Few coalitions can, rarely, have too small a rank for the fit. This is checked before any worth is asked.
     """
     for attempt in range(_ATTEMPTS):
         parts = [_draw(n, *each, [seed, attempt]) for each in zip(strata, counts.tolist(), strict=True)]
@@ -177,13 +180,15 @@ def _draw_all(n: int, strata: list[_Stratum], counts: npt.NDArray[np.int64], see
         values = np.linalg.eigvalsh(centred.T @ centred)
         if values[1] > _ROUNDING * values[-1]:
             return masks
-    raise RequestError(f"{_ATTEMPTS} samples of {len(masks)} rows left some of {n} players open: give a larger budget")
+    raise RequestError(
+        f"{_ATTEMPTS} samples of {len(masks)} rows did not determine all {n} players: give a larger budget"
+    )
 
 
 def _draw(n: int, stratum: _Stratum, count: int, seed: list[int]) -> Masks:
     """Draw `count` distinct members of the stratum uniformly, `bool[count, n]`; all of them where it has no more.
 
-    Of two complements of equal size the one with player 0 stands for both.
+    Of two complements of equal size the one with player 0 represents both.
     """
     halved = 2 * stratum.size == n
     if stratum.members <= _LISTED * count:
@@ -210,7 +215,7 @@ def _draw(n: int, stratum: _Stratum, count: int, seed: list[int]) -> Masks:
 
 
 def _ask(game: Game, masks: Masks, batch: int, progress: Progress | None) -> Floats:
-    """Return the worths of `masks`, `float64[M]`, asked some `batch` a call."""
+    """Return the worths of `masks`, `float64[M]`, by calls with `batch` masks each."""
     worths = np.empty(len(masks))
     for low in range(0, len(masks), batch):
         worths[low : low + batch] = require_finite(play(game, masks[low : low + batch]))
@@ -220,10 +225,11 @@ def _ask(game: Game, masks: Masks, batch: int, progress: Progress | None) -> Flo
 
 
 def _target(rows: Masks, worths: Floats, difference: float) -> Floats:
-    """Return what the centred row of each pair is to explain, `float64[K]`; `rows` `bool[2K, n]` end in complements.
+    """Return the target of each pair's centred row, `float64[K]`; the last K of `rows` `bool[2K, n]` are complements.
 
-    With φ_i = Δ/n + u_i, Δ = v(all) − v(none) and Σ u_i = 0, a coalition asks Σ_{i ∈ S} u_i = v(S) − v(none) − Δ·s/n,
-    and its complement asks the same of −u: the two are one row, whose target is half of their difference.
+    With φ_i = Δ/n + u_i, Δ = v(all) − v(none) and Σ u_i = 0, a coalition gives the equation
+    Σ_{i ∈ S} u_i = v(S) − v(none) − Δ·s/n, and its complement the same equation for −u: the two are one row, whose
+    target is half of their difference.
     """
     half = len(rows) // 2
     sizes = rows[:half].sum(axis=1)
@@ -235,8 +241,8 @@ def _fit(design: Floats, features: Floats, target: Floats, weights: Floats) -> t
     """Solve min Σ_k w_k (y_k − x_k β − z_k γ)² + |γ|² and return the influence and the scores, `float64[K, F]` each.
 
     `design` `float64[K, F]` holds the rows x_k: centred coalitions, which sum to zero, so that u ⟂ 1 is the least-norm
-    solution, and perhaps a control. `features` `float64[K, C]` are z_k. β is influenceᵀ y; a score is what β loses when
-    row k is left out.
+    solution, and perhaps a control. `features` `float64[K, C]` are z_k. β is influenceᵀ y; a score is the change of β
+    without row k.
     """
     # The features are eliminated: with ZᵀWZ + 1 = L Lᵀ and P = L⁻¹ Zᵀ, rows x̃ = x − Pᵀ (P W X) take their place.
     square = features.T @ (weights[:, None] * features)

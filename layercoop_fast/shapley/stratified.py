@@ -1,4 +1,4 @@
-"""The published contribution of a player: its mean marginal over given masks. It is not the Shapley value."""
+"""The published contribution of a player: its mean marginal over given masks, which is not the Shapley value."""
 
 from __future__ import annotations
 
@@ -23,20 +23,30 @@ from layercoop_fast.shapley.values import Moments, ShapleyValues
 def stratified_marginals(
     game: Game, masks: Masks, *, batch: int = 1 << 12, progress: Progress | None = None, device: str = "cpu"
 ) -> ShapleyValues:
-    """Return c_i = mean over the given masks m of v(m with i) − v(m without i). **Not the Shapley value.**
+    """c_i = mean over masks m of v(m with i) − v(m without i). **This is not the Shapley value.**
 
-    The Shapley value weighs coalitions of every size alike; this weighs only the sizes of the masks given (published:
-    80,000 of `stratified_masks`), so the values need not sum to v(all) − v(none). Source: arXiv 2602.07804.
+    The Shapley value gives all sizes of coalitions equal weight. This average has the sizes of the given masks only
+    (published: 80,000 of `stratified_masks`), so the values need not sum to v(all) − v(none). Source: arXiv 2602.07804.
 
-    One of "m with i" and "m without i" is m itself. So each of the M masks asks n + 1 worths, itself and n neighbours
-    with one player flipped: M·(n + 1) in all where the published code asks 2·M·n. A game with a shortcut to them
-    (`FlipGame`) or to their mean (`MarginalGame`) is asked through it, as the surrogates are; the values are the same
-    within rounding. With `device` "cuda" a GPU does it (the extra `triton`), for games that are networks: a
-    `PublishedSurrogate`, or `link_game` of a `Surrogate`.
+    One of "m with i" and "m without i" is m itself. So each of the M masks needs n + 1 worths, its own and those of n
+    neighbours with one player flipped: M·(n + 1) in all, where the published code asks 2·M·n. A game with a shortcut to
+    them (`FlipGame`) or to their mean (`MarginalGame`), such as a surrogate, is asked through it; the values are the
+    same within rounding.
 
-    `masks` is `bool[M, n]`, M ≥ 2; `batch` of them are worked on at a time, or all through the shortcut to the mean.
-    `stderr` takes the masks as independent draws: it is a little too large for stratified ones. Raises `RequestError`
-    for other masks, and when a worth is NaN or infinite.
+    Args:
+        game: any game.
+        masks: `bool[M, n]`, M ≥ 2.
+        batch: masks of one call of the game; the shortcut to the mean takes all at once.
+        progress: called as `progress("marginals", done, M)`.
+        device: "cpu", or "cuda" or "cuda:N" for a GPU (the extra `triton`), for a `PublishedSurrogate` or the
+            `link_game` of a `Surrogate`.
+
+    Returns:
+        Values and standard errors, `float64[n]`. The errors take the masks as independent draws: they are a little too
+        large for stratified ones.
+
+    Raises:
+        RequestError: for other masks, and when a worth is NaN or infinite.
 
     Example:
         >>> import numpy as np
@@ -79,7 +89,7 @@ def stratified_marginals(
 
 
 def _flips(game: Game, masks: Masks) -> tuple[Floats, Floats]:
-    """Ask any game for the worths of `masks` and of their neighbours, in one call (see `FlipGame.flips`)."""
+    """Ask any game for the worths of `masks` and of their neighbours in one call (see `FlipGame.flips`)."""
     n_masks, n = masks.shape
     neighbours = masks[:, None, :] ^ np.eye(n, dtype=np.bool_)
     worths = play(game, np.concatenate([masks, neighbours.reshape(-1, n)]))

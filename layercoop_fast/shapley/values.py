@@ -1,4 +1,4 @@
-"""The answer of every estimator: one value a player, with its standard error."""
+"""The answer of every estimator: a value for each player, with its standard error."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from layercoop_fast.masks.types import Floats
 
 @dataclass(frozen=True, eq=False)
 class ShapleyValues:
-    """One value a player, in the unit of the game's worth. `numpy.asarray(result)` gives `values`.
+    """A value for each player, in the unit of the game's worth. `numpy.asarray(result)` gives `values`.
 
     Attributes:
         values: `float64[n]`, what each player adds, on average over the coalitions that `method` averages over.
         stderr: `float64[n]`, standard error of `values` from sampling alone; zeros where nothing was sampled.
-        n_evaluations: Masks asked of the game.
-        method: The estimator: "exact", "permutation", "kernel_shap", or "shapiq" and its index where converted from
-            there; or "stratified_marginals", which is not a Shapley value.
+        n_evaluations: number of masks asked of the game.
+        method: the estimator: "exact", "permutation", "kernel_shap", or "shapiq" and its index where converted from
+            there; or "stratified_marginals", whose values are not Shapley values.
     """
 
     values: Floats
@@ -34,12 +34,12 @@ class ShapleyValues:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def order(self) -> npt.NDArray[np.intp]:
-        """Return the players from least to most valuable (`intp[n]`), equal values by index."""
+        """The players from least to most valuable, `intp[n]`; equal values by index."""
         return np.argsort(self.values, kind="stable")
 
 
 class Moments:
-    """Mean and standard error of independent samples `float64[B, n]` that come in batches, without keeping them.
+    """Mean and standard error of independent samples `float64[B, n]` that come in batches and are not kept.
 
     Batches merge as mean += δ·B/N and S += S_batch + δ²·N_old·B/N with δ = mean_batch − mean, which keeps the digits
     that a sum of squares would cancel. Source: Chan, Golub and LeVeque, 1979.
@@ -51,7 +51,7 @@ class Moments:
         self._squares: Floats = np.zeros(n)
 
     def add(self, samples: Floats) -> None:
-        """Take in `float64[B, n]`, B ≥ 1."""
+        """Add the samples `float64[B, n]`, B ≥ 1."""
         batch_mean = samples.mean(axis=0)
         delta = batch_mean - self.mean
         total = self.count + len(samples)

@@ -1,4 +1,4 @@
-"""Saving fits: arrays as safetensors, everything else as JSON in the file's header. Nothing in it is ever executed."""
+"""Saved fits: arrays as safetensors, everything else as JSON in the file's header. Reading one executes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from layercoop_fast.inputs.text import as_saved, parse_json
 
 
 def write_archive(path: Path, form: str, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write `arrays` and the JSON of `header` to `path`, in place of what was there, whole or not at all."""
+    """Write `arrays` ([...], by name) and the JSON of `header` to `path`, whole or not at all."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     payload = safetensors_bytes(contiguous, {"format": form, "header": json.dumps(dict(header))})
     with written_whole(path, force=True) as temporary:
@@ -27,9 +27,10 @@ def write_archive(path: Path, form: str, header: Mapping[str, Any], arrays: Mapp
 
 
 def read_archive(path: Path, form: str, names: Collection[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read header and arrays of what `write_archive` wrote as `form`.
+    """The header and the arrays ([...], by name) of a file that `write_archive` wrote as `form`.
 
-    Raises `RequestError` when the file is missing, corrupt, of another form, or holds other arrays than `names`.
+    Raises:
+        RequestError: when the file is missing, corrupt, of another form, or holds other arrays than `names`.
     """
     found = read_header(path)
     if found.metadata.get("format") != form or set(found.tensors) != set(names):

@@ -1,19 +1,20 @@
-"""What removing players costs, expanded to pairs, with how sure that is: a Gaussian process over removed sets.
+"""What removing players costs, expanded to pairs, and the uncertainty of that: a Gaussian process over removed sets.
 
 With R the set of removed players,
 
     loss(R) = Σ_{i ∈ R} a_i + Σ_{i < j ∈ R} b_ij,      a_i = α + a'_i,      b_ij = β + n_ij + b'_ij
 
-in which all of α, β, a', b' and n are independent normal numbers of mean 0, and n_ij is there for players at most
-`REACH` apart only: neighbours stand in for each other. With c the number of players that R and S have in common,
+where α, β, a', b' and n are independent normal numbers of mean 0, and n_ij exists only for players at most `REACH`
+apart: neighbours replace each other. With c the number of players that R and S have in common,
 
     cov(loss(R), loss(S)) = v₀ |R| |S| + v₁ c + w₀ (|R| choose 2)(|S| choose 2) + w₁ (c choose 2) + Σ_d w₂/d c_d
 
 where c_d counts the pairs of players d apart that they have in common, d up to `REACH`.
 
-It is the ridge regression on single players and pairs, in the form that needs no matrix of pairs × pairs and knows its
-own standard errors: a few dozen sets say something about all n(n + 1)/2 coefficients. How strong pairs, neighbours and
-noise are beside single players is chosen by marginal likelihood from a small grid, the common scale in closed form.
+This is ridge regression on single players and pairs, in the form that needs no matrix of pairs × pairs and gives
+standard errors: a few dozen sets tell something about all n(n + 1)/2 coefficients. The variances of pairs, neighbours
+and noise, relative to that of single players, are chosen by marginal likelihood from a small grid, and the common scale
+in closed form.
 
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5.
 """
@@ -29,7 +30,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.types import Floats, Masks
 
 REACH = 3
-# Variances, in units of that of a single player's own part. The common parts are little known beforehand.
+# Variances, in units of the variance of a single player's own part.
 _COMMON, _COMMON_PAIR = 1.0, 0.1
 _PAIRS = (0.001, 0.01, 0.1)
 _NEIGHBOURS = (0.0, 0.1)
@@ -51,10 +52,16 @@ class Expansion:
     Args:
         removed: bool [M, n], True where a player is removed, M ≥ 1.
         losses: float64 [M], finite: what each set costs beyond the full model.
-        noise: float64 [M], at least 1: how much more noise than the least noisy a measurement holds (as a variance).
-        strengths: of an earlier fit (`self.strengths`), to be used again; chosen anew where None.
+        noise: float64 [M], at least 1: the variance of each measurement's noise, relative to the least noisy one.
+        strengths: of an earlier fit (`self.strengths`), to be used again; None: they are chosen from the losses.
 
-    Raises `RequestError` for other shapes and for losses that are not finite.
+    Attributes:
+        linear: float64 [n], the expected a_i.
+        pairs: float64 [n, n], the expected b_ij, symmetric with a zero diagonal.
+        strengths: relative variances of pairs, neighbours and noise.
+
+    Raises:
+        RequestError: for other shapes and for losses that are not finite.
     """
 
     def __init__(
@@ -71,7 +78,7 @@ class Expansion:
         self.n_players = removed.shape[1]
         self._removed = removed.astype(np.float64)
         self._losses, self._noise = losses, noise
-        self.strengths = strengths or self._likeliest()
+        self.strengths = strengths or self._most_likely()
         kernel = self._kernel(self._removed, self._removed, self.strengths)
         kernel[np.diag_indices(len(kernel))] += self.strengths.noise * noise
         # Inverted once: every prediction is then a product, thousands of sets at a time.
@@ -87,13 +94,13 @@ class Expansion:
         return float(np.sqrt(self.strengths.noise * self._scale))
 
     def mean(self, removed: Masks) -> Floats:
-        """Expected loss of sets, bool [M, n] → float64 [M]."""
+        """Expected losses of sets, bool [M, n] → float64 [M]."""
         sets = removed.astype(np.float64)
         means: Floats = sets @ self.linear + 0.5 * np.einsum("mi,mi->m", sets @ self.pairs, sets)
         return means
 
     def predict(self, removed: Masks) -> tuple[Floats, Floats]:
-        """Expected loss of sets (bool [M, n]), float64 [M], and their covariance, float64 [M, M]."""
+        """Expected losses of sets (bool [M, n]), float64 [M], and their covariance, float64 [M, M]."""
         sets = removed.astype(np.float64)
         across = self._kernel(self._removed, sets, self.strengths)
         half = self._whiten @ across
@@ -101,7 +108,7 @@ class Expansion:
         return self.mean(removed), covariance
 
     def variances(self, removed: Masks) -> Floats:
-        """The diagonal of `predict`'s covariance alone, float64 [M]: for more sets than a matrix of them would bear."""
+        """The diagonal of `predict`'s covariance, float64 [M], of sets bool [M, n] too many for the whole matrix."""
         sets, kept = removed.astype(np.float64), self.strengths
         counts = sets.sum(axis=1)
         pairs = counts * (counts - 1) / 2
@@ -117,8 +124,8 @@ class Expansion:
         n, kept = self.n_players, self.strengths
         own = self._removed
         counts = own.sum(axis=1)
-        beside = own * (counts[:, None] - 1)
-        across = _COMMON * counts[:, None] + own + 0.5 * kept.pairs * beside
+        paired = own * (counts[:, None] - 1)
+        across = _COMMON * counts[:, None] + own + 0.5 * kept.pairs * paired
         across += 0.5 * _COMMON_PAIR * kept.pairs * (n - 1) * (counts * (counts - 1) / 2)[:, None]
         prior = np.full(n, _COMMON + 1 + 0.25 * kept.pairs * ((n - 1) + _COMMON_PAIR * (n - 1) ** 2))
         for distance in range(1, min(REACH, n - 1) + 1):
@@ -173,8 +180,8 @@ class Expansion:
                 kernel += strengths.neighbours / distance * runs
         return kernel
 
-    def _likeliest(self) -> _Strengths:
-        """The strengths of highest marginal likelihood, the common scale at its best for each."""
+    def _most_likely(self) -> _Strengths:
+        """The strengths of highest marginal likelihood, each with its best common scale."""
         best, found = -np.inf, _Strengths(_PAIRS[0], 0.0, _NOISE[-1])
         spread = 1 / np.sqrt(self._noise)
         target = spread * self._losses

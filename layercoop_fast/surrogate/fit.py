@@ -1,9 +1,10 @@
-"""Fitting the ensemble: each network from the ridge of its own bootstrap sample, for as long as unseen masks gain.
+"""Fitting the ensemble: each network starts from a ridge and is trained as long as masks that it has not seen gain.
 
-Two runs, side by side on two threads. The *trial* holds masks out, inside the training strata (a tenth) and outside
-(whole strata, one a network); it finds after how many epochs their error is least, and every figure of the report comes
-from it. The *final* run trains the ensemble on all pairs and keeps what it was whenever the trial looks at its error:
-the state after the epochs that the trial decides on is handed over.
+The ridge is that of the network's own bootstrap sample. There are two runs, at the same time on two threads. The
+*trial* holds masks out, inside the training strata (a tenth) and outside (whole strata, one a network). It finds the
+number of epochs after which their error is least, and every figure of the report comes from it. The *final* run trains
+the ensemble on all pairs and keeps a snapshot whenever the trial judges its error. The result is the snapshot after the
+number of epochs that the trial chooses.
 """
 
 from __future__ import annotations
@@ -32,22 +33,24 @@ Counts = npt.NDArray[np.uint8]
 _IDENTITY = Link("identity")
 
 _HELD_OUT = 0.1
-_LEAST_FOR_TRIAL = 50  # below it a tenth is too few to judge by, and the ensemble stays the ridges it starts from
+_LEAST_FOR_TRIAL = 50  # with fewer pairs a tenth is too few to judge by, and the networks remain the initial ridges
 _STEPS = 1200
 _RATE, _DECAY = 0.01, 0.1
-_PATIENCE = 0.25  # of the schedule: a trial without gain for so long is over
-_MOST_PAIRS = 1000  # 45 players: the pairwise reference would take longer than the fit beyond it
-_EXACT = 1e-4  # of the targets' spread: smaller errors are the rounding of float32, and gains on them are none
-_UPDATE_EPOCHS, _UPDATE_RATE = 0.1, 0.3  # of a fit's
+_PATIENCE = 0.25  # a trial ends after this share of the schedule without a gain
+_MOST_PAIRS = 1000  # 45 players: with more, the pairwise reference would take longer than the fit
+_EXACT = 1e-4  # of the targets' spread: smaller errors are rounding of float32, and reducing them is not a gain
+_UPDATE_EPOCHS, _UPDATE_RATE = 0.1, 0.3  # shares of a fit's epochs and rate
 _UNJUDGED = Quality(Report(0, math.nan, {}, (math.nan, math.nan)), {}, math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a fit hands over.
+    """The result of a fit.
 
     Attributes:
+        networks: the fitted ensemble.
         counts: `uint8[M, E]`, how often each network's bootstrap sample holds each pair.
+        quality: the report.
     """
 
     networks: Networks
@@ -67,9 +70,11 @@ def fit_networks(
 ) -> Fitted:
     """Fit `ensemble` networks of `hidden` units to masks `bool[M, n]` and targets `float64[M]` (finite, M ≥ 1).
 
-    Pairs of one number in `clusters` `int64[M]` are drawn into a bootstrap sample together.
-    Raises `RequestError` for an ensemble of none, for fewer than 2 units (one carries the linear part), and for
-    clusters of another number of pairs.
+    A bootstrap sample holds all or none of the pairs that have one number in `clusters` `int64[M]`.
+
+    Raises:
+        RequestError: for an empty ensemble, for fewer than 2 units (one carries the linear part), and for clusters of
+            another number of pairs.
     """
     n_masks, n = masks.shape
     hidden = max(2, 2 * n) if hidden is None else hidden
@@ -82,7 +87,7 @@ def fit_networks(
             raise RequestError(f"{n_masks} masks need clusters of shape [{n_masks}], not {list(np.shape(clusters))}")
         together = np.unique(clusters, return_inverse=True)[1]
     counts = bootstrap_counts(int(together.max()) + 1, ensemble, rng)[together]
-    counts[:, ~counts.any(axis=0)] = 1  # a sample of nothing, as a few pairs may give, fits nothing
+    counts[:, ~counts.any(axis=0)] = 1  # an empty sample, which a few pairs may give, fits nothing
     held_out = _held_out(masks, rng) if n_masks >= _LEAST_FOR_TRIAL else np.zeros(n_masks, dtype=np.bool_)
     coordinates = Coordinates.of(masks, targets)
     p = _start(masks, targets, counts, coordinates, hidden, torch.Generator().manual_seed(seed))
@@ -99,7 +104,7 @@ def fit_networks(
         return not decided or epoch < decided[0]
 
     def final() -> None:
-        torch.set_num_threads(1)  # torch keeps the number for each thread that it computes in
+        torch.set_num_threads(1)  # torch has one setting for each thread that calls it
         rows = coordinates.inputs(masks), coordinates.targets(targets, ensemble), _float32(counts)
         train(p, *rows, schedule, torch.Generator().manual_seed(seed + 1), after_epoch=keep)
 
@@ -117,10 +122,10 @@ def fit_networks(
 
 @one_thread()
 def refit_networks(old: Fitted, masks: Masks, targets: Floats, *, seed: int) -> Fitted:
-    """Go on from fitted networks with all pairs, the old ones first (`old.counts` has a row for each) and then new.
+    """Continue from fitted networks on all pairs: masks `bool[M, n]` and targets `float64[M]`.
 
-    Each network's linear part moves by the ridge of what the network leaves unexplained, in closed form; then a few
-    epochs at a lower rate.
+    The old pairs, of which `old.counts` has a row each, come first. The linear part of each network moves by the ridge
+    of what the network leaves unexplained, in closed form. A few epochs at a lower rate follow.
     """
     n_old = len(old.counts)
     fresh = bootstrap_counts(len(masks) - n_old, old.networks.n_networks, np.random.default_rng([seed, n_old]))
@@ -142,10 +147,10 @@ def refit_networks(old: Fitted, masks: Masks, targets: Floats, *, seed: int) -> 
 
 
 def bootstrap_counts(n_masks: int, ensemble: int, rng: np.random.Generator) -> Counts:
-    """Return how often each bootstrap sample holds each pair, `uint8[M, E]`: Poisson(1), pair by pair.
+    """Return how often each bootstrap sample holds each pair, `uint8[M, E]`: independent Poisson(1) numbers.
 
-    Given its size such a sample is the classical one, and pairs that come later do not change the earlier ones' counts.
-    An ensemble of one sees every pair once. Source: Oza and Russell, 2001.
+    Given its size such a sample is a classical bootstrap sample, and later pairs do not change the counts of earlier
+    ones. An ensemble of one sees every pair once. Source: Oza and Russell, 2001.
     """
     if ensemble == 1:
         return np.ones((n_masks, 1), dtype=np.uint8)
@@ -162,7 +167,7 @@ def _trial(
     seed: int,
     references: Callable[[], tuple[float, float]],
 ) -> Quality:
-    """Train on what is not held out, and a network more for each stratum left out; report from what is."""
+    """Train on what is not held out, with one more network for each stratum left out; report from what is held out."""
     ensemble = counts.shape[1]
     kept = masks.sum(axis=1)
     strata = _strata_left_out(masks)
@@ -174,7 +179,7 @@ def _trial(
     truths = [targets[kept == stratum] for stratum in strata]
 
     def predictions() -> tuple[Floats, list[Floats]]:
-        """On held-out masks by every network of the ensemble `[K, E]`, and on each stratum by the one without it."""
+        """On held-out masks by every network of the ensemble `[K, E]`; on each stratum by the network without it."""
         inside = coordinates.back(forward(p, coordinates.inputs(judged[0]), slice(ensemble)))
         return inside, [
             coordinates.back(forward(p, coordinates.inputs(block), slice(e, e + 1)))[:, 0]
@@ -220,7 +225,7 @@ def _trial(
 
 
 def _references(masks: Masks, targets: Floats, held_out: Masks) -> tuple[float, float]:
-    """R² of the linear and the pairwise ridge on what is held out; NaN for the latter where it takes too long."""
+    """R² of the linear and the pairwise ridge on what is held out; NaN for the latter where it would take too long."""
 
     def r2(order: int) -> float:
         ridge = RidgeSurrogate.fit_link(masks[~held_out], targets[~held_out], _IDENTITY, order=order)
@@ -237,7 +242,7 @@ def _start(
     hidden: int,
     generator: torch.Generator,
 ) -> Parameters:
-    """Networks that are the linear ridge of their own pairs (`weights` `[M, columns]`); one unit is kept for it."""
+    """Networks that equal the linear ridge of their own pairs (`weights` `[M, columns]`), which takes one unit."""
     unseen = ~weights.any(axis=1)
     penalty = RidgeSurrogate.fit_link(masks[~unseen], targets[~unseen], _IDENTITY, order=1).penalty
     columns = np.broadcast_to(targets[:, None], weights.shape)
@@ -251,7 +256,7 @@ def _schedule(n_masks: int) -> Schedule:
 
 
 def _held_out(masks: Masks, rng: np.random.Generator) -> Masks:
-    """Choose a tenth of the distinct masks of each size, `bool[M]`: a copy in training would give the answer away."""
+    """Choose a tenth of the distinct masks of each size, `bool[M]`: no copy of a held-out mask is trained on."""
     distinct, which = np.unique(masks, axis=0, return_inverse=True)
     chosen = np.zeros(len(distinct), dtype=np.bool_)
     kept = distinct.sum(axis=1)
@@ -265,7 +270,7 @@ def _held_out(masks: Masks, rng: np.random.Generator) -> Masks:
 def _strata_left_out(masks: Masks) -> npt.NDArray[np.intp]:
     """Return the sizes that are left out in turn: at most 5 of those with 5 distinct masks or more, evenly spread.
 
-    None where there are fewer than three such sizes: without one of two, little is left to learn from.
+    There are none where fewer than three sizes qualify: without one of two, little is left to learn from.
     """
     sizes, counts = np.unique(np.unique(masks, axis=0).sum(axis=1), return_counts=True)
     sizes = sizes[counts >= 5]
@@ -294,31 +299,31 @@ class Coordinates:
 
     @classmethod
     def of(cls, masks: Masks, targets: Floats) -> Coordinates:
-        """Those of the pairs given; where nothing varies the unit is 1."""
+        """The coordinates for masks `bool[M, n]` and targets `float64[M]`; where nothing varies the unit is 1."""
         centre: Floats = masks.mean(axis=0)
         width = float(np.sqrt((centre * (1 - centre)).mean()))
         spread = float(targets.std()) if targets.min() < targets.max() else 1.0
         return cls(centre, width or 1.0, float(targets.mean()), spread)
 
     def inputs(self, masks: Masks) -> Tensor:
-        """Return x, `float32[M, n]`."""
+        """Return x of masks `bool[M, n]`, `float32[M, n]`."""
         return _float32((masks - self.centre) / self.width)
 
     def targets(self, targets: Floats, columns: int) -> Tensor:
-        """Return t for each of the networks, `float32[M, columns]`."""
+        """Return t of targets `float64[M]`, once for each network: `float32[M, columns]`."""
         return _float32((targets - self.mean) / self.spread)[:, None].expand(-1, columns).contiguous()
 
     def back(self, values: Tensor) -> Floats:
-        """Return y of network values t."""
+        """Return y of network values t `float32[...]`: `float64[...]`."""
         return np.asarray(values.double().numpy() * self.spread + self.mean)
 
     def linear(self, weight: Floats, constant: Floats) -> tuple[Tensor, Tensor]:
-        """Return ℓ `[E, n]`, c `[E]` of linear parts y = constant + weight · m, `float64[E, n]` and `float64[E]`."""
+        """Return ℓ `float32[E, n]` and c `float32[E]` of linear parts y = constant `[E]` + weight `[E, n]` · m."""
         scaled = weight * self.width / self.spread
         return _float32(scaled), _float32((constant + weight @ self.centre - self.mean) / self.spread)
 
     def fold(self, p: Parameters) -> Networks:
-        """Write networks over plain 0/1 masks, of H + 1 units: the last one carries the linear part.
+        """Write the networks over plain 0/1 masks, with H + 1 units: the last one carries the linear part.
 
         With w the linear part in 0/1 coordinates, R = Σ |w| and B = Σ max(0, −w), its pre-activation (w · m + B) / R
         lies in [0, 1] for every mask, where CELU is the identity; its output weight is R, and B comes off the constant.
@@ -342,7 +347,7 @@ class Coordinates:
         )
 
     def unfold(self, networks: Networks) -> Parameters:
-        """The inverse of `fold`, within the rounding of float32; the coordinates need not be those folded from."""
+        """The inverse of `fold`, to the rounding of float32; the networks may come from other coordinates."""
         weight, bias, output, constant = (
             array.astype(np.float64)
             for array in (

@@ -1,4 +1,4 @@
-"""The scale a surrogate is fitted on, and the way back to worths."""
+"""The scale on which a surrogate is fitted, and the way back to worths."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SCALES = ("auto", "log", "identity")
 
 @dataclass(frozen=True)
 class Link:
-    """From worths to the scale of the fit ("link") and back: log and exp, or nothing at all.
+    """From worths to the scale of the fit and back: logarithm and exponential, or the identity.
 
-    A perplexity ratio is exp(NLL of the full model − NLL): a product of what each layer costs, and most of it near 0.
-    Its logarithm is the negative NLL up to a constant, nearly a sum over layers, and what a least-squares fit is good
-    at: on measured masks of a 135M model a ridge reached R² 0.88 there, and below 0 on the ratios.
+    A perplexity ratio is exp(NLL of the full model − NLL): a product of what each layer costs, mostly near 0. Its
+    logarithm is the negative NLL up to a constant, nearly a sum over layers, which suits a least-squares fit: on
+    measured masks of a 135M model a ridge reached R² 0.88 on the logarithms, and below 0 on the ratios.
 
     Attributes:
         scale: "log" or "identity".
-        floor: What a worth of exactly 0 counts as (log only): a ratio has underflowed there, and has no logarithm.
+        floor: the value that replaces a worth of exactly 0, a ratio that has underflowed ("log" only).
     """
 
     scale: str
@@ -36,9 +36,11 @@ class Link:
     def of(cls, worths: Floats, scale: str = "auto") -> Link:
         """Choose the link for finite worths `float64[M]`, M ≥ 1.
 
-        "auto" takes the logarithm where no worth is negative and one is positive, and worths as they are otherwise:
+        "auto" takes the logarithm where no worth is negative and at least one is positive, and the identity otherwise:
         −NLL and −KL are logarithms already. The floor is the least positive worth.
-        Raises `RequestError` for an unknown scale, and for "log" where "auto" would not take it.
+
+        Raises:
+            RequestError: for an unknown scale, and for "log" where "auto" would not take it.
         """
         if scale not in SCALES:
             raise RequestError(f"unknown scale {scale!r}: the scales are {', '.join(SCALES)}")
@@ -52,7 +54,7 @@ class Link:
         return cls("log", float(positive.min()))
 
     def forward(self, worths: Floats) -> Floats:
-        """Return worths `float64[M]` on the scale of the fit. `RequestError` for a negative worth's logarithm."""
+        """Return worths `float64[M]` on the scale of the fit; `RequestError` for the logarithm of a negative worth."""
         if self.scale == "identity":
             return worths
         if negative := int(np.count_nonzero(worths < 0)):
@@ -61,7 +63,7 @@ class Link:
         return logs
 
     def back(self, values: Floats) -> Floats:
-        """Return values of the fit as worths, same shape. Beyond what float64 holds that is infinity, or 0."""
+        """Return values of the fit `float64[...]` as worths; infinity or 0 beyond the range of float64."""
         if self.scale == "identity":
             return values
         with np.errstate(over="ignore"):

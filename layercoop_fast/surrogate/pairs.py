@@ -1,4 +1,4 @@
-"""Pairs of a mask and its measured worth, and what a fit accepts of them."""
+"""Pairs of a mask and its measured worth: the checks that every fit makes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_pairs(masks: Masks, worths: Floats) -> tuple[Masks, Floats]:
 
 
 def fittable_pairs(masks: Masks, worths: Floats) -> tuple[Masks, Floats]:
-    """`check_pairs`, and refuse with the count what no fit can use: NaN or infinite worths, and no pairs at all."""
+    """`check_pairs` of `bool[M, n]` and `float64[M]`, which also refuses NaN or infinite worths and no pairs at all."""
     masks, worths = check_pairs(masks, worths)
     if bad := int(np.count_nonzero(~np.isfinite(worths))):
         raise RequestError(
@@ -32,7 +32,7 @@ def fittable_pairs(masks: Masks, worths: Floats) -> tuple[Masks, Floats]:
 
 
 def finite_pairs(masks: Masks, worths: Floats) -> tuple[Masks, Floats, int]:
-    """Drop the pairs whose worth is NaN or infinite, mask and worth together, and say how many they were.
+    """Drop the pairs whose worth is NaN or infinite, mask and worth together, and count them.
 
     Takes `bool[M, n]` and `float64[M]`, returns `bool[K, n]`, `float64[K]` and M − K, in the order given.
     """

@@ -32,9 +32,17 @@ _FORMAT = "layercoop_fast.surrogate/1"
 class PublishedSurrogate:
     """f(m) = σ(v · CELU(W m + b) + c): Linear(n, 2n) → CELU → Linear(2n, 1) → Sigmoid, in float32 on the CPU.
 
-    A game (`surrogate(masks) -> float64[M]`, `n_players`) with the `flips` shortcut. Its values lie in (0, 1): worths
-    above 1 (a mask that beats the full model) or below 0 cannot be represented and pull it to the edge. This is the
-    published behaviour. Source: arXiv 2602.07804.
+    It is a game (`surrogate(masks) -> float64[M]`, `n_players`) with the `flips` shortcut. Its values lie in (0, 1):
+    worths above 1 (a mask that beats the full model) or below 0 cannot be represented and pull the fit to the edge, as
+    in the published method. Source: arXiv 2602.07804.
+
+    Attributes:
+        hidden_weight: W, `float32[2n, n]`.
+        hidden_bias: b, `float32[2n]`.
+        output_weight: v, `float32[2n]`.
+        output_bias: c, `float32[]`.
+        history: the mean squared error of each epoch.
+        n_players: n.
 
     Example:
         >>> import numpy as np
@@ -54,7 +62,7 @@ class PublishedSurrogate:
         *,
         history: Sequence[float] = (),
     ) -> None:
-        """Take W `float32[2n, n]`, b `[2n]`, v `[2n]`, c `[]`; `history` is the mean squared error of each epoch."""
+        """Take W `float32[2n, n]`, b `[2n]`, v `[2n]` and c `[]`; `RequestError` for other shapes and dtypes."""
         n = hidden_weight.shape[-1]
         tensors = (hidden_weight, hidden_bias, output_weight, output_bias)
         shapes = [tuple(tensor.shape) for tensor in tensors]
@@ -84,12 +92,14 @@ class PublishedSurrogate:
     ) -> PublishedSurrogate:
         """Fit to pairs of masks `bool[M, n]` and worths `float64[M]`; the defaults are the published recipe.
 
-        Mean squared error, SGD with momentum, a fresh shuffle an epoch (the last batch may be short), and the learning
-        rate times `lr_gamma` every `lr_step` epochs. Weights start uniform in ±1/√fan_in, as torch's own Linear layers.
-        `on_epoch(epoch, loss)` is called after each epoch, counted from 1. The result is a function of the arguments
-        (given torch version and machine type); torch's global random state is neither read nor written.
+        The loss is the mean squared error; the optimiser SGD with momentum. Each epoch shuffles the pairs (the last
+        batch may be short), and the learning rate is multiplied by `lr_gamma` every `lr_step` epochs. Weights start
+        uniform in ±1/√fan_in, as in torch's Linear layers. `on_epoch(epoch, loss)` is called after each epoch, counted
+        from 1. The result depends on the arguments alone, given the version of torch and the type of machine; torch's
+        global random state is neither read nor written.
 
-        Raises `RequestError` for arrays that do not fit together, and for NaN or infinite worths (see `finite_pairs`).
+        Raises:
+            RequestError: for arrays that do not fit together, and for NaN or infinite worths (see `finite_pairs`).
         """
         masks, worths = fittable_pairs(masks, worths)
         if epochs < 1 or batch_size < 1:
@@ -119,9 +129,9 @@ class PublishedSurrogate:
 
     @one_thread()
     def __call__(self, masks: Masks, /, *, device: str = "cpu") -> Floats:
-        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`; exact to the rounding of float32.
+        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`, to the rounding of float32.
 
-        `device` is as of `NetworkGame`.
+        `device` is "cpu", "cuda" or "cuda:N" (see `NetworkGame`).
         """
         masks = check_masks(masks, self.n_players)
         if device != "cpu":
@@ -134,7 +144,7 @@ class PublishedSurrogate:
 
     @property
     def networks(self) -> Networks:
-        """The network as the kernels take it: an ensemble of one."""
+        """The network as an ensemble of one, which the kernels take."""
         w, b, v, c = (tensor.numpy()[None] for tensor in self._weights)
         return Networks(w, b, v, c, "celu", "sigmoid")
 
@@ -143,20 +153,20 @@ class PublishedSurrogate:
         return flips(self.networks, masks)
 
     def mean_marginals(self, masks: Masks, /, *, device: str = "cpu") -> tuple[Floats, Floats]:
-        """Return the mean over the masks of f(m with i) − f(m without i), `float64[n]`, and its standard error."""
+        """The mean over masks `bool[M, n]` of f(m with i) − f(m without i), and its standard error: `float64[n]`."""
         return marginals(self.networks, masks, device)
 
     def r2(self, masks: Masks, worths: Floats) -> float:
-        """Return R² = 1 − Σ (worth − f)² / Σ (worth − mean worth)² on the given pairs; NaN if all worths are equal.
+        """R² = 1 − Σ (worth − f)² / Σ (worth − mean worth)² on masks `bool[M, n]` and worths `float64[M]`.
 
-        1 is perfect, 0 is no better than their mean, negative is worse.
+        1 is perfect, 0 is no better than the mean worth, negative is worse; NaN if all worths are equal.
         """
         masks, worths = check_pairs(masks, worths)
         spread = float(((worths - worths.mean()) ** 2).sum()) if len(worths) else 0.0
         return 1 - float(((worths - self(masks)) ** 2).sum()) / spread if spread else float("nan")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, in place of any that was there, whole or not at all (see `written_whole`)."""
+        """Write a safetensors file, whole or not at all, replacing one that is there (see `written_whole`)."""
         metadata = {"format": _FORMAT, "history": json.dumps(self.history)}
         payload = safetensors_bytes(dict(zip(_NAMES, self._weights, strict=True)), metadata)
         with written_whole(Path(path), force=True) as temporary:
@@ -164,7 +174,7 @@ class PublishedSurrogate:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PublishedSurrogate:
-        """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or not a surrogate."""
+        """Read what `save` wrote; `RequestError` when the file is missing, corrupt, or not a surrogate."""
         found = read_header(Path(path))
         if found.metadata.get("format") != _FORMAT or set(found.tensors) != set(_NAMES):
             raise RequestError(f"{path} is not a surrogate that this version saved")

@@ -1,4 +1,4 @@
-"""How far a fit can be trusted, said in numbers: from pairs it has not seen."""
+"""How far a fit can be trusted: figures from pairs that it has not seen."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from layercoop_fast.masks.types import Floats, Masks
 
 @dataclass(frozen=True)
 class Report:
-    """A fit judged on pairs, on the scale of the fit (log worths, as a rule).
+    """A fit judged on pairs, on the scale of the fit (usually the logarithm of worths).
 
     Attributes:
+        n_pairs: number of pairs.
         r2: R²; NaN without two distinct worths.
         kendall: By number of kept players: Kendall's τ-b of worths and predictions; NaN without two distinct of each.
         coverage: Share of errors within 1 and within 2 standard deviations of the ensemble. A calibrated normal spread
@@ -30,7 +31,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Quality:
-    """What a fit says about itself, from masks that were held out of it.
+    """What a fit reports of itself, from masks that were held out of it.
 
     Held-out pairs are few, so each figure is an estimate: R² of 60 pairs near 0.9 is good to about ±0.03.
 
@@ -55,7 +56,7 @@ class Quality:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Quality:
-        """Rebuild from what JSON keeps of `dataclasses.asdict`: keys have become text, and tuples lists."""
+        """Rebuild from the JSON of `dataclasses.asdict`, in which keys have become text and tuples lists."""
         inside = fields["inside"]
         kendall = {int(k): tau for k, tau in inside["kendall"].items()}
         return cls(
@@ -69,7 +70,7 @@ class Quality:
 
 
 def report(masks: Masks, truth: Floats, each: Floats) -> Report:
-    """Judge the predictions of each of E networks, `float64[M, E]`, against the truth, `float64[M]`."""
+    """Judge the predictions `float64[M, E]` of E networks for masks `bool[M, n]` against the truth `float64[M]`."""
     mean = each.mean(axis=1)
     spread = each.std(axis=1, ddof=1) if each.shape[1] > 1 else np.full(len(each), np.nan)
     return Report(
@@ -78,9 +79,9 @@ def report(masks: Masks, truth: Floats, each: Floats) -> Report:
 
 
 def r_squared(truth: Floats, predicted: Floats) -> float:
-    """Return R² = 1 − Σ (truth − predicted)² / Σ (truth − mean truth)²; NaN without two distinct truths.
+    """R² = 1 − Σ (truth − predicted)² / Σ (truth − mean truth)² of two `float64[M]`; NaN without two distinct truths.
 
-    1 is perfect, 0 is no better than their mean, negative is worse.
+    1 is perfect, 0 is no better than the mean truth, negative is worse.
     """
     if len(truth) == 0 or truth.min() == truth.max():
         return math.nan
@@ -88,10 +89,10 @@ def r_squared(truth: Floats, predicted: Floats) -> float:
 
 
 def kendall_tau(a: Floats, b: Floats) -> float:
-    """Return Kendall's τ-b of two `float64[M]`: concordant less discordant pairs, ties taken out of the scale.
+    """Kendall's τ-b of two `float64[M]`: concordant minus discordant pairs, with a scale that leaves out ties.
 
     τ_b = Σ_{i<j} sgn(a_i − a_j) sgn(b_i − b_j) / √(pairs untied in a · pairs untied in b); NaN where either has none.
-    O(M²) time, O(M) memory: meant for the few thousand masks of a stratum at most. Source: Kendall, 1945.
+    O(M²) time and O(M) memory, for the few thousand masks of a stratum at most. Source: Kendall, 1945.
     """
     agreement = untied_a = untied_b = 0.0
     for i in range(1, len(a)):
@@ -104,13 +105,13 @@ def kendall_tau(a: Floats, b: Floats) -> float:
 
 
 def kendall_by_stratum(masks: Masks, truth: Floats, predicted: Floats) -> dict[int, float]:
-    """Return `kendall_tau` among the masks of each number of kept players, least first."""
+    """`kendall_tau` of two `float64[M]` among the masks `bool[M, n]` of each number of kept players, ascending."""
     kept = masks.sum(axis=1)
     return {int(k): kendall_tau(truth[kept == k], predicted[kept == k]) for k in np.unique(kept)}
 
 
 def coverage(error: Floats, spread: Floats) -> tuple[float, float]:
-    """Return the share of errors `float64[M]` within one and within two spreads `float64[M]`; NaN where none is."""
+    """The shares of errors `float64[M]` within one and within two spreads `float64[M]`; NaN where there are none."""
     if len(error) == 0 or np.isnan(spread).any():
         return math.nan, math.nan
     one, two = (float((np.abs(error) <= k * spread).mean()) for k in (1, 2))

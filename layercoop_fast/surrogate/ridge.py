@@ -1,4 +1,4 @@
-"""Linear and pairwise ridge surrogates in closed form: the honest references of every network."""
+"""Linear and pairwise ridge surrogates in closed form: the references that every network is compared with."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from layercoop_fast.surrogate.threads import one_thread
 # Penalties tried, in units of one mask: 0/1 masks need no scaling.
 _PENALTIES = np.geomspace(1e-3, 1e3, 25)
 
-# A pair's coefficient costs this much of a player's. Centred products are small (variance ≤ 1/16), so without it they
-# would be held down for their unit alone.
+# The penalty of a pair's coefficient relative to a player's. Centred products are small (variance ≤ 1/16): with equal
+# penalties they would be shrunk more only because of their scale.
 _PAIR_PENALTY = 0.3
 
 _MAX_FEATURES = 10_000
@@ -37,16 +37,18 @@ _FORMAT = "layercoop_fast.ridge/1"
 class RidgeSurrogate:
     """f(m) = c + Σ_i w_i m_i + Σ_{i<j} W_ij m_i m_j (the last sum with `order` 2), least squares with a ridge penalty.
 
-    A game on the scale of the worths it was fitted to (`link.back` of f), with the `flips` shortcut and the Shapley
-    values of f in closed form. The penalty falls on the coefficients of the *centred* products (m_i − p_i)(m_j − p_j),
-    p the mean of the masks fitted to, so that shrinking the pairs does not drag the players with it.
+    It is a game on the scale of the worths that it was fitted to (`link.back` of f), with the `flips` shortcut and the
+    Shapley values of f in closed form. The penalty is on the coefficients of the *centred* products
+    (m_i − p_i)(m_j − p_j), with p the mean of the fitted masks, so that shrinking the pairs leaves the players alone.
 
     Attributes:
-        order: 1: players alone; 2: players and pairs.
+        order: 1 for players alone, 2 for players and pairs.
         centre: `float64[n]`, p.
         gram: `float64[F, F]`, ZᵀZ of the features Z = [1, m − p, (m_i − p_i)(m_j − p_j) for i < j].
-        moment: `float64[F]`, Zᵀ y, y the worths on the scale of the fit.
-        penalty: λ, on a player's coefficient; pairs cost 0.3 λ, the intercept nothing.
+        moment: `float64[F]`, Zᵀ y with y the worths on the scale of the fit.
+        penalty: λ of a player's coefficient; a pair's is 0.3 λ, the intercept has none.
+        link: between worths and the scale of the fit.
+        n_players: n.
         intercept: c.
         weight: w, `float64[n]`.
         pair_weight: W, `float64[n, n]`, symmetric with a diagonal of 0.
@@ -95,9 +97,12 @@ class RidgeSurrogate:
     ) -> RidgeSurrogate:
         """Fit to masks `bool[M, n]` and worths `float64[M]`; `scale` as in `Link.of`.
 
-        Without `penalty` the best of 25 between 1e-3 and 1e3 by leave-one-out error is taken, which has a closed form
-        (see `best_penalty`). Time is that of one eigenvalue problem of min(M, F) for F features: n + 1, and with pairs
-        n (n + 1) / 2 + 1. Raises `RequestError` as `fittable_pairs` and `Link.of` do, and beyond 10,000 features.
+        Without `penalty` it is the one of 25 between 1e-3 and 1e3 with the least leave-one-out error, which has a
+        closed form (see `best_penalty`). The time is that of one eigenvalue problem of size min(M, F), with F features:
+        n + 1, or n (n + 1) / 2 + 1 with pairs.
+
+        Raises:
+            RequestError: as `fittable_pairs` and `Link.of`, and for more than 10,000 features.
         """
         masks, worths = fittable_pairs(masks, worths)
         link = Link.of(worths, scale)
@@ -107,7 +112,7 @@ class RidgeSurrogate:
     def fit_link(
         cls, masks: Masks, targets: Floats, link: Link, *, order: int, penalty: float | None = None
     ) -> RidgeSurrogate:
-        """`fit` for worths that are on the scale of the fit already."""
+        """`fit` to masks `bool[M, n]` and targets `float64[M]` that are on the scale of the fit already."""
         n = masks.shape[1]
         if order not in (1, 2):
             raise RequestError(f"order is 1 (players) or 2 (and pairs), not {order}")
@@ -149,7 +154,7 @@ class RidgeSurrogate:
     def shapley(self) -> Floats:
         """Return the Shapley values of f, `float64[n]`, on the scale of the fit: w_i + ½ Σ_j W_ij.
 
-        A pair's term is a game of its own that two players win together; each gets half. Exact for any n.
+        A pair's term is a game that two players win together, so each gets half of it. Exact for any n.
         """
         shapley: Floats = self.weight + self.pair_weight.sum(axis=1) / 2
         return shapley
@@ -157,7 +162,8 @@ class RidgeSurrogate:
     def shapley_of(self, masks: Masks, targets: Floats) -> Floats:
         """Return `shapley()` of fits to other targets `float64[M, W]` of the same masks, `float64[W, n]`.
 
-        `masks` are those of this fit, in any order; penalty and centre are its own. One solve for all W.
+        `masks` `bool[M, n]` are those of this fit, in any order; penalty and centre are those of this fit. One linear
+        system is solved for all W.
         """
         n = self.n_players
         moments = features(check_masks(masks, n), self.centre, self.order).T @ targets
@@ -171,10 +177,10 @@ class RidgeSurrogate:
         return values
 
     def update(self, masks: Masks, worths: Floats) -> RidgeSurrogate:
-        """Return the fit with these pairs added: recursive least squares, exactly the fit to all pairs at once.
+        """Return the fit with masks `bool[M, n]` and worths `float64[M]` added: exactly the fit to all pairs at once.
 
-        ZᵀZ and Zᵀy are sums over pairs, so new pairs are added to them and one system is solved; centre, penalty, and
-        link stay. (This is the information form of the recursion: it never subtracts.)
+        ZᵀZ and Zᵀy are sums over pairs, so new pairs are added to them and one system is solved; centre, penalty and
+        link stay. (This is the information form of recursive least squares: it never subtracts.)
         """
         masks, worths = fittable_pairs(masks, worths)
         z = features(check_masks(masks, self.n_players), self.centre, self.order)
@@ -182,12 +188,12 @@ class RidgeSurrogate:
         return replace(self, gram=self.gram + z.T @ z, moment=self.moment + z.T @ targets)
 
     def r2(self, masks: Masks, worths: Floats) -> float:
-        """Return R² on the scale of the fit (see `r_squared`)."""
+        """R² of masks `bool[M, n]` and worths `float64[M]`, on the scale of the fit (see `r_squared`)."""
         masks, worths = fittable_pairs(masks, worths)
         return r_squared(self.link.forward(worths), self.values(masks))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with a JSON header, in place of any that was there, whole or not at all."""
+        """Write a safetensors file with a JSON header, whole or not at all, replacing one that is there."""
         header = {
             "order": self.order,
             "penalty": self.penalty,
@@ -199,7 +205,7 @@ class RidgeSurrogate:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RidgeSurrogate:
-        """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or something else."""
+        """Read what `save` wrote; `RequestError` when the file is missing, corrupt, or something else."""
         header, arrays = read_archive(Path(path), _FORMAT, ("centre", "gram", "moment"))
         with as_saved(path):
             link = Link(header["scale"], float(header["floor"]))
@@ -214,7 +220,7 @@ class RidgeSurrogate:
 
 
 def features(masks: Masks, centre: Floats, order: int) -> Floats:
-    """Return Z, `float64[M, F]`: a column of ones, centred players, and with `order` 2 their products i < j."""
+    """Z of masks `bool[M, n]`, `float64[M, F]`: ones, players minus `centre` `[n]`, and with order 2 their products."""
     centred = masks - centre
     columns: list[Any] = [np.ones((len(masks), 1)), centred]
     if order == 2:
@@ -226,8 +232,8 @@ def features(masks: Masks, centre: Floats, order: int) -> Floats:
 def weighted_lines(masks: Masks, targets: Floats, weights: npt.NDArray[Any], penalty: float) -> tuple[Floats, Floats]:
     """Return the weights `float64[E, n]` and intercepts `float64[E]` of E linear ridges on the same masks `bool[M, n]`.
 
-    Ridge e fits column e of `targets` `float64[M, E]`, and each pair counts `weights[m, e]` times (a bootstrap sample).
-    Each needs a pair of weight above 0.
+    Ridge e fits column e of `targets` `float64[M, E]`, and pair m counts `weights[m, e]` times (a bootstrap sample).
+    Each ridge needs a pair of positive weight.
     """
     n = masks.shape[1]
     centre: Floats = masks.mean(axis=0)
@@ -242,7 +248,7 @@ def weighted_lines(masks: Masks, targets: Floats, weights: npt.NDArray[Any], pen
 
 @one_thread()
 def best_penalty(z: Floats, targets: Floats) -> float:
-    """Return the λ of least leave-one-out error for ‖y − c − Z θ‖² + λ ‖θ‖², Z `float64[M, F]`.
+    """Return the λ of least leave-one-out error for ‖y − c − Z θ‖² + λ ‖θ‖², Z `float64[M, F]`, y `float64[M]`.
 
     With the thin SVD Z − mean = U S Vᵀ and the hat matrix H = 1/M + U S²/(S² + λ) Uᵀ, the error at a pair left out is
     (y − H y)_i / (1 − H_ii), for every λ from two products with U. Source: Allen, 1974 (PRESS).
@@ -264,19 +270,19 @@ def best_penalty(z: Floats, targets: Floats) -> float:
 
 @one_thread()
 def _product(a: Floats, b: Floats) -> Floats:
-    """a @ b on one thread. Two of NumPy's were seen to take ten times as long where other threads compute as well."""
+    """a @ b on one thread. NumPy on two was seen to take ten times as long where other threads compute as well."""
     product: Floats = (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
     return product
 
 
 @one_thread()
 def _solve(matrix: Floats, right: Floats) -> Floats:
-    """Return x of `matrix` x = `right`, on one thread as well."""
+    """Return x with `matrix` x = `right`, on one thread too."""
     solution: Floats = torch.linalg.solve(torch.from_numpy(matrix), torch.from_numpy(right)).numpy()
     return solution
 
 
 def _costs(n: int, order: int) -> Floats:
-    """Return the share of the penalty that falls on each coefficient, `float64[F]`."""
+    """Return the penalty of each coefficient relative to a player's, `float64[F]`."""
     pairs = n * (n - 1) // 2 if order == 2 else 0
     return np.concatenate([[0.0], np.ones(n), np.full(pairs, _PAIR_PENALTY)])

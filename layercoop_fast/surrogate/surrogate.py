@@ -26,10 +26,10 @@ _NETWORKS = ("hidden_weight", "hidden_bias", "output_weight", "output_bias")
 
 
 class NetworkGame:
-    """Networks as a game on the scale they were fitted on: `game(masks) -> float64[M]`, the mean over the networks.
+    """Networks as a game on the scale on which they were fitted: `game(masks) -> float64[M]`, the mean of the networks.
 
-    With `device` "cuda" (or "cuda:N") values and marginals are computed on a GPU, by float32 as on the CPU; the extra
-    `triton` is needed, `RequestError` where there is no such device.
+    With `device` "cuda" (or "cuda:N") a GPU computes values and marginals, in float32 as on the CPU. This needs the
+    extra `triton`; `RequestError` where there is no such device.
     """
 
     def __init__(self, networks: Networks) -> None:
@@ -53,15 +53,26 @@ class NetworkGame:
 class Surrogate:
     """f(m) = mean over e of [c_e + v_e · CELU(W_e m + b_e)] on the logarithm of the worth (see `Link`); a game.
 
-    `surrogate(masks)` answers on the scale of the worths it was fitted to: exp(f) where the fit is to logarithms, f
-    where it is not. `surrogate.link_game` is f itself as a game, in nats of log worth: the scale on which contributions
-    add up and the ensemble's mean is a mean.
+    `surrogate(masks)` answers on the scale of the worths: exp(f) where the fit is to logarithms, else f.
+    `surrogate.link_game` is the game f, in nats of log worth: on this scale contributions add up, and the value of the
+    ensemble is the mean of its networks.
 
-    Each network starts as the linear ridge of its own bootstrap sample and is trained for as long as masks held out of
-    it gain, so it is a ridge at worst. One of its H hidden units carries the linear part (its pre-activation is never
-    negative, where CELU is the identity), which leaves plain networks for the kernels.
+    Each network starts as the linear ridge of its own bootstrap sample and is trained as long as held-out masks gain,
+    so at worst it is a ridge. One of its H hidden units carries the linear part (its pre-activation is never negative,
+    where CELU is the identity), so that the kernels take plain networks.
 
-    The first time it is asked about masks far from those it was fitted to it warns (`UserWarning`), once: see `far`.
+    It warns once (`UserWarning`) when it is first asked about masks far from those it was fitted to: see `far`.
+
+    Attributes:
+        networks: the ensemble.
+        link: between worths and the scale of the fit.
+        quality: the report of the fit.
+        masks: `bool[M, n]`, the masks fitted to.
+        targets: `float64[M]`, their worths on the scale of the fit.
+        counts: `uint8[M, E]`, how often the bootstrap sample of each network holds each pair.
+        seed: of the fit.
+        n_players: n.
+        link_game: f as a game.
 
     Example:
         >>> import numpy as np
@@ -83,9 +94,7 @@ class Surrogate:
         counts: npt.NDArray[np.uint8],
         seed: int,
     ) -> None:
-        """Take what `fit` makes: the pairs (`targets` `float64[M]` on the scale of the fit) and how often the bootstrap
-        sample of each network holds them (`counts` `uint8[M, E]`); `update` goes on from there.
-        """
+        """Take what `fit` makes (see Attributes)."""
         self.networks, self.link, self.quality, self.seed = networks, link, quality, seed
         self.masks, self.targets, self.counts = masks, targets, counts
         self.n_players = networks.n_players
@@ -112,15 +121,23 @@ class Surrogate:
     ) -> Surrogate:
         """Fit to masks `bool[M, n]` and worths `float64[M]`.
 
-        `scale` "auto" fits the logarithm where no worth is negative (perplexity ratios) and the worths themselves
-        otherwise (−NLL, −KL: logarithms already); "log" and "identity" insist. A worth of exactly 0 has underflowed and
-        counts as the least positive one given. Masks of one number in `clusters` `int64[M]` were drawn together (see
-        `Sample`): a bootstrap sample holds all or none of them. `hidden` units a network are 2n unless given. The
-        result is a function of the arguments (given torch version and machine type); no global random state is read or
-        written.
+        The result depends on the arguments alone, given the version of torch and the type of machine; no global random
+        state is read or written.
 
-        Raises `RequestError` for arrays that do not fit together, for NaN or infinite worths with their count (see
-        `finite_pairs`), and for a scale that the worths do not have.
+        Args:
+            masks: `bool[M, n]`.
+            worths: `float64[M]`. A worth of exactly 0 has underflowed and counts as the least positive one.
+            clusters: `int64[M]`; masks of one number were drawn together (see `Sample`), and a bootstrap sample holds
+                all or none of them.
+            scale: "log" fits the logarithm of the worths, "identity" the worths; "auto" takes the logarithm where no
+                worth is negative (perplexity ratios; −NLL and −KL are logarithms already).
+            ensemble: E, number of networks.
+            hidden: H, units of each; None: 2n.
+            seed: of bootstrap samples, initial weights and shuffles.
+
+        Raises:
+            RequestError: for arrays that do not fit together, for NaN or infinite worths with their count (see
+                `finite_pairs`), and for a scale that the worths do not have.
         """
         masks, worths = fittable_pairs(masks, worths)
         link = Link.of(worths, scale)
@@ -133,7 +150,7 @@ class Surrogate:
         return cls(fitted.networks, link, fitted.quality, masks, targets, fitted.counts, seed)
 
     def __call__(self, masks: Masks, /, *, device: str = "cpu") -> Floats:
-        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`; `device` as of `NetworkGame`."""
+        """Return the predicted worths, `float64[M]`, of masks `bool[M, n]`; `device` as in `NetworkGame`."""
         masks = check_masks(masks, self.n_players)
         self._warn_if_far(masks)
         return self.link.back(self.link_game(masks, device=device))
@@ -146,17 +163,17 @@ class Surrogate:
 
     @property
     def members(self) -> tuple[NetworkGame, ...]:
-        """One game a network, on the scale of the fit."""
+        """Each network as a game, on the scale of the fit."""
         return tuple(
             NetworkGame(replace(self.networks, **{name: getattr(self.networks, name)[e : e + 1] for name in _NETWORKS}))
             for e in range(self.networks.n_networks)
         )
 
     def spread(self, masks: Masks) -> Floats:
-        """Return the standard deviation over the networks, `float64[M]`, on the scale of the fit.
+        """The standard deviation over the networks for masks `bool[M, n]`: `float64[M]`, on the scale of the fit.
 
-        It estimates how far f would move had other masks been measured; `quality.inside.coverage` says how often held
-        out errors were within it. Raises `RequestError` for an ensemble of one.
+        It estimates how far f would move if other masks had been measured; `quality.inside.coverage` says how often
+        held-out errors were within it. Raises `RequestError` for an ensemble of one.
         """
         if self.networks.n_networks < 2:
             raise RequestError("one network alone has no spread: fit with ensemble=2 or more")
@@ -164,11 +181,11 @@ class Surrogate:
         return spread
 
     def far(self, masks: Masks) -> Masks:
-        """Return which masks `bool[M]` are far from those fitted to, where the fit is a guess.
+        """Which of masks `bool[M, n]` are far from the fitted ones, so that the fit is a guess there: `bool[M]`.
 
-        Far is a mask that keeps fewer or more players than any fitted one and its neighbours, or whose leverage
+        A mask is far if it keeps at least two players fewer or more than every fitted mask, or if its leverage
         h(m) = (m − p)ᵀ (Σ (m' − p)(m' − p)ᵀ + I)⁻¹ (m − p) is over twice the largest of a fitted mask: it differs from
-        them in a way they hardly differ among themselves (a player that all of them kept is gone, say).
+        them in a way in which they hardly differ among themselves (it lacks a player that all of them keep, say).
         """
         masks = check_masks(masks, self.n_players)
         kept = masks.sum(axis=1)
@@ -177,22 +194,22 @@ class Surrogate:
         return far
 
     def report(self, masks: Masks, worths: Floats) -> Report:
-        """Judge the fit on other measured pairs (see `Report`). Those it was fitted to flatter it."""
+        """Judge the fit on masks `bool[M, n]` and worths `float64[M]`; the pairs it was fitted to would flatter it."""
         masks, worths = fittable_pairs(masks, worths)
         each = predict(self.networks, masks)
         return report(masks, self.link.forward(worths), each)
 
     def r2(self, masks: Masks, worths: Floats) -> float:
-        """Return R² on the given pairs, on the scale of the fit (see `r_squared`)."""
+        """R² of masks `bool[M, n]` and worths `float64[M]`, on the scale of the fit (see `r_squared`)."""
         masks, worths = fittable_pairs(masks, worths)
         return r_squared(self.link.forward(worths), self.link_game(masks))
 
     def update(self, masks: Masks, worths: Floats) -> Surrogate:
-        """Return the surrogate with these pairs added, without fitting from scratch; this one stays as it is.
+        """Return a surrogate with masks `bool[M, n]` and worths `float64[M]` added; this one does not change.
 
-        The linear parts move by recursive least squares and the networks go on from where they are for a few epochs
-        over all pairs. Bootstrap samples are Poisson, so old pairs keep their place in them. `quality` is that of the
-        first fit: call `report` with the new pairs *before* `update` for one that is new and honest.
+        It is not fitted from scratch: the linear parts move by recursive least squares, and the networks are trained
+        for a few more epochs on all pairs. Bootstrap samples are Poisson, so old pairs keep their counts. `quality`
+        remains that of the first fit: call `report` with the new pairs *before* `update` for an unbiased new one.
         Source of the online bootstrap: Oza and Russell, 2001.
         """
         masks, worths = fittable_pairs(masks, worths)
@@ -203,9 +220,9 @@ class Surrogate:
         return self._of(refit_networks(old, *together, seed=self.seed), self.link, *together, self.seed)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with a JSON header, in place of any that was there, whole or not at all.
+        """Write a safetensors file with a JSON header, whole or not at all, replacing one that is there.
 
-        It holds the pairs as well, so that what is loaded can be updated.
+        The file holds the pairs too, so that a loaded surrogate can be updated.
         """
         header = {
             "scale": self.link.scale,
@@ -221,7 +238,7 @@ class Surrogate:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Surrogate:
-        """Read what `save` wrote. Raises `RequestError` when the file is missing, corrupt, or something else."""
+        """Read what `save` wrote; `RequestError` when the file is missing, corrupt, or something else."""
         header, arrays = read_archive(Path(path), _FORMAT, (*_NETWORKS, "masks", "targets", "counts"))
         with as_saved(path):
             weights = (arrays["hidden_weight"], arrays["hidden_bias"], arrays["output_weight"], arrays["output_bias"])
@@ -249,14 +266,14 @@ class Surrogate:
         low, high = self._kept_range
         warnings.warn(
             f"{far} of {len(masks)} masks asked are far from those the surrogate was fitted to ({len(self.targets)} "
-            f"masks that keep {low} to {high} of {self.n_players} players): it extrapolates there. Said once; "
-            "measure such masks too (stratified_masks with strata=), or see Surrogate.far",
+            f"masks that keep {low} to {high} of {self.n_players} players): it extrapolates there. This is said "
+            "once; measure such masks too (stratified_masks with strata=), or see Surrogate.far",
             UserWarning,
             stacklevel=3,
         )
 
 
-# Leverage beyond this many times the largest fitted one is far. 1 would catch a share 1/M of masks drawn alike.
+# A mask is far beyond this many times the largest fitted leverage; 1 would catch 1 of M masks drawn alike.
 _LEVERAGES = 2.0
 
 _BLOCK = 1 << 14  # masks at a time: [block, n] in float64 stays within the cache

@@ -1,4 +1,4 @@
-"""How many threads torch may use for operations as small as a surrogate's."""
+"""One thread of torch for operations as small as those of a surrogate."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: the operations are so small that two threads would mostly wait for each other.
+    """Run torch on one thread: with such small operations two threads would mostly wait for each other.
 
-    On a machine that others use too, waiting was seen to take twenty times the work. It also makes results independent
-    of the thread count.
+    On a machine with other load, waiting was seen to take twenty times as long as the work. One thread also makes
+    results independent of the number of threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

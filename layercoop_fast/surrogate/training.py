@@ -1,11 +1,11 @@
 """Training an ensemble of residual networks together, as one wide network with hand-written gradients.
 
-Network e of E, in the coordinates that `fit` trains in (inputs and targets centred and scaled):
+Network e of E, in the coordinates of training (inputs and targets centred and scaled, see `fit.Coordinates`):
 
     f_e(x) = c_e + ℓ_e · x + v_e · CELU(W_e x + b_e)
 
 Every network sees every row, weighted by how often its bootstrap sample holds it. So the E hidden layers are one
-product with a [E·H, n] matrix, where separate samples would take E small ones.
+product with an [E·H, n] matrix instead of E small ones.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-8
 
 @dataclass
 class Parameters:
-    """The parameters of E networks of H hidden units over n inputs, float32; each a view into one flat buffer.
+    """The parameters of E networks of H hidden units over n inputs, float32: views of one flat buffer.
 
     Attributes:
+        flat: the buffer.
         hidden_weight: W, [E·H, n].
         hidden_bias: b, [E·H].
         output_weight: v, [E, H].
@@ -42,7 +43,7 @@ class Parameters:
 
     @classmethod
     def zeros(cls, ensemble: int, hidden: int, n: int) -> Parameters:
-        """All parameters 0."""
+        """Parameters that are all 0."""
         shapes = [(ensemble * hidden, n), (ensemble * hidden,), (ensemble, hidden), (ensemble, n), (ensemble,)]
         sizes = [torch.Size(shape).numel() for shape in shapes]
         flat = torch.zeros(sum(sizes))
@@ -50,7 +51,7 @@ class Parameters:
 
     @classmethod
     def fresh(cls, linear: Tensor, constant: Tensor, hidden: int, generator: torch.Generator) -> Parameters:
-        """Networks that equal c + ℓ · x at first: v = 0, and W, b uniform in ±√(3/n), so that W x has unit variance."""
+        """Networks that equal c [E] + ℓ [E, n] · x: v = 0, and W, b uniform in ±√(3/n): W x has unit variance."""
         ensemble, n = linear.shape
         made = cls.zeros(ensemble, hidden, n)
         bound = (3 / n) ** 0.5
@@ -61,7 +62,7 @@ class Parameters:
         return made
 
     def clone(self) -> Parameters:
-        """A copy that shares nothing."""
+        """A copy with memory of its own."""
         ensemble, hidden = self.output_weight.shape
         copy = Parameters.zeros(ensemble, hidden, self.linear.shape[1])
         copy.flat.copy_(self.flat)
@@ -70,10 +71,10 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: AdamW, the learning rate falling as half a cosine from `lr` to 0 over `epochs`.
+    """AdamW, with a learning rate that falls as half a cosine from `lr` to 0 over `epochs`.
 
     Attributes:
-        weight_decay: Decoupled, on W, b and v alone: the linear part has its ridge penalty.
+        weight_decay: decoupled, on W, b and v alone; the linear part has its ridge penalty.
     """
 
     epochs: int
@@ -82,12 +83,12 @@ class Schedule:
     weight_decay: float
 
     def is_look(self, epoch: int) -> bool:
-        """Whether the state after this epoch is judged and kept: about 20 times in all, the last one always."""
+        """Whether the state after this epoch is judged and kept: about 20 of all epochs, and always the last."""
         return epoch % max(1, self.epochs // 20) == 0 or epoch == self.epochs
 
 
 def forward(p: Parameters, x: Tensor, which: slice = slice(None)) -> Tensor:
-    """Return f, `float32[B, E]`, of inputs `float32[B, n]`; of some networks only, where `which` says so."""
+    """Return f, `float32[B, E]`, of inputs `float32[B, n]`, or of the networks `which` only."""
     ensemble, hidden = p.output_weight.shape
     weight = p.hidden_weight.view(ensemble, hidden, -1)[which].flatten(0, 1)
     bias = p.hidden_bias.view(ensemble, hidden)[which].flatten()
@@ -97,9 +98,9 @@ def forward(p: Parameters, x: Tensor, which: slice = slice(None)) -> Tensor:
 
 
 class Gradient:
-    """The gradient of ½ Σ_e Σ_rows weight (f_e − target)² / B, with the arrays [rows, E·H] that it needs held ready.
+    """The gradient of ½ Σ_e Σ_rows weight (f_e − target)² / B, with its arrays [rows, E·H] kept between steps.
 
-    Fresh ones each step would cost their page faults, seen to take as long as the products themselves.
+    The page faults of new arrays in each step were seen to take as long as the products.
     """
 
     def __init__(self, p: Parameters, rows: int) -> None:
@@ -108,10 +109,10 @@ class Gradient:
         self._units, self._slope, self._product = (torch.empty(rows, ensemble * hidden) for _ in range(3))
 
     def __call__(self, x: Tensor, targets: Tensor, weights: Tensor) -> Parameters:
-        """Take it at inputs `float32[B, n]`, `targets` and `weights` `float32[B, E]`, B ≤ rows, over the last one.
+        """The gradient at inputs `float32[B, n]`, `targets` and `weights` `float32[B, E]`, B ≤ rows.
 
-        With s = exp(min(a, 0)): CELU(a) = max(a, 0) + s − 1 and CELU'(a) = s, so one exponential serves both. It is
-        taken as a power of 2, in torch a third of the time of exp.
+        The next call overwrites the result. With s = exp(min(a, 0)), CELU(a) = max(a, 0) + s − 1 and CELU'(a) = s, so
+        both need one exponential. It is computed as a power of 2, which takes torch a third of the time of exp.
         """
         p, into = self.p, self.into
         shape = len(x), *p.output_weight.shape
@@ -143,8 +144,8 @@ def train(
 ) -> None:
     """Train in place on rows `x` `float32[M, n]` with `targets` and `weights` `float32[M, E]`.
 
-    Each epoch takes a fresh order of the rows. It ends with the schedule, or when `after_epoch(epoch)`, epochs counted
-    from 1, says False. Source of the optimiser: Loshchilov and Hutter, 2019.
+    Each epoch shuffles the rows. Training ends with the schedule, or when `after_epoch(epoch)`, with epochs counted
+    from 1, returns False. Source of the optimiser: Loshchilov and Hutter, 2019.
     """
     gradient = Gradient(p, min(len(x), schedule.batch_size))
     mean, square, scale = (torch.zeros_like(p.flat) for _ in range(3))

@@ -1,13 +1,13 @@
-"""How sure a contribution is, end to end: sampled masks, fitted networks, and the calibration text behind the worths.
+"""The uncertainty of contributions, end to end: from sampled masks, fitted networks, and the calibration text.
 
-Three things could have come out otherwise, and each gives a standard error of every player's contribution:
+There are three sources, and each gives a standard error of every player's contribution:
 
-    sampling   the estimator asked some coalitions and not others: its own standard error
+    sampling   the estimator asks a sample of coalitions: its own standard error
     ensemble   other masks could have been measured: each network saw another bootstrap sample of them
     text       other text could have been used: the windows are drawn again, with replacement
 
-They are taken as independent, so their variances add. Everything is on the scale of the fit (nats of log worth, as a
-rule): there a window's share in the measured NLL is a plain mean, and so is the ensemble.
+They are taken as independent, so their variances add. Everything is on the scale of the fit (usually nats of log
+worth): on this scale the measured NLL is a mean over windows, and the ensemble a mean over networks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from layercoop_fast.texts.domains import Domains, one_domain
 
 
 class Estimate(Protocol):
-    """What an estimator answers: a value a player and its standard error from sampling."""
+    """The answer of an estimator: a value for each player and its standard error from sampling."""
 
     @property
     def values(self) -> Floats:
@@ -44,7 +44,7 @@ class Estimate(Protocol):
 
 Estimator = Callable[[Game], Estimate]
 """`estimator(game)`: `shapley_values`, say, or a `partial` of `stratified_marginals`. Its masks must depend on its own
-seed alone, so that every network is asked about the same ones and sampling error does not count twice."""
+seed alone, so that every network is asked about the same masks and sampling error does not count twice."""
 
 
 class EnsembleGame(Protocol):
@@ -52,25 +52,25 @@ class EnsembleGame(Protocol):
 
     @property
     def link_game(self) -> Game:
-        """The mean of the networks, before the way back to worths."""
+        """The mean of the networks, on the scale of the fit."""
         ...
 
     @property
     def members(self) -> Sequence[Game]:
-        """One game a network, likewise."""
+        """Each network as a game, on the scale of the fit."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """One contribution a player, and how far each source of error could move it. All on the scale of the fit.
+    """A contribution for each player, and how far each source of error could move it, on the scale of the fit.
 
     Attributes:
         values: `float64[n]`, the estimate on the mean of the networks.
         sampling: `float64[n]`, standard error of the estimator; zeros where it sampled nothing.
         ensemble_draws: `float64[E, n]`, the estimate on each network.
-        text_draws: `float64[B, n]`, contributions from each drawing of the windows; B = 0 where the text was not asked
-            about.
+        text_draws: `float64[B, n]`, contributions from each drawing of the windows; B = 0 where the text counts as
+            given.
     """
 
     values: Floats
@@ -90,21 +90,21 @@ class Intervals:
 
     @property
     def stderr(self) -> Floats:
-        """`float64[n]`: the three together, √(sampling² + ensemble² + text²)."""
+        """`float64[n]`: all three together, √(sampling² + ensemble² + text²)."""
         return np.asarray(np.sqrt(self.sampling**2 + self.ensemble**2 + self.text**2))
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
-        """Return lower and upper ends, `float64[n]` each, of the normal interval that covers with chance `level`."""
+        """Lower and upper ends, `float64[n]` each, of the normal interval with coverage `level`."""
         half = _quantile(level) * self.stderr
         return self.values - half, self.values + half
 
     def unsettled(self, level: float = 0.95) -> list[tuple[int, int]]:
-        """Return the pairs of players (i < j) whose order is not settled at `level`, the most open first.
+        """The pairs of players (i < j) whose order is not settled at `level`, the least settled first.
 
-        A pair is settled when the interval of the *difference* of its contributions leaves out 0. Networks and windows
-        move both players at once, so their part is the spread of the differences themselves; how the errors of
-        sampling go together is not known, and the worst is assumed (they add). Each pair stands for itself: among many
-        pairs at 95 %, one in twenty that are truly level will look settled.
+        A pair is settled when the interval of the *difference* of its contributions excludes 0. Networks and windows
+        move both players at once, so their part is the spread of the differences. How the errors of sampling are
+        correlated is not known, and the worst is assumed: they add. Each pair is tested alone: among many pairs at
+        95 %, one in twenty that are truly equal will look settled.
         """
         first, second = np.triu_indices(len(self.values), 1)
         variance = (self.sampling[first] + self.sampling[second]) ** 2
@@ -122,7 +122,9 @@ def intervals(surrogate: EnsembleGame, estimator: Estimator, *, text_draws: Floa
     """Estimate contributions on the ensemble and on each of its networks: E + 1 calls of `estimator`.
 
     `text_draws` `float64[B, n]` come from `text_bootstrap`; without them the text counts as given.
-    Raises `RequestError` for an ensemble of one, which has no spread, and for draws of another width.
+
+    Raises:
+        RequestError: for an ensemble of one, which has no spread, and for draws of another width.
     """
     members = surrogate.members
     if len(members) < 2:
@@ -148,15 +150,17 @@ def text_bootstrap(
 ) -> Floats:
     """Return the Shapley values of a pairwise ridge of the negative NLL for each drawing of windows, `float64[B, n]`.
 
-    `masks` `bool[M, n]`, `window_nll` `float64[M, W]` and `window_tokens` `int64[W]` are as `worths.npz` holds them.
-    A ridge is linear in what it is fitted to. So the fit to drawing b, which holds window w c_bw times,
+    `masks` `bool[M, n]`, `window_nll` `float64[M, W]` and `window_tokens` `int64[W]` are those of `worths.npz`. A ridge
+    is linear in its targets. So the fit to drawing b, which holds window w c_bw times,
 
         φ_b = Σ_w share_bw φ_w,    share_bw = c_bw tokens_w / Σ_u c_bu tokens_u,
 
-    is a mean of the values φ_w of single windows: one solve with W right-hand sides serves every drawing, the penalty
-    being that of the whole text. Masks with an NLL that is not finite are left out. Of several texts (`domains`) as
-    many windows are drawn of each as there are, and its weight stands in place of the tokens.
-    Raises `RequestError` for arrays that do not fit together, fewer than 2 windows or drawings, and no finite mask.
+    is a mean of the values φ_w of single windows: one linear system with W right-hand sides serves every drawing, with
+    the penalty of the whole text. Masks with an NLL that is not finite are left out. With several texts (`domains`)
+    each drawing has as many windows of a text as there are, and the text's weight replaces the tokens.
+
+    Raises:
+        RequestError: for arrays that do not fit together, fewer than 2 windows or drawings, and no finite mask.
     """
     check_masks(masks, masks.shape[-1])
     n_masks, n_windows = window_nll.shape if window_nll.ndim == 2 else (-1, -1)

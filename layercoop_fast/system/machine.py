@@ -1,6 +1,6 @@
-"""What this process may use of its machine: processors and memory, limits of control groups (containers) included.
+"""The processors and the memory that this process may use, limits of control groups (containers) included.
 
-Free of torch, so that a request for too much can be refused before anything is loaded.
+Imports no torch, so that a request for too much is refused before anything is loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def processors() -> int:
-    """How many processors this process may use: by its affinity, or fewer where a control group has a quota of time."""
+    """Processors that this process may use: those of its affinity, or fewer where a control group has a CPU quota."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -24,7 +24,7 @@ def processors() -> int:
 
 
 def free_bytes() -> int:
-    """Bytes of memory that can still be taken: of the machine's, or fewer where a control group has a limit."""
+    """Bytes of memory that can still be allocated: the machine's, or fewer where a control group has a limit."""
     limits = [room for folder in _groups("memory") if (room := _room(folder)) is not None]
     return max(0, min([_free_of_machine(), *limits]))
 
@@ -33,15 +33,15 @@ def _free_of_machine() -> int:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux: half of what is built in is a guess that does no harm
+    except (OSError, StopIteration):  # not Linux: half of the installed memory is a careful guess
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """Folders of the control groups that limit this process by a controller: its own and those above it.
+    """Folders of the control groups whose controller limits this process: its own group and those above it.
 
     A line of /proc/self/cgroup is "0::/path" (version 2) or "4:memory,...:/path" (version 1). Inside a container the
-    path may be that of the host, which is not there; the root of the mount is then the container's own group.
+    path may be that of the host, which does not exist there; the root of the mount is then the container's own group.
     """
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -62,7 +62,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    """Processors' worth of time that a group may use; None where it has no quota."""
+    """Processors that a group may use, as a share of time per period; None where it has no quota."""
     if (found := _words(folder / "cpu.max")) and len(found) == 2:
         quota, period = found
     elif found := _words(folder / "cpu.cfs_quota_us"):
@@ -75,7 +75,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def _room(folder: Path) -> int | None:
-    """Bytes that a group may still take; None where it has no limit. Cached files can be dropped, and do not count."""
+    """Bytes that a group may still allocate; None where it has no limit. Cached files count as free."""
     for limit, used, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -1,13 +1,13 @@
-"""Processes that this package starts end with the process that started them, however that ends.
+"""Child processes that end with the process that started them, however that ends.
 
     subprocess.Popen([sys.executable, "-m", "some.module", *arguments, parent_mark()])      # the parent
     end_with_parent(mark)                                                                   # the child, first of all
 
-kill -9 of the parent runs none of its code, so the child has to notice. On Linux the kernel ends it, at once, also in
-the middle of an import or a long computation. Everywhere a thread asks twice a second whether the parent is still
-there.
+kill -9 of the parent runs none of its code, so the child has to notice. On Linux the kernel ends the child at once,
+even in the middle of an import or a long computation. On every system a thread of the child checks twice a second
+whether the parent still exists.
 
-`python -m layercoop_fast.system.processes MARK FILE|MODULE [ARGUMENT...]` runs a program that knows nothing of this.
+`python -m layercoop_fast.system.processes MARK FILE|MODULE [ARGUMENT...]` runs any program in such a child.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _BY_THREAD = ":thread"
 
 
 def parent_mark() -> str:
-    """What a child is told of this process, for `end_with_parent`.
+    """What identifies this process to a child, for `end_with_parent`.
 
-    Linux takes the end of the *thread* that started a child for the end of the parent. Only the main thread lives as
-    long as its process, so the children of other threads are not left to the kernel.
+    Linux ends a child when the *thread* that started it ends. Only the main thread lives as long as its process, so
+    children of other threads are marked, and do not ask the kernel.
     """
     main = threading.current_thread() is threading.main_thread()
     return f"{os.getpid()}{'' if main else _BY_THREAD}"
@@ -38,13 +38,13 @@ def parent_mark() -> str:
 def end_with_parent(mark: str, *, watch: bool = True) -> None:
     """End this process when its parent has ended; `mark` is the parent's `parent_mark()`.
 
-    With `watch` a thread of this process asks as well; without, only the kernel of Linux sees to it.
+    With `watch` a thread of this process checks as well; without, only the kernel of Linux does.
     """
     number, _, by_thread = mark.partition(":")
     parent = int(number)
     if sys.platform == "linux" and not by_thread:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the kernel was asked
+    if os.getppid() != parent:  # the parent ended before the kernel was asked
         os._exit(0)
     if watch:
         threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
@@ -53,7 +53,7 @@ def end_with_parent(mark: str, *, watch: bool = True) -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
-    os._exit(0)  # nobody wants what is being computed
+    os._exit(0)  # nobody waits for the result any more
 
 
 def tied(*program: str) -> list[str]:

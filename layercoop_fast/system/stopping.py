@@ -1,10 +1,10 @@
-"""Stops that come from outside: Ctrl-C and signals. What was being done is put in order, and the command ends.
+"""Ctrl-C and signals as exceptions, so that a command can clean up before it ends.
 
     with stopped_by_signals() as came:
         ...                             # SIGTERM and SIGHUP raise `Terminated` here; a second one ends the process
 
-Python turns Ctrl-C into `KeyboardInterrupt`. `Terminated` is for the others: it is no `KeyboardInterrupt`, since a talk
-(`chat`) goes on after that.
+Python turns Ctrl-C into `KeyboardInterrupt`. The other signals raise `Terminated`, which is a class of its own because
+a conversation (`chat`) continues after Ctrl-C but not after those.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasa
 
 
 class Terminated(BaseException):
-    """A signal that asks this process to end; `status` is the exit status that says so."""
+    """A signal asked this process to end; `status` is the exit status that shells give for it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -35,11 +35,11 @@ def status_of(number: int) -> int:
 
 
 STOPS = (KeyboardInterrupt, Terminated)
-"""What `except` takes to put things in order and say what is kept."""
+"""The exceptions to catch in order to clean up and say what is kept."""
 
 
 class Stopped(RunError):
-    """A command was stopped; the message says what is kept, and `status` is that of what stopped it."""
+    """A command was stopped; the message says what is kept, and `status` is that of the stop."""
 
     def __init__(self, message: str, stop: BaseException) -> None:
         super().__init__(f"stopped. {message}")
@@ -50,8 +50,8 @@ class Stopped(RunError):
 def stopped_by_signals() -> Iterator[list[int]]:
     """Have SIGTERM and SIGHUP raise `Terminated` in the main thread; a second signal ends the process at once.
 
-    Yields a list that the number of the first signal is added to: a library may make another error of what it raises.
-    Signals that are ignored (`nohup`) or handled already are left alone, and so is everything in other threads.
+    Yields a list that the number of the first signal is added to: a library may turn `Terminated` into another error.
+    Signals that are ignored (`nohup`) or handled already are left alone. In other threads nothing is done.
     """
     came: list[int] = []
 

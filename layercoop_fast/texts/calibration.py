@@ -1,6 +1,6 @@
 """Calibration text: from a SPEC to equal token windows.
 
-SPEC is what `--calibration` takes:
+A SPEC names a text:
 
     novels.txt, items.jsonl            a UTF-8 text file; a JSON-lines file with a "text" field in each line
     hf:NAME[/CONFIG][/SPLIT]           a data set through `datasets` (extra `[datasets]`), its "text" column
@@ -22,9 +22,9 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,11 +35,12 @@ from transformers import Cache
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.inputs.bounds import MAX_TOKENS
+from layercoop_fast.inputs.options import TOKENS, WINDOWS
 from layercoop_fast.inputs.text import parse_json
 from layercoop_fast.inputs.text import read_text as read_utf8
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.chat import chat_windows, stretch_of
-from layercoop_fast.texts.domains import Domains
+from layercoop_fast.texts.domains import Domains, Ints
 from layercoop_fast.texts.pictures import Pictures
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
     from layercoop_fast.engine.skeleton import Skeleton
 
-WINDOWS = 10
-TOKENS = 128
 _MODULE_CHARACTERS = 6000  # of a module of the standard library: no one of them fills a text
 _SPLITS = ("train", "validation", "valid", "test", "dev")
 
@@ -63,7 +62,21 @@ class Calibration:
         domains: which text each window is of, where there are several.
         chat: whether they went through the model's chat template.
         pictures: what a vision-language model sees before each window's text (`image_text`).
+
+    Example:
+        >>> import torch
+        >>> from layercoop_fast import Calibration
+        >>> calibration = Calibration(torch.arange(32).view(2, 16), "two windows of my own")
+        >>> calibration.ids.shape
+        torch.Size([2, 16])
     """
+
+    kind: ClassVar[str] = "text"
+    has_windows: ClassVar[bool] = True
+    shots: ClassVar[int] = 0
+    share: ClassVar[bool] = True
+    packs: ClassVar[None] = None
+    numerics: ClassVar[dict[str, str]] = {}
 
     ids: Tensor
     spec: str
@@ -75,7 +88,7 @@ class Calibration:
     def fingerprint(self) -> str | dict[str, Any]:
         """SHA-256 over the tokens and their shape: equal for equal windows, wherever they came from.
 
-        Of several texts a mapping that also says which window is of which text, and the weights.
+        For several texts, a mapping that also says which window is of which text, and the weights.
         """
         ids = self.ids.cpu().numpy().astype("<i8")
         hashed = hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes())
@@ -104,6 +117,37 @@ class Calibration:
             found["domains"] = [{"spec": spec, "weight": weight, "windows": count} for spec, weight, count in rows]
         return found
 
+    @property
+    def windows_of(self) -> dict[str, int]:
+        """How many windows are of each text, by SPEC."""
+        if self.domains is None:
+            return {self.spec: len(self.ids)}
+        counts = np.bincount(self.domains.of_window, minlength=len(self.domains.names)).tolist()
+        return dict(zip(self.domains.names, counts, strict=True))
+
+    def scored(self, n_positions: int) -> Ints:
+        """Scored tokens of each window, int64 [W]: `n_positions` each."""
+        return np.full(len(self.ids), n_positions, dtype=np.int64)
+
+    def part(self, first: int, last: int) -> Calibration:
+        """Windows `first` to `last` − 1 alone. Raises `RequestError` for windows that do not exist."""
+        n_windows = len(self.ids)
+        if not 0 <= first < last <= n_windows:
+            raise RequestError(f"there are no windows {first} to {last - 1}: this text has {n_windows}")
+        domains = None if self.domains is None else self.domains.part(first, last)
+        pictures = self.pictures
+        if pictures is not None:
+            pictures = replace(pictures, inputs=pictures.part(first, last, n_windows))
+        return replace(self, ids=self.ids[first:last], domains=domains, pictures=pictures)
+
+    def message(self) -> dict[str, Any]:
+        """The texts of the windows; the windows themselves are sent as an array."""
+        return {"domains": None if self.domains is None else self.domains.as_json(), "items": None}
+
+    def stretches(self, spec: str, body: int) -> tuple[int, int]:
+        """One for each window of that text, of `body` tokens, or of those that a conversation is made of."""
+        return self.windows_of.get(spec, 0), stretch_of(int(self.ids.shape[1])) if self.chat else body
+
 
 def image_text(
     ids: Tensor, inputs: Mapping[str, Tensor], prefix: int, skeleton: Skeleton, spec: str = "pictures"
@@ -111,14 +155,24 @@ def image_text(
     """Windows that begin with a picture: image-text calibration of a vision-language model.
 
     Args:
-        ids: int64 [W, T], each row the tokens that stand for the picture (and what comes before it), then text.
-        inputs: what the model's forward takes beside them, as its processor makes it for the W pictures in order: the
+        ids: int64 [W, T], each row the tokens of the picture (and what comes before it), then text.
+        inputs: what the model's forward takes besides them, as its processor makes it for the W pictures in order: the
             same number of rows for each.
         prefix: tokens of a window up to the end of the picture; only the text behind them is scored.
         skeleton: of the model.
         spec: a name for records.
 
     Raises `RequestError` where rows and windows do not match or no text is left.
+
+    Example:
+        >>> import torch
+        >>> from transformers import AutoModelForCausalLM
+        >>> from layercoop_fast import Skeleton, image_text
+        >>> skeleton = Skeleton(AutoModelForCausalLM.from_pretrained("my-model"))  # in use a vision-language model
+        >>> ids = torch.arange(32).view(2, 16)  # in each window 5 tokens of the picture, then 11 of text
+        >>> calibration = image_text(ids, {"pixel_values": torch.zeros(2, 3, 8, 8)}, prefix=5, skeleton=skeleton)
+        >>> calibration.ids.shape
+        torch.Size([2, 16])
     """
     n_windows, tokens = ids.shape
     for name, value in inputs.items():
@@ -157,9 +211,11 @@ def load_calibration(
         raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
     if spec == "self":
         if chat:
-            raise RequestError("--chat puts a text into turns, and 'self' is none: give a text, or leave --chat out")
+            raise RequestError("chat=True puts a text into turns, and 'self' is none: give a text, or leave it out")
         if skeleton.streamed is not None:
-            raise RequestError("'self' would read all weights once a token with --offload: give a text, or 'builtin'")
+            raise RequestError(
+                "'self' would read all weights once a token with offload=True: give a text, or 'builtin'"
+            )
         ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
     else:
         ids = cut_windows(read_text(spec), require_tokenizer(tokenizer), windows, tokens, spec, chat=chat)
@@ -218,7 +274,7 @@ def cut_windows(
     body = stretch_of(tokens) if chat else tokens - len(start)
     if body < 1 or len(stream) < windows * body:
         raise RequestError(
-            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens}{' with --chat' if chat else ''} need "
+            f"{spec} has {len(stream)} tokens; {windows} windows of {tokens}{' with chat=True' if chat else ''} need "
             f"{windows * max(body, 1)}: "
             "give a longer text, or ask for fewer or shorter windows"
         )
@@ -230,7 +286,7 @@ def cut_windows(
 
 
 def window_starts(stream: int, body: int, windows: int) -> NDArray[np.int64]:
-    """First tokens, int64 [windows], of windows of `body` tokens evenly spread over a stream of so many tokens."""
+    """First tokens, int64 [windows], of windows of `body` tokens evenly spread over `stream` tokens."""
     return np.linspace(0, stream - body, windows).astype(np.int64) if windows > 1 else np.zeros(1, np.int64)
 
 
@@ -272,7 +328,7 @@ def sample_from_model(
             ids = torch.cat([ids, drawn.to(ids.device)], dim=1)
             if progress is not None:
                 progress("tokens of text", ids.shape[1], tokens)
-    return ids
+    return ids.clone()  # a tensor made in inference mode cannot be used where gradients are computed
 
 
 def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -300,8 +356,8 @@ def _json_lines(text: str, spec: str) -> str:
             part = parse_json(line, "it")["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(
-                f'{spec} line {number} is not a JSON object with a "text" field (items with options go with --utility '
-                "accuracy, accuracy_norm, margin or margin_norm)"
+                f'{spec} line {number} is not a JSON object with a "text" field (items with options go with the '
+                "utilities accuracy, accuracy_norm, margin and margin_norm)"
             ) from error
         if not isinstance(part, str):
             raise RequestError(f'{spec} line {number}: "text" is {type(part).__name__}, not a string')

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def stretch_of(tokens: int) -> int:
-    """Tokens of text that a conversation of so many tokens is made of."""
+    """Tokens of text that a conversation of `tokens` tokens is made of."""
     return tokens + tokens // 4
 
 
@@ -34,7 +34,7 @@ def chat_windows(stretches: NDArray[np.int64], tokens: int, tokenizer: PreTraine
     Raises `RequestError` where the tokenizer has no template, or its template leaves no room for text.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise RequestError("the model's tokenizer has no chat template: leave --chat out")
+        raise RequestError("the model's tokenizer has no chat template: leave chat=True out")
     asked = max(1, tokens // 4)
     overhead = len(_conversation(tokenizer, "?", "!"))
     if overhead >= tokens:
@@ -52,7 +52,7 @@ def chat_windows(stretches: NDArray[np.int64], tokens: int, tokenizer: PreTraine
         if len(ids) < tokens:
             raise RequestError(
                 f"{spec}: a stretch of {len(stretch)} tokens makes a conversation of {len(ids)} and {tokens} are "
-                "wanted: this text is no prose, leave --chat out"
+                "wanted: this text is not prose, leave chat=True out"
             )
         rows.append(ids[:tokens])
     return torch.tensor(rows, dtype=torch.int64)

@@ -78,7 +78,7 @@ class Domains:
 
     def by_domain(self, values: Floats) -> Floats:
         """Means over the windows of each text that has some: [..., W] → [..., D]."""
-        # Contiguous, so that a row is added up in one way however many rows stand beside it.
+        # Contiguous, so that a row is added up in one way however many rows there are.
         columns = [np.ascontiguousarray(values[..., self.of_window == domain]) for domain in self.present]
         return np.stack([column.mean(axis=-1) for column in columns], axis=-1)
 

@@ -11,7 +11,7 @@ With a utility of items (`game/item_utility.py`) a SPEC (`texts/calibration.py`)
 
 An option is scored as the LM Evaluation Harness does it: behind the context and a blank, tokenised together with the
 context, blanks at the context's end counted to the option. The first items may serve as examples instead of being
-scored: `shots` of them, each with its true option and an empty line behind it, stand before every other.
+scored: `shots` of them, each with its true option and an empty line behind it, come before every other item.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.item_utility import ChoiceUtility, Layout
-from layercoop_fast.game.utility import Utility
 from layercoop_fast.inputs.text import parse_json
 from layercoop_fast.inputs.text import read_text as read_utf8
-from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import (
     Calibration,
     begin_tokens,
@@ -43,7 +41,8 @@ from layercoop_fast.texts.calibration import (
     require_tokenizer,
     window_starts,
 )
-from layercoop_fast.texts.mixture import Texts, load_texts, texts_of
+from layercoop_fast.texts.domains import Domains, Ints
+from layercoop_fast.texts.layout import Layout
 from layercoop_fast.texts.token_tree import Packs, Scored, pack_trees, pack_whole
 
 if TYPE_CHECKING:
@@ -76,7 +75,24 @@ class Items:
         share: whether contexts are computed once for all that follows them; otherwise every sequence runs whole.
         device: of the tokens.
         stretch: tokens of text that each item and example was cut as; 0 for items that were given.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from layercoop_fast import ModelGame
+        >>> item = {"context": "2 + 2 =", "options": ["4", "5"], "label": 0}
+        >>> _ = Path("items.jsonl").write_text(json.dumps(item))
+        >>> game = ModelGame.from_pretrained("my-model", calibration="items.jsonl", utility="accuracy")
+        >>> items = game.calibration
+        >>> len(items.groups), len(items.groups[0])  # items, and options of the first
+        (1, 2)
     """
+
+    kind: ClassVar[str] = "items with options"
+    has_windows: ClassVar[bool] = False
+    chat: ClassVar[bool] = False
+    domains: ClassVar[None] = None
+    pictures: ClassVar[None] = None
 
     groups: tuple[tuple[Scored, ...], ...]
     layout: Layout
@@ -114,7 +130,7 @@ class Items:
         groups = tuple(tuple(Scored(tuple(tokens), start) for start, *tokens in group) for group in found["groups"])
         layout = Layout.of(found["layout"])
         if layout is None:
-            raise RequestError("these are no items with options: they say nothing of which token belongs to which")
+            raise RequestError("these are not items with options: nothing says which token belongs to which")
         return cls(groups, layout, found["spec"], found["shots"], found["share"], device)
 
     @property
@@ -122,8 +138,34 @@ class Items:
         """For `layercoop.json`."""
         return {"spec": self.spec, "items": len(self.groups), "shots": self.shots}
 
+    @property
+    def numerics(self) -> dict[str, str]:
+        """Whether contexts are computed once for all that follows them, or for each option again."""
+        return {"context": "shared" if self.share else "whole"}
 
-def load_choices(
+    def scored(self, n_positions: int) -> Ints:
+        """One for each of the N scored tokens, int64 [N]."""
+        return np.ones(len(self.packs.of_token), dtype=np.int64)
+
+    def part(self, first: int, last: int) -> Items:
+        """Raises `RequestError`: items share windows."""
+        raise RequestError(f"parts need windows of text, and the calibration of this game is {self.kind}")
+
+    def message(self) -> dict[str, Any]:
+        """All of it: the windows follow from the items."""
+        return {"domains": None, "items": self.as_json()}
+
+    @property
+    def windows_of(self) -> dict[str, int]:
+        """None: items share windows."""
+        return {}
+
+    def stretches(self, spec: str, body: int) -> tuple[int, int]:
+        """One for each item and example that was cut from that text."""
+        return len(self.groups) + self.shots if self.spec == spec and self.stretch else 0, self.stretch
+
+
+def load_items(
     spec: str,
     tokenizer: PreTrainedTokenizerBase | None,
     skeleton: Skeleton,
@@ -139,14 +181,14 @@ def load_choices(
     Args:
         items: how many items to cut from a text; a file of items gives all it has.
         tokens: of such an item.
-        shots: examples, taken from the file's first items, or cut beside the others.
+        shots: examples, taken from the file's first items, or cut next to the others.
         seed: of the wrong options and the place of the true one in items that are cut.
 
     Raises `RequestError` in one line: what is wrong with the file, an item or the request, and what would be right.
     """
     tokenizer = require_tokenizer(tokenizer)
     if shots < 0:
-        raise RequestError(f"--shots must be 0 or more, not {shots}")
+        raise RequestError(f"shots={shots}: it must be 0 or more")
     if spec == "self":
         raise RequestError("items cannot be cut from 'self': give a file of items, a text file or builtin")
     if Path(spec).suffix == ".jsonl":
@@ -157,7 +199,7 @@ def load_choices(
 
 
 def fitting(choices: Items, skeleton: Skeleton, *, share: bool = True) -> Items:
-    """The items for this model. Raises `RequestError` where one is too long for it, or has words that it lacks."""
+    """The items for this model. Raises `RequestError` where one is too long for it, or has tokens that it lacks."""
     for number, group in enumerate(choices.groups):
         longest = max(len(sequence.tokens) - 1 for sequence in group)
         if skeleton.max_tokens is not None and longest > skeleton.max_tokens:
@@ -197,12 +239,12 @@ def _item(fields: object) -> Item:
     options = _field(fields, "options", "choices")
     label = _field(fields, "label", "answer", "answerKey")
     if not isinstance(context, str):
-        raise RequestError("its context is no string")
+        raise RequestError("its context is not a string")
     names = None
     if isinstance(options, dict):
         names, options = options.get("label"), options.get("text")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise RequestError("its options are no list of strings")
+        raise RequestError("its options are not a list of strings")
     if len(options) < 2:
         raise RequestError(f"it has {len(options)} options: at least 2 are needed")
     if isinstance(label, str) and names is None and label.isdecimal() and label.isascii():
@@ -244,14 +286,16 @@ def tokenise(
     for number, item in enumerate(scored, shots + 1):
         context = examples + item.context
         stripped = context.rstrip()
-        tail = context[len(stripped) :]  # blanks before an option belong to it: many tokenizers join them to its word
+        tail = context[
+            len(stripped) :
+        ]  # blanks before an option belong to it: many tokenizers join them to its first token
         texts = [stripped, *(f"{stripped}{tail} {option}" for option in item.options)]
         first, *wholes = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         before = (*start, *first)
         if not before:
             raise RequestError(
-                f"{spec} item {number}: nothing stands before its options, so they cannot be scored: give it a "
-                "context, or examples with --shots (this tokenizer puts no token before a text)"
+                f"{spec} item {number}: nothing comes before its options, so they cannot be scored: give it a "
+                "context, or examples with shots= (this tokenizer puts no token before a text)"
             )
         group = [Scored((*before, *whole[len(first) :]), len(before)) for whole in wholes]
         for option, sequence in zip(item.options, group, strict=True):
@@ -320,53 +364,8 @@ def _layout(groups: Sequence[Sequence[Scored]], labels: Sequence[int], character
     return Layout(*(np.array(numbers, np.int64) for numbers in (options, labels, lengths, characters)))
 
 
-def load_for(
-    utility: Utility | ChoiceUtility,
-    calibration: Texts,
-    tokenizer: PreTrainedTokenizerBase | None,
-    skeleton: Skeleton,
-    *,
-    windows: int,
-    tokens: int,
-    shots: int = 0,
-    share: bool = True,
-    seed: int = 0,
-    chat: bool = False,
-    progress: Progress | None = None,
-) -> Calibration | Items:
-    """What a utility is measured on: items of a SPEC (`load_choices`), or windows of texts (`load_texts`)."""
-    if isinstance(utility, ChoiceUtility):
-        texts = texts_of(calibration)
-        if len(texts) > 1:
-            raise RequestError(f"items with options come from one SPEC, not {len(texts)}: give --calibration once")
-        if chat:
-            raise RequestError("--chat is for text: items with options are measured as they are written")
-        return load_choices(
-            texts[0][0], tokenizer, skeleton, items=windows, tokens=tokens, shots=shots, seed=seed, share=share
-        )
-    if shots:
-        raise RequestError(f"--shots are examples before items with options; the utility {utility.name} is one of text")
-    return load_texts(
-        calibration,
-        tokenizer,
-        skeleton,
-        windows=windows,
-        tokens=tokens,
-        seed=seed,
-        chat=chat,
-        progress=progress,
-    )
-
-
-def check_choices(calibration: Calibration | Items, utility: Utility | ChoiceUtility, score_every: int) -> Packs | None:
-    """The packs of items, None of text. Raises `RequestError` where the utility is one of the other kind."""
-    if isinstance(calibration, Items) != isinstance(utility, ChoiceUtility):
-        has, wants = (
-            ("items with options", "text") if isinstance(calibration, Items) else ("text", "items with options")
-        )
-        raise RequestError(f"the utility {utility.name} is one of {wants}, the calibration is {has}")
-    if not isinstance(calibration, Items):
-        return None
-    if score_every != 1:
-        raise RequestError("--score-every belongs to text: of items all tokens of all options are scored")
-    return calibration.packs
+def text_of(message: Mapping[str, Any], ids: NDArray[np.int64], device: str | torch.device) -> Calibration | Items:
+    """The text that a `message` describes, on a device; windows of text have the tokens `ids`, int64 [W, T]."""
+    if message["items"] is not None:
+        return Items.of(message["items"], device)
+    return Calibration(torch.from_numpy(ids).to(device), "from the driver", Domains.of(message["domains"]))

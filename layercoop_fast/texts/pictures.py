@@ -1,4 +1,4 @@
-"""What a vision-language model is handed besides the tokens of its windows."""
+"""What a vision-language model receives besides the tokens of its windows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a vision-language model is handed beside the tokens of its windows.
+    """What a vision-language model receives besides the tokens of its windows.
 
     Attributes:
         inputs: keyword arguments of the model's forward (`pixel_values`, `image_grid_thw`, ...), each with as many rows
-            a window; the tokens of every window begin with those that stand for its picture.
+            a window; the tokens of every window begin with those of its picture.
         first: the first position whose next token is scored, the last one of the picture's prefix.
     """
 
@@ -22,7 +22,10 @@ class Pictures:
     first: int
 
     def part(self, first: int, last: int, n_windows: int, copies: int = 1) -> dict[str, Tensor]:
-        """The arguments for windows first .. last (last excluded) of `n_windows`, `copies` times side by side."""
+        """The arguments, [rows, ...] each, for windows first .. last (last excluded), `copies` times side by side.
+
+        `n_windows` is the number of windows that `inputs` is of.
+        """
         found = {}
         for name, value in self.inputs.items():
             rows = len(value) // n_windows

@@ -5,8 +5,8 @@
     check_trees(windows)                                                # refuses a model whose blocks cannot do it
 
 The sequences of a pack form a tree of tokens: examples that all items share, then an item's context, then its options,
-and whatever beginning options have in common. It is written down depth first as one window; a token stands at its
-depth, which is its position in its own sequence, and attends to its ancestors alone. So in every block the keys and
+and whatever beginning options have in common. It is written down depth first as one window; the position of a
+token is its depth, as in its own sequence, and attends to its ancestors alone. So in every block the keys and
 values of a context exist once, under each mask prefix, for all that follows it.
 
 A token that no scored token follows is not computed: the last of each option. Windows are padded to one length with

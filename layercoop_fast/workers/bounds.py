@@ -1,4 +1,4 @@
-"""How many local workers a machine has room for. Free of torch, like all that is asked before anything is opened."""
+"""How many local workers a machine has room for. Free of torch: this is checked before anything is opened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from layercoop_fast.inputs.text import read_json
 from layercoop_fast.system import machine
 
 BASE_BYTES = 300 * 10**6
-"""What a worker takes beside the weights: interpreter, torch, transformers (docs/clusters.md)."""
+"""What a worker takes besides the weights: interpreter, torch, transformers (docs/clusters.md)."""
 
 
 def check_count(count: int, checkpoint: dict[str, Any]) -> None:
@@ -19,15 +19,15 @@ def check_count(count: int, checkpoint: dict[str, Any]) -> None:
     `checkpoint` says how it is opened (`Workers`). Raises `RequestError` with the number that would be right.
     """
     if count < 1:
-        raise RequestError(f"--workers {count}: at least 1 worker is needed")
+        raise RequestError(f"workers={count}: at least 1 worker is needed")
     if count > (most := machine.processors()):
         raise RequestError(
-            f"--workers {count}: this process may use {most} processors, and each worker needs one: give {most} at most"
+            f"workers={count}: this process may use {most} processors, and each worker needs one: give {most} at most"
         )
     each, free = worker_bytes(checkpoint), machine.free_bytes()
     if count > (most := max(1, free // each)):
         raise RequestError(
-            f"--workers {count}: each takes about {each / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are "
+            f"workers={count}: each takes about {each / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are "
             f"free: give {most} at most"
         )
 

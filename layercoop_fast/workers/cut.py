@@ -1,6 +1,6 @@
 """Cutting a set of masks into tasks for workers, so that little of what masks share is lost.
 
-In the plan's order (lexicographic) masks that share a kept prefix stand together, so a task is a run of neighbours: a
+In the plan's order (lexicographic) masks that share a kept prefix are neighbours, so a task is a run of them: a
 worker gets whole subtrees of the trie but for the paths at its two ends. What a cut costs is the prefix that its two
 neighbours have in common, since both sides compute it. Cuts are therefore moved, within a part of a task's size, to the
 place where that prefix is shortest.
@@ -25,7 +25,7 @@ from layercoop_fast.masked.plan import build_plan, count_evaluations
 _MOST_ROUNDS = 5
 # More rounds may take so much longer where all workers are alike: they pay where some are slower.
 _LONGER = 0.02
-# A cut may stand so far from its place, as a share of the task it ends.
+# How far a cut may be from its place, as a share of the task it ends.
 _SLACK = 0.25
 
 
@@ -59,7 +59,7 @@ def cut_masks(masks: npt.NDArray[np.bool_], n_workers: int, *, head_cost: float 
     # behind[i]: the cost of the masks before i, where nothing is cut.
     behind = np.concatenate([[0.0], np.cumsum(kept - shared + head_cost)])
 
-    def cut(rounds: int) -> list[Task]:
+    def in_rounds(rounds: int) -> list[Task]:
         tasks = []
         borders = _borders(behind, shared, _sizes(n_workers, rounds))
         for first, last in itertools.pairwise(borders):
@@ -68,8 +68,8 @@ def cut_masks(masks: npt.NDArray[np.bool_], n_workers: int, *, head_cost: float 
         return sorted(tasks, key=lambda task: -task.cost)
 
     if n_workers == 1:
-        return cut(1)
-    cuts = [cut(rounds) for rounds in range(1, _MOST_ROUNDS + 1)]
+        return in_rounds(1)
+    cuts = [in_rounds(rounds) for rounds in range(1, _MOST_ROUNDS + 1)]
     spans = [max(_ends(tasks, n_workers)) for tasks in cuts]
     allowed = (1 + _LONGER) * min(spans)
     return next(tasks for tasks, span in zip(reversed(cuts), reversed(spans), strict=True) if span <= allowed)
@@ -99,7 +99,7 @@ def _borders(behind: npt.NDArray[np.float64], shared: npt.NDArray[np.int64], siz
 
 
 def _sizes(n_workers: int, rounds: int) -> list[float]:
-    """Of all work, what each task should be: they sum to 1."""
+    """The share of all work that each task should be: they sum to 1."""
     halves = [0.5**number for number in range(1, rounds)]
     return [size / n_workers for size in [*halves, 0.5 ** (rounds - 1)] for _ in range(n_workers)]
 
@@ -114,7 +114,7 @@ def _ends(tasks: Sequence[Task], n_workers: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What a cut for so many workers costs.
+    """What a cut for some number of workers costs.
 
     Attributes:
         workers, tasks: how many.

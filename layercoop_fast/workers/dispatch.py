@@ -71,9 +71,9 @@ class Results(NamedTuple):
 
     Attributes:
         rows: int64 [R], rows of the masks that were given to `Workers.map`.
-        nll, kl: float64 [R, W], mean of each window; NaN where the divergence was not asked for.
+        nll, kl: float64 [R, W], mean of each window; NaN where the divergence was not measured.
         evaluations: unit evaluations done.
-        teacher: those of the full model, which each worker runs once where the divergence is asked for.
+        teacher: those of the full model, which each worker runs once where the divergence is measured.
     """
 
     rows: npt.NDArray[np.int64]
@@ -102,7 +102,7 @@ class _Job:
 
 
 class Workers:
-    """Workers that play one game at a time, all on one checkpoint.
+    """Workers that measure one game at a time, all on one checkpoint.
 
     Args:
         transport: how they are reached.
@@ -117,7 +117,7 @@ class Workers:
         self.states = 0
         """States that a worker's plan may store, once open: those of the one with the least memory."""
         self.fingerprints: dict[str, Any] = {}
-        """Of the game as the workers play it, once open."""
+        """What the workers say they measure, once open."""
         self.remaining = 0
         """Unit evaluations that `map` still has to do."""
         self._order = b""
@@ -134,10 +134,10 @@ class Workers:
         return bool(self._idle or self._jobs)
 
     def open(self, game: dict[str, Any], **arrays: Array) -> None:
-        """Have all workers play this game from now on: start them, or tell those that are there.
+        """Have all workers measure this game from now on: start them, or tell those that are there.
 
-        A game that differs from one before in its windows or its utility alone costs a worker next to nothing, and one
-        that it played lately nothing at all.
+        A game that differs from one before in its windows or its teacher alone costs a worker next to nothing, and one
+        that it measured lately nothing at all.
 
         Raises `RequestError` where one says that the request is wrong, or where they are unlike each other, and
         `RunError` where one is lost while it starts.
@@ -279,7 +279,7 @@ class Workers:
 
     def _give(self, place: int, job: _Job, masks: npt.NDArray[np.bool_]) -> None:
         self._jobs[place] = job
-        self.transport.send(place, pack("play", masks=masks[job.rows]))
+        self.transport.send(place, pack("measure", masks=masks[job.rows]))
 
     def _results(self, place: int, message: Message) -> Results:
         job, about = self._jobs[place], message.about

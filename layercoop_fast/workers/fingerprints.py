@@ -18,10 +18,10 @@ def likeness(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def common_fingerprints(reports: Mapping[int, Mapping[str, Any]], *, tolerant: bool) -> dict[str, Any]:
-    """The fingerprints of a game that all these workers (by their places) play.
+    """The fingerprints of the game that all these workers (by their places) measure.
 
     Where machines or versions differ and `tolerant` allows it, what differs is called "mixed". Raises `RequestError`
-    where it does not, and where they play different games in any case.
+    where it does not, and where they measure different games in any case.
     """
     first = reports[min(reports)]
     expected = likeness(first)
@@ -35,11 +35,11 @@ def common_fingerprints(reports: Mapping[int, Mapping[str, Any]], *, tolerant: b
     fingerprints = dict(first["fingerprints"])
     numerics = dict(fingerprints["numerics"])
     if other := sorted(unlike.keys() - numerics.keys() - set(_MACHINE)):
-        raise RequestError(f"the workers do not play one game: {unlike[other[0]]}")
+        raise RequestError(f"the workers do not measure one game: {unlike[other[0]]}")
     if unlike and not tolerant:
         raise RequestError(
             f"the workers are unlike each other: {'; '.join(unlike.values())}. Their worths would differ by rounding: "
-            "take like machines, or pass --tolerant, which the fingerprints will say"
+            "take machines that are alike, or pass tolerant=True, which the fingerprints then say"
         )
     numerics.update({key: "mixed" for key in unlike if key in numerics})
     if machines := sorted(unlike.keys() & set(_MACHINE)):

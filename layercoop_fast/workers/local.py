@@ -45,12 +45,10 @@ class LocalProcesses:
 
     def __init__(self, n_workers: int, *, device: str = "cpu", program: Sequence[str] = PROGRAM) -> None:
         if n_workers < 1:
-            raise RequestError(f"--workers {n_workers}: at least 1 worker is needed")
+            raise RequestError(f"workers={n_workers}: at least 1 worker is needed")
         self.on_gpus = torch.device(device).type == "cuda"
         if self.on_gpus and n_workers > torch.cuda.device_count():
-            raise RequestError(
-                f"--workers {n_workers}: there are {torch.cuda.device_count()} GPUs, one for each worker"
-            )
+            raise RequestError(f"workers={n_workers}: there are {torch.cuda.device_count()} GPUs, one for each worker")
         self.n_workers = n_workers
         self.threads = max(1, torch.get_num_threads() // n_workers)
         self.shares = {"": n_workers}

@@ -2,10 +2,10 @@
 
 | kind | to | carries |
 |---|---|---|
-| open | worker | the game to play from now on and a name for it (`game/remote.py`), the token ids |
+| open | worker | the game to measure from now on and a name for it (`workers/remote.py`), the token ids |
 | ready | driver | that name, the worker's fingerprints, machine, host, and how many states it may store |
 | pilot | both | an order to time one unit and one head; the seconds of each |
-| play | worker | the masks of a task, bool [M, n] |
+| measure | worker | the masks of a task, bool [M, n] |
 | rows | driver | rows of its task's masks, their numbers, evaluations since the last message, whether that is all |
 | error | driver | what went wrong, in one line, and the exit status that suits it |
 """

@@ -47,7 +47,7 @@ class Host:
         self.inbox.put(message)
 
     def process_id(self) -> int:
-        """Of the actor."""
+        """The process of the actor."""
         return os.getpid()
 
     def take(self, seconds: float) -> list[bytes]:
@@ -78,7 +78,7 @@ class RayActors:
         try:
             import ray
         except ImportError as error:
-            raise RequestError("--workers ray needs the extra: pip install 'layercoop-fast[ray]'") from error
+            raise RequestError("workers=ray needs the extra: pip install 'layercoop-fast[ray]'") from error
         self._ray = ray
         self._address = address
         self._joined_here = not ray.is_initialized()
@@ -136,7 +136,7 @@ class RayActors:
         return received
 
     def why_lost(self, place: int) -> str:
-        """Ray's words."""
+        """What Ray says."""
         return self._ends.get(place, "its actor is gone")
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ def _join(ray: Any, address: str | None) -> None:
     if named not in (None, "auto") and "://" not in named:
         host, colon, port = named.rpartition(":")
         if not colon or not port.isdecimal():
-            raise RequestError(f"{named!r} is no address of a Ray cluster: write ray:HOST:PORT")
+            raise RequestError(f"{named!r} is not the address of a Ray cluster: write ray:HOST:PORT")
         try:
             # Ray itself would try for minutes and then end the process.
             socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()

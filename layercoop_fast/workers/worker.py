@@ -1,7 +1,6 @@
-"""A worker: opens a game as it is told, measures the masks of a task, and sends numbers as they come.
+"""A worker: opens a masked model as it is told, measures the masks of a task, and sends scores as they come.
 
-One of the local processes (`workers/process.py`) runs `serve`, or a Ray actor does in a thread of its own. Nothing else
-imports this module.
+A local process (`workers/process.py`) runs `serve`, and a Ray actor does in a thread of its own.
 """
 
 from __future__ import annotations
@@ -21,122 +20,101 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import LayercoopError, RunError
 from layercoop_fast.files import reason
-from layercoop_fast.game.cost_forecast import time_pilot
-from layercoop_fast.game.item_utility import ChoiceUtility
-from layercoop_fast.game.model_game import DEFAULT_MEMORY_SHARE, STATES_WITH_STORE, ModelGame
-from layercoop_fast.game.staged import view_of
-from layercoop_fast.game.utility import Utility
-from layercoop_fast.masked.forward import free_memory, play
-from layercoop_fast.masked.plan import build_plan
+from layercoop_fast.masked.forward import free_memory
+from layercoop_fast.masked.model import MEMORY_SHARE, MaskedModel, Work
 from layercoop_fast.masked.players import Players
 from layercoop_fast.masked.scores import Scores
-from layercoop_fast.masked.scoring import InOrder, scores_behind
 from layercoop_fast.masks.types import Masks
-from layercoop_fast.texts.calibration import Calibration
-from layercoop_fast.texts.domains import Domains
-from layercoop_fast.texts.items import Items
+from layercoop_fast.texts.items import text_of
 from layercoop_fast.workers.messages import Array, Message, pack, unpack
 
-# Numbers wait this long at most before they are sent: the work that the loss of a worker can cost, beside a chunk.
+# Scores wait this long at most before they are sent: besides a chunk, this is the work that the loss of a worker costs.
 STREAM_SECONDS = 0.5
-# Games that stay open beside each other: a search has some five, the game itself and parts of it.
-_MOST_GAMES = 8
+# Views that stay open: a search uses some five, its model on all windows and on parts of them.
+_MOST_OPEN = 8
 
 Send = Callable[[bytes], None]
 
 
 def serve(receive: Callable[[], bytes], send: Send, *, machine: str = "") -> None:
-    """Answer messages for ever. `machine` is what the driver's shares of memory call this one."""
-    games = Games(machine)
+    """Answer messages for ever. `machine` is what the driver's shares of memory call this machine."""
+    models = OpenModels(machine)
     while True:
         message = unpack(receive())
         try:
             if message.kind == "open":
-                games.open(message)
-                send(_ready(games.current, message.about["game"]))
+                models.open(message)
+                send(_ready(models.current, message.about["game"]))
             elif message.kind == "pilot":
-                unit, head = time_pilot(games.current)
+                unit, head = models.current.pilot()
                 send(pack("pilot", {"unit": unit, "head": head}))
             else:
-                _measure(games.current, message.arrays["masks"], send)
+                _measure(models.current, message.arrays["masks"], send)
         except Exception as error:  # whatever it is, the driver decides what follows
-            games.free()
+            models.free()
             status = error.status if isinstance(error, LayercoopError) else RunError.status
             line = "out of memory" if isinstance(error, MemoryError) else reason(error)
             send(pack("error", {"status": status, "line": f"{line} (on {platform.node()})"}))
 
 
-class Games:
-    """The games that the driver has had opened, and which of them is played.
+class OpenModels:
+    """The views of a model that the driver has had opened, and which of them is in use.
 
-    A search plays its game on some of the windows, and with other utilities, in turn; so the last few stay open, and
-    where only those two differ from the first one its model, blocks and head are shared.
+    A search measures on some of the windows, with a teacher and without, in turn. So the last few views stay open, and
+    those that differ from the first one in nothing else share its model, blocks and head.
     """
 
     def __init__(self, machine: str) -> None:
         self._machine = machine
-        self._first: tuple[dict[str, Any], ModelGame] | None = None
-        self._open: dict[str, ModelGame] = {}
-        self._current: ModelGame | None = None
+        self._first: tuple[dict[str, Any], MaskedModel] | None = None
+        self._open: dict[str, MaskedModel] = {}
+        self._current: MaskedModel | None = None
 
     @property
-    def current(self) -> ModelGame:
-        """The game that was opened last."""
+    def current(self) -> MaskedModel:
+        """What was opened last."""
         if self._current is None:
             raise RunError("no game is open")
         return self._current
 
     def open(self, message: Message) -> None:
-        """Play the game that the message describes from now on."""
+        """Measure what the message describes from now on."""
         self.free()
         self._current = None
         name = message.about["game"]
-        game = self._open.pop(name, None) or self._view(message)
-        if game is None:
+        model = self._open.pop(name, None) or self._view(message)
+        if model is None:
             self._first = None  # another model may need the room
             self._open.clear()
-            game = open_game(message, self._machine)
-            self._first = _what_views_share(message), game
-        self._open[name] = self._current = game
-        if len(self._open) > _MOST_GAMES:
+            model = open_model(message, self._machine)
+            self._first = _what_views_share(message), model
+        self._open[name] = self._current = model
+        if len(self._open) > _MOST_OPEN:
             del self._open[next(iter(self._open))]
 
     def free(self) -> None:
-        """Give the memory of stored states back: that of one game at a time is reckoned with."""
+        """Give the memory of stored states back: only one view at a time may have it."""
         if self._current is not None:
             self._current.windows.free()
 
-    def _view(self, message: Message) -> ModelGame | None:
-        """The game as a view of the first one; None where it is none."""
+    def _view(self, message: Message) -> MaskedModel | None:
+        """What the message describes as a view of the first one; None where it is something else."""
         if self._first is None or self._first[0] != _what_views_share(message):
             return None
         first = self._first[1]
-        calibration: Calibration | Items = first.calibration
-        if message.about["choices"] is None:
-            ids = torch.from_numpy(message.arrays["ids"]).to(first.skeleton.device)
-            if not torch.equal(ids, calibration.ids):
-                calibration = Calibration(ids, "from the driver", Domains.of(message.about["domains"]))
-        return view_of(first, calibration, _utility(message))
+        text = text_of(message.about, message.arrays["ids"], first.skeleton.device)
+        same = text.fingerprint == first.text.fingerprint
+        return first.on(None if same else text, teacher=message.about["teacher"])
 
 
 def _what_views_share(message: Message) -> dict[str, Any]:
-    """What must be the same for one game to be a view of another (`game/staged.py`)."""
-    shared = {
-        key: value for key, value in message.about.items() if key not in ("game", "utility", "teacher", "domains")
-    }
+    """What must be the same for one model to be a view of another (`MaskedModel.on`)."""
+    shared = {key: value for key, value in message.about.items() if key not in ("game", "teacher", "domains")}
     return {**shared, "tokens": message.arrays["ids"].shape[1:]}
 
 
-def _utility(message: Message) -> Utility | ChoiceUtility:
-    """The game's utility by name; workers hand in losses, and the driver makes worths of them."""
-    about = message.about
-    if about["choices"] is None:
-        return Utility(about["utility"], about["teacher"], lambda nll, kl, full: nll)
-    return ChoiceUtility(about["utility"], lambda log_probs, layout: log_probs)
-
-
-def open_game(message: Message, machine: str) -> ModelGame:
-    """The game that the driver describes (`game/remote.py`), on its very token ids."""
+def open_model(message: Message, machine: str) -> MaskedModel:
+    """The model that the driver describes (`workers/remote.py`), on its very token ids."""
     about = message.about
     torch.set_num_threads(about["threads"])
     _C.set_num_threads(about["threads"])
@@ -151,67 +129,44 @@ def open_game(message: Message, machine: str) -> ModelGame:
     players = about["players"]
     halves = Sublayers(skeleton) if players["halves"] else None
     share = about["shares"].get(machine, 1)
-    memory = about["memory"] or free_memory(skeleton.device) * DEFAULT_MEMORY_SHARE
-    calibration: Calibration | Items
-    if about["choices"] is None:
-        ids = torch.from_numpy(message.arrays["ids"]).to(skeleton.device)
-        calibration = Calibration(ids, "from the driver", Domains.of(about["domains"]))
-    else:
-        calibration = Items.of(about["choices"], skeleton.device)
-    return ModelGame(
-        checkpoint,
-        calibration,
-        skeleton=skeleton,
-        utility=_utility(message),
-        players=Players(skeleton, players["kind"], players["groups"], halves),
+    memory = about["memory"] or free_memory(skeleton.device) * MEMORY_SHARE
+    return MaskedModel.of(
+        skeleton,
+        Players(skeleton, players["kind"], players["groups"], halves),
+        text_of(about, message.arrays["ids"], skeleton.device),
+        teacher=about["teacher"],
         memory=int(memory // (share if about["memory"] or skeleton.device.type == "cpu" else 1)),
         block_path=about["block_path"],
         score_every=about["score_every"],
     )
 
 
-def _ready(game: ModelGame, name: str) -> bytes:
-    device = game.skeleton.device
+def _ready(model: MaskedModel, name: str) -> bytes:
+    device = model.skeleton.device
     return pack(
         "ready",
         {
             "game": name,
-            "fingerprints": game.fingerprints,
+            "fingerprints": model.fingerprints,
             "machine": {
                 "processor": _processor(),
                 "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
             },
             "host": platform.node(),
-            "states": _limits(game)[0],
+            "states": model.limits(short=True)[0],
         },
     )
 
 
-def _measure(game: ModelGame, masks: Masks, send: Send) -> None:
-    """Measure the masks of a task, bool [M, n]."""
-    stream = _Stream(send, len(game.window_tokens))
-    if game.utility.needs_teacher and game.keep_teacher():
-        stream.teacher = game.players.n_units
-    states, max_rows = _limits(game)
-    plan = build_plan(game.players.unit_masks(masks), states)
-
-    def take(number: int, scores: Scores) -> None:
-        stream.add(int(plan.unique_rows[number]), scores.nll, scores.kl)
-
-    scored = InOrder(game.scorer, take, scores_behind(game.windows))
-    play(game.windows, plan, scored.begin, units=game.units, max_rows=max_rows, on_progress=stream.count)
-    scored.finish()
+def _measure(model: MaskedModel, masks: Masks, send: Send) -> None:
+    """Measure the masks of a task, bool [M, n]. Chunks are short, since the loss of a worker costs one."""
+    stream = _Stream(send, len(model.window_tokens))
+    model.measure(masks, stream.add, stream.count, short=True)
     stream.flush(finished=True)
 
 
-def _limits(game: ModelGame) -> tuple[int, int]:
-    """States and rows of a call, as `ModelGame.limits`: chunks stay short, since the loss of a worker costs one."""
-    states, max_rows = game.limits()
-    return min(states, STATES_WITH_STORE), max_rows
-
-
 class _Stream:
-    """Sends numbers every `STREAM_SECONDS`, and when told to."""
+    """Sends scores every `STREAM_SECONDS`, and when told to."""
 
     def __init__(self, send: Send, n_windows: int) -> None:
         self._send = send
@@ -219,27 +174,26 @@ class _Stream:
         self._rows: list[int] = []
         self._nll: list[Array] = []
         self._kl: list[Array] = []
-        self._evaluations = 0
+        self._evaluations = self._teacher = 0
         self._sent = time.monotonic()
-        self.teacher = 0
 
-    def add(self, row: int, nll: Array, kl: Array) -> None:
+    def add(self, row: int, scores: Scores) -> None:
         self._rows.append(row)
-        self._nll.append(nll)
-        self._kl.append(kl)
-        self.count(0)
+        self._nll.append(scores.nll)
+        self._kl.append(scores.kl)
 
-    def count(self, evaluations: int) -> None:
-        self._evaluations += evaluations
+    def count(self, work: Work) -> None:
+        self._evaluations += work.evaluations
+        self._teacher += work.teacher
         if time.monotonic() - self._sent >= STREAM_SECONDS:
             self.flush(finished=False)
 
     def flush(self, *, finished: bool) -> None:
-        about = {"evaluations": self._evaluations, "teacher": self.teacher, "finished": finished}
+        about = {"evaluations": self._evaluations, "teacher": self._teacher, "finished": finished}
         rows = np.array(self._rows, dtype=np.int64)
         nll, kl = (np.array(values, dtype=np.float64).reshape(-1, self._n_windows) for values in (self._nll, self._kl))
         self._send(pack("rows", about, rows=rows, nll=nll, kl=kl))
-        self._rows, self._nll, self._kl, self._evaluations, self.teacher = [], [], [], 0, 0
+        self._rows, self._nll, self._kl, self._evaluations, self._teacher = [], [], [], 0, 0
         self._sent = time.monotonic()
 
 

@@ -14,7 +14,7 @@ from tiny_models import save_tiny, tiny_tokenizer
 from layercoop_fast.errors import RequestError
 from layercoop_fast.runtime.conversation import Conversation
 from layercoop_fast.runtime.model import LayerSkipModel
-from layercoop_fast.runtime.sampling import Sampling
+from layercoop_fast.runtime.options import Sampling
 
 L = 5
 

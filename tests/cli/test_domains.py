@@ -141,7 +141,7 @@ def test_a_search_takes_what_the_game_calls_best(model: Path, texts: tuple[Path,
     every = np.array([[i not in (a, b) for i in range(L)] for a in range(L) for b in range(a)])
     worths = game(every)
     for method in ("coop", "evopress", "finercut"):
-        choice = get_method(method)(game.anew(), 2)
+        choice = get_method(method)(game.view(apart=True, stored=False), 2)
         if method == "coop":
             assert game(choice.mask[None])[0] == worths.max()
             assert choice.details["runner_up_loss"] >= choice.details["loss"]
@@ -158,8 +158,8 @@ def test_a_search_takes_what_the_game_calls_best(model: Path, texts: tuple[Path,
         (["--objective", "best"], "unknown objective 'best': choose mean or worst"),
         (["--calibration", "a.txt:0"], "the weight of a.txt is 0"),
         (["--calibration", "builtin", "--calibration", "builtin:2"], "builtin is given twice"),
-        (["--settle", 0.7], "no probability between 0 and 0.5"),
-        (["--settle", 0.1, "--most-windows", 2], "is less than the 3 windows of each text"),
+        (["--settle", 0.7], "must be a probability between 0 and 0.5"),
+        (["--settle", 0.1, "--most-windows", 2], "must be at least the 3 windows of each text"),
         (["--most-windows", 5], "--most-windows belongs to --settle"),
         (["--memory", "9" * 400], "is more than any machine holds"),
         (["--settle", 0.1, "--utility", "accuracy"], "accuracy is no mean over such"),

@@ -115,11 +115,11 @@ def test_a_nested_family(run: Any, model: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--remove", 2, "--nested", "--method", "sleb"], "--nested is a search of coop's, and the method is sleb"),
-        (["--remove", 2, "--nested", "--settle", 0.1], "--settle chooses anew among masks of one size"),
+        (["--remove", 2, "--nested", "--settle", 0.1], "--settle chooses again among masks of one size"),
         (["--drop", 0.3, "--nested", "--players", "sublayers"], "say how many, --remove K"),
         (["--remove", 3, "--nested", "--budget", 8], "a budget of 9 at least, not 8"),
         (["--remove", 1, "--speedup", 2], "in one way"),
-        (["--speedup", 0.9], "--speedup 0.9 is no gain"),
+        (["--speedup", 0.9], "--speedup 0.9 is not a gain"),
         (["--speedup", 1000], "no allowed mask meets --speedup 1000: the nearest reaches"),
         (["--speedup", 2, "--costs", "guess"], "neither prefill nor decode nor a .json file"),
         (["--remove", 2, "--costs", "decode"], "--costs belongs to --speedup"),

@@ -1,4 +1,4 @@
-"""How the command line ends: signals, errors that were not foreseen, the environment, and pipes that nobody reads."""
+"""How the command line ends: signals, unexpected errors, the environment, and pipes that nobody reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("main") / "model", n_layers=L)
 
 
-def test_an_error_that_was_not_foreseen(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise KeyError("a\nb")
 
@@ -36,8 +36,8 @@ def test_an_error_that_was_not_foreseen(run: Any, monkeypatch: pytest.MonkeyPatc
     status, printed, error = run(*PLAN)
     assert (status, printed) == (1, "")
     assert error == (
-        "layercoop-fast: an error that was not foreseen, KeyError: 'a\\nb' (LAYERCOOP_TRACEBACK=1 in the environment "
-        "shows where)\n"
+        "layercoop-fast: unexpected error, KeyError: 'a\\nb' (set LAYERCOOP_TRACEBACK=1 in the environment to "
+        "see where)\n"
     )
     monkeypatch.setenv("LAYERCOOP_TRACEBACK", "1")
     status, _, error = run(*PLAN)
@@ -84,7 +84,7 @@ def test_a_signal_before_anything_is_kept(run: Any, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("layercoop_fast.masked.forecast.forecast", stop)
     status, _, error = run(*PLAN)
-    assert (status, error.startswith("layercoop-fast: stopped. What was written before is whole")) == (143, True)
+    assert (status, error.startswith("layercoop-fast: stopped. Files that were finished are kept")) == (143, True)
 
 
 SLOW_TO_STOP = """

@@ -75,7 +75,7 @@ def test_a_model_in_the_folder_that_is_replaced(refused: Any, model: Path, tmp_p
 def test_what_a_repair_cannot_be_fitted_to_is_said_before_the_search(
     refused: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layercoop_fast.pruning.stages.Search.__call__", None)  # whoever comes so far breaks
+    monkeypatch.setattr("layercoop_fast.pruning.prune.search", None)  # whoever comes so far breaks
     for asked, message in (
         (["--repair-text", tmp_path / "absent.txt"], "absent.txt cannot be read"),
         (["--repair-text", "builtin", "--repair-text", "builtin"], "each given once"),
@@ -184,7 +184,7 @@ def test_what_no_checkpoint_can_say_is_refused_before_the_search(
     whole = save_tiny(tmp_path / "whole", n_layers=4)
     config = json.loads((whole / "config.json").read_text())
     (whole / "config.json").write_text(json.dumps({**config, "num_kv_shared_layers": 2}))
-    assert "no 1 of 4 players can go from a plain checkpoint" in refused("prune", whole, "--remove", 1, *out)
+    assert "no 1 of 4 players can be removed in a plain checkpoint" in refused("prune", whole, "--remove", 1, *out)
 
 
 def test_no_arguments_and_no_empty_line(run: Any) -> None:

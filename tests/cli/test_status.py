@@ -11,7 +11,10 @@ from layercoop_fast.report import doctor
 
 @pytest.mark.parametrize(
     ("failure", "said"),
-    [(MemoryError(), "out of memory: pass a smaller --memory"), (OSError(28, "No space left on device"), "No space")],
+    [
+        (MemoryError(), "out of memory: use a smaller memory budget"),
+        (OSError(28, "No space left on device"), "No space"),
+    ],
 )
 def test_a_machine_that_gives_up_is_one_line_and_status_1(
     run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, failure: Exception, said: str

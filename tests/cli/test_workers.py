@@ -60,7 +60,7 @@ def test_ray_is_not_installed(refused: Any, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.needs("ray")
 def test_an_address_without_a_cluster(refused: Any) -> None:
     assert "no Ray cluster answers at 127.0.0.1:9 (Connection refused)" in refused("--workers", "ray:127.0.0.1:9")
-    assert "'nowhere' is no address of a Ray cluster: write ray:HOST:PORT" in refused("--workers", "ray:nowhere")
+    assert "'nowhere' is not the address of a Ray cluster: write ray:HOST:PORT" in refused("--workers", "ray:nowhere")
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_plan_says_what_a_cut_loses(run: Any) -> None:
     assert 1.0 <= two["over_one"] <= eight["over_one"] < 1.3
     status, printed, _ = run("plan", "--layers", 12, "--masks", 300, "--workers", "2")
     assert status == 0
-    assert "sharing that is left" in printed
+    assert "shared work that is left" in printed
 
 
 @pytest.mark.parametrize("counts", ["", "2,,8", "0", "2;8", "-1"])

@@ -143,7 +143,7 @@ def test_with_and_without_repair(model: str, specs: list[str], repaired: Compari
     weights = unseen.checkpoint.model.state_dict()
     for name, tensor in fitted.tensors().items():
         weights[name].copy_(tensor)
-    nll = unseen.anew().evaluate(mask[None]).window_nll[0]
+    nll = unseen.view(apart=True, stored=False).evaluate(mask[None]).window_nll[0]
     assert patched["texts"][1]["nll"] == pytest.approx(nll.mean(), rel=1e-5)
     assert abs(patched["texts"][1]["nll"] - sleb["texts"][1]["nll"]) > 1e-3
     assert patched["texts"][1]["p_unrepaired"] == pytest.approx(paired_p(nll - before))
@@ -174,7 +174,7 @@ def test_both_are_shown(repaired: Comparison) -> None:
     for text in (printed, page):
         assert "sleb + repair" in text
         assert "flap + repair" not in text
-    assert "p against itself unrepaired" in page
+    assert "p against the same model unrepaired" in page
 
 
 def test_paired_p() -> None:
@@ -343,7 +343,7 @@ def test_damaged_rows_are_found_again(model: str, tmp_path: Path) -> None:
     KeptRows(kept).keep({"a": 1}, {})
     assert kept.read_bytes().startswith(whole[: whole.index(b"\n")])
     kept.write_bytes(b"a diary")
-    with pytest.raises(RequestError, match="is no file of a comparison's rows"):
+    with pytest.raises(RequestError, match="does not hold the rows of a comparison"):
         compare("no such model", store=store, **request)
     assert kept.read_bytes() == b"a diary"
 

@@ -40,7 +40,9 @@ def inputs_of(game: ModelGame, layer: int, name: str) -> np.ndarray:
     """What a projection is handed for every calibration token, float64 [tokens, channels]."""
     seen: list[torch.Tensor] = []
     handle = (
-        game.skeleton.blocks[layer].get_submodule(name).register_forward_hook(lambda _, args, __: seen.append(args[0]))
+        game.masked.skeleton.blocks[layer]
+        .get_submodule(name)
+        .register_forward_hook(lambda _, args, __: seen.append(args[0]))
     )
     with torch.inference_mode():
         game.checkpoint.model(input_ids=game.calibration.ids)

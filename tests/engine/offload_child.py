@@ -44,13 +44,19 @@ def main() -> None:
         ids = torch.arange(3, 35).view(2, 16)
         game = ModelGame(checkpoint, Calibration(ids, "test"), memory=2**20)
         measured = game.evaluate(np.random.default_rng(0).random((20, game.n_players)) < 0.8)
-        path = game.units.path
+        path = game.masked.units.path
     finally:
         over.set()
         watcher.join()
     print(
         json.dumps(
-            {"limit": data + room, "peak": peak, "nll": measured.nll.tolist(), "read": game.weights_read, "path": path}
+            {
+                "limit": data + room,
+                "peak": peak,
+                "nll": measured.nll.tolist(),
+                "read": game.masked.weights_read,
+                "path": path,
+            }
         )
     )
 

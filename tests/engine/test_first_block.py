@@ -14,14 +14,14 @@ from layercoop_fast.errors import RequestError
 def test_the_norm_in_the_first_block_is_part_of_the_embedding() -> None:
     model = tiny_model("rwkv", 3)
     skeleton = Skeleton(model)
-    assert skeleton.entry is model.rwkv.blocks[0].pre_ln
+    assert skeleton.embedding_norm is model.rwkv.blocks[0].pre_ln
     ids = torch.arange(3, 15)[None]
     context = skeleton.context(ids)
     with torch.inference_mode():
         embedded = model.rwkv.embeddings(ids)
         assert torch.equal(context.embedding, model.rwkv.blocks[0].pre_ln(embedded))
         assert torch.equal(context.run(0, context.embedding), model.rwkv.blocks[0](embedded)[0])
-        assert torch.equal(skeleton.entry(embedded), context.embedding), "it must stand in its place again"
+        assert torch.equal(skeleton.embedding_norm(embedded), context.embedding), "it must stand in its place again"
 
 
 @pytest.mark.parametrize("family", ["jamba", "bamba", "deepseek_v3"])
@@ -30,7 +30,7 @@ def test_a_first_block_of_another_kind_holds_no_such_norm(family: str) -> None:
     arguments = {"jamba": {"attn_layer_period": 2}, "bamba": {"attn_layer_indices": [1]}}.get(family, {})
     skeleton = Skeleton(tiny_model(family, 2, **arguments))
     assert family == "deepseek_v3" or only_in_first(skeleton.blocks) == ["mamba"]
-    assert skeleton.entry is None
+    assert skeleton.embedding_norm is None
 
 
 def test_a_model_that_ran_rescaled_gets_its_weights_back() -> None:
@@ -49,5 +49,5 @@ def test_quantised_weights_that_ran_rescaled_are_refused() -> None:
     model = tiny_model("rwkv", 3, rescale_every=2)
     model(torch.arange(3, 15)[None], use_cache=False)
     model.hf_quantizer = object()
-    with pytest.raises(RequestError, match="open it anew"):
+    with pytest.raises(RequestError, match="open it again"):
         stop_rescaling(model)

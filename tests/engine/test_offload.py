@@ -15,8 +15,9 @@ from tiny_models import save_tiny
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.game.cost_forecast import outlook
-from layercoop_fast.game.model_game import STATES_WITH_STORE, ModelGame
+from layercoop_fast.game.cost_forecast import forecast_cost
+from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.masked.model import SHORT_CHUNK
 from layercoop_fast.texts.calibration import Calibration
 
 L, W, T = 5, 2, 21
@@ -56,9 +57,9 @@ def test_worths_and_fingerprints_are_those_of_the_model_in_memory(
     folder = save_tiny(tmp_path / "model", family, L, **arguments)
     resident, streamed = assert_same(folder, MASKS, dtype=dtype)
     fast = family in ("llama", "qwen3")
-    assert resident.units.path == streamed.units.path == ("fast" if fast else "hf")
-    assert resident.weights_read == 0
-    assert streamed.weights_read > 0
+    assert resident.masked.units.path == streamed.masked.units.path == ("fast" if fast else "hf")
+    assert resident.masked.weights_read == 0
+    assert streamed.masked.weights_read > 0
 
 
 def test_shards_sublayers_and_scored_positions(tmp_path: Path) -> None:
@@ -88,17 +89,17 @@ def test_weights_saved_without_the_prefix_of_the_base_model(tmp_path: Path) -> N
 def test_only_blocks_that_a_mask_needs_are_read_once_for_all_masks(tmp_path: Path) -> None:
     game = game_of(save_tiny(tmp_path / "model", "llama", L), offload=True)
     game.evaluate(np.ones((1, L), dtype=np.bool_))
-    block = game.skeleton.streamed.bytes_of(0)  # type: ignore[union-attr]
+    block = game.masked.skeleton.streamed.bytes_of(0)  # type: ignore[union-attr]
     masks = MASKS.copy()
     masks[:, [0, 3]] = False
-    ahead = outlook(game, masks)
+    ahead = forecast_cost(game, masks)
     # Both pieces of memory hold what no mask needs, and what a plan's batch width is found on (block 0) is one of them.
-    game.skeleton.expect([0, 3])
+    game.masked.skeleton.expect([0, 3])
     for unneeded in (0, 3, 0):
-        game.skeleton.block(unneeded)
-    before = game.weights_read
+        game.masked.skeleton.block(unneeded)
+    before = game.masked.weights_read
     game.evaluate(masks)
-    assert game.weights_read - before == ahead.read_bytes == 3 * block
+    assert game.masked.weights_read - before == ahead.read_bytes == 3 * block
     assert ahead.read_seconds > 0
     assert ahead.seconds >= ahead.read_seconds
 
@@ -106,11 +107,11 @@ def test_only_blocks_that_a_mask_needs_are_read_once_for_all_masks(tmp_path: Pat
 def test_a_store_serves_both_and_does_not_narrow_chunks(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "llama", L)
     first = game_of(folder, offload=True, store=tmp_path / "store")
-    assert first.limits()[0] > STATES_WITH_STORE
+    assert first.masked.limits(short=True)[0] > SHORT_CHUNK
     measured = first.evaluate(MASKS)
     first.close()
     second = game_of(folder, offload=False, store=tmp_path / "store")
-    assert second.limits()[0] == STATES_WITH_STORE
+    assert second.masked.limits(short=True)[0] == SHORT_CHUNK
     assert np.array_equal(second.evaluate(MASKS).worths, measured.worths)
     assert second.evaluations.unique == 0
     second.close()
@@ -125,9 +126,9 @@ def test_block_influence_is_that_of_the_model_in_memory(tmp_path: Path) -> None:
 def test_flops_are_counted_on_one_block_of_a_kind(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "smollm3", L)
     resident, streamed = (game_of(folder, offload=offload) for offload in (False, True))
-    before = streamed.weights_read
-    assert resident.flops[0].tolist() == streamed.flops[0].tolist()
-    assert streamed.weights_read - before <= 2 * streamed.skeleton.streamed.bytes_of(0)  # type: ignore[union-attr]
+    before = streamed.masked.weights_read
+    assert resident.masked.flops[0].tolist() == streamed.masked.flops[0].tolist()
+    assert streamed.masked.weights_read - before <= 2 * streamed.masked.skeleton.streamed.bytes_of(0)  # type: ignore[union-attr]
 
 
 def test_a_file_cut_short_during_the_run_loses_nothing(tmp_path: Path) -> None:
@@ -164,17 +165,17 @@ def test_a_weight_shared_by_two_blocks_stays_in_memory(tmp_path: Path, monkeypat
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     monkeypatch.setattr(LlamaModel, "__init__", sharing)
     game = game_of(folder, offload=True)
-    shared = game.skeleton.blocks[3].get_parameter("mlp.up_proj.weight")
+    shared = game.masked.skeleton.blocks[3].get_parameter("mlp.up_proj.weight")
     assert torch.equal(shared, tensors["model.layers.1.mlp.up_proj.weight"])
-    assert shared is game.skeleton.blocks[1].get_parameter("mlp.up_proj.weight")
-    assert game.units.path == "fast but for blocks 1,3"
+    assert shared is game.masked.skeleton.blocks[1].get_parameter("mlp.up_proj.weight")
+    assert game.masked.units.path == "fast but for blocks 1,3"
     assert np.isfinite(game.evaluate(MASKS).worths).all()
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "gpt_neox"])
 def test_weights_that_are_translated_when_loaded_are_refused(tmp_path: Path, family: str) -> None:
     folder = save_tiny(tmp_path / "model", family, L)
-    with pytest.raises(RequestError, match=r"under other names than its modules .* --offload cannot read them"):
+    with pytest.raises(RequestError, match=r"under other names than its modules .* offload= cannot read them"):
         open_checkpoint(str(folder), offload=True)
 
 
@@ -196,13 +197,13 @@ def test_checkpoints_that_are_not_whole(tmp_path: Path) -> None:
     save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    with pytest.raises(RequestError, match="which differ, and its config ties them"):
+    with pytest.raises(RequestError, match="which differ although its config ties them"):
         open_checkpoint(str(folder), offload=True)
 
 
 def test_requests_that_offload_cannot_serve(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "llama", L)
-    with pytest.raises(RequestError, match="is no folder: with --offload"):
+    with pytest.raises(RequestError, match="is not a folder: with offload="):
         open_checkpoint("nobody/nothing", offload=True)
     with pytest.raises(RequestError, match="would read all weights once a token"):
         ModelGame.from_pretrained(str(folder), "self", offload=True)

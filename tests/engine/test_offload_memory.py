@@ -87,6 +87,6 @@ def test_a_model_larger_than_the_limit(tmp_path: Path, layers: int, one_thread: 
     assert found["read"] > 3 * size - 4 * block  # found, tried, played: at least that often it was gone through
     ids = torch.arange(3, 35).view(2, 16)
     game = ModelGame(open_checkpoint(str(folder)), Calibration(ids, "test"), memory=2**20)
-    assert found["path"] == game.units.path == "fast"
+    assert found["path"] == game.masked.units.path == "fast"
     expected = game.evaluate(np.random.default_rng(0).random((20, layers)) < 0.8)
     assert found["nll"] == expected.nll.tolist()

@@ -69,7 +69,7 @@ def test_attention_is_not_computed_in_the_mlp_half() -> None:
 
 @pytest.mark.parametrize("family", ["gpt_neox", "mamba"])
 def test_blocks_without_two_halves_in_a_row_are_refused(family: str) -> None:
-    with pytest.raises(RequestError, match=r"block 0 .* does not fall into an attention and an MLP"):
+    with pytest.raises(RequestError, match=r"block 0 .* is not an attention followed by an MLP"):
         Sublayers(Skeleton(FAMILIES[family](n_layers=2)))
 
 

@@ -23,7 +23,7 @@ from layercoop_fast.export.config import (
     prune_config,
 )
 from layercoop_fast.search.base import Allowed
-from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.constraints import ConstrainedFamily
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
@@ -211,8 +211,11 @@ def test_a_hybrid_keeps_one_attention_and_says_which_is_nearest() -> None:
         prune_config(config, [0, 2])
     assert best_exportable(config, np.array([5.0, 1.0, 4.0, 2.0]), 2).tolist() == [True, False, False, True]
     # The same where a command is told which layers must go.
-    with pytest.raises(RequestError, match=r"players 1, 3 must go, but of this hybrid .* must stay.* removes \[0, 3\]"):
-        Constraints(ExportableMasks(config), 4, must_go=[1, 3]).check_size(2)
+    with pytest.raises(
+        RequestError,
+        match=r"players 1, 3 must go, but one attention layer of this hybrid .* must stay.* removes \[0, 3\]",
+    ):
+        ConstrainedFamily(ExportableMasks(config), 4, must_go=[1, 3]).check_size(2)
 
 
 def test_an_rwkv_keeps_two_blocks() -> None:
@@ -271,7 +274,7 @@ def test_malformed_kept_layers_are_refused(kept: list[int]) -> None:
 
 def test_malformed_arrays_are_refused() -> None:
     config = AutoConfig.for_model("llama", num_hidden_layers=3)
-    with pytest.raises(RequestError, match=r"mask must be bool\[3\], one entry a layer, got bool\[4\]"):
+    with pytest.raises(RequestError, match=r"mask must be bool\[3\], one element per layer, got bool\[4\]"):
         exportable(config, np.ones(4, np.bool_))
     with pytest.raises(RequestError, match=r"mask must be bool\[3\].* got int64\[3\]"):
         nearest_exportable(config, np.ones(3, np.int64))

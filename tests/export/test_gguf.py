@@ -204,7 +204,7 @@ def test_metadata_follow_the_blocks(
 
 REFUSED: list[tuple[str, int, dict[str, Any], str, str]] = [
     ("llama4", 8, {}, "3", "'llama4' may depend on their place"),
-    ("gemma2", 8, {}, "3", r"one block in 2 .* the nearest cut as large that fits removes \[7\]"),
+    ("gemma2", 8, {}, "3", r"one block in 2 .* the nearest possible removal of this size is \[7\]"),
     ("gemma3", 14, {"gemma3.attention.sliding_window": 512}, "5", r"one block in 6 .* removes \[12\]"),
     (
         "gemma3",
@@ -215,11 +215,11 @@ REFUSED: list[tuple[str, int, dict[str, Any], str, str]] = [
     ),
     ("qwen3", 5, {"qwen3.nextn_predict_layers": 1}, "1", "the last blocks predict further tokens"),
     ("qwen3", 5, {"qwen3.new_thing": [1, 2, 3]}, "1", "an array 'qwen3.new_thing'"),
-    ("qwen3", 5, {"qwen3.feed_forward_length": [1, 2, 3]}, "1", "has 3 entries for 5 blocks"),
+    ("qwen3", 5, {"qwen3.feed_forward_length": [1, 2, 3]}, "1", "has 3 elements for 5 blocks"),
     ("qwen3", 5, {}, "1.mlp", "from the architecture llama only, and this is 'qwen3'"),
-    ("llama", 5, {}, "1.mlp", "does not say its llama.attention.head_count"),
+    ("llama", 5, {}, "1.mlp", "lacks the key llama.attention.head_count"),
     ("llama", 5, {}, "0-4", "at least one block must be kept"),
-    ("llama", 5, {}, "3-7", "has blocks 0 to 4, and block 5 is to go"),
+    ("llama", 5, {}, "3-7", "has blocks 0 to 4, so block 5 cannot be removed"),
     ("llama", 5, {"split.count": 2}, "3", "one part of a split model"),
     ("deci", 3, {"deci.attention.head_count": [8, 0, 8]}, "0", "size of a head from the first block"),
 ]
@@ -238,7 +238,7 @@ def test_what_llama_cpp_would_misread_is_refused(
 def test_experts_keep_both_halves_of_a_block(tmp_path: Path) -> None:
     sizes = {"llama.attention.head_count": 4, "llama.feed_forward_length": 8, "llama.embedding_length": 32}
     file = bare_gguf(tmp_path / "model.gguf", "llama", 4, sizes, tensor="ffn_gate_inp")
-    with pytest.raises(RequestError, match="architecture deci, which knows no ffn_gate_inp"):
+    with pytest.raises(RequestError, match="architecture deci, which has no ffn_gate_inp"):
         cut_gguf(file, parse_removed("1.attn"), tmp_path / "cut.gguf")
     joined = cut_gguf(file, parse_removed("1.mlp,2.attn"), tmp_path / "cut.gguf")
     assert [tensor.data.item() for tensor in gguf.GGUFReader(joined.out).tensors] == [0, 2, 3]
@@ -270,7 +270,7 @@ def test_files_that_are_no_whole_little_endian_gguf_are_refused(path: Path, tmp_
 
 @pytest.mark.parametrize("text", ["", "3,", "a", "5-3", "3.norm", "-1", "1-2-3"])
 def test_malformed_lists_are_refused(text: str) -> None:
-    with pytest.raises(RequestError, match="--remove"):
+    with pytest.raises(RequestError, match="remove="):
         parse_removed(text)
 
 
@@ -313,7 +313,7 @@ def test_the_command_refuses_in_one_line(run: Any, path: Path, tmp_path: Path) -
         (["cut", path, "--out", out], "say what is to go"),
         (["cut", path, "--out", out, "--remove", "1", "--from", tmp_path], "say what is to go"),
         (["cut", path, "--out", out, "--from", tmp_path], "was on a model of 3 layers"),
-        (["cut", tmp_path / "none.gguf", "--out", out, "--remove", "1"], "is no file"),
+        (["cut", tmp_path / "none.gguf", "--out", out, "--remove", "1"], "is not a file"),
     ):
         status, _, error = run(*arguments)
         assert (status, error.count("\n")) == (2, 1)
@@ -384,6 +384,6 @@ def test_a_cut_that_goes_wrong_is_not_written(
             patch.setattr(where, name, fault)
             status, _, line = run("cut", path, "--remove", removed, "--out", tmp_path / "cut.gguf")
         assert (status, line.count("\n")) == (1, 1)
-        assert "the cut file is not the source without what was removed" in line
+        assert "the cut file is not the source without the removed parts" in line
         assert said in line
         assert not any(tmp_path.iterdir())

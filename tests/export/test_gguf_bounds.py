@@ -59,7 +59,7 @@ HEADS = {"llama.attention.head_count": ("uint32", 4), "llama.feed_forward_length
         (BLOCKS, {"llama.block_count": ("uint32", 2**24)}, "1", "is 16777216: models of 1 to 4,096 blocks"),
         (BLOCKS, {"llama.block_count": ("uint32", 0)}, "1", "is 0: models of 1 to 4,096 blocks"),
         (BLOCKS, {**HEADS, "llama.embedding_length": ("uint32", 2**18)}, "1.mlp,0.attn", "is too small for that"),
-        (BLOCKS, {**HEADS, "llama.embedding_length": ("uint32", 2**31)}, "1.mlp,0.attn", "does not say its"),
+        (BLOCKS, {**HEADS, "llama.embedding_length": ("uint32", 2**31)}, "1.mlp,0.attn", "lacks the key"),
         (BLOCKS, {**HEADS, "llama.attention.head_count": ("uint64", 2**40)}, "1.attn", "entries that are no counts"),
         ([*BLOCKS, "blk.99.attn_q.weight"], {}, "1", "'blk.99.attn_q.weight', which is of none of its 4 blocks"),
         ([*BLOCKS, "blk.٣.attn_q.weight"], {}, "1", "which is of none of its 4 blocks"),

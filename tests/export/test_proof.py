@@ -20,7 +20,7 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RunError
 from layercoop_fast.export import checkpoint, proof
 from layercoop_fast.export.checkpoint import export_checkpoint
-from layercoop_fast.export.proof import Allowed, Reference, Written, allowed
+from layercoop_fast.export.proof import Reference, Tolerance, Written, tolerance
 from layercoop_fast.export.quantising import quantise_checkpoint
 from layercoop_fast.masked.scoring import token_nll
 from layercoop_fast.pruning.prune import prune
@@ -213,7 +213,7 @@ def test_int8_of_bitsandbytes_goes_the_same_way(nf4: Path, tmp_path: Path) -> No
 def refused(status: int, said: str, out: Path) -> None:
     assert status == 1, said
     (line,) = [line for line in said.splitlines() if "kernels-community" not in line]
-    assert "what was written is not the masked model" in line
+    assert "the written checkpoint is not the masked model" in line
     assert "nothing was written" in line
     assert not out.exists()
     assert not [path for path in out.parent.iterdir() if path.name.startswith(".")]
@@ -249,7 +249,7 @@ def test_layers_in_another_order_are_found(llama: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(checkpoint, "_renumbered", swapped)
     model = open_checkpoint(str(llama)).model
-    with pytest.raises(RunError, match="what was written is not the masked model"):
+    with pytest.raises(RunError, match="the written checkpoint is not the masked model"):
         export_checkpoint(model, [0, 2], tmp_path / "out", blocks_path="model.layers")
     assert not any(tmp_path.iterdir())
 
@@ -265,7 +265,7 @@ def test_a_repair_that_is_forgotten_is_found(llama: Path, tmp_path: Path, monkey
     repair = asked(repair=True, repair_text=["builtin"], repair_tokens=256, remove=2)
     assert prune(str(llama), tmp_path / "good", **repair).record["repair"]["kept"]
     monkeypatch.setattr("layercoop_fast.repair.fit.Repaired.tensors", lambda self: {})
-    with pytest.raises(RunError, match="what was written is not the masked model"):
+    with pytest.raises(RunError, match="the written checkpoint is not the masked model"):
         prune(str(llama), tmp_path / "out", **repair)
     assert not (tmp_path / "out").exists()
 
@@ -284,7 +284,7 @@ def test_repacked_scales_are_found(nf4: Path, tmp_path: Path, run: Run, monkeypa
     monkeypatch.setattr(checkpoint, "stored_tensors", repacked)
     status, _, said = run("prune", nf4, "--remove", 1, *QUICK, "--out", tmp_path / "out")
     assert status == 1
-    assert "what was written" in said
+    assert "the written checkpoint" in said
     assert not any(tmp_path.iterdir())
 
 
@@ -309,7 +309,7 @@ def test_without_the_memory_for_it_the_folder_says_that_nothing_was_compared(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proof, "free_memory", lambda device: 1000)
-    with pytest.warns(UserWarning, match="was not compared with the masked pass: there is no memory to open it again"):
+    with pytest.warns(UserWarning, match="was not compared with the masked pass: not enough memory to open it again"):
         record = prune(str(llama), tmp_path / "out", **asked()).record
     assert not record["verified"]["done"]
     assert "1,000 are free" in record["verified"]["reason"]
@@ -334,7 +334,7 @@ def test_differences_are_measured_whatever_is_in_the_logits() -> None:
                 return torch.tensor([[got]])
 
         wanted = torch.tensor([[[4.0, -8.0, -torch.inf, torch.nan]]])
-        reference = Reference(torch.zeros(1, 1, dtype=torch.int64), wanted, Allowed(share, 1.0))
+        reference = Reference(torch.zeros(1, 1, dtype=torch.int64), wanted, Tolerance(share, 1.0))
         return float(reference.check(Same())["largest_difference"])  # type: ignore[arg-type]
 
     inf, nan = float("inf"), float("nan")
@@ -347,10 +347,10 @@ def test_differences_are_measured_whatever_is_in_the_logits() -> None:
 
 def test_bit_for_bit_is_asked_where_kernels_and_weights_are_the_same(llama: Path) -> None:
     model = open_checkpoint(str(llama)).model
-    assert allowed(model).logits == 0.0
-    assert allowed(model, rounded=True).logits == 2e-5
-    assert allowed(open_checkpoint(str(llama), dtype="bfloat16").model).logits == 0.0
-    assert allowed(model.bfloat16()).logits == 3e-2  # its rotary frequencies are rounded, a folder's are not
+    assert tolerance(model).logits == 0.0
+    assert tolerance(model, rounded=True).logits == 2e-5
+    assert tolerance(open_checkpoint(str(llama), dtype="bfloat16").model).logits == 0.0
+    assert tolerance(model.bfloat16()).logits == 3e-2  # its rotary frequencies are rounded, a folder's are not
 
 
 # What else is in a checkpoint's folder.
@@ -379,7 +379,7 @@ def test_links_within_the_cache_are_followed_and_others_left_out(linked: Path, t
     link.symlink_to(linked)
     status, _, said = run("prune", link, "--remove", 1, *QUICK, "--out", tmp_path / "out")
     assert (status, said) == (0, said)
-    assert "leads out" not in said
+    assert "outside the checkpoint" not in said
     assert (tmp_path / "out" / "preprocessor_config.json").read_text() == '{"own": 1}'
     assert "own" in (tmp_path / "out" / "chat_template.jinja").read_text()
     secret = tmp_path / "secret"
@@ -387,7 +387,7 @@ def test_links_within_the_cache_are_followed_and_others_left_out(linked: Path, t
     for name in ("preprocessor_config.json", "chat_template.jinja"):
         (linked / name).unlink()
         (linked / name).symlink_to(secret)
-    with pytest.warns(UserWarning, match="leads out of the checkpoint's folder") as said:
+    with pytest.warns(UserWarning, match="outside the checkpoint.s folder") as said:
         assert run("prune", link, "--remove", 1, *QUICK, "--out", tmp_path / "again")[0] == 0
     assert len(said) == 2
     assert not any("password" in file.read_text(errors="replace") for file in (tmp_path / "again").iterdir())

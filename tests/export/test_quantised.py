@@ -86,7 +86,7 @@ def test_codes_are_copied_from_the_files_and_not_from_memory(nf4: Path, tmp_path
     with torch.inference_mode():
         assert torch.equal(pruned(ids, use_cache=False).logits, wanted)
     for name, said in (
-        ("", "bitsandbytes are copied from its files, and '' is no folder"),
+        ("", "bitsandbytes are copied from the model's files, and '' is not a folder"),
         ("no/model", "'no/model' is"),
     ):
         model.name_or_path = name
@@ -130,7 +130,7 @@ def test_a_quantised_folder_that_is_not_the_model_is_not_written(
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", spoil)
     status, _, said = run("quantise", plain, "--out", tmp_path / "nf4")
-    assert (status, "what was written is not the masked model: on 48 tokens" in said) == (1, True)
+    assert (status, "the written checkpoint is not the masked model: on 48 tokens" in said) == (1, True)
     assert not any(tmp_path.iterdir())
     assert run("quantise", plain, "--out", tmp_path / "nf4", "--no-verify")[0] == 0
 
@@ -148,7 +148,7 @@ def test_what_quantised_weights_cannot_take_is_said_before_the_search(
     status, _, said = run("prune", nf4, "--remove", 1, "--windows", 2, "--out", tmp_path / "pruned", *asked)
     assert status == 2
     assert message in said
-    assert "quantise what comes out" in said
+    assert "quantise the result" in said
     assert not (tmp_path / "pruned").exists()
 
 

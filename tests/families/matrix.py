@@ -31,7 +31,7 @@ from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.export.config import exportable, prune_config
 from layercoop_fast.export.quantising import left_whole
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.masked.units import make_units
+from layercoop_fast.masked.unit_choice import make_units
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.texts.calibration import Calibration
 
@@ -399,7 +399,7 @@ which the game may have measured on its fast blocks; above 1 nat its tolerance g
 
 By the dtype too: a GPT-2 with `scale_attn_by_inverse_layer_idx`, whose factors are folded into weights, and a model
 whose rotary frequencies were converted with its weights (`model.bfloat16()`), which `from_pretrained` makes in fp32.
-The table is `ROUNDING` and `allowed` in `export/proof.py`. Without the memory to open the folder the checkpoint is
+The table is `ROUNDING` and `tolerance` in `export/proof.py`. Without the memory to open the folder the checkpoint is
 written all the same, and a warning and `verified` in `layercoop.json` say that nothing was compared.
 
 

@@ -101,7 +101,7 @@ def game_on(model: PreTrainedModel, ids: Tensor, inputs: dict[str, Tensor], pref
 def by_hand(game: ModelGame, ids: Tensor, inputs: dict[str, Tensor], prefix: int, kept: list[int]) -> np.ndarray:
     """Mean NLL of each window's text under the model with the other blocks taken out, pictures and all in one batch."""
     smaller = copy.deepcopy(game.checkpoint.model)
-    parent = smaller.get_submodule(game.skeleton.blocks_path.rpartition(".")[0])
+    parent = smaller.get_submodule(game.masked.skeleton.blocks_path.rpartition(".")[0])
     parent.layers = nn.ModuleList([parent.layers[layer] for layer in kept])
     parent.config.num_hidden_layers = len(kept)
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def by_hand(game: ModelGame, ids: Tensor, inputs: dict[str, Tensor], prefix: int
 def test_worths_are_those_of_text_behind_pictures_with_blocks_removed(make: Any) -> None:
     model, ids, inputs, prefix = make()
     game = game_on(model, ids, inputs, prefix)
-    assert game.skeleton.blocks_path == "model.language_model.layers"
+    assert game.masked.skeleton.blocks_path == "model.language_model.layers"
     masks = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 0, 0]], dtype=bool)
     worths = game.evaluate(masks)
     for mask, nll in zip(masks, worths.window_nll, strict=True):
@@ -137,11 +137,11 @@ def test_the_pruned_model_still_sees(make: Any, tmp_path: Path) -> None:
     opened = open_checkpoint(str(tmp_path / "model")).model
     (tmp_path / "model" / "preprocessor_config.json").write_text("{}")
     game = game_on(opened, ids, inputs, prefix)
-    export_checkpoint(opened, [0, 2], tmp_path / "pruned", blocks_path=game.skeleton.blocks_path)
+    export_checkpoint(opened, [0, 2], tmp_path / "pruned", blocks_path=game.masked.skeleton.blocks_path)
     assert (tmp_path / "pruned" / "preprocessor_config.json").exists()
     with quiet_transformers():
         pruned = AutoModelForImageTextToText.from_pretrained(tmp_path / "pruned").eval()
-    context = game.windows.context(1)
+    context = game.masked.windows.context(1)
     with torch.inference_mode():
         wanted = context.logits(context.run(2, context.run(0, context.embedding)))
         assert torch.equal(pruned(input_ids=ids, use_cache=False, **inputs).logits, wanted[: len(ids)])
@@ -173,4 +173,4 @@ def test_text_alone_calibrates_the_language_tower_too() -> None:
     model, ids, _, prefix = llava()
     game = ModelGame(Checkpoint(model, tiny_tokenizer(), "tiny"), Calibration(ids[:, prefix:], "text"))
     assert game.evaluate(np.ones((1, LAYERS), bool)).window_nll.shape == (1, WINDOWS)
-    assert len(game.windows.scored) == TEXT - 1
+    assert len(game.masked.windows.scored) == TEXT - 1

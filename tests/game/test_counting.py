@@ -13,12 +13,12 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.game.bootstrap import probability_better
-from layercoop_fast.game.item_utility import Layout
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.store import Store
 from layercoop_fast.game.utility import get_utility
 from layercoop_fast.texts.calibration import Calibration
 from layercoop_fast.texts.items import Items
+from layercoop_fast.texts.layout import Layout
 from layercoop_fast.texts.token_tree import Scored
 
 LAYERS = 3
@@ -41,7 +41,7 @@ def test_masks_that_are_known_are_not_counted_again() -> None:
 
 def test_what_was_measured_before_a_stop_is_in_the_store(tmp_path: Path) -> None:
     game = game_of(store=tmp_path / "store")
-    begin = game.scorer.begin
+    begin = game.masked.scorer.begin
     left = 2
 
     def stopping(state: torch.Tensor) -> Callable[[], Any]:
@@ -51,7 +51,7 @@ def test_what_was_measured_before_a_stop_is_in_the_store(tmp_path: Path) -> None
         left -= 1
         return begin(state)
 
-    game.scorer.begin = stopping  # type: ignore[method-assign]
+    game.masked.scorer.begin = stopping  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         game(MASKS)
     with Store(tmp_path / "store") as store:

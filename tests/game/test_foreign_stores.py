@@ -81,7 +81,7 @@ ROWS: dict[str, tuple[Any, Any, Any, str]] = {
     "no object": ("[]", 9, [7, 7], "fingerprints are no JSON object"),
     "no JSON": ("{", 9, [7, 7], "fingerprints is not JSON"),
     "many levels": ("[" * 10**5, 9, [7, 7], "it has too many levels"),
-    "a utility that is none": (json.dumps({**PRINTS, "utility": [1]}), 9, [7, 7], "fingerprint of utility is no text"),
+    "a utility that is none": (json.dumps({**PRINTS, "utility": [1]}), 9, [7, 7], "fingerprint of utility is not text"),
     "a number that is none": ('{"numerics": {"a": 1e999}}', 9, [7, 7], "Out of range float values"),
     "many players": (json.dumps(PRINTS), 2**40, [7, 7], "is about 1099511627776 players: 1 to 65,536"),
     "other players": (json.dumps({**PRINTS, "players": "[[0], [1]]"}), 9, [7, 7], "players are not those of its masks"),

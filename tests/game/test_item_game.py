@@ -56,7 +56,7 @@ def by_itself(game: ModelGame, mask: np.ndarray) -> np.ndarray:
     for group in game.calibration.groups:
         for sequence in group:
             ids = torch.tensor([sequence.tokens])
-            context = game.skeleton.context(ids)
+            context = game.masked.skeleton.context(ids)
             hidden = context.embedding
             for layer in np.flatnonzero(mask):
                 hidden = context.run(int(layer), hidden)
@@ -70,7 +70,7 @@ def by_itself(game: ModelGame, mask: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "opt", "phi3"])
 def test_against_every_sequence_by_itself(family: str, block_path: str) -> None:
     game = game_of(family, block_path=block_path)
-    assert game.windows.positions is not None
+    assert game.masked.windows.positions is not None
     masks = random_masks(3)
     measured = game.evaluate(masks)
     for mask, row in zip(masks, measured.window_nll, strict=True):
@@ -90,7 +90,7 @@ def test_sliding_windows_that_hold_the_text(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["mamba", "gemma2"])
 def test_models_that_cannot_share_say_so_and_run_whole(family: str) -> None:
-    with pytest.raises(RequestError, match=r"cannot share contexts between options: .*--no-share-context"):
+    with pytest.raises(RequestError, match=r"cannot share contexts between options: .*share_context=False"):
         game_of(family)
     game = game_of(family, share=False)
     assert game.fingerprints["numerics"]["context"] == "whole"
@@ -103,13 +103,13 @@ def test_on_the_fast_path_sharing_changes_no_bit(dtype: torch.dtype, monkeypatch
     masks = random_masks()
     shared, whole = game_of(dtype=dtype), game_of(dtype=dtype, share=False)
     for game in (shared, whole):
-        assert (game.units.path, game.scorer.path) == ("fast", "fused")
-    assert shared.windows.ids.numel() < whole.windows.ids.numel() / 4
+        assert (game.masked.units.path, game.masked.scorer.path) == ("fast", "fused")
+    assert shared.masked.windows.ids.numel() < whole.masked.windows.ids.numel() / 4
     expected = whole.evaluate(masks).window_nll
     assert np.array_equal(shared.evaluate(masks).window_nll, expected)
     monkeypatch.setattr("layercoop_fast.texts.token_tree.pack_trees.__defaults__", (40,))
     narrow = game_of(dtype=dtype)
-    assert narrow.windows.n_windows > 1
+    assert narrow.masked.windows.n_windows > 1
     assert np.array_equal(narrow.evaluate(masks).window_nll, expected)
 
 
@@ -118,7 +118,7 @@ def test_worths_do_not_depend_on_company_or_memory(family: str, players: str) ->
     game = game_of(family, players=players)
     masks = random_masks(n=game.n_players)
     together = game.evaluate(masks)
-    state = game.windows.state_bytes
+    state = game.masked.windows.state_bytes
     assert np.array_equal(
         game_of(family, players=players, memory=state).evaluate(masks).window_nll, together.window_nll
     )
@@ -134,7 +134,7 @@ def test_influence_is_that_of_tokens_not_of_padding(share: bool) -> None:
     assert not game.calibration.packs.filled.all() or share
     cosines: dict[tuple[int, ...], list[torch.Tensor]] = {}
     for number, sequence in enumerate(sequence for group in game.calibration.groups for sequence in group):
-        context = game.skeleton.context(torch.tensor([sequence.tokens[:-1]]))
+        context = game.masked.skeleton.context(torch.tensor([sequence.tokens[:-1]]))
         states = [context.embedding]
         for layer in range(L):
             states.append(context.run(layer, states[-1].clone()))
@@ -166,7 +166,7 @@ def test_streamed_blocks_change_no_bit(tmp_path: Path) -> None:
     expected = ModelGame.from_pretrained(str(model), str(path), utility="margin").evaluate(masks)
     streamed = ModelGame.from_pretrained(str(model), str(path), utility="margin", offload=True)
     assert np.array_equal(streamed.evaluate(masks).window_nll, expected.window_nll)
-    assert streamed.weights_read > 0
+    assert streamed.masked.weights_read > 0
 
 
 def test_worths_from_a_store_and_a_file(tmp_path: Path) -> None:
@@ -236,5 +236,5 @@ def test_text_and_items_are_not_mixed_up() -> None:
         ModelGame(checkpoint, text, utility="margin")
     with pytest.raises(RequestError, match="the utility kl is one of text, the calibration is items with options"):
         game_of(utility="kl")
-    with pytest.raises(RequestError, match="--score-every belongs to text"):
+    with pytest.raises(RequestError, match="score_every= belongs to text"):
         game_of(score_every=2)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.item_utility import CHOICE_UTILITIES, ChoiceUtility, Layout, choice_utility
+from layercoop_fast.game.item_utility import CHOICE_UTILITIES, ChoiceUtility, choice_utility
 from layercoop_fast.game.utility import UTILITIES
+from layercoop_fast.texts.layout import Layout
 
 # Two items: of 2 and of 3 options, the true ones the second and the first.
 LAYOUT = Layout(

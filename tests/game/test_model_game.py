@@ -81,7 +81,7 @@ def test_worths_do_not_depend_on_company_order_or_memory(
     assert np.array_equal(together.window_nll[:4], alone)
     order = np.random.default_rng(1).permutation(len(masks))
     assert np.array_equal(game_of(family).evaluate(masks[order]).window_nll, together.window_nll[order])
-    state = game_of(family).windows.state_bytes
+    state = game_of(family).masked.windows.state_bytes
     for states in (1, 2, 3, 7):
         budgeted = game_of(family, memory=states * state)
         assert np.array_equal(budgeted.evaluate(masks).window_nll, together.window_nll), f"{states} states"
@@ -128,7 +128,7 @@ def test_kl_against_a_float64_reference(block_path: str) -> None:
     model, ids = game.checkpoint.model, game.calibration.ids
     with torch.inference_mode():
         full = model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
-        context = game.skeleton.context(ids)
+        context = game.masked.skeleton.context(ids)
         for mask, worth in zip(masks, worths, strict=True):
             hidden = context.embedding
             for layer in np.flatnonzero(mask):
@@ -192,7 +192,7 @@ def test_progress_ends_at_the_total() -> None:
     game = game_of(on_progress=lambda stage, done, total: seen.append((stage, done, total)))
     game(random_masks(9))
     # Heads count for as many layer evaluations as they take FLOP.
-    units, head = game.flops
+    units, head = game.masked.flops
     total = round(game.evaluations.layer_evals + game.evaluations.unique * head / units.mean())
     assert total > game.evaluations.layer_evals
     assert seen[-1] == ("layer evaluations", total, total)
@@ -201,7 +201,7 @@ def test_progress_ends_at_the_total() -> None:
 def test_nan_and_infinite_worths_are_carried_and_shift_nothing() -> None:
     game = game_of()
     with torch.no_grad():
-        game.skeleton.blocks[2].mlp.down_proj.weight.fill_(torch.nan)
+        game.masked.skeleton.blocks[2].mlp.down_proj.weight.fill_(torch.nan)
     masks = random_masks(10)
     measured = game.evaluate(masks)
     assert np.isnan(measured.worths).tolist() == masks[:, 2].tolist() or np.isnan(measured.worths).all()
@@ -233,7 +233,7 @@ def test_wrong_masks_are_refused(masks: object) -> None:
 
 
 def test_a_budget_below_one_state_names_the_smallest_that_works() -> None:
-    state = game_of().windows.state_bytes
+    state = game_of().masked.windows.state_bytes
     with pytest.raises(RequestError, match=f"smallest that works is {state} bytes"):
         game_of(memory=state - 1)
     assert np.isfinite(game_of(memory=state)(random_masks(3))).all()
@@ -272,7 +272,7 @@ def test_every_so_many_th_position_is_scored(family: str, block_path: str, utili
     measured = game.evaluate(masks)
     positions = list(range(every - 1, 19, every))
     assert measured.window_tokens.tolist() == [len(positions)] * 3
-    context = game.skeleton.context(game.calibration.ids)
+    context = game.masked.skeleton.context(game.calibration.ids)
 
     def log_probabilities(mask: np.ndarray) -> torch.Tensor:
         hidden = context.embedding
@@ -302,7 +302,7 @@ def test_a_worth_of_some_positions_belongs_to_its_mask_alone(players: str) -> No
     masks[1] = masks[0]
     masks[1, np.flatnonzero(masks[0])[-1]] = False  # a prefix of the first
     together = game().evaluate(masks)
-    state = game().windows.state_bytes
+    state = game().masked.windows.state_bytes
     for memory in (state, 3 * state):
         assert np.array_equal(game(memory=memory).evaluate(masks).window_nll, together.window_nll)
     for mask, row in zip(masks, together.window_nll, strict=True):
@@ -334,7 +334,7 @@ def test_batches_that_show_in_the_bits_are_not_made() -> None:
 
     masks = random_masks(20)
     together = game().evaluate(masks)
-    state = game().windows.state_bytes
+    state = game().masked.windows.state_bytes
     assert np.array_equal(game(memory=2 * state).evaluate(masks[::-1]).window_nll[::-1], together.window_nll)
     for mask, row in zip(masks[:6], together.window_nll, strict=False):
         assert np.array_equal(game().evaluate(mask[None]).window_nll[0], row)

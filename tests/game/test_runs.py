@@ -30,7 +30,7 @@ def source(model: str) -> ModelGame:
 @pytest.mark.parametrize("method", ["sleb", "coop", "evopress", "finercut", "shortgpt", "taylor", "ppl"])
 def test_a_run_is_the_game_by_itself(source: ModelGame, method: str) -> None:
     """Whatever was measured for others before: the same answer and details, at the same cost."""
-    alone, run = source.anew(), source.run()
+    alone, run = source.view(apart=True, stored=False), source.run()
     search = get_method(method)
     first, second = search(alone, 2, seed=1), search(run, 2, seed=1)
     assert np.array_equal(first.mask, second.mask)

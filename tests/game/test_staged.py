@@ -101,7 +101,7 @@ def test_where_bits_differ_the_game_measures_the_last_stage_itself(monkeypatch: 
 
     def rounded(self: ModelGame, asked: np.ndarray):  # type: ignore[no-untyped-def]
         scores = honest(self, asked)
-        if self.windows.n_windows < W:
+        if self.masked.windows.n_windows < W:
             scores.nll[:] = np.nextafter(scores.nll, np.inf)
         return scores
 

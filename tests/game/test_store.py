@@ -19,7 +19,7 @@ import pytest
 from store_player import MASKS, NOBODY, Player
 
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.game.known_scores import KnownScores, store_beside
+from layercoop_fast.game.known_scores import KnownScores, store_of_run
 from layercoop_fast.game.store import Store, differences, mask_key, merge
 from layercoop_fast.game.worths import Worths
 from layercoop_fast.masked.scores import Scores
@@ -269,7 +269,7 @@ def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path: Path) -> N
 
 
 def test_what_is_not_there_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="does not exist: a store as `evaluate --store` writes it is needed"):
+    with pytest.raises(RequestError, match="does not exist: a store that `evaluate` wrote is needed"):
         Store(tmp_path / "a")
     (tmp_path / "a").touch()  # a run that was killed at once leaves no more than this
     with pytest.raises(RequestError, match="is empty"):
@@ -361,7 +361,7 @@ def test_merging_is_the_union(tmp_path: Path) -> None:
             found = store.scores(first.key, key)
             assert found is not None
             assert np.array_equal(found.nll, scores.nll)
-        with pytest.raises(RequestError, match="holds 2 games, so --key is needed; its keys: 1, 2"):
+        with pytest.raises(RequestError, match="holds 2 games, so key= is needed; its keys: 1, 2"):
             store.worths()
         with pytest.raises(RequestError, match="holds no game 3; its keys: 1, 2"):
             store.worths(3)
@@ -451,14 +451,14 @@ def test_merging_overwrites_nothing_unasked_and_no_store_in_use(tmp_path: Path) 
     with pytest.raises(RequestError, match="exists already"):
         merge([one, two], two)
     assert two.read_bytes() == before
-    with Store(two, write=True), pytest.raises(RequestError, match="b-wal beside it says that a store of that name"):
+    with Store(two, write=True), pytest.raises(RequestError, match="b-wal next to it says that a store of that name"):
         merge([one, two], two, force=True)
     assert two.read_bytes() == before
     merge([one, two], two, force=True)
     assert held(two) > held(one)
     assert names(tmp_path) == ["a", "b"]
     shutil.copy(one, tmp_path / "c-wal")  # what a run that was killed leaves, its file gone
-    with pytest.raises(RequestError, match="c-wal beside it says"):
+    with pytest.raises(RequestError, match="c-wal next to it says"):
         merge([one, two], tmp_path / "c")
 
 
@@ -467,22 +467,22 @@ def test_merging_overwrites_nothing_unasked_and_no_store_in_use(tmp_path: Path) 
 
 def test_the_store_beside_an_output_goes_when_the_output_is_there(tmp_path: Path) -> None:
     out = tmp_path / "worths.npz"
-    with store_beside(out, resume=False) as path:
+    with store_of_run(out, resume=False) as path:
         make(path)
     assert names(tmp_path) == []
-    with pytest.raises(ZeroDivisionError), store_beside(out, resume=False) as path:
+    with pytest.raises(ZeroDivisionError), store_of_run(out, resume=False) as path:
         make(path)
         raise ZeroDivisionError
     assert held(tmp_path / "worths.npz.store") == 40
-    with pytest.raises(RequestError, match=r"worths\.npz\.store holds what a run .*: pass --resume to go on"):
-        store_beside(out, resume=False).__enter__()
-    with store_beside(out, resume=True) as path:
+    with pytest.raises(RequestError, match=r"worths\.npz\.store holds what a run .*: pass resume=True to go on"):
+        store_of_run(out, resume=False).__enter__()
+    with store_of_run(out, resume=True) as path:
         assert held(path) == 40
     assert names(tmp_path) == []
 
 
 def test_a_run_that_measured_nothing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), store_beside(tmp_path / "worths.npz", resume=False) as path:
+    with pytest.raises(ZeroDivisionError), store_of_run(tmp_path / "worths.npz", resume=False) as path:
         Store(path, write=True).close()
         raise ZeroDivisionError
     assert names(tmp_path) == []

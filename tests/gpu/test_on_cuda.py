@@ -51,9 +51,9 @@ def test_worths_are_those_of_the_cpu(family: str, players: str) -> None:
     expected, found = (game.evaluate(masks) for game in games)
     np.testing.assert_allclose(found.window_nll, expected.window_nll, rtol=2e-4)
     if family in ("llama", "qwen3"):
-        assert isinstance(games[1].units, PoolUnits)
-        assert games[1].units.path == "pool"
-        assert isinstance(games[1].scorer, FusedScorer)
+        assert isinstance(games[1].masked.units, PoolUnits)
+        assert games[1].masked.units.path == "pool"
+        assert isinstance(games[1].masked.scorer, FusedScorer)
         assert "gpu" in found.fingerprints["numerics"]
 
 
@@ -69,7 +69,7 @@ def test_16_bits(dtype: torch.dtype, tolerance: float) -> None:
     masks = masks_of(6, 20)
     expected, game = game_of("llama", "cpu").evaluate(masks), game_of("llama", DEVICE, dtype)
     found = game.evaluate(masks)
-    assert game.units.path == "pool"
+    assert game.masked.units.path == "pool"
     assert np.abs(found.nll - expected.nll).mean() < tolerance
 
 
@@ -77,12 +77,12 @@ def test_steps_come_back_as_graphs_and_fill_the_profile() -> None:
     game = game_of("llama", DEVICE)
     with Spans(trace=True) as spans:
         game.evaluate(masks_of(6))
-    assert isinstance(game.units, PoolUnits)
-    assert isinstance(game.units.queue, CudaQueue)
+    assert isinstance(game.masked.units, PoolUnits)
+    assert isinstance(game.masked.units.queue, CudaQueue)
     first = game.evaluate(masks_of(6)).worths
-    again = game.anew().evaluate(masks_of(6)).worths
-    third = game.anew().evaluate(masks_of(6)).worths
-    assert game.units.queue._graphs, "nothing was captured"
+    again = game.view(apart=True, stored=False).evaluate(masks_of(6)).worths
+    third = game.view(apart=True, stored=False).evaluate(masks_of(6)).worths
+    assert game.masked.units.queue._graphs, "nothing was captured"
     np.testing.assert_allclose(again, first, rtol=1e-5)
     np.testing.assert_array_equal(third, again)
     assert spans.seconds[DEVICE_BLOCKS] > 0

@@ -82,7 +82,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     writer.join()
 
 
-def test_what_a_header_promises_is_compared_with_the_file(tmp_path: Path) -> None:
+def test_what_a_header_states_is_compared_with_the_file(tmp_path: Path) -> None:
     def header(**changes: Any) -> bytes:
         text = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}).encode()
         return struct.pack("<Q", len(text)) + text + bytes(8)
@@ -95,10 +95,10 @@ def test_what_a_header_promises_is_compared_with_the_file(tmp_path: Path) -> Non
         (header(shape=[2.0]), "does not say dtype, shape and place"),
         (header(shape=[True, 2]), "does not say dtype, shape and place"),
         (header(shape=[-1, -2]), "does not say dtype, shape and place"),
-        (header(shape=[4], data_offsets=[0, 16]), "its header promises"),
+        (header(shape=[4], data_offsets=[0, 16]), "its header states"),
         (header(data_offsets=[8, 0]), "the place of a does not fit"),
         (struct.pack("<Q", 2**63) + b"{}", "its header ends beyond its 10 bytes"),
-        (struct.pack("<Q", 2) + b"[]", "its header is no JSON object"),
+        (struct.pack("<Q", 2) + b"[]", "its header is not a JSON object"),
     ]:
         file.write_bytes(content)
         with pytest.raises(RequestError, match=rf"damaged safetensors file \(model.safetensors: .*{said}"):

@@ -118,7 +118,7 @@ HIDDEN, TEACHER, WEIGHT, TARGETS = inputs((3, 8, 17))
     [
         ({"hidden": HIDDEN[0]}, "hidden: expected a contiguous floating-point matrix"),
         ({"weight": WEIGHT[:, :5].contiguous()}, r"weight: expected shape \[17, 8\], got \[17, 5\]"),
-        ({"weight": WEIGHT[:0]}, "weight: expected at least one word"),
+        ({"weight": WEIGHT[:0]}, "weight: expected at least one row"),
         ({"weight": WEIGHT.double()}, "weight: expected torch.float32 on cpu, got torch.float64"),
         ({"bias": WEIGHT[0]}, r"bias: expected shape \[17\], got \[8\]"),
         ({"teacher": TEACHER[:2]}, r"teacher: expected shape \[3, 8\], got \[2, 8\]"),

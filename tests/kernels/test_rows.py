@@ -16,7 +16,7 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.kernels import rows
 from layercoop_fast.kernels.rows import MANY_ROWS, MIN_ROWS, Product, rows_alike_from
 from layercoop_fast.masked import batch_width as width
-from layercoop_fast.masked.units import make_units
+from layercoop_fast.masked.unit_choice import make_units
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.texts.calibration import Calibration
 

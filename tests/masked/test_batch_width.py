@@ -15,9 +15,10 @@ from torch import Tensor
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.kernels.rows import MIN_ROWS
 from layercoop_fast.masked import batch_width as width
-from layercoop_fast.masked.forward import play
+from layercoop_fast.masked.forward import run_plan
 from layercoop_fast.masked.plan import build_plan
-from layercoop_fast.masked.units import Units, make_units
+from layercoop_fast.masked.unit_choice import make_units
+from layercoop_fast.masked.units import Units
 from layercoop_fast.masked.windows import Windows
 
 
@@ -50,7 +51,7 @@ class Counting:
 
 @given(st.integers(0, 200), st.sampled_from([1, 2, 4, 8, 32]))
 def test_cuts_cover_everything_in_powers_of_two(count: int, widest: int) -> None:
-    cuts = list(width.cut(count, widest))
+    cuts = list(width.batches(count, widest))
     assert [index for part in cuts for index in range(count)[part]] == list(range(count))
     sizes = [part.stop - part.start for part in cuts]
     assert all(size <= widest and size & (size - 1) == 0 for size in sizes)
@@ -80,7 +81,7 @@ def test_a_long_plan_is_swept_once_and_every_width_gives_the_same(
         windows = windows_of(dtype)
         units = Counting(make_units(windows))
         found: dict[int, Tensor] = {}
-        play(windows, build_plan(masks), lambda mask, state: found.update({mask: state.clone()}), units=units)
+        run_plan(windows, build_plan(masks), lambda mask, state: found.update({mask: state.clone()}), units=units)
         return found, units.widths
 
     alone, widths = played(1, 10**9)
@@ -149,7 +150,7 @@ def test_positions_are_computed_alone_only_where_that_changes_no_number(at: int,
 
     def played(units: Units) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
-        play(
+        run_plan(
             windows,
             build_plan(masks),
             lambda mask, state: found.update({mask: state[:, windows.scored].clone()}),

@@ -72,9 +72,9 @@ def test_groups_from_a_file(tmp_path: Path) -> None:
     skeleton = Skeleton(FAMILIES["llama"](n_layers=L))
     assert make_players(str(path), skeleton).groups == ((0, 1), (2,))
     for content, message in [
-        ("[[0], [0]]", "stands in two groups"),
-        ("[[4]]", r"4 is no layer \(0 to 3\)"),
-        ('[["1.head"]]', "'1.head' is no layer"),
+        ("[[0], [0]]", "is in two groups"),
+        ("[[4]]", r"4 is neither a layer \(0 to 3\)"),
+        ('[["1.head"]]', "'1.head' is neither a layer"),
         ("[[]]", "list of non-empty lists"),
         ("{}", "is not a list of groups"),
         ("[[0]", "is not JSON"),
@@ -92,19 +92,19 @@ def test_a_sublayer_mask_is_exported_exactly(family: str, tmp_path: Path) -> Non
     game = game_of("sublayers", family)
     mask = np.ones(2 * L, bool)
     mask[[2, 5, 6, 7]] = False
-    kept = [int(layer) for layer in np.flatnonzero(game.players.layer_mask(mask))]
+    kept = [int(layer) for layer in np.flatnonzero(game.masked.players.layer_mask(mask))]
     assert kept == [0, 1, 2]
-    zeroed = zeroed_halves(game.players, mask)
+    zeroed = zeroed_halves(game.masked.players, mask)
     assert sorted(zeroed) == [1, 2]
-    path = game.skeleton.blocks_path
+    path = game.masked.skeleton.blocks_path
     export_checkpoint(game.checkpoint.model, kept, tmp_path / "out", blocks_path=path, zeroed=zeroed)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.config.num_hidden_layers == 3
     with torch.inference_mode():
-        context = game.skeleton.context(game.calibration.ids)
+        context = game.masked.skeleton.context(game.calibration.ids)
         hidden = context.embedding
         for unit in np.flatnonzero(mask):
-            hidden = game.players.run(context, int(unit), hidden)
+            hidden = game.masked.players.run(context, int(unit), hidden)
         logits = loaded(input_ids=game.calibration.ids, use_cache=False).logits
         assert torch.equal(logits, context.logits(hidden))
 
@@ -125,13 +125,13 @@ def test_prune_by_sublayers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_searches_stay_within_what_a_config_can_say() -> None:
     game = game_of("layers", "jamba")
-    allowed = ExportablePlayers(game.checkpoint.model.config, game.players)
+    allowed = ExportablePlayers(game.checkpoint.model.config, game.masked.players)
     masks = [np.array([bool(bits >> i & 1) for i in range(L)]) for bits in range(1, 2**L)]
     refused = [mask for mask in masks if allowed.check(mask) is not None]
     assert refused
     for mask in refused:
         best = allowed.best(mask.astype(float), int(mask.sum()))  # cheapest to remove is what the mask removes
         assert best is None or allowed.check(best) is None
-    finer = ExportablePlayers(FAMILIES["llama"](n_layers=L).config, game_of("sublayers").players)
+    finer = ExportablePlayers(FAMILIES["llama"](n_layers=L).config, game_of("sublayers").masked.players)
     assert finer.check(np.arange(2 * L) != 3) is None
     assert finer.check(np.zeros(2 * L, bool)) == "at least one layer must be kept"

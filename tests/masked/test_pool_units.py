@@ -15,7 +15,7 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.kernels.memory import through_interpreter
 from layercoop_fast.llama.fused_head import fused_head
-from layercoop_fast.masked.forward import play
+from layercoop_fast.masked.forward import run_plan
 from layercoop_fast.masked.plan import build_plan
 from layercoop_fast.masked.pool_units import PoolUnits, make_pool_units, pool_block
 from layercoop_fast.masked.queues import PlainQueue, Queue, queue_of
@@ -43,7 +43,7 @@ def states_by_mask(
     plan = build_plan(masks, states)
     found: dict[int, Tensor] = {}
     done = []
-    play(
+    run_plan(
         windows, plan, lambda mask, state: found.update({mask: state.clone()}),
         units=units, max_rows=rows, on_progress=done.append,
     )  # fmt: skip

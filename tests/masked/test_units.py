@@ -10,7 +10,8 @@ from torch import Tensor
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import RequestError
-from layercoop_fast.masked.units import FastUnits, GeneralUnits, make_units
+from layercoop_fast.masked.unit_choice import make_units
+from layercoop_fast.masked.units import FastUnits, GeneralUnits
 from layercoop_fast.masked.windows import Windows
 
 
@@ -100,7 +101,7 @@ def test_the_pool_is_allocated_once() -> None:
     assert wide.shape == (5, 3, 20, 48)
     assert windows.pool(2).data_ptr() == wide.data_ptr()
     assert len(windows.pool(6)) == 6
-    with pytest.raises(RequestError, match=r"GiB for stored states are not there: pass a smaller --memory"):
+    with pytest.raises(RequestError, match=r"GiB for stored states are not free: give a smaller memory="):
         windows.pool(2**50)
     assert windows.pool(1).shape == (1, 3, 20, 48)
     windows.free()

@@ -29,11 +29,11 @@ def test_a_mask_comes_back_from_its_text(halves: list[int]) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("2-1", "--mask 2-1: the range ends before it begins"),
-        ("fast", "--mask takes blocks like"),
-        ("6", "--mask 6: the model has blocks 0 to 5"),
-        ("0-5", "--mask 0-5 removes every block"),
-        ("nowhere.json", "--mask takes a folder that `prune` wrote"),
+        ("2-1", "mask=2-1: the range ends before it begins"),
+        ("fast", "mask= takes blocks like"),
+        ("6", "mask=6: the model has blocks 0 to 5"),
+        ("0-5", "mask=0-5 removes every block"),
+        ("nowhere.json", "mask= takes a folder that `prune` wrote"),
     ],
 )
 def test_other_texts_are_refused(text: str, said: str) -> None:
@@ -63,5 +63,5 @@ def test_a_size_of_a_nested_family(tmp_path: Path) -> None:
     (folder / "layercoop.json").write_text(json.dumps({**record, "nested": {"sizes": [3]}}))
     with pytest.raises(RequestError, match="does not list what was removed"):
         mask_of(f"{folder}@1", 4)
-    with pytest.raises(RequestError, match="--mask takes blocks like"):
+    with pytest.raises(RequestError, match="mask= takes blocks like"):
         mask_of("nowhere@1", 4)

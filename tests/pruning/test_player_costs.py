@@ -24,7 +24,7 @@ def game(players: object = "layers", family: str = "llama", **config: object) ->
 
 def test_parameters_and_bytes_add_up_to_the_model() -> None:
     for played in (game(), game([[0, 1], [3]]), game(family="qwen3")):  # the last ties embedding and head
-        costs, total = count_parameters(played), sum(p.numel() for p in played.skeleton.model.parameters())
+        costs, total = count_parameters(played), sum(p.numel() for p in played.masked.skeleton.model.parameters())
         assert costs.total == total
         assert count_bytes(played).total == 4 * total
     halves = count_parameters(game("sublayers"))
@@ -32,13 +32,13 @@ def test_parameters_and_bytes_add_up_to_the_model() -> None:
     np.testing.assert_array_equal(halves.players.reshape(4, 2).sum(axis=1) + norms, count_parameters(game()).players)
     assert count_parameters(game()).equal
     assert not halves.equal
-    with pytest.raises(RequestError, match="--fit needs whole layers"):
+    with pytest.raises(RequestError, match="fit= needs whole layers"):
         count_bytes(game("sublayers"))
 
 
 def test_bytes_are_of_each_weight_in_its_own_dtype() -> None:
     played = game()
-    model, before = played.skeleton.model, count_bytes(played)
+    model, before = played.masked.skeleton.model, count_bytes(played)
     model.model.layers[1].mlp.to(torch.bfloat16)
     after = count_bytes(played)
     halved = sum(p.numel() for p in model.model.layers[1].mlp.parameters()) * 2

@@ -21,10 +21,10 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.repair import fit, streams, strengths
 from layercoop_fast.repair.ridge import NormalEquations
-from layercoop_fast.repair.texts import _free_starts, default_texts, load_domains, own_texts
+from layercoop_fast.repair.texts import _free_starts, default_texts, load_texts, own_texts
 from layercoop_fast.texts.calibration import Calibration, begin_tokens, load_calibration, read_text, window_starts
 from layercoop_fast.texts.domains import Domains
-from layercoop_fast.texts.items import Item, fitting, load_choices, tokenise
+from layercoop_fast.texts.items import Item, fitting, load_items, tokenise
 
 T = 16
 TOKENS = 2 * 32 * T
@@ -145,26 +145,26 @@ def test_what_is_folded_in_is_the_regression_written_out(
     game = game_on(model, specs[0], players=players)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     mask = mask_without(game.n_players, *removed)
-    texts = load_domains(game, specs, TOKENS)
+    texts = load_texts(game, specs, TOKENS)
     repaired = fit_repair(game, mask, texts)
     assert [gap["map"] for gap in repaired.record["gaps"]] == maps
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
-    gap = fit.find_gaps(game.players.unit_masks(mask[None])[0])[0]
+    gap = fit.find_gaps(game.masked.players.unit_masks(mask[None])[0])[0]
     site = repaired.patches[0].site
-    ids = torch.cat([domain.fit for domain in texts.domains])
-    context = game.skeleton.context(ids)
+    ids = torch.cat([domain.fit for domain in texts.texts])
+    context = game.masked.skeleton.context(ids)
     with torch.inference_mode():
         full = context.embedding
         for unit in range(gap.behind):
-            full = game.players.run(context, unit, full)
+            full = game.masked.players.run(context, unit, full)
         seen: list[Tensor] = []
         handle = site.module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         pruned = context.embedding
         for unit in range(gap.unit + 1):
             if unit not in gap.removed:
                 seen.clear()
-                pruned = game.players.run(context, unit, pruned)
+                pruned = game.masked.players.run(context, unit, pruned)
         handle.remove()
     full, pruned = full.double().flatten(0, 1), pruned.double().flatten(0, 1)
     inputs = seen[0].double().reshape(len(full), -1)
@@ -198,7 +198,7 @@ def before_map(before: dict[str, Tensor], site: Any) -> tuple[Tensor, Tensor | N
 def test_streams_that_are_not_kept_give_the_same_repair(specs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_CHUNK_TOKENS", 8 * T)
     game = game_on(FAMILIES["llama"](n_layers=5), specs[0])
-    assert game.units.path == "fast"
+    assert game.masked.units.path == "fast"
     mask = mask_without(5, 1, 3)
     kept = fit_repair(game, mask, specs, tokens=TOKENS)
     monkeypatch.setattr(fit, "_STREAM_SHARE", 0.0)
@@ -220,12 +220,12 @@ def test_a_repair_that_does_not_help_is_left_out_and_said_so(
     mask = mask_without(4, 2)
     # A head that foretells this text well from what the mask leaves: whatever changes that, harms.
     with torch.no_grad():
-        context = game.skeleton.context(game.calibration.ids)
+        context = game.masked.skeleton.context(game.calibration.ids)
         hidden = context.embedding
         for layer in np.flatnonzero(mask):
             hidden = context.run(int(layer), hidden)
-        hidden = game.skeleton.model.model.norm(hidden.clone())
-        weight = game.skeleton.model.lm_head.weight.zero_()
+        hidden = game.masked.skeleton.model.model.norm(hidden.clone())
+        weight = game.masked.skeleton.model.lm_head.weight.zero_()
         for word in game.calibration.ids.unique():
             weight[word] = hidden[:, :-1][game.calibration.ids[:, 1:] == word].mean(0)
     repaired = fit_repair(game, mask, [str(text)], tokens=TOKENS)
@@ -271,9 +271,9 @@ def test_a_repair_that_misleads_on_unseen_windows_is_left_out_as_a_whole(
 
 def test_windows_to_fit_to_share_no_token_with_those_of_the_search(specs: list[str]) -> None:
     game = game_on(FAMILIES["llama"](n_layers=2), specs[0])
-    texts = load_domains(game, specs[:1], TOKENS)
+    texts = load_texts(game, specs[:1], TOKENS)
     own = {tuple(window.tolist()) for window in game.calibration.ids}
-    (domain,) = texts.domains
+    (domain,) = texts.texts
     groups = [{tuple(w.tolist()) for w in part} for part in (domain.fit, domain.choice, domain.check)]
     assert not own & set.union(*groups)
     assert sum(map(len, groups)) == len(set.union(*groups))
@@ -401,7 +401,7 @@ def test_a_mask_searched_on_items_is_repaired_on_text(
         return ModelGame(checkpoint, choices, skeleton=skeleton, utility="margin", block_path=block_path)
 
     fast, slow = game("auto"), game("hf")
-    assert fast.units.path == "fast"
+    assert fast.masked.units.path == "fast"
     mask = mask_without(4, 1)
     found, expected = (fit_repair(one, mask, specs, tokens=TOKENS, required=True) for one in (fast, slow))
     assert found.record["texts"] == specs
@@ -440,11 +440,11 @@ def test_text_that_items_or_conversations_are_cut_from_is_not_fitted_to(utility:
     checkpoint, skeleton = Checkpoint(model, tokenizer, "tiny"), Skeleton(model)
     text: Any
     if utility == "accuracy":
-        text = load_choices("builtin", tokenizer, skeleton, items=5, tokens=length, shots=2)
+        text = load_items("builtin", tokenizer, skeleton, items=5, tokens=length, shots=2)
     else:
         text = load_calibration("builtin", tokenizer, skeleton, windows=count, tokens=40, chat=True)
     game = ModelGame(checkpoint, text, skeleton=skeleton, utility=utility)
-    (domain,) = load_domains(game, ["builtin"], 400_000).domains  # all that is free
+    (domain,) = load_texts(game, ["builtin"], 400_000).texts  # all that is free
     stream = "".join(map(chr, tokenizer(read_text("builtin"), add_special_tokens=False)["input_ids"]))
     played = np.zeros(len(stream), dtype=bool)
     for at in window_starts(len(stream), length, count):

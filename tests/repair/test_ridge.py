@@ -70,7 +70,7 @@ def test_what_makes_no_regression_is_refused() -> None:
     sums = NormalEquations.empty(3, 2)
     with pytest.raises(RequestError, match="not all zero"):
         sums.change(1.0)
-    with pytest.raises(RequestError, match="do not take tokens"):
+    with pytest.raises(RequestError, match="tokens of shapes"):
         sums.add(torch.ones(4, 2), torch.ones(4, 2))
     with pytest.raises(RequestError, match="not finite"):
         sums.add(torch.full((4, 3), torch.inf), torch.ones(4, 2))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from layercoop_fast import ModelGame, fit_repair
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.repair import fit, streams, strengths
-from layercoop_fast.repair.texts import Domains, load_domains
+from layercoop_fast.repair.texts import RepairTexts, load_texts
 from layercoop_fast.texts.calibration import Calibration, read_text
 
 L, T = 7, 16
@@ -85,25 +85,25 @@ class Plain:
 
 
 @torch.no_grad()
-def repaired_plainly(model: Any, texts: Domains) -> tuple[Any, list[Plain]]:
+def repaired_plainly(model: Any, texts: RepairTexts) -> tuple[Any, list[Plain]]:
     """A model whose kept blocks are refitted one gap after the other, and how each strength was chosen."""
     patched = copy.deepcopy(model)
     found = []
     for unit, behind in GAPS:
         tokens = []
-        for domain in texts.domains:
+        for domain in texts.texts:
             full, _ = stream(model, range(behind), domain.fit)
             left, handed = stream(patched, [block for block in KEPT if block <= unit], domain.fit)
             tokens.append((handed, full - left, 1 / full.square().mean(-1)))
         weight = patched.model.layers[unit].mlp.down_proj.weight
         old = weight.clone()
-        before = [nll(patched, domain.choice) for domain in texts.domains]
+        before = [nll(patched, domain.choice) for domain in texts.texts]
         tried = {}
         for strength in GRID:
             weight.copy_(old.double() + ridge(tokens, strength))
-            seen = [nll(patched, domain.choice) for domain in texts.domains]
+            seen = [nll(patched, domain.choice) for domain in texts.texts]
             unseen = []
-            for at, domain in enumerate(texts.domains):
+            for at, domain in enumerate(texts.texts):
                 weight.copy_(old.double() + ridge(tokens[:at] + tokens[at + 1 :], strength))
                 unseen.append(nll(patched, domain.choice))
             tried[strength] = (seen, unseen)
@@ -160,9 +160,9 @@ def test_three_gaps_are_those_of_the_method_written_out(
         Checkpoint(copy.deepcopy(model), tiny_tokenizer(), "tiny"),
         Calibration(torch.arange(3, 3 + 2 * T).reshape(2, T), "elsewhere"),
     )
-    assert game.units.path == "fast"
-    texts = load_domains(game, specs, len(specs) * 8 * T)
-    assert [len(domain.fit) for domain in texts.domains] == [8, 8, 8]
+    assert game.masked.units.path == "fast"
+    texts = load_texts(game, specs, len(specs) * 8 * T)
+    assert [len(domain.fit) for domain in texts.texts] == [8, 8, 8]
     patched, expected = repaired_plainly(model, texts)
     # What the comparison below can tell apart: whether kinds of text that the fit has not seen have a say.
     assert any(plain.strength != min(plain.tried, key=lambda one: np.mean(plain.tried[one][0])) for plain in expected)
@@ -178,5 +178,5 @@ def test_three_gaps_are_those_of_the_method_written_out(
         name = f"model.layers.{unit}.mlp.down_proj.weight"
         torch.testing.assert_close(repaired.tensors()[name], patched.get_parameter(name), rtol=1e-3, atol=1e-4)
     with torch.no_grad():
-        before, after = ([nll(one, domain.check) for domain in texts.domains] for one in (model, patched))
+        before, after = ([nll(one, domain.check) for domain in texts.texts] for one in (model, patched))
     close(repaired.record["nll"], specs, before, after)

@@ -12,8 +12,8 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.halves import read_mask
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk
+from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.requests import Request, Running
-from layercoop_fast.runtime.sampling import Sampling
 
 
 def request(prompt: list[int], mask: str = "111", n_new: int = 5, **more: object) -> Request:

@@ -14,7 +14,8 @@ from layercoop_fast.runtime.draft import DraftGame, Times, find_draft, measured_
 from layercoop_fast.runtime.draft_length import DraftLength, speed_up
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.general import GeneralExecutor
-from layercoop_fast.runtime.sampling import Sampler, Sampling
+from layercoop_fast.runtime.options import Sampling
+from layercoop_fast.runtime.sampling import Sampler
 from layercoop_fast.runtime.speculative import Speculator, Writer
 
 PROMPT = torch.randint(3, 259, (9,), generator=torch.Generator().manual_seed(3)).tolist()

@@ -117,7 +117,7 @@ def test_models_opened_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path = tmp_path / "model"
     save_tiny(path, "llama")
     if not torch.cuda.is_available():
-        with pytest.raises(RequestError, match="device 'cuda' is not there: torch sees 0 CUDA devices"):
+        with pytest.raises(RequestError, match="device 'cuda' does not exist: torch finds 0 CUDA devices"):
             LayerSkipModel.from_pretrained(path, "int4", device="cuda")
     with pytest.raises(RequestError, match="int4 weights lie on one device: name cuda or cuda:N instead of auto"):
         LayerSkipModel.from_pretrained(path, "int4", device="auto")

@@ -23,8 +23,8 @@ from layercoop_fast.runtime import batching
 from layercoop_fast.runtime.batching import Batcher
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.native import NativeExecutor
+from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.requests import Request
-from layercoop_fast.runtime.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("restore_core")
 

@@ -17,7 +17,8 @@ from transformers.generation.logits_process import (
 )
 
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.runtime.sampling import Sampler, Sampling
+from layercoop_fast.runtime.options import Sampling
+from layercoop_fast.runtime.sampling import Sampler
 
 CASES: list[dict[str, Any]] = [
     {"temperature": 1.0},

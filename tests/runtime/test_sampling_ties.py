@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from layercoop_fast.runtime.sampling import Sampler, Sampling
+from layercoop_fast.runtime.options import Sampling
+from layercoop_fast.runtime.sampling import Sampler
 
 
 def test_equals_of_the_kth_are_among_those_handed_out() -> None:

@@ -15,8 +15,9 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.runtime.draft_length import DraftLength
 from layercoop_fast.runtime.executor import Chunk, Executor, Rows
 from layercoop_fast.runtime.general import GeneralExecutor
+from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.pages import PagePool
-from layercoop_fast.runtime.sampling import Sampler, Sampling
+from layercoop_fast.runtime.sampling import Sampler
 from layercoop_fast.runtime.speculative import Speculator, Writer
 
 PROMPT = torch.randint(3, 259, (21,), generator=torch.Generator().manual_seed(7)).tolist()

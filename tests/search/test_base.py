@@ -61,7 +61,9 @@ def test_every_method_refuses_sizes_out_of_range(name: str, n_remove: int) -> No
 
 @pytest.mark.parametrize(("name", "n_masks"), [("ppl", 10), ("sleb", 27), ("finercut", 27), ("exhaustive", 120)])
 def test_a_method_that_cannot_do_with_the_budget_says_what_it_asks(name: str, n_masks: int) -> None:
-    with pytest.raises(RequestError, match=f"{name} asks {n_masks} masks to remove 3 of 10 players: the budget is 9"):
+    with pytest.raises(
+        RequestError, match=f"{name} measures {n_masks} masks to remove 3 of 10 players: the budget is 9"
+    ):
         get_method(name)(Influential(10, [2, 3, 7]), 3, budget=9)
     assert get_method(name)(Influential(10, [2, 3, 7]), 3, budget=n_masks).n_masks == n_masks
 

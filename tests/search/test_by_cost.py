@@ -13,7 +13,7 @@ from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import coop
 from layercoop_fast.search.base import METHODS
 from layercoop_fast.search.by_cost import GROWING, RANKING, search_by_cost
-from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.measurements import Measurements
 from layercoop_fast.search.target import Target
 
@@ -29,7 +29,7 @@ def halves(seed: int) -> tuple[Table, np.ndarray]:
     return Table(np.exp(-(removed @ alone) - np.einsum("mi,ij,mj->m", removed, pairs, removed))), costs
 
 
-def best(game: Table, target: Target, allowed: Constraints | None = None) -> float:
+def best(game: Table, target: Target, allowed: ConstrainedFamily | None = None) -> float:
     masks = all_masks(N)
     fine = [target.wants(mask) and (allowed is None or allowed.check(mask) is None) for mask in masks]
     return float(game(masks[fine]).max())
@@ -48,7 +48,7 @@ def test_coop_finds_the_best_cover(seed: int) -> None:
 
 def test_coop_under_constraints() -> None:
     game, costs = halves(5)
-    allowed = Constraints(None, N, keep=[1, 4], must_go=[6])
+    allowed = ConstrainedFamily(None, N, keep=[1, 4], must_go=[6])
     target = Target(costs, 0.35 * costs.sum(), allowed.must_go)
     choice = search_by_cost("coop", game, target, allowed=allowed)
     assert allowed.check(choice.mask) is None
@@ -59,7 +59,7 @@ def test_coop_under_constraints() -> None:
 def test_every_method_saves_enough_or_says_that_it_cannot(name: str) -> None:
     game = Influential(10, [2, 3, 7])
     costs = np.array([1.0, 4, 1, 4, 1, 4, 1, 4, 1, 4])
-    allowed = Constraints(None, 10, keep=[2])
+    allowed = ConstrainedFamily(None, 10, keep=[2])
     target = Target(costs, 8.0)
     if name not in ("coop", *GROWING, *RANKING):
         with pytest.raises(RequestError, match=f"{name} chooses among masks of one size"):
@@ -77,7 +77,7 @@ def test_a_target_that_nothing_meets_names_the_nearest() -> None:
     game, costs = halves(0)
     costs = np.round(costs)
     with pytest.raises(RequestError, match=r"saves 23 of the players' 24: the nearest saves 18, 75.0%"):
-        search_by_cost("coop", game, Target(costs, 23.0), allowed=Constraints(None, N, keep=[1, 3]))
+        search_by_cost("coop", game, Target(costs, 23.0), allowed=ConstrainedFamily(None, N, keep=[1, 3]))
 
 
 def test_with_equal_costs_a_cover_is_a_size() -> None:
@@ -117,7 +117,7 @@ def test_partial_covers_are_ranked_by_what_they_will_have_lost() -> None:
     target = Target(costs, 6.0)
     run = coop.Run(Measurements(game, 5, 20), target, None, np.random.default_rng(0), None)
     asked = np.array([~np.isin(np.arange(5), removed) for removed in losses])
-    run.ledger.measure(asked)
+    run.measurements.measure(asked)
     assert [tuple(np.flatnonzero(~entry.mask)) for entry in run.finalists()] == [(0, 2)]
     price = 0.6 / 7  # the cover of 0 and 2 saves 7
     np.testing.assert_allclose(run._still_due(asked), [0, 2 * price, 5 * price, 1 * price], atol=1e-9)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from layercoop_fast.search.chains import best_chain
-from layercoop_fast.search.measurements import Entry
+from layercoop_fast.search.measurements import MeasuredMask
 
 N = 6
 
 
-def entry(removed: frozenset[int], loss: float) -> Entry:
-    return Entry(~np.isin(np.arange(N), list(removed)), loss, np.array([loss]), True)
+def entry(removed: frozenset[int], loss: float) -> MeasuredMask:
+    return MeasuredMask(~np.isin(np.arange(N), list(removed)), loss, np.array([loss]), True)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -12,8 +12,8 @@ from toy_games import Counting, Table
 
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.importance import residual_stream
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.masked.importance import residual_stream
 from layercoop_fast.search import cka
 from layercoop_fast.texts.calibration import Calibration
 

@@ -11,22 +11,22 @@ from toy_games import Family, Influential
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search.base import METHODS, get_method
-from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.constraints import ConstrainedFamily
 
 N = 8
 
 
 @st.composite
-def limits(draw: st.DrawFn) -> Constraints:
+def limits(draw: st.DrawFn) -> ConstrainedFamily:
     keep = draw(st.sets(st.integers(0, N - 1), max_size=3))
     must_go = draw(st.sets(st.integers(0, N - 1), max_size=3)) - keep
     inner = draw(st.sampled_from([None, Family(lambda mask: mask[2] or mask[5])]))
     stages = draw(st.sampled_from([1, 2, 3, 4]))
-    return Constraints(inner, N, keep=sorted(keep), must_go=sorted(must_go), stages=stages)
+    return ConstrainedFamily(inner, N, keep=sorted(keep), must_go=sorted(must_go), stages=stages)
 
 
 @given(limits(), st.integers(1, N - 1), st.integers(0, 2**32 - 1))
-def test_the_best_is_the_cheapest_of_all_that_pass(constraints: Constraints, n_kept: int, seed: int) -> None:
+def test_the_best_is_the_cheapest_of_all_that_pass(constraints: ConstrainedFamily, n_kept: int, seed: int) -> None:
     costs = np.random.default_rng(seed).normal(size=N)
     masks = all_masks(N)
     members = [mask for mask in masks[masks.sum(axis=1) == n_kept] if constraints.check(mask) is None]
@@ -43,7 +43,7 @@ def test_the_best_is_the_cheapest_of_all_that_pass(constraints: Constraints, n_k
 def test_every_method_obeys(name: str) -> None:
     """The dispensable players must stay, one that matters must go, and both stages keep the same number."""
     game = Influential(10, [2, 3, 7])
-    constraints = Constraints(None, 10, keep=[2, 3], must_go=[4], stages=2)
+    constraints = ConstrainedFamily(None, 10, keep=[2, 3], must_go=[4], stages=2)
     budget = {"official": 60, "sleb": 100, "evopress": 60}.get(name)
     mask = get_method(name)(game, 4, seed=1, budget=budget, allowed=constraints).mask
     assert constraints.check(mask) is None
@@ -61,15 +61,15 @@ def test_every_method_obeys(name: str) -> None:
 )
 def test_a_size_that_none_has(asked: dict[str, object], n_kept: int, message: str) -> None:
     with pytest.raises(RequestError, match=re.escape(message)):
-        Constraints(None, N, **asked).check_size(n_kept)  # type: ignore[arg-type]
+        ConstrainedFamily(None, N, **asked).check_size(n_kept)  # type: ignore[arg-type]
 
 
 def test_contradictions() -> None:
     with pytest.raises(RequestError, match="players 1, 2 must stay and must go: leave them out of one"):
-        Constraints(None, N, keep=[1, 2, 3], must_go=[1, 2])
-    with pytest.raises(RequestError, match="player 8 is none of 0 to 7"):
-        Constraints(None, N, keep=[8])
-    with pytest.raises(RequestError, match="8 players fall into 1 to 8 stages, not 9"):
-        Constraints(None, N, stages=9)
+        ConstrainedFamily(None, N, keep=[1, 2, 3], must_go=[1, 2])
+    with pytest.raises(RequestError, match="player 8 does not exist: the players are 0 to 7"):
+        ConstrainedFamily(None, N, keep=[8])
+    with pytest.raises(RequestError, match="8 players can be split into 1 to 8 stages, not 9"):
+        ConstrainedFamily(None, N, stages=9)
     with pytest.raises(RequestError, match="one has to stay"):
-        Constraints(None, N, must_go=range(N))
+        ConstrainedFamily(None, N, must_go=range(N))

@@ -17,7 +17,7 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import coop, ppl
 from layercoop_fast.search.base import METHODS, get_method
-from layercoop_fast.search.constraints import Constraints
+from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.measurements import Measurements
 from layercoop_fast.search.target import Target
 from layercoop_fast.surrogate.expansion import Expansion
@@ -58,7 +58,7 @@ def model_game() -> ModelGame:
 
 
 def test_it_begins_with_what_the_one_pass_methods_choose() -> None:
-    game = model_game().anew()
+    game = model_game().view(apart=True, stored=False)
     run = coop.Run(Measurements(game, N, 100), Target.of_count(N, REMOVE), None, np.random.default_rng(0), None)
     run.seeds()
     chosen = {name: np.flatnonzero(~mask).tolist() for name, mask in run._seeds}
@@ -68,7 +68,7 @@ def test_it_begins_with_what_the_one_pass_methods_choose() -> None:
     for name, mask in expected.items():
         assert chosen[name] == np.flatnonzero(~mask).tolist()
     for mask in [*~np.eye(N, dtype=np.bool_), *expected.values()]:
-        assert run.ledger.knows(mask)
+        assert run.measurements.knows(mask)
 
 
 @cache
@@ -89,7 +89,7 @@ def test_no_method_leaves_a_better_model(method: str) -> None:
 def test_groups_of_layers_that_do_not_follow_each_other() -> None:
     game = model_game()
     groups = [[0], [1, 5], [2], [3, 9], [4], [6, 7], [8]]
-    played = ModelGame(game.checkpoint, game.calibration, skeleton=game.skeleton, players=groups)
+    played = ModelGame(game.checkpoint, game.calibration, skeleton=game.masked.skeleton, players=groups)
     masks = all_masks(7)
     worths = played(masks[(~masks).sum(axis=1) == 2])
     assert played(coop.search(played, 2).mask[None])[0] == worths.max()
@@ -116,7 +116,7 @@ def test_the_sizes_on_the_way_and_how_sure_the_choice_is() -> None:
 def test_no_mask_measured_in_full_is_better_and_without_a_race_ppls_is_among_them(n_windows: int) -> None:
     if n_windows:
         ids = model_game().calibration.ids[:n_windows]
-        game = ModelGame(model_game().checkpoint, Calibration(ids, "t"), skeleton=model_game().skeleton)
+        game = ModelGame(model_game().checkpoint, Calibration(ids, "t"), skeleton=model_game().masked.skeleton)
         choice = coop.search(game, REMOVE)
         measured = game.known_masks()
     else:
@@ -157,7 +157,7 @@ def test_a_nested_family_ends_in_the_answer() -> None:
 def test_constraints_guide_the_search_from_the_start() -> None:
     """What would go first must stay: the chain that removes it leads nowhere."""
     game = Table(np.exp(-(~all_masks(N) @ np.linspace(0.01, 0.5, N))))
-    allowed = Constraints(None, N, keep=[0, 1, 2, 3], must_go=[11])
+    allowed = ConstrainedFamily(None, N, keep=[0, 1, 2, 3], must_go=[11])
     choice = coop.search(game, 4, allowed=allowed)
     assert np.flatnonzero(~choice.mask).tolist() == [4, 5, 6, 11]
     assert all(not {0, 1, 2, 3} & set(step["removed"]) for step in choice.details["path"])
@@ -272,7 +272,7 @@ def test_the_budget_is_kept(budget: int) -> None:
 
 
 def test_bad_requests() -> None:
-    with pytest.raises(RequestError, match="a budget of 13 at least, not 12"):
+    with pytest.raises(RequestError, match="a budget of at least 13, not 12"):
         coop.search(layers(0), 3, budget=12)
     with pytest.raises(RequestError, match="1 to 11 can be removed"):
         coop.search(layers(0), 12)

@@ -43,6 +43,6 @@ def test_asks_only_what_is_allowed_and_in_calls_of_bounded_size(monkeypatch: pyt
 
 def test_too_many_masks_are_refused_before_anything_is_asked() -> None:
     game = Counting(Table(np.zeros(1 << 20)))
-    with pytest.raises(RequestError, match="asks 184756 masks to remove 10 of 20 players: the budget is 20000"):
+    with pytest.raises(RequestError, match="measures 184756 masks to remove 10 of 20 players: the budget is 20000"):
         exhaustive.search(game, 10)
     assert game.asked == 0

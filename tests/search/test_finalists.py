@@ -55,7 +55,7 @@ def two_go(mask: np.ndarray) -> bool:
 
 
 def test_the_best_measured_are_the_games_own_best(game: ModelGame) -> None:
-    played = game.anew()
+    played = game.view(apart=True, stored=False)
     choice = sleb.search(played, 2)
     masks = best_measured(played, choice.mask, two_go, 4)
     known = played.known_masks()
@@ -68,7 +68,7 @@ def test_the_best_measured_are_the_games_own_best(game: ModelGame) -> None:
 
 
 def test_the_finalist_that_is_best_repaired_is_taken(game: ModelGame, specs: list[str]) -> None:
-    played = game.anew()
+    played = game.view(apart=True, stored=False)
     searched = coop.search(played, 2)
     choice, repaired = best_repaired(played, searched, 4, two_go, specs, tokens=TOKENS)
     rows = choice.details["finalists"]
@@ -89,7 +89,7 @@ def test_the_finalist_that_is_best_repaired_is_taken(game: ModelGame, specs: lis
 
 def test_another_than_the_searched_one_may_win(game: ModelGame, specs: list[str]) -> None:
     """A search whose answer is the worst mask that it measured."""
-    played = game.anew()
+    played = game.view(apart=True, stored=False)
     searched = sleb.search(played, 2)
     known = played.known_masks()
     known = known[(~known).sum(axis=1) == 2]
@@ -101,7 +101,7 @@ def test_another_than_the_searched_one_may_win(game: ModelGame, specs: list[str]
 
 
 def test_one_finalist_is_the_choice_itself(game: ModelGame, specs: list[str]) -> None:
-    played = game.anew()
+    played = game.view(apart=True, stored=False)
     searched = sleb.search(played, 2)
     choice, repaired = best_repaired(played, searched, 1, two_go, specs, tokens=TOKENS)
     assert choice is searched
@@ -117,6 +117,6 @@ def test_prune_says_which_were_compared(model: str, specs: list[str], run: Run, 
     assert "--finalists 3" in done.record["command"]
     assert "worth repaired" in report_page(done.record)
     status, _, error = run("prune", model, "--remove", 2, "--out", tmp_path / "x", "--finalists", 3, "--no-repair")
-    assert (status, "--no-repair and --offload rule out" in error) == (2, True)
-    with pytest.raises(RequestError, match="--finalists must be at least 1 mask, not 0"):
+    assert (status, "ranks 3 masks by their worth after a repair" in error) == (2, True)
+    with pytest.raises(RequestError, match="finalists= must be at least 1 mask, not 0"):
         prune(model, tmp_path / "y", finalists=0, **options)

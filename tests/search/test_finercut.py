@@ -24,7 +24,7 @@ def log_probabilities(game: ModelGame, removed: set[int]) -> torch.Tensor:
     """The model with the output projections of the removed halves silenced by hooks."""
     handles = []
     for unit in removed:
-        block = game.skeleton.blocks[unit // 2]
+        block = game.masked.skeleton.blocks[unit // 2]
         projection = block.mlp.down_proj if unit % 2 else block.self_attn.o_proj
         handles.append(projection.register_forward_hook(lambda _, __, out: torch.zeros_like(out)))
     with torch.inference_mode():

@@ -15,8 +15,8 @@ from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.masks.types import Masks
 from layercoop_fast.search import nested
 from layercoop_fast.search.chains import best_chain, climbed, exchanged, gains
-from layercoop_fast.search.constraints import Constraints
-from layercoop_fast.search.measurements import Entry, Measurements
+from layercoop_fast.search.constraints import ConstrainedFamily
+from layercoop_fast.search.measurements import MeasuredMask, Measurements
 from layercoop_fast.surrogate.expansion import Expansion
 
 N, REMOVE = 10, 4
@@ -81,12 +81,12 @@ def test_a_bad_family_is_exchanged_player_by_player() -> None:
     """Without the searches for single sizes: of what is known by the players alone and the worst chain."""
     game = layers(1)
     family = nested._Family(game, Measurements(game, N, 200), REMOVE, None, 0, None)
-    family.ledger.measure(~np.eye(N, dtype=np.bool_))
+    family.measurements.measure(~np.eye(N, dtype=np.bool_))
     worst = sorted(range(N), key=lambda player: losses(game)[frozenset([player])])[-REMOVE:]
-    family.ledger.complete(np.array([~np.isin(np.arange(N), worst[:size]) for size in range(1, REMOVE + 1)]))
+    family.measurements.complete(np.array([~np.isin(np.arange(N), worst[:size]) for size in range(1, REMOVE + 1)]))
     assert family._improve() == "no family is expected to gain more than the surrogate can tell"
     assert sum(entry.loss for entry in family._best()) == pytest.approx(best_total(game, [1, 2, 3, 4]))
-    assert len(family.ledger.entries) < 100  # of 385
+    assert len(family.measurements.entries) < 100  # of 385
 
 
 def test_the_player_put_back_is_the_one_that_is_expected_to_cost_most() -> None:
@@ -94,7 +94,7 @@ def test_the_player_put_back_is_the_one_that_is_expected_to_cost_most() -> None:
     game = layers(1)
     family = nested._Family(game, Measurements(game, N, 500), REMOVE, None, 0, None)
     every = all_masks(N)
-    family.ledger.complete(every[np.isin((~every).sum(axis=1), [1, 2, 3])])
+    family.measurements.complete(every[np.isin((~every).sum(axis=1), [1, 2, 3])])
     fit = family.belief.fit
     alone_decides = 0
     for removed in itertools.combinations(range(N), 4):
@@ -121,7 +121,7 @@ def test_a_family_gives_up_a_size_for_the_others() -> None:
 
 def test_constraints_hold_for_every_mask_of_the_family() -> None:
     game = layers(1)
-    allowed = Constraints(None, N, keep=[0], stages=2)  # stages keep as many each: odd sizes are not there
+    allowed = ConstrainedFamily(None, N, keep=[0], stages=2)  # stages keep as many each: odd sizes are not there
     choice = nested.search(game, 4, allowed=allowed)
     family = [step["removed"] for step in choice.details["nested"]]
     assert [len(removed) for removed in family] == [2, 4]
@@ -129,7 +129,7 @@ def test_constraints_hold_for_every_mask_of_the_family() -> None:
         assert allowed.check(~np.isin(np.arange(N), removed)) is None
     fits = lambda removed: allowed.check(~np.isin(np.arange(N), list(removed))) is None  # noqa: E731
     assert total(choice) == pytest.approx(best_total(game, [2, 4], fits))
-    must = nested.search(game, 3, allowed=Constraints(None, N, must_go=[7, 8]))
+    must = nested.search(game, 3, allowed=ConstrainedFamily(None, N, must_go=[7, 8]))
     assert [len(step["removed"]) for step in must.details["nested"]] == [2, 3]
     assert must.details["nested"][0]["removed"] == [7, 8]
 
@@ -188,9 +188,9 @@ def test_gains_are_those_of_the_chains() -> None:
 
 
 def test_the_longest_chain_comes_before_the_cheapest() -> None:
-    def entry(removed: list[int], loss: float) -> Entry:
+    def entry(removed: list[int], loss: float) -> MeasuredMask:
         mask: Masks = ~np.isin(np.arange(5), removed)
-        return Entry(mask, loss, np.array([loss]), True)
+        return MeasuredMask(mask, loss, np.array([loss]), True)
 
     sizes = [[entry([4], 0.1), entry([0], 5.0)], [], [entry([0, 1, 2], 0.5), entry([1, 2, 3], 0.1)]]
     assert [e.loss for e in best_chain(sizes)] == [5.0, 0.5]

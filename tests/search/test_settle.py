@@ -85,7 +85,7 @@ def test_each_step_is_a_game_on_as_much_text(skeleton: Skeleton) -> None:
         again = probability_better(*rows, rng=np.random.default_rng(7), resamples=20_000)
         assert step["runner_up_better"] == pytest.approx(again, abs=0.03)
     assert np.flatnonzero(~choice.mask).tolist() == steps[-1]["removed"]
-    assert grown.windows.n_windows == 9
+    assert grown.masked.windows.n_windows == 9
     assert float(grown(choice.mask)[0]) == pytest.approx(-game_on(skeleton, 9).evaluate(choice.mask).nll[0], abs=1e-5)
 
 

@@ -52,7 +52,7 @@ def test_asks_each_round_in_one_call() -> None:
 
 def test_a_budget_too_small_is_said_before_anything_is_asked() -> None:
     game = Counting(Additive(np.arange(8.0)))
-    with pytest.raises(RequestError, match="sleb asks 21 masks to remove 3 of 8 players: the budget is 20"):
+    with pytest.raises(RequestError, match="sleb measures 21 masks to remove 3 of 8 players: the budget is 20"):
         sleb.search(game, 3, budget=20)
     assert game.calls == []
 

@@ -19,7 +19,7 @@ def worths_of(masks: np.ndarray, worths: np.ndarray) -> Worths:
 
 def test_the_same_few_masks_again_and_again_do_not_do() -> None:
     masks = np.tile(~np.eye(4, dtype=np.bool_), (5, 1))
-    with pytest.raises(RequestError, match="4 distinct masks of finite worth cannot tell 4 players apart"):
+    with pytest.raises(RequestError, match="4 distinct masks of finite worth cannot distinguish 4 players"):
         valuation.value_players(worths_of(masks, -np.arange(20.0)))
 
 

@@ -14,7 +14,7 @@ from toy_games import Influential
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.game.topology import Complex, neighbour_complex, shared_features
+from layercoop_fast.masked.topology import Complex, neighbour_complex, shared_features
 from layercoop_fast.search import zigzag
 from layercoop_fast.texts.calibration import Calibration
 

@@ -92,7 +92,7 @@ def test_a_sample_that_leaves_a_player_open_is_drawn_again(monkeypatch: pytest.M
         ranks.append(np.linalg.matrix_rank(game.calls[1] - game.calls[1].mean(axis=1, keepdims=True)))
     assert set(ranks) == {7}
     monkeypatch.setattr("layercoop_fast.shapley.regression._ATTEMPTS", 1)
-    with pytest.raises(RequestError, match="1 samples of 16 rows left some of 8 players open"):
+    with pytest.raises(RequestError, match="1 samples of 16 rows did not determine all 8 players"):
         for seed in range(400):
             kernel_shap(Wavy(8), budget=34, seed=seed, interactions=False)
 

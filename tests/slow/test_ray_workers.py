@@ -18,6 +18,7 @@ from tiny_models import save_tiny
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.store import Store
 from layercoop_fast.game.worths import Worths
+from layercoop_fast.workers.remote import RemoteModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # ray's own warnings are not ours
 
@@ -59,8 +60,8 @@ def address() -> Iterator[str]:
 
 def test_two_workers_have_the_bits_of_one_process(model: Path, expected: Worths, address: str) -> None:
     game = ModelGame.from_pretrained(str(model), workers=f"ray:{address}", **SMALL)
-    assert game.workers is not None
-    assert game.workers.transport.n_workers == 2
+    assert isinstance(game.masked, RemoteModel)
+    assert game.masked.workers.transport.n_workers == 2
     found = game.evaluate(MASKS)
     part = game.with_utility("kl").part(1, 2).evaluate(MASKS)  # another game, on the same actors
     assert np.array_equal(part.window_nll, expected.window_nll[:, 1:])
@@ -81,8 +82,8 @@ def test_one_killed_in_the_middle(model: Path, expected: Worths, address: str, t
 
     store = tmp_path / "kept.store"
     game = ModelGame.from_pretrained(str(model), workers=f"ray:{address}", store=store, on_progress=kill, **SMALL)
-    assert game.workers is not None
-    transport: Any = game.workers.transport
+    assert isinstance(game.masked, RemoteModel)
+    transport: Any = game.masked.workers.transport
     process = ray.get(transport._actors[0].process_id.remote())
     os.kill(process, signal.SIGSTOP)
     victims.append(process)

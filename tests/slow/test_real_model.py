@@ -33,7 +33,7 @@ def test_worths_are_bitwise_the_same_whatever_the_company(model: str) -> None:
     assert np.isfinite(together.worths).all()
     order = np.random.default_rng(0).permutation(len(masks))
     assert np.array_equal(game().evaluate(masks[order]).window_nll, together.window_nll[order])
-    state = game().windows.state_bytes
+    state = game().masked.windows.state_bytes
     for states in (1, 3, 8):
         assert np.array_equal(game(memory=states * state).evaluate(masks).window_nll, together.window_nll)
     for mask, row in zip(masks[::7], together.window_nll[::7], strict=True):
@@ -58,7 +58,7 @@ def test_the_pruned_checkpoint_is_the_masked_model_and_still_speaks(model: str, 
     assert loaded.config.num_hidden_layers == 27
     game = ModelGame.from_pretrained(model, dtype="float32", windows=2, tokens=64)
     with torch.inference_mode():
-        context = game.windows.context(1)
+        context = game.masked.windows.context(1)
         hidden = context.embedding
         for layer in done.record["kept"]:
             hidden = context.run(layer, hidden)

@@ -10,10 +10,10 @@ import pytest
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.bootstrap import draw_windows, probability_better
-from layercoop_fast.game.item_utility import Layout
 from layercoop_fast.game.utility import UTILITIES, Utility, get_utility
 from layercoop_fast.game.worths import Worths
 from layercoop_fast.texts.domains import Domains, first_windows
+from layercoop_fast.texts.layout import Layout
 
 OF_WINDOW = [0, 1, 2, 0, 1, 2, 0, 2, 2]
 WEIGHTS = [1.0, 2.0, 0.5]

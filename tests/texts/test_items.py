@@ -11,7 +11,7 @@ from tiny_models import BOS, FAMILIES, tiny_tokenizer
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.texts.items import Item, Items, cut_items, load_choices, read_items, tokenise
+from layercoop_fast.texts.items import Item, Items, cut_items, load_items, read_items, tokenise
 
 ITEM = {"context": "Two and two are", "options": ["four", "five"], "label": 0}
 
@@ -64,10 +64,10 @@ def test_a_line_ends_at_a_newline_only(tmp_path: Path) -> None:
         ({**ITEM, "label": True}, "line 2: its label True is not a number"),
         ({**ITEM, "label": "C"}, r"line 2: its label 'C' is none of its options' names \['A', 'B'\]"),
         ({**ITEM, "options": ["four"]}, "line 2: it has 1 options: at least 2 are needed"),
-        ({**ITEM, "options": ["four", 5]}, "line 2: its options are no list of strings"),
-        ({**ITEM, "options": {"text": "four"}}, "line 2: its options are no list of strings"),
+        ({**ITEM, "options": ["four", 5]}, "line 2: its options are not a list of strings"),
+        ({**ITEM, "options": {"text": "four"}}, "line 2: its options are not a list of strings"),
         ({**ITEM, "options": ["four", " "]}, "line 2: its option 1 is empty: there is nothing to score"),
-        ({**ITEM, "context": 4}, "line 2: its context is no string"),
+        ({**ITEM, "context": 4}, "line 2: its context is not a string"),
         ({"context": "x", "label": 0}, "line 2: it has no 'options' or 'choices'"),
         ({"text": "x"}, "line 2: it has no 'context' or 'question'"),
     ],
@@ -105,7 +105,7 @@ def test_an_option_that_comes_to_no_tokens_and_a_context_of_none() -> None:
     tokenizer.backend_tokenizer.normalizer = Replace(" _", "")
     with pytest.raises(RequestError, match="item 2: its option '_' comes to no tokens"):
         tokenise([Item("a", ("b", "c"), 0), Item("a", ("b", "_"), 0)], tokenizer)
-    with pytest.raises(RequestError, match="item 1: nothing stands before its options"):
+    with pytest.raises(RequestError, match="item 1: nothing comes before its options"):
         tokenise([Item("", ("b", "c"), 0)], tiny_tokenizer())
 
 
@@ -156,7 +156,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
 
     def load(spec: str, **options: object) -> Items:
         arguments = {"items": 3, "tokens": 20, **options}
-        return load_choices(spec, tiny_tokenizer(), skeleton, **arguments)  # type: ignore[arg-type]
+        return load_items(spec, tiny_tokenizer(), skeleton, **arguments)  # type: ignore[arg-type]
 
     short = tmp_path / "short.txt"
     short.write_text("abcdefgh" * 9)
@@ -164,12 +164,12 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
         load(str(short))
     with pytest.raises(RequestError, match="3 items of 3 tokens: at least 1 of 4 tokens"):
         load(str(short), tokens=3)
-    with pytest.raises(RequestError, match="--shots must be 0 or more, not -1"):
+    with pytest.raises(RequestError, match="shots=-1: it must be 0 or more"):
         load(str(short), shots=-1)
     with pytest.raises(RequestError, match="items cannot be cut from 'self'"):
         load("self")
     with pytest.raises(RequestError, match="holds no tokenizer"):
-        load_choices(str(short), None, skeleton, items=1, tokens=8)
+        load_items(str(short), None, skeleton, items=1, tokens=8)
     long = written(tmp_path / "long.jsonl", ITEM, ITEM, {**ITEM, "context": "x" * 30})
     with pytest.raises(
         RequestError, match=r"long.jsonl item 3 is 34 tokens long, with its 0 examples .*; the model has 32 positions"
@@ -179,7 +179,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
         load(long, shots=1)
     small = Skeleton(FAMILIES["llama"](n_layers=1, vocab_size=50))
     with pytest.raises(RequestError, match="the model's vocabulary has 50: they do not belong together"):
-        load_choices(written(tmp_path / "x.jsonl", ITEM), tiny_tokenizer(), small, items=1, tokens=8)
+        load_items(written(tmp_path / "x.jsonl", ITEM), tiny_tokenizer(), small, items=1, tokens=8)
 
 
 def test_a_begin_of_text_token_stands_first() -> None:

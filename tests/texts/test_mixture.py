@@ -186,8 +186,8 @@ def test_a_game_on_two_texts(skeleton: Skeleton, texts: tuple[str, str], tmp_pat
     assert worst.with_utility("nll").utility.name == "nll:worst"
     assert worst.with_utility("nll:mean").utility is get_utility("nll")
     part = both.part(1, 4)
-    assert part.domains is not None
-    assert part.domains.of_window.tolist() == [1, 0, 1]
+    assert part.calibration.domains is not None
+    assert part.calibration.domains.of_window.tolist() == [1, 0, 1]
     staged = both.staged([2, 6])
     few = np.array([measured.window_nll[:, i] - both.window_scores(full).nll[0, i] for i in range(2)])
     np.testing.assert_allclose(staged.worths(masks, 2), np.exp(-(few[0] + 3 * few[1]) / 4), rtol=1e-5)

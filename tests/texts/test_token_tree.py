@@ -11,7 +11,8 @@ from tiny_models import FAMILIES
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masked.trees import check_trees
-from layercoop_fast.masked.units import FastUnits, make_units
+from layercoop_fast.masked.unit_choice import make_units
+from layercoop_fast.masked.units import FastUnits
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.texts.token_tree import Packs, Scored, pack_trees, pack_whole
 

@@ -15,7 +15,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.system import machine
 from layercoop_fast.workers.bounds import BASE_BYTES, check_count, worker_bytes
-from layercoop_fast.workers.opening import hire
+from layercoop_fast.workers.opening import open_workers
 from layercoop_fast.workers.ray_workers import _lay_out
 
 GIB = 2**30
@@ -51,8 +51,8 @@ def test_more_than_the_processors(of_the_machine: Any, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=said):
         prune("nowhere", tmp_path / "out", remove=1, workers=4)
     with pytest.raises(RequestError, match="this process may use 3 processors"):
-        hire(10**30, opening("nowhere"))
-    assert hire(3, opening("nowhere")).transport.n_workers == 3
+        open_workers(10**30, opening("nowhere"))
+    assert open_workers(3, opening("nowhere")).transport.n_workers == 3
 
 
 @pytest.mark.parametrize("command", ["evaluate", "shapley", "prune"])
@@ -74,7 +74,7 @@ def test_on_the_command_line(run: Any, tmp_path: Path, command: str, of_the_mach
 def test_more_than_memory_holds(checkpoint: Path, of_the_machine: Any) -> None:
     of_the_machine(64, 40 * GIB)
     check_count(2, opening(checkpoint))
-    with pytest.raises(RequestError, match=r"--workers 3: each takes about 16.3 GiB of memory, and 40.0 GiB are free"):
+    with pytest.raises(RequestError, match=r"workers=3: each takes about 16.3 GiB of memory, and 40.0 GiB are free"):
         check_count(3, opening(checkpoint))
     with pytest.raises(RequestError, match=r"each takes about 32.3 GiB of memory.*give 1 at most"):
         check_count(2, opening(checkpoint, dtype="float32"))

@@ -31,7 +31,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def transport(monkeypatch: pytest.MonkeyPatch) -> ThreadTransport:
     found = ThreadTransport()
     monkeypatch.setattr(
-        "layercoop_fast.game.model_game.hire", lambda _, checkpoint, **__: Workers(found, checkpoint, tolerant=False)
+        "layercoop_fast.game.opening.open_workers",
+        lambda _, checkpoint, **__: Workers(found, checkpoint, tolerant=False),
     )
     return found
 

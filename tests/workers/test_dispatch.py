@@ -14,9 +14,10 @@ from tiny_models import save_tiny
 
 from layercoop_fast.engine.loading import open_checkpoint
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.game.cost_forecast import outlook
+from layercoop_fast.game.cost_forecast import forecast_cost
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.store import Store
+from layercoop_fast.masked.model import MaskedModel
 from layercoop_fast.texts.calibration import Calibration
 from layercoop_fast.texts.domains import Domains
 from layercoop_fast.workers import worker
@@ -82,8 +83,8 @@ def test_workers_give_the_bits_and_fingerprints_of_one_process(
 
 def test_the_driver_computes_nothing(played: Callable[..., ModelGame], monkeypatch: pytest.MonkeyPatch) -> None:
     game = played(ThreadTransport())
-    monkeypatch.setattr(game.units, "run", None)
-    monkeypatch.setattr(game.scorer, "score", None)
+    monkeypatch.setattr(game.masked.units, "run", None)
+    monkeypatch.setattr(game.masked.scorer, "score", None)
     assert np.isfinite(game.evaluate(MASKS).worths).all()
     game.close()
 
@@ -100,11 +101,11 @@ def test_progress_goes_by_cost_to_its_end(played: Callable[..., ModelGame]) -> N
 
 def test_the_outlook_is_of_the_cut(played: Callable[..., ModelGame]) -> None:
     game = played(ThreadTransport())
-    ahead = outlook(game, MASKS)
+    ahead = forecast_cost(game, MASKS)
     game.evaluate(MASKS)
     assert (ahead.layer_evals, ahead.unique) == (game.evaluations.layer_evals, game.evaluations.unique)
     assert ahead.seconds > 0
-    assert outlook(game, MASKS).known == ahead.unique
+    assert forecast_cost(game, MASKS).known == ahead.unique
     game.close()
 
 
@@ -143,14 +144,14 @@ def test_a_worker_that_fails_at_a_task(
     played: Callable[..., ModelGame], monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     """Out of memory, say. It stays, and the task is tried once more; a second failure ends the run."""
-    play, failing = worker.play, iter(range(failures))
+    measure, failing = MaskedModel.measure, iter(range(failures))
 
     def fail(*arguments: Any, **options: Any) -> None:
-        play(*arguments, **options)
+        measure(*arguments, **options)
         if next(failing, None) is not None:
             raise MemoryError
 
-    monkeypatch.setattr(worker, "play", fail)
+    monkeypatch.setattr(MaskedModel, "measure", fail)
     monkeypatch.setattr(worker, "STREAM_SECONDS", 100.0)
     transport = ThreadTransport(1)
     game = played(transport)
@@ -266,5 +267,5 @@ def test_the_replacement_of_a_lost_worker_must_be_like_it(played: Callable[..., 
 
 
 def test_tolerance_without_workers(model: Path) -> None:
-    with pytest.raises(RequestError, match="--tolerant is about workers"):
+    with pytest.raises(RequestError, match="it belongs to workers="):
         ModelGame.from_pretrained(str(model), tolerant=True)

@@ -42,5 +42,5 @@ def test_tolerance_shows_in_the_fingerprints() -> None:
 
 
 def test_another_game_is_never_tolerated() -> None:
-    with pytest.raises(RequestError, match="do not play one game: model is m on a, but x for worker 1 on b"):
+    with pytest.raises(RequestError, match="do not measure one game: model is m on a, but x for worker 1 on b"):
         common_fingerprints({0: report(), 1: report("b", model="x")}, tolerant=True)

@@ -21,7 +21,8 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.worths import Worths
 from layercoop_fast.workers import local
 from layercoop_fast.workers.local import LocalProcesses
-from layercoop_fast.workers.opening import hire
+from layercoop_fast.workers.opening import open_workers
+from layercoop_fast.workers.remote import RemoteModel
 
 L = 6
 SMALL: dict[str, Any] = {"windows": 2, "tokens": 24}
@@ -57,8 +58,8 @@ def test_one_of_two_processes_is_killed(model: Path, expected: Worths) -> None:
 
     game = ModelGame.from_pretrained(str(model), workers=2, on_progress=kill, **SMALL)
     assert game.fingerprints == expected.fingerprints
-    assert game.workers is not None
-    transport = game.workers.transport
+    assert isinstance(game.masked, RemoteModel)
+    transport = game.masked.workers.transport
     assert isinstance(transport, LocalProcesses)
     processes = [transport.process_id(place) for place in range(2)]
     victim = processes[0]
@@ -150,9 +151,9 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_bad_numbers_of_workers(workers: int | str, said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        hire(workers, {})
+        open_workers(workers, {})
 
 
 def test_a_device_that_workers_cannot_share_out(model: Path) -> None:
-    with pytest.raises(RequestError, match="write cpu, or cuda for a GPU each"):
+    with pytest.raises(RequestError, match="ask for cpu, or cuda for a GPU each"):
         ModelGame.from_pretrained(str(model), workers=2, device="cuda:1")

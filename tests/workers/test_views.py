@@ -83,7 +83,7 @@ def test_a_game_that_was_played_before_is_still_open(model: Path) -> None:
 
 
 def test_the_last_few_games_stay_open(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_MOST_GAMES", 2)
+    monkeypatch.setattr(worker, "_MOST_OPEN", 2)
     game, alone = play(model, ThreadTransport(1)), play(model)
     for turn in range(2):
         for first in range(4):
@@ -128,11 +128,11 @@ def test_numbers_of_another_game_are_not_taken(model: Path) -> None:
 
     def spoil(place: int, message: Message) -> Message:
         if message.kind == "ready":
-            message.about["fingerprints"]["utility"] = "ppl_ratio"
+            message.about["fingerprints"]["calibration"] = Calibration(IDS, "test").fingerprint
         return message
 
     game = play(model, ThreadTransport(spoil=spoil))
     game.evaluate(MASKS)
-    with pytest.raises(RequestError, match="the workers' utility is not the one here"):
-        game.with_utility("kl").evaluate(MASKS)
+    with pytest.raises(RequestError, match="the workers' calibration is not the one here"):
+        game.part(1, 3).evaluate(MASKS)
     game.close()

@@ -1,7 +1,7 @@
-"""The sums over all masks of a game of networks that `shapley/enumeration.py` asks for, made on a GPU.
+"""The sums over all masks of a game of networks that `shapley/enumeration.py` needs, on a GPU.
 
-Up to 28 players' masks are one launch of `enumeration.py`; of further players every combination is a launch of its own
-with another bias, so a step of `run` is 2²⁸ masks. What launches leave is added up in float64 by the number of further
+The masks of up to 28 players are one launch of `enumeration.py`. Every combination of further players is a launch with
+another bias, so a step of `run` is 2²⁸ masks. Results of launches are added up in float64 by the number of further
 players kept, and turned into sums by player and by pair when these are asked for.
 """
 
@@ -24,15 +24,15 @@ from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.masks.types import Floats
 
 MOST_PLAYERS = 44
+# Blocks of high halves that one program sums, in fp32.
 CHUNK = 8
-"""Blocks of high halves that one program goes through: their sum is fp32."""
 
 
 class _Halves:
     """The subsets of some players in order of size, padded so that blocks hold one size.
 
     Attributes:
-        kept: float64 [halves, players]: 1 where the half keeps the player; rows of padding have sums of 0 anyway.
+        kept: float64 [halves, players], 1 where the half keeps the player; rows of padding have sums of 0 anyway.
     """
 
     def __init__(self, players: int, block: int, device: torch.device) -> None:
@@ -54,10 +54,10 @@ class _Halves:
 
 
 class AllMasks:
-    """As `_C.Enumeration`, without costs: the same properties of the same meaning, on a device.
+    """As `_C.Enumeration`, on a device and without costs: the same properties have the same meaning.
 
-    For the `top` best masks of each size as many tiles of it are looked through again, 16 KiB each. Raises
-    `RequestError` for more than 44 players.
+    For the `top` best masks of each size as many tiles are computed again, 16 KiB each. Raises `RequestError` for more
+    than 44 players.
     """
 
     def __init__(
@@ -104,16 +104,16 @@ class AllMasks:
 
     @property
     def n_tasks(self) -> int:
-        """Launches in all."""
+        """Number of launches in all."""
         return 1 << self._top_players
 
     @property
     def n_done(self) -> int:
-        """Launches that are through."""
+        """Number of launches that are done."""
         return len(self._done)
 
     def run(self, count: int) -> None:
-        """Take the next `count` launches, or as many as are left, and wait for them."""
+        """Run the next `count` launches, or as many as are left, and wait for them."""
         for code in range(self.n_done, min(self.n_done + count, self.n_tasks)):
             self._take(code)
             self._done.append(code)
@@ -266,7 +266,7 @@ class AllMasks:
         return _array(total)
 
     def _of_further(self, add: Callable[[int, int, slice], object]) -> None:
-        """Call for every further player and every launch that keeps it, with the sizes that the launch is of."""
+        """Call `add` for every further player and every launch that keeps it, with the sizes of the launch."""
         for code in self._done:
             at = slice(code.bit_count(), code.bit_count() + self._inner + 1)
             for i in range(self._top_players):
@@ -274,14 +274,14 @@ class AllMasks:
                     add(i, code, at)
 
     def best(self, size: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32]]:
-        """The best masks of a size (bit i = player i), best first, and their sums of logits."""
+        """The best masks of a size, best first, uint64 [T] (bit i: player i), and their sums of logits float32 [T]."""
         there = self._best_scores[size] > -torch.inf
         codes = self._best_codes[size][there].cpu().numpy().astype(np.uint64)
         return codes, self._best_scores[size][there].cpu().numpy()
 
     @property
     def affordable(self) -> None:
-        """None: costs are looked at on the CPU alone."""
+        """None: costs are supported on the CPU alone."""
         return None
 
 

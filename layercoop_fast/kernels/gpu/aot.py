@@ -1,10 +1,10 @@
-"""Compile every kernel for chips that are not here, and read from the result what would be slow there.
+"""Compile every kernel for chips that are not here, and find in the result what would be slow there.
 
     python -m layercoop_fast.kernels.gpu.aot [--quick] [--operations a,b] [--targets cuda:90,hip:gfx942] [--out FILE]
 
-writes JSON: for each kernel of each case and target its registers, spilled registers, shared memory, and what is wrong
-with it (a list of lines, empty where nothing is). Exit status 1 where anything is wrong. `--quick` takes the first case
-of each operation, those with sizes of 1, and one target.
+writes JSON: for each kernel of each case and target its registers, spilled registers, shared memory, and a list of
+faults. The exit status is 1 if there is a fault. `--quick` takes the first case of each operation, the cases with sizes
+of 1, and one target.
 
 Registers and stack come from the cubin (`cuobjdump` of Triton's wheel; Triton itself knows them only on a device), or
 on hip from the metadata in the assembly. A kernel of a main case is wrong if it spills, takes more shared memory than
@@ -47,7 +47,7 @@ TARGETS = {
 }
 # Bytes that one program may have: A100, H100, B200 (each less the 1 KiB that the system takes), MI300.
 SHARED_LIMIT = {"cuda:80": 163 << 10, "cuda:90": 227 << 10, "cuda:100": 227 << 10, "hip:gfx942": 64 << 10}
-# The kernels are cut to fit with the compilers of Triton 3.9; those of 3.6 spill some registers at the end of a few.
+# The kernels are made to fit with the compilers of Triton 3.9; those of 3.6 spill some registers at the end of a few.
 _SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 64
 _MATRIX = re.compile(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma")
 _WIDE = re.compile(
@@ -72,9 +72,9 @@ class Compiled:
     """One kernel of one case for one chip.
 
     Attributes:
-        registers: Of a thread; on hip vector registers.
-        spilled: NVIDIA: bytes of stack of a thread; hip: vector registers that went to memory.
-        shared: Bytes of a program.
+        registers: of a thread; on hip vector registers.
+        spilled: on NVIDIA bytes of stack of a thread; hip: vector registers that went to memory.
+        shared: bytes of a program.
     """
 
     operation: str
@@ -122,7 +122,7 @@ def main() -> None:
 def compile_all(
     operations: Sequence[str], targets: Sequence[str], *, quick: bool = False, main_only: bool = False
 ) -> Iterator[Compiled]:
-    """Compile the kernels of these operations; equal kernels of several cases are compiled once (Triton's cache)."""
+    """Compile the kernels of these operations; Triton's cache compiles equal kernels of several cases once."""
     for name in targets:
         if name not in TARGETS:
             raise RequestError(f"target: {name} is not one of {', '.join(TARGETS)}")
@@ -138,7 +138,7 @@ def compile_all(
 
 
 def _few(cases: list[Case]) -> list[Case]:
-    """The first case of each operation, and those of sizes that Triton makes constants of."""
+    """The first case of each operation, and the cases of sizes that Triton makes constants of."""
     first = {case.operation: case for case in reversed(cases)}
     return [*first.values(), *(case for case in cases if not case.main)]
 
@@ -181,7 +181,7 @@ def _missing(case: Case, assemblies: list[str]) -> list[str]:
 
 
 def source(launch: Launch) -> ASTSource:
-    """What Triton would specialise this launch to: types, multiples of 16, ones, constants."""
+    """The launch as Triton would specialise it: types, multiples of 16, ones, constants."""
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
@@ -209,7 +209,7 @@ def _assembly(made: Any) -> str:
 
 
 def _resources_cuda(made: Any) -> tuple[int, int]:
-    """Registers of a thread, and bytes of its stack: where registers do not suffice, and nowhere else here."""
+    """Registers of a thread, and bytes of its stack, which is used here only where registers do not suffice."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])

@@ -1,23 +1,17 @@
-"""Attention of one new token of each sequence over keys and values in pages, the sequence cut among programs.
+"""Attention of one new token of each sequence over keys and values in pages, each sequence split among programs.
 
-    out[s, h] = Σ_j softmax_j(z[j]) v[j, g],   z[j] = scale · q[s, h] · k[j, g] (or softly capped), C − window ≤ j < C
-
-with g = h // (heads / kv_heads) and C = lengths[s], the new token included: its key and value lie in its page already.
-A sequence whose mask removes the block has no page there, tables[s, 0] = −1, and gets 0 at the cost of one load: so
+The formula is `decode_attention_reference` of `kernels/reference/attention.py`. The new token's key and value lie in
+its page already. A sequence whose mask removes the block has no page there and gets 0 at the cost of one load: so
 requests of different masks go through one block, and one captured graph, together.
 
-queries: [S, heads·D] (rows may lie apart: the head of a joint projection); pages: [P, 2, kv_heads, PAGE, D]; tables:
-int32 [S, M] (rows may lie apart: `tables[:, layer]` of the table [S, L, M] is a mask's map from layers to pages);
-lengths: int32 [S]; out: [S, heads·D]; fp32, bf16 or fp16, all alike; all sums are fp32.
+One token has little to compute and all keys and values to read, and a few sequences have fewer (sequence, head) pairs
+than a chip has processors. So a sequence is split into `splits` parts. One program reads a part for all query heads
+that share a key head, and leaves its mixture and the logarithm of its sum; a second kernel combines the parts.
 
-One token has little to compute and all keys and values to read, and few sequences have fewer (sequence, head) pairs
-than a chip has processors. So a sequence is cut into `splits` parts, each read by one program for all query heads that
-share a key head; a part leaves its mixture and the logarithm of its sum, from which a second kernel makes the whole.
+Why not a library: torch's scaled_dot_product_attention splits a sequence in the same way, but takes no pages; about
+libraries that do see `paged_attention.py`. None leaves out a sequence whose table is empty.
 
-Why not a library: torch's scaled_dot_product_attention cuts a sequence in the same way, but takes no pages; about
-those that do see `paged_attention.py`. None leaves out a sequence whose table is empty.
-
-Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023); pages: Kwon et al. (arXiv 2309.06180).
+Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023).
 """
 
 from __future__ import annotations
@@ -48,9 +42,9 @@ CONFIGS = {
     "tiny": Config("tiny", {"BLOCK_N": 16}, warps=1, stages=1),
 }
 _COMBINE = Config("combine", warps=2, stages=1)
-# Programs that fill a chip: two for each of an H100's processors. Sums are cut by it, so it is the same on all chips.
+# Programs that fill a chip: two for each of an H100's processors. It is the same on all chips, since sums depend on it.
 PROGRAMS = 264
-# A part of fewer tokens costs more to put together than it saves.
+# A part of fewer tokens costs more to combine than it saves.
 _LEAST_TOKENS = 128
 
 
@@ -139,16 +133,16 @@ def launch_decode(
 
 
 def choose_splits(programs: int, tokens: int) -> int:
-    """Into how many parts to cut, for so many programs without a cut and so many tokens at most; a power of two.
+    """The number of parts of a sequence, a power of two, for the number of programs without a split and of tokens.
 
-    It depends on what is known on the host alone, the room that the tables have, so that nothing waits for the device.
+    It depends only on what the host knows (the room in the tables), so that nothing waits for the device.
     """
     wanted = min(PROGRAMS // max(programs, 1), tokens // _LEAST_TOKENS)
     return 1 << max(wanted.bit_length() - 1, 0)
 
 
 def choose_config(width: int, dtype: torch.dtype) -> Config:
-    """By what fits into a chip's shared memory."""
+    """The configuration by what fits into a chip's shared memory."""
     if interpreted():
         return CONFIGS["tiny"]
     default = "full" if dtype == torch.float32 else "wide" if width > 128 else "split"

@@ -1,13 +1,12 @@
-"""Values of all masks of some players, as sums from which every mean marginal by size follows, and where the best lie.
+"""Sums over all masks of some players, from which every mean marginal by size follows, and where the best masks lie.
 
-The players are cut in two, low and high; a mask is (low half, high half). With the halves' pre-activations in tables
+The players are split in two, low and high; a mask is (low half, high half). With the halves' pre-activations in tables
 
     x_eh = low[eh, l] + high[eh, u],    z_e = c_e + Σ_h v_eh · act(x_eh),    f = mean over e of out(z_e)
 
-a mask costs a handful of instructions a unit: for celu an addition, two multiply-adds, a maximum and a minimum, since
+a mask costs a few instructions a unit: for celu an addition, two multiply-adds, a maximum and a minimum, since
 e^(a + b) = e^a · e^b and celu(x) = max(x, min(e^x − 1, 0)). Halves are sorted by size and padded to blocks of one size,
-so that all masks of a tile (a block of high halves by one of low) keep the same number of players k, and what a tile
-leaves needs no further index:
+so that all masks of a tile (a block of high halves times one of low halves) keep the same number of players k:
 
     low_sums[chunk, l]      Σ over the high halves of a chunk (blocks of one size) of f − shift[k]
     high_sums[block, u]     Σ over a block of low halves
@@ -16,9 +15,9 @@ leaves needs no further index:
     peaks[tile]             the largest Σ_e z_e in the tile: the best masks of a size lie in its highest tiles
 
 low, high: fp32 [E·H, L], [E·H, U]; codes: int32 [L], [U], the halves' bits, −1 for padding. Sums are fp32 over at most
-some hundred values each, and are added up in float64 by `all_masks.py`.
+some hundred values each; `all_masks.py` adds them up in float64.
 
-Why not a library: as a batched network these would be 2ⁿ rows in memory.
+Why not a library: a batched network would need 2ⁿ rows in memory.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from torch import Tensor
 from layercoop_fast.kernels.gpu.frame import Case, Config, launch, meta
 from layercoop_fast.kernels.gpu.surrogate import ACTIVATIONS, activated
 
+# Room for the players of a high half in `pair_sums`.
 HIGH_PLAYERS = 16
-"""Room for the players of a high half in `pair_sums`."""
 
 CONFIGS = {
     "large": Config("large", {"HIGH": 32, "LOW": 128}, warps=4),
@@ -45,14 +44,18 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class Tables:
-    """What a launch reads. Powers are None where exponentials may not be multiplied.
+    """What a launch reads. Powers are None where exponentials must not be multiplied.
 
     Attributes:
         weight: v, fp32 [E·H].
         bias: c, fp32 [E].
         shift: fp32, by the size of low and high half together.
-        low_size: int32, of every block of low halves.
-        first: int32 [chunks]: first block of high halves, and how many, and their size.
+        low_size: int32, the size of the halves of every block of low halves.
+        first: int32 [chunks], the first block of high halves of each chunk.
+        count: int32 [chunks], the number of its blocks.
+        high_size: int32 [chunks], the size of its halves.
+        activation: name of the activation.
+        sigmoid: whether the output function is a sigmoid.
     """
 
     low: Tensor
@@ -74,7 +77,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Found:
-    """What a launch leaves."""
+    """The results of a launch, as in the module's table."""
 
     low_sums: Tensor
     high_sums: Tensor
@@ -170,7 +173,7 @@ def _scores(
 
 
 def launch_enumerate(tables: Tables, *, high_players: int, top: bool, pairs: bool, config: Config) -> Found:
-    """All masks of the tables' halves."""
+    """Launch all masks of the tables' halves, with peaks for the best masks (`top`) and with sums by pair."""
     units, lows, highs, chunks, low_blocks = _sizes(tables)
     found = Found(
         low_sums=tables.low.new_empty(chunks, lows),

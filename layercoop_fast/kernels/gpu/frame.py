@@ -1,10 +1,10 @@
-"""What the kernels share: configurations, the one way to launch, recording of launches, what tuning found.
+"""What the kernels share: configurations, launching, and recording of launches.
 
-A launch names a *configuration*: block sizes, warps and stages under a name. Which one runs is the launcher's rule by
-shape, unless tuning on this very device found another (`layercoop_fast.kernels.gpu.tuning`).
+A launch has a *configuration*: block sizes, warps and stages under a name. The launcher chooses it by a rule, unless
+tuning on this device found a faster one (`tuning.py`).
 
-While launches are recorded, nothing runs: tensors may be on the meta device, and what is recorded is exactly what would
-have been specialised and compiled (`layercoop_fast.kernels.gpu.aot`).
+While launches are recorded, nothing runs: tensors may be on the meta device, and the record is exactly what would have
+been specialised and compiled (`aot.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Config:
-    """One way to cut a kernel's work: sizes of blocks (powers of two, constants of the kernel), warps, stages."""
+    """One way to split a kernel's work: sizes of blocks (powers of two, constants of the kernel), warps, stages."""
 
     name: str
     blocks: Mapping[str, int] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with all it is specialised on, and its grid."""
+    """A kernel with its grid and everything that it is specialised on."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -49,9 +49,9 @@ class Case:
     0). `dot` says that matrix instructions are expected, `wide` that 128-bit loads are.
 
     Attributes:
-        main: Whether it stands in the table of docs/kernels.md and must not spill registers. The others show that sizes
-            of 1 compile too: Triton makes constants of these.
-        targets: What the names of the targets begin with that it is for: "cuda", "hip", or all.
+        main: whether it is in the table of docs/kernels.md and must not spill registers. The others show that sizes of
+            1 compile too: Triton makes constants of these.
+        targets: how the names of its targets begin: "cuda", "hip", or "" for all.
     """
 
     operation: str
@@ -99,17 +99,17 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """A tensor without memory, for `Case.run`."""
+    """A tensor [*shape] without memory, for `Case.run`."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def blocks(size: int, block: int) -> int:
-    """How many blocks cover a size."""
+    """The number of blocks that cover a size."""
     return -(-size // block)
 
 
 def power_of_two(size: int) -> int:
-    """The smallest power of two that is not below a size (1 for 0)."""
+    """The smallest power of two that is at least a size (1 for 0)."""
     return 1 << max(size - 1, 0).bit_length()
 
 

@@ -1,18 +1,11 @@
-"""A block's norm, on states that lie anywhere in the pool: picked by an index table, normed, written in a row.
+"""A block's norm, on states that lie anywhere in the pool: selected by an index table, normed, written in a row.
 
-    x[b·T + t]   = pool[slots[b], t]                               (+ delta[b·T + t], rounded, where there is a delta)
-    rms          out = weight · (x / sqrt(mean(x²) + eps))         the quotient rounded first, as llama's norms do
-    rms_gemma    out = (1 + weight) · x / sqrt(mean(x²) + eps)     rounded once, as Gemma's do
-    layer        out = weight · (x − mean(x)) / sqrt(var(x) + eps) + bias
+The formulas are `gather_norm_reference` and `rms_norm_reference` of `kernels/reference/blocks.py`; sums are fp32. With
+a delta the sum x is an output too: the second half of the block is added to it. A slot outside the pool is not noticed:
+reading the table on the host would make it wait for the device.
 
-pool: [S, T, H]; slots: int32 or int64 [B]; weight, bias: [H]; delta, out: [B·T, H]; fp32, bf16 or fp16, all alike; sums
-in fp32. With a delta the sum x is an output too: it is what the block's second half is added to. A slot outside the
-pool is not noticed: reading the table on the host would make it wait for the device.
-
-Why not a library: torch and Liger norm a tensor that lies in a row; states that masks share do not, and copying them
+Why not a library: torch and Liger norm a tensor that lies in a row. States that masks share do not, and copying them
 together first would move as many bytes again as the norm itself.
-
-Source: Zhang and Sennrich (arXiv 1910.07467), Ba et al. (arXiv 1607.06450).
 """
 
 from __future__ import annotations
@@ -28,8 +21,8 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.frame import Case, Config, launch, meta, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
 
+# A row is held in registers.
 WIDEST = 32768
-"""A row is held in registers."""
 
 CONFIGS = {"short": Config("short", warps=1), "row": Config("row", warps=4), "long": Config("long", warps=16)}
 
@@ -68,7 +61,7 @@ def launch_norm(
     gemma: bool = False,
     config: Config | None = None,
 ) -> None:
-    """Fill out [R, H], and total [R, H] where there is a delta, from pool [S, T, H] or, without slots, [R, H]."""
+    """Fill out [R, H], and with a delta total [R, H], from pool [S, T, H] or, without slots, from pool [R, H]."""
     rows, width = out.shape
     if width > WIDEST:
         raise RequestError(f"states of {width} numbers are wider than the {WIDEST} that a GPU kernel norms")

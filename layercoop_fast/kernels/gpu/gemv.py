@@ -1,19 +1,14 @@
 """A few rows times a matrix of 8- or 4-bit integers with a scale for every 32 columns, with the norm before it.
 
-    out[r, o] = Σ_k W[o, k] · u[r, k],    u = x,  or with a norm's weight  u = norm · x / sqrt(mean(x²) + eps)
-    W[o, k]   = scale[o, g] · q[o, k]                       8 bits, g = k div 32
-    W[o, k]   = scale[o, g] · q[o, k] + minimum[o, g]       4 bits
+The formula is `quantised_linear_reference` of `kernels/reference/quantised.py`; `PackedWeight` says how weights are
+packed. Sums are fp32. The norm's factor is one number a row, so it is applied after the product, and its sum of squares
+is computed in the same pass. One row is multiplied without matrix units, in fp32; 2 to 16 rows use them, with norm · x
+and the weights rounded to x's dtype.
 
-x: [R, K], K a multiple of 32; norm: [K]; out: [R, O]; fp32, bf16 or fp16, all alike. q: int8 [O, K], or uint8 [O, K/2],
-where byte j of a group's 16 holds columns j (low half) and j + 16 (high half), so that nothing is shuffled; scale,
-minimum: fp16 [O, K/32]. Sums are fp32. The norm's factor is one number a row, so it is applied after the product, and
-its sum of squares is taken in the same pass. One row goes without matrix units, in fp32; 2 to 16 rows go through them,
-with norm · x and W rounded to x's dtype.
-
-Why not a library: decoding is bound by the bytes of the weights. cuBLAS has no product with groups of 4-bit columns;
-kernels that have (torch's _weight_int4pack_mm, Marlin, ExLlama) want formats of their own, shuffled for matrix units,
-with bf16 scales or integer zero points, and none takes the norm before it. This grid is that of GGUF's Q8_0 and Q4_1
-and of the native executor on the CPU, whose numbers it carries exactly.
+Why not a library: decoding is bound by the bytes of the weights. cuBLAS has no product with groups of 4-bit columns.
+Kernels that have one (torch's _weight_int4pack_mm, Marlin, ExLlama) need formats of their own, shuffled for matrix
+units, with bf16 scales or integer zero points, and none includes the norm. This format is that of GGUF's Q8_0 and Q4_1
+and of the native executor on the CPU: both multiply by exactly the same numbers.
 """
 
 from __future__ import annotations
@@ -85,7 +80,7 @@ def _few_rows(
     row = tl.arange(0, ROWS)
     place = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
     line = tl.where(place < outs, place, 0).to(tl.int64)
-    half = tl.arange(0, GROUPS * 16)  # the first 16 columns of every group, and the last 16 beside them
+    half = tl.arange(0, GROUPS * 16)  # the first 16 columns of every group; the last 16 are loaded next to them
     dtype = x.dtype.element_ty
     total = tl.zeros((ROWS, OUTS), dtype=tl.float32)
     squares = tl.zeros((ROWS,), dtype=tl.float32)

@@ -1,22 +1,18 @@
 """A language model's head and its loss in one, tile by tile, without logits in memory.
 
-    z[r, v]  = cap · tanh(scale · (h[r] · w[v] + b[v]) / cap)      (without a cap: scale · (h[r] · w[v] + b[v]))
-    nll[r]   = log Σ_v exp z[r, v] − z[r, target[r]]                                       nats
-    kl[r]    = Σ_v p[r, v] (log p[r, v] − log q[r, v]),  p = softmax(z of the teacher), q = softmax(z)   nats, exact
+The formula is `linear_cross_entropy_reference` of `kernels/reference/head.py`; logits are not rounded to the inputs'
+dtype. nll is NaN where a target is not a token: checking targets on the host would make it wait for the device.
 
-hidden, teacher: [R, H]; weight: [V, H]; bias: [V]; targets: int32 or int64 [R]; fp32, bf16 or fp16, all alike; nll, kl:
-fp32 [R]. nll is NaN where a target is no word: to look on the host would make it wait for the device.
+A program computes the logits of a tile of rows and tokens in fp32, and leaves a maximum, a sum of exponentials and the
+target's logit for each row: 12 bytes a row and tile, where the logits would be 2 bytes a row and token. A second kernel
+merges them (Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv 1805.02867). With a teacher both
+products use the same tile of the weight, and one more sum is left, Σ exp(z' − m')(z' − z) for the teacher's z' and its
+maximum m'.
 
-A program computes the logits of a tile of rows and words in fp32, which are not rounded (a model's own head rounds
-them to its dtype), and leaves of it a maximum, a sum of exponentials and the target's logit for each row: 12 bytes a
-row and tile, where the logits would be 2 bytes a row and word. A second kernel merges them (Milakov and Gimelshein,
-Online normalizer calculation for softmax, arXiv 1805.02867). With a teacher both products take the same tile of the
-weight, and one more sum is left, Σ exp(z' − m')(z' − z) for the teacher's z' and its maximum m'.
-
-Why not a library: cuBLAS and cross_entropy hold all logits (8 GB for 16,384 rows of 128k words in fp32). Liger-Kernel
-(and torch's own linear_cross_entropy, by options) goes through chunks of rows whose logits are in memory, rounded, and
-its divergence is one sum, of a teacher's probabilities in memory. Apple's cut-cross-entropy holds no logits, as here,
-and knows no teacher.
+Why not a library: cuBLAS and cross_entropy hold all logits (8 GB for 16,384 rows of 128k tokens in fp32). Liger-Kernel
+(and torch's own linear_cross_entropy, by options) works on chunks of rows whose logits are in memory, rounded, and its
+divergence is one sum, for a teacher's probabilities in memory. Apple's cut-cross-entropy holds no logits, as here, and
+takes no teacher.
 """
 
 from __future__ import annotations
@@ -38,8 +34,8 @@ from layercoop_fast.kernels.gpu.frame import (
 )
 from layercoop_fast.kernels.gpu.tuning import chosen
 
+# Rows of one launch: what their tiles leave takes less than some 100 MB.
 MOST_ROWS = 16384
-"""Rows of one launch: what the tiles leave of them stays below some 100 MB."""
 
 CONFIGS = {
     "large": Config("large", {"ROWS": 256, "WORDS": 128, "DEPTH": 64, "GROUP": 8}, warps=8, stages=3),
@@ -53,7 +49,7 @@ CONFIGS = {
 
 @triton.jit
 def _finished(product, bias, word, words, scale, cap, CAPPED: tl.constexpr):
-    """Logits from products: bias, scale, soft cap; −inf for words that are none."""
+    """Logits from products: bias, scale, soft cap; −inf beyond the vocabulary."""
     if bias is not None:
         product += tl.load(bias + word, mask=word < words, other=0.0).to(tl.float32)[None, :]
     logits = product * scale
@@ -64,13 +60,13 @@ def _finished(product, bias, word, words, scale, cap, CAPPED: tl.constexpr):
 
 @triton.jit
 def _piece(place, inside, EVEN: tl.constexpr):
-    """Numbers at these places; 0 outside, where sizes are not even with the block's."""
+    """Numbers at these places; 0 outside, where a size is not a multiple of the block."""
     return tl.load(place) if EVEN else tl.load(place, mask=inside, other=0.0)
 
 
 @triton.jit
 def _leave(place, apart, logits, here):
-    """Store each row's maximum and sum of exponentials; the exponentials."""
+    """Store each row's maximum and sum of exponentials; return the exponentials."""
     top = tl.max(logits, axis=1)
     shares = tl.exp(logits - top[:, None])
     tl.store(place, top, mask=here)
@@ -80,7 +76,7 @@ def _leave(place, apart, logits, here):
 
 @triton.jit
 def _log_sum(place, apart, inside):
-    """Of a row's tiles as `_leave` left them: the logarithm of their sum, each one's factor, their sum by these."""
+    """From what `_leave` stored for a row's tiles: the logarithm of their sum, each one's factor, the weighted sum."""
     tops = tl.load(place, mask=inside, other=float("-inf"))
     top = tl.max(tops, axis=0)
     factors = tl.exp(tops - top)
@@ -104,7 +100,7 @@ def _tiles(
     row = row_tile * ROWS + tl.arange(0, ROWS)
     word = word_tile * WORDS + tl.arange(0, WORDS)
     depth = tl.arange(0, DEPTH)
-    # Rows and words beyond the last take the tile's first: what they come to is not stored, or struck out. Within a
+    # Rows and words beyond the last read the tile's first: their results are not stored, or masked. Within a
     # tile 32 bits suffice, which saves registers.
     hidden += (row_tile * ROWS).to(tl.int64) * width
     weight += (word_tile * WORDS).to(tl.int64) * width
@@ -166,7 +162,7 @@ def launch_head_loss(
     kl: Tensor | None = None,
     config: Config | None = None,
 ) -> None:
-    """Fill nll [R], and kl [R] where there is a teacher."""
+    """Fill nll [R], and with a teacher kl [R], both fp32, from hidden [R, H] and weight [V, H]."""
     words, width = weight.shape
     rule = _rule(hidden.dtype, teacher is not None)
     key = (words, width, hidden.dtype, teacher is not None)
@@ -197,7 +193,7 @@ def _rule(dtype: torch.dtype, teacher: bool) -> str:
 
 
 def cases() -> list[Case]:
-    """The head of an 8B llama (128k words) over 128 windows of 128 tokens and over 10, and with a teacher."""
+    """The head of an 8B llama (128k tokens) over 128 windows of 128 tokens and over 10, and with a teacher."""
     found, words, width = [], 128256, 4096
     for rows, teacher, config, targets in (
         (16384, False, "large", "cuda"),

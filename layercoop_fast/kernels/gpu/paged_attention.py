@@ -1,28 +1,17 @@
 """Causal attention of sequences of any lengths over their own tokens and a context whose keys and values lie in pages.
 
-For token i of a sequence whose context has C tokens, head h, and g = h // (heads / kv_heads), with p = C + i:
+The formula is `paged_attention_reference` of `kernels/reference/attention.py`. A context is what a mask's kept prefix
+and the first tokens of a text have computed: its pages are shared by every mask and text that begin so, and only the
+rest is computed. So this is the prefill of a prompt whose beginning is known, of options behind one context, and of the
+tokens that a draft proposes.
 
-    out[i, h] = Σ_j softmax_j(z[j]) v[j, g],   z[j] = scale · q[i, h] · k[j, g],   p − window < j ≤ p
-    with a soft cap z[j] = cap · tanh(scale · q[i, h] · k[j, g] / cap)
+Why not a library: torch's scaled_dot_product_attention takes neither pages nor a soft cap; without context and cap the
+engine uses it. FlashAttention 2, and with it torch's varlen_attn (which takes pages since 2.13, no soft cap), needs
+pages of 256 tokens; here a page holds 16, since pages are shared where masks and texts begin alike. flex_attention
+needs a mask of blocks made from the tables before each call. FlashInfer has all of this, in wheels of its own for
+NVIDIA's chips.
 
-where j runs over the context (j < C, in pages) and then over the sequence's own tokens.
-
-qkv: [N, (heads + 2·kv_heads)·D], the own tokens of all sequences one behind the other, rotated; starts: int32 [S + 1],
-where each begins. pages: [P, 2, kv_heads, PAGE, D], keys then values of one block, a page of PAGE tokens; tables: int32
-[S, M], the pages of each sequence's context (rows may lie apart: `tables[:, layer]` of one table for all blocks);
-lengths: int32 [S], C of each. out: [N, heads·D]. fp32, bf16 or fp16, all alike; scores, softmax and sums are fp32.
-
-A context is what a mask's kept prefix and the first tokens of a text have computed: those pages are shared by every
-mask and text that begin so, and only what differs is computed. So this is the prefill of a prompt whose beginning is
-known, of options behind one context, and of the tokens that a draft proposes.
-
-Why not a library: torch's scaled_dot_product_attention takes no pages and no soft cap; without context and cap the
-engine uses it. FlashAttention 2, and with it torch's varlen_attn (which takes pages since 2.13, no soft cap), wants
-pages of 256 tokens, where a page here is what a mask and a text's beginning share, 16; flex_attention wants a mask of
-blocks made from the tables before each call. FlashInfer has all of this, in wheels of its own for NVIDIA's chips.
-
-Source: Dao, FlashAttention-2 (arXiv 2307.08691); pages: Kwon et al. (arXiv 2309.06180); soft caps: Gemma 2 (arXiv
-2408.00118).
+Source: Dao, FlashAttention-2 (arXiv 2307.08691).
 """
 
 from __future__ import annotations
@@ -60,7 +49,7 @@ CONFIGS = {
 
 @triton.jit
 def capped(scores, scale, cap, CAPPED: tl.constexpr):
-    """Products of queries and keys as exponents of 2: scale · x, or cap · tanh(scale · x); both come with log2 e in."""
+    """Products of queries and keys as exponents of 2: scale · x, or cap · tanh(scale · x), both times log2 e."""
     scores = scores * scale
     if CAPPED:
         # tanh |x| = (1 − e^(−2|x|)) / (1 + e^(−2|x|)), whose exponential cannot overflow.
@@ -74,7 +63,7 @@ def capped(scores, scale, cap, CAPPED: tl.constexpr):
 def tile(
     pages, table, at, known, group, d, page_size, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr
 ):  # fmt: skip
-    """Keys and values of a sequence's tokens `at` out of the pages in its table; 0 for tokens that are not known."""
+    """Keys and values of a sequence's tokens `at`, from the pages in its table; 0 for unknown tokens."""
     page = tl.load(table + at // PAGE, mask=known, other=0).to(tl.int64)
     place = pages + page * page_size + group * (PAGE * WIDTH) + at % PAGE * WIDTH
     here = known[:, None] & (d < WIDTH)[None, :]
@@ -85,7 +74,7 @@ def tile(
 
 @triton.jit
 def attend(q, k, v, seen, top, total, mixed, scale, cap, CAPPED: tl.constexpr, WIDEN: tl.constexpr):
-    """Take a tile of keys and values into the running maximum, sum of exponentials and mixture of each query."""
+    """Add a tile of keys and values to the running maximum, sum of exponentials and mixture of each query."""
     if WIDEN:  # Triton's interpreter has no products of bf16
         q, k, v = q.to(tl.float32), k.to(tl.float32), v.to(tl.float32)
     scores = capped(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, cap, CAPPED)
@@ -152,7 +141,7 @@ def launch_paged(
     *,
     config: Config | None = None,
 ) -> None:
-    """Fill out [N, heads·D]; `longest` is a bound of the own tokens of a sequence."""
+    """Fill out [N, heads·D] from qkv [N, (heads + 2·kv_heads)·D]; `longest` bounds the own tokens of a sequence."""
     pages, tables = context.pages, context.tables
     kv_heads, page, width = pages.shape[2:]
     heads = out.shape[1] // width
@@ -167,7 +156,7 @@ def launch_paged(
 
 
 def choose_config(longest: int, width: int, dtype: torch.dtype) -> Config:
-    """By the rows of a tile that have work, and by what fits into a chip's shared memory."""
+    """The configuration by the number of rows of a tile and by what fits into a chip's shared memory."""
     if interpreted():
         return CONFIGS["tiny"]
     few = longest <= CONFIGS["short"].blocks["BLOCK_M"]
@@ -176,7 +165,7 @@ def choose_config(longest: int, width: int, dtype: torch.dtype) -> Config:
 
 
 def exponents(scale: float, cap: float) -> tuple[float, float]:
-    """What `capped` multiplies by: e^x = 2^(x · log2 e)."""
+    """The factors of `capped`: e^x = 2^(x · log2 e)."""
     return (scale / cap, cap * LOG2E) if cap > 0 else (scale * LOG2E, 0.0)
 
 

@@ -1,17 +1,10 @@
 """Rotary position embedding on the queries and keys of a joint projection, in place, with QK-norm before it.
 
-    h = h · cos[p] + rotate_half(h) · sin[p],    rotate_half(h) = (−h[D/2:], h[:D/2])
+The formula is `rotary_reference` of `kernels/reference/blocks.py`, with llama's norms of single heads. Products and sum
+are rounded to the dtype one by one, as in transformers. Values behind the heads are neither read nor written.
 
-for each of the first query_heads + key_heads heads h [D] of a row, of position p; where norm weights are given (as in
-Qwen3) h = rms_norm(h) before that. The values behind them are not touched, nor read.
-
-x: [R, C]; row r is at positions[r] (int32 or int64 [R]), or at r mod T without them; cos, sin: [T, D], D even; fp32,
-bf16 or fp16, all alike. Products and sum are rounded to the dtype one by one, as Hugging Face's are.
-
-Why not a library: Liger's takes queries and keys as two tensors with heads apart, so the joint projection is copied
-apart before it, and knows no QK-norm, which would be two more passes. Here a head is read once and written once.
-
-Source: Su et al., RoFormer (arXiv 2104.09864), in the half-split form that Hugging Face's models use.
+Why not a library: Liger's kernel takes queries and keys as two tensors, so the joint projection would be copied first,
+and has no QK-norm, which would be two more passes. Here a head is read once and written once.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
-"""A block's output back into the pool of states: added to the stream it belongs to, in the slot that it goes to.
+"""A block's output back into the pool of states: added to its stream and written into its slot.
 
-    pool[targets[b], t] = r + delta[b·T + t],    r = residual[b·T + t]  or  pool[sources[b], t]
-
-pool: [S, T, H]; targets, sources: int32 or int64 [B]; delta, residual: [B·T, H]; fp32, bf16 or fp16, all alike. A
-target may be its own row's source (the state is updated in place), but neither another row's source nor its target:
-rows are written in no order. The plan sees to that: at one layer a state goes on in one way only. Slots outside the
-pool are not noticed.
+The formula is `scatter_residual_reference_` of `kernels/reference/blocks.py`. A target may be the source of its own row
+(the state is updated in place), but neither the source nor the target of another row: rows are written in no order.
+The plan guarantees this: at one layer a state continues in one way only. Slots outside the pool are not noticed.
 
 Why not a library: index_add_ adds to what lies in the target, and by atomics; index_copy_ takes a sum that was written
-before. A skipped block costs nothing either way: a state that it passes by keeps its slot, and only an index says so.
+before. A skipped block costs nothing: a state that passes it by keeps its slot.
 """
 
 from __future__ import annotations

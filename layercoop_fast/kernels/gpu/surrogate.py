@@ -1,17 +1,14 @@
 """An ensemble of networks over masks: values, and what each player adds to them.
 
-    z_e(m) = c_e + Σ_h v_eh · act(b_eh + Σ_i W_ehi m_i),    f_e = out(z_e),    f = mean of f_e over e
-    marginal of player i at m:  f(m with i) − f(m without i); its mean over masks, and the mean of its square
+The formulas are those of `kernels/reference/networks.py`. One of the two masks of a marginal is m itself, the other has
+one player flipped: x ± w instead of x, for each of H units. Where no pre-activation can leave ±80, celu takes no
+exponential for it: e^(x ± w) = e^x · e^±w.
 
-masks: bool [M, n]; W: [E, H, n], b, v: [E, H], c: [E], all fp32; act: celu, relu, gelu (by erf) or tanh; out:
-sigmoid or linear. One of the two masks of a marginal is m itself, the other has one player flipped: x ± w instead of x,
-for each of H units. Where no pre-activation can leave ±80, celu takes no exponential for it: e^(x ± w) = e^x · e^±w.
-
-Values are fp32 and sums over masks come in blocks of some ten, added up in float64. Nothing of the size [masks,
+Values are fp32; sums over masks come in blocks of some ten, which are added up in float64. Nothing of the size [masks,
 players] is held, only the pre-activations [E, H, M] of one pass.
 
-Why not a library: a batched MLP of M·n masks would compute every pre-activation anew, n times the work, and is bound by
-its exponentials even so. The oracle is kernels/surrogate.py's, in float64.
+Why not a library: a batched MLP of M·n masks would compute every pre-activation again, n times the work, and is bound
+by its exponentials even so.
 """
 
 from __future__ import annotations
@@ -31,8 +28,8 @@ from layercoop_fast.kernels.networks import Networks
 
 ACTIVATIONS = {"celu": 0, "relu": 1, "gelu": 2, "tanh": 3}
 FACTORED_BELOW = 80.0
+# Masks of one pass: the pre-activations of each take 4·E·H bytes.
 MOST_MASKS = 1 << 16
-"""Masks of one pass: their pre-activations take 4·E·H bytes each."""
 
 CONFIGS = {
     "celu": Config("celu", {"MASKS": 16}, warps=4),
@@ -46,7 +43,7 @@ class DeviceNetworks:
     """Networks as tensors on a device: see `layercoop_fast.kernels.networks.Networks`.
 
     Attributes:
-        factored: Whether every pre-activation stays within ±80, so that exponentials of its parts may be multiplied.
+        factored: whether every pre-activation stays within ±80, so that exponentials of its parts may be multiplied.
     """
 
     hidden_weight: Tensor
@@ -88,7 +85,7 @@ def _hidden(
     masks, weight, bias, output_weight, output_bias, inner, logits, count, networks, units, players,
     MASKS: tl.constexpr, UNITS: tl.constexpr, PLAYERS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Pre-activations of masks into inner [E, H, M], or, where there is none, logits [M, E]."""
+    """Pre-activations of masks into inner [E, H, M], or, without it, logits [M, E]."""
     network = tl.program_id(1)
     mask = tl.program_id(0) * MASKS + tl.arange(0, MASKS)
     total = tl.zeros((MASKS,), dtype=tl.float32)
@@ -165,7 +162,7 @@ def _flips(
 
 
 def launch_logits(networks: DeviceNetworks, masks: Tensor, logits: Tensor, *, config: Config | None = None) -> None:
-    """Fill logits [M, E] of masks [M, n]."""
+    """Fill logits fp32 [M, E] of masks bool [M, n]."""
     _launch_hidden(networks, masks, None, logits, config)
 
 
@@ -182,7 +179,7 @@ def _launch_hidden(
 
 
 def launch_marginals(networks: DeviceNetworks, masks: Tensor, *, config: Config | None = None) -> Tensor:
-    """Sums over masks [M, n] of the marginals and of their squares: float64 [2, n]."""
+    """Sums over masks bool [M, n] of the marginals and of their squares: float64 [2, n]."""
     ensemble, units, players = networks.hidden_weight.shape
     config = config or chosen("marginals", (players, units), CONFIGS, "celu")
     wide = min(power_of_two(players), 64)

@@ -1,17 +1,12 @@
 """The gate of a gated MLP, on the joint projection of gate and up: silu (llama) or the tanh form of GELU (Gemma).
 
-    swiglu = silu(gate) · up,    silu(g) = g / (1 + exp(−g))
-    geglu  = gelu(gate) · up,    gelu(g) = g/2 · (1 + tanh(√(2/π) · (g + 0.044715·g³)))
+The formulas are `swiglu_reference` and `geglu_reference` of `kernels/reference/blocks.py`. The activation is computed
+in fp32 and rounded to the dtype before it is multiplied, as in the MLPs of transformers.
 
-gate_up: [R, 2I], a row's I gates first, then its I ups; out: [R, I]; fp32, bf16 or fp16. The activation is computed in
-fp32 and rounded to the dtype before it is multiplied, as Hugging Face's MLPs do.
-
-Why not a library: torch's own would be two kernels and a third tensor of [R, I]. Liger-Kernel has the same operation
-for silu alone (`LigerFusedGateUpSiLUMulFunction`, one program a row); its others take gate and up as two tensors, so
-that the joint projection would have to be copied apart. torch.compile makes the same loop; this one needs no
-compilation in the executor's process and is captured in its graphs as it is.
-
-Source: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202).
+Why not a library: torch would run two kernels with a third tensor [R, I] between them. Liger-Kernel has the same
+operation for silu alone (`LigerFusedGateUpSiLUMulFunction`, one program a row); its others take gate and up as two
+tensors, so that the joint projection would have to be copied. torch.compile makes the same loop; this one needs no
+compilation in the executor's process and can be captured in its graphs.
 """
 
 from __future__ import annotations

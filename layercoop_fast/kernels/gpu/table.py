@@ -1,9 +1,9 @@
-"""docs/kernels.md: what every kernel must move and compute at real shapes, and what compiling it for real chips says.
+"""docs/kernels.md: what every kernel must move and compute at real shapes, and what compilers make of it.
 
     python -m layercoop_fast.kernels.gpu.table [--out docs/kernels.md]
 
-Nothing in it is measured: bytes and operations are counted from the shapes (`Case`), times are the least that an H100's
-data sheet allows, registers and memory are the compilers' (`aot.py`).
+Nothing in it is measured: bytes and operations are counted from the shapes (`Case`), times are the least by an H100's
+data sheet, registers and memory come from the compilers (`aot.py`).
 """
 
 from __future__ import annotations

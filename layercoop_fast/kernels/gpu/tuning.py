@@ -1,9 +1,9 @@
-"""Which configuration runs: the launcher's own rule, unless this device was measured and another was faster.
+"""The choice of configurations: the launcher's own rule, unless a measurement on this device found a faster one.
 
-Nothing is measured by itself, so that a result does not depend on a clock behind the user's back: `tune(run)` (that
-is what `layercoop-fast bench gpu` calls) runs a function under every configuration of every kernel in it and
-writes the fastest down in `~/.cache/layercoop_fast/` (or `$XDG_CACHE_HOME`), one file for a device and a version of
-Triton. Later processes read it. In the interpreter and ahead of time the launchers' own rules hold.
+Nothing is measured unasked, so that results do not depend on a hidden clock. `tune(run)`, which
+`layercoop-fast bench gpu` calls, runs a function under every configuration of every kernel in it and writes the fastest
+to `~/.cache/layercoop_fast/` (or `$XDG_CACHE_HOME`), one file for each device and version of Triton. Later processes
+read it. In the interpreter and ahead of time the launchers' own rules hold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _asked: dict[str, list[str]] = {}
 
 
 def chosen(operation: str, key: tuple[object, ...], configs: Mapping[str, Config], default: str) -> Config:
-    """The configuration for an operation at a key (what its speed depends on: widths, dtype, rough numbers of rows)."""
+    """The configuration of an operation at a key: what its speed depends on (widths, dtype, rough numbers of rows)."""
     place = f"{operation} {' '.join(map(str, key))}"
     if _forced is not None:
         _asked[place] = list(configs)
@@ -36,10 +36,10 @@ def chosen(operation: str, key: tuple[object, ...], configs: Mapping[str, Config
 
 
 def tune(run: Callable[[], object], *, clock: Callable[[Callable[[], object]], float] | None = None) -> dict[str, str]:
-    """Measure a function under every configuration of the kernels it launches, one kernel at a time, and remember.
+    """Measure a function under every configuration of the kernels it launches, one kernel at a time, and keep the best.
 
-    `clock` gives the time of one call (default: Triton's own benchmark). A configuration that the device has not enough
-    memory for is passed over. Returns what was chosen: {operation and key: configuration}.
+    `clock` measures the time of a call (default: Triton's benchmark). Configurations that need more memory than the
+    device has are skipped. Returns the choices: {operation and key: configuration}.
     """
     global _forced
     clock = clock or triton.testing.do_bench
@@ -80,7 +80,7 @@ def _table(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
-        return {}  # not tuned yet, or not by us: the launchers' rules hold
+        return {}  # not tuned yet, or another program's file: the launchers' rules hold
     if not isinstance(found, dict):
         return {}
     return {place: name for place, name in found.items() if isinstance(name, str)}

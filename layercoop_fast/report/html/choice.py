@@ -1,4 +1,4 @@
-"""Why the players that went are those: values, interactions, what else was measured, and how good the forecast was."""
+"""Why these players were removed: values, interactions, what else was measured, and how good the forecast was."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FORECASTS = 600
 
 
 def why(record: Record) -> Html | None:
-    """A line for each player that went."""
+    """A line for each removed player."""
     details, names, gone = record.get("details") or {}, player_names(record), removed_players(record)
     scores, fit = record.get("scores"), Fit.of(record)
     columns = ["goes"]
@@ -41,9 +41,9 @@ def why(record: Record) -> Html | None:
                 shown += f" ({number(interval[0], 3)} to {number(interval[1], 3)})"
             row.append(f"{shown}; {_ordinal(order.index(player) + 1)} least of {len(scores)}")
     if fit is not None:
-        columns += ["putting it back would win (fit)", "strongest interactions (± s.e.)"]
+        columns += ["gain of putting it back (fit)", "strongest interactions (± s.e.)"]
         for row, player in zip(rows, gone, strict=True):
-            row += [number(fit.marginal_beside(player, gone), 3), _strongest(fit, player, names)]
+            row += [number(fit.marginal_without(player, gone), 3), _strongest(fit, player, names)]
     if "alternatives" in details and is_searchs_own(record):
         columns.append("best measured mask that keeps it")
         found = {one["keeps"]: one for one in details["alternatives"]}
@@ -55,7 +55,11 @@ def why(record: Record) -> Html | None:
         after = details["greedy_worths"]
         for row, player in zip(rows, gone, strict=True):
             place = turn.get(player)
-            row.append("not by greed" if place is None else f"{_ordinal(place)}; worth then {number(after[place - 1])}")
+            row.append(
+                "not by the greedy search"
+                if place is None
+                else f"{_ordinal(place)}; worth then {number(after[place - 1])}"
+            )
     finalists = _finalists(details, names)
     if len(columns) == 1:
         return finalists
@@ -90,7 +94,7 @@ def _runner_up(record: Record, names: list[str], gone: list[int]) -> Html | None
 
 
 def _finalists(details: Record, names: list[str]) -> Html | None:
-    """The masks that were compared after their repair, the one taken first."""
+    """The masks that were compared after their repair; the chosen one comes first."""
     if not details.get("finalists"):
         return None
     rows = [
@@ -102,13 +106,14 @@ def _finalists(details: Record, names: list[str]) -> Html | None:
         for one in details["finalists"]
     ]
     said = (
-        "Of the best masks measured each was repaired; the first was taken. What is said above is of the search alone."
+        "Each of the best measured masks was repaired, and the first one was chosen. The sections above are about the "
+        "search."
     )
     return join([el("p", said), el("div", table(["goes", "worth", "worth repaired"], rows), class_="stack")])
 
 
 def settled(record: Record) -> Html | None:
-    """Which mask led on how many windows, and how sure that was."""
+    """Which mask was the best on how many windows, and how certain that was."""
     found = (record.get("details") or {}).get("settled")
     if not found or not found["steps"]:
         return None
@@ -126,7 +131,7 @@ def settled(record: Record) -> Html | None:
     ]
     head = ["windows", "best", "loss", "runner-up", "its loss", "chance that it is better"]
     said = (
-        f"Of the {found['finalists']} best masks that the search measured; asked: a chance of {found['level']:.0%} at "
+        f"Of the {found['finalists']} best masks that the search measured; wanted: a chance of {found['level']:.0%} at "
         f"most. It ended because: {found['stopped']}."
     )
     return join([el("div", table(head, rows), class_="stack"), el("p", said, class_="soft")])
@@ -146,7 +151,7 @@ def values(record: Record) -> Html | None:
             rows.append(Bar(names[player], score, f"{names[player]}: {text}", low, high, marked=player in gone))
         cells.append([names[player], text, "goes" if player in gone else "stays"])
     what = {"coop": "Shapley value", "official": "Published mean marginal"}.get(record["method"], "Score")
-    title = f"{what} of every player; those that go in the second colour"
+    title = f"{what} of every player; removed ones in the second colour"
     return el(
         "div",
         bars(rows, title, value_unit(record)),
@@ -169,7 +174,7 @@ def interactions(record: Record) -> Html | None:
         for i, j in pairs[:_PAIRS_IN_TABLE]
     ]
     unit = loss_unit(record)
-    rest = f"The {len(shown)} strongest of {len(pairs)} pairs as a table; all stand in layercoop.json"
+    rest = f"The {len(shown)} strongest of {len(pairs)} pairs as a table; all are in layercoop.json"
     return el(
         "div",
         heat(names, cells, "What removing two players costs beyond each alone", unit=unit),
@@ -178,7 +183,7 @@ def interactions(record: Record) -> Html | None:
 
 
 def marginals(record: Record) -> Html | None:
-    """What removing a player costs after how many others."""
+    """What removing a player costs, against the number of players removed before it."""
     fit, names, gone = Fit.of(record), player_names(record), removed_players(record)
     if fit is None or not gone:
         return None
@@ -201,14 +206,12 @@ def marginals(record: Record) -> Html | None:
         [names[p], *(number(fit.marginal(p, k), 3) for k in ends), "goes" if p in gone else "stays"]
         for p in _by_value(fit)
     ]
-    title = (
-        "Marginals by size: loss by removing one more player; the least valuable, those that go in the second colour"
-    )
+    title = "Marginals by size: loss by removing one more player; the least valuable, removed ones in the second colour"
     return el(
         "div",
         xy(drawn, Axis("other players removed before", whole=True), Axis(unit), title),
         folded("As a table, all players", table(["player", *(f"after {k}, {unit}" for k in ends), ""], rows)),
-        el("p", "By the surrogate, in which a marginal is a straight line in the size.", class_="soft"),
+        el("p", "Computed on the surrogate, in which a marginal is a linear function of the size.", class_="soft"),
     )
 
 

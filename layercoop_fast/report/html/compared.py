@@ -19,7 +19,7 @@ def comparison_page(record: Record) -> str:
 
 
 def comparison_fragment(record: Record) -> str:
-    """The same to be put into another page."""
+    """The report of a comparison as a part of another page."""
     return fragment(_body(record))
 
 
@@ -37,7 +37,7 @@ def _body(record: Record) -> Html:
     for place, text in enumerate(texts):
         made += [el("h2", f"On {text}, {record['windows'][place]} windows of {record['tokens']} tokens")]
         made += [_charts(record, methods, place), _table(record, place)]
-    made += [el("h2", "What goes, and what finding it cost"), _choices(record)]
+    made += [el("h2", "What is removed, and what the search cost"), _choices(record)]
     made += [
         el("p", f"{one['method']} has no row at {one['remove']} removed: {one['reason']}", class_="soft")
         for one in record.get("refused", [])
@@ -92,7 +92,7 @@ def _table(record: Record, place: int) -> Html:
         gain = number(one["p_unrepaired"], 2) if row.get("repaired") else ""
         rows.append([row["remove"], _label(row), number(one["ppl"]) + error, p, good, *([gain] if repaired else [])])
     head = ["removed", "method", "perplexity ± s.e.", "p against the best", "as good as the best"]
-    head += ["p against itself unrepaired"] if repaired else []
+    head += ["p against the same model unrepaired"] if repaired else []
     return folded("As a table", table(head, rows))
 
 
@@ -110,7 +110,7 @@ def _choices(record: Record) -> Html:
     )
     if any(row.get("repaired") for row in record["rows"]):
         note += (
-            " Repaired models are compared with the best repaired one; their seconds hold the repair's. "
+            " Repaired models are compared with the best repaired one; their seconds include the repair. "
             + " ".join(_left_out(row) for row in record["rows"] if row.get("repaired") and not row["repair"]["kept"])
         )
     return join([el("div", table(head, rows), class_="stack"), el("p", note, class_="soft")])

@@ -1,4 +1,4 @@
-"""What the result costs to run, what finding it cost, and how to find it again."""
+"""What the result costs to run, what the search cost, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def searching(record: Record) -> Html | None:
     spent, passes = counts.get("token_evals", 0), _passes(record)
     told = "" if passes is None else f"{number(passes, 3)} passes of the full model over the calibration text, "
     said = (
-        f"{counts['masks']:,} masks asked, {counts['unique']:,} distinct ones measured in full, {how}. Everything "
-        f"spent comes to {told}{spent:,} layers × tokens."
+        f"{counts['masks']:,} masks asked, {counts['unique']:,} distinct ones measured in full, {how}. All "
+        f"work together: {told}{spent:,} layers × tokens."
     )
     drawn = [Bar(stage, taken, f"{stage}: {number(taken)} s") for stage, taken in seconds.items()]
     rows = [[stage, number(taken)] for stage, taken in seconds.items()]
@@ -55,7 +55,7 @@ def searching(record: Record) -> Html | None:
 
 
 def _passes(record: Record) -> float | None:
-    """What was spent, in passes of the full model over the calibration text; None where that text grew on the way."""
+    """What was spent, in passes of the full model over the calibration text; None where windows were added."""
     text = record.get("calibration") or {}
     if not text.get("windows") or not text.get("tokens") or (record.get("details") or {}).get("settled"):
         return None
@@ -73,7 +73,7 @@ def origin(record: Record) -> Html | None:
     rows = [[name, _told(value)] for name, value in facts.items() if value is not None]
     deeper = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in prints.items()]
     command = record.get("command")
-    again: list[object] = [el("p", "To do it again:"), el("pre", el("code", _words(command)))] if command else []
+    again: list[object] = [el("p", "To do it again:"), el("pre", el("code", _unbroken(command)))] if command else []
     if not command:
         again = [el("p", "This record holds no command to do it again.", class_="soft")]
     return join(
@@ -85,8 +85,8 @@ def origin(record: Record) -> Html | None:
     )
 
 
-def _words(command: str) -> Html:
-    """A command whose lines break between words only, where they can."""
+def _unbroken(command: str) -> Html:
+    """A command whose lines break only between words, where possible."""
     pieces: list[object] = []
     for word in command.split(" "):
         pieces += [el("span", word, class_="word"), " "]

@@ -1,4 +1,4 @@
-"""Every size of a nested family, and what holding them together costs each."""
+"""Every size of a nested family, and what nesting costs each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from layercoop_fast.report.html.record import Record, loss_unit
 
 
 def nested(record: Record) -> Html | None:
-    """A line for each size, and perplexity against players removed beside the best mask of each size by itself."""
+    """A line for each size, and its perplexity next to that of the best single mask of the size."""
     family = record.get("nested")
     if not family or not family["sizes"]:
         return None
@@ -41,9 +41,9 @@ def nested(record: Record) -> Html | None:
     head += [f"price, {loss_unit(record)}", "removed by the best of the size"]
     said = (
         "Each size leaves out what the size before it leaves out, and more, so one copy of the original weights serves "
-        "them all: generate MODEL --mask DIR@3 is the size without 3 players. The price is what a size loses beyond "
+        "them all: the mask DIR@3 is the size without 3 players. The price is what a size loses beyond "
         f"the best mask of that size that was measured. {_cost(family['cost'])} Perplexities are those of the original "
-        "weights; a repair belongs to the checkpoint beside this page."
+        "weights; a repair belongs to the checkpoint next to this page."
     )
     drawn = [
         xy(series, Axis("players removed", whole=True), axis_of("perplexity", known), "Perplexity of every size")

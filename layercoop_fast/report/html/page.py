@@ -1,4 +1,4 @@
-"""The report of one `prune`: a whole page, or a piece of one for notebooks."""
+"""The report of one `prune`: a whole page, or a part of one for notebooks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layercoop_fast.report.html.record import Record, model_name, removed_player
 
 Section = Callable[[Record], Html | None]
 
-# Title, why it is missing where it is, and the pieces beside each other. Without a reason it goes unsaid.
+# Title, the reason to print where a section is missing (none: it is left out), and its pieces, side by side.
 _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
     ("Why each player went", "the method leaves no values, interactions or order", (choice.why,)),
     ("How sure it is", "", (choice.settled,)),
@@ -26,7 +26,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
     ("Which text suffers most", "no NLL by window is kept", (quality.texts,)),
     (
         "Before and after",
-        "no samples were written: `prune --samples 2` does, where the model has a tokenizer and can generate",
+        "no samples were written: this takes a number of samples, a tokenizer and a model that can generate",
         (quality.generations,),
     ),
     ("Cost of running it", "memory and speed were not measured", (costs.running,)),
@@ -36,13 +36,13 @@ _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
 
 
 def report_page(record: Record) -> str:
-    """The report of a record (`layercoop.json`) as one HTML file. `RequestError` where a field is not what it was."""
+    """The report of a record (`layercoop.json`) as one HTML file. Raises `RequestError` for wrong fields."""
     body = _body(record)
     return page(f"{model_name(record)} without {len(removed_players(record))} players", body)
 
 
 def report_fragment(record: Record) -> str:
-    """The same to be put into another page."""
+    """The report of a record as a part of another page."""
     return fragment(_body(record))
 
 
@@ -87,9 +87,9 @@ def _assembled(record: Record) -> Html:
         if not found and not missing:
             continue
         made.append(el("h2", title))
-        made.append(_beside(found) if found else el("p", f"Left out: {missing}.", class_="soft"))
+        made.append(_side_by_side(found) if found else el("p", f"Left out: {missing}.", class_="soft"))
     return el("main", *made)
 
 
-def _beside(pieces: Sequence[Html]) -> Html:
+def _side_by_side(pieces: Sequence[Html]) -> Html:
     return pieces[0] if len(pieces) == 1 else el("div", *pieces, class_="figures")

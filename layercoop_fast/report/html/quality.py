@@ -86,9 +86,9 @@ def against_size(record: Record) -> Html | None:
         for step in steps
     ]
     rows += [[size, number(ppl), number(worth), f"by {name}"] for name, size, worth, ppl in seeds]
-    note = "Other methods stand beside this one in the report of `layercoop-fast compare --html`."
+    note = "`layercoop-fast compare` writes a report that compares this method with others."
     if seeds:
-        note = f"Points beside the line: what the one-pass rules choose, which the search measured too. {note}"
+        note = f"Points off the line: what the one-pass rules choose, which the search measured too. {note}"
     if steps[-1].repaired:
         note = f"What was written is the repaired model; nothing else here is repaired. {note}"
     head = ["removed", "perplexity", "worth", "which"]

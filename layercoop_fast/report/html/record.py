@@ -117,7 +117,7 @@ class Fit:
         """Mean loss by removing this player after `others` of the others, whichever they are."""
         return self.alone(player) + others / max(len(self.values) - 1, 1) * sum(self.pairs[player])
 
-    def marginal_beside(self, player: int, removed: list[int]) -> float:
+    def marginal_without(self, player: int, removed: list[int]) -> float:
         """Loss by removing this player after the others of `removed`."""
         return self.alone(player) + sum(self.pairs[player][other] for other in removed if other != player)
 
@@ -134,9 +134,9 @@ def _square(triangle: list[list[float | None]]) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Step:
-    """The best mask that the method found on its way with so many players removed; None stands for not known.
+    """The best mask that the method found with this number of players removed; None where not known.
 
-    `chosen` is the model that was written; where that is `repaired`, it stands behind the step of its mask alone.
+    `chosen` is the model that was written; where it is `repaired`, it follows the step of its mask without repair.
     """
 
     n_removed: int
@@ -157,7 +157,7 @@ def path(record: Record) -> list[Step]:
     chosen = removed_players(record)
     steps = [Step(0, [], record["worth"]["full"], record["ppl"]["full"])]
     details = record.get("details") or {}
-    # What was settled on more windows stands beside losses on the first of them nowhere.
+    # Losses on more windows are never shown next to losses on the first ones.
     grown = len((details.get("settled") or {}).get("steps", [])) > 1
     for step in [] if grown else details.get("path", []):
         if 0 < step["n_removed"] < len(chosen) and step["loss"] is not None:

@@ -1,4 +1,4 @@
-"""What was refitted, how strongly, and what it won on text that no fit saw."""
+"""What was refitted, with what ridge strength, and the gain on text that no fit saw."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def repair(record: Record) -> Html | None:
             ]
             for gap in found["gaps"]
         ]
-        head = ["removed run", "made up for by", "refitted", "ridge strength, or why not"]
+        head = ["removed run", "compensated by", "refitted", "ridge strength, or why not"]
         pieces.append(el("div", table(head, rows), class_="stack"))
     nll = found.get("nll") or {}
     if nll:

@@ -103,5 +103,5 @@ def test_bad_requests(device: str) -> None:
         core_of(random_networks(45, 2), device)
     with pytest.raises(RequestError, match="top must be 0 to 500 masks of each size on a GPU, not 501"):
         enumerate_masks(random_networks(4, 2), top=501, device="cuda")
-    with pytest.raises(RequestError, match="costs and budget are looked at on the CPU alone"):
+    with pytest.raises(RequestError, match="costs and budget work on the CPU alone"):
         enumerate_masks(random_networks(4, 2), costs=[1.0] * 4, budget=2.0, device="cuda")

@@ -41,8 +41,8 @@ BUGS = [
     Bug(
         "memory-for-activations",
         "layercoop_fast/masked/forward.py",
-        old="beside = (memory - rows * units.bytes_a_row) // windows.state_bytes",
-        new="beside = memory // windows.state_bytes",
+        old="with_activations = (memory - rows * units.bytes_a_row) // windows.state_bytes",
+        new="with_activations = memory // windows.state_bytes",
         means="a run takes a quarter more memory than it was given",
         tests="tests/masked/test_split_memory.py",
     ),
@@ -145,7 +145,7 @@ BUGS = [
     Bug(
         "streamed-block-of-before",
         "layercoop_fast/engine/streamed.py",
-        old="                slot.layer = None  # whoever asks again has it read again\n                raise",
+        old="                slot.layer = None  # the next use reads the block again\n                raise",
         new="                raise",
         means="after a read that failed a block runs on half of its weights",
         tests="tests/engine/test_streamed.py",

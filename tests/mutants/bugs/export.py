@@ -53,7 +53,7 @@ BUGS = [
     Bug(
         "entry-norm-left-out",
         "layercoop_fast/export/checkpoint.py",
-        old='if rest.split(".", 1)[0] in entry:\n            renumbered[name] = tensor',
+        old='if rest.split(".", 1)[0] in in_first:\n            renumbered[name] = tensor',
         new='if rest.split(".", 1)[0] in entry and 0 in new_of:\n            renumbered[name] = tensor',
         means="models with a norm in block 0 alone cannot lose it",
         tests="tests/export/test_numbers.py",

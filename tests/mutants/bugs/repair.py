@@ -155,8 +155,8 @@ BUGS = [
     Bug(
         "held-out-windows-fitted",
         "layercoop_fast/repair/texts.py",
-        old="found.append(Domain(spec, windows[rest], windows[held[::2]], windows[held[1::2]]))",
-        new="found.append(Domain(spec, windows, windows[held[::2]], windows[held[1::2]]))",
+        old="found.append(RepairText(spec, windows[rest], windows[held[::2]], windows[held[1::2]]))",
+        new="found.append(RepairText(spec, windows, windows[held[::2]], windows[held[1::2]]))",
         means="a repair is judged on windows that it was fitted to",
         tests="tests/repair/test_fit.py::test_windows_to_fit_to_share_no_token_with_those_of_the_search",
     ),

@@ -40,8 +40,8 @@ BUGS = [
     Bug(
         "rerun-without-no",
         "layercoop_fast/pruning/rerun.py",
-        old='words.append(_SWITCHES.get(name, (option, f"--no-{name}"))[0 if value else 1])',
-        new="words.append(option)",
+        old="words.append(flag_of(one, on=value))",
+        new="words.append(flag_of(one))",
         means="the command in a record does the opposite of what was asked",
         tests="tests/pruning/test_rerun.py",
     ),

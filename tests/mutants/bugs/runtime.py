@@ -62,7 +62,7 @@ BUGS = [
     ),
     Bug(
         "greedy-reach",
-        "layercoop_fast/runtime/sampling.py",
+        "layercoop_fast/runtime/options.py",
         old="return 1 if self.greedy else self.top_k + _EQUALS",
         new="return 1 if self.greedy else self.top_k",
         means="sampling drops tokens as likely as the k-th where few logits are handed out",

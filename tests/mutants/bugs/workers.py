@@ -123,8 +123,8 @@ BUGS = [
     Bug(
         "view-of-another-game",
         "layercoop_fast/workers/worker.py",
-        old='if key not in ("game", "utility", "teacher", "domains")',
-        new='if key not in ("game", "utility", "teacher", "domains", "players")',
+        old='if key not in ("game", "teacher", "domains")',
+        new='if key not in ("game", "teacher", "domains", "players")',
         means="workers play a game on sublayers with the players of the game before",
         tests="tests/workers/test_views.py",
     ),

@@ -51,7 +51,7 @@ def test_each_method_has_a_line_of_its_own(compared: Comparison) -> None:
 def test_notebooks_show_it(compared: Comparison) -> None:
     html = compared._repr_html_()
     assert html.startswith('<div class="lc"><style>')
-    assert Page(html).text.count("What goes, and what finding it cost") == 1
+    assert Page(html).text.count("What is removed, and what the search cost") == 1
 
 
 def test_what_is_not_finite_is_left_out_of_charts(compared: Comparison) -> None:

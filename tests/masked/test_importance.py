@@ -27,7 +27,7 @@ def game_of(family: str = "llama", *, tokens: int = T, **options) -> ModelGame:
 def hidden_states(game: ModelGame) -> list[torch.Tensor]:
     """The stream before each block as transformers tells it, and that behind the last, which it norms, by a hook."""
     seen: list[torch.Tensor] = []
-    handle = game.skeleton.blocks[-1].register_forward_hook(
+    handle = game.masked.skeleton.blocks[-1].register_forward_hook(
         lambda _, __, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])
     )
     with torch.inference_mode():

@@ -6,7 +6,7 @@ over the same tokens share a third, their intersection, and along
     complex before  ⊇  intersection  ⊆  complex behind
 
 a component or a loop either lives on both ends or on one (a bar of zigzag persistence). Bars over a whole stack of
-layers, cut down to two neighbours, are the bars of those two, so each block is asked by itself.
+layers, cut down to two neighbours, are the bars of those two, so each block is looked at by itself.
 
 Source: Gardinazzi and others, arXiv 2410.11042, and on vision-language models arXiv 2604.16502. The bars are those of
 dionysus (extra `[topology]`).
@@ -14,17 +14,14 @@ dionysus (extra `[topology]`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.game.importance import residual_stream
+from layercoop_fast.masked.importance import residual_stream
+from layercoop_fast.masked.model import MaskedModel
 from layercoop_fast.masks.types import Floats
-from layercoop_fast.texts.items import Items
-
-if TYPE_CHECKING:
-    from layercoop_fast.game.model_game import ModelGame
 
 Complex: TypeAlias = set[tuple[int, ...]]
 
@@ -33,17 +30,17 @@ TOKENS = 256
 NEIGHBOURS = 8
 
 
-def zigzag_changes(game: ModelGame) -> Floats:
+def zigzag_changes(model: MaskedModel) -> Floats:
     """1 − (components and loops on both sides of a player) / (those on either side), float64 [n].
 
     From one pass of the full model; summed over the units of a group; what pads windows of items is left out.
 
     Raises `RequestError` where dionysus is not installed.
     """
-    filled = game.calibration.packs.filled if isinstance(game.calibration, Items) else None
+    filled = model.filled
     before: Complex | None = None
     changes = []
-    for hidden in residual_stream(game):
+    for hidden in residual_stream(model):
         tokens = hidden.flatten(0, 1) if filled is None else hidden[filled]
         picked = np.unique(np.linspace(0, len(tokens) - 1, min(TOKENS, len(tokens))).astype(int))
         cloud = tokens[picked.tolist()].double().cpu().numpy()
@@ -53,13 +50,13 @@ def zigzag_changes(game: ModelGame) -> Floats:
             changes.append(1.0 - both / (first + second - both))
         before = complex_
     units = np.array(changes)
-    return np.array([units[list(group)].sum() for group in game.players.groups])
+    return np.array([units[list(group)].sum() for group in model.players.groups])
 
 
 def neighbour_complex(cloud: Floats, neighbours: int) -> Complex:
     """Vertices, edges and triangles of a cloud, float64 [N, H]: an edge where one token is among the other's nearest.
 
-    Of tokens equally far the first ones count as nearest, so the answer is always the same. Cells are sorted tuples.
+    The first of equally far tokens count as nearest, so the answer is always the same. Cells are sorted tuples.
     """
     squares = (cloud * cloud).sum(axis=1)
     distances = squares[:, None] + squares - 2 * (cloud @ cloud.T)
@@ -87,13 +84,13 @@ def shared_features(before: Complex, after: Complex) -> tuple[int, int, int]:
         import dionysus
     except ImportError as error:
         raise RequestError("zigzag needs the extra: pip install 'layercoop-fast[topology]'") from error
-    # The complex before stands at time 0, the intersection at 1, the one behind at 2: when a cell comes, goes, comes.
+    # Time 0 is the complex before, 1 the intersection, 2 the complex behind: the times at which a cell comes and goes.
     times = {cell: ([0.0] if cell in after else [0.0, 0.5]) if cell in before else [1.5] for cell in before | after}
     cells = dionysus.Filtration([list(cell) for cell in sorted(times, key=lambda cell: (len(cell), cell))])
     cone = dionysus.fast_zigzag(cells, [times[tuple(sorted(cell))] for cell in cells])
     pairs = dionysus.homology_persistence(cone, method="column")
     first = second = both = 0
-    # Of each dimension; what triangles enclose is left out, since cells that could fill it are.
+    # For components and loops; cavities are left out, since the cells that could fill them are.
     for bars in dionysus.init_zigzag_diagrams(pairs, cone)[:2]:
         for bar in (bar for kind in bars.values() for bar in kind):
             lives_before, lives_after = bar.birth <= 0, bar.death > 2
