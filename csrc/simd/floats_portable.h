@@ -11,7 +11,11 @@
 #include "half.h"
 
 #define LAYERCOOP_TARGET
+#if defined(__OPTIMIZE__)
 #define LAYERCOOP_INLINE __attribute__((always_inline)) inline
+#else
+#define LAYERCOOP_INLINE inline  // forced inlining makes objects without optimisation ten times as large
+#endif
 
 #include "simd/pair.h"
 

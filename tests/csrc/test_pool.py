@@ -48,7 +48,7 @@ def test_number_of_threads_follows_the_environment() -> None:
 def test_a_bad_environment_is_a_clear_error_at_import(value: str) -> None:
     done = run_python("", LAYERCOOP_THREADS=value)
     assert done.returncode != 0
-    assert f"ImportError: LAYERCOOP_THREADS: '{value}' is no number of threads in 1..1024" in done.stderr
+    assert f"ImportError: LAYERCOOP_THREADS: '{value}' is not a number of threads in 1..1024" in done.stderr
 
 
 @pytest.mark.parametrize("count", [0, -1, 1025])

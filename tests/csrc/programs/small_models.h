@@ -36,7 +36,7 @@ inline Linear linear(Format format, std::int64_t rows, std::int64_t columns, boo
 inline Norm norm(std::int64_t width) { return {numbers(width, 1.0f), 1e-5f}; }
 
 struct Sizes {
-  std::int64_t hidden, heads, kv_heads, width, inner, words;
+  std::int64_t hidden, heads, kv_heads, width, inner, vocabulary;
 };
 
 inline Model make(const Sizes& sizes, Format format) {
@@ -70,7 +70,7 @@ inline Model make(const Sizes& sizes, Format format) {
     block.rotary = layer - 1;
     model.blocks.push_back(std::move(block));
   }
-  model.head = linear(format, sizes.words, sizes.hidden, true);
+  model.head = linear(format, sizes.vocabulary, sizes.hidden, true);
   model.embedding = model.head.matrix;
   model.final_norm = norm(sizes.hidden);
   model.score_cap = 5.0f;
@@ -99,7 +99,7 @@ inline std::vector<float> logits(const Model& model, KvFormat kv, std::int32_t t
     std::vector<std::int32_t> token, position, sequence, parent, fork, wanted;
     for (std::int32_t s = 0; s < 2; ++s) {
       for (std::int32_t i = 0; i < count; ++i) {
-        token.push_back((7 * (first + i)) % static_cast<std::int32_t>(model.words()));
+        token.push_back((7 * (first + i)) % static_cast<std::int32_t>(model.vocabulary()));
         position.push_back(first + i);
         sequence.push_back(s);
         parent.push_back(s == 0 ? -1 : i);
@@ -109,7 +109,7 @@ inline std::vector<float> logits(const Model& model, KvFormat kv, std::int32_t t
     for (std::int32_t i = 0; i < 2 * count; ++i) wanted.push_back(i);
     const Rows rows{2 * count,     2,           width, token.data(),  position.data(), sequence.data(),
                     parent.data(), fork.data(), masks, tables.data(), 2 * count,       wanted.data()};
-    std::vector<float> out(static_cast<std::size_t>(2 * count * model.words()));
+    std::vector<float> out(static_cast<std::size_t>(2 * count * model.vocabulary()));
     Results results;
     results.logits = out.data();
     call({pages, memory.data()}, rows, results);
@@ -118,21 +118,21 @@ inline std::vector<float> logits(const Model& model, KvFormat kv, std::int32_t t
     Rows few = rows;
     few.n_wanted = 2;
     few.wanted = last;
-    const auto top = std::min<std::int64_t>(3, model.words());
-    std::vector<std::int64_t> best(2), words(static_cast<std::size_t>(2 * top));
-    std::vector<float> likeliest(words.size());
-    call({pages, memory.data()}, few, {nullptr, best.data(), top, likeliest.data(), words.data()});
+    const auto top = std::min<std::int64_t>(3, model.vocabulary());
+    std::vector<std::int64_t> best(2), tokens(static_cast<std::size_t>(2 * top));
+    std::vector<float> logits(tokens.size());
+    call({pages, memory.data()}, few, {nullptr, best.data(), top, logits.data(), tokens.data()});
     for (std::size_t i = 0; i < 2; ++i) {
-      const float* row = out.data() + last[i] * model.words();
+      const float* row = out.data() + last[i] * model.vocabulary();
       const auto first_place = i * static_cast<std::size_t>(top);
-      if (std::max_element(row, row + model.words()) - row != best[i] || words[first_place] != best[i] ||
-          likeliest[first_place] != row[best[i]]) {
-        std::fprintf(stderr, "decode: the best word is not that of the largest logit\n");
+      if (std::max_element(row, row + model.vocabulary()) - row != best[i] || tokens[first_place] != best[i] ||
+          logits[first_place] != row[best[i]]) {
+        std::fprintf(stderr, "decode: the best token is not that of the largest logit\n");
         std::exit(1);
       }
     }
     // The first sequence only: with another cut the two come in another order.
-    found.insert(found.end(), out.begin(), out.begin() + count * model.words());
+    found.insert(found.end(), out.begin(), out.begin() + count * model.vocabulary());
   }
   return found;
 }
