@@ -9,8 +9,8 @@ BUGS = [
     Bug(
         "exit-status-of-a-failure",
         "layercoop_fast/errors.py",
-        old='"""The request itself was wrong: a retry does not help until the request is changed. Exit status 2."""\n\n    status = 2',
-        new='"""The request itself was wrong: a retry does not help until the request is changed. Exit status 2."""\n\n    status = 1',
+        old="    status = 2",
+        new="    status = 1",
         means="scripts cannot tell a wrong request from a failure",
         tests="tests/cli/test_requests.py::test_resume_and_store_at_once tests/cli/test_store.py",
     ),

@@ -1,1 +1,0 @@
-"""Width pruning, as a rival in tables: heads and channels go instead of layers."""
