@@ -132,6 +132,8 @@ class Batcher:
         self.tree = PrefixTree(executor.pool) if executor.rewindable else None
         self.running: list[Running] = []
         self.waiting = Waiting()
+        # What `start` adds, from any thread: a deque takes it in one piece. The next turn moves it to `waiting`.
+        self._arrived: deque[Running] = deque()
         self.speculators = Speculators(executor)
         self._turns = Turns(weakref.WeakMethod(self._forked))
 
@@ -165,8 +167,7 @@ class Batcher:
 
     def start(self, runnings: Sequence[Running]) -> None:
         """Add prepared requests; they begin in one of the next steps."""
-        for one in runnings:
-            self.waiting.append(one)
+        self._arrived.extend(runnings)
 
     def add(self, request: Request) -> Running:
         """`prepare` and `start`."""
@@ -189,8 +190,13 @@ class Batcher:
 
     def run(self) -> None:
         """Compute until every request has ended."""
-        while self.running or self.waiting:
+        while not self.idle:
             self.step()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not (self._arrived or self.waiting or self.running)
 
     def wait(self, runnings: Sequence[Running], tokens: float = math.inf) -> None:
         """Compute, or let other threads compute, until each of these has more than `tokens` tokens or has ended.
@@ -223,7 +229,7 @@ class Batcher:
 
     def _forked(self) -> None:
         """In a forked child: end the requests of threads that do not exist there."""
-        requests = [*self.running, *self.waiting]
+        requests = [*self.running, *self.waiting, *self._arrived]
         self.cancel(*(one for one in requests if one.waiter not in (None, threading.get_ident())))
 
     # All methods below run in turns: one thread at a time.
@@ -256,7 +262,13 @@ class Batcher:
         self._let_go(one)
         one.error = error
 
+    def _take_in(self) -> None:
+        while self._arrived:
+            self.waiting.append(self._arrived[0])
+            self._arrived.popleft()
+
     def _let_go(self, one: Running) -> None:
+        self._take_in()
         if one in self.running:
             self.running.remove(one)
         else:
@@ -271,6 +283,7 @@ class Batcher:
 
     def _admit(self) -> None:
         """Let waiting requests begin, as far as there is room."""
+        self._take_in()
         if not self.waiting:
             return
         room = self.executor.pool.budget - sum(map(self._room, self.running))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.halves import read_mask
-from layercoop_fast.runtime.batching import Batcher
+from layercoop_fast.runtime.batching import Batcher, Waiting
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.requests import Request, Running
@@ -204,10 +205,13 @@ def test_a_draw_from_a_pool_without_a_tree_fails_cleanly() -> None:
     assert executor.pool.used == 1
 
 
-def test_a_step_does_not_look_at_all_that_wait() -> None:
-    """A thousand requests of calls of their own wait: the first one is found without counting the others."""
-    batcher = Batcher(FakeExecutor(), most=2)
-    runnings = [batcher.add(request([number % 50], n_new=2)) for number in range(1000)]
+def test_the_first_of_many_that_wait_is_found_without_a_look_at_the_others() -> None:
+    batcher = Batcher(FakeExecutor())
+    runnings = [batcher.prepare(request([number % 50], n_new=2)) for number in range(1000)]
+    of_one_call = [batcher.prepare(request([1], call=runnings[0].request.call)) for _ in range(1000)]
+    waiting = Waiting()
+    for one in [*runnings, *of_one_call]:
+        waiting.append(one)
     looked_at = 0
 
     class Counting(Counter[object]):
@@ -216,16 +220,39 @@ def test_a_step_does_not_look_at_all_that_wait() -> None:
             looked_at += 1
             return super().__getitem__(call)
 
-    found = batcher.waiting.first(Counting())
-    assert found is runnings[0]
+    assert waiting.first(Counting()) is runnings[0]
     assert looked_at == 1
-    of_one_call = [batcher.prepare(request([1], call=found.request.call)) for _ in range(1000)]
-    batcher.start(of_one_call)
     looked_at = 0
-    assert batcher.waiting.first(Counting({found.request.call: 1})) is runnings[1]
+    assert waiting.first(Counting({runnings[0].request.call: 1})) is runnings[1]
     assert looked_at <= 6
-    batcher.run()
-    assert all(one.result().tokens == expected(one.request) for one in [*runnings, *of_one_call])
+
+
+def test_requests_that_many_threads_start_are_all_computed() -> None:
+    """Threads add requests while another one computes; what holds those that wait is touched by turns alone."""
+    batcher = Batcher(FakeExecutor(), most=4)
+
+    class Watched(Waiting):
+        def append(self, one: Running) -> None:
+            assert batcher._turns._worker == threading.get_ident()
+            super().append(one)
+
+    batcher.waiting = Watched()
+    shared = object()
+    started: list[list[Running]] = [[] for _ in range(4)]
+
+    def start(mine: list[Running]) -> None:
+        for number in range(100):
+            call = shared if number % 2 else object()
+            mine.append(batcher.add(request([number % 50], n_new=1, call=call)))
+
+    threads = [threading.Thread(target=start, args=(mine,)) for mine in started]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) or not batcher.idle:
+        batcher.step()
+    assert [len(mine) for mine in started] == [100] * 4
+    assert all(one.result().tokens == expected(one.request) for mine in started for one in mine)
+    assert len(batcher.waiting) == 0
 
 
 def test_nobody_gives_up_pages_for_a_request_that_does_not_fit_all_the_same() -> None:
