@@ -12,7 +12,7 @@ from tiny_models import FAMILIES, tiny_tokenizer
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.texts.calibration import Calibration
+from layercoop_fast.texts.calibration import Calibration, load_calibration
 
 L, W, T = 6, 3, 20
 
@@ -108,6 +108,21 @@ def test_taylor_leaves_the_game_as_it_was() -> None:
     assert not game.checkpoint.model.lm_head.weight.requires_grad
     np.testing.assert_array_equal(game(mask), game_of()(mask))
     assert told[-1] == ("windows forward and backward", W, W)
+
+
+def test_taylor_after_masks_were_scored_by_the_models_own_head() -> None:
+    """Measuring runs in inference mode, whose tensors must not get into the backward pass."""
+    expected = game_of(block_path="hf").taylor_importance()
+    game = game_of(block_path="hf")
+    game(np.ones((1, L), dtype=bool))
+    assert np.array_equal(game.taylor_importance(), expected)
+
+
+def test_taylor_on_text_that_the_model_wrote() -> None:
+    skeleton = game_of().masked.skeleton
+    own = load_calibration("self", tiny_tokenizer(), skeleton, windows=2, tokens=8)
+    game = ModelGame(Checkpoint(skeleton.model, tiny_tokenizer(), "llama"), own, skeleton=skeleton)
+    assert np.isfinite(game.taylor_importance()).all()
 
 
 def test_positions_that_are_not_scored_have_no_gradient() -> None:

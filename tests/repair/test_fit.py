@@ -365,12 +365,13 @@ def test_the_repaired_checkpoint_is_the_repaired_model(
 def test_the_text_that_is_measured_on_is_not_fitted_to() -> None:
     def game(spec: str, domains: Domains | None = None) -> Any:
         calibration = Calibration(torch.zeros(3, 4, dtype=torch.int64), spec, domains)
-        return SimpleNamespace(calibration=calibration, windows=SimpleNamespace(n_windows=3))
+        return SimpleNamespace(calibration=calibration)
 
     kinds = ["builtin", "builtin-docstrings", "builtin-code"]
     assert default_texts(game("novels.txt"), ["builtin"]) == ["novels.txt", *kinds[1:]]
     assert default_texts(game("builtin")) == default_texts(game("self")) == kinds
-    assert default_texts(SimpleNamespace(calibration=SimpleNamespace(spec="items.jsonl"))) == kinds
+    items = SimpleNamespace(spec="items.jsonl", windows_of={})
+    assert default_texts(SimpleNamespace(calibration=items)) == kinds
     several = Domains(np.array([0, 1, 0]), np.ones(2), ("novels.txt", "builtin-code"))
     assert default_texts(game("novels.txt + builtin-code", several)) == ["novels.txt", "builtin-code", *kinds[:2]]
     assert own_texts(game("novels.txt + builtin-code", several)) == {"novels.txt": 2, "builtin-code": 1}
