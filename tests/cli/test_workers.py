@@ -45,7 +45,7 @@ def refused(run: Any, model: Path, tmp_path: Path) -> Any:
         (["--workers", "several"], "give a number of local processes, ray, or ray:HOST:PORT"),
         (["--tolerant"], "it belongs to --workers"),
         (["--workers", "2", "--profile", "trace.json"], "--profile watches this process"),
-        (["--workers", "2", "--device", "tpu"], "write cpu, or cuda for a GPU each"),
+        (["--workers", "2", "--device", "tpu"], "ask for cpu, or cuda for a GPU each"),
     ],
 )
 def test_wrong_requests(refused: Any, arguments: list[str], said: str) -> None:
