@@ -367,7 +367,7 @@ def test_calibration_files_that_do_not_do(run: Any, model: str, tmp_path: Path) 
     [
         (np.ones((2, L + 1), bool), "masks of 6 players are [M, 6]"),
         (np.ones((2, L)), "dtype float64"),
-        (np.array([[None] * L], dtype=object), "object arrays and pickles are not read"),
+        (np.array([[None] * L], dtype=object), "no object arrays and no pickles"),
     ],
 )
 def test_wrong_mask_files(run: Any, model: str, tmp_path: Path, masks: np.ndarray, message: str) -> None:
