@@ -90,9 +90,7 @@ def open_runtime(
     packed_on = check_device(device) if dtype in _QUANTISED and device != "cpu" else None
     if packed_on is not None:
         if executor == "native":
-            raise RequestError(
-                f"the native executor is for the CPU, not for {device}: leave executor= or device= out"
-            )
+            raise RequestError(f"the native executor is for the CPU, not for {device}: leave executor= or device= out")
         gpu_named(device, f"{dtype} weights")
     opened_on = "cpu" if packed_on is not None else device
     skeleton, tokenizer, there, sublayers = _open(str(path), "auto" if dtype in _QUANTISED else dtype, mask, opened_on)
