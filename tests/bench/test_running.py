@@ -89,7 +89,7 @@ def test_bad_requests(folder: Path, tmp_path: Path) -> None:
     assert {"csrc", "game", "masked", "surrogate"} <= set(suites(REAL))
     with pytest.raises(RequestError, match=r"unknown benchmarks 'toys': choose from toy, or compare"):
         run_benchmarks(folder, ["toys"], size="quick", model=None)
-    with pytest.raises(RequestError, match="stand in the project's source tree"):
+    with pytest.raises(RequestError, match="are in the project's source tree"):
         benchmarks_folder(tmp_path / "nowhere")
     assert benchmarks_folder() == REAL  # found beside the package
     for arguments, message in [

@@ -331,9 +331,9 @@ def test_models_that_cannot_be_opened(
         (["--remove", "1", "--players", "heads"], "unknown players 'heads'"),
         (["--remove", "1", "--memory", "lots"], "--memory 'lots' is not a size: write 4GiB"),
         (["--remove", "1", "--memory", "10B"], "holds no stored state: the smallest that works is"),
-        (["--remove", "1", "--device", "cuda:7"], "device 'cuda:7' is not there"),
+        (["--remove", "1", "--device", "cuda:7"], "device 'cuda:7' does not exist"),
         (["--remove", "1", "--device", "toaster"], "unknown device 'toaster'"),
-        (["--remove", "1", "--device", "auto", "--workers", "2"], "write cpu, or cuda for a GPU each"),
+        (["--remove", "1", "--device", "auto", "--workers", "2"], "ask for cpu, or cuda for a GPU each"),
         (["--remove", "1", "--dtype", "int3"], "unknown dtype 'int3'"),
         (["--remove", "1", "--windows", "100000"], "100000 windows of 128 need"),
         (["--remove", "1", "--calibration", "no.txt"], "no.txt cannot be read"),
@@ -367,7 +367,7 @@ def test_calibration_files_that_do_not_do(run: Any, model: str, tmp_path: Path) 
     [
         (np.ones((2, L + 1), bool), "masks of 6 players are [M, 6]"),
         (np.ones((2, L)), "dtype float64"),
-        (np.array([[None] * L], dtype=object), "object arrays and pickles are not read"),
+        (np.array([[None] * L], dtype=object), "no object arrays and no pickles"),
     ],
 )
 def test_wrong_mask_files(run: Any, model: str, tmp_path: Path, masks: np.ndarray, message: str) -> None:
