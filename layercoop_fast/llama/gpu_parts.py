@@ -1,4 +1,4 @@
-"""What a step of generation on a GPU is made of: blocks, and what stands before the first and behind the last."""
+"""What a step of generation on a GPU is made of: blocks, the embedding before them and the head after them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class DecodeBlock(Protocol):
 
 
 class Ends(Protocol):
-    """What stands before the first block and behind the last."""
+    """The embedding before the first block and the head after the last."""
 
-    def embed(self, words: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """int64 [N] → [N, H]."""
         ...
 
@@ -51,9 +51,9 @@ class PlainEnds:
     def __init__(self, skeleton: Skeleton, head: FusedHead) -> None:
         self._embedding, self._head = skeleton.model.get_input_embeddings(), head
 
-    def embed(self, words: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """int64 [N] → [N, H]."""
-        found: Tensor = self._embedding(words)
+        found: Tensor = self._embedding(tokens)
         return found
 
     def score(self, hidden: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ class QuantisedEnds:
         let_go([head.projection])
         embedding.weight.data = torch.empty(0)
 
-    def embed(self, words: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """int64 [N] → [N, H]."""
-        return self._embedding.embed(words, self._dtype)
+        return self._embedding.embed(tokens, self._dtype)
 
     def score(self, hidden: Tensor) -> Tensor:
         """States [N, H] → logits float32 [N, V]."""
