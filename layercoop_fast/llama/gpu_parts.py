@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.kernels.rms_norm import rms_norm
-from layercoop_fast.llama.block import BlockParts, let_go
+from layercoop_fast.llama.block import BlockParts, UnfitError, let_go
 from layercoop_fast.llama.fused_head import FusedHead
 from layercoop_fast.llama.gpu_quantised import QuantisedMap, norm_on
 
@@ -70,6 +70,8 @@ class QuantisedEnds:
     def __init__(self, skeleton: Skeleton, head: FusedHead, device: torch.device) -> None:
         assert head.norm is not None
         embedding = skeleton.model.get_input_embeddings()
+        if type(embedding) is not nn.Embedding:  # one that scales, such as Gemma's
+            raise UnfitError(f"its embedding is a {type(embedding).__name__}, not a plain Embedding")
         tied = embedding.weight.data_ptr() == head.projection.weight.data_ptr()
         self._dtype, self._head, self._norm = skeleton.dtype, head, norm_on(head.norm, device)
         self._projection = QuantisedMap([head.projection], 8, device)

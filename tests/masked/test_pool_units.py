@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,10 @@ CPU = torch.device("cpu")
 
 
 def windows_of(
-    family: str = "llama", dtype: torch.dtype = torch.float64, *, n_layers: int = 5, tokens: int = 7
+    family: str = "llama", dtype: torch.dtype = torch.float64, *, n_layers: int = 5, tokens: int = 7, **config: Any
 ) -> Windows:
     ids = torch.randint(3, 256, (3, tokens), generator=torch.Generator().manual_seed(0))
-    return Windows(Skeleton(tiny_model(family, n_layers).to(dtype)), ids)
+    return Windows(Skeleton(tiny_model(family, n_layers, **config).to(dtype)), ids)
 
 
 def masks_of(n_players: int, count: int = 24) -> np.ndarray:
@@ -60,11 +61,13 @@ def pool_units(windows: Windows, queue: Queue | None = None, *, halves: bool = F
 
 
 @pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize(("family", "path"), [("llama", "pool"), ("qwen3", "pool"), ("qwen2", "pool")])
-def test_a_plan_in_the_pool_comes_to_the_general_paths_states(family: str, path: str, halves: bool) -> None:
-    windows = windows_of(family)
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen3", "qwen2", "mistral", "gemma3", "smollm3", "phi3", "granite", "olmo2"]
+)
+def test_a_plan_in_the_pool_comes_to_the_general_paths_states(family: str, halves: bool) -> None:
+    windows = windows_of(family, sliding_window=5) if family in ("gemma3", "mistral") else windows_of(family)
     units = pool_units(windows, halves=halves)
-    assert units.path == path
+    assert units.path == "pool"
     masks = masks_of(5 * (1 + halves))
     expected = states_by_mask(windows, units.general, masks, 6, 10**6)
     for states, rows in ((100, 10**6), (100, 2 * 21), (6, 3 * 21), (1, 1)):
@@ -81,7 +84,10 @@ def test_blocks_that_do_not_fit_run_their_own_modules() -> None:
     expected = states_by_mask(windows, units.general, masks, 6, 10**6)
     assert torch.allclose(states_by_mask(windows, units, masks, 6, 42), expected, rtol=1e-5, atol=1e-5)
     block, call = windows.skeleton.blocks[2], windows.context(1).call(2)
-    assert "gated by SiLU" in str(pool_block(block, call, windows.skeleton.convention))
+    assert "gated neither by SiLU nor" in str(pool_block(block, call, windows.skeleton.convention))
+    capped = windows_of("gemma2")
+    block, call = capped.skeleton.blocks[0], capped.context(1).call(0)
+    assert "its scores have a soft cap" in str(pool_block(block, call, capped.skeleton.convention))
     assert make_pool_units(windows_of("gpt2"), GeneralUnits(windows), PlainQueue(CPU), halves=False) is None
 
 
@@ -145,9 +151,10 @@ def test_a_head_with_the_norm_before_it() -> None:
     context = skeleton.context(ids)
     with torch.inference_mode():
         assert torch.allclose(own.inputs(context, context.embedding), plain.inputs(context, context.embedding))
-    scaled = fused_head(Skeleton(FAMILIES["gemma3"](n_layers=2)), ids, own_norm=True)
-    assert scaled is not None
-    assert scaled.norm is None, "Gemma's norm is another one"
+    gemma = fused_head(Skeleton(FAMILIES["gemma3"](n_layers=2)), ids, own_norm=True)
+    assert gemma is not None
+    assert gemma.norm is not None
+    assert gemma.norm.gemma
 
 
 def test_queues_without_a_device() -> None:
