@@ -96,7 +96,7 @@ def block(game: ModelGame, general: ModelGame, states: int, now: Clock, repeats:
     attend = Products(game, attention=True)
     queries, keys, values = split_heads(fast, rows)
     found = {
-        "hf": best(now, lambda: general.units.run(layer, sources, targets), repeats),
+        "hf": best(now, lambda: general.masked.units.run(layer, sources, targets), repeats),
         "fast": best(now, lambda: game.masked.units.run(layer, sources, targets), repeats),
         "products": best(now, lambda: Products(game).run(layer, sources, targets), repeats),
         "attention": best(now, lambda: attend.attend(fast, rows), repeats),
@@ -124,7 +124,7 @@ def head(game: ModelGame, general: ModelGame, now: Clock, repeats: int) -> dict[
     state = game.masked.windows.context(1).embedding[: game.masked.windows.n_windows]
     products = Products(game)
     found = {
-        "hf": best(now, lambda: general.scorer.score(state), repeats),
+        "hf": best(now, lambda: general.masked.scorer.score(state), repeats),
         "fused": best(now, lambda: game.masked.scorer.score(state), repeats),
         "product": best(now, lambda: products.score(0, state), repeats),
     }

@@ -14,9 +14,9 @@ from layercoop_fast.masked.units import FastUnits
 def games(model: str, full: bool) -> dict[str, ModelGame]:
     windows, tokens = (10, 128) if full else (4, 128)
     ours = ModelGame.from_pretrained(model, windows=windows, tokens=tokens)
-    own = ModelGame(ours.checkpoint, ours.calibration, skeleton=ours.skeleton, block_path="hf")
-    if not isinstance(ours.units, FastUnits):
-        pytest.skip(f"this model has no fast blocks here: {ours.units.path}")
+    own = ModelGame(ours.checkpoint, ours.calibration, skeleton=ours.masked.skeleton, block_path="hf")
+    if not isinstance(ours.masked.units, FastUnits):
+        pytest.skip(f"this model has no fast blocks here: {ours.masked.units.path}")
     return {"ours": ours, "the model's own": own}
 
 

@@ -256,7 +256,7 @@ def _plain_linear(owner: nn.Module, name: str) -> nn.Linear:
 
 
 def _queries_keys_values(attention: nn.Module, queries: int) -> list[LinearRows]:
-    """The projections of attention, of which so many outputs are queries."""
+    """The projections of attention; its fused layer has this number of outputs that are queries."""
     if hasattr(attention, "q_proj"):
         return [LinearRows(_plain_linear(attention, name)) for name in ("q_proj", "k_proj", "v_proj")]
     fused = _plain_linear(attention, "qkv_proj")

@@ -1,4 +1,4 @@
-"""What a block is handed beside its hidden states: rotary angles, and a mask that says what each token sees."""
+"""What a block is handed in addition to its hidden states: rotary angles, and a mask of what each token sees."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def find_rope(call: BlockCall, convention: Convention, parts: BlockParts, positi
 def read_rope(
     call: BlockCall, convention: Convention, width: int, dtype: torch.dtype, positions: Tensor | None = None
 ) -> Rope:
-    """Read the angles of heads of `width` from a call whose other arguments are known not to matter.
+    """Read the angles [P, width] of heads of `width` from a call whose other arguments are known not to matter.
 
-    `positions` are as in `find_rope`. Raises `UnfitError` where there are no such angles.
+    `positions` int64 [W, T] are as in `find_rope`. Raises `UnfitError` where there are no such angles.
     """
     ropes = [
         value
@@ -90,7 +90,7 @@ def read_rope(
 
 
 def handed_masks(call: BlockCall, convention: Convention) -> Iterator[tuple[str | int, Tensor]]:
-    """Tensors among a call's arguments that may be masks, and where they are: all but indices and the hidden state."""
+    """Tensors [..., T, T] of a call that may be masks, and where they are: all but indices and the hidden state."""
     for where, value in call.arguments():
         matters = isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool)
         if where != convention.takes and matters:

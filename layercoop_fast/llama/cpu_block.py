@@ -29,7 +29,7 @@ from layercoop_fast.spans import ATTENTION, BLOCK_REST, timed
 
 @dataclass
 class Workspace:
-    """Memory for activations that fast blocks share, grown as needed and never given back.
+    """Memory for activations that fast blocks share. It grows as needed and is never given back.
 
     For R rows (tokens of one call) it holds R · (2H + max(C, 2I) + max(A, I)) numbers, H being the hidden width, C and
     A the widths of the joint projection and of the attention's output, I the MLP's.
@@ -38,7 +38,7 @@ class Workspace:
     _buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
 
     def matrix(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """A matrix [rows, columns] with any content; it is valid until the next one of this name is asked for."""
+        """A matrix [rows, columns] with any content; it is valid until the next call with this name."""
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < rows * columns:
             buffer = self._buffers[name, dtype] = torch.zeros(rows * columns, dtype=dtype)
@@ -47,7 +47,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class _Batch:
-    """States of one call: their rows [r, H] where they are stored, and where they stand among all rows of the call."""
+    """States of one call: their rows [r, H] where they are stored, and their places among all rows of the call."""
 
     sources: list[Tensor]
     targets: list[Tensor]
@@ -243,7 +243,7 @@ class FastBlock:
         self.down(inner, out=delta)
 
     def _matrix(self, name: str, rows: int, columns: int) -> Tensor:
-        # What stands in the rows of padding does not matter: no row of a product looks at another.
+        # The content of padding rows does not matter: rows of a product do not depend on each other.
         return self.workspace.matrix(name, max(rows, MIN_ROWS), columns, self.dtype)
 
     def _batch(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> _Batch:

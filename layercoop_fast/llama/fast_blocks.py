@@ -1,4 +1,4 @@
-"""Fast blocks where they fit: made from a model's own blocks, and checked against them by running both.
+"""Fast blocks, made from a model's own blocks where these fit, and checked against them by running both.
 
     workspace = Workspace()
     fast = fast_block(block, call, convention, workspace)    # None where it does not fit: why_not(...) says the reason
@@ -22,7 +22,8 @@ from layercoop_fast.llama.cpu_block import FastBlock, Workspace
 # How far a fast block may be from the block itself: |fast - block| / |block - input|, Euclidean norms over the whole
 # random input. In bf16 both round after every step, each a little differently.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-# Small beside what a block adds, so that rounding of the sum in bf16 does not hide a difference in what was added.
+# Small compared with what a block adds, so that rounding of the sum in bf16 does not hide a difference in what was
+# added.
 _CHECK_SCALE = 0.125
 
 
@@ -37,8 +38,8 @@ def fast_block(
 
     Args:
         block: a block of a model in evaluation mode.
-        call: the arguments it gets; their hidden state is not looked at. The fast block is for windows of as many
-            tokens, and any number of them.
+        call: the arguments it gets; their hidden state is ignored. The fast block is for any number of windows of as
+            many tokens.
         convention: where the hidden state goes in and comes out.
         workspace: shared among the blocks of a model.
         positions: of the rows of those windows, int64 [W, T], where they are trees (`kernels/attention.py`).

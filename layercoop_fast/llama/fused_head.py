@@ -4,9 +4,9 @@
     hidden = head.inputs(context, state)         # [B, T, H], what the model hands its output projection
     losses = head.losses(hidden[:, :-1], ids[:, 1:])
 
-Everything before the output projection (final norm, scales) is the model's own code, run with the projection standing
-aside. What comes after it is found by handing the model known logits in its place: they must come out as they are,
-times a constant, or softly capped. Then the whole is compared with the model's own logits.
+Everything before the output projection (final norm, scales) is the model's own code, run with a stand-in for the
+projection. What comes after it is found by letting the stand-in return known logits: the model must return them as they
+are, times a constant, or softly capped. Then the whole is compared with the model's own logits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FusedHead:
     scale: float
     soft_cap: float | None
     norm: Norm | None = None
-    """What stands before the projection, where that is known to be all; else the model's own code is run for it."""
+    """The norm before the projection, where nothing else is before it; else None, and the model's own code runs."""
 
     def inputs(self, context: Context, state: Tensor) -> Tensor:
         """What the model hands its output projection for a state behind its last block: [B, T, H] → [B, T, H]."""
@@ -49,7 +49,7 @@ class FusedHead:
         return _run(context, state, self.projection, lambda hidden: hidden.new_zeros((*hidden.shape[:-1], 1)))[0]
 
     def losses(self, hidden: Tensor, targets: Tensor, teacher: Tensor | None = None) -> TokenLosses:
-        """Losses of rows of `inputs` (contiguous [R, H]) for the words that follow (int64 [R]), fp32 [R].
+        """Losses of rows of `inputs` (contiguous [R, H]) for the tokens that follow (int64 [R]), fp32 [R].
 
         With `teacher`, the inputs [R, H] of the model compared with, the divergence from it too.
         """

@@ -108,10 +108,10 @@ class PoolBlock:
         inner = gate_rows(self.parts, F.linear(normed, self.gate_up.weight, self.gate_up.bias))
         return what_is_added(self.parts, F.linear(inner, self.down.weight, self.down.bias), self.parts.after_mlp)
 
-    # Generation's steps (`runtime/gpu.py`) hold their states themselves, and take a block in these three.
+    # A step of generation (`runtime/gpu.py`) holds its states itself, and calls these three.
 
     def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """As `project`, of states before the norm."""
+        """As `project`, of states before the norm: [R, H] → [R, (heads + 2·kv_heads)·D]; cos, sin: [R, D]."""
         return self.project(norm_rows(self.parts.attention_norm, hidden), cos, sin)
 
     def behind_attention(self, mixed: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class PoolBlock:
         return what_is_added(self.parts, delta, self.parts.after_attention)
 
     def normed_mlp(self, hidden: Tensor) -> Tensor:
-        """As `feed`, of states before the norm."""
+        """As `feed`, of states before the norm: [R, H] → [R, H]."""
         return self.feed(norm_rows(self.parts.mlp_norm, hidden))
 
 

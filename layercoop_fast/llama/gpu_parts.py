@@ -1,4 +1,4 @@
-"""What a step of generation on a GPU is made of: blocks, and what stands before the first and behind the last."""
+"""What a step of generation on a GPU is made of: blocks, the embedding before them and the head after them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.kernels.rms_norm import rms_norm
-from layercoop_fast.llama.block import BlockParts, let_go
+from layercoop_fast.llama.block import BlockParts, UnfitError, let_go
 from layercoop_fast.llama.fused_head import FusedHead
 from layercoop_fast.llama.gpu_quantised import QuantisedMap, norm_on
 
@@ -34,9 +34,9 @@ class DecodeBlock(Protocol):
 
 
 class Ends(Protocol):
-    """What stands before the first block and behind the last."""
+    """The embedding before the first block and the head after the last."""
 
-    def embed(self, words: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """int64 [N] → [N, H]."""
         ...
 
@@ -51,9 +51,9 @@ class PlainEnds:
     def __init__(self, skeleton: Skeleton, head: FusedHead) -> None:
         self._embedding, self._head = skeleton.model.get_input_embeddings(), head
 
-    def embed(self, words: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """int64 [N] → [N, H]."""
-        found: Tensor = self._embedding(words)
+        found: Tensor = self._embedding(tokens)
         return found
 
     def score(self, hidden: Tensor) -> Tensor:
@@ -70,6 +70,8 @@ class QuantisedEnds:
     def __init__(self, skeleton: Skeleton, head: FusedHead, device: torch.device) -> None:
         assert head.norm is not None
         embedding = skeleton.model.get_input_embeddings()
+        if type(embedding) is not nn.Embedding:  # one that scales, such as Gemma's
+            raise UnfitError(f"its embedding is a {type(embedding).__name__}, not a plain Embedding")
         tied = embedding.weight.data_ptr() == head.projection.weight.data_ptr()
         self._dtype, self._head, self._norm = skeleton.dtype, head, norm_on(head.norm, device)
         self._projection = QuantisedMap([head.projection], 8, device)
@@ -82,9 +84,9 @@ class QuantisedEnds:
         let_go([head.projection])
         embedding.weight.data = torch.empty(0)
 
-    def embed(self, words: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """int64 [N] → [N, H]."""
-        return self._embedding.embed(words, self._dtype)
+        return self._embedding.embed(tokens, self._dtype)
 
     def score(self, hidden: Tensor) -> Tensor:
         """States [N, H] → logits float32 [N, V]."""

@@ -25,7 +25,7 @@ from layercoop_fast.llama.gpu_block import PoolBlock, what_is_added
 from layercoop_fast.llama.steps import gate_rows, rotate_heads
 
 BITS = {"int8": 8, "int4": 4}
-# Rows up to which reading the packed weights anew for every sixteen is less than widening them once.
+# Up to this number of rows, reading the packed weights once for every sixteen rows costs less than widening them once.
 _FEW_ROWS = 64
 # Output columns whose weights are widened at a time.
 _PIECE = 4096
@@ -83,9 +83,9 @@ class QuantisedMap:
         )
         return part.unpack().to(dtype)
 
-    def embed(self, words: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows of the weights, of int64 [N]: [N, K]."""
-        return self._rows(words, dtype)
+    def embed(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows of the weights that tokens int64 [N] name: [N, K]."""
+        return self._rows(tokens, dtype)
 
 
 class QuantisedBlock:

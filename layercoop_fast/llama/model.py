@@ -1,6 +1,6 @@
 """A whole llama-shaped model: its blocks, rotary tables, embedding and head, as the native executor packs them.
 
-What a block is made of stands in `block.py`. Beyond that, all blocks must have one size, angles must be a table of
+`block.py` says what a block is made of. Beyond that, all blocks must have one size, angles must be a table of
 positions, the masks that the model makes must be those of its sliding windows, and embedding and head must be plain but
 for factors and a soft cap. A model with a part that is not understood is refused with the reason.
 """
@@ -66,7 +66,8 @@ class ModelParts:
 def find_model(skeleton: Skeleton, held: Halves | None = None) -> tuple[ModelParts, Context]:
     """Find the parts of a llama-shaped model, and the calls of its blocks on a few tokens.
 
-    Only the halves of blocks that are `held` are looked at, by default all. Raises `UnfitError` for any other model.
+    Only the halves of blocks that are `held` (uint8 [L]) are looked at, by default all. Raises `UnfitError` for any
+    other model.
     """
     held = np.full(skeleton.n_layers, WHOLE, dtype=np.uint8) if held is None else held
     model = skeleton.model

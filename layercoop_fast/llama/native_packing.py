@@ -21,7 +21,7 @@ _INTEGERS = ("int8", "int4")
 TILE = 16
 """Rows of gate, then as many of up: what the C++ step joins without a barrier."""
 
-# Weights are widened to fp32 in pieces of so many numbers on their way to packed ones.
+# Numbers of the pieces in which weights are widened to fp32 while they are packed.
 _PIECE = 1 << 22
 _ORIGINS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -130,7 +130,7 @@ class Packed:
         self.reach(1)
 
     def reach(self, positions: int) -> None:
-        """Make sure that there are cosines and sines for so many positions."""
+        """Make sure that there are cosines and sines for this number of positions."""
         if positions <= self.positions:
             return
         limit = self.weights.max_tokens

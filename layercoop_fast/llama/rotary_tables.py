@@ -55,7 +55,7 @@ class RotaryCall:
 
 @contextmanager
 def rotary_calls(model: nn.Module) -> Iterator[list[tuple[RotaryCall, tuple[Tensor, Tensor]]]]:
-    """Within the block, collect every call of a rotary module with what it returned."""
+    """Collect, inside `with`, every call of a rotary module with the cosines and sines [W, T, D] it returned."""
     seen: list[tuple[RotaryCall, tuple[Tensor, Tensor]]] = []
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -79,8 +79,8 @@ def which_rotary(
 ) -> int:
     """Return the number in `rotaries` of the table that a block is handed, added there where it is new.
 
-    `seen` holds the calls of rotary modules with what they returned (`rotary_calls`). Raises `UnfitError` where the
-    block is not handed one of these.
+    `seen` holds the calls of rotary modules with the cosines and sines [W, T, D] they returned (`rotary_calls`). Raises
+    `UnfitError` where the block is not handed one of these.
     """
     handed = [value for where, value in call.arguments() if where != convention.takes and isinstance(value, tuple)]
     found = [entry for entry, (cos, _) in seen if any(len(pair) == 2 and pair[0] is cos for pair in handed)]

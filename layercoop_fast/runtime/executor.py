@@ -62,7 +62,7 @@ class Rows:
 
     Attributes:
         tokens, positions, sequence: int32 [R]; the rows of a sequence stand together, in order.
-        parent, fork: int32 [R]; a parent stands earlier.
+        parent, fork: int32 [R]; a parent comes before its rows.
         masks: uint8 [S, L], as `masks.Halves`: 1 keeps the attention of a block, 2 its MLP, 3 both.
         tables: int32 [S, L, P], page numbers, -1 where there is none.
         lengths: int32 [S], the tokens of each sequence before this call.
@@ -87,12 +87,12 @@ class Executor(ABC):
 
     Args:
         pool: of the pages; the memory behind their numbers is the subclass's.
-        vocab_size: words of the head, V.
+        vocab_size: tokens of the vocabulary, V.
         max_tokens: the longest sequence that the model has positions for, None where it states none.
         held: uint8 [L], the halves of blocks whose weights are there; None for all.
         rewindable: whether sequences can be truncated.
 
-    A subclass computes rows (`logits`, perhaps `best_words` and `top_words`), copies pages, and says what its weights
+    A subclass computes rows (`logits`, perhaps `best_tokens` and `top_tokens`), copies pages, and says what its weights
     take.
     """
 
@@ -129,12 +129,12 @@ class Executor(ABC):
     def logits(self, rows: Rows) -> Tensor:
         """Compute the rows: float32 [K, V], the logits of `rows.wanted`."""
 
-    def best_words(self, rows: Rows) -> Tensor:
-        """Compute the rows: int64 [K], the likeliest word after each of `rows.wanted` (the lowest number of equals)."""
+    def best_tokens(self, rows: Rows) -> Tensor:
+        """Compute the rows: int64 [K], the most likely token after each of `rows.wanted`, of equal ones the lowest."""
         return self.logits(rows).argmax(-1)
 
-    def top_words(self, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
-        """Compute the rows: the `count` largest logits float32 [K, count], descending, and their words int64."""
+    def top_tokens(self, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+        """Compute the rows: the `count` largest logits float32 [K, count], descending, and their tokens int64."""
         found = self.logits(rows).topk(count, dim=-1)
         return found.values, found.indices
 
@@ -143,28 +143,28 @@ class Executor(ABC):
         """Copy a page of a block, whole."""
 
     def sequence(self, mask: MaskLike | None = None) -> TokenSequence:
-        """An empty sequence under a mask (as `read_mask` takes it); raises `RequestError` for one that cannot run."""
+        """An empty sequence under a mask [L] or [2L] (see `read_mask`); `RequestError` for one that cannot run."""
         return TokenSequence(self.pool, read_mask(mask, self.n_layers, self.held), rewindable=self.rewindable)
 
     def run(self, chunks: Several[Chunk]) -> Tensor:
         """Compute the chunks; float32 [sum of wanted, V], the logits in the order of the chunks and their tokens.
 
-        Raises `RequestError` for an empty chunk, a token that is no word, or more tokens than the model has positions
-        for, and `PoolFullError` where the pages do not fit. Nothing has changed then.
+        Raises `RequestError` for an empty chunk, a token that is not in the vocabulary, or more tokens than the model
+        has positions for, and `PoolFullError` where the pages do not fit. Nothing has changed then.
         """
         return self._run(chunks, lambda rows: (self.logits(rows),))[0]
 
     def best(self, chunks: Several[Chunk]) -> Tensor:
-        """Compute the chunks; int64 [sum of wanted], the likeliest next word each. Raises as `run`."""
-        return self._run(chunks, lambda rows: (self.best_words(rows),))[0]
+        """Compute the chunks; int64 [sum of wanted], the most likely next token each. Raises as `run`."""
+        return self._run(chunks, lambda rows: (self.best_tokens(rows),))[0]
 
     def top(self, chunks: Several[Chunk], count: int) -> tuple[Tensor, Tensor]:
-        """Compute the chunks; of each wanted row the `count` largest logits, descending, and their words.
+        """Compute the chunks; of each wanted row the `count` largest logits, descending, and their tokens.
 
         Returns float32 and int64 [sum of wanted, count]; `count` is at most V. Raises as `run`.
         """
-        values, words = self._run(chunks, lambda rows: self.top_words(rows, count))
-        return values, words
+        values, tokens = self._run(chunks, lambda rows: self.top_tokens(rows, count))
+        return values, tokens
 
     def _run(self, chunks: Several[Chunk], compute: Callable[[Rows], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         self._check(chunks)

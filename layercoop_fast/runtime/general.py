@@ -119,7 +119,7 @@ class GeneralExecutor(Executor):
         return found
 
     def context(self, ids: Tensor, cache: Cache | list[Tensor] | None) -> CachedContext:
-        """What the blocks are handed for these tokens behind this cache."""
+        """What the blocks are handed for new tokens `ids` int64 [B, T] after those of this cache."""
         return CachedContext(self.skeleton, ids, cache, self._cache_name)
 
     def run_block(self, context: Context, layer: int, halves: int, hidden: Tensor) -> Tensor:

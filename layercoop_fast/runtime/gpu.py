@@ -40,7 +40,7 @@ from layercoop_fast.masks.halves import WHOLE, Halves
 from layercoop_fast.runtime.executor import Executor, Rows
 from layercoop_fast.runtime.pages import PAGE, PagePool
 
-# Cosines and sines are held for so many positions at most.
+# Cosines and sines are held for at most this number of positions.
 MOST_TOKENS = 16384
 _CHECK_TOKENS = 32
 
@@ -112,7 +112,7 @@ class GpuExecutor(Executor):
         self.rope = Rope(some.rope.cos.to(self.device), some.rope.sin.to(self.device), some.rope.tokens)
         self.blocks: list[DecodeBlock | None] = list(blocks)
         self._ends: Ends = PlainEnds(skeleton, self.head)
-        words, kept_as = skeleton.vocab_size, skeleton.dtype  # of weights that are about to go
+        vocabulary, kept_as = skeleton.vocab_size, skeleton.dtype  # of weights that are about to go
         if dtype is not None:
             self._quantise(blocks, dtype)
         self.heads, self.kv_heads, self.width = some.parts.heads, some.parts.kv_heads, some.parts.head_dim
@@ -123,7 +123,7 @@ class GpuExecutor(Executor):
                 f"a budget of {kv_budget} bytes for keys and values holds no token: the smallest that works is "
                 f"{kept * page} bytes ({PAGE} tokens)"
             )
-        super().__init__(PagePool([page] * skeleton.n_layers, kv_budget), words, self.rope.tokens, held=held)
+        super().__init__(PagePool([page] * skeleton.n_layers, kv_budget), vocabulary, self.rope.tokens, held=held)
         pages = kv_budget // page
         # One page more than are ever handed out: what is computed for nobody is written there.
         self.pages = torch.zeros(pages + 1, 2, self.kv_heads, PAGE, self.width, dtype=kept_as, device=self.device)
@@ -308,7 +308,7 @@ class _LeftError(Exception):
 
 
 def _calls(skeleton: Skeleton, tokens: int) -> list[BlockCall]:
-    """What the blocks are handed for one text of so many tokens; neither block nor head is computed."""
+    """What the blocks are handed for one text of `tokens` tokens; neither block nor head is computed."""
     convention = skeleton.convention
     captured: list[BlockCall] = []
 

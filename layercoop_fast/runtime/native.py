@@ -39,7 +39,7 @@ _TOLERANCE = 1e-3
 def fits(model: PreTrainedModel | Skeleton, held: Halves | None = None) -> str | None:
     """Why the native executor cannot run a model, to complete "not used because ..."; None where it can.
 
-    Of its blocks only the halves `held` are looked at, by default all.
+    Of its blocks only the halves `held` (uint8 [L]) are looked at, by default all.
     """
     skeleton = model if isinstance(model, Skeleton) else Skeleton(model)
     try:
@@ -58,8 +58,8 @@ class NativeExecutor(Executor):
         dtype: of the packed weights, "fp32", "bf16", "int8" or "int4".
         held: uint8 [L], the halves of blocks whose weights are held (`Halves`); of others the model may have none.
         kv_bytes: what keys and values may take together.
-        kv_dtype: what they are kept as, one of `KV_FORMATS`, or "auto": as fp32 and bf16 weights are, and fp16 beside
-            int8 and int4. What is beyond fp16 becomes its largest number.
+        kv_dtype: what they are kept as, one of `KV_FORMATS`, or "auto": as fp32 and bf16 weights are, and fp16 with
+            int8 and int4 ones. What is beyond fp16 becomes its largest number.
 
     Raises `RequestError` for another dtype and for a model that does not fit.
     """
@@ -76,7 +76,7 @@ class NativeExecutor(Executor):
             kv_dtype = dtype if dtype in KV_FORMATS and dtype != "int8" else "fp16"
         if dtype not in FORMATS or kv_dtype not in KV_FORMATS:
             raise RequestError(
-                f"weights of {dtype} beside keys and values of {kv_dtype}: expected one of {', '.join(FORMATS)} "
+                f"weights of {dtype} with keys and values of {kv_dtype}: expected one of {', '.join(FORMATS)} "
                 f"and one of {', '.join(KV_FORMATS)}"
             )
         skeleton = model if isinstance(model, Skeleton) else Skeleton(model)
@@ -86,7 +86,7 @@ class NativeExecutor(Executor):
         except UnfitError as reason:
             raise RequestError(f"the native executor cannot run this model: {reason}") from None
         del context
-        words = weights.head.projection.out_features
+        vocabulary = weights.head.projection.out_features
         packed = Packed(weights, dtype, let_go)
         for block, rotary, half in zip(weights.blocks, weights.rotary, held.tolist(), strict=True):
             packed.add_block(block, rotary, half)
@@ -105,7 +105,7 @@ class NativeExecutor(Executor):
         pool = PagePool([self._page_bytes if half & ATTENTION else 0 for half in held.tolist()], kv_bytes)
         # Not touched, and so not resident, before pages are: the pool hands out low numbers first.
         self._memory = np.empty(max(1, kv_bytes // self._page_bytes) * self._page_bytes, dtype=np.uint8)
-        super().__init__(pool, words, weights.max_tokens, held=held)
+        super().__init__(pool, vocabulary, weights.max_tokens, held=held)
 
     def logits(self, rows: Rows) -> Tensor:
         """Compute the rows: float32 [K, V]."""
@@ -113,13 +113,13 @@ class NativeExecutor(Executor):
         self._compute(rows, logits=found)
         return torch.from_numpy(found)
 
-    def best_words(self, rows: Rows) -> Tensor:
+    def best_tokens(self, rows: Rows) -> Tensor:
         """Compute the rows: int64 [K]; no logits leave the C++ call."""
         found = np.empty(len(rows.wanted), dtype=np.int64)
         self._compute(rows, best=found)
         return torch.from_numpy(found)
 
-    def top_words(self, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+    def top_tokens(self, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
         """Compute the rows: float32 and int64 [K, count]; no other logits leave the C++ call."""
         values = np.empty((len(rows.wanted), count), dtype=np.float32)
         found = np.empty((len(rows.wanted), count), dtype=np.int64)

@@ -44,8 +44,14 @@ _said: set[str] = set()
 class Opened:
     """An executor and what belongs to its model.
 
-    `why_general` says why blocks run through transformers; None where they do not, or that was asked for. `damage` says
-    what is wrong with blocks that are held and cannot run, by their number (`damage.py`); the executor has them not.
+    Attributes:
+        executor: what computes.
+        tokenizer: of the checkpoint; None where it has none.
+        eos: tokens that end a text.
+        held: uint8 [L], the halves of blocks that are kept in memory.
+        why_general: why blocks run through transformers; None where they do not, or that was asked for.
+        damage: what is wrong with held blocks that cannot run, by their number (`damage.py`); the executor does not
+            have them.
     """
 
     executor: Executor
@@ -68,7 +74,7 @@ def open_runtime(
 ) -> Opened:
     """Open a checkpoint to run it under masks.
 
-    Args and errors are those of `LayerSkipModel.from_pretrained`.
+    Arguments (a mask as there, `[L]` or `[2L]`) and errors are those of `LayerSkipModel.from_pretrained`.
     """
     if executor not in EXECUTORS:
         raise RequestError(f"unknown executor {executor!r}: choose from {', '.join(EXECUTORS)}")
@@ -177,7 +183,7 @@ def _open(
     for layer in range(n_layers):
         block = skeleton.blocks[layer]
         if held[layer] == 0:
-            _let_go(skeleton.model, block, beside=skeleton.embedding_norm)
+            _let_go(skeleton.model, block, but=skeleton.embedding_norm)
         elif held[layer] < WHOLE and sublayers is not None:
             halves = sublayers.halves[layer]
             _let_go(skeleton.model, block.get_submodule(halves.mlp if held[layer] == 1 else halves.attn))
@@ -197,9 +203,9 @@ def _held(mask: MaskLike | str | Path | None, n_layers: int) -> Halves:
     return read_mask(mask, n_layers)
 
 
-def _let_go(model: PreTrainedModel, part: nn.Module, beside: nn.Module | None = None) -> None:
-    """Move a part's parameters to the meta device, but for those that others share, and those of `beside`."""
-    kept = set() if beside is None else {id(parameter) for parameter in beside.parameters()}
+def _let_go(model: PreTrainedModel, part: nn.Module, but: nn.Module | None = None) -> None:
+    """Move a part's parameters to the meta device, except those that others share, and those of `but`."""
+    kept = set() if but is None else {id(parameter) for parameter in but.parameters()}
     own = {id(parameter) for parameter in part.parameters()} - kept
     elsewhere = {
         parameter.data_ptr()

@@ -280,7 +280,7 @@ def test_bits_do_not_depend_on_the_rows_beside_nor_on_the_threads(
     assert executor.pool.used == 0
 
 
-def test_best_words_are_the_largest_logits(level: str) -> None:
+def test_best_tokens_are_the_largest_logits(level: str) -> None:
     executor = executor_of(FAMILIES["gemma2"](LAYERS), "int8")
     full = np.ones(LAYERS, dtype=bool)
     for threads in (1, 3):

@@ -9,7 +9,7 @@ NATIVE = "tests/runtime/test_native.py"
 DECODE = f"{NATIVE}::test_families_are_the_oracles {NATIVE}::test_a_masked_model_is_the_model_without_the_block"
 CACHE = f"{NATIVE}::test_keys_and_values_of_every_dtype"
 WORDS = (
-    f"{NATIVE}::test_best_words_are_the_largest_logits "
+    f"{NATIVE}::test_best_tokens_are_the_largest_logits "
     f"{NATIVE}::test_requests_draw_the_same_from_the_likeliest_words_as_from_all"
 )
 HEADS = "tests/runtime/test_native_heads.py"
