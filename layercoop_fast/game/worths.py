@@ -124,7 +124,7 @@ def check_measured(fingerprints: Any, n_players: int, window_tokens: NDArray[np.
         if not isinstance(fingerprints.get(name, ""), str):
             raise RequestError(f"{where}: the fingerprint of {name} is not text")
     if not isinstance(fingerprints.get("numerics", {}), dict):
-        raise RequestError(f"{where}: the fingerprint of numerics is no JSON object")
+        raise RequestError(f"{where}: the fingerprint of numerics is not a JSON object")
     calibration = fingerprints.get("calibration")
     with as_saved(f"{where}: fingerprints"):
         json.dumps(fingerprints, allow_nan=False)  # as they are written again

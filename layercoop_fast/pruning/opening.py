@@ -132,7 +132,7 @@ def _check_game(request: PruneRequest, game: ModelGame) -> None:
         if game.masked.players.sublayers is not None:
             raise RequestError(
                 "halves of blocks are written as zeros, which this model's quantisation does not take: use layers as "
-                "players, or prune the model first and quantise what comes out (layercoop-fast quantise)"
+                "players, or prune the model first and quantise the result (layercoop-fast quantise)"
             )
         if request.repair or request.repair_text is not None or request.finalists > 1:
             check_repairable(game)

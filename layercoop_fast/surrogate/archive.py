@@ -43,5 +43,5 @@ def read_archive(path: Path, form: str, names: Collection[str]) -> tuple[dict[st
             raise RequestError(f"cannot read {path}: {reason(error)}") from error
         header = parse_json(found.metadata["header"], f"the header of {path}")
         if not isinstance(header, dict):
-            raise RequestError(f"{path} is damaged: its header is no JSON object")
+            raise RequestError(f"{path} is damaged: its header is not a JSON object")
     return header, arrays

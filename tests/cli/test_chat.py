@@ -95,7 +95,7 @@ def test_old_turns_are_forgotten_where_there_is_no_room(opened: LayerSkipModel) 
     assert talk.answer.forgotten
     assert talk.turns[0]["role"] == "user"
     assert not talk.turns[0]["content"].startswith("0")
-    with pytest.raises(RequestError, match="that is too long"):
+    with pytest.raises(RequestError, match="the message is too long"):
         "".join(talk.say("x" * 300))
     assert talk.turns[-1]["role"] == "assistant"
 

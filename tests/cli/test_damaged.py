@@ -46,12 +46,16 @@ def test_a_wrong_mask_file_is_refused_before_the_model_is_opened(run: Run, tmp_p
     [
         ("config.json", "[" * 10**5, "it has too many levels"),
         ("config.json", '{"model_type": "llama", "num_hidden_layers": 1e308}', "cannot be opened"),
-        ("config.json", '{"model_type": "llama", "num_hidden_layers": 1000000000}', "models of 1 to 65,536 are opened"),
+        (
+            "config.json",
+            '{"model_type": "llama", "num_hidden_layers": 1000000000}',
+            "models of 1 to 65,536 layers are opened",
+        ),
         ("config.json", '{"model_type": ["llama"]}', "config.json|cannot be opened"),
         ("config.json", '{"model_type": "llama", "architectures": [3]}', "config.json|cannot be opened"),
         ("generation_config.json", "\ud800", "generation_config.json is not UTF-8 text"),
         ("tokenizer.json", "{}", "the tokenizer of .* cannot be opened"),
-        ("tokenizer_config.json", "[]", "tokenizer_config.json is no JSON object"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json is not a JSON object"),
     ],
 )
 @pytest.mark.parametrize("offload", [False, True])

@@ -40,7 +40,7 @@ def test_doctor_names_the_lists_where_no_blocks_are_found(
     monkeypatch.setattr("layercoop_fast.engine.structure.number_of_layers", lambda config: 7)
     status, _, said = run("doctor", folder)
     assert status == 2
-    assert "no list of 7 blocks was found in LlamaForCausalLM; name the list by hand" in said
+    assert "no list of 7 blocks was found in LlamaForCausalLM; name the list with --blocks" in said
     assert "model.layers (2)" in said
     status, said, _ = run("doctor", folder, "--blocks", "model.layers", "--json")
     assert (status, json.loads(said)["blocks"]["path"]) == (0, "model.layers")

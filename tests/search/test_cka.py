@@ -46,7 +46,7 @@ def test_against_the_formula_by_gram_matrices() -> None:
     """HSIC(K, L) / sqrt(HSIC(K, K) · HSIC(L, L)) with centred kernels over tokens, as it is defined."""
     ids = torch.randint(3, 259, (2, 13), generator=torch.Generator().manual_seed(0))
     game = ModelGame(Checkpoint(tiny_model("llama", 3), tiny_tokenizer(), "llama"), Calibration(ids, "t"))
-    states = [hidden.flatten(0, 1).double() for hidden in residual_stream(game)]
+    states = [hidden.flatten(0, 1).double() for hidden in residual_stream(game.masked)]
     n = len(states[0])
     centre = torch.eye(n, dtype=torch.float64) - 1 / n
 

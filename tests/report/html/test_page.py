@@ -124,7 +124,7 @@ def test_the_front_is_what_nothing_beats(done: Pruned) -> None:
 def test_the_record_says_how_to_do_it_again(done: Pruned) -> None:
     record = done.record
     assert record["command"].startswith("layercoop-fast prune ")
-    assert record["command"].endswith(" --remove 3 --heldout builtin-heldout --windows 4 --tokens 24")
+    assert record["command"].endswith(" --remove 3 --windows 4 --tokens 24 --heldout builtin-heldout")
     assert len(record["generations"]) == 2
     assert len(record["excerpts"]) == 4
     full, players = record["params"]["full"], record["params"]["players"]
