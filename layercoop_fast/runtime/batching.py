@@ -218,6 +218,10 @@ class Batcher:
             if one.error is not None and len(one.steps) <= tokens:
                 raise one.error
 
+    def between_steps(self, job: Callable[[], T]) -> T:
+        """Do a job between two steps; return or raise what it does."""
+        return self._turns.call(job)
+
     def forget(self) -> None:
         """Free the keys and values that are kept for later requests."""
         if self.tree is not None:
@@ -389,14 +393,17 @@ class Batcher:
 
     def _computed(self, answering: list[Running], chunks: list[Chunk]) -> Sequence[Callable[[], int]]:
         """Compute the chunks; return for each answering request a function that chooses and records its next token."""
-        if all(one.request.sampling.plain for one in answering):
+        scored = any(one.request.logprobs is not None for one in answering)
+        if not scored and all(one.request.sampling.plain for one in answering):
             best = self.executor.best(chunks).tolist()
             return [partial(one.sampler.noted, token) for one, token in zip(answering, best, strict=True)]
-        if reach := self._reach(answering):
+        if not scored and (reach := self._reach(answering)):
             logits, tokens = (each.cpu() for each in self.executor.top(chunks, reach))
             rows = zip(answering, logits, tokens, strict=True)
             return [partial(one.sampler.next_among, *row) for one, *row in rows]
         all_logits = self.executor.run(chunks)
+        for one, row in zip(answering, all_logits, strict=True):
+            one.logits = row if one.request.logprobs is not None else None
         return [partial(one.sampler.next, row) for one, row in zip(answering, all_logits, strict=True)]
 
     def _one_by_one(self, runnings: list[Running], error: Exception) -> list[Running]:

@@ -7,7 +7,7 @@ are reused, under the mask that computed them.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from layercoop_fast.masks.text import mask_of, text_of
 from layercoop_fast.runtime.options import Sampling
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from layercoop_fast.masks.halves import Halves
     from layercoop_fast.runtime.model import LayerSkipModel
 
@@ -74,10 +76,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         self.masks.setdefault("full", self.model.mask())
-        if not getattr(self.model.tokenizer, "chat_template", None):
-            raise RequestError(
-                "the model's tokenizer has no chat template: the model continues texts (`generate`), but cannot chat"
-            )
+        _with_template(self.model.tokenizer)
 
     def use(self, text: str) -> Halves:
         """Choose the mask of later answers; return it, uint8 [L].
@@ -118,16 +117,8 @@ class Conversation:
 
     def tokens(self, turns: list[dict[str, str]]) -> list[int]:
         """The tokens of a conversation, up to the beginning of the next answer."""
-        from jinja2.exceptions import TemplateError
-
-        tokenizer = self.model.tokenizer
-        assert tokenizer is not None
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        try:
-            text = tokenizer.apply_chat_template([*system, *turns], tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise RequestError(f"the chat template rejects this conversation: {reason(error)}") from error
-        return list(tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"])
+        return chat_tokens(self.model.tokenizer, [*system, *turns])
 
     def _answered(self, ids: list[int], room: int, said: list[str]) -> Generator[str, None, None]:
         started = time.perf_counter()
@@ -169,3 +160,26 @@ class Conversation:
                     f"{most}"
                 )
             first += 2
+
+
+def chat_tokens(tokenizer: PreTrainedTokenizerBase | None, turns: Sequence[dict[str, str]]) -> list[int]:
+    """The tokens of messages, `{"role", "content"}` each, up to the beginning of the next answer.
+
+    Raises `RequestError` without a chat template, and for messages that the template rejects.
+    """
+    from jinja2.exceptions import TemplateError
+
+    tokenizer = _with_template(tokenizer)
+    try:
+        text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise RequestError(f"the chat template rejects this conversation: {reason(error)}") from error
+    return list(tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _with_template(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        raise RequestError(
+            "the model's tokenizer has no chat template: the model continues texts (`generate`), but cannot chat"
+        )
+    return tokenizer

@@ -26,6 +26,7 @@ from layercoop_fast.runtime.damage import check_mask
 from layercoop_fast.runtime.opening import Opened, open_runtime
 from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.requests import Generation, Request, Running, Step, read_stops
+from layercoop_fast.runtime.sizes import Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +66,7 @@ class LayerSkipModel:
         self.held = opened.held
         self.why_general = opened.why_general
         self._damage = opened.damage
+        self._sizes = opened.sizes
         if self.tokenizer is not None:
             self.tokenizer("")  # its first call drops a truncation that its file may ask for: do it in one thread
         self.batcher = Batcher(self.executor, self.eos, self.tokenizer, prefill_tokens=prefill_tokens)
@@ -222,6 +224,10 @@ class LayerSkipModel:
             raise RequestError("a prompt is a text or a row of integers")
         return tuple(map(int, prompt))
 
+    def size(self, mask: Halves) -> Size:
+        """What a mask (uint8 [L]) keeps: parameters, and bytes of weights as they are held."""
+        return self._sizes.under(mask, self.held, self.executor.weight_bytes)
+
     def memory(self) -> dict[str, int]:
         """Bytes: `weights`, keys and values in use (`kv`) and at most (`kv_budget`), the whole process (`resident`)."""
         pool = self.executor.pool
@@ -250,7 +256,11 @@ class LayerSkipModel:
             raise RequestError("this model carries a recurrent state, which cannot be wound back: it has no drafts")
         from layercoop_fast.runtime.draft import Draft
 
-        halves: Halves = self.mask(draft.mask if isinstance(draft, Draft) else draft) & mask
+        return self.draft_within(self.mask(draft.mask if isinstance(draft, Draft) else draft), mask)
+
+    def draft_within(self, draft: Halves, mask: Halves) -> Halves | None:
+        """A draft's mask within that of a request, uint8 [L] each; None where it keeps all of its blocks, or none."""
+        halves: Halves = draft & mask
         return halves if halves.any() and (halves != mask).any() else None
 
     def _pairs(

@@ -7,7 +7,7 @@ import gc
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from layercoop_fast.runtime.damage import find_damage
 from layercoop_fast.runtime.executor import Executor
 from layercoop_fast.runtime.general import GeneralExecutor
 from layercoop_fast.runtime.native import KV_FORMATS, NativeExecutor, fits
+from layercoop_fast.runtime.sizes import Sizes
 
 EXECUTORS = ("auto", "native", "transformers")
 DTYPES = ("auto", "fp32", "bf16", "int8", "int4")
@@ -59,7 +60,8 @@ class Opened:
     eos: frozenset[int]
     held: Halves
     why_general: str | None
-    damage: dict[int, str] = field(default_factory=dict)
+    damage: dict[int, str]
+    sizes: Sizes
 
 
 def open_runtime(
@@ -101,6 +103,7 @@ def open_runtime(
     opened_on = "cpu" if packed_on is not None else device
     skeleton, tokenizer, there, sublayers = _open(str(path), "auto" if dtype in _QUANTISED else dtype, mask, opened_on)
     damage = find_damage(skeleton, there, dtype)
+    sizes = Sizes.of(skeleton)
     held = there.copy()
     held[list(damage)] = 0
     runs_on = packed_on or skeleton.device
@@ -112,11 +115,11 @@ def open_runtime(
         if not isinstance(found, Executor):
             raise RequestError(f"{path} cannot run in {dtype} on {device}: {found}")
         _give_back()
-        return Opened(found, tokenizer, eos, there, None, damage)
+        return Opened(found, tokenizer, eos, there, None, damage, sizes)
     if skeleton.device.type == "cuda" and executor == "auto":
         found = _on_gpu(skeleton, budget, held)
         if isinstance(found, Executor):
-            return Opened(found, tokenizer, eos, there, None, damage)
+            return Opened(found, tokenizer, eos, there, None, damage, sizes)
         why = found
         say_once(f"{path} runs on the blocks of transformers, since our own for GPUs cannot run it: {why}")
     elif executor != "transformers":
@@ -125,7 +128,7 @@ def open_runtime(
             packed = str(skeleton.dtype).removeprefix("torch.") if dtype == "auto" else dtype
             native = NativeExecutor(skeleton, _NAMES.get(packed, packed), held, budget, kv_dtype)
             _give_back()
-            return Opened(native, tokenizer, eos, there, None, damage)
+            return Opened(native, tokenizer, eos, there, None, damage, sizes)
         required = executor == "native" or dtype in _QUANTISED
         if required or kv_dtype != "auto":
             need = f"{dtype} and speed need" if required else f"keys and values of {kv_dtype} need"
@@ -133,7 +136,7 @@ def open_runtime(
         say_once(f"{path} runs on the blocks of transformers, since the native executor cannot run it: {why}")
     if dtype == "auto" and skeleton.device.type == "cpu":
         warn_if_slow(skeleton.dtype)
-    return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, there, why, damage)
+    return Opened(GeneralExecutor(skeleton, budget, held, sublayers), tokenizer, eos, there, why, damage, sizes)
 
 
 def _on_gpu(

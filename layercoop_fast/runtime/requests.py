@@ -15,6 +15,7 @@ from layercoop_fast.runtime.sequences import TokenSequence
 from layercoop_fast.runtime.stops import TextStream, check_stops
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 Finish = Literal["length", "eos", "stop"]
@@ -35,6 +36,7 @@ class Request:
         index: number among the requests of one call, so that equal requests draw differently.
         draft: uint8 [L] within `mask`, the halves that drafts run (`speculative.py`); None for no drafts.
         call: the same object for requests that were made together: where room is short, every call gets some.
+        logprobs: number of most likely tokens to report with each step; None: no log-probabilities at all.
     """
 
     prompt: tuple[int, ...]
@@ -46,6 +48,7 @@ class Request:
     index: int = 0
     draft: Halves | None = None
     call: object = field(default_factory=object)
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,26 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """The model's probability of a token, before temperature, cuts and penalties.
+
+    Attributes:
+        logprob: natural logarithm of the token's probability.
+        top: the most likely tokens with theirs, in descending order.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """One token of an answer; `text` is what it makes certain: it may be empty, or more than the token's own."""
 
     token: int
     text: str
     finish: Finish | None = None
+    likelihood: Likelihood | None = None
 
 
 @dataclass(eq=False)
@@ -95,6 +112,7 @@ class Running:
         waiter: the thread that waits for it now, or None.
         reused_tokens: tokens of the prompt whose keys and values were reused.
         started, first, last: times on `time.perf_counter`, 0 before.
+        logits: float32 [V] of the next token, where log-probabilities were requested.
 
     Only one thread writes these at a time. Any thread may read `ended` and then `steps`: once it has ended, all steps
     are there.
@@ -113,6 +131,7 @@ class Running:
     started: float = 0.0
     first: float = 0.0
     last: float = 0.0
+    logits: Tensor | None = None
 
     def __post_init__(self) -> None:
         request = self.request
@@ -152,9 +171,18 @@ class Running:
         if finish is not None:
             self.last = now
             text += "" if self.stream is None else self.stream.close()
-        self.steps.append(Step(token, text, finish))
+        self.steps.append(Step(token, text, finish, self._likelihood(token)))
         self.finish = finish
         return finish is not None
+
+    def _likelihood(self, token: int) -> Likelihood | None:
+        count, logits = self.request.logprobs, self.logits
+        if count is None or logits is None:
+            return None
+        self.logits = None
+        logprobs = logits.float().log_softmax(dim=-1)
+        values, tokens = logprobs.topk(min(count, len(logprobs)))
+        return Likelihood(float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
 
     def result(self) -> Generation:
         """The answer of a finished request."""
