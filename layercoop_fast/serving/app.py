@@ -1,0 +1,280 @@
+"""The routes of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from layercoop_fast._version import __version__
+from layercoop_fast.masks.halves import Halves
+from layercoop_fast.runtime.model import LayerSkipModel
+from layercoop_fast.serving.answers import Answer, Chat, Completion, messages_as_tokens
+from layercoop_fast.serving.board import Predictions, add_board
+from layercoop_fast.serving.edge import Edge
+from layercoop_fast.serving.engine import Engine, Ticket
+from layercoop_fast.serving.failures import RefusedError, bad_request
+from layercoop_fast.serving.masks import NamedMask, NamedMasks
+from layercoop_fast.serving.metrics import Metrics
+from layercoop_fast.serving.options import Access, ServerOptions
+from layercoop_fast.serving.protocol import ChatRequest, CompletionRequest, MaskRequest, TokenizeRequest
+
+log = logging.getLogger("layercoop_fast.serving")
+# What pydantic puts between the names of fields: which of several types a value was read as.
+_NO_FIELD = re.compile(r"str|int|.*\[.*")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """What the routes answer from.
+
+    Attributes:
+        model: computes.
+        masks: by name.
+        options, access: of the server.
+        draft: uint8 [L], what drafts of every request run; None for none.
+        predictions: of the board; None where the server was given no worths.
+        path: of the checkpoint, for the commands that the board shows.
+    """
+
+    model: LayerSkipModel
+    masks: NamedMasks
+    options: ServerOptions
+    access: Access
+    draft: Halves | None = None
+    predictions: Predictions | None = None
+    path: str = ""
+
+
+def make_app(served: Served) -> FastAPI:
+    """The server as an ASGI application; it computes from its start-up to its shut-down."""
+    engine: Engine
+    metrics = Metrics(served.model, lambda: engine.under_way)
+    engine = Engine(served.model, served.options, metrics)
+    model, masks, access = served.model, served.masks, served.access
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.start(asyncio.get_running_loop())
+        yield
+        engine.close()
+
+    # No pages of documentation: they would load scripts from elsewhere. `/openapi.json` is there.
+    app = FastAPI(title="layercoop-fast", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.engine = engine
+    app.add_middleware(Edge)
+    _add_failures(app)
+
+    def has_key(request: Request) -> None:
+        if access.keys and not _allowed(request, (*access.keys, *access.admin_keys)):
+            raise RefusedError(401, "this server asks for a key: Authorization: Bearer KEY", "invalid_api_key")
+
+    def has_admin_key(request: Request) -> None:
+        if not access.admin_keys:
+            raise RefusedError(
+                403, "masks are not added here: the server was started without an admin key", "no_admin_key"
+            )
+        if not _allowed(request, access.admin_keys):
+            raise RefusedError(401, "this asks for the admin key: Authorization: Bearer KEY", "invalid_api_key")
+
+    def mask_of(asked: CompletionRequest | ChatRequest) -> NamedMask:
+        return masks.find(asked.model) if asked.layer_mask is None else masks.unnamed(asked.model, asked.layer_mask)
+
+    async def answered(request: Request, kind: type[Answer], asked: CompletionRequest | ChatRequest) -> Response:
+        mask = mask_of(asked)
+        # Long prompts take their time to become tokens: not on the event loop.
+        answer = await asyncio.to_thread(kind, asked, mask, model, served.options, served.draft)
+        ticket = engine.submit(mask.model, answer.requests)
+        request.state.told = {"model": mask.model, "prompt_tokens": answer.prompt_tokens, "ticket": ticket}
+        if served.options.log_prompts:
+            request.state.told["asked"] = asked.model_dump(exclude_unset=True)
+        if asked.stream:
+            events = answer.stream(ticket)
+            first = await _or_gone(request, anext(events), ticket)  # what fails at once is told by a status
+            return StreamingResponse(
+                _with_first(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            )
+        return JSONResponse(await _or_gone(request, answer.whole(ticket), ticket))
+
+    key = [Depends(has_key)]
+
+    @app.post("/v1/completions", dependencies=key)
+    async def completions(request: Request, asked: CompletionRequest) -> Response:
+        """Go on with a text, or several."""
+        return await answered(request, Completion, asked)
+
+    @app.post("/v1/chat/completions", dependencies=key)
+    async def chats(request: Request, asked: ChatRequest) -> Response:
+        """Answer a conversation."""
+        return await answered(request, Chat, asked)
+
+    @app.get("/v1/models", dependencies=key)
+    async def models() -> dict[str, Any]:
+        """The base model, and every mask that has a name."""
+        return {"object": "list", "data": [_about(served, mask) for mask in masks.all()]}
+
+    @app.get("/v1/models/{name}", dependencies=key)
+    async def one_model(name: str) -> dict[str, Any]:
+        """One of them."""
+        return _about(served, masks.find(name))
+
+    @app.post("/v1/masks", dependencies=[Depends(has_admin_key)], status_code=201)
+    async def add_mask(asked: MaskRequest) -> dict[str, Any]:
+        """Give a mask a name."""
+        mask, left = masks.add(asked.name, asked.layer_mask)
+        for each in left:
+            metrics.forget(each.model)
+        return {**_about(served, mask), "left": [each.model for each in left]}
+
+    @app.delete("/v1/masks/{name}", dependencies=[Depends(has_admin_key)])
+    async def remove_mask(name: str) -> dict[str, Any]:
+        """Take a mask's name away; what is being answered under it goes on."""
+        gone = masks.remove(name)
+        metrics.forget(gone.model)
+        return {"id": gone.model, "object": "model", "deleted": True}
+
+    @app.post("/tokenize", dependencies=key)
+    async def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
+        """A text, or a conversation, as tokens."""
+        if asked.model is not None:
+            masks.find(asked.model)
+        work = _tokens_of_text if asked.prompt is not None else _tokens_of_messages
+        tokens = await asyncio.to_thread(work, model, asked)
+        return {
+            "count": len(tokens),
+            "max_model_len": served.options.context or model.executor.max_tokens,
+            "tokens": tokens,
+        }
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 while requests are answered, 503 once the engine has failed."""
+        failed = engine.failed is not None
+        return JSONResponse({"status": "failed" if failed else "ok"}, status_code=503 if failed else 200)
+
+    @app.get("/metrics", dependencies=key)
+    async def metrics_page() -> Response:
+        """For Prometheus."""
+        return Response(await asyncio.to_thread(metrics.text), media_type=metrics.content_type)
+
+    add_board(app, model, masks.base, served.path, served.predictions, key)
+    return app
+
+
+def _tokens_of_text(model: LayerSkipModel, asked: TokenizeRequest) -> list[int]:
+    assert asked.prompt is not None
+    return list(model.tokens(asked.prompt))
+
+
+def _tokens_of_messages(model: LayerSkipModel, asked: TokenizeRequest) -> list[int]:
+    assert asked.messages is not None
+    return list(messages_as_tokens(model, asked.messages))
+
+
+def _about(served: Served, mask: NamedMask) -> dict[str, Any]:
+    """A mask as a model in OpenAI's list, with what it keeps and what that takes."""
+    size = served.model.size(mask.halves)
+    return {
+        "id": mask.model,
+        "object": "model",
+        "created": mask.created,
+        "owned_by": "layercoop-fast",
+        "max_model_len": served.options.context or served.model.executor.max_tokens,
+        "removed": served.masks.text(mask),
+        "layers_kept": int((mask.halves > 0).sum()),
+        "layers": served.model.n_layers,
+        "parameters": size.parameters,
+        "bytes": size.n_bytes,
+    }
+
+
+def _allowed(request: Request, keys: tuple[str, ...]) -> bool:
+    """Whether the request brings one of the keys; the time that takes says nothing of which, or how nearly."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    found = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]
+    return scheme.lower() == "bearer" and any(found)
+
+
+async def _or_gone(request: Request, work: Awaitable[Result], ticket: Ticket) -> Result:
+    """The result of some work, unless its client goes away first: then the ticket ends, and nobody is answered."""
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise RefusedError(499, "the client went away", "client_gone")
+        return doing.result()
+    finally:
+        leaving.cancel()
+        if not doing.done():
+            doing.cancel()
+            ticket.cancel()
+        elif doing.cancelled() or doing.exception() is not None:
+            ticket.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _with_first(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        async for event in events:
+            yield event
+    finally:
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+def _add_failures(app: FastAPI) -> None:
+    """Every failure in OpenAI's form."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RefusedError)
+        return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        # Of a field that may be several things, what is wrong with the one that it is says most.
+        first = min(error.errors(), key=lambda each: each["type"].endswith("_type"))
+        place = [str(each) for each in first["loc"][1:] if not _NO_FIELD.fullmatch(str(each))]
+        if first["type"] == "json_invalid":
+            return await refused(request, bad_request("the body is not JSON", code="invalid_json"))
+        if first["type"] == "extra_forbidden":
+            return await refused(
+                request,
+                bad_request(
+                    f"{place[0][:80]} is not known to this server: leave it out", place[0][:80], "unknown_parameter"
+                ),
+            )
+        text = f"{'.'.join(place)[:200] or 'the body'}: {first['msg']}"
+        return await refused(request, bad_request(text, place[0][:80] if place else None))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return await refused(
+            request, RefusedError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        )
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        log.error("a request failed", exc_info=error)
+        return await refused(
+            request, RefusedError(500, f"an error that was not foreseen: {type(error).__name__}", "internal_error")
+        )
+
+    app.add_exception_handler(RefusedError, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unforeseen)

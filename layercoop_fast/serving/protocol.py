@@ -1,0 +1,175 @@
+"""The requests of OpenAI's interface, as far as this server answers them.
+
+A field that is not here is refused by name where it would change the answer (`REFUSED`), and ignored where it would not
+(`user`, `metadata`, `store`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+
+from layercoop_fast.serving.failures import not_offered
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Tokens = Annotated[list[StrictInt], Field(min_length=1)]
+
+# Fields that change what is answered, with the values at which they change nothing.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "modalities": (None, ["text"]),
+    "parallel_tool_calls": (None, True, False),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "reasoning_effort": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "web_search_options": (None,),
+}
+_IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "verbosity")
+
+
+class StreamOptions(BaseModel):
+    """Of a streamed answer."""
+
+    model_config = ConfigDict(extra="ignore")
+    include_usage: StrictBool = False
+
+
+class Asked(BaseModel):
+    """What completions and chats have in common.
+
+    Besides OpenAI's fields: `layer_mask` (a mask that has no name), `top_k`, `min_p`, `repetition_penalty` and
+    `ignore_eos`, as `runtime.sampling.Sampling` and `LayerSkipModel.generate` mean them, and `draft` (False: write
+    this answer without the server's draft).
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: StrictStr = Field(min_length=1, max_length=160)
+    layer_mask: StrictStr | list[StrictBool] | None = None
+    n: Annotated[StrictInt, Field(ge=1)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=16)] | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
+    ignore_eos: StrictBool | None = None
+    draft: StrictBool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        kept = {}
+        for name, value in given.items():
+            if name in _IGNORED:
+                continue
+            if name in REFUSED:
+                if not any(
+                    (type(value) is type(each) and value == each) or _same_number(value, each) for each in REFUSED[name]
+                ):
+                    raise not_offered(name)
+                continue
+            kept[name] = value
+        return kept
+
+
+def _same_number(value: object, other: object) -> bool:
+    numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (value, other))
+    return numbers and value == other
+
+
+class CompletionRequest(Asked):
+    """`POST /v1/completions`."""
+
+    prompt: (
+        StrictStr
+        | Tokens
+        | Annotated[list[StrictStr], Field(min_length=1)]
+        | Annotated[list[Tokens], Field(min_length=1)]
+    )
+    max_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
+    logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or more."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+
+class TextPart(BaseModel):
+    """A part of a message's content; text is all that there is here."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text"]
+    text: StrictStr
+
+
+class Message(BaseModel):
+    """A turn of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: StrictStr | list[TextPart] | None = None
+
+    def turn(self) -> dict[str, str]:
+        """As chat templates take it."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(Asked):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    max_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+
+
+class TokenizeRequest(BaseModel):
+    """`POST /tokenize`: a text, or the messages of a conversation that waits for its answer."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model: StrictStr | None = None
+    prompt: StrictStr | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give prompt or messages, one of the two")
+        return self
+
+
+class MaskRequest(BaseModel):
+    """`POST /v1/masks`: a name for a mask."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: StrictStr = Field(min_length=1, max_length=64)
+    layer_mask: StrictStr | list[StrictBool]
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON has a form for: None for those it has none for."""
+    return value if math.isfinite(value) else None

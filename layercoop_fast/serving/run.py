@@ -1,0 +1,87 @@
+"""Start the server on a socket, and end it: one signal lets what is under way finish, a second one ends at once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.files import reason
+from layercoop_fast.serving.options import MOST_HEADER_BYTES, ServerOptions
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; `RequestError` where it cannot. Port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+        found.listen(1024)
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise RequestError(f"cannot listen on {host}, port {port}: {reason(error)}") from error
+    return found
+
+
+def run(app: FastAPI, listening: socket.socket, options: ServerOptions) -> int:
+    """Answer requests until a signal comes; returns the exit status: 0 where all that was under way was answered.
+
+    Args:
+        app: of `make_app`.
+        listening: of `listen`.
+        options: of the server.
+    """
+    _log_lines()
+    config = uvicorn.Config(
+        app,
+        http="h11",  # it bounds a request's line and headers; httptools does not
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        timeout_graceful_shutdown=max(1, round(options.drain)),
+        timeout_keep_alive=30,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        ws="none",
+    )
+    server = _Server(config)
+    server.run(sockets=[listening])
+    return 1 if not server.started or app.state.engine.failed else 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which raises signals again at its end; this one has answered them by then."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def _log_lines() -> None:
+    """A line of JSON for each request on standard error, and errors as they are."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name, level in (("layercoop_fast.serving", logging.INFO), ("uvicorn.error", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
