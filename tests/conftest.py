@@ -7,6 +7,7 @@ imported: a test of the lazy command line must be able to see an interpreter wit
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -48,9 +49,12 @@ LIBRARIES = {
     "ray": ("slow/test_ray_workers.py",),
     "shapiq": (),
     "dionysus": (),
+    "playwright": ("slow/test_board_in_browser.py",),  # not in the extra [test]; it drives a Chromium of the system
 }
 FIXTURES = {"interpreted": "triton", "shapiq": "shapiq"}
 MISSING = [name for name in LIBRARIES if find_spec(name) is None]
+if "playwright" not in MISSING and shutil.which("chromium") is None:
+    MISSING.append("playwright")
 
 
 def pytest_report_header() -> list[str]:
