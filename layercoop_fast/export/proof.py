@@ -1,6 +1,6 @@
 """Proof that a written checkpoint is the masked model: it is opened again by plain transformers and compared.
 
-    reference = masked_reference(players, mask, ids)       # while the original's weights are in memory
+    reference = masked_reference(players, units, ids)      # while the original's weights are in memory
     ...                                                    # the folder is written, the original may be freed
     written = Written.open(folder, device="cpu")
     record = reference.check(written)                      # raises `RunError` where the two differ

@@ -18,8 +18,8 @@ from layercoop_fast.kernels.rows import MANY_ROWS, MIN_ROWS, rows_alike_from
 from layercoop_fast.masked.units import Units
 from layercoop_fast.masked.windows import Windows
 
-# Rows (tokens) of one call of a unit where nothing was measured: enough that its matrix products run at full speed, few
-# enough that the activations of one call stay small next to the stored states.
+# Most rows (tokens) of one call of a unit in plans that are too short to time widths: enough that its matrix products run
+# at full speed, few enough that the activations of one call stay small next to the stored states.
 ROWS_PER_CALL = 4096
 # Rows of the widest batch that is tried.
 MAX_ROWS = 16384
@@ -35,15 +35,14 @@ _measured: dict[tuple[object, ...], int] = {}
 def batch_width(
     windows: Windows, units: Units, slots: Sequence[Tensor], evaluations: int, max_rows: int = MAX_ROWS
 ) -> int:
-    """The width of batches for a plan.
+    """How many states one call of a unit takes.
 
     Args:
-        windows: of the states.
-        units: of the plan.
-        slots: its states, [W, T, H] each; their content is lost.
-        evaluations: of the plan.
-        max_rows: of one call of a unit.
-
+        windows: the windows that each state holds.
+        units: what the plan runs.
+        slots: the plan's states, [W, T, H] each; their content is lost.
+        evaluations: number of unit evaluations in the plan.
+        max_rows: most rows of one call.
 
     A call takes at most `max_rows` rows, or one state. States whose rows are too few to be computed alike in a batch
     (`kernels/rows.py`) go one by one.

@@ -1,4 +1,4 @@
-"""What masks measure."""
+"""The scores of a mask: what `masked/scoring.py` computes, and what stores and workers hand on."""
 
 from __future__ import annotations
 

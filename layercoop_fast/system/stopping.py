@@ -39,7 +39,7 @@ STOPS = (KeyboardInterrupt, Terminated)
 
 
 class Stopped(RunError):
-    """A command was stopped; the message says what is kept, and `status` is that of the stop."""
+    """A command was stopped; the message says what is kept. `status` is 128 + its number for a signal, 1 for Ctrl-C."""
 
     def __init__(self, message: str, stop: BaseException) -> None:
         super().__init__(f"stopped. {message}")
