@@ -48,12 +48,6 @@ def serve(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of the machine.", rich_help_panel=MACHINE)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.", rich_help_panel=MACHINE)
-    ] = 8080,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,7 +89,9 @@ def serve(
     from layercoop_fast.serving.run import listen, run
 
     measured = None if worths is None else Worths.load(worths)
-    with listen(host, port) as listening:  # before the model is opened: a port that is taken is said at once
+    with listen(
+        options.host, options.port
+    ) as listening:  # before the model is opened: a port that is taken is said at once
         opened = LayerSkipModel.from_pretrained(model, **vars(runtime))
         masks = NamedMasks(opened, name or Path(model).resolve().name, fixed, options.max_masks)
         predictions = None if measured is None else Predictions(measured, opened.n_layers)
@@ -103,7 +99,7 @@ def serve(
         if draft is not None:
             drafted = draft_of(draft, opened, opened.mask(), _prompts(opened), Sampling(), quiet=False)
         app = make_app(Served(opened, masks, options, access, drafted, predictions, model))
-        where = f"[{host}]" if ":" in host else host
+        where = f"[{options.host}]" if ":" in options.host else options.host
         names = ", ".join(each.model for each in masks.all())
         say(f"serving on http://{where}:{listening.getsockname()[1]}: {names}", err=True)
         status = run(app, listening, options)

@@ -18,8 +18,8 @@ from layercoop_fast.kernels.rows import MANY_ROWS, MIN_ROWS, rows_alike_from
 from layercoop_fast.masked.units import Units
 from layercoop_fast.masked.windows import Windows
 
-# Most rows (tokens) of one call of a unit in plans that are too short to time widths: enough that matrix products run at
-# full speed, few enough that the activations of one call stay small next to the stored states.
+# Most rows (tokens) of one call of a unit in plans too short to time widths: enough that matrix products run at full
+# speed, few enough that the activations of one call stay small next to the stored states.
 ROWS_PER_CALL = 4096
 # Rows of the widest batch that is tried.
 MAX_ROWS = 16384

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from layercoop_fast.errors import RequestError
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.masks.halves import Halves, MaskLike, read_mask
 from layercoop_fast.runtime.batching import PREFILL_TOKENS, Batcher
 from layercoop_fast.runtime.damage import check_mask
@@ -225,7 +225,12 @@ class LayerSkipModel:
         return tuple(map(int, prompt))
 
     def size(self, mask: Halves) -> Size:
-        """What a mask (uint8 [L]) keeps: parameters, and bytes of weights as they are held."""
+        """What a mask (uint8 [L]) keeps: parameters, and bytes of weights as they are held.
+
+        Raises `RunError` for a model that `from_pretrained` did not open.
+        """
+        if self._sizes is None:
+            raise RunError("the parameters of this model were not counted: open it with from_pretrained")
         return self._sizes.under(mask, self.held, self.executor.weight_bytes)
 
     def memory(self) -> dict[str, int]:

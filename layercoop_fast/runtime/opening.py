@@ -7,7 +7,7 @@ import gc
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +46,14 @@ class Opened:
     """An executor and what belongs to its model.
 
     Attributes:
-        executor: what computes.
-        tokenizer: of the checkpoint; None where it has none.
+        executor: runs the model.
+        tokenizer: None where the checkpoint has none.
         eos: tokens that end a text.
-        held: uint8 [L], the halves of blocks that are kept in memory.
-        why_general: why blocks run through transformers; None where they do not, or that was asked for.
-        damage: what is wrong with held blocks that cannot run, by their number (`damage.py`); the executor does not
-            have them.
+        held: uint8 [L], the halves of blocks whose weights are in memory.
+        why_general: why blocks run through transformers; None where they do not, or that was requested.
+        damage: what is wrong with blocks that are held and cannot run, by their number (`damage.py`); the executor
+            does not have them.
+        sizes: parameters of the model's parts; None where nobody counted them.
     """
 
     executor: Executor
@@ -60,8 +61,8 @@ class Opened:
     eos: frozenset[int]
     held: Halves
     why_general: str | None
-    damage: dict[int, str]
-    sizes: Sizes
+    damage: dict[int, str] = field(default_factory=dict)
+    sizes: Sizes | None = None
 
 
 def open_runtime(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from layercoop_fast.llama.block import UnfitError, find_parts
 from layercoop_fast.masks.halves import Halves
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_DEVICES = ("cpu", "cuda", "meta")
+_DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Sizes:
     """Parameters of the parts of a model.
 
     Attributes:
-        halves: int64 [L, 2], of the attention and the MLP of each block, norms included. A block that is not
-            llama-shaped counts as a whole in the first column: halves of it are not told apart.
+        halves: int64 [L, 2], of the attention and the MLP of each block; norms count with the attention. Blocks that
+            are not llama-shaped count as a whole in the first column: their halves are not told apart.
         rest: outside the blocks.
     """
 
@@ -47,8 +46,13 @@ class Sizes:
 
     @classmethod
     def of(cls, skeleton: Skeleton) -> Sizes:
-        """Count the parameters of a model; those that were let go count too."""
-        halves = np.array([_halves(block) for block in skeleton.blocks], dtype=np.int64)
+        """Count the parameters of a model; those on the meta device, whose memory was freed, count too."""
+        name = next(filter(None, map(_mlp_of, skeleton.blocks)), None)
+        halves = np.zeros((skeleton.n_layers, 2), dtype=np.int64)
+        for layer, block in enumerate(skeleton.blocks):
+            mlp = None if name is None else getattr(block, name, None)
+            halves[layer, 1] = 0 if mlp is None else parameters_of(mlp.parameters())
+            halves[layer, 0] = parameters_of(block.parameters()) - halves[layer, 1]
         return cls(halves, int(parameters_of(skeleton.model.parameters()) - halves.sum()))
 
     def under(self, mask: Halves, held: Halves, weight_bytes: int) -> Size:
@@ -62,17 +66,12 @@ class Sizes:
         return self.rest + int(attention[(mask & 1 > 0) | (whole & (mask > 0))].sum() + mlp[mask & 2 > 0].sum())
 
 
-def _halves(block: nn.Module) -> tuple[int, int]:
-    whole = parameters_of(block.parameters())
+def _mlp_of(block: nn.Module) -> str | None:
+    """The name of a llama-shaped block's MLP; None for another block, and for one whose weights are not there."""
+    if any(parameter.is_meta for parameter in block.parameters()):
+        return None
     try:
-        parts = find_parts(block, dtypes=_DTYPES, devices=_DEVICES, one_dtype=False)
+        down = find_parts(block, dtypes=_DTYPES, devices=_DEVICES, one_dtype=False).down
     except UnfitError:
-        return whole, 0
-    mlp = _parameters(part.module for part in (parts.gate, parts.up)) + parameters_of(parts.down.parameters())
-    mlp += sum(norm.weight.numel() for norm in (parts.mlp_norm, parts.after_mlp) if norm is not None)
-    return whole - mlp, mlp
-
-
-def _parameters(modules: Iterable[nn.Module]) -> int:
-    """Of modules, one that is there twice counted once."""
-    return sum(parameters_of(module.parameters()) for module in dict.fromkeys(modules))
+        return None
+    return next((name for name, child in block.named_children() if down in set(child.modules())), None)

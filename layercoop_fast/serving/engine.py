@@ -185,7 +185,8 @@ class Engine:
                     if batcher.idle and self._closing:
                         return
                 if touched := batcher.step():
-                    self._loop.call_soon_threadsafe(self._tell, touched, time.perf_counter())
+                    counts = [(one, len(one.steps)) for one in touched]  # the loop may look only after further steps
+                    self._loop.call_soon_threadsafe(self._tell, counts, time.perf_counter())
         except RuntimeError as error:
             if not self._loop.is_closed():
                 self._fail(error)
@@ -198,21 +199,21 @@ class Engine:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self.close)
 
-    def _tell(self, touched: Sequence[Running], now: float) -> None:
+    def _tell(self, touched: Sequence[tuple[Running, int]], now: float) -> None:
         """On the event loop: let the tickets of these requests know, and count."""
-        for one in touched:
+        for one, count in touched:
             ticket = self._tickets.get(one)
             if ticket is None:
                 continue
             index = ticket.runnings.index(one)
-            new = len(one.steps) - ticket._seen[index]
+            new = count - ticket._seen[index]
             if new > 0:
                 first = ticket._seen[index] == 0
                 since = ticket.arrived if first else ticket._last[index]
                 self.metrics.tokens(ticket.model, new, now - since, first=first)
-                ticket._seen[index], ticket._last[index] = len(one.steps), now
+                ticket._seen[index], ticket._last[index] = count, now
             ticket._news.set()
-            if ticket.ended:
+            if ticket.ended and ticket._seen == [len(each.steps) for each in ticket.runnings]:
                 self._forget(ticket)
 
 

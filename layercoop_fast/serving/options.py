@@ -22,6 +22,8 @@ class ServerOptions:
     Raises `RequestError` for numbers that have no such meaning.
     """
 
+    host: str = option("127.0.0.1", MACHINE, "Address to listen on; 0.0.0.0: all addresses of the machine.")
+    port: int = option(8080, MACHINE, "Port to listen on; 0: a free one.", least=0)
     parallel: int = option(16, MACHINE, "Requests that are computed at the same time.", least=1)
     queue: int = option(256, MACHINE, "Requests that may wait besides those; the next one gets status 429.", least=0)
     context: int | None = option(
@@ -37,6 +39,8 @@ class ServerOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RequestError(f"{name}= must be {least} or more, not {value}")
+        if not 0 <= self.port <= 65535:
+            raise RequestError(f"port= must be from 0 to 65535, not {self.port}")
         if not 0 < self.timeout < 1e9:
             raise RequestError(f"timeout= must be above 0 seconds, not {self.timeout:g}")
         if not 0 <= self.drain < 1e9:
