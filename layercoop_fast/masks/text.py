@@ -39,6 +39,17 @@ def mask_of(text: str, n_layers: int, option: str = "mask=") -> Halves:
             )
     else:
         removed = parse_removed(text, option)
+    return _without(removed, text, n_layers, option)
+
+
+def blocks_mask(text: str, n_layers: int, option: str = "mask=") -> Halves:
+    """As `mask_of`, of `3,7,13-18`, `12.attn` or `full` alone: no file is looked for."""
+    if text.strip() == "full":
+        return np.full(n_layers, WHOLE, dtype=np.uint8)
+    return _without(parse_removed(text, option), text, n_layers, option)
+
+
+def _without(removed: RemovedHalves, text: str, n_layers: int, option: str) -> Halves:
     halves = np.full(n_layers, WHOLE, dtype=np.uint8)
     for block, part in removed:
         if block >= n_layers:

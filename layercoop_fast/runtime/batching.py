@@ -24,6 +24,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from layercoop_fast.errors import RequestError, RunError
+from layercoop_fast.masks.halves import Halves
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.pages import PAGE, PoolFullError
 from layercoop_fast.runtime.prefix_tree import PrefixTree
@@ -42,6 +43,8 @@ PREFILL_TOKENS = 256
 _MOST_LIKELY = 512
 # Prompts that are read together advance by at least this many tokens each in a step, however many they are.
 _SMALLEST_PART = 32
+# Tokens of a request without keys and values, a recurrent model's, where nothing else bounds it.
+_UNBOUNDED = 1 << 20
 
 T = TypeVar("T")
 
@@ -164,6 +167,12 @@ class Batcher:
                 "give more memory (kv_memory=), or generate fewer tokens"
             )
         return running
+
+    def most_tokens(self, mask: Halves) -> int:
+        """How many tokens of one request under a mask (uint8 [L]) fit into the memory for keys and values."""
+        pool = self.executor.pool
+        page = int(pool.page_bytes[self.executor.sequence(mask).layers].sum())
+        return pool.budget // page * PAGE if page else _UNBOUNDED
 
     def start(self, runnings: Sequence[Running]) -> None:
         """Add prepared requests; they begin in one of the next steps."""
@@ -306,9 +315,9 @@ class Batcher:
                     return
             self.waiting.discard(one)
             room -= self._room(one)
-            one.started = one.started or time.perf_counter()
-            if self.tree is not None:
-                one.reused_tokens = max(one.reused_tokens, self.tree.match(one.sequence, one.known))
+            reused = 0 if self.tree is None else self.tree.match(one.sequence, one.known)
+            if not one.started:  # what it finds again after giving way was its own
+                one.started, one.reused_tokens = time.perf_counter(), reused
             self.running.append(one)
 
     def _is_full(self, running: int, room: int, one: Running) -> bool:
@@ -401,7 +410,7 @@ class Batcher:
             logits, tokens = (each.cpu() for each in self.executor.top(chunks, reach))
             rows = zip(answering, logits, tokens, strict=True)
             return [partial(one.sampler.next_among, *row) for one, *row in rows]
-        all_logits = self.executor.run(chunks)
+        all_logits = self.executor.run(chunks).cpu()  # samplers keep what they count there
         for one, row in zip(answering, all_logits, strict=True):
             one.logits = row if one.request.logprobs is not None else None
         return [partial(one.sampler.next, row) for one, row in zip(answering, all_logits, strict=True)]

@@ -6,6 +6,7 @@ events that end with `[DONE]`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -68,13 +69,16 @@ class Answer(ABC):
         self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.choices = asked.n or 1
-        prompts = self._prompts()
-        if self.choices * len(prompts) > MOST_ANSWERS:
+        count = self._count()
+        if self.choices * count > MOST_ANSWERS:  # before any of them becomes tokens
             raise bad_request(
-                f"{len(prompts)} prompts with n={self.choices} are {self.choices * len(prompts)} answers: at most "
-                f"{MOST_ANSWERS} in a request",
+                f"{count} prompts with n={self.choices} are {self.choices * count} answers: at most {MOST_ANSWERS} in "
+                "a request",
                 "n",
             )
+        prompts = self._prompts()
+        self._texts: dict[int, str] = {}
+        self._offsets: dict[int, int] = {}
         try:
             stops = read_stops(asked.stop or (), model.tokenizer)
         except RequestError as error:
@@ -101,6 +105,10 @@ class Answer(ABC):
             for index in range(number * self.choices, (number + 1) * self.choices)
         ]
 
+    def _count(self) -> int:
+        """How many prompts there are."""
+        return 1
+
     @abstractmethod
     def _prompts(self) -> list[tuple[int, ...]]:
         """The tokens of each prompt."""
@@ -125,17 +133,21 @@ class Answer(ABC):
 
     def _text(self, token: int) -> str:
         """A token by itself: its text, or where it is no whole character its name in the vocabulary."""
-        tokenizer = self._model.tokenizer
-        if tokenizer is None:
-            return str(token)
-        text = str(tokenizer.decode([token]))
-        return str(tokenizer.convert_ids_to_tokens(token)) if _NO_CHARACTER in text else text
+        if token not in self._texts:
+            tokenizer = self._model.tokenizer
+            text = str(token) if tokenizer is None else str(tokenizer.decode([token]))
+            if _NO_CHARACTER in text and tokenizer is not None:
+                text = str(tokenizer.convert_ids_to_tokens(token))
+            self._texts[token] = text
+        return self._texts[token]
 
     def _room(self, prompt: int) -> int:
-        limit = self.options.context or self._model.executor.max_tokens
+        limit = context_of(self._model, self.options)
         most = self._most()
         if limit is None:
-            return most or 2**20
+            limit = self._model.batcher.most_tokens(self.mask.halves)
+        elif most is None:  # as many as fit, of positions and of memory
+            limit = max(prompt + 1, min(limit, self._model.batcher.most_tokens(self.mask.halves)))
         if prompt + 1 > limit or (most is not None and prompt + most > limit):
             new = f"and {most} new ones " if most is not None else ""
             raise RefusedError(
@@ -162,12 +174,15 @@ class Answer(ABC):
         steps: list[list[Step]] = [[] for _ in ticket.runnings]
         async for index, step in ticket.steps():
             steps[index].append(step)
-        choices = []
-        for index, each in enumerate(steps):
-            text = "".join(step.text for step in each)
-            choices.append(self._choice(index, text, _REASONS[str(each[-1].finish)], each))
+        choices = await asyncio.to_thread(self._choices, steps)  # log-probabilities of long answers take their time
         usage = self.usage(sum(map(len, steps)), ticket)
         return {**self._head(self.object), "choices": choices, "usage": usage}
+
+    def _choices(self, steps: Sequence[Sequence[Step]]) -> list[dict[str, Any]]:
+        return [
+            self._choice(index, "".join(step.text for step in each), _REASONS[str(each[-1].finish)], each)
+            for index, each in enumerate(steps)
+        ]
 
     async def stream(self, ticket: Ticket) -> AsyncIterator[bytes]:
         """The server-sent events of a streamed answer; closing this ends what is still computed."""
@@ -188,6 +203,8 @@ class Answer(ABC):
                 yield _event({**self._head(self.chunk_object), "choices": [], "usage": self.usage(count, ticket)})
             yield b"data: [DONE]\n\n"
         except RefusedError as error:
+            if not begun:
+                raise  # nothing was sent yet: a status says it
             yield _event(error.body())
         finally:
             ticket.cancel()
@@ -203,6 +220,9 @@ class Completion(Answer):
     object = chunk_object = "text_completion"
     id_prefix = "cmpl"
 
+    def _count(self) -> int:
+        return len(self.asked.prompts())
+
     def _prompts(self) -> list[tuple[int, ...]]:
         try:
             return [self._model.tokens(prompt) for prompt in self.asked.prompts()]
@@ -216,23 +236,23 @@ class Completion(Answer):
         return self.asked.logprobs
 
     def _choice(self, index: int, text: str, reason: str | None, steps: Sequence[Step]) -> dict[str, Any]:
-        told = self._told(steps) if self.asked.logprobs is not None else None
+        told = self._told(index, steps) if self.asked.logprobs is not None else None
         return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
 
-    def _told(self, steps: Sequence[Step]) -> dict[str, Any]:
+    def _told(self, index: int, steps: Sequence[Step]) -> dict[str, Any]:
         """OpenAI's older form: lists of tokens, of their log-probabilities, and of those of others."""
-        texts = [self._text(step.token) for step in steps]
-        lengths = [0, *map(len, texts)]
-        scores = [step.likelihood for step in steps]
-        return {
-            "tokens": texts,
-            "token_logprobs": [None if score is None else finite(score.logprob) for score in scores],
-            "top_logprobs": [
-                None if score is None else {self._text(token): finite(value) for token, value in score.top}
-                for score in scores
-            ],
-            "text_offset": [sum(lengths[: at + 1]) for at in range(len(texts))],
-        }
+        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for step in steps:
+            text, score = self._text(step.token), step.likelihood
+            offset = self._offsets.get(index, 0)  # a stream goes on where its last piece ended
+            self._offsets[index] = offset + len(text)
+            assert score is not None
+            own = [] if step.token in dict(score.top) else [(step.token, score.logprob)]
+            found["tokens"].append(text)
+            found["token_logprobs"].append(finite(score.logprob))
+            found["top_logprobs"].append({self._text(token): finite(value) for token, value in (*score.top, *own)})
+            found["text_offset"].append(offset)
+        return found
 
     def _piece(
         self, index: int, text: str, reason: str | None, steps: Sequence[Step], *, first: bool
@@ -278,8 +298,14 @@ class Chat(Answer):
         return {"content": content, "refusal": None}
 
     def _one(self, token: int, value: float) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": finite(value), "bytes": list(text.encode("utf-8", "replace"))}
+        text, tokenizer = self._text(token), self._model.tokenizer
+        whole = tokenizer is not None and str(tokenizer.decode([token])) == text  # else a part of a character
+        return {"token": text, "logprob": finite(value), "bytes": list(text.encode()) if whole else None}
+
+
+def context_of(model: LayerSkipModel, options: ServerOptions) -> int | None:
+    """How many tokens a prompt and its answer may have together: as the server or the model says, the fewer."""
+    return min(filter(None, (options.context, model.executor.max_tokens)), default=None)
 
 
 def messages_as_tokens(model: LayerSkipModel, messages: Sequence[Message]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from layercoop_fast._version import __version__
 from layercoop_fast.masks.halves import Halves
 from layercoop_fast.runtime.model import LayerSkipModel
-from layercoop_fast.serving.answers import Answer, Chat, Completion, messages_as_tokens
+from layercoop_fast.serving.answers import Answer, Chat, Completion, context_of, messages_as_tokens
 from layercoop_fast.serving.board import Predictions, add_board
 from layercoop_fast.serving.edge import Edge
 from layercoop_fast.serving.engine import Engine, Ticket
@@ -71,7 +71,14 @@ def make_app(served: Served) -> FastAPI:
         engine.close()
 
     # No pages of documentation: they would load scripts from elsewhere. `/openapi.json` is there.
-    app = FastAPI(title="layercoop-fast", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="layercoop-fast",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None if served.access.keys else "/openapi.json",
+    )
     app.state.engine = engine
     app.add_middleware(Edge)
     _add_failures(app)
@@ -95,7 +102,8 @@ def make_app(served: Served) -> FastAPI:
         mask = mask_of(asked)
         # Long prompts take their time to become tokens: not on the event loop.
         answer = await asyncio.to_thread(kind, asked, mask, model, served.options, served.draft)
-        ticket = engine.submit(mask.model, answer.requests)
+        label = mask.model if masks.has(mask) else masks.unnamed_model  # metrics know current names alone
+        ticket = engine.submit(label, answer.requests)
         request.state.told = {"model": mask.model, "prompt_tokens": answer.prompt_tokens, "ticket": ticket}
         if served.options.log_prompts:
             request.state.told["asked"] = asked.model_dump(exclude_unset=True)
@@ -153,7 +161,7 @@ def make_app(served: Served) -> FastAPI:
         tokens = await asyncio.to_thread(work, model, asked)
         return {
             "count": len(tokens),
-            "max_model_len": served.options.context or model.executor.max_tokens,
+            "max_model_len": context_of(model, served.options),
             "tokens": tokens,
         }
 
@@ -178,7 +186,6 @@ def _tokens_of_text(model: LayerSkipModel, asked: TokenizeRequest) -> list[int]:
 
 
 def _tokens_of_messages(model: LayerSkipModel, asked: TokenizeRequest) -> list[int]:
-    assert asked.messages is not None
     return list(messages_as_tokens(model, asked.messages))
 
 
@@ -190,7 +197,7 @@ def _about(served: Served, mask: NamedMask) -> dict[str, Any]:
         "object": "model",
         "created": mask.created,
         "owned_by": "layercoop-fast",
-        "max_model_len": served.options.context or served.model.executor.max_tokens,
+        "max_model_len": context_of(served.model, served.options),
         "removed": served.masks.text(mask),
         "layers_kept": int((mask.halves > 0).sum()),
         "layers": served.model.n_layers,
@@ -253,12 +260,9 @@ def _add_failures(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             return await refused(request, bad_request("the body is not JSON", code="invalid_json"))
         if first["type"] == "extra_forbidden":
-            return await refused(
-                request,
-                bad_request(
-                    f"{place[0][:80]} is not known to this server: leave it out", place[0][:80], "unknown_parameter"
-                ),
-            )
+            name = str(first["loc"][-1])[:80]
+            text = f"{name} is not known to this server: leave it out"
+            return await refused(request, bad_request(text, name, "unknown_parameter"))
         text = f"{'.'.join(place)[:200] or 'the body'}: {first['msg']}"
         return await refused(request, bad_request(text, place[0][:80] if place else None))
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ from layercoop_fast.texts.calibration import cut_windows, read_text
 
 _WINDOWS, _TOKENS = 4, 128
 _REMEMBERED = 1024
+_MOST_WAITING = 8
+Result = TypeVar("Result")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -150,6 +153,21 @@ def add_board(
 ) -> None:
     """Add the page and what it asks for; `key` are the dependencies that guard the rest of the server."""
     meter = Meter(model)
+    # One measurement or search at a time: they share the processors with the answers.
+    turn = asyncio.Semaphore(1)
+    waiting = 0
+
+    async def alone(work: Callable[..., Result], *arguments: Any) -> Result:
+        nonlocal waiting
+        if waiting >= _MOST_WAITING:
+            raise RefusedError(429, "too many ask the board at once", "board_busy", headers={"Retry-After": "2"})
+        waiting += 1
+        try:
+            async with turn:
+                return await asyncio.to_thread(work, *arguments)
+        finally:
+            waiting -= 1
+
     page = files("layercoop_fast.serving").joinpath("board.html").read_text(encoding="utf-8")
 
     def read(asked: Toggled) -> Halves:
@@ -193,8 +211,8 @@ def add_board(
     async def measure(asked: Toggled) -> dict[str, Any]:
         halves = read(asked)
         try:
-            nll = await asyncio.to_thread(meter.nll, halves)
-            full = await asyncio.to_thread(meter.nll, model.mask())
+            nll = await alone(meter.nll, halves)
+            full = await alone(meter.nll, model.mask())
         except RequestError as error:
             raise bad_request(str(error)) from error
         except LayercoopError as error:
@@ -207,7 +225,7 @@ def add_board(
         if predictions is None:
             raise bad_request("there is nothing to predict by: start the server with worths")
         try:
-            halves, worth = await asyncio.to_thread(predictions.best, asked.remove)
+            halves, worth = await alone(predictions.best, asked.remove)
         except RequestError as error:
             raise bad_request(str(error), "remove") from error
         return {"halves": halves.tolist(), "predicted": worth if math.isfinite(worth) else None}

@@ -5,6 +5,7 @@ A plain ASGI middleware: it hands messages on as they come, so that streams stay
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -18,6 +19,7 @@ from layercoop_fast.serving.options import MOST_BODY_BYTES, MOST_HEADER_BYTES
 
 # So many times a body that would be taken is read and dropped, of one that is not.
 _READ_ON = 8
+_BODY_SECONDS = 30.0
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -37,12 +39,14 @@ class Edge:
             return
         began, request_id, status, sent = time.perf_counter(), uuid.uuid4().hex, 0, 0
         scope.setdefault("state", {})
-        length = 0
+        length, whole = 0, False
 
         async def bounded() -> Message:
-            nonlocal length
-            message = await receive()
+            nonlocal length, whole
+            # A client that sends a part of its body and then nothing does not stay for ever.
+            message = await (receive() if whole else asyncio.wait_for(receive(), _BODY_SECONDS))
             if message["type"] == "http.request":
+                whole = not message.get("more_body", False)
                 length += len(message.get("body", b""))
                 if length > MOST_BODY_BYTES:
                     return {"type": "http.disconnect"}  # the rest of it is not read
@@ -67,6 +71,11 @@ class Edge:
                 await self._app(scope, bounded, answer)
                 if length > MOST_BODY_BYTES:
                     refusal = _too_large()
+        except asyncio.TimeoutError:
+            refusal = None if status else RefusedError(408, "the body did not come", "body_timeout")
+            if refusal is not None:
+                await _refuse(marked, refusal)
+        else:
             if refusal is not None:
                 await _read_on(receive, _READ_ON * MOST_BODY_BYTES)
                 await _refuse(marked, refusal)

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -103,7 +104,10 @@ class Engine:
         self.failed: str | None = None
         """Why the thread ended, where it did so by itself; then nothing is answered any more."""
         model.batcher.most = options.parallel
+        self.cut_off = 0
+        """Requests that had not ended when the engine was closed."""
         self._tickets: dict[Running, Ticket] = {}  # touched by the event loop alone
+        self._dropped: deque[Running] = deque()  # to be cancelled by the thread: it may take a step's time
         self._wake = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -122,6 +126,7 @@ class Engine:
 
     def close(self) -> None:
         """End what is under way, and the thread."""
+        self.cut_off = self.under_way
         for ticket in list(dict.fromkeys(self._tickets.values())):
             ticket.cancel()
             ticket._news.set()
@@ -163,16 +168,18 @@ class Engine:
 
     def drop(self, ticket: Ticket) -> None:
         """End what of a ticket has not ended; the pages are free after the step that is being computed."""
-        if open_ones := [one for one in ticket.runnings if not one.ended]:
-            self.model.batcher.cancel(*open_ones)
-        self._forget(ticket)
-
-    def _forget(self, ticket: Ticket) -> None:
-        if ticket._timer is not None:
-            ticket._timer.cancel()
         for one in ticket.runnings:
-            if self._tickets.pop(one, None) is not None:
-                self.metrics.went(ticket.model, one)
+            if not one.ended:
+                self._dropped.append(one)
+            self._forget(ticket, one)
+        with self._wake:
+            self._wake.notify()
+
+    def _forget(self, ticket: Ticket, one: Running) -> None:
+        if self._tickets.pop(one, None) is not None:
+            self.metrics.went(ticket.model, one)
+        if ticket._timer is not None and not any(each in self._tickets for each in ticket.runnings):
+            ticket._timer.cancel()
 
     def _work(self) -> None:
         assert self._loop is not None
@@ -180,10 +187,12 @@ class Engine:
         try:
             while True:
                 with self._wake:
-                    while batcher.idle and not self._closing:
+                    while batcher.idle and not self._closing and not self._dropped:
                         self._wake.wait()
-                    if batcher.idle and self._closing:
+                    if batcher.idle and self._closing and not self._dropped:
                         return
+                while self._dropped:
+                    batcher.cancel(self._dropped.popleft())
                 if touched := batcher.step():
                     counts = [(one, len(one.steps)) for one in touched]  # the loop may look only after further steps
                     self._loop.call_soon_threadsafe(self._tell, counts, time.perf_counter())
@@ -213,8 +222,8 @@ class Engine:
                 self.metrics.tokens(ticket.model, new, now - since, first=first)
                 ticket._seen[index], ticket._last[index] = count, now
             ticket._news.set()
-            if ticket.ended and ticket._seen == [len(each.steps) for each in ticket.runnings]:
-                self._forget(ticket)
+            if one.ended and count == len(one.steps):
+                self._forget(ticket, one)
 
 
 def _refused(error: Exception) -> RefusedError:

@@ -17,7 +17,7 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.halves import Halves
-from layercoop_fast.masks.text import mask_of, parse_removed, text_of
+from layercoop_fast.masks.text import blocks_mask, mask_of, text_of
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.serving.failures import RefusedError, bad_request
 
@@ -66,6 +66,15 @@ class NamedMasks:
             self._fixed[f"{base}:{name}"] = NamedMask(f"{base}:{name}", halves)
         self._added: OrderedDict[str, NamedMask] = OrderedDict()
 
+    @property
+    def unnamed_model(self) -> str:
+        """What masks without a name are called as a model."""
+        return f"{self.base}:{UNNAMED}"
+
+    def has(self, mask: NamedMask) -> bool:
+        """Whether a mask is there under its name now."""
+        return mask in (self._fixed.get(mask.model), self._added.get(mask.model))
+
     def all(self) -> list[NamedMask]:
         """Every mask that has a name, the base first."""
         return [*self._fixed.values(), *self._added.values()]
@@ -88,7 +97,7 @@ class NamedMasks:
         The base of `model` must be there. Raises `RefusedError` 400 for a mask that is neither, or of another width.
         """
         self.find(model)
-        return NamedMask(f"{self.base}:{UNNAMED}", self._read(layer_mask))
+        return NamedMask(self.unnamed_model, self._read(layer_mask))
 
     def add(self, name: str, layer_mask: object) -> tuple[NamedMask, list[NamedMask]]:
         """Give a mask a name, and return it with those that had to leave.
@@ -128,9 +137,7 @@ class NamedMasks:
         n_layers = self._model.n_layers
         try:
             if isinstance(layer_mask, str):
-                if layer_mask.strip() != "full":
-                    parse_removed(layer_mask, "layer_mask")  # never a path: clients name no files
-                return self._model.mask(mask_of(layer_mask, n_layers, "layer_mask"))
+                return self._model.mask(blocks_mask(layer_mask, n_layers, "layer_mask"))  # clients name no files
             if isinstance(layer_mask, Sequence) and layer_mask and all(isinstance(each, bool) for each in layer_mask):
                 return self._model.mask(np.array(layer_mask, dtype=np.bool_))
         except RequestError as error:

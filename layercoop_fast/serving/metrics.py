@@ -6,6 +6,7 @@ bounded by the number of names.
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -49,11 +50,14 @@ class Metrics:
         )
         self._open = Gauge(_PREFIX + "num_requests", "Requests that have not ended.", label, registry=self._registry)
         self._registry.register(_OfModel(model, under_way))
-        self._names: set[str] = set()
+        # Requests that have not ended by name, and names that are gone while some of theirs are under way.
+        self._under_way: Counts[str] = Counts()
+        self._gone: set[str] = set()
 
     def came(self, model: str, runnings: Sequence[Running]) -> None:
         """Requests began."""
-        self._names.add(model)
+        self._gone.discard(model)
+        self._under_way[model] += len(runnings)
         self._open.labels(model).inc(len(runnings))
         self._prompt.labels(model).inc(sum(len(one.request.prompt) for one in runnings))
 
@@ -72,12 +76,19 @@ class Metrics:
         self._open.labels(model).dec()
         self._reused.labels(model).inc(running.reused_tokens)
         self._finished.labels(model, {"eos": "stop"}.get(reason, reason)).inc()
+        self._under_way[model] -= 1
+        if model in self._gone:
+            self.forget(model)
 
     def forget(self, model: str) -> None:
-        """The name of a mask is gone, and its series with it."""
-        if model not in self._names:
+        """The name of a mask is gone, and its series with it once its last request has ended."""
+        if self._under_way[model] > 0:
+            self._gone.add(model)
             return
-        self._names.discard(model)
+        if model not in self._under_way:
+            return
+        self._gone.discard(model)
+        del self._under_way[model]
         for metric in (
             self._prompt,
             self._reused,

@@ -10,12 +10,38 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
 
 from layercoop_fast.serving.failures import not_offered
+from layercoop_fast.serving.options import MOST_ANSWERS
+
+_MOST_MESSAGES, _MOST_PARTS, _MOST_MASK, _MOST_BITS = 4096, 64, 20_000, 2048
+
+
+def _unicode(text: str) -> str:
+    """A text, which must have a UTF-8 form: halves of surrogate pairs have none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text is not valid Unicode") from None
+    return text
+
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Tokens = Annotated[list[StrictInt], Field(min_length=1)]
+Text = Annotated[StrictStr, AfterValidator(_unicode)]
+MaskText = Annotated[StrictStr, Field(max_length=_MOST_MASK)]
+MaskBits = Annotated[list[StrictBool], Field(max_length=_MOST_BITS)]
 
 # Fields that change what is answered, with the values at which they change nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -58,17 +84,17 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: StrictStr = Field(min_length=1, max_length=160)
-    layer_mask: StrictStr | list[StrictBool] | None = None
-    n: Annotated[StrictInt, Field(ge=1)] | None = None
+    layer_mask: MaskText | MaskBits | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=MOST_ANSWERS)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=16)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] | None = None
     ignore_eos: StrictBool | None = None
     draft: StrictBool | None = None
 
@@ -99,20 +125,31 @@ def _same_number(value: object, other: object) -> bool:
 class CompletionRequest(Asked):
     """`POST /v1/completions`."""
 
-    prompt: (
-        StrictStr
-        | Tokens
-        | Annotated[list[StrictStr], Field(min_length=1)]
-        | Annotated[list[Tokens], Field(min_length=1)]
-    )
+    prompt: Any
     max_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
 
+    @field_validator("prompt")
+    @classmethod
+    def _a_prompt_or_several(cls, given: Any) -> Any:
+        # By hand: as a union of types every item of a long list would be an error of its own, several times.
+        many = isinstance(given, list) and len(given) > 0 and not _is_tokens(given)
+        for prompt in given if many else [given]:
+            if isinstance(prompt, str):
+                _unicode(prompt)
+            elif not _is_tokens(prompt):
+                raise ValueError(
+                    "a prompt is a text or a list of at least 1 token, and prompt is one or a list of them"
+                )
+        return given
+
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or more."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
+        return [self.prompt] if isinstance(self.prompt, str) or _is_tokens(self.prompt) else self.prompt
+
+
+def _is_tokens(given: object) -> bool:
+    return isinstance(given, list) and len(given) > 0 and all(type(each) is int for each in given)
 
 
 class TextPart(BaseModel):
@@ -120,7 +157,7 @@ class TextPart(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
-    text: StrictStr
+    text: Text
 
 
 class Message(BaseModel):
@@ -128,7 +165,16 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: StrictStr | list[TextPart] | None = None
+    content: Text | Annotated[list[TextPart], Field(max_length=_MOST_PARTS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_tools(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            for name in ("tool_calls", "function_call", "audio"):
+                if given.get(name):
+                    raise not_offered(name)
+        return given
 
     def turn(self) -> dict[str, str]:
         """As chat templates take it."""
@@ -140,7 +186,7 @@ class Message(BaseModel):
 class ChatRequest(Asked):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=_MOST_MESSAGES)]
     max_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
     logprobs: StrictBool | None = None
@@ -152,12 +198,12 @@ class TokenizeRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     model: StrictStr | None = None
-    prompt: StrictStr | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], FailFast(), Field(max_length=_MOST_MESSAGES)] = Field(default=[])
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenizeRequest:
-        if (self.prompt is None) == (self.messages is None):
+        if (self.prompt is None) == (not self.messages):
             raise ValueError("give prompt or messages, one of the two")
         return self
 
@@ -167,7 +213,7 @@ class MaskRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     name: StrictStr = Field(min_length=1, max_length=64)
-    layer_mask: StrictStr | list[StrictBool]
+    layer_mask: MaskText | MaskBits
 
 
 def finite(value: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import socket
 import sys
@@ -47,7 +48,7 @@ def run(app: FastAPI, listening: socket.socket, options: ServerOptions) -> int:
         app,
         http="h11",  # it bounds a request's line and headers; httptools does not
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
-        timeout_graceful_shutdown=max(1, round(options.drain)),
+        timeout_graceful_shutdown=max(1, math.ceil(options.drain)),
         timeout_keep_alive=30,
         server_header=False,
         access_log=False,
@@ -56,7 +57,8 @@ def run(app: FastAPI, listening: socket.socket, options: ServerOptions) -> int:
     )
     server = _Server(config)
     server.run(sockets=[listening])
-    return 1 if not server.started or app.state.engine.failed else 0
+    engine = app.state.engine
+    return 1 if not server.started or server.force_exit or engine.failed or engine.cut_off else 0
 
 
 class _Server(uvicorn.Server):
@@ -64,7 +66,9 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        # What is ignored stays so: SIGHUP under nohup.
+        taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self.handle_exit) for number in taken}
         try:
             yield
         finally:

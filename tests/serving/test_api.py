@@ -207,4 +207,4 @@ def test_drafts_write_the_same(folder: Path, direct: LayerSkipModel) -> None:
             answer = drafting.openai.completions.create(model=name, prompt=PROMPT, max_tokens=24, temperature=0)
             assert answer.choices[0].text == said(direct, PROMPT, mask, max_new_tokens=24)
         text = drafting.http.get("/metrics").text
-        assert "layercoop:spec_decode_num_draft_tokens_total" in text
+        assert "layercoop:spec_decode_num_accepted_tokens_total" in text

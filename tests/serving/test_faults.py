@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,26 @@ def refused(response: httpx.Response, status: int, says: str, param: str | None 
         ({"temperature": -0.5}, "greater than or equal to 0", "temperature"),
         ({"temperature": "hot"}, "valid number", "temperature"),
         ({"top_p": 0}, "greater than 0", "top_p"),
-        ({"n": 10**9}, "at most 16", "n"),
+        ({"n": 10**9}, "less than or equal to 16", "n"),
+        ({"n": 5, "prompt": ["a"] * 4}, "at most 16", "n"),
+        ({"prompt": [None] * 100_000}, "a prompt is a text or a list", "prompt"),
+        ({"prompt": "\ud800"}, "not valid Unicode", "prompt"),
+        ({"stop": "\udfff"}, "not valid Unicode", "stop"),
+        ({"layer_mask": "1," * 20_000}, "at most 20000", "layer_mask"),
+        ({"str": 1}, "str is not known", "str"),
+        ({"a[b]": 1}, "a[b] is not known", "a[b]"),
+        ({"repetition_penalty": 1e-40}, "greater than or equal to 0.01", "repetition_penalty"),
         ({"n": 0}, "greater than or equal to 1", "n"),
         ({"n": True}, "valid integer", "n"),
         ({"stop": ["a"] * 17}, "at most 16", "stop"),
         ({"stop": [""]}, "at least one character", "stop"),
-        ({"prompt": []}, "at least 1", "prompt"),
+        ({"prompt": []}, "at least 1 token", "prompt"),
         ({"prompt": ""}, "empty", None),
         ({"prompt": [5, 10**9]}, "tokens are numbers from 0 to", None),
         ({"prompt": [-1]}, "tokens are numbers from 0 to", None),
-        ({"prompt": {"a": 1}}, "prompt", "prompt"),
+        ({"prompt": {"a": 1}}, "a prompt is a text or a list", "prompt"),
+        ({"prompt": [1, "a"]}, "a prompt is a text or a list", "prompt"),
+        ({"prompt": [[1], []]}, "a prompt is a text or a list", "prompt"),
         ({"prompt": "x" * 10_000}, "takes 512 tokens", "prompt"),
         ({"logit_bias": {"5": 1}}, "logit_bias is not supported", "logit_bias"),
         ({"presence_penalty": 0.5}, "presence_penalty is not supported", "presence_penalty"),
@@ -76,6 +87,15 @@ def test_a_wrong_field_is_named(server: Server, changed: dict[str, Any], says: s
         ({"messages": []}, "at least 1"),
         ({"messages": [{"role": "king", "content": "x"}]}, "role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "content"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "not valid Unicode"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "cache": 1}]}]},
+            "cache is not known",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+            "tool_calls is not supported",
+        ),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
         ({"max_completion_tokens": 0}, "greater than or equal to 1"),
@@ -208,8 +228,8 @@ def test_a_client_that_goes_away_frees_its_pages(server: Server) -> None:
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(head.encode() + body)
             if streamed:
-                while b"data:" not in connection.recv(65536):
-                    pass
+                while b"data:" not in (piece := connection.recv(65536)):
+                    assert piece
     assert server.at_rest()
     assert server.post("/v1/completions", ASKED).status_code == 200
 
@@ -251,7 +271,7 @@ def test_more_than_the_queue_holds_is_told_to_come_again(folder: Path) -> None:
             refused(response, 429, "too many requests")
             assert int(response.headers["Retry-After"]) >= 1
         assert server.at_rest()
-        with pytest.raises(openai.BadRequestError, match="at most 16"):
+        with pytest.raises(openai.BadRequestError, match="less than or equal to 16"):
             server.openai.completions.create(**{**ASKED, "n": 17})
 
 
@@ -297,3 +317,42 @@ def test_nothing_of_a_prompt_is_in_the_log(folder: Path, caplog: pytest.LogCaptu
         (line,) = [line for line in lines if line["path"] == "/v1/completions"]
         assert (line["status"], line["prompt_tokens"], line["completion_tokens"]) == (200, 13, 4)
         assert ("private words" in json.dumps(line)) == told
+
+
+def test_a_chat_that_names_no_length_gets_what_fits(folder: Path) -> None:
+    """Of the memory for keys and values, here too little for all positions of the model."""
+    with serving(folder) as server:
+        pool = server.model.executor.pool
+        pool.budget = 3 * int(pool.page_bytes.sum())  # 48 tokens
+        chat = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "ignore_eos": True}
+        answer = server.post("/v1/chat/completions", chat).json()
+        assert answer["usage"]["total_tokens"] == 48
+        assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_metrics_of_a_mask_that_goes_while_it_answers_go_with_its_last_request(server: Server) -> None:
+    key = {"Authorization": "Bearer admin"}
+    server.post("/v1/masks", {"name": "gone", "layer_mask": "2"}, headers=key)
+    asked = {**ASKED, "model": "tiny:gone", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=asked) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.http.delete("/v1/masks/gone", headers=key)
+        assert 'model_name="tiny:gone"' in server.http.get("/metrics").text
+        list(lines)
+    assert server.at_rest()
+    assert "tiny:gone" not in server.http.get("/metrics").text
+
+
+def test_one_choice_that_ends_early_counts_as_ended(server: Server, folder: Path) -> None:
+    with serving(folder, ServerOptions(parallel=1, queue=16)) as slow:
+        asked = {**ASKED, "prompt": ["abc", "abd"], "max_tokens": 500, "ignore_eos": True, "stream": True}
+        with slow.http.stream("POST", "/v1/completions", json=asked) as response:
+            for line in response.iter_lines():
+                if '"finish_reason": "length"' in line:
+                    break
+            else:
+                raise AssertionError("no answer ended")
+            while slow.engine.under_way == 2:  # it is told to the loop a moment later
+                time.sleep(0.001)
+            assert slow.engine.under_way == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -37,7 +38,8 @@ class Server:
     openai: openai.OpenAI
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return self.http.post(path, json=body, **options)
+        headers = {"Content-Type": "application/json", **options.pop("headers", {})}
+        return self.http.post(path, content=json.dumps(body), headers=headers, **options)  # any text, escaped
 
     def at_rest(self) -> bool:
         """Wait until nothing is under way and no page is held but for later requests; whether that comes."""
