@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 # A name and "=", not in a path, an address or an option; then a switch's value, a value, or the end of what is named.
-_NAMED = re.compile(r"(?<![\w./=-])([a-z][a-z_]*)=(?!=)(True\b|False\b)?(?=([\s,.;:)?]|$)?)")
+_NAMED = re.compile(r"""(?<![\w./=?&'"-])([a-z][a-z_]*)=(?!=)(True\b|False\b)?(?=([\s,.;:)?]|$)?)""")
 
 
 def as_typed(text: str, options: Mapping[str, tuple[str, str]] | None = None, typed: Sequence[str] = ()) -> str:
@@ -25,12 +25,13 @@ def as_typed(text: str, options: Mapping[str, tuple[str, str]] | None = None, ty
             they are. None: every name is an option.
         typed: the words of the command; text of the user's own, a file called `memory=4.txt` say, stays as it is.
     """
-    own = " ".join(re.sub(r"^--[a-z-]+=", "", word) for word in typed)
+    own = [value for word in typed if "=" in (value := re.sub(r"^--[a-z-]+=", "", word))]
 
     def option(match: re.Match[str]) -> str:
         name, switch, end = match.groups()
         word = text[match.start() :].split()[0].rstrip(".,;:)")
-        if (options is not None and name not in options) or (word != match[0] and word in own):
+        users_own = word != match[0] and any(value in word or word in value for value in own)
+        if users_own or (options is not None and name not in options):
             return match[0]
         on, off = ("--" + name.replace("_", "-"), "") if options is None else options[name]
         if switch == "False":

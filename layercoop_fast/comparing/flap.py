@@ -125,6 +125,10 @@ def find_projections(game: ModelGame) -> list[Projection]:
             raise RequestError(
                 f"width pruning is for llama-shaped models, and block {layer} is not one: {reason}"
             ) from reason
+        if parts.joint_head_norms:
+            raise RequestError(
+                f"width pruning takes heads away one by one, and block {layer} norms all its heads together"
+            )
         found += _projections_of(parts)
     return found
 

@@ -307,12 +307,17 @@ def norm_of(module: nn.Module, *, held: bool = True) -> Norm | None:
     weight = module.get_parameter("weight").detach()
     if weight.dim() != 1 or (held and weight.dtype not in _NORM_TOLERANCE):
         return None
-    if not held:
+    if not held or weight.is_meta:
         return Norm(weight, eps)
     probe = torch.linspace(-1, 2, len(weight))[None].to(weight)
     tolerance = _NORM_TOLERANCE[weight.dtype]
     with torch.inference_mode():
-        found = module(probe)
+        try:
+            found = module(probe)
+        except Exception:  # a module that looks like a norm and takes other arguments; whatever it raises, it is none
+            return None
+        if not isinstance(found, Tensor):
+            return None
         for gemma in (False, True):
             expected = rms_norm_reference(probe, weight, eps, gemma=gemma)
             if found.shape == expected.shape and torch.allclose(found, expected, rtol=tolerance, atol=tolerance):

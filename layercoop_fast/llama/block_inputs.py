@@ -99,9 +99,8 @@ def handed_masks(call: BlockCall, convention: Convention) -> Iterator[tuple[str 
 
 def causal_mask(tokens: int, sliding_window: int = 0, device: torch.device | None = None) -> Tensor:
     """What each token of a text sees, bool [T, T]: itself and all before it, or of these the last `sliding_window`."""
-    at = torch.arange(tokens, device=device)
-    behind = at[:, None] - at
-    return (behind >= 0) & (behind < (sliding_window or tokens))
+    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    return seen.triu(1 - sliding_window) if sliding_window else seen
 
 
 def is_mask(mask: Tensor, seen: Tensor | None = None) -> bool:

@@ -26,7 +26,7 @@ class Windows:
         pictures: what a vision-language model sees before each window's text. The picture is context that all masks
             share; it is not scored.
         positions: int64 [W, T] where windows are trees of texts, written depth first (`kernels/attention.py`); the
-            model must take positions and a mask for them, which `texts/token_tree.py` makes sure of.
+            model must take positions and a mask for them, which `masked/trees.py` makes sure of.
 
     Raises `RequestError` where that leaves no position.
     """

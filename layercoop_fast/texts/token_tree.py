@@ -2,11 +2,11 @@
 
     packs = pack_trees(groups)                                          # the options of an item are a group
     windows = Windows(skeleton, packs.ids, positions=packs.positions)
-    check_trees(windows)                                                # refuses a model whose blocks cannot do it
+    check_trees(windows)                                                # `masked/trees.py`: can the blocks do it?
 
 The sequences of a pack form a tree of tokens: examples that all items share, then an item's context, then its options,
 and whatever beginning options have in common. It is written down depth first as one window; the position of a
-token is its depth, as in its own sequence, and attends to its ancestors alone. So in every block the keys and
+token is its depth, as in its own sequence, and it attends to its ancestors alone. So in every block the keys and
 values of a context exist once, under each mask prefix, for all that follows it.
 
 A token that no scored token follows is not computed: the last of each option. Windows are padded to one length with

@@ -27,6 +27,8 @@ OPTIONS = options_of(app)
         ("measure_cost=False, texts=", "--no-cost, --eval"),
         ("LAYERCOOP_THREADS=0, nonsense=3, 2 == 2 and `ray start --address=x`", None),
         ("the folder /tmp/seed=3/store=4 is not there", None),
+        ("unknown utility 'seed=5'", None),
+        ("https://hub/x?name=foo&source=bar is not there", None),
     ],
 )
 def test_parameters_become_options(said: str, read: str | None) -> None:
@@ -37,6 +39,7 @@ def test_the_users_own_words_stay() -> None:
     typed = ["evaluate", "--masks", "memory=4.npy", "--drop=1.5", "--out", "seed="]
     assert as_typed("memory=4.npy cannot be read", OPTIONS, typed) == "memory=4.npy cannot be read"
     assert as_typed("drop=1.5 is not a share", OPTIONS, typed) == "--drop 1.5 is not a share"
+    assert as_typed("memory=4.npy.store holds another game", OPTIONS, typed) == "memory=4.npy.store holds another game"
     assert as_typed("seed= is about drawing", OPTIONS, typed) == "--seed is about drawing"
 
 

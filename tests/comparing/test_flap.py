@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, save_tiny, tiny_tokenizer
+from tiny_models import save_tiny, tiny_model, tiny_tokenizer
 
 from layercoop_fast.comparing.flap import WidthPruned, choose, find_projections, flap, group_scores, measure_fluctuation
 from layercoop_fast.engine.loading import Checkpoint, open_checkpoint
@@ -25,7 +25,7 @@ GROUP = HIDDEN * (2 * HEAD + 2 * HEAD + 2 * HEAD)  # two query heads, one key an
 def game_of(family: str = "llama", **config) -> ModelGame:
     ids = torch.randint(3, 256, (3, 20), generator=torch.Generator().manual_seed(0))
     shape = SHAPE if family == "llama" else {}
-    model = FAMILIES[family](n_layers=L, **{**shape, **config})
+    model = tiny_model(family, n_layers=L, **{**shape, **config})
     return ModelGame(Checkpoint(model, tiny_tokenizer(), family), Calibration(ids, "t"))
 
 
@@ -127,6 +127,8 @@ def test_the_lowest_go_and_what_no_longer_fits_is_passed_over() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(RequestError, match="width pruning is for llama-shaped models, and block 0 is not one"):
         flap(game_of("gpt2"), 1000)
+    with pytest.raises(RequestError, match="block 0 norms all its heads together"):
+        flap(game_of("olmo2"), 1000)
     for n_params in (0, 10**9):
         with pytest.raises(RequestError, match=f"can go, not {n_params}"):
             flap(game_of(), n_params)

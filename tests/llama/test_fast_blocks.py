@@ -258,6 +258,15 @@ def test_a_mask_that_is_not_the_sliding_windows_is_refused() -> None:
     refused("llama", "its sliding window is not in the mask that it is handed", change=other_window)
 
 
+@pytest.mark.parametrize("returned", [lambda hidden: (hidden, hidden), lambda hidden: 1 / 0])
+def test_a_norm_that_does_something_else_is_refused(returned: Callable[[Any], Any]) -> None:
+    """A fused norm that returns a pair, and one that fails: the block is refused, and nothing is raised."""
+    skeleton = Skeleton(tiny_model("llama", n_layers=1))
+    call = calls_of(skeleton, ids_of(skeleton.model, 2))[0]
+    skeleton.blocks[0].input_layernorm.forward = returned
+    assert "no root-mean-square norm" in str(why_not(skeleton.blocks[0], call, skeleton.convention))
+
+
 def test_another_activation_is_refused() -> None:
     refused("llama", "gated neither by SiLU nor by GELU's tanh form", hidden_act="gelu")
 
