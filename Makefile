@@ -50,7 +50,7 @@ lint: $(VENV)/installed
 
 types: $(VENV)/installed
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest layercoop_fast._C --allowlist tests/csrc/stubtest.txt
+	$(BIN)/python -m mypy.stubtest layercoop_fast._C --allowlist tests/csrc/stubtest.txt --mypy-config-file pyproject.toml
 
 bench: $(VENV)/installed $(VENV)/model
 	$(BIN)/layercoop-fast bench

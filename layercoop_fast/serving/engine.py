@@ -70,12 +70,12 @@ class Ticket:
                     yield index, one.steps[at[index] - 1]
             if self._expired:
                 raise RefusedError(504, f"the request took longer than {self.engine.options.timeout:g} s", "timeout")
-            self.engine.check()
             for one in self.runnings:
                 if one.error is not None:
                     raise _refused(one.error)
             if ended:
                 return
+            self.engine.check()
             await self._news.wait()
 
     def cancel(self) -> None:
@@ -127,19 +127,22 @@ class Engine:
     def close(self) -> None:
         """End what is under way, and the thread."""
         self.cut_off = self.under_way
+        with self._wake:
+            self._closing = True
         for ticket in list(dict.fromkeys(self._tickets.values())):
             ticket.cancel()
             ticket._news.set()
         with self._wake:
-            self._closing = True
             self._wake.notify()
         if self._thread is not None:
             self._thread.join(timeout=30)
 
     def check(self) -> None:
-        """Raise `RefusedError` 503 where the thread has failed."""
+        """Raise `RefusedError` 503 where the thread has failed, or ends."""
         if self.failed is not None:
             raise RefusedError(503, f"the engine has failed: {self.failed}", "engine_failed")
+        if self._closing:
+            raise RefusedError(503, "the server ends", "shutting_down")
 
     def submit(self, model: str, requests: Sequence[Request]) -> Ticket:
         """Take in the requests of one call; they are computed from the next step on.
