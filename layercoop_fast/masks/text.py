@@ -43,7 +43,7 @@ def mask_of(text: str, n_layers: int, option: str = "mask=") -> Halves:
 
 
 def blocks_mask(text: str, n_layers: int, option: str = "mask=") -> Halves:
-    """The halves of blocks that stay, uint8 [L], after `3,7,13-18`, `12.attn` or `full`: as `mask_of`, without files."""
+    """The halves of blocks that stay, uint8 [L], of `3,7,13-18`, `12.attn` or `full`: `mask_of` without files."""
     if text.strip() == "full":
         return np.full(n_layers, WHOLE, dtype=np.uint8)
     return _without(parse_removed(text, option), text, n_layers, option)
