@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -342,17 +341,3 @@ def test_metrics_of_a_mask_that_goes_while_it_answers_go_with_its_last_request(s
         list(lines)
     assert server.at_rest()
     assert "tiny:gone" not in server.http.get("/metrics").text
-
-
-def test_one_choice_that_ends_early_counts_as_ended(server: Server, folder: Path) -> None:
-    with serving(folder, ServerOptions(parallel=1, queue=16)) as slow:
-        asked = {**ASKED, "prompt": ["abc", "abd"], "max_tokens": 500, "ignore_eos": True, "stream": True}
-        with slow.http.stream("POST", "/v1/completions", json=asked) as response:
-            for line in response.iter_lines():
-                if '"finish_reason": "length"' in line:
-                    break
-            else:
-                raise AssertionError("no answer ended")
-            while slow.engine.under_way == 2:  # it is told to the loop a moment later
-                time.sleep(0.001)
-            assert slow.engine.under_way == 1
