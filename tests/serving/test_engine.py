@@ -5,27 +5,67 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.runtime.requests import Request
-from layercoop_fast.serving.engine import Engine
+from layercoop_fast.serving.engine import Engine, Ticket
 from layercoop_fast.serving.metrics import Metrics
 from layercoop_fast.serving.options import ServerOptions
+
+NAME = 'model_name="tiny"'
+
+
+class Stepped:
+    """An engine whose steps the test takes."""
+
+    def __init__(self, model: LayerSkipModel) -> None:
+        self.metrics = Metrics(model, lambda: self.engine.under_way)
+        self.engine = Engine(model, ServerOptions(), self.metrics)
+        self.engine._loop = asyncio.get_running_loop()
+
+    def submit(self, *n_new: int) -> Ticket:
+        mask = self.engine.model.mask()
+        return self.engine.submit("tiny", [Request((5, 6, 7), mask, count, ignore_eos=True) for count in n_new])
+
+    def step(self) -> None:
+        touched = self.engine.model.batcher.step()
+        self.engine._tell([(one, len(one.steps)) for one in touched], time.perf_counter())
+
+    def text(self) -> str:
+        return self.metrics.text().decode()
+
+
+@pytest.fixture(autouse=True)
+def at_rest(direct: LayerSkipModel) -> None:
+    assert direct.batcher.idle
 
 
 def test_one_choice_that_ends_early_counts_as_ended(direct: LayerSkipModel) -> None:
     async def run() -> None:
-        metrics = Metrics(direct, lambda: engine.under_way)
-        engine = Engine(direct, ServerOptions(), metrics)
-        engine._loop = asyncio.get_running_loop()
-        short, long = (Request((5, 6, 7), direct.mask(), n_new, ignore_eos=True) for n_new in (2, 20))
-        ticket = engine.submit("tiny", [short, long])
+        stepped = Stepped(direct)
+        ticket = stepped.submit(2, 20)
         while not ticket.runnings[0].ended:
-            engine._tell([(one, len(one.steps)) for one in direct.batcher.step()], time.perf_counter())
+            stepped.step()
         assert not ticket.ended
-        assert engine.under_way == 1
-        assert 'request_success_total{finished_reason="length",model_name="tiny"} 1.0' in metrics.text().decode()
+        assert stepped.engine.under_way == 1
+        assert f'request_success_total{{finished_reason="length",{NAME}}} 1.0' in stepped.text()
         ticket.cancel()
-        assert engine.under_way == 0
+        assert stepped.engine.under_way == 0
         direct.batcher.cancel(*ticket.runnings)
+
+    asyncio.run(run())
+
+
+def test_metrics_of_a_mask_that_goes_while_it_answers_go_with_its_last_request(direct: LayerSkipModel) -> None:
+    async def run() -> None:
+        stepped = Stepped(direct)
+        ticket = stepped.submit(5)
+        stepped.step()
+        stepped.metrics.forget("tiny")
+        assert NAME in stepped.text()
+        while not ticket.ended:
+            stepped.step()
+        assert NAME not in stepped.text()
 
     asyncio.run(run())

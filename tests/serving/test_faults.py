@@ -327,17 +327,3 @@ def test_a_chat_that_names_no_length_gets_what_fits(folder: Path) -> None:
         answer = server.post("/v1/chat/completions", chat).json()
         assert answer["usage"]["total_tokens"] == 48
         assert answer["choices"][0]["finish_reason"] == "length"
-
-
-def test_metrics_of_a_mask_that_goes_while_it_answers_go_with_its_last_request(server: Server) -> None:
-    key = {"Authorization": "Bearer admin"}
-    server.post("/v1/masks", {"name": "gone", "layer_mask": "2"}, headers=key)
-    asked = {**ASKED, "model": "tiny:gone", "max_tokens": 200, "ignore_eos": True, "stream": True}
-    with server.http.stream("POST", "/v1/completions", json=asked) as response:
-        lines = response.iter_lines()
-        next(lines)
-        server.http.delete("/v1/masks/gone", headers=key)
-        assert 'model_name="tiny:gone"' in server.http.get("/metrics").text
-        list(lines)
-    assert server.at_rest()
-    assert "tiny:gone" not in server.http.get("/metrics").text
