@@ -15,7 +15,7 @@ from layercoop_fast.errors import RequestError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_UNKNOWN = "\ufffd"  # decoders return it for bytes that are not a whole character
+NO_CHARACTER = "\ufffd"  # decoders return it for bytes that are not a whole character
 _CHARACTER_BYTES = 4  # the most that UTF-8 has
 _CONTEXT = 6  # tokens of the prompt that are decoded together with the first new ones
 
@@ -41,7 +41,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._tokens = self._last(prompt)  # decoded together
         text = self._decode(self._tokens)
-        self._done = len(text.rstrip(_UNKNOWN))  # characters of their text that were returned
+        self._done = len(text.rstrip(NO_CHARACTER))  # characters of their text that were returned
         # Tokens before the border end with a whole character, and their text was returned.
         self._border = len(self._tokens) if self._done == len(text) else 0
         self._waiting = 0  # tokens since the last whole character
@@ -51,7 +51,7 @@ class Detokenizer:
         self._tokens.append(int(token))
         self._waiting += 1
         text = self._decode(self._tokens)
-        certain = len(text.rstrip(_UNKNOWN))
+        certain = len(text.rstrip(NO_CHARACTER))
         if self._waiting > _CHARACTER_BYTES:
             # Longer than any character: only the last few bytes may still become one.
             certain = max(certain, len(text) - (_CHARACTER_BYTES - 1))
@@ -72,7 +72,7 @@ class Detokenizer:
         tokens: list[int] = []
         for count in range(_CONTEXT, _CONTEXT + _CHARACTER_BYTES):
             tokens = [int(token) for token in prompt[-count:]]
-            if not self._decode(tokens).startswith(_UNKNOWN):
+            if not self._decode(tokens).startswith(NO_CHARACTER):
                 break
         return tokens
 

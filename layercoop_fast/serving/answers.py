@@ -20,15 +20,16 @@ from layercoop_fast.runtime.conversation import chat_tokens
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.runtime.options import Sampling
 from layercoop_fast.runtime.requests import Request, Step, read_stops
+from layercoop_fast.runtime.stops import NO_CHARACTER
+from layercoop_fast.search.base import finite_or_none
 from layercoop_fast.serving.engine import Ticket
 from layercoop_fast.serving.failures import RefusedError, bad_request
 from layercoop_fast.serving.masks import NamedMask
 from layercoop_fast.serving.options import MOST_ANSWERS, ServerOptions
-from layercoop_fast.serving.protocol import Asked, ChatRequest, CompletionRequest, Message, finite
+from layercoop_fast.serving.protocol import Asked, ChatRequest, CompletionRequest, Message
 
 # OpenAI's own default of completions.
 _COMPLETION_TOKENS = 16
-_NO_CHARACTER = "\ufffd"  # what decoders write for bytes that are no whole character
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -136,7 +137,7 @@ class Answer(ABC):
         if token not in self._texts:
             tokenizer = self._model.tokenizer
             text = str(token) if tokenizer is None else str(tokenizer.decode([token]))
-            if _NO_CHARACTER in text and tokenizer is not None:
+            if NO_CHARACTER in text and tokenizer is not None:
                 text = str(tokenizer.convert_ids_to_tokens(token))
             self._texts[token] = text
         return self._texts[token]
@@ -249,8 +250,10 @@ class Completion(Answer):
             assert score is not None
             own = [] if step.token in dict(score.top) else [(step.token, score.logprob)]
             found["tokens"].append(text)
-            found["token_logprobs"].append(finite(score.logprob))
-            found["top_logprobs"].append({self._text(token): finite(value) for token, value in (*score.top, *own)})
+            found["token_logprobs"].append(finite_or_none(score.logprob))
+            found["top_logprobs"].append(
+                {self._text(token): finite_or_none(value) for token, value in (*score.top, *own)}
+            )
             found["text_offset"].append(offset)
         return found
 
@@ -300,7 +303,7 @@ class Chat(Answer):
     def _one(self, token: int, value: float) -> dict[str, Any]:
         text, tokenizer = self._text(token), self._model.tokenizer
         whole = tokenizer is not None and str(tokenizer.decode([token])) == text  # else a part of a character
-        return {"token": text, "logprob": finite(value), "bytes": list(text.encode()) if whole else None}
+        return {"token": text, "logprob": finite_or_none(value), "bytes": list(text.encode()) if whole else None}
 
 
 def context_of(model: LayerSkipModel, options: ServerOptions) -> int | None:

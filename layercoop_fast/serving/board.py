@@ -28,6 +28,7 @@ from layercoop_fast.masks.text import text_of
 from layercoop_fast.masks.types import Masks
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.model import LayerSkipModel
+from layercoop_fast.search.base import finite_or_none
 from layercoop_fast.search.best_masks import best_masks
 from layercoop_fast.serving.failures import RefusedError, bad_request
 from layercoop_fast.surrogate.ridge import RidgeSurrogate
@@ -204,7 +205,7 @@ def add_board(
             "removed": text_of(halves),
             "parameters": size.parameters,
             "bytes": size.n_bytes,
-            "predicted": None if predicted is None or not math.isfinite(predicted) else predicted,
+            "predicted": None if predicted is None else finite_or_none(predicted),
         }
 
     @app.post("/board/measure", dependencies=key, include_in_schema=False)
@@ -217,8 +218,8 @@ def add_board(
             raise bad_request(str(error)) from error
         except LayercoopError as error:
             raise RefusedError(503, str(error), "busy") from error
-        measured = math.isfinite(nll)
-        return {"nll": nll if measured else None, "ratio": math.exp(full - nll) if measured else 0.0}
+        measured = finite_or_none(nll)
+        return {"nll": measured, "ratio": 0.0 if measured is None else math.exp(full - measured)}
 
     @app.post("/board/best", dependencies=key, include_in_schema=False)
     async def best(asked: Size) -> dict[str, Any]:
@@ -228,4 +229,4 @@ def add_board(
             halves, worth = await alone(predictions.best, asked.remove)
         except RequestError as error:
             raise bad_request(str(error), "remove") from error
-        return {"halves": halves.tolist(), "predicted": worth if math.isfinite(worth) else None}
+        return {"halves": halves.tolist(), "predicted": finite_or_none(worth)}

@@ -6,7 +6,6 @@ A field that is not here is refused by name where it would change the answer (`R
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -214,8 +213,3 @@ class MaskRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: StrictStr = Field(min_length=1, max_length=64)
     layer_mask: MaskText | MaskBits
-
-
-def finite(value: float) -> float | None:
-    """A number that JSON has a form for: None for those it has none for."""
-    return value if math.isfinite(value) else None
