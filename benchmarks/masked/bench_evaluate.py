@@ -132,6 +132,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(result) + "\n")
 
 
+@torch.inference_mode()
 def published(game: ModelGame, masks: Masks, now: Clock) -> Timed:
     """Clone, zero, run everything, restore."""
     found, blocks, head = [], 0.0, 0.0
@@ -157,6 +158,7 @@ def published(game: ModelGame, masks: Masks, now: Clock) -> Timed:
     return blocks, head, np.array(found)
 
 
+@torch.inference_mode()
 def skip(game: ModelGame, masks: Masks, now: Clock) -> Timed:
     """Run each mask's kept blocks, nothing shared."""
     found, blocks, head = [], 0.0, 0.0

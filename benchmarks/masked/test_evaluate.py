@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from engine.bench_evaluate import planned, published, skip
+from masked.bench_evaluate import planned, published, skip
 
 from layercoop_fast import ModelGame, stratified_masks
 
