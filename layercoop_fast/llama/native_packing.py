@@ -50,7 +50,7 @@ def pack_rows(format: str, parts: Sequence[Tensor]) -> _C.PackedMatrix:
 
 
 def pack_gate_up(format: str, gate: Tensor, up: Tensor) -> _C.PackedMatrix:
-    """Sixteen rows of gate, sixteen of up, by turns, both [I, H]; padded with zeros."""
+    """Sixteen rows of gate and sixteen of up, alternating, both [I, H]; padded with zeros."""
     inner, columns = gate.shape
     padded = -(-inner // TILE) * TILE
     packed = _C.PackedMatrix(format, 2 * padded, columns)
