@@ -1,4 +1,4 @@
-"""Products of a few rows with packed weights, beside a plain read of the same bytes and torch's products; one run.
+"""Products of a few rows with packed weights, next to a plain read of the same bytes and torch's products; one run.
 
     python benchmarks/runtime/bench_products.py [--megabytes 128] [--threads 2] [--clock cpu]
     python benchmarks/runtime/bench_products.py --rows 256,480 --matrices 3072x576,576x1536,960x576   # as prompts have
