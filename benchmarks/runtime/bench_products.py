@@ -28,8 +28,8 @@ from clock import CLOCKS, best, set_up
 from machine import machine
 
 from layercoop_fast import _C
-from layercoop_fast.kernels.linear import FORMATS
 from layercoop_fast.kernels.quantise import quantise_int4, quantise_int8
+from layercoop_fast.llama.native_packing import FORMATS
 
 BITS = {"fp32": 32, "bf16": 16, "int8": 8.5, "int4": 5}
 COLUMNS = (576, 1536)
