@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: the measure beside which decoding is put.
+"""How fast this machine reads memory: what the speed of decoding is compared with.
 
 A loop of vector loads and sums, compiled here for the machine's own processor, one thread a share; where there is no
 compiler, torch's sum, which reads a quarter less on some machines.

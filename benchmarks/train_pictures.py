@@ -128,7 +128,7 @@ def new_model(seed: int) -> Any:
 
 
 class PictureTraining(Training):
-    """The same training on pictures with captions, drawn anew for each step."""
+    """The same training on pictures with captions, drawn again for each step."""
 
     prefix = PATCHES
 

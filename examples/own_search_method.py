@@ -1,7 +1,8 @@
 """A search method of your own, compared with two of the package's on one model.
 
-A method is a function `search(game, n_remove, *, seed, budget, allowed, progress) -> Choice`. To make it one that
-`prune --method NAME` knows, put it into `layercoop_fast/search/NAME.py` (docs/extending.md).
+A method is a function from what is asked for to a `Choice`. `search_method` checks the size and makes it
+`search(game, n_remove, *, seed, budget, allowed, progress)`. To make it one that `prune --method NAME` knows, put it
+into `layercoop_fast/search/NAME.py` (docs/extending.md).
 
     python examples/own_search_method.py [MODEL]
 """
@@ -14,40 +15,31 @@ import numpy as np
 from tiny_model import model_or_tiny
 
 from layercoop_fast import ModelGame
-from layercoop_fast.masks.types import Game, Masks, Progress
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, get_method
+from layercoop_fast.masks.types import Masks
+from layercoop_fast.search.base import Asked, Choice, get_method, search_method
 
 
-def search(
-    game: Game,
-    n_remove: int,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    allowed: Allowed | None = None,
-    progress: Progress | None = None,
-) -> Choice:
+@search_method
+def search(asked: Asked) -> Choice:
     """Hill climbing: begin with a drawn mask, take the best swap of a kept and a removed player while there is one."""
-    n = game.n_players
-    check_n_remove(n, n_remove)
-    left = 200 if budget is None else budget
-    rng = np.random.default_rng(seed)
-    best = np.ones(n, dtype=np.bool_)
-    best[rng.choice(n, n_remove, replace=False)] = False
-    worth, asked = float(game(best[None])[0]), 1
+    game, allowed = asked.game, asked.allowed
+    left = 200 if asked.budget is None else asked.budget
+    rng = np.random.default_rng(asked.seed)
+    best = np.ones(asked.n, dtype=np.bool_)
+    best[rng.choice(asked.n, asked.n_remove, replace=False)] = False
+    worth, measured = float(game(best[None])[0]), 1
     while True:
         swaps = [_swapped(best, i, j) for i in np.flatnonzero(best) for j in np.flatnonzero(~best)]
-        swaps = [mask for mask in swaps if allowed is None or allowed.check(mask) is None][: left - asked]
+        swaps = [mask for mask in swaps if allowed is None or allowed.check(mask) is None][: left - measured]
         if not swaps:
             break
         worths = game(np.array(swaps))  # one call for all: masks share their common prefixes
-        asked += len(swaps)
-        if progress is not None:
-            progress("masks", asked, left)
+        measured += len(swaps)
+        asked.report("masks", measured, left)
         if worths.max() <= worth:
             break
         best, worth = swaps[int(worths.argmax())], float(worths.max())
-    return Choice(best, "climbing", None, asked)
+    return Choice(best, "climbing", None, measured)
 
 
 def _swapped(mask: Masks, i: int, j: int) -> Masks:

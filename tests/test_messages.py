@@ -16,8 +16,6 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHERS = {
     "bench/running.py": {"--size", "--benchmark-json", "--model", "--out", "--tiny"},  # of pytest and bench_gpu.py
     "export/gguf.py": {"--merge"},  # of llama-gguf-split
-    "kernels/gpu/aot.py": {"--operations", "--out", "--quick", "--targets"},
-    "kernels/gpu/table.py": {"--out"},
     "workers/ray_workers.py": {"--head", "--num-cpus", "--num-gpus", "--num-"},  # of ray start
 }
 

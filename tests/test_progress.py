@@ -25,10 +25,15 @@ def run_bars(wait: float = 0.0) -> None:
         bars.update("epochs", 3, 300)
 
 
-def test_a_terminal_sees_stages_and_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("layercoop_fast.progress.PATIENCE_SECONDS", 0.0)
+@pytest.fixture
+def in_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
+
+
+@pytest.mark.usefixtures("in_terminal")
+def test_a_terminal_sees_stages_and_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("layercoop_fast.progress.PATIENCE_SECONDS", 0.0)
     run_bars(wait=0.3)
     printed = capsys.readouterr()
     assert "layer evaluations" in printed.err
@@ -37,22 +42,16 @@ def test_a_terminal_sees_stages_and_counts(monkeypatch: pytest.MonkeyPatch, caps
     assert printed.out == ""
 
 
-def test_a_silent_stage_is_drawn_once_patience_is_over(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
+@pytest.mark.usefixtures("in_terminal")
+def test_a_silent_stage_is_drawn_once_patience_is_over(capsys: pytest.CaptureFixture[str]) -> None:
     with Bars(patience=0.1) as bars:
         bars.update("opening the model", 0, 1)
         time.sleep(0.5)
     assert "opening the model" in capsys.readouterr().err
 
 
-def test_a_terminal_shows_lines_above_its_bars(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
+@pytest.mark.usefixtures("in_terminal")
+def test_a_terminal_shows_lines_above_its_bars(capsys: pytest.CaptureFixture[str]) -> None:
     with Bars(patience=0.0) as bars:
         bars.update("methods and sizes", 1, 9)
         time.sleep(0.3)

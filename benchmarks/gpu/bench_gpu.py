@@ -8,7 +8,7 @@ engine      500 masks on 10 × 128 and on 8 × 2048 tokens, an 8B llama and a sm
 decode      tokens a second of the same models: ours (16, 8, 4 bits), transformers, its static cache, torch.compile
 surrogate   values of masks, what each player adds, all 2^30, 2^32, 2^40 masks: ours, torch, torch.compile, C++
 
-Models are random: no network is needed. Writes a JSON file, and beside it a table (.md) ready for docs/performance.md.
+Models are random: no network is needed. Writes a JSON file, and next to it a table (.md) ready for docs/performance.md.
 What fails is said in both and the rest goes on; the exit status is then 1. Without a GPU it is 2, but for --tiny, which
 runs the same code at sizes that mean nothing, kernels in Triton's interpreter.
 """
@@ -146,8 +146,8 @@ def table(result: dict[str, Any]) -> str:
             for way, speed in found["tokens_a_second"].items():
                 limit = found.get("limit", {}).get(way)
                 share = found.get("share_of_limit", {}).get(way)
-                beside = f"{'' if limit is None else _number(limit)} | {'' if share is None else f'{share:.0%}'}"
-                lines.append(f"| {way} | {_number(speed)} | {beside} |")
+                columns = f"{'' if limit is None else _number(limit)} | {'' if share is None else f'{share:.0%}'}"
+                lines.append(f"| {way} | {_number(speed)} | {columns} |")
             lines.append("")
         elif where == "surrogate":
             lines += ["| surrogate | way | seconds | ÷ ours | share of fp32 peak |", "|---|---|---|---|---|"]

@@ -391,7 +391,7 @@ def _int4_rows(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
 
 
 def _quantised(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None, bits: int, rows: int) -> Row:
-    """Gate and up of one token or of some, the norm before them; beside it the product with weights of 16 bits."""
+    """Gate and up of one token or of some, with the norm before them, next to the product with weights of 16 bits."""
     weight = _random(device, dtype, 2 * s.inner, s.hidden) * s.hidden**-0.5
     packed = pack(weight.float(), bits)
     x, scale = _random(device, dtype, rows, s.hidden), _random(device, dtype, s.hidden)

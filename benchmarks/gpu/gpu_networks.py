@@ -1,7 +1,8 @@
-"""Surrogate networks: values of masks, what each player adds, and all masks; on the GPU by ours and torch, and by C++.
+"""Surrogate networks: values of masks, marginals of players, and all masks; ours and torch on the GPU, ours in C++.
 
-torch computes every pre-activation anew, in pieces that fit into memory; of all masks it does one piece, and its time
-is that times the number of pieces. The share of the peak is that of the instructions that docs/kernels.md counts.
+torch computes every pre-activation again, in pieces that fit into memory. Of all masks it computes one piece, and its
+time is that of the piece times the number of pieces. The share of the peak is that of the
+instructions that docs/kernels.md counts.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from layercoop_fast.kernels.gpu import surrogate as gpu
 from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.shapley.enumeration import enumerate_masks
 
-# Masks whose pre-activations torch holds at a time: 1 GB of one network's, 33 MB a player of the ensemble's.
-_PIECE, _PIECE_MOVED = 1 << 22, 1 << 11
+# Masks whose pre-activations torch holds at a time: 1 GB for one network, 33 MB a player for the ensemble.
+_PIECE, _PIECE_OF_MARGINALS = 1 << 22, 1 << 11
 # 2^40 masks by C++ would take an hour.
 _MOST_NATIVE = 32
 
@@ -33,13 +34,16 @@ def random_networks(players: int, ensemble: int = 1, hidden: int | None = None) 
 
 
 def bench(device: torch.device, *, tiny: bool, peak: Peak | None, compiler: str | None) -> list[dict[str, Any]]:
-    """Seconds of each way of each thing to compute, the fastest of three calls."""
-    players, masks_valued, masks_moved = (8, 40, 10) if tiny else (32, 1 << 20, 80_000)
+    """Seconds that each implementation takes for each computation, the fastest of three calls."""
+    players, value_masks, marginal_masks = (8, 40, 10) if tiny else (32, 1 << 20, 80_000)
     found = []
     for ensemble in (1, 2) if tiny else (1, 8):
         networks = random_networks(players, ensemble)
-        masks = np.random.default_rng(1).random((masks_valued, players)) < 0.7
-        found += [_values(networks, masks, device, compiler), _moved(networks, masks[:masks_moved], device, compiler)]
+        masks = np.random.default_rng(1).random((value_masks, players)) < 0.7
+        found += [
+            _values(networks, masks, device, compiler),
+            _marginals(networks, masks[:marginal_masks], device, compiler),
+        ]
     for n in (6,) if tiny else (30, 32, 40):
         found += _enumerated(n, device, compiler, tiny=tiny)
     for row in found:
@@ -55,7 +59,7 @@ def _timed(what: str, operations: int, ways: dict[str, Callable[[], object]], ca
             if torch.cuda.is_available():
                 work()
             seconds[way] = min(wall(work) for _ in range(calls if torch.cuda.is_available() else 1))
-        except Exception as problem:  # one way less is no reason to lose the others' figures
+        except Exception as problem:  # the figures of the other implementations are kept
             seconds[way] = f"failed: {type(problem).__name__}: {problem}"[:300]
     return {"what": what, "operations": operations, "seconds": seconds}
 
@@ -85,11 +89,11 @@ def _values(networks: Networks, masks: np.ndarray, device: torch.device, compile
     )
 
 
-def _moved(networks: Networks, masks: np.ndarray, device: torch.device, compiler: str | None) -> dict[str, Any]:
+def _marginals(networks: Networks, masks: np.ndarray, device: torch.device, compiler: str | None) -> dict[str, Any]:
     there, sent = gpu.DeviceNetworks.of(networks, device), torch.from_numpy(masks).to(device)
     weights = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
     compiled = _compiled(_gains, compiler)
-    pieces = sent.split(_PIECE_MOVED)
+    pieces = sent.split(_PIECE_OF_MARGINALS)
     expected = native.marginals(networks, masks)[0]
     by_torch = torch.stack([_gains(piece, *weights) for piece in pieces]).sum(0) / len(masks)
     for mean in (gpu.launch_marginals(there, sent)[0] / len(masks), by_torch):
@@ -107,7 +111,7 @@ def _moved(networks: Networks, masks: np.ndarray, device: torch.device, compiler
 
 
 def _enumerated(n: int, device: torch.device, compiler: str | None, *, tiny: bool) -> list[dict[str, Any]]:
-    """All 2ⁿ masks: sums by size and player, and with pairs and the best ten of each size beside."""
+    """All 2ⁿ masks: sums by size and player; then with sums by pair and the ten best masks of each size too."""
     networks = random_networks(n)
     there = gpu.DeviceNetworks.of(networks, device)
     weights = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
@@ -135,8 +139,8 @@ def _enumerated(n: int, device: torch.device, compiler: str | None, *, tiny: boo
     whole: dict[str, Callable[[], object]] = {"ours": lambda: enumerate_masks(networks, device="cuda", **extras)}
     if n <= _MOST_NATIVE:
         whole["C++"] = lambda: enumerate_masks(networks, **extras)
-    beside = _once(f"all 2^{n} masks, {networks.n_hidden} units, pairs and best", operations + 32 * 2**n, whole)
-    return [row, beside]
+    extended = _once(f"all 2^{n} masks, {networks.n_hidden} units, pairs and best", operations + 32 * 2**n, whole)
+    return [row, extended]
 
 
 def _once(what: str, operations: int, ways: dict[str, Callable[[], object]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ block   one block on 1 and on 4 states: the model's own, ours, its products alon
 head    scoring one state: the model's own head with torch's cross-entropy, ours, its product alone
 plan    a game of stratified masks from start to end, against the same plan with products only (same shapes, counts,
         dtype and torch, head included), against products and our attention, and against the model's own modules, all
-        by turns
+        alternating
 
 Ends in one JSON line; times are milliseconds, the fastest of a few repeats.
 """

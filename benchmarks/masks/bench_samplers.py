@@ -10,11 +10,11 @@ masks as fit it, over and over with other seeds. From the worths of these the va
 
     linear  `size_values`: least squares on the players, one constant a size
     steps   for chains through every size: what each player added as it arrived, as permutation estimators do
-    pairs   a pairwise ridge (`RidgeSurrogate`), and the same least squares on what it foretells of fixed masks
+    pairs   a pairwise ridge (`RidgeSurrogate`), and the same least squares on what it predicts for fixed masks
 
-and stand beside those of the game over the same fixed masks (all there are, up to 12 players). `variance` is the spread
-over the seeds, mean over players, times evaluations ÷ budget; `mse` holds the bias too. A gain is the figure of the
-`strata` sampler over the row's own. Sizes are those around 0.8 n kept ("target"), the published strata, or
+and compared with those of the game over the same fixed masks (all there are, up to 12 players). `variance` is the
+spread over the seeds, mean over players, times evaluations ÷ budget; `mse` holds the bias too. A gain is the figure of
+the `strata` sampler over the row's own. Sizes are those around 0.8 n kept ("target"), the published strata, or
 every one ("shapley"). The last line is JSON.
 """
 
@@ -238,7 +238,7 @@ def measured_game(path: Path) -> tuple[Game, int]:
     """Kriging through measured worths, in nats and from −15 up, as a game: a stand-in that has terms of every order.
 
     The covariance of two masks falls off with the damage of the players they differ in, e^(−4 Σ |w_i| / Σ |w|), w from
-    a linear ridge. How well masks are foretold when left out is printed.
+    a linear ridge. How well masks are predicted that were left out is printed.
     """
     measured = Worths.load(path)
     masks, rows = np.unique(measured.masks, axis=0, return_index=True)

@@ -130,7 +130,7 @@ def held_out(game: ModelGame, spec: str, windows: int) -> HeldOut:
 
 
 def masks_of(game: ModelGame, sizes: list[int], arguments: argparse.Namespace) -> dict[str, Masks]:
-    """The masks to repair by name: from a file of them, or what a method finds, its finalists beside it."""
+    """The masks to repair by name: from a file of them, or what a method finds, with its finalists."""
     file: Path | None = arguments.masks
     if file is not None and file.exists():
         removed = json.loads(file.read_text(encoding="utf-8"))

@@ -1,15 +1,16 @@
-"""Decoding and reading with the native executor, beside transformers and llama.cpp; same prompts, greedy; one run.
+"""Decoding and reading with the native executor, next to transformers and llama.cpp; same prompts, greedy; one run.
 
     python benchmarks/runtime/bench_decode.py [--dtypes fp32,bf16,int8,int4] [--hf] [--threads 2] [--text FILE]
         [--llama-python VENV/bin/python --gguf SmolLM2-135M-Instruct.Q4_1.gguf]
 
 native     for each dtype: tokens a second at 64 and 512 new tokens, and the share of what memory gives (what a loop of
            loads reads between every 32 tokens, over the bytes of a token: weights, keys and values); a prompt of 480
-           tokens; milliseconds a token under masks that keep 1.0, 0.9, 0.8 and 0.6 of the blocks, beside their bytes;
+           tokens; milliseconds a token under masks that keep 1.0, 0.9, 0.8 and 0.6 of the blocks, next to their bytes;
            what the process has in memory after loading, over what it had before, as a share of the weights
 hf         `generate` of transformers in fp32
-llama.cpp  the same model as f32, bf16, Q8_0 and Q4_1, in the environment of `--llama-python`, by turns with ours, each
-           32 tokens; how many tokens are the same; with `--text`, the perplexity of both on the last part of a text
+llama.cpp  the same model as f32, bf16, Q8_0 and Q4_1, in the environment of `--llama-python`, alternating with ours,
+           each 32 tokens; how many tokens are the same; with `--text`, the perplexity of both on the last part of
+           a text
 
 Every dtype runs in a process of its own. Ends in one JSON line.
 """
@@ -224,7 +225,7 @@ def perplexity(executor: Any, texts: list[list[int]], mask: Any) -> float:
 
 
 def kept_fractions(executor: Any, layers: int, head: int, prompt: list[int]) -> dict[str, dict[str, float]]:
-    """Milliseconds a token of masks that remove blocks at even distances, by turns, beside the bytes that they keep.
+    """Milliseconds a token of masks that remove blocks at even distances, alternating, and the bytes that these keep.
 
     `time` is the median over the turns of a mask's time over that of the whole model just before and after.
     """

@@ -23,12 +23,13 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 from machine import machine
+from packed_linear import PackedLinear
 from small_model import small_model
 
 from layercoop_fast import _C
 from layercoop_fast.engine.loading import open_checkpoint
-from layercoop_fast.kernels.linear import PackedLinear
 from layercoop_fast.texts.calibration import read_text
 
 FORMATS = ("int8", "int4")

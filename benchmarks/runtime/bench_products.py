@@ -1,4 +1,4 @@
-"""Products of a few rows with packed weights, beside a plain read of the same bytes and torch's products; one run.
+"""Products of a few rows with packed weights, next to a plain read of the same bytes and torch's products; one run.
 
     python benchmarks/runtime/bench_products.py [--megabytes 128] [--threads 2] [--clock cpu]
     python benchmarks/runtime/bench_products.py --rows 256,480 --matrices 3072x576,576x1536,960x576   # as prompts have
@@ -28,8 +28,8 @@ from clock import CLOCKS, best, set_up
 from machine import machine
 
 from layercoop_fast import _C
-from layercoop_fast.kernels.linear import FORMATS
 from layercoop_fast.kernels.quantise import quantise_int4, quantise_int8
+from layercoop_fast.llama.native_packing import FORMATS
 
 BITS = {"fp32": 32, "bf16": 16, "int8": 8.5, "int4": 5}
 COLUMNS = (576, 1536)

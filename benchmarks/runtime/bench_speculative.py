@@ -2,9 +2,9 @@
 
     python benchmarks/runtime/bench_speculative.py [--dtype int8] [--threads 2] [--tokens 256] [--draft 9,11,14-17]
 
-draft     the mask of the draft, searched on what the model writes after some prompts, and the speed-up foretold by that
-prompts   other prompts: tokens a second alone and with drafts by turns (medians of some repeats, ratios of neighbours),
-          what was expected before every round, and whether the tokens are the same
+draft     the mask of the draft, searched on what the model writes after some prompts, and the predicted speed-up
+prompts   other prompts: tokens a second alone and with drafts, alternating (medians of some repeats, ratios of
+          neighbours), what was expected before every round, and whether the tokens are the same
 off       the same prompts with a draft that is never right (the first blocks are gone): what trying it costs
 
 Ends in one JSON line.
@@ -105,7 +105,7 @@ def figures(found: Draft) -> dict[str, Any]:
 def compare(
     model: LayerSkipModel, prompt: str, mask: np.ndarray, never: np.ndarray, tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """One prompt alone, with the draft, and with one that is never right, by turns."""
+    """One prompt alone, with the draft, and with one that is never right, alternating."""
     ids = asked(model, prompt)
     rates: dict[str, list[float]] = {"alone": [], "draft": [], "never": []}
     answers: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""What coop spends and finds, by seed, beside other methods and evolution at the same cost: answered from one store.
+"""What coop spends and finds, by seed, next to other methods and evolution at the same cost, answered from one store.
 
     python benchmarks/search/bench_coop.py --calibration novels.txt --store worths.store [--remove 3,6,10] [--seeds 10]
 

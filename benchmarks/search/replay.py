@@ -1,8 +1,8 @@
-"""A game on a model that answers from a store of measured masks, and counts what measuring them anew would cost.
+"""A game on a model that answers from a store of measured masks, and counts what measuring them again would cost.
 
     game = Replay.open(small_model(), "novels.txt", store="worths.store")
     choice = coop.search(game, 10, seed=3)
-    game.passes                                       # of the full model over the calibration text, as if nothing known
+    game.passes                                       # of the full model over the text, as if nothing were known
 
 Searches differ in which masks they ask and on how many windows, not in what is measured: with a store a study of many
 searches, seeds or budgets takes the time of the masks that are new to all of them. Costs are those of a run by itself
@@ -30,7 +30,7 @@ from layercoop_fast.masks.types import Floats, Masks, Progress
 
 @dataclass
 class Passes:
-    """What rules that mask nothing have measured."""
+    """The answers of rules that mask nothing (`masked/importance.py`)."""
 
     influence: Floats | None = None
     taylor: Floats | None = None
@@ -67,10 +67,6 @@ class Replay:
     def open(cls, model: str, calibration: str, *, store: Path, **options: Any) -> Replay:
         """A game on a checkpoint in fp32, which is measured where its store does not know."""
         return cls(ModelGame.from_pretrained(model, calibration, store=store, **{"dtype": "float32", **options}))
-
-    def anew(self) -> Replay:
-        """The same game with nothing known and nothing counted."""
-        return Replay(self.source, self.utility.name, self._shared)
 
     @property
     def passes(self) -> float:

@@ -158,7 +158,7 @@ def halves(path: Path, folder: Path) -> tuple[str, str]:
 
 
 def choose(game: ModelGame, method: str, size: int, seed: int) -> dict[str, Any]:
-    """What a method removes, and what finding it cost beside what the game knows from those before."""
+    """What a method removes, and what finding it cost beyond what the game knows from the methods before."""
     before, started = game.evaluations.token_evals, time.perf_counter()
     choice = get_method(method)(game, size, seed=seed)
     return {

@@ -8,7 +8,7 @@ steady     streaming clients, each with a mask of its own, for so many seconds: 
            pages in use once all is over
 growth     tokens a second of 1, 8 and 16 clients, under one mask and under all
 overhead   seconds a token of one streaming client, over the runtime's own in the same process's model
-other      the growth of another server that speaks OpenAI's interface, by turns with ours
+other      the growth of another server that speaks OpenAI's interface, alternating with ours
 
 The server runs in a process of its own; clients are threads of this one and take their share of the processors.
 Ends in one JSON line.
@@ -198,7 +198,7 @@ def steady(server: Server, names: list[str], clients: int, seconds: float) -> di
 
 
 def growth(targets: dict[str, tuple[str, list[str]]]) -> dict[str, Any]:
-    """Tokens a second by the number of clients, servers by turns."""
+    """Tokens a second by the number of clients, the servers alternating."""
     found: dict[str, dict[str, Any]] = {name: {} for name in targets}
     for name, (url, models) in targets.items():
         together(url, models, 1, lambda asked: asked < 1)  # not counted
@@ -220,7 +220,7 @@ def growth(targets: dict[str, tuple[str, list[str]]]) -> dict[str, Any]:
 
 
 def overhead(server: Server, model: str, dtype: str) -> dict[str, float]:
-    """Seconds a token through the server and through the runtime, one stream each, by turns."""
+    """Seconds a token through the server and through the runtime, one stream each, alternating."""
     from layercoop_fast import LayerSkipModel
 
     alone = LayerSkipModel.from_pretrained(model, dtype)

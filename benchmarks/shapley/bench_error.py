@@ -2,7 +2,7 @@
 
     python benchmarks/shapley/bench_error.py [--players 12,16,32] [--per-player 8,32,128] [--plot out.html]
 
-Every game has known values at any number of players. Ours stand beside those of shapiq and SHAP where they are
+Every game has known values at any number of players. Ours are compared with those of shapiq and SHAP where they are
 installed, all on the same games, budgets and seeds, one thread (set OMP_NUM_THREADS=1 too). The error is the root mean
 square over players, relative to that of the true values, averaged over the seeds. Seconds are those of the estimator
 and the game together; these games cost next to nothing, so they show the estimator's own cost. `verdicts` counts the

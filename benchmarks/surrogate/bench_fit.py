@@ -3,8 +3,8 @@
     python benchmarks/surrogate/bench_fit.py [--worths worths.npz] [--masks 8000] [--players 32] [--repeats 3]
 
 Time: 8 networks on masks in the published strata of a game of pairs with noise; the best of the repeats, the published
-recipe and the closed-form references beside it. Quality, where measured worths are given: R² on log worths, every mask
-foretold by a fit to the other four fifths, over several ways to split them.
+recipe and the closed-form references. Quality, where measured worths are given: R² on log worths, every mask
+predicted by a fit to the other four fifths, over several ways to split them.
 Ends in one JSON line. The worths of the figures in docs/performance.md are those of
 
     python -c "import numpy as np, layercoop_fast as l; np.save('masks.npy', l.stratified_masks(30, 600))"
@@ -117,14 +117,14 @@ def qualities(masks: Masks, worths: Floats, repeats: int) -> dict[str, dict[str,
 
 
 def cross_validated(fit: Callable[[Masks, Floats], Predictor], masks: Masks, worths: Floats, seed: int) -> float:
-    """R² on log worths when each mask is foretold by a fit without its fifth; copies of a mask stay together."""
+    """R² on log worths when each mask is predicted by a fit without its fifth; copies of a mask stay together."""
     distinct, which = np.unique(masks, axis=0, return_inverse=True)
     fold = np.random.default_rng(seed).permutation(len(distinct))[which.reshape(-1)] % FOLDS
-    foretold = np.empty(len(worths))
+    predicted = np.empty(len(worths))
     for held_out in range(FOLDS):
         rest = fold != held_out
-        foretold[~rest] = fit(masks[rest], worths[rest])(masks[~rest])
-    return r_squared(np.log(worths), foretold)
+        predicted[~rest] = fit(masks[rest], worths[rest])(masks[~rest])
+    return r_squared(np.log(worths), predicted)
 
 
 def logs_of(surrogate: PublishedSurrogate) -> Predictor:

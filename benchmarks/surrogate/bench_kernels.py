@@ -9,7 +9,7 @@ peak counts n·H + H multiply-adds a mask (the kernel does fewer: it adds sums o
 float32 matrix product of torch in the same run.
 
 Ratios are of processor time on one thread each, torch at its best block size: they hold on a busy machine too. Wall
-time with all threads stands beside them. The last line is JSON.
+the time with all threads is given too. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ def show_results(results: Results, console: Console | None = None) -> None:
     console.print(table)
 
 
-def show_changes(changes: Sequence[Change], differing: Sequence[str], console: Console | None = None) -> None:
+def show_changes(changes: Sequence[Change], differing: Sequence[str]) -> None:
     """Print a row for each way that both runs timed, and a line where the two machines differ."""
-    console = console or plain_console()
+    console = plain_console()
     table = Table(title="second run ÷ first run")
     for name in ("figure", "way"):
         table.add_column(name)

@@ -41,6 +41,16 @@ class BlockCall:
             return BlockCall((*self.args[:where], hidden, *self.args[where + 1 :]), self.kwargs)
         return BlockCall(self.args, {**self.kwargs, where: hidden})
 
+    def to(self, dtype: torch.dtype) -> BlockCall:
+        """The same call with its floating-point tensors, and those in tuples, in another dtype."""
+
+        def converted(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(converted, value))
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return BlockCall(converted(self.args), {name: converted(value) for name, value in self.kwargs.items()})
+
     def arguments(self) -> Iterator[tuple[int | str, Any]]:
         """All arguments with their position or name."""
         yield from enumerate(self.args)

@@ -72,7 +72,6 @@ class StreamedBlocks:
             for each matrix, when it is first read.
 
     Attributes:
-        files: as given.
         bytes_read: by all reads so far, reads ahead included.
     """
 

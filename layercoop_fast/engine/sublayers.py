@@ -51,7 +51,6 @@ class Sublayers:
     """The 2L units of a skeleton: unit 2l is the attention half of block l, unit 2l + 1 its MLP half.
 
     Attributes:
-        skeleton: as given.
         halves: names of the attention and the MLP of each block.
 
     Raises `RequestError` for a model with a block that is not an attention followed by an MLP.

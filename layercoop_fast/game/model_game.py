@@ -1,11 +1,11 @@
-"""The game that a real model plays: masks in, worths out."""
+"""The game on a real model: masks in, worths out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from layercoop_fast.game.staged import StagedGame
 from layercoop_fast.game.store import Store
 from layercoop_fast.game.utility import Utility, check_fit, get_utility, with_objective
 from layercoop_fast.game.worths import Worths
-from layercoop_fast.inputs.options import TOKENS, WINDOWS
+from layercoop_fast.inputs.options import takes
 from layercoop_fast.masked.model import MaskedModel
 from layercoop_fast.masked.players import Label, Players, make_players
 from layercoop_fast.masked.scores import Scores
@@ -31,9 +31,6 @@ from layercoop_fast.texts.mixture import Texts
 from layercoop_fast.texts.text import Text, require_windows
 from layercoop_fast.workers.dispatch import Workers
 from layercoop_fast.workers.remote import RemoteModel
-
-if TYPE_CHECKING:
-    import torch
 
 
 class ModelGame(FullModelRules["ModelGame"]):
@@ -70,7 +67,6 @@ class ModelGame(FullModelRules["ModelGame"]):
         known: the scores of the masks that were measured, or found in the store when they were asked for.
         evaluations: what was asked and what that cost.
         source: the game that measures for this one, where this one is a run (`game/runs.py`).
-        on_progress: as given.
 
     Example:
         >>> import numpy as np
@@ -142,31 +138,9 @@ class ModelGame(FullModelRules["ModelGame"]):
         return self
 
     @classmethod
+    @takes(GameOptions)
     def from_pretrained(
-        cls,
-        path: str,
-        calibration: Texts = "builtin",
-        *,
-        utility: str | Utility | ChoiceUtility = "ppl_ratio",
-        players: str | Sequence[Sequence[Label]] = "layers",
-        windows: int = WINDOWS,
-        tokens: int = TOKENS,
-        shots: int = 0,
-        share_context: bool = True,
-        seed: int = 0,
-        dtype: str | torch.dtype = "auto",
-        device: str = "cpu",
-        memory: int | None = None,
-        blocks: str | None = None,
-        block_path: str = "auto",
-        score_every: int = 1,
-        trust_remote_code: bool = False,
-        store: str | Path | None = None,
-        workers: int | str | None = None,
-        tolerant: bool = False,
-        offload: bool = False,
-        chat: bool = False,
-        on_progress: Progress | None = None,
+        cls, path: str, calibration: Texts = "builtin", *, on_progress: Progress | None = None, **keywords: Any
     ) -> ModelGame:
         """Open a checkpoint and cut its calibration windows; see the class, `open_checkpoint` and `load_calibration`.
 
@@ -182,21 +156,16 @@ class ModelGame(FullModelRules["ModelGame"]):
 
         Raises `RequestError` in one line for whatever is wrong with the request.
         """
-        given = locals()
-        options = GameOptions(**{name: given[name] for name in GameOptions.__dataclass_fields__})
+        options = GameOptions(**keywords)
+        own = ("utility", "players", "memory", "block_path", "score_every", "store")
         with opened(path, calibration, options, on_progress) as parts:
             return cls(
                 parts.checkpoint,
                 parts.text,
                 skeleton=parts.skeleton,
-                utility=utility,
-                players=players,
-                memory=memory,
-                block_path=block_path,
-                score_every=score_every,
-                store=store,
                 workers=parts.workers,
                 on_progress=on_progress,
+                **{name: getattr(options, name) for name in own},
             )
 
     @property

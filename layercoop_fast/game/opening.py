@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layercoop_fast.engine.loading import Checkpoint, open_checkpoint
 from layercoop_fast.engine.precision import warn_if_slow
@@ -53,31 +53,19 @@ def opened(path: str, calibration: Texts, options: GameOptions, progress: Progre
         raise RequestError("the worst of several texts needs more than one: give another calibration=")
     if options.store is not None:
         check_store(Path(options.store))
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("dtype", "trust_remote_code", "blocks")}
     with ExitStack() as undo:
         workers, device = None, options.device
         if options.workers is not None:
             if options.offload:
                 raise RequestError("offload=True reads blocks for one process: leave it out, or workers=")
-            described = describe_checkpoint(
-                path,
-                dtype=options.dtype,
-                device=device,
-                trust_remote_code=options.trust_remote_code,
-                blocks=options.blocks,
-            )
+            described = describe_checkpoint(path, device=device, **how)
             workers = open_workers(options.workers, described, device=device, tolerant=options.tolerant)
             undo.callback(workers.close)
             device = "cpu"
         elif options.tolerant:
             raise RequestError("tolerant=True accepts workers on machines that differ: it belongs to workers=")
-        checkpoint = open_checkpoint(
-            path,
-            dtype=options.dtype,
-            device=device,
-            trust_remote_code=options.trust_remote_code,
-            offload=options.offload,
-            blocks=options.blocks,
-        )
+        checkpoint = open_checkpoint(path, device=device, offload=options.offload, **how)
         skeleton = Skeleton(checkpoint.model, options.blocks, checkpoint.streamed)
         if options.dtype == "auto" and options.device == "cpu" and not str(options.workers).startswith("ray"):
             warn_if_slow(skeleton.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +20,7 @@ from layercoop_fast.masks.types import Floats, Progress
 GameT = TypeVar("GameT", bound="FullModelRules[Any]")
 
 
-class FullModelRules(Generic[GameT]):
+class FullModelRules(ABC, Generic[GameT]):
     """Rules that rank players without masking any. A run has them from its source, at the cost that they have there."""
 
     masked: MaskedModel
@@ -46,9 +47,9 @@ class FullModelRules(Generic[GameT]):
         """First-order importance of each player from gradients, float64 [n]."""
         return self._asked(taylor_importance, passes=FORWARD_AND_BACKWARD, progress=progress)
 
+    @abstractmethod
     def charge(self, units: int) -> None:
         """Count unit evaluations, each on all tokens of the windows."""
-        raise NotImplementedError
 
     def _asked(self, rule: Callable[..., Floats], *arguments: int, passes: int = 1, **options: Any) -> Floats:
         """`rule(model, *arguments, **options)`, at the cost of `passes` passes. No option changes the answer."""

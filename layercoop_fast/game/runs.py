@@ -30,7 +30,6 @@ class Source(Protocol):
 
     def window_scores(self, masks: Masks) -> Scores:
         """Scores of masks, bool [M, n]: float64 [M, W]."""
-        ...
 
 
 class BySource:

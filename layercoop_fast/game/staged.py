@@ -46,28 +46,22 @@ class WindowGame(Protocol):
     @property
     def n_players(self) -> int:
         """Number of players n."""
-        ...
 
     @property
     def n_windows(self) -> int:
         """Number of windows W."""
-        ...
 
     def part(self, first: int, last: int) -> Self:
         """The same game on windows `first` to `last` − 1 alone."""
-        ...
 
     def window_scores(self, masks: Masks) -> Scores:
         """Scores of masks, bool [M, n]: float64 [M, W]."""
-        ...
 
     def learn(self, masks: Masks, scores: Scores) -> None:
         """Take in the scores (float64 [M, W]) of masks (bool [M, n]) that were measured in parts."""
-        ...
 
     def judge(self, scores: Scores, full: Floats) -> tuple[Floats, Floats]:
         """Worths and mean NLL, float64 [M], of scores on the first windows, and the full model's NLL there."""
-        ...
 
 
 class StagedGame:

@@ -181,7 +181,7 @@ class Store:
                 "UPDATE games SET measured = measured + ? WHERE id = ?", (len(packed), game)
             )
             if counted.rowcount != 1:
-                raise RunError(f"{self.path} does not hold game {game} any more: it was dropped while it was played")
+                raise RunError(f"{self.path} does not hold game {game} any more: it was dropped while it was measured")
             self.connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?)", packed)
 
     def sync(self) -> None:

@@ -339,8 +339,10 @@ def _activation(mlp: nn.Module) -> str:
 
 
 def _sliding_window(attention: nn.Module) -> int:
-    owner = attention if hasattr(attention, "sliding_window") else getattr(attention, "config", None)
-    found = getattr(owner, "sliding_window", None)
+    config, layer = getattr(attention, "config", None), getattr(attention, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    full = isinstance(layer, int) and kinds is not None and kinds[layer] == "full_attention"
+    found = getattr(attention, "sliding_window", None if full else getattr(config, "sliding_window", None))
     return found if isinstance(found, int) else 0
 
 

@@ -41,8 +41,7 @@ def find_rope(call: BlockCall, convention: Convention, parts: BlockParts, positi
     masks = list(handed_masks(call, convention))
     all_before = None if positions is None else visible_rows(positions)[:, None]
     window = parts.sliding_window if parts.sliding_window < rope.tokens else 0
-    if window and not masks:
-        raise UnfitError("its sliding window is not in the mask that it is handed")
+    # Without a mask it is taken to see all before it, whatever its config says: running it shows whether it does.
     if window and not all(is_mask(mask, all_before) for _, mask in masks):
         device = masks[0][1].device
         seen = causal_mask(rope.tokens, window, device)

@@ -9,7 +9,7 @@ products from some number of rows on (`kernels/rows.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -33,8 +33,12 @@ class Workspace:
 
     For R rows (tokens of one call) it holds R · (2H + max(C, 2I) + max(A, I)) numbers, H being the hidden width, C and
     A the widths of the joint projection and of the attention's output, I the MLP's.
+
+    Attributes:
+        proven: kinds of blocks whose fast form was compared in fp32 (`llama/fast_blocks.py`).
     """
 
+    proven: set[Hashable] = field(default_factory=set)
     _buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
 
     def matrix(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:

@@ -57,6 +57,13 @@ class PoolBlock:
         attending = hidden + self.qkv.out_features + 2 * self.parts.heads * self.parts.head_dim
         return (2 * hidden + max(attending, 3 * inner + hidden)) * self.parts.dtype.itemsize
 
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Run the block on hidden [W, T, H]; returns a new tensor."""
+        slots = torch.zeros(1, dtype=torch.int32, device=hidden.device)
+        pool = hidden.flatten(0, 1)[None].clone()
+        self.run(pool, slots, slots)
+        return pool.view_as(hidden)
+
     def run(self, pool: Tensor, sources: Tensor, targets: Tensor, half: Half | None = None) -> None:
         """Run the block, or one half of it, on the states in `sources`, each into its target.
 

@@ -22,15 +22,12 @@ class DecodeBlock(Protocol):
 
     def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries and keys, rotated, and values of states before the norm: [R, H] → [R, (heads + 2·kv_heads)·D]."""
-        ...
 
     def behind_attention(self, mixed: Tensor) -> Tensor:
         """What attention adds: [R, heads·D] → [R, H]."""
-        ...
 
     def normed_mlp(self, hidden: Tensor) -> Tensor:
         """What the MLP adds: [R, H] → [R, H]."""
-        ...
 
 
 class Ends(Protocol):
@@ -38,11 +35,9 @@ class Ends(Protocol):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """int64 [N] → [N, H]."""
-        ...
 
     def score(self, hidden: Tensor) -> Tensor:
         """States [N, H] → logits float32 [N, V]."""
-        ...
 
 
 class PlainEnds:

@@ -7,7 +7,7 @@ for factors and a soft cap. A model with a part that is not understood is refuse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def find_model(skeleton: Skeleton, held: Halves | None = None) -> tuple[ModelPar
     ]
     if len(set(places)) < len(places):
         raise UnfitError("its blocks share parameters")
-    _check_windows(skeleton, blocks)
+    blocks = _seen_windows(skeleton, blocks)
     head = fused_head(skeleton, ids[:, :4])
     if head is None:
         raise UnfitError("its head is no linear map behind the blocks, perhaps scaled or softly capped")
@@ -133,19 +133,26 @@ def _check_block(layer: int, block: BlockParts, first: BlockParts) -> None:
         raise UnfitError(f"it multiplies what its halves add by {block.factor}")
 
 
-def _check_windows(skeleton: Skeleton, blocks: list[BlockParts | None]) -> None:
-    """The masks that the model makes are those of the windows, on a text a little longer where that is short."""
+def _seen_windows(skeleton: Skeleton, blocks: list[BlockParts | None]) -> list[BlockParts | None]:
+    """The blocks with the sliding windows that the model's masks have, seen on a text a little longer, where it can be.
+
+    A config may name a window that the model does not use.
+    """
     first = {block.sliding_window: layer for layer, block in reversed(list(enumerate(blocks))) if block is not None}
     longest = max((window + 2 for window in first if window and window + 2 <= _LONGEST_PROBE), default=_PROBE)
     tokens = min(max(longest, _PROBE), skeleton.max_tokens or longest)
     context = skeleton.context(torch.zeros(1, tokens, dtype=torch.int64))
+    seen = {}
     for window, layer in first.items():
         masks = [mask for _, mask in handed_masks(context.call(layer), skeleton.convention)]
-        if 0 < window < tokens and not masks:
+        if 0 < window < tokens and not masks and skeleton.model.config._attn_implementation != "sdpa":
             raise UnfitError("its sliding window is not in the mask that it is handed")
-        seen = causal_mask(tokens, window)
-        if not all(is_mask(mask, seen) for mask in masks):
+        # torch's attention sees no other window than the one in its mask.
+        full = window < tokens and all(is_mask(mask) for mask in masks)
+        seen[window] = 0 if full else window
+        if not all(is_mask(mask, causal_mask(tokens, seen[window])) for mask in masks):
             raise UnfitError("the mask that it is handed is neither causal nor that of its sliding window")
+    return [block and replace(block, sliding_window=seen[block.sliding_window]) for block in blocks]
 
 
 def _embedding_scale(embedding: Tensor, rows: Tensor) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layercoop_fast import _C
+from layercoop_fast.kernels.quantise import ORIGINS
 from layercoop_fast.llama.block import ATTENTION, MLP, BlockParts, LinearRows, Norm
 from layercoop_fast.llama.model import ModelParts
 
@@ -23,7 +24,6 @@ TILE = 16
 
 # Numbers of the pieces in which weights are widened to fp32 while they are packed.
 _PIECE = 1 << 22
-_ORIGINS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def _origin(format: str, *parts: Tensor) -> str:
@@ -32,8 +32,8 @@ def _origin(format: str, *parts: Tensor) -> str:
         for dtype in (torch.bfloat16, torch.float16):
             # Most that are of another kind show it in a few rows.
             if all(torch.equal(rows.to(dtype).float(), rows) for part in parts for rows in (part[:TILE], part)):
-                return _ORIGINS[dtype]
-    return _ORIGINS[parts[0].dtype]
+                return ORIGINS[dtype]
+    return ORIGINS[parts[0].dtype]
 
 
 def pack_rows(format: str, parts: Sequence[Tensor]) -> _C.PackedMatrix:
@@ -50,7 +50,7 @@ def pack_rows(format: str, parts: Sequence[Tensor]) -> _C.PackedMatrix:
 
 
 def pack_gate_up(format: str, gate: Tensor, up: Tensor) -> _C.PackedMatrix:
-    """Sixteen rows of gate, sixteen of up, by turns, both [I, H]; padded with zeros."""
+    """Sixteen rows of gate and sixteen of up, alternating, both [I, H]; padded with zeros."""
     inner, columns = gate.shape
     padded = -(-inner // TILE) * TILE
     packed = _C.PackedMatrix(format, 2 * padded, columns)

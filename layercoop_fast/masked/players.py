@@ -1,4 +1,4 @@
-"""Who plays: what one bit of a mask removes.
+"""Players: what one bit of a mask removes.
 
 The engine runs *units*, each of which turns the stream into a new stream: whole blocks, or the attention and MLP
 halves of blocks. A player is one unit or a group of units that go together. Masks over players become masks over units

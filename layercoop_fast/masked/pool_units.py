@@ -7,7 +7,7 @@ copied to the place that this size's work reads it from, which is all that diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from layercoop_fast.engine.calls import BlockCall, Convention
 from layercoop_fast.kernels.rows import Product
-from layercoop_fast.llama.block import Half, UnfitError, find_parts
+from layercoop_fast.llama.block import UnfitError, find_parts
 from layercoop_fast.llama.block_inputs import find_rope
-from layercoop_fast.llama.fast_blocks import check_block
+from layercoop_fast.llama.fast_blocks import checked
 from layercoop_fast.llama.gpu_block import PoolBlock
 from layercoop_fast.masked.batch_width import MAX_ROWS, batches, power_of_two_up_to
 from layercoop_fast.masked.plan import Plan, Step
 from layercoop_fast.masked.queues import Queue, queue_of
-from layercoop_fast.masked.units import GeneralUnits
+from layercoop_fast.masked.units import GeneralUnits, part_of
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.spans import COPIES, DEVICE_BLOCKS
 
@@ -65,7 +65,7 @@ class PoolUnits:
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """One unit on states [W, T, H] that need not lie in one pool, each written to its target, all positions."""
-        layer, half = self._part(unit)
+        layer, half = part_of(unit, halves=self.halves)
         block = self.blocks[layer]
         if block is None:
             self.general.run(unit, sources, targets)
@@ -104,7 +104,7 @@ class PoolUnits:
 
     def _run_slots(self, unit: int, pool: Tensor, slots: Tensor) -> None:
         """One unit on states of the pool; slots: int32 [2, K], sources and targets, on the device."""
-        layer, half = self._part(unit)
+        layer, half = part_of(unit, halves=self.halves)
         block = self.blocks[layer]
         if block is None:
             states = pool[slots[0].long()]
@@ -118,12 +118,6 @@ class PoolUnits:
         rows = pool.flatten(1, 2)
         self.queue.run((unit, size), lambda: block.run(rows, sources, targets, half))
 
-    def _part(self, unit: int) -> tuple[int, Half | None]:
-        """A unit's layer, and which half of it the unit is."""
-        if not self.halves:
-            return unit, None
-        return unit // 2, "mlp" if unit % 2 else "attn"
-
     def _hold(self, pool: Tensor) -> None:
         """What was recorded on another pool must not run on this one."""
         if (pool.data_ptr(), pool.shape[1:]) != self._pool:
@@ -135,27 +129,28 @@ def make_pool_units(windows: Windows, general: GeneralUnits, queue: Queue, *, ha
     """Units in a pool for these windows, each block checked against the model's own; None where no block fits."""
     skeleton = windows.skeleton
     context = windows.part(0, min(2, windows.n_windows))
+    proven: set[Hashable] = set()
     blocks = [
-        pool_block(skeleton.block(layer), context.call(layer), skeleton.convention)
+        pool_block(skeleton.block(layer), context.call(layer), skeleton.convention, proven)
         for layer in range(skeleton.n_layers)
     ]
     fitting = [block if isinstance(block, PoolBlock) and block.holds else None for block in blocks]
     return PoolUnits(general, fitting, queue, halves=halves) if any(fitting) else None
 
 
-def pool_block(block: nn.Module, call: BlockCall, convention: Convention) -> PoolBlock | str:
-    """The form for a pool of a block as it is called for a batch of windows, or why it has none, in one line."""
-    try:
+def pool_block(
+    block: nn.Module, call: BlockCall, convention: Convention, proven: set[Hashable] | None = None
+) -> PoolBlock | str:
+    """The form for a pool of a block as it is called for a batch of windows, or why it has none, in one line.
+
+    `proven` collects the kinds of blocks that were compared in fp32, and is shared among the blocks of a model.
+    """
+
+    def make(block: nn.Module, call: BlockCall) -> PoolBlock:
         parts = find_parts(block, dtypes=tuple(TOLERANCE), devices=("cpu", "cuda"))
-        made = PoolBlock(parts, find_rope(call, convention, parts))
+        return PoolBlock(parts, find_rope(call, convention, parts))
 
-        def run(hidden: Tensor) -> Tensor:
-            slots = torch.zeros(1, dtype=torch.int32, device=hidden.device)
-            pool = hidden.flatten(0, 1)[None].clone()
-            made.run(pool, slots, slots)
-            return pool.view_as(hidden)
-
-        check_block(run, block, call, convention, made.rope.tokens, parts.hidden, TOLERANCE)
+    try:
+        return checked(make, block, call, convention, TOLERANCE, set() if proven is None else proven)
     except UnfitError as reason:
         return str(reason)
-    return made

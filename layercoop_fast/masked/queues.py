@@ -36,27 +36,21 @@ class Queue(Protocol):
 
     def send(self, table: Tensor) -> Tensor:
         """A copy of a host tensor (any shape [...] and dtype) on the device, for work that is queued from now on."""
-        ...
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
         """Do work that is the same for a key each time: the same operations on the same memory, whatever lies there."""
-        ...
 
     def forget(self) -> None:
         """Treat all work as new: some of its memory belongs to something else now."""
-        ...
 
     def fetch(self, values: Tensor) -> Callable[[], Tensor]:
         """Begin to copy values (any shape [...] and dtype) to the host; the result waits for them and returns them."""
-        ...
 
     def timed(self, name: str) -> AbstractContextManager[None]:
         """Count the time that the device takes for the block under that name, where `Spans` watch."""
-        ...
 
     def wait(self) -> None:
         """Wait until all is done."""
-        ...
 
 
 class PlainQueue:

@@ -34,19 +34,15 @@ class Scorer(Protocol):
 
     def on(self, windows: Windows) -> Scorer:
         """The same for other windows of the same length, without a teacher."""
-        ...
 
     def keep_teacher(self, state: Tensor) -> None:
         """Compare all states to come with this one, [W, T, H], of the full model; it is copied."""
-        ...
 
     def score(self, state: Tensor) -> Scores:
         """Mean NLL of each window of a state [W, T, H], and mean KL to the teacher (NaN without one)."""
-        ...
 
     def begin(self, state: Tensor) -> Callable[[], Scores]:
         """Begin to score a state [W, T, H], which may change afterwards; the result waits for its scores."""
-        ...
 
 
 class GeneralScorer:

@@ -33,11 +33,9 @@ class Units(Protocol):
     @property
     def products(self) -> Sequence[frozenset[Product]]:
         """The products with weights that each unit computes for rows; those within experts are not counted."""
-        ...
 
     def on(self, windows: Windows) -> Units:
         """The same units for other windows of the same length; nothing is checked again."""
-        ...
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """One unit on states [W, T, H], each written to its target; a target may be its own source.
@@ -45,7 +43,6 @@ class Units(Protocol):
         With `rows` (int64 [S]) only these positions of each window need be written: the state is a mask's last, and
         only they are scored.
         """
-        ...
 
 
 class GeneralUnits:
@@ -128,27 +125,28 @@ class FastUnits:
         """The products of each unit; those of some rows too where not all positions are scored."""
         found, some_rows = list(self.general.products), self.general.windows.score_every > 1
         for unit in range(len(found)):
-            layer, half = self._part(unit)
+            layer, half = part_of(unit, halves=self.halves)
             block = self.blocks[layer]
             if block is not None:
                 found[unit] = block.products(half, some_rows=some_rows)
         return found
 
-    def _part(self, unit: int) -> tuple[int, Half | None]:
-        """A unit's layer, and which half of it the unit is."""
-        if not self.halves:
-            return unit, None
-        return unit // 2, "mlp" if unit % 2 else "attn"
-
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """Run the unit on the states [W, T, H] where they lie."""
-        layer, half = self._part(unit)
+        layer, half = part_of(unit, halves=self.halves)
         block = self.blocks[layer]
         if block is None:
             self.general.run(unit, sources, targets)
             return
         self.general.windows.skeleton.block(layer)  # its weights may have to be read first
         block.run(sources, targets, half, rows)
+
+
+def part_of(unit: int, *, halves: bool) -> tuple[int, Half | None]:
+    """A unit's layer, and which half of it the unit is where units are halves."""
+    if not halves:
+        return unit, None
+    return unit // 2, "mlp" if unit % 2 else "attn"
 
 
 def _products(block: nn.Module) -> frozenset[Product]:

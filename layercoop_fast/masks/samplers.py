@@ -50,7 +50,6 @@ class Sampler(Protocol):
 
     def __call__(self, n_players: int, n_masks: int, *, seed: Seed = 0, strata: Sequence[int] | None = None) -> Sample:
         """Return exactly `n_masks` rows. The same arguments give the same sample on every machine of one NumPy."""
-        ...
 
 
 def independent_masks(n_players: int, n_masks: int, *, seed: Seed = 0, strata: Sequence[int] | None = None) -> Sample:

@@ -28,7 +28,6 @@ class Game(Protocol):
 
     def __call__(self, masks: Masks, /) -> Floats:
         """Return the worth of each mask; NaN and infinity are answers too, for the caller to judge."""
-        ...
 
 
 @runtime_checkable
@@ -37,7 +36,6 @@ class FlipGame(Protocol):
 
     def flips(self, masks: Masks, /) -> tuple[Floats, Floats]:
         """Return the worths `float64[M]` of the masks and `float64[M, n]` of each mask with player i flipped."""
-        ...
 
 
 @runtime_checkable
@@ -46,7 +44,6 @@ class MarginalGame(Protocol):
 
     def mean_marginals(self, masks: Masks, /) -> tuple[Floats, Floats]:
         """Return the mean over M ≥ 2 masks of v(m with i) − v(m without i), `float64[n]`, and its standard error."""
-        ...
 
 
 def n_players_of(game: object, n_players: int | None = None) -> int:

@@ -73,7 +73,7 @@ class Constraints:
         keep_first: number of first layers that stay too.
         keep_last: number of last layers that stay too.
         must_go: labels that are removed whatever they are worth.
-        stages: contiguous stages that keep the same number of layers.
+        stages: contiguous pipeline stages that keep the same number of layers.
     """
 
     keep: Sequence[Label] = option(
@@ -84,7 +84,7 @@ class Constraints:
     must_go: Sequence[Label] = option(
         (), REMOVE, "Layers (or halves of layers) that are removed in any case.", read="labels"
     )
-    stages: int = option(1, REMOVE, "Keep the same number of layers in each of N contiguous stages.", least=1)
+    stages: int = option(1, REMOVE, "Keep the same number of layers in each of N contiguous pipeline stages.", least=1)
 
     def record(self) -> dict[str, Any]:
         """As JSON can hold it."""

@@ -50,8 +50,8 @@ def examine(
         for layer in range(skeleton.n_layers):
             hidden = context.run(layer, hidden)
         exact = torch.equal(context.logits(hidden), checkpoint.model(input_ids=ids[:1], use_cache=False).logits)
-    played = Windows(skeleton, ids)
-    state_bytes = played.state_bytes
+    measured = Windows(skeleton, ids)
+    state_bytes = measured.state_bytes
     head = checkpoint.model.get_output_embeddings()
     convention = skeleton.convention
     return {
@@ -75,7 +75,7 @@ def examine(
         "exact": exact,
         "exports": _exports(checkpoint.model.config, skeleton.n_layers),
         "sublayers": _why_no_sublayers(skeleton),
-        "fast": _fast_path(played),
+        "fast": _fast_path(measured),
         "windows": windows,
         "tokens": tokens,
         "state_bytes": state_bytes,

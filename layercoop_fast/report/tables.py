@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from layercoop_fast.report.console import plain_console
@@ -22,11 +21,9 @@ def show_contributions(
     values: ShapleyValues,
     details: dict[str, Any],
     players: Sequence[str],
-    console: Console | None = None,
-    width: int = 40,
 ) -> None:
     """Print the players from least to most valuable, with standard errors and bars."""
-    console = console or plain_console()
+    console = plain_console()
     table = Table(title=f"{values.method}: least valuable first")
     for name in ("player", "value", "± s.e."):
         table.add_column(name, justify="right")
@@ -34,7 +31,7 @@ def show_contributions(
     largest = float(np.abs(values.values).max()) or 1.0
     for player in values.order():
         value, stderr = float(values.values[player]), float(values.stderr[player])
-        table.add_row(players[player], f"{value:.6f}", f"{stderr:.1e}", bar(value, largest, width))
+        table.add_row(players[player], f"{value:.6f}", f"{stderr:.1e}", bar(value, largest, 40))
     console.print(table)
     fit = details["fit_r2"]
     console.print(
@@ -49,9 +46,9 @@ def bar(value: float, largest: float, width: int) -> str:
     return ("█" if value >= 0 else "░") * round(width * abs(value) / largest)
 
 
-def show_findings(found: dict[str, Any], console: Console | None = None) -> None:
+def show_findings(found: dict[str, Any]) -> None:
     """Print what `doctor` found."""
-    console = console or plain_console()
+    console = plain_console()
     table = Table(title=found["model"], show_header=False)
     blocks, fast = found["blocks"], found["fast"]
     rows = {
@@ -85,9 +82,9 @@ def _exports(found: dict[str, Any]) -> str:
     return f"can be written for {found['exportable']} of {found['of']} layers; otherwise: {found['refusal']}"
 
 
-def show_cost_forecast(ahead: CostForecast, console: Console | None = None) -> None:
+def show_cost_forecast(ahead: CostForecast) -> None:
     """Print what an evaluation will cost, in a few lines, before it begins."""
-    console = console or plain_console()
+    console = plain_console()
     known = f", {ahead.known:,} of them known already" if ahead.known else ""
     lines: tuple[str, ...] = (
         f"{ahead.unique + ahead.known:,} distinct masks{known}: {ahead.layer_evals:,} layer evaluations instead of "
@@ -104,9 +101,9 @@ def show_cost_forecast(ahead: CostForecast, console: Console | None = None) -> N
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def show_breakdown(spans: Spans, console: Console | None = None) -> None:
+def show_breakdown(spans: Spans) -> None:
     """Print where the time of an evaluation went, and the share of its matrix products."""
-    console = console or plain_console()
+    console = plain_console()
     table = Table(title="where the time went")
     table.add_column("work")
     for name in ("seconds", "share"):
@@ -121,9 +118,9 @@ def show_breakdown(spans: Spans, console: Console | None = None) -> None:
         )
 
 
-def show_forecast(found: dict[str, Any], console: Console | None = None) -> None:
+def show_forecast(found: dict[str, Any]) -> None:
     """Print what `plan` predicts."""
-    console = console or plain_console()
+    console = plain_console()
     title = f"{found['masks']:,} masks ({found['unique']:,} distinct) of {found['shape']['layers']} layers"
     table = Table(title=title)
     table.add_column("way")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from layercoop_fast.files import written_whole
@@ -26,9 +25,9 @@ _STRONGEST = 10  # pairs of players shown
 _FLOATS = {"values", "stderr", "low", "high", "interactions"}
 
 
-def show_valuation(found: Valuation, console: Console | None = None) -> None:
+def show_valuation(found: Valuation) -> None:
     """Print the players from least to most valuable with intervals and bars, then how certain that is."""
-    console = console or plain_console()
+    console = plain_console()
     values, (low, high) = found.intervals.values, found.intervals.interval(LEVEL)
     unsettled = found.intervals.unsettled(LEVEL)
     order = np.argsort(values, kind="stable")

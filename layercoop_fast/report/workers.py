@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from layercoop_fast.report.console import plain_console
 from layercoop_fast.workers.cut import Sharing
 
 
-def show_sharing(cuts: Sequence[Sharing], console: Console | None = None) -> None:
+def show_sharing(cuts: Sequence[Sharing]) -> None:
     """Print one row for each number of workers."""
     table = Table(title="shared work that is left when masks are cut for workers")
     for name in ("workers", "tasks", "layer evaluations", "÷ one worker", "busy, all alike"):
@@ -20,4 +19,4 @@ def show_sharing(cuts: Sequence[Sharing], console: Console | None = None) -> Non
         table.add_row(
             f"{cut.workers:,}", f"{cut.tasks:,}", f"{cut.evaluations:,}", f"{cut.over_one:.4f}", f"{cut.busy:.1%}"
         )
-    (console or plain_console()).print(table)
+    plain_console().print(table)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.masks.types import Floats, Game, Masks, Progress
+from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of
 from layercoop_fast.search.methods import METHODS
 
 
@@ -39,14 +40,52 @@ class Allowed(Protocol):
 
     def check(self, mask: Masks, /) -> str | None:
         """Return None where `mask` (`bool[n]`) belongs to the family, else one line that says why not."""
-        ...
 
     def best(self, costs: Floats, n_kept: int, /) -> Masks | None:
         """Return the member (`bool[n]`) that keeps `n_kept` players at the least total cost of the removed ones.
 
         `costs` is `float64[n]`. None where no member keeps that number.
         """
-        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a method is asked for.
+
+    Attributes:
+        game: to search.
+        n: number of its players.
+        n_remove: number of players to remove, 1 to n − 1.
+        seed: of all that is drawn.
+        budget: number of masks that the method may measure; None for its own default.
+        allowed: the masks to choose from; None for all.
+        progress: called with (stage, done, total).
+    """
+
+    game: Game
+    n: int
+    n_remove: int
+    seed: int = 0
+    budget: int | None = None
+    allowed: Allowed | None = None
+    progress: Progress | None = None
+
+    def check_budget(self, method: str, n_masks: int, budget: int | None = None) -> None:
+        """Raise `RequestError` unless the budget, or the method's own one, covers the `n_masks` that it measures."""
+        most = budget if self.budget is None else self.budget
+        if most is not None and most < n_masks:
+            raise RequestError(
+                f"{method} measures {n_masks} masks to remove {self.n_remove} of {self.n} players: the budget is {most}"
+            )
+
+    def least_valuable(self, scores: Floats) -> Masks:
+        """The allowed mask (`bool[n]`) without the players of least score, float64 [n] (`least_valuable`)."""
+        return least_valuable(scores, self.n_remove, self.allowed)
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Tell how far the search is, where somebody wants to know."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
 
 
 class SearchMethod(Protocol):
@@ -67,7 +106,26 @@ class SearchMethod(Protocol):
         `budget` is the number of masks that the method may measure, its own default where None. `allowed` restricts the
         answer. Raises `RequestError` where `n_remove` is out of range, the budget is too small, or no mask is allowed.
         """
-        ...
+
+
+def search_method(find: Callable[[Asked], Choice]) -> SearchMethod:
+    """Make a search method of a function that is handed all it is asked for in one object, the size checked."""
+
+    def search(
+        game: Game,
+        n_remove: int,
+        *,
+        seed: int = 0,
+        budget: int | None = None,
+        allowed: Allowed | None = None,
+        progress: Progress | None = None,
+    ) -> Choice:
+        n = n_players_of(game)
+        check_n_remove(n, n_remove)
+        return find(Asked(game, n, n_remove, seed, budget, allowed, progress))
+
+    search.__doc__, search.__module__ = find.__doc__, find.__module__
+    return search
 
 
 def get_method(name: str) -> SearchMethod:
@@ -91,14 +149,6 @@ def check_n_remove(n_players: int, n_remove: int) -> None:
         raise RequestError(f"of {n_players} players, 1 to {n_players - 1} can be removed, not {n_remove}")
 
 
-def check_budget(method: str, n_masks: int, budget: int | None, n_players: int, n_remove: int) -> None:
-    """Raise `RequestError` unless the budget (None: no limit) covers the `n_masks` that a method has to measure."""
-    if budget is not None and budget < n_masks:
-        raise RequestError(
-            f"{method} measures {n_masks} masks to remove {n_remove} of {n_players} players: the budget is {budget}"
-        )
-
-
 def offered(game: Game, method: str, name: str, count: int, *arguments: Any) -> Floats:
     """The numbers float64 [count] that a game's method `name(*arguments)` gives, for a search that needs them.
 
@@ -111,6 +161,28 @@ def offered(game: Game, method: str, name: str, count: int, *arguments: Any) -> 
     if found.shape != (count,) or not np.isfinite(found).all():
         raise RequestError(f"{name}() must give {count} finite numbers, not {found}")
     return found
+
+
+def one_pass(method: str, offer: str) -> SearchMethod:
+    """The search that removes the players of least score, where a game gives all scores by one pass of its full model.
+
+    The game needs a method `offer() -> float64 [n]`; `RequestError` for a game without it. No mask is measured and
+    nothing is drawn, so `seed`, `budget` and `progress` have no effect.
+    """
+
+    @search_method
+    def search(asked: Asked) -> Choice:
+        scores = offered(asked.game, method, offer, asked.n)
+        return Choice(asked.least_valuable(scores), method, scores, 0)
+
+    return search
+
+
+def budget_or(budget: int | None, default: int) -> int:
+    """The number of masks that a method may measure: `default` where None is asked for; `RequestError` below 1."""
+    if budget is not None and budget < 1:
+        raise RequestError(f"the budget must be at least 1 mask, not {budget}")
+    return default if budget is None else budget
 
 
 def least_valuable(scores: Floats, n_remove: int, allowed: Allowed | None) -> Masks:

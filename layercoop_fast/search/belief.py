@@ -26,8 +26,6 @@ class Belief:
         target: of the search; losses up to that of the best mask that meets it are fitted with full trust.
 
     Attributes:
-        measurements: as given.
-        target: as given.
         forecasts: for each mask that was measured in full by `ask`: the number of removed players, expected loss, its
             standard deviation, and measured loss.
     """

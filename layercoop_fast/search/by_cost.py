@@ -14,7 +14,7 @@ import numpy as np
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.types import Floats, Game, Progress, n_players_of
 from layercoop_fast.search import coop
-from layercoop_fast.search.base import Allowed, Choice, get_method, worst_last
+from layercoop_fast.search.base import Allowed, Asked, Choice, get_method, worst_last
 from layercoop_fast.search.target import Target
 
 RANKING = ("official", "shortgpt", "cka", "zigzag", "ppl", "taylor", "reverse")
@@ -36,41 +36,39 @@ def search_by_cost(
     Greedy methods run for one size after another; on a game that remembers its measurements this costs no more than
     the last size alone. Raises `RequestError` for a method that cannot do this, and where no allowed mask saves enough.
     """
-    n = n_players_of(game)
+    asked = Asked(game, n_players_of(game), target.size, seed, budget, allowed, progress)
     if target.n_remove is not None:
-        by_count = get_method(method)
-        return by_count(game, target.n_remove, seed=seed, budget=budget, allowed=allowed, progress=progress)
+        return _of_size(method, asked, target.n_remove)
     target.most_saving(allowed)  # raises where no allowed mask saves enough
     if method == "coop":
-        return coop.search_for(game, target, seed=seed, budget=budget, allowed=allowed, progress=progress)
+        return coop.search_for(asked, target)
     if method in RANKING:
         # The size does not change the ranking, so the family, which may lack this size, is left out here.
-        ranked = get_method(method)(game, target.size, seed=seed, budget=budget, progress=progress)
-        scores = np.arange(n, 0, -1, dtype=np.float64) if ranked.scores is None else worst_last(ranked.scores)
+        ranked = _of_size(method, replace(asked, allowed=None), target.size)
+        scores = np.arange(asked.n, 0, -1, dtype=np.float64) if ranked.scores is None else worst_last(ranked.scores)
         return replace(ranked, mask=target.least_valuable(scores, allowed))
     if method not in GROWING:
         able = ", ".join(("coop", *GROWING, *RANKING))
         raise RequestError(
             f"{method} chooses among masks of one size, and costs are unequal here: choose one of {able}"
         )
-    return _grown(method, game, target, seed, budget, allowed, progress)
+    return _grown(method, asked, target)
 
 
-def _grown(
-    method: str,
-    game: Game,
-    target: Target,
-    seed: int,
-    budget: int | None,
-    allowed: Allowed | None,
-    progress: Progress | None,
-) -> Choice:
+def _of_size(method: str, asked: Asked, size: int) -> Choice:
+    """What a method chooses where `size` players go."""
+    return get_method(method)(
+        asked.game, size, seed=asked.seed, budget=asked.budget, allowed=asked.allowed, progress=asked.progress
+    )
+
+
+def _grown(method: str, asked: Asked, target: Target) -> Choice:
     """The method's choice at the first size that saves enough; where there is none, the most saving mask, trimmed."""
-    n = n_players_of(game)
+    n, allowed = asked.n, asked.allowed
     choice = None
     for size in range(1, n):
         try:
-            choice = get_method(method)(game, size, seed=seed, budget=budget, allowed=allowed, progress=progress)
+            choice = _of_size(method, asked, size)
         except RequestError:
             if allowed is None or allowed.best(np.zeros(n), n - size) is not None:
                 raise

@@ -6,25 +6,7 @@ plain relative of topology-aware pruning (arXiv 2604.16502), which is the method
 
 from __future__ import annotations
 
-from layercoop_fast.masks.types import Game, Progress, n_players_of
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, least_valuable, offered
+from layercoop_fast.search.base import one_pass
 
-
-def search(
-    game: Game,
-    n_remove: int,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    allowed: Allowed | None = None,
-    progress: Progress | None = None,
-) -> Choice:
-    """Remove the blocks of least 1 − CKA(input of block i, its output).
-
-    Needs a game that offers `cka_distances() -> float64[n]`, and raises `RequestError` for one that does not. No mask
-    is asked and nothing is drawn, so `seed`, `budget` and `progress` have no effect.
-    """
-    n = n_players_of(game)
-    check_n_remove(n, n_remove)
-    distances = offered(game, "cka", "cka_distances", n)
-    return Choice(least_valuable(distances, n_remove, allowed), "cka", distances, 0)
+search = one_pass("cka", "cka_distances")
+"""Remove the blocks of least 1 − CKA(input of block i, its output)."""

@@ -1,4 +1,4 @@
-"""Constraints of a user: players that must stay, players that must go, and equal stages for pipelines.
+"""Constraints of a user: players that must stay, players that must go, and equal pipeline stages.
 
     family = ConstrainedFamily(ExportablePlayers(config, players), n_players, keep=[0, 1], must_go=[7], stages=4)
 
@@ -25,16 +25,13 @@ class ConstrainedFamily:
         n_players: players n.
         keep: players that must stay.
         must_go: players that must be removed.
-        stages: number of contiguous stages, as equal as possible, that the n players are split into; all stages must
-            keep the same number of players.
+        stages: number of contiguous pipeline stages, as equal as possible, that the n players are split into;
+            all must keep the same number of players.
 
     Attributes:
-        family: as given.
-        n_players: as given.
-        stages: as given.
         keep: bool [n].
         must_go: bool [n].
-        stage_of: int64 [n], the stage of each player.
+        stage_of: int64 [n], the pipeline stage of each player.
 
     Raises `RequestError` where the constraints contradict each other.
     """

@@ -26,8 +26,8 @@ import numpy as np
 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.bootstrap import probability_better
-from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, worst_last
+from layercoop_fast.masks.types import Floats, Masks
+from layercoop_fast.search.base import Asked, Choice, finite_or_none, search_method, worst_last
 from layercoop_fast.search.belief import Belief
 from layercoop_fast.search.chains import best_chain
 from layercoop_fast.search.measurements import MeasuredMask, Measurements
@@ -63,15 +63,8 @@ _FITTED = 400
 _AT_RANDOM = 64
 
 
-def search(
-    game: Game,
-    n_remove: int,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    allowed: Allowed | None = None,
-    progress: Progress | None = None,
-) -> Choice:
+@search_method
+def search(asked: Asked) -> Choice:
     """Choose `n_remove` players to remove; the answer is the best mask measured on all windows.
 
     `budget` is the number of distinct masks that may be measured, even if only on some windows: by default n +
@@ -79,34 +72,22 @@ def search(
     proposals. Progress counts masks against the budget. Raises `RequestError` for a budget below n_players + 1, and
     where no mask is allowed.
     """
-    n = n_players_of(game)
-    check_n_remove(n, n_remove)
-    target = Target.of_count(n, n_remove)
-    return search_for(game, target, seed=seed, budget=budget, allowed=allowed, progress=progress)
+    return search_for(asked, Target.of_count(asked.n, asked.n_remove))
 
 
-def search_for(
-    game: Game,
-    target: Target,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    allowed: Allowed | None = None,
-    progress: Progress | None = None,
-) -> Choice:
+def search_for(asked: Asked, target: Target) -> Choice:
     """As `search`, for a target that may be a sum of costs: a knapsack problem where the players' costs are unequal.
 
     The chain then adds players by loss and cost: what is still to be saved counts at the loss per cost of the best mask
     known. The default `budget` is that of the number of players of mean cost that meet the target.
     """
-    n, n_remove = n_players_of(game), target.size
-    most = default_budget(n, n_remove) if budget is None else budget
-    if most < n + 1:
+    most = default_budget(asked.n, target.size) if asked.budget is None else asked.budget
+    if most < asked.n + 1:
         raise RequestError(
-            f"coop measures every player alone and then masks of the size: it needs a budget of at least {n + 1}, "
-            f"not {most}"
+            "coop measures every player alone and then masks of the size: it needs a budget of at least "
+            f"{asked.n + 1}, not {most}"
         )
-    run = Run(Measurements(game, n, most), target, allowed, np.random.default_rng(seed), progress)
+    run = Run(asked, Measurements(asked.game, asked.n, most), target, np.random.default_rng(asked.seed))
     run.seeds()
     run.chain()
     stopped = run.refine()
@@ -123,25 +104,15 @@ class Run:
 
     Attributes:
         measurements: of the search.
-        target: as given.
-        allowed: as given.
-        rng: as given.
         n: number of players.
         belief: the surrogate of the measurements.
         expected_gain: the highest expected improvement in the latest round.
     """
 
-    def __init__(
-        self,
-        measurements: Measurements,
-        target: Target,
-        allowed: Allowed | None,
-        rng: np.random.Generator,
-        progress: Progress | None,
-    ) -> None:
-        self.measurements, self.target, self.allowed, self.rng = measurements, target, allowed, rng
-        self.n = measurements.n_players
-        self._progress = progress
+    def __init__(self, asked: Asked, measurements: Measurements, target: Target, rng: np.random.Generator) -> None:
+        self.measurements, self.target, self.allowed, self.rng = measurements, target, asked.allowed, rng
+        self.n = asked.n
+        self._asked = asked
         self.belief = Belief(measurements, target)
         self.expected_gain = math.inf
         self._seeds: list[tuple[str, Masks]] = []
@@ -240,8 +211,9 @@ class Run:
                 "basis for a choice"
             )
         if not finalists:
+            count = "enough" if self.target.n_remove is None else self.target.n_remove
             raise RequestError(
-                f"no measured mask that removes {self._asked} of {self.n} players is allowed and finite "
+                f"no measured mask that removes {count} of {self.n} players is allowed and finite "
                 f"({len(self.measurements.entries)} were measured): give a larger budget"
             )
         best = finalists[0] if best is None else best
@@ -409,16 +381,11 @@ class Run:
     def _is_wanted(self, mask: Masks) -> bool:
         return self.target.wants(mask) and self._is_allowed(mask)
 
-    @property
-    def _asked(self) -> str:
-        return "enough" if self.target.n_remove is None else str(self.target.n_remove)
-
     def _is_allowed(self, mask: Masks) -> bool:
         return self.allowed is None or self.allowed.check(mask) is None
 
     def _report(self) -> None:
-        if self._progress is not None:
-            self._progress("masks measured", len(self.measurements.entries), self.measurements.budget)
+        self._asked.report("masks measured", len(self.measurements.entries), self.measurements.budget)
 
 
 def _triangle(pairs: Floats) -> list[list[float | None]]:

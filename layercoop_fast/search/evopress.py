@@ -17,9 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from layercoop_fast.errors import RequestError
-from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of, play
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
+from layercoop_fast.masks.types import Floats, Game, Masks, play
+from layercoop_fast.search.base import Asked, Choice, budget_or, finite_or_none, search_method
 from layercoop_fast.texts.domains import first_windows
 
 DEFAULT_BUDGET = 500
@@ -52,15 +51,8 @@ class _Plain:
         return play(self.game, masks)
 
 
-def search(
-    game: Game,
-    n_remove: int,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    allowed: Allowed | None = None,
-    progress: Progress | None = None,
-) -> Choice:
+@search_method
+def search(asked: Asked) -> Choice:
     """Evolve a mask that removes `n_remove` players until `budget` distinct masks (500 by default) were measured.
 
     A mask counts once, even if it was measured on some windows only. Every mask has to be `allowed`: a mutant that is
@@ -69,14 +61,9 @@ def search(
 
     Raises `RequestError` for a budget below 1, and where no mask is allowed.
     """
-    n = n_players_of(game)
-    check_n_remove(n, n_remove)
-    budget = DEFAULT_BUDGET if budget is None else budget
-    if budget < 1:
-        raise RequestError(f"the budget must be at least 1 mask, not {budget}")
-    judge, rng = _judge(game), np.random.default_rng(seed)
-    evolution = _Evolution(judge, n_remove, budget, allowed, rng)
-    start = parent = evolution.first(n)
+    budget, judge = budget_or(asked.budget, DEFAULT_BUDGET), _judge(asked.game)
+    evolution = _Evolution(judge, asked, budget)
+    start = parent = evolution.first()
     began = worth = evolution.worth_in_full(parent)
     generation = idle = 0
     while evolution.left > 0 and idle < _PATIENCE:
@@ -86,8 +73,7 @@ def search(
             parent, worth = winner, winners_worth
         idle = idle + 1 if evolution.n_masks == known else 0
         generation += 1
-        if progress is not None:
-            progress("masks looked at", evolution.n_masks, budget)
+        asked.report("masks looked at", evolution.n_masks, budget)
     details = {
         "start": np.flatnonzero(~start).tolist(),
         "start_worth": finite_or_none(began),
@@ -111,10 +97,9 @@ def _judge(game: Any) -> _Judge:
 class _Evolution:
     """Mutation and selection; counts every mask that was measured."""
 
-    def __init__(
-        self, judge: _Judge, n_remove: int, budget: int, allowed: Allowed | None, rng: np.random.Generator
-    ) -> None:
-        self._judge, self._n_remove, self._budget, self._allowed, self._rng = judge, n_remove, budget, allowed, rng
+    def __init__(self, judge: _Judge, asked: Asked, budget: int) -> None:
+        self._judge, self._asked, self._budget = judge, asked, budget
+        self._rng = np.random.default_rng(asked.seed)
         self._seen: set[bytes] = set()
 
     @property
@@ -126,9 +111,9 @@ class _Evolution:
         """Number of new masks that the budget still allows."""
         return self._budget - len(self._seen)
 
-    def first(self, n: int) -> Masks:
+    def first(self) -> Masks:
         """The best of the initial masks on the first windows, `bool[n]`."""
-        drawn = [self._nearest(self._rng.random(n)) for _ in range(min(INITIAL, self._budget))]
+        drawn = [self._asked.least_valuable(self._rng.random(self._asked.n)) for _ in range(min(INITIAL, self._budget))]
         masks, _ = self._best(np.unique(np.stack(drawn), axis=0), self._judge.ends[0], 1)
         best: Masks = masks[0]
         return best
@@ -167,10 +152,7 @@ class _Evolution:
             out, back = self._rng.choice(np.flatnonzero(mask)), self._rng.choice(np.flatnonzero(~mask))
             mask[out], mask[back] = False, True
         # A small random part decides between masks that are equally near.
-        return self._nearest(mask + 0.1 / len(mask) * self._rng.random(len(mask)))
-
-    def _nearest(self, costs: Floats) -> Masks:
-        return least_valuable(costs, self._n_remove, self._allowed)
+        return self._asked.least_valuable(mask + 0.1 / len(mask) * self._rng.random(len(mask)))
 
     def _best(self, masks: Masks, n_windows: int, survivors: int) -> tuple[Masks, Floats]:
         """The best of `masks` on the first windows, best first, and their worths."""

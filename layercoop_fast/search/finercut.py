@@ -7,32 +7,26 @@ arXiv 2405.18218, which offers several distances between the two outputs; this i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from layercoop_fast.errors import RequestError
-from layercoop_fast.masks.types import Game, Progress
-from layercoop_fast.search.base import Allowed, Choice
+from layercoop_fast.search.base import Asked, Choice, search_method
 from layercoop_fast.search.greedy import greedy
 
 
-def search(
-    game: Game,
-    n_remove: int,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    allowed: Allowed | None = None,
-    progress: Progress | None = None,
-) -> Choice:
+@search_method
+def search(asked: Asked) -> Choice:
     """Remove one player at a time, each time the one without which the output diverges least (`search.greedy`).
 
     Nothing is random, so `seed` has no effect. Raises `RequestError` for a game without `with_utility("kl")`, for one
     on items with options, and where the budget is smaller than the number of masks that greedy removal measures.
     """
-    with_utility = getattr(game, "with_utility", None)
+    with_utility = getattr(asked.game, "with_utility", None)
     if with_utility is None:
         raise RequestError("finercut needs a game that offers with_utility(), a game on a model: try sleb here")
-    if not getattr(game, "n_windows", 1):
+    if not getattr(asked.game, "n_windows", 1):
         raise RequestError(
             "finercut needs the divergence from the full model on text, and this game is on items with options: "
             "try sleb here"
         )
-    return greedy(with_utility("kl"), n_remove, method="finercut", budget=budget, allowed=allowed, progress=progress)
+    return greedy(replace(asked, game=with_utility("kl")), "finercut")

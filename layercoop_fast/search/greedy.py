@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from layercoop_fast.masks.types import Game, Progress, n_players_of, play
-from layercoop_fast.search.base import Allowed, Choice, check_budget, check_n_remove, finite_or_none, least_valuable
+from layercoop_fast.masks.types import play
+from layercoop_fast.search.base import Asked, Choice, finite_or_none
 from layercoop_fast.search.target import Target
 
 
-def greedy(
-    game: Game, n_remove: int, *, method: str, budget: int | None, allowed: Allowed | None, progress: Progress | None
-) -> Choice:
+def greedy(asked: Asked, method: str) -> Choice:
     """Remove one player at a time, each time the one without which the worth is highest; the first of ties.
 
     Each round measures all its candidates in one call: k·n − k(k − 1)/2 masks for k removals. NaN worths rank last.
@@ -21,10 +19,9 @@ def greedy(
     reached, as far as the family's `best` can tell. Where the final mask is not allowed all the same, the allowed mask
     of least total rank is taken: players rank in the order of their removal, then the others as in the last round.
     """
-    n = n_players_of(game)
-    check_n_remove(n, n_remove)
+    n, n_remove, allowed = asked.n, asked.n_remove, asked.allowed
     n_masks = n_remove * n - n_remove * (n_remove - 1) // 2
-    check_budget(method, n_masks, budget, n, n_remove)
+    asked.check_budget(method, n_masks)
 
     target = Target.of_count(n, n_remove)
     kept = np.ones(n, dtype=np.bool_)
@@ -34,17 +31,15 @@ def greedy(
         players = np.flatnonzero(kept)
         candidates = np.tile(kept, (len(players), 1))
         candidates[np.arange(len(players)), players] = False
-        worths = play(game, candidates)
+        worths = play(asked.game, candidates)
         ranking = np.argsort(-worths, kind="stable")  # NaN sorts last
         first = next((row for row in ranking if target.leads_on(candidates[row], allowed)), ranking[0])
         least = int(players[first])
         kept[least] = False
         removed.append(least)
         after.append(finite_or_none(worths[first]))
-        if progress is not None:
-            progress("removals", len(removed), n_remove)
+        asked.report("removals", len(removed), n_remove)
 
     ranks = np.empty(n)
     ranks[[*removed, *players[ranking[ranking != first]]]] = np.arange(n)
-    mask = least_valuable(ranks, n_remove, allowed)
-    return Choice(mask, method, None, n_masks, {"greedy_order": removed, "greedy_worths": after})
+    return Choice(asked.least_valuable(ranks), method, None, n_masks, {"greedy_order": removed, "greedy_worths": after})

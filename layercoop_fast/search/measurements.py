@@ -57,7 +57,6 @@ class Measurements:
         budget: number of distinct masks that may be measured, the full model not counted.
 
     Attributes:
-        game, n_players, budget: as given.
         entries: measured masks by the bytes of the mask.
         version: a number that grows with every measurement.
         domains: the texts that the windows belong to, or None.

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.search import coop
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none
+from layercoop_fast.search.base import Asked, Choice, finite_or_none, search_method
 from layercoop_fast.search.chains import best_chain, climbed, neighbours
 from layercoop_fast.search.coop import SPENT, TOLERANCE, Run
 from layercoop_fast.search.measurements import MeasuredMask, Measurements
@@ -35,15 +35,8 @@ _EACH = 24
 _DOUBTS, _DOUBT = 2, 4.0
 
 
-def search(
-    game: Game,
-    n_remove: int,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    allowed: Allowed | None = None,
-    progress: Progress | None = None,
-) -> Choice:
+@search_method
+def search(asked: Asked) -> Choice:
     """Choose a nested family whose last mask removes `n_remove` players; that mask is the answer.
 
     Every mask of the family has to be `allowed`; sizes without an allowed mask are left out. `budget` is the number of
@@ -55,39 +48,29 @@ def search(
 
     Raises `RequestError` as `coop` does.
     """
-    n = n_players_of(game)
-    check_n_remove(n, n_remove)
-    most = n + 120 + 40 * n_remove if budget is None else budget
+    n, n_remove = asked.n, asked.n_remove
+    most = n + 120 + 40 * n_remove if asked.budget is None else asked.budget
     if most < n + n_remove:
         raise RequestError(
             f"a nested family needs a mask of every player alone and one of every size: a budget of {n + n_remove} at "
             f"least, not {most}"
         )
-    return _Family(game, Measurements(game, n, most), n_remove, allowed, seed, progress).choice()
+    return _Family(asked, Measurements(asked.game, n, most)).choice()
 
 
 class _Family:
     """One search."""
 
-    def __init__(
-        self,
-        game: Game,
-        measurements: Measurements,
-        n_remove: int,
-        allowed: Allowed | None,
-        seed: int,
-        progress: Progress | None,
-    ) -> None:
-        self.game, self.measurements, self.allowed = game, measurements, allowed
-        self.n = measurements.n_players
+    def __init__(self, asked: Asked, measurements: Measurements) -> None:
+        self.asked, self.measurements, self.allowed = asked, measurements, asked.allowed
+        self.n, n_remove, allowed = asked.n, asked.n_remove, asked.allowed
         zeros, every = np.zeros(self.n), range(1, n_remove + 1)
         self.sizes = [size for size in every if allowed is None or allowed.best(zeros, self.n - size) is not None]
         if n_remove not in self.sizes:
             raise RequestError(f"no allowed mask removes {n_remove} of {self.n} players")
-        rng = np.random.default_rng(seed)
-        self.runs = [Run(measurements, Target.of_count(self.n, size), allowed, rng, progress) for size in self.sizes]
+        rng = np.random.default_rng(asked.seed)
+        self.runs = [Run(asked, measurements, Target.of_count(self.n, size), rng) for size in self.sizes]
         self.belief = self.runs[-1].belief
-        self._progress = progress
         self._spent = (0, 0)
 
     def choice(self) -> Choice:
@@ -140,8 +123,7 @@ class _Family:
             if self.measurements.version == known:
                 return SPENT
             quiet = quiet + 1 if sum(entry.loss for entry in self._best()) >= total else 0
-            if self._progress is not None:
-                self._progress("masks measured", len(self.measurements.entries), self.measurements.budget)
+            self.asked.report("masks measured", len(self.measurements.entries), self.measurements.budget)
 
     def _make_whole(self) -> None:
         """Measure a chain through all sizes, where the searches for single sizes left none.
@@ -218,13 +200,13 @@ class _Family:
 
     def _cost(self) -> dict[str, Any]:
         """Measured masks, and on a model passes over the text, since the last call."""
-        counts = getattr(self.game, "evaluations", None)
+        counts = getattr(self.asked.game, "evaluations", None)
         now = (len(self.measurements.entries), 0 if counts is None else counts.token_evals)
         masks, tokens = now[0] - self._spent[0], now[1] - self._spent[1]
         self._spent = now
         if counts is None:
             return {"masks": masks}
-        game: Any = self.game
+        game: Any = self.asked.game
         return {
             "masks": masks,
             "passes": round(tokens / (game.masked.skeleton.n_layers * game.masked.windows.ids.numel()), 2),

@@ -13,7 +13,16 @@ from typing import Any
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.stratified import published_strata, stratified_masks
 from layercoop_fast.masks.types import Floats, Game, Masks, Progress, n_players_of, play
-from layercoop_fast.search.base import Allowed, Choice, check_n_remove, finite_or_none, least_valuable
+from layercoop_fast.search.base import (
+    Allowed,
+    Asked,
+    Choice,
+    budget_or,
+    check_n_remove,
+    finite_or_none,
+    least_valuable,
+    search_method,
+)
 from layercoop_fast.shapley.permutation import shapley_values
 from layercoop_fast.shapley.stratified import stratified_marginals
 from layercoop_fast.shapley.values import ShapleyValues
@@ -50,21 +59,14 @@ class Contributions:
         return Choice(mask, "official", scores, self.n_masks, details)
 
 
-def search(
-    game: Game,
-    n_remove: int,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    allowed: Allowed | None = None,
-    progress: Progress | None = None,
-) -> Choice:
+@search_method
+def search(asked: Asked) -> Choice:
     """Remove the players of least contribution; exactly `budget` masks (8,000 by default) are measured, in one call.
 
     For several sizes call `contributions` once and its `choice` for each size; for measured worths call `estimate`.
     """
-    check_n_remove(n_players_of(game), n_remove)
-    return contributions(game, seed=seed, budget=budget, progress=progress).choice(n_remove, allowed=allowed)
+    found = contributions(asked.game, seed=asked.seed, budget=asked.budget, progress=asked.progress)
+    return found.choice(asked.n_remove, allowed=asked.allowed)
 
 
 def contributions(
@@ -80,9 +82,7 @@ def contributions(
 
     The masks are `stratified_masks(n, budget, seed=seed, strata=strata)`, so those of an earlier run are reproducible.
     """
-    budget = DEFAULT_BUDGET if budget is None else budget
-    if budget < 1:
-        raise RequestError(f"the budget must be at least 1 mask, not {budget}")
+    budget = budget_or(budget, DEFAULT_BUDGET)
     masks = stratified_masks(n_players_of(game), budget, seed=seed, strata=strata)
     return estimate(masks, play(game, masks), samples=samples, seed=seed, strata=strata, progress=progress)
 

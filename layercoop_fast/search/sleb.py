@@ -5,23 +5,15 @@ Source: SLEB, arXiv 2402.09025.
 
 from __future__ import annotations
 
-from layercoop_fast.masks.types import Game, Progress
-from layercoop_fast.search.base import Allowed, Choice
+from layercoop_fast.search.base import Asked, Choice, search_method
 from layercoop_fast.search.greedy import greedy
 
 
-def search(
-    game: Game,
-    n_remove: int,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    allowed: Allowed | None = None,
-    progress: Progress | None = None,
-) -> Choice:
+@search_method
+def search(asked: Asked) -> Choice:
     """Remove one player at a time, each time the one without which the game's worth is highest (`search.greedy`).
 
     Nothing is random, so `seed` has no effect. Raises `RequestError` where the budget is smaller than the number of
     masks that greedy removal measures.
     """
-    return greedy(game, n_remove, method="sleb", budget=budget, allowed=allowed, progress=progress)
+    return greedy(asked, "sleb")

@@ -36,7 +36,6 @@ class NetworksGame(Protocol):
     @property
     def networks(self) -> Networks:
         """The networks, whose mean is the game."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

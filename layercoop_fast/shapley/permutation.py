@@ -146,11 +146,9 @@ class _Units(Protocol):
 
     def masks(self, orders: Orders, /) -> Masks:
         """Return the masks of each arrangement (`intp[U, n]`), unit by unit: `bool[U·n_masks, n]`."""
-        ...
 
     def marginals(self, orders: Orders, worths: Floats, none: float, all_kept: float, /) -> Floats:
         """Return what each player added, mean over the orders of its unit (`float64[U, n]`), from the masks' worths."""
-        ...
 
 
 class _Paths:

@@ -34,12 +34,10 @@ class Estimate(Protocol):
     @property
     def values(self) -> Floats:
         """`float64[n]`."""
-        ...
 
     @property
     def stderr(self) -> Floats:
         """`float64[n]`."""
-        ...
 
 
 Estimator = Callable[[Game], Estimate]
@@ -53,12 +51,10 @@ class EnsembleGame(Protocol):
     @property
     def link_game(self) -> Game:
         """The mean of the networks, on the scale of the fit."""
-        ...
 
     @property
     def members(self) -> Sequence[Game]:
         """Each network as a game, on the scale of the fit."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

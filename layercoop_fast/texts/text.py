@@ -27,77 +27,62 @@ class Text(Protocol):
     @property
     def ids(self) -> Tensor:
         """Tokens of the windows, int64 [W, T]."""
-        ...
 
     @property
     def spec(self) -> str:
         """The SPEC it came from, or several with " + " between them."""
-        ...
 
     @property
     def chat(self) -> bool:
         """Whether the text went through the model's chat template."""
-        ...
 
     @property
     def shots(self) -> int:
         """Examples before each item; 0 for text."""
-        ...
 
     @property
     def share(self) -> bool:
         """Whether the context of an item's options is computed once."""
-        ...
 
     @property
     def domains(self) -> Domains | None:
         """Which text each window is of, where there are several texts."""
-        ...
 
     @property
     def pictures(self) -> Pictures | None:
         """What a vision-language model sees before the text of each window."""
-        ...
 
     @property
     def packs(self) -> Packs | None:
         """Items as windows, with the tokens that are scored; None for text."""
-        ...
 
     @property
     def fingerprint(self) -> str | dict[str, Any]:
         """Equal for equal tokens, wherever they came from."""
-        ...
 
     @property
     def description(self) -> dict[str, Any]:
         """What `layercoop.json` says of it."""
-        ...
 
     @property
     def numerics(self) -> dict[str, str]:
         """What it adds to the numerics of a game: how contexts are computed, for items."""
-        ...
 
     def scored(self, n_positions: int) -> Ints:
         """Scored tokens behind each number of a mask: int64 [W] for text, whose windows each score `n_positions`.
 
         For items int64 [N] of ones, one for each scored token.
         """
-        ...
 
     def part(self, first: int, last: int) -> Text:
         """Windows `first` to `last` − 1 alone. `RequestError` for items, and for windows that do not exist."""
-        ...
 
     def message(self) -> dict[str, Any]:
         """What workers need besides the token ids to make the same text again, ready for JSON."""
-        ...
 
     @property
     def windows_of(self) -> dict[str, int]:
         """How many windows are of each text, by SPEC; none for items."""
-        ...
 
     def stretches(self, spec: str, body: int) -> tuple[int, int]:
         """How many stretches of the text that `spec` names were cut for it, and the tokens of each.
@@ -106,7 +91,6 @@ class Text(Protocol):
             spec: a SPEC; no stretch was cut from a text with another one.
             body: tokens of a window without what the tokenizer puts before a text.
         """
-        ...
 
 
 def require_windows(text: Text, what: str) -> None:

@@ -33,37 +33,29 @@ class Transport(Protocol):
     @property
     def n_workers(self) -> int:
         """How many workers there can be; their places are 0 .. n_workers − 1."""
-        ...
 
     @property
     def threads(self) -> int:
         """Threads of each worker."""
-        ...
 
     @property
     def shares(self) -> Mapping[str, int]:
         """How many workers share a machine's memory, by what the machine calls itself."""
-        ...
 
     def start(self, place: int) -> None:
         """Start a worker at a place that has none, or whose worker is lost; returns before it is there."""
-        ...
 
     def send(self, place: int, message: bytes) -> None:
         """Send a message; one to a worker that is lost goes nowhere."""
-        ...
 
     def receive(self, seconds: float) -> list[tuple[int, bytes | None]]:
         """Messages that are there, waiting so long for the first; None: the worker at that place is lost."""
-        ...
 
     def why_lost(self, place: int) -> str:
         """What is known about the end of the worker that was lost there last."""
-        ...
 
     def close(self) -> None:
         """End all workers; they can be started again."""
-        ...
 
 
 class Results(NamedTuple):
@@ -225,7 +217,7 @@ class Workers:
         return self._tell(places)
 
     def _change(self) -> dict[int, dict[str, Any]] | None:
-        """What each worker reports of the game it plays now instead; None where one was lost, and all are ended."""
+        """What each worker reports of the game it measures now instead; None where one was lost, and all are ended."""
         places = sorted({*self._idle, *self._opening})
         self._idle.clear()
         try:

@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 from random_networks import random_networks
+from threads import in_threads
 
 from layercoop_fast import _C
 
 N = 21  # 8 steps
-
-
-def in_threads(*calls: Callable[[], None]) -> None:
-    errors: list[Exception] = []
-
-    def run(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    if errors:
-        raise errors[0]
 
 
 def test_an_enumeration_works_for_one_thread_at_a_time() -> None:

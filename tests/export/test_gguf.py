@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from light_command import run_without
 from tiny_gguf import bare_gguf, tiny_llama_gguf
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -291,19 +290,10 @@ def test_the_command_cuts_without_torch_and_says_the_sizes(path: Path, tmp_path:
     record = {"removed": [1, 2], "kept": [0, 3, 4, 5]}
     (tmp_path / "layercoop.json").write_text(json.dumps(record))
     out = tmp_path / "cut.gguf"
-    script = (
-        f"import sys; sys.argv = ['layercoop-fast', 'cut', {str(path)!r}, '--from', {str(tmp_path)!r}, "
-        f"'--out', {str(out)!r}]\n"
-        "from layercoop_fast.__main__ import main\n"
-        "try: main()\n"
-        "except SystemExit as left: assert not left.code\n"
-        "heavy = {'torch', 'transformers', 'safetensors', 'gguf'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "6 → 4 blocks; " in done.stdout
-    assert f"{path.stat().st_size:,} → {out.stat().st_size:,} bytes" in done.stdout
+    heavy = {"torch", "transformers", "safetensors", "gguf"}
+    said = run_without(heavy, "cut", path, "--from", tmp_path, "--out", out)
+    assert "6 → 4 blocks; " in said
+    assert f"{path.stat().st_size:,} → {out.stat().st_size:,} bytes" in said
 
 
 def test_the_command_refuses_in_one_line(run: Any, path: Path, tmp_path: Path) -> None:

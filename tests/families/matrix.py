@@ -289,7 +289,7 @@ def _sublayers(skeleton: Skeleton, tolerance: float) -> str:
         for unit in range(sublayers.n_units):
             sublayers.silencing_parameters(unit)
     except RequestError:
-        return f"{halves.attn} + {halves.mlp}, played only"
+        return f"{halves.attn} + {halves.mlp}, measured only"
     return f"{halves.attn} + {halves.mlp}"
 
 
@@ -320,7 +320,7 @@ def _sharing(model: PreTrainedModel, tolerance: float) -> str:
 
 
 def _four_bit(model: PreTrainedModel, folder: Path, tolerance: float) -> str:
-    """Quantised to nf4 as it is opened: played, exported still quantised, and opened again; or why not."""
+    """Quantised to nf4 as it is opened: measured, exported still quantised, and opened again; or why not."""
     from transformers import BitsAndBytesConfig
 
     left = sorted({name.rpartition(".")[2] for name in left_whole(model)})
@@ -372,10 +372,10 @@ _AFTER = """
 - **export**: the checkpoint of the mask, opened by plain `from_pretrained`, gives the masked logits. *With attention*:
   of a hybrid one attention layer has to stay, since transformers cannot generate with a cache beside none.
 - **generate**: greedy tokens of that checkpoint, with its cache and without, are those of the masked model.
-- **sublayers**: the two parts that can be players, one after the other. *Played only*: experts have no single output
+- **sublayers**: the two parts that can be players, one after the other. *Measured only*: experts have no single output
   projection whose zeros would write the mask. A state-space block is one part; parallel ones read the same stream.
 - **sharing**: a worth does not depend on the masks that it is computed with.
-- **4-bit**: opened with bitsandbytes nf4, played, exported still quantised, opened again: the same logits and tokens.
+- **4-bit**: opened with bitsandbytes nf4, measured, exported still quantised, opened again: the same logits and tokens.
   30 of the 31 families: Falcon's linear layers are a class of its own, which transformers does not replace.
   On processors with AVX512-BF16 bitsandbytes multiplies in bf16, takes only weights with outputs divisible by 32 and
   inputs by its block of 64, and reads a transposed input wrongly (0.50). So gates with one output and three
@@ -411,7 +411,7 @@ block holds goes to whichever block is first. Vicuna is a Llama with a chat temp
 Recurrent blocks run on their fast kernels (`mamba-ssm`, `causal-conv1d`, `flash-linear-attention`) where those are
 installed beside a GPU: transformers puts them under its modules' names as it is imported, a masked pass calls those
 modules, and RWKV's kernel it takes from its hub (package `kernels`); else it loops over tokens. GPTQ and AWQ
-checkpoints are played on the modules of `gptqmodel`, which repacks the codes for the machine, so a pruned one is
+checkpoints run on the modules of `gptqmodel`, which repacks the codes for the machine, so a pruned one is
 copied from the files. Seen once with gptqmodel 7.6 on a CPU of two cores, with a tiny GPTQ Llama: the exported model's
 logits are the masked ones bit for bit, and it generates (`pip install gptqmodel optimum` builds from source; to
 quantise with it on two cores set `GPTQMODEL_CPU_WORKERS=2`). AWQ goes the same way and was not tried.

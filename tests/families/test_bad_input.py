@@ -1,4 +1,4 @@
-"""What a model that cannot be played is told, and what Vicuna's users get of their template."""
+"""What is said of a model that is not supported, and what Vicuna's users get of their template."""
 
 from __future__ import annotations
 

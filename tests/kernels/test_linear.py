@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from close import noise
+from packed_linear import PackedLinear
 from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.linear import FORMATS, PackedLinear
 from layercoop_fast.kernels.quantise import quantise_int4, quantise_int8
 from layercoop_fast.kernels.reference.quantised import dequantise, linear_reference, quantise_inputs_reference
+from layercoop_fast.llama.native_packing import FORMATS
 
 # Rows, outputs, inputs: ones, primes, around a tile of 16 and a group of 32, nothing, and those of a small real model.
 SHAPES = [

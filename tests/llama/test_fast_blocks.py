@@ -16,6 +16,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.llama.block import BlockParts, find_parts
 from layercoop_fast.llama.cpu_block import FastBlock, Workspace
 from layercoop_fast.llama.fast_blocks import fast_block, why_not
+from layercoop_fast.llama.model import find_model
 
 # Families with a fast path. Gemma's and mistral's sliding windows are shorter than the text, qwen2's is as long.
 FAST: dict[str, dict[str, Any]] = {
@@ -220,9 +221,14 @@ def test_a_workspace_of_many_rows_serves_few() -> None:
 
 
 def refused(
-    family: str, message: str, *, layer: int = 0, change: Callable[[Any], Any] | None = None, **config: Any
+    family: str,
+    message: str,
+    *,
+    layer: int = 0,
+    change: Callable[[Any], Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    skeleton = Skeleton(tiny_model(family, n_layers=3, **config))
+    skeleton = Skeleton(tiny_model(family, n_layers=3).to(dtype))
     block = skeleton.blocks[layer]
     if change is not None:
         change(block)
@@ -255,7 +261,24 @@ def test_a_mask_that_is_not_the_sliding_windows_is_refused() -> None:
         block.self_attn.sliding_window = 7
 
     refused("mistral", "attention_mask is neither a causal mask nor that of its sliding window", change=other_window)
-    refused("llama", "its sliding window is not in the mask that it is handed", change=other_window)
+
+
+@pytest.mark.parametrize(
+    "config", [{"sliding_window": 7}, {"sliding_window": 7, "layer_types": ["full_attention"] * 2}]
+)
+def test_a_window_that_the_model_does_not_use_is_no_hindrance(config: dict[str, Any]) -> None:
+    """llama reads no such setting; here its config has it all the same."""
+    model = tiny_model("llama", n_layers=2)
+    for name, value in config.items():
+        setattr(model.config, name, value)
+    skeleton = Skeleton(model)
+    ids = ids_of(model, 2)
+    with torch.inference_mode():
+        states = run_all(fast_blocks(skeleton, ids), skeleton.context(ids).embedding)
+        logits = skeleton.context(ids).logits(states)
+        assert torch.allclose(logits, model(ids, use_cache=False).logits, rtol=1e-5, atol=1e-5)
+    parts, _ = find_model(skeleton)
+    assert parts.first.sliding_window == 0
 
 
 @pytest.mark.parametrize("returned", [lambda hidden: (hidden, hidden), lambda hidden: 1 / 0])
@@ -268,19 +291,33 @@ def test_a_norm_that_does_something_else_is_refused(returned: Callable[[Any], An
 
 
 def test_another_activation_is_refused() -> None:
-    refused("llama", "gated neither by SiLU nor by GELU's tanh form", hidden_act="gelu")
+    refused(
+        "llama",
+        "gated neither by SiLU nor by GELU's tanh form",
+        change=lambda block: setattr(block.mlp, "act_fn", nn.GELU()),
+    )
 
 
+def unrotated_and_nearly_uniform(block: Any) -> None:
+    """A block whose scores are so small that leaving out the rotation changes less than bf16 rounds."""
+    block.self_attn.q_proj.weight.data.mul_(1e-3)
+    block.self_attn.use_rope = False
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("family", "change"),
     [
         ("llama", lambda block: setattr(block, "residual_multiplier", 0.5)),
         ("gemma3", lambda block: setattr(block.self_attn, "attn_logit_softcapping", 0.1)),
         ("llama", lambda block: setattr(block.self_attn, "use_rope", False)),
+        ("llama", unrotated_and_nearly_uniform),
     ],
 )
-def test_what_a_block_says_but_does_not_do_is_found_by_running_it(family: str, change: Callable[[Any], Any]) -> None:
-    refused(family, "on random input the fast block differs from the block by", change=change)
+def test_what_a_block_says_but_does_not_do_is_found_by_running_it(
+    family: str, change: Callable[[Any], Any], dtype: torch.dtype
+) -> None:
+    refused(family, "on random input the fast block differs from the block by", change=change, dtype=dtype)
 
 
 def test_parts_are_found_as_the_configs_state_them() -> None:

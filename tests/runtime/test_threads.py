@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fake_executor import FakeExecutor, next_word
+from threads import SECONDS, in_threads
 from tiny_models import save_tiny, tiny_model
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -32,7 +32,6 @@ from layercoop_fast.runtime.requests import Request
 from layercoop_fast.runtime.turns import Turns
 
 WHOLE = np.full(3, 3, dtype=np.uint8)
-SECONDS = 60.0  # a thread that takes longer hangs
 
 
 def request(prompt: list[int], n_new: int = 5, **more: object) -> Request:
@@ -44,26 +43,6 @@ def expected(asked: Request) -> list[int]:
     for _ in range(asked.max_new_tokens):
         tokens.append(next_word(asked.mask, tokens))
     return tokens[len(asked.prompt) :]
-
-
-def in_threads(*calls: Callable[[], object]) -> None:
-    """Run all at once; raises what one of them raises."""
-    errors: list[BaseException] = []
-
-    def run(call: Callable[[], object]) -> None:
-        try:
-            call()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS)
-        assert not thread.is_alive(), "a thread waits for ever"
-    if errors:
-        raise errors[0]
 
 
 def opened(executor: FakeExecutor) -> LayerSkipModel:

@@ -11,6 +11,7 @@ from toy_games import Influential, Table
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import coop
+from layercoop_fast.search.base import Asked
 from layercoop_fast.search.by_cost import GROWING, RANKING, search_by_cost
 from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.measurements import Measurements
@@ -115,7 +116,7 @@ def test_partial_covers_are_ranked_by_what_they_will_have_lost() -> None:
         return np.exp([-losses.get(tuple(np.flatnonzero(~mask)), 0.0) for mask in masks])
 
     target = Target(costs, 6.0)
-    run = coop.Run(Measurements(game, 5, 20), target, None, np.random.default_rng(0), None)
+    run = coop.Run(Asked(game, 5, target.size), Measurements(game, 5, 20), target, np.random.default_rng(0))
     asked = np.array([~np.isin(np.arange(5), removed) for removed in losses])
     run.measurements.measure(asked)
     assert [tuple(np.flatnonzero(~entry.mask)) for entry in run.finalists()] == [(0, 2)]

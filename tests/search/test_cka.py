@@ -1,45 +1,17 @@
-"""CKA of a block's input and output as what decides that it can go."""
+"""CKA of a block's input and output."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import numpy as np
-import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
-from toy_games import Counting, Table
 
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masked.importance import residual_stream
-from layercoop_fast.search import cka
 from layercoop_fast.texts.calibration import Calibration
-
-
-class Model:
-    """A game that must not be played, and the distances of its blocks."""
-
-    def __init__(self, distances: list[float]) -> None:
-        self.distances = distances
-        self.n_players = 4
-
-    def __call__(self, masks: np.ndarray) -> np.ndarray:
-        raise AssertionError("cka asks no mask")
-
-    def cka_distances(self) -> np.ndarray:
-        return np.array(self.distances)
-
-
-def test_removes_what_changes_the_geometry_least() -> None:
-    choice = cka.search(Model([0.5, 0.1, 0.3, 0.1]), 2)
-    assert choice.mask.tolist() == [True, False, True, False]
-    assert choice.n_masks == 0
-    with pytest.raises(RequestError, match="4 finite numbers"):
-        cka.search(Model([0.5, 0.1, 0.3, np.nan]), 2)
-    with pytest.raises(RequestError, match=r"offers cka_distances\(\)"):
-        cka.search(Counting(Table(np.zeros(16))), 2)
 
 
 def test_against_the_formula_by_gram_matrices() -> None:

@@ -16,7 +16,7 @@ from layercoop_fast.game.bootstrap import probability_better
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.search import coop, ppl
-from layercoop_fast.search.base import get_method
+from layercoop_fast.search.base import Asked, get_method
 from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.measurements import Measurements
 from layercoop_fast.search.methods import METHODS
@@ -60,7 +60,8 @@ def model_game() -> ModelGame:
 
 def test_it_begins_with_what_the_one_pass_methods_choose() -> None:
     game = model_game().view(apart=True, stored=False)
-    run = coop.Run(Measurements(game, N, 100), Target.of_count(N, REMOVE), None, np.random.default_rng(0), None)
+    asked = Asked(game, N, REMOVE)
+    run = coop.Run(asked, Measurements(game, N, 100), Target.of_count(N, REMOVE), np.random.default_rng(0))
     run.seeds()
     chosen = {name: np.flatnonzero(~mask).tolist() for name, mask in run._seeds}
     assert list(chosen) == ["ppl", "shortgpt", "angular"]

@@ -14,6 +14,7 @@ from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.masks.stratified import all_masks
 from layercoop_fast.masks.types import Masks
 from layercoop_fast.search import nested
+from layercoop_fast.search.base import Asked
 from layercoop_fast.search.chains import best_chain, climbed, exchanged, gains
 from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.measurements import MeasuredMask, Measurements
@@ -80,7 +81,7 @@ def test_the_family_is_the_best_there_is(seed: int) -> None:
 def test_a_bad_family_is_exchanged_player_by_player() -> None:
     """Without the searches for single sizes: of what is known by the players alone and the worst chain."""
     game = layers(1)
-    family = nested._Family(game, Measurements(game, N, 200), REMOVE, None, 0, None)
+    family = nested._Family(Asked(game, N, REMOVE), Measurements(game, N, 200))
     family.measurements.measure(~np.eye(N, dtype=np.bool_))
     worst = sorted(range(N), key=lambda player: losses(game)[frozenset([player])])[-REMOVE:]
     family.measurements.complete(np.array([~np.isin(np.arange(N), worst[:size]) for size in range(1, REMOVE + 1)]))
@@ -92,7 +93,7 @@ def test_a_bad_family_is_exchanged_player_by_player() -> None:
 def test_the_player_put_back_is_the_one_that_is_expected_to_cost_most() -> None:
     """Beside the players that stay removed, with whom it forms pairs: of the smaller masks that of least loss."""
     game = layers(1)
-    family = nested._Family(game, Measurements(game, N, 500), REMOVE, None, 0, None)
+    family = nested._Family(Asked(game, N, REMOVE), Measurements(game, N, 500))
     every = all_masks(N)
     family.measurements.complete(every[np.isin((~every).sum(axis=1), [1, 2, 3])])
     fit = family.belief.fit

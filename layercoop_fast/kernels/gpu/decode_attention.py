@@ -16,22 +16,13 @@ Source: Dao et al., Flash-Decoding (pytorch.org/blog/flash-decoding, 2023).
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import (
-    Case,
-    Config,
-    interpreted,
-    launch,
-    meta,
-    power_of_two,
-)
-from layercoop_fast.kernels.gpu.paged_attention import attend, exponents, meta_context, tile
+from layercoop_fast.kernels.gpu.frame import Config, interpreted, launch, power_of_two
+from layercoop_fast.kernels.gpu.paged_attention import attend, exponents, tile
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.reference.attention import NO_WINDOW, PagedContext
 
@@ -147,34 +138,3 @@ def choose_config(width: int, dtype: torch.dtype) -> Config:
         return CONFIGS["tiny"]
     default = "full" if dtype == torch.float32 else "wide" if width > 128 else "split"
     return chosen("decode_attention", (width, dtype.itemsize), CONFIGS, default)
-
-
-def cases() -> list[Case]:
-    """An 8B llama: one request of 8,192 tokens, and 64 of 2,048; Gemma's heads of 256."""
-    found = []
-    for name, sequences, length, heads, kv_heads, width, cap in (
-        ("split", 1, 8192, 32, 8, 128, 0.0),
-        ("split", 64, 2048, 32, 8, 128, 0.0),
-        ("wide", 8, 4096, 8, 4, 256, 50.0),
-        ("full", 1, 8192, 32, 8, 128, 0.0),
-        ("split", 1, 1, 1, 1, 1, 0.0),
-    ):
-        full = name == "full"
-        dtype = torch.float32 if full else torch.bfloat16
-        context = meta_context(sequences, length, kv_heads, width, dtype)
-        queries, out = (meta(sequences, heads * width, dtype=dtype) for _ in range(2))
-        run = partial(launch_decode, queries, context, out, width**-0.5, cap=cap, config=CONFIGS[name])
-        found.append(
-            Case(
-                "decode_attention",
-                f"{sequences} × {length}, {heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
-                name,
-                run,
-                bytes=dtype.itemsize * sequences * (2 * length * kv_heads + 2 * heads) * width,
-                flops=0 if full else 4 * sequences * length * heads * width,
-                operations=sequences * length * heads * (1 + 4 * width if full else 1),
-                dot=not full,
-                main=width > 1,
-            )
-        )
-    return found

@@ -23,14 +23,12 @@ Why not a library: a batched network would need 2ⁿ rows in memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import Case, Config, launch, meta
+from layercoop_fast.kernels.gpu.frame import Config, launch
 from layercoop_fast.kernels.gpu.surrogate import ACTIVATIONS, activated
 
 # Room for the players of a high half in `pair_sums`.
@@ -207,36 +205,3 @@ def launch_scores(tables: Tables, tile_high: Tensor, tile_low: Tensor, *, config
 def _sizes(tables: Tables) -> tuple[int, int, int, int, int]:
     units = tables.weight.shape[0] // tables.bias.shape[0]
     return units, tables.low.shape[1], tables.high.shape[1], tables.first.shape[0], tables.low_size.shape[0]
-
-
-def cases() -> list[Case]:
-    """2²⁸ masks at a time (14 players and 14) of a network of 32 layers: alone, with pairs and best masks; of 40."""
-    found = []
-    for layers, ensemble, extras in ((32, 1, False), (32, 1, True), (40, 1, False), (32, 8, False)):
-        units, lows, highs, chunks = 2 * layers, 17280, 16896, 80
-        fp32, int32 = partial(meta, dtype=torch.float32), partial(meta, dtype=torch.int32)
-        low, high = fp32(ensemble * units, lows), fp32(ensemble * units, highs)
-        tables = Tables(
-            low, high, low, high, fp32(ensemble * units), fp32(ensemble), fp32(29), int32(lows), int32(highs),
-            int32(lows // 128), int32(chunks), int32(chunks), int32(chunks), "celu", sigmoid=True,
-        )  # fmt: skip
-        run = partial(
-            launch_enumerate, tables, high_players=14, top=extras, pairs=extras, config=CONFIGS["large"]
-        )  # fmt: skip
-        shape = f"2^28 masks, {ensemble} × {units} units{', pairs and best' if extras else ''}"
-        # Of a unit three additions or multiply-adds, and a maximum and a minimum at half their rate; of a mask some 20.
-        work = 2**28 * (2 * 7 * ensemble * units + 40 + (32 if extras else 0))
-        size = 4 * 2 * ensemble * units * (lows + highs) + 4 * (lows * chunks + highs * lows // 128)
-        found.append(Case("enumeration", shape, "large", run, bytes=size, operations=work, wide=False))
-        if extras:
-            tiles, scored = int32(29 * 38), 29 * 38 * 32 * 128
-            best = partial(launch_scores, tables, tiles, tiles, config=CONFIGS["large"])
-            work = 2 * 7 * units * scored
-            found.append(Case("best_tiles", shape, "large", best, bytes=4 * scored, operations=work, wide=False))
-    low, high = fp32(1, 16), fp32(1, 16)
-    tables = Tables(
-        low, high, None, None, fp32(1), fp32(1), fp32(3), int32(16), int32(16), int32(1), int32(1), int32(1), int32(1),
-        "tanh", sigmoid=False,
-    )  # fmt: skip
-    run = partial(launch_enumerate, tables, high_players=1, top=True, pairs=True, config=CONFIGS["small"])
-    return [*found, Case("enumeration", "2^2 masks, 1 × 1 units", "small", run, bytes=4, wide=False, main=False)]

@@ -4,12 +4,12 @@ A launch has a *configuration*: block sizes, warps and stages under a name. The 
 tuning on this device found a faster one (`tuning.py`).
 
 While launches are recorded, nothing runs: tensors may be on the meta device, and the record is exactly what would have
-been specialised and compiled (`aot.py`).
+been specialised and compiled (`tests/support/ahead_of_time.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,33 +38,6 @@ class Launch:
     arguments: tuple[Any, ...]
     constants: Mapping[str, Any]
     config: Config
-
-
-@dataclass(frozen=True)
-class Case:
-    """A real shape of an operation: what its launcher is called with, and what that must move and compute.
-
-    `run` calls the launcher on tensors of the meta device. `bytes` counts every input and output once, `flops` a
-    multiplication and an addition as two; `operations` are those outside matrix units where they bound the kernel (else
-    0). `dot` says that matrix instructions are expected, `wide` that 128-bit loads are.
-
-    Attributes:
-        main: whether it is in the table of docs/kernels.md and must not spill registers. The others show that sizes of
-            1 compile too: Triton makes constants of these.
-        targets: how the names of its targets begin: "cuda", "hip", or "" for all.
-    """
-
-    operation: str
-    shape: str
-    config: str
-    run: Callable[[], object]
-    bytes: int
-    flops: int = 0
-    operations: int = 0
-    dot: bool = False
-    wide: bool = True
-    main: bool = True
-    targets: str | tuple[str, ...] = ""
 
 
 _recorded: list[Launch] | None = None
@@ -96,11 +69,6 @@ def recorded() -> Iterator[list[Launch]]:
         yield _recorded
     finally:
         _recorded = before
-
-
-def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """A tensor [*shape] without memory, for `Case.run`."""
-    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def blocks(size: int, block: int) -> int:

@@ -10,15 +10,12 @@ together first would move as many bytes again as the norm itself.
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.gpu.frame import Case, Config, launch, meta, power_of_two
+from layercoop_fast.kernels.gpu.frame import Config, launch, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
 
 # A row is held in registers.
@@ -72,23 +69,3 @@ def launch_norm(
         _norm, (rows,), pool, slots, delta, weight, total, out, tokens, width, eps, config=config,
         BLOCK=power_of_two(width), GEMMA=gemma,
     )  # fmt: skip
-
-
-def cases() -> list[Case]:
-    """A block's two norms for 128 windows of 128 tokens of an 8B llama, and the norm of one decoded token."""
-    found = []
-    for batch, tokens, width in ((128, 128, 4096), (128, 128, 8192), (1, 1, 4096)):
-        rows = batch * tokens
-        pool, slots = meta(2 * batch, tokens, width), meta(batch, dtype=torch.int32)
-        weight, matrix = meta(width), meta(rows, width)
-        run = partial(launch_norm, pool, weight, 1e-5, matrix, slots=slots)
-        shape, size = f"[{rows}, {width}]", 2 * rows * width
-        found.append(Case("gather_norm", shape, "row", run, bytes=2 * size + 2 * width))
-        run = partial(run, delta=matrix, total=matrix)
-        found.append(Case("gather_add_norm", shape, "row", run, bytes=4 * size + 2 * width))
-    one = meta(1, 1)
-    run = partial(
-        launch_norm, one[None], one[0], 1e-5, one, slots=meta(1, dtype=torch.int32), delta=one, total=one, gemma=True,
-        config=CONFIGS["short"],
-    )  # fmt: skip
-    return [*found, Case("gather_add_norm", "[1, 1]", "short", run, bytes=8, wide=False, main=False)]

@@ -13,15 +13,12 @@ and of the native executor on the CPU: both multiply by exactly the same numbers
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta
+from layercoop_fast.kernels.gpu.frame import Config, blocks, launch
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 
@@ -145,29 +142,3 @@ def launch_quantised(
             )  # fmt: skip
         else:
             launch(_one_row, (tiles, rows), *given, outs, columns // GROUP, eps, config=fitting)
-
-
-def cases() -> list[Case]:
-    """Gate and up of an 8B llama, one token at a time and 8, in 4 and in 8 bits."""
-    found, outs, columns = [], 28672, 4096
-    for bits in (4, 8):
-        # AMD's warps are too many for loads of 128 bits where blocks are small.
-        for rows, config, targets in ((1, "one", "cuda"), (1, "one_wide", ""), (8, "few", "cuda"), (8, "few", "hip")):
-            scale = meta(outs, columns // GROUP, dtype=torch.float16)
-            values = meta(outs, columns * bits // 8, dtype=torch.uint8 if bits == 4 else torch.int8)
-            weight = PackedWeight(values, scale, scale if bits == 4 else None)
-            x, out = meta(rows, columns), meta(rows, outs)
-            run = partial(launch_quantised, x, weight, out, norm=meta(columns), eps=1e-5, config=CONFIGS[config])
-            size = outs * columns * bits // 8 + 2 * outs * columns // GROUP * (2 if bits == 4 else 1)
-            size += 2 * rows * (columns + outs) + 2 * columns
-            work, dot = 2 * rows * outs * columns, rows > 1
-            shape = f"[{rows}, {columns}] · [{outs}, {columns}]ᵀ, {bits} bits"
-            case = Case("gemv", shape, config, run, bytes=size, dot=dot, wide=not dot or targets != "hip")
-            found.append(replace(case, targets=targets, flops=work if dot else 0, operations=0 if dot else work))
-    scale = meta(1, 1, dtype=torch.float16)
-    weight = PackedWeight(meta(1, GROUP // 2, dtype=torch.uint8), scale, scale)
-    for rows, config in ((1, "one"), (2, "few")):
-        run = partial(launch_quantised, meta(rows, GROUP), weight, meta(rows, 1), config=CONFIGS[config])
-        shape = f"[{rows}, {GROUP}] · [1, {GROUP}]ᵀ, 4 bits"
-        found.append(Case("gemv", shape, config, run, bytes=20 + 66 * rows, wide=False, main=False))
-    return found

@@ -17,21 +17,12 @@ takes no teacher.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import (
-    Case,
-    Config,
-    blocks,
-    launch,
-    meta,
-    power_of_two,
-)
+from layercoop_fast.kernels.gpu.frame import Config, blocks, launch, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
 
 # Rows of one launch: what their tiles leave takes less than some 100 MB.
@@ -190,34 +181,3 @@ def _rule(dtype: torch.dtype, teacher: bool) -> str:
     if dtype == torch.float32:
         return "small"  # no tensor cores in full fp32, and elements are twice as large
     return "teacher" if teacher else "large"
-
-
-def cases() -> list[Case]:
-    """The head of an 8B llama (128k tokens) over 128 windows of 128 tokens and over 10, and with a teacher."""
-    found, words, width = [], 128256, 4096
-    for rows, teacher, config, targets in (
-        (16384, False, "large", "cuda"),
-        (16384, False, "medium", "cuda"),
-        (1280, False, "large", "cuda"),
-        (1280, True, "teacher", "cuda"),
-        (1280, False, "amd", "hip"),
-        (1280, True, "amd_teacher", "hip"),
-    ):
-        states, losses = meta(rows, width), meta(rows, dtype=torch.float32)
-        run = partial(
-            launch_head_loss, states, meta(words, width), meta(rows, dtype=torch.int64), losses,
-            teacher=states if teacher else None, kl=losses if teacher else None, config=CONFIGS[config],
-        )  # fmt: skip
-        sides = 2 if teacher else 1
-        shape = f"[{rows}, {width}] · [{words}, {width}]ᵀ{', teacher' if teacher else ''}"
-        size, flops = 2 * (sides * rows + words) * width + 4 * sides * rows, 2 * sides * rows * words * width
-        found.append(
-            Case("linear_cross_entropy", shape, config, run, bytes=size, flops=flops, dot=True, targets=targets)
-        )
-    one, loss = meta(1, 1), meta(1, dtype=torch.float32)
-    run = partial(
-        launch_head_loss, one, one, meta(1, dtype=torch.int64), loss, bias=one[0], soft_cap=1.0, teacher=one, kl=loss,
-        config=CONFIGS["small"],
-    )  # fmt: skip
-    shape = "[1, 1] · [1, 1]ᵀ, teacher"
-    return [*found, Case("linear_cross_entropy", shape, "small", run, bytes=8, wide=False, main=False)]

@@ -16,22 +16,12 @@ Source: Dao, FlashAttention-2 (arXiv 2307.08691).
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import (
-    Case,
-    Config,
-    blocks,
-    interpreted,
-    launch,
-    meta,
-    power_of_two,
-)
+from layercoop_fast.kernels.gpu.frame import Config, blocks, interpreted, launch, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.reference.attention import NO_WINDOW, PagedContext
 
@@ -167,52 +157,3 @@ def choose_config(longest: int, width: int, dtype: torch.dtype) -> Config:
 def exponents(scale: float, cap: float) -> tuple[float, float]:
     """The factors of `capped`: e^x = 2^(x · log2 e)."""
     return (scale / cap, cap * LOG2E) if cap > 0 else (scale * LOG2E, 0.0)
-
-
-def meta_context(sequences: int, tokens: int, kv_heads: int, width: int, dtype: torch.dtype) -> PagedContext:
-    """Contexts of so many tokens each in pages of 16, without memory, for `Case.run`."""
-    return PagedContext(
-        meta(blocks(sequences * tokens, 16), 2, kv_heads, 16, width, dtype=dtype),
-        meta(sequences, blocks(tokens, 16), dtype=torch.int32),
-        meta(sequences, dtype=torch.int32),
-    )
-
-
-def cases() -> list[Case]:
-    """An 8B llama: 16 texts of 512 tokens behind 1,536 shared ones; four drafted tokens of each of 32; Gemma's."""
-    found = []
-    for name, sequences, new, known, heads, kv_heads, width, cap in (
-        ("long", 16, 512, 1536, 32, 8, 128, 0.0),
-        ("short", 32, 4, 2048, 32, 8, 128, 0.0),
-        ("wide", 16, 512, 1536, 8, 4, 256, 50.0),
-        ("large", 16, 512, 1536, 32, 8, 128, 0.0),
-        ("full", 1, 512, 1536, 32, 8, 128, 0.0),
-        ("short", 1, 1, 1, 1, 1, 1, 0.0),
-    ):
-        full = name == "full"
-        dtype = torch.float32 if full else torch.bfloat16
-        size = (
-            dtype.itemsize * (sequences * new * (2 * heads + 2 * kv_heads) + 2 * sequences * known * kv_heads) * width
-        )
-        pairs = sequences * new * (known + (new + 1) // 2)
-        context = meta_context(sequences, known, kv_heads, width, dtype)
-        qkv = meta(sequences * new, (heads + 2 * kv_heads) * width, dtype=dtype)
-        out, starts = meta(sequences * new, heads * width, dtype=dtype), meta(sequences + 1, dtype=torch.int32)
-        run = partial(
-            launch_paged, qkv, starts, context, out, new, width**-0.5, cap=cap, config=CONFIGS[name]
-        )  # fmt: skip
-        found.append(
-            Case(
-                "paged_attention",
-                f"{sequences} × {new} behind {known}, {heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
-                name,
-                run,
-                bytes=size,
-                flops=0 if full else 4 * pairs * heads * width,
-                operations=pairs * heads * (1 + 4 * width if full else 1),
-                dot=not full,
-                main=width > 1,
-                targets=("cuda:90", "cuda:100") if name == "large" else "",
-            )
-        )
-    return found

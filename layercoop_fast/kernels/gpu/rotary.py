@@ -9,20 +9,11 @@ and has no QK-norm, which would be two more passes. Here a head is read once and
 
 from __future__ import annotations
 
-from functools import partial
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import (
-    Case,
-    Config,
-    blocks,
-    launch,
-    meta,
-    power_of_two,
-)
+from layercoop_fast.kernels.gpu.frame import Config, blocks, launch, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms
 
@@ -87,17 +78,3 @@ def launch_rotary(
         _rotary, (rows * blocks(heads, config.blocks["HEADS"]),), x, cos, sin, norms.query, norms.key, columns,
         tokens, query_heads, heads, half, norms.eps, config=config, HALF=power_of_two(half),
     )  # fmt: skip
-
-
-def cases() -> list[Case]:
-    """The joint projection of an 8B llama, of a Qwen3 of the same size (QK-norm), and of one decoded token."""
-    found, width = [], 128
-    for rows, norm in ((16384, False), (16384, True), (1, False)):
-        x, table, weight = meta(rows, 48 * width), meta(128, width), meta(width) if norm else None
-        norms = HeadNorms(weight, weight, eps=1e-6)
-        run = partial(launch_rotary, x, table, table, 32, 8, norms, CONFIGS["many"])
-        shape = f"[{rows}, (32 + 8 + 8)·{width}]{', QK-norm' if norm else ''}"
-        found.append(Case("rotary", shape, "many", run, bytes=2 * 2 * rows * 40 * width + 4 * min(rows, 128) * width))
-    one = meta(1, 2)
-    run = partial(launch_rotary, one, one, one, 1, 0, HeadNorms(one[0], eps=1e-6), CONFIGS["few"])
-    return [*found, Case("rotary", "[1, (1 + 0 + 0)·2], QK-norm", "few", run, bytes=16, wide=False, main=False)]

@@ -10,14 +10,11 @@ before. A skipped block costs nothing: a state that passes it by keeps its slot.
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta
+from layercoop_fast.kernels.gpu.frame import Config, blocks, launch
 from layercoop_fast.kernels.gpu.tuning import chosen
 
 CONFIGS = {"wide": Config("wide", {"BLOCK": 2048}, warps=4), "narrow": Config("narrow", {"BLOCK": 512}, warps=1)}
@@ -53,21 +50,3 @@ def launch_scatter(
     config = config or chosen("scatter_residual", (width, rows > 64), CONFIGS, "wide" if width >= 2048 else "narrow")
     grid = (rows * blocks(width, config.blocks["BLOCK"]),)
     launch(_scatter, grid, pool, targets, delta, residual, sources, pool.shape[1], width, config=config)
-
-
-def cases() -> list[Case]:
-    """A block's output for 128 windows of 128 tokens of an 8B llama, and one decoded token's."""
-    found = []
-    for batch, tokens, config in ((128, 128, "wide"), (1, 1, "wide")):
-        width = 4096
-        pool, slots, matrix = (
-            meta(2 * batch, tokens, width),
-            meta(batch, dtype=torch.int32),
-            meta(batch * tokens, width),
-        )
-        run = partial(launch_scatter, pool, slots, matrix, sources=slots, config=CONFIGS[config])
-        size = 2 * batch * tokens * width
-        found.append(Case("scatter_residual", f"[{batch * tokens}, {width}]", config, run, bytes=3 * size))
-    one, slots = meta(1, 1), meta(1, dtype=torch.int32)
-    run = partial(launch_scatter, one[None], slots, one, residual=one, config=CONFIGS["narrow"])
-    return [*found, Case("scatter_residual", "[1, 1]", "narrow", run, bytes=6, wide=False, main=False)]

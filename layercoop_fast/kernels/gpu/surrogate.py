@@ -14,7 +14,6 @@ by its exponentials even so.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta, power_of_two
+from layercoop_fast.kernels.gpu.frame import Config, blocks, launch, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.networks import Networks
 
@@ -198,28 +197,3 @@ def launch_marginals(networks: DeviceNetworks, masks: Tensor, *, config: Config 
         )  # fmt: skip
         totals += sums.sum(1, dtype=torch.float64)
     return totals
-
-
-def cases() -> list[Case]:
-    """80,000 masks of 32 layers, as the published contributions take, on one network and on an ensemble of 8."""
-    found, count, players, units = [], 80000, 32, 64
-    for ensemble in (1, 8):
-        fp32 = partial(meta, dtype=torch.float32)
-        networks = DeviceNetworks(
-            fp32(ensemble, units, players), fp32(ensemble, units), fp32(ensemble, units), fp32(ensemble), "celu",
-            sigmoid=True, factored=True,
-        )  # fmt: skip
-        masks, shape = meta(count, players, dtype=torch.bool), f"{count} masks of {players}, {ensemble} × {units} units"
-        size, hidden = count * players, 2 * count * ensemble * units
-        run = partial(launch_logits, networks, masks, fp32(count, ensemble))
-        work = hidden * (players + 6)
-        found.append(Case("surrogate_logits", shape, "logits", run, bytes=size, operations=work, wide=False))
-        for config in ("celu", "many") if ensemble == 8 else ("celu",):
-            # A flip of a unit: addition, two selections, two multiply-adds, maximum, minimum.
-            work = hidden * players + 7 * count * players * ensemble * units
-            sums = partial(launch_marginals, networks, masks, config=CONFIGS[config])
-            found.append(Case("marginals", shape, config, sums, bytes=size, operations=work, wide=False))
-    one = partial(meta, dtype=torch.float32)
-    networks = DeviceNetworks(one(1, 1, 1), one(1, 1), one(1, 1), one(1), "gelu", sigmoid=False, factored=False)
-    sums = partial(launch_marginals, networks, meta(1, 1, dtype=torch.bool), config=CONFIGS["celu"])
-    return [*found, Case("marginals", "1 mask of 1, 1 × 1 units", "celu", sums, bytes=1, wide=False, main=False)]

@@ -11,13 +11,11 @@ compilation in the executor's process and can be captured in its graphs.
 
 from __future__ import annotations
 
-from functools import partial
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import Case, Config, blocks, launch, meta
+from layercoop_fast.kernels.gpu.frame import Config, blocks, launch
 from layercoop_fast.kernels.gpu.tuning import chosen
 
 # 8 elements of a thread are one 128-bit load of 16-bit numbers; AMD's warps have 64 threads.
@@ -45,14 +43,3 @@ def launch_gated(gate_up: Tensor, out: Tensor, *, gelu: bool, config: Config | N
     rows, width = out.shape
     config = config or chosen("gated", (width, rows > 64), CONFIGS, "wide" if rows > 64 else "narrow")
     launch(_gated, (rows * blocks(width, config.blocks["BLOCK"]),), gate_up, out, width, config=config, GELU=gelu)
-
-
-def cases() -> list[Case]:
-    """The MLP of an 8B llama over 128 windows of 128 tokens, and of its decoding of one token."""
-    found, width = [], 14336
-    for name, gelu in (("swiglu", False), ("geglu", True)):
-        for rows, config in ((16384, "wide"), (1, "narrow")):
-            run = partial(launch_gated, meta(rows, 2 * width), meta(rows, width), gelu=gelu, config=CONFIGS[config])
-            found.append(Case(name, f"[{rows}, 2·{width}]", config, run, bytes=2 * 3 * rows * width))
-    run = partial(launch_gated, meta(1, 2), meta(1, 1), gelu=True, config=CONFIGS["narrow"])
-    return [*found, Case("geglu", "[1, 2·1]", "narrow", run, bytes=6, wide=False, main=False)]

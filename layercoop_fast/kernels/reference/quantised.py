@@ -117,7 +117,7 @@ def _by_row(factors: Tensor, weights: Tensor) -> Tensor:
 
 
 def linear_reference(x: Tensor, weight: Tensor, format: str, *, bf16_inputs: bool = False) -> Tensor:
-    """x̂ · ŵᵀ in the dtype of `weight`: x fp32 [R, K] and ŵ [N, K], as `PackedLinear.unpack` gives it → [R, N].
+    """x̂ · ŵᵀ in the dtype of `weight`: x fp32 [R, K] and ŵ [N, K], as it is kept → [R, N].
 
     x̂ is x for fp32 and bf16 weights, rounded to bf16 for the latter where `bf16_inputs` (the machine multiplies bf16
     numbers itself); for int8 and int4 it is `quantise_inputs_reference` of x, multiplied out.

@@ -54,24 +54,24 @@ def against_size(record: Record) -> Html | None:
         ]
         if len(points) < 2:
             continue
-        beside = [
+        others = [
             Series(name, [Point(size, value, f"{size} removed by {name}: {what} {number(value)}")], colour, line=False)
             for colour, (name, size, worth, ppl) in enumerate(seeds, 1)
             if (value := ppl if what == "perplexity" else worth) is not None
         ]
-        beside += [
+        others += [
             Series(
                 "repaired",
                 [Point(step.n_removed, value, f"{step.n_removed} removed, repaired: {what} {number(value)}")],
-                len(beside) + 1,
+                len(others) + 1,
                 line=False,
             )
             for step, value in known
             if step.repaired
         ]
-        axis = axis_of(what, [value for _, value in known] + [point.y for one in beside for point in one.points])
+        axis = axis_of(what, [value for _, value in known] + [point.y for one in others for point in one.points])
         title = f"{what} on the calibration text against players removed, {record['method']}"
-        series = [*beside, Series(record["method"] if beside else "", points)]
+        series = [*others, Series(record["method"] if others else "", points)]
         charts.append(xy(series, Axis("players removed", whole=True), axis, title.capitalize()))
     if not charts:
         return None

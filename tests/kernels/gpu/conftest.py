@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def compile_ahead() -> Callable[..., list[dict[str, Any]]]:
 
     def run(*arguments: str) -> list[dict[str, Any]]:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        command = [sys.executable, "-m", "layercoop_fast.kernels.gpu.aot", *arguments]
+        command = [sys.executable, Path(__file__).parents[2] / "support" / "ahead_of_time.py", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found: list[dict[str, Any]] = json.loads(done.stdout)["compiled"]

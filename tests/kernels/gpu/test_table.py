@@ -2,15 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layercoop_fast.kernels.gpu.frame import Case
-from layercoop_fast.kernels.gpu.table import all_cases, roofline
+from kernel_cases import Case
+from kernel_page import all_cases, roofline
 
 PAGE = Path(__file__).parents[3] / "docs" / "kernels.md"
 
 
 def test_the_page_has_the_cases_as_they_are() -> None:
     cases = all_cases()
-    assert roofline(cases) in PAGE.read_text(), "run python -m layercoop_fast.kernels.gpu.table"
+    assert roofline(cases) in PAGE.read_text(), "run python tests/support/kernel_page.py"
     compiled = PAGE.read_text().split("## What compilers make of it")[1]
     for case in cases:
         assert f"| {case.operation} |" in compiled

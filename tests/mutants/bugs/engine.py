@@ -73,8 +73,8 @@ BUGS = [
     Bug(
         "fast-block-tolerance",
         "layercoop_fast/llama/fast_blocks.py",
-        old="if not difference <= tolerances[dtype]:",
-        new="if difference > 1e3 * tolerances[dtype]:",
+        old="if not difference <= tolerances[like.dtype]:",
+        new="if difference > 1e3 * tolerances[like.dtype]:",
         means="a fast block that computes something else is used",
         tests="tests/llama/test_tolerances.py",
     ),

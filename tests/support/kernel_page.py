@@ -1,33 +1,31 @@
-"""docs/kernels.md: what every kernel must move and compute at real shapes, and what compilers make of it.
+"""Write docs/kernels.md: what every kernel must move and compute at real shapes, and what compilers make of it.
 
-    python -m layercoop_fast.kernels.gpu.table [--out docs/kernels.md]
+    python tests/support/kernel_page.py [--out docs/kernels.md]
 
 Nothing in it is measured: bytes and operations are counted from the shapes (`Case`), times are the least by an H100's
-data sheet, registers and memory come from the compilers (`aot.py`).
+data sheet, registers and memory come from the compilers (`tests/support/ahead_of_time.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import triton
+from ahead_of_time import TARGETS, Compiled, compile_all
+from kernel_cases import CASES, Case
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import written_whole
-from layercoop_fast.kernels.gpu import OPERATIONS
-from layercoop_fast.kernels.gpu.aot import TARGETS, Compiled, compile_all
-from layercoop_fast.kernels.gpu.frame import Case
 
 # NVIDIA's data sheet of the H100 SXM: HBM3 bytes, dense bf16 and plain fp32 operations, each a second.
 BANDWIDTH, MATRIX, PLAIN = 3.35e12, 989e12, 67e12
 
 _HEAD = """# GPU kernels on paper
 
-Written by `python -m layercoop_fast.kernels.gpu.table`; no row is by hand, and **none is a measurement**.
+Written by `python tests/support/kernel_page.py`; no row is by hand, and **none is a measurement**.
 
 ## What an H100 needs at least
 
@@ -65,14 +63,13 @@ def main() -> None:
 
 def page() -> str:
     """The whole page; compiles everything."""
-    compiled = list(compile_all(OPERATIONS, list(TARGETS), main_only=True))
+    compiled = list(compile_all(list(CASES), list(TARGETS), main_only=True))
     return _HEAD + roofline(all_cases()) + _MIDDLE.format(version=triton.__version__) + _compiled(compiled)
 
 
 def all_cases() -> list[Case]:
     """The cases of every operation."""
-    modules = (importlib.import_module(f"layercoop_fast.kernels.gpu.{name}") for name in OPERATIONS)
-    return [case for module in modules for case in module.cases() if case.main]
+    return [case for cases in CASES.values() for case in cases() if case.main]
 
 
 def roofline(cases: Sequence[Case]) -> str:

@@ -1,4 +1,4 @@
-"""Linear maps whose weights are packed once and read at the speed of memory: the products of decoding on a CPU.
+"""Linear maps by the C++ products of decoding: weights are packed once, as the native executor packs them.
 
     out[r, i] = Σ_k x̂[r, k] · ŵ[i, k]
 
@@ -19,8 +19,8 @@ from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, require, require_matrix
 from layercoop_fast.kernels.quantise import ORIGINS
+from layercoop_fast.llama.native_packing import FORMATS
 
-FORMATS = ("fp32", "bf16", "int8", "int4")
 _ROWS_AT_A_TIME = 512  # rows that are held in fp32 while they are packed
 
 

@@ -1,6 +1,6 @@
 """Compile every kernel for chips that are not here, and find in the result what would be slow there.
 
-    python -m layercoop_fast.kernels.gpu.aot [--quick] [--operations a,b] [--targets cuda:90,hip:gfx942] [--out FILE]
+    python tests/support/ahead_of_time.py [--quick] [--operations a,b] [--targets cuda:90,hip:gfx942] [--out FILE]
 
 writes JSON: for each kernel of each case and target its registers, spilled registers, shared memory, and a list of
 faults. The exit status is 1 if there is a fault. `--quick` takes the first case of each operation, the cases with sizes
@@ -16,7 +16,6 @@ Triton must not be in its interpreter (TRITON_INTERPRET): tests run this in a pr
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import re
@@ -30,14 +29,14 @@ from typing import Any
 
 import torch
 import triton
+from kernel_cases import CASES, Case
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import written_whole
-from layercoop_fast.kernels.gpu import OPERATIONS
-from layercoop_fast.kernels.gpu.frame import Case, Launch, interpreted, recorded
+from layercoop_fast.kernels.gpu.frame import Launch, interpreted, recorded
 
 TARGETS = {
     "cuda:80": GPUTarget("cuda", 80, 32),
@@ -96,7 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="the first case of each operation and sizes of 1, for cuda:90"
     )
-    parser.add_argument("--operations", default=",".join(OPERATIONS), help="files of kernels/gpu, by commas")
+    parser.add_argument("--operations", default=",".join(CASES), help="files of kernels/gpu, by commas")
     parser.add_argument("--targets", default=",".join(TARGETS), help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--out", type=Path, help="write the JSON there instead of to standard output")
     options = parser.parse_args()
@@ -127,9 +126,9 @@ def compile_all(
         if name not in TARGETS:
             raise RequestError(f"target: {name} is not one of {', '.join(TARGETS)}")
     for operation in operations:
-        if operation not in OPERATIONS:
-            raise RequestError(f"operation: {operation} is not one of {', '.join(OPERATIONS)}")
-        found = importlib.import_module(f"layercoop_fast.kernels.gpu.{operation}").cases()
+        if operation not in CASES:
+            raise RequestError(f"operation: {operation} is not one of {', '.join(CASES)}")
+        found = CASES[operation]()
         for case in _few(found) if quick else found:
             if main_only and not case.main:
                 continue
