@@ -18,7 +18,8 @@ OTHERS = {
     "export/gguf.py": {"--merge"},  # of llama-gguf-split
     "kernels/gpu/aot.py": {"--operations", "--out", "--quick", "--targets"},
     "kernels/gpu/table.py": {"--out"},
-    "workers/ray_workers.py": {"--head", "--num-cpus", "--num-gpus", "--num-"},  # of ray start
+    "workers/ray_cluster.py": {"--head"},  # of ray start
+    "workers/ray_workers.py": {"--num-cpus", "--num-gpus", "--num-"},  # of ray start
 }
 
 
