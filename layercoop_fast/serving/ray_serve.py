@@ -37,6 +37,8 @@ _APP, _DEPLOYMENT, _NAMESPACE = "layercoop", "server", "layercoop"
 # Requests that a replica takes besides those that are computed or wait: short ones, for /health or the board.
 _SHORT = 64
 _STATUS_SECONDS = 5.0
+# All replicas alike: else the proxy fills those of its own node before it sends a request anywhere else.
+_ROUTING = {"RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", "RAY_SERVE_PROXY_PREFER_LOCAL_AZ_ROUTING": "0"}
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -161,6 +163,7 @@ def _serve(ray: Any, serve: Any, recipe: Recipe, share: Share, say: Callable[[st
                 proxy_location="HeadOnly",
                 http_options={"host": options.host, "port": options.port, "keep_alive_timeout_s": 30},
                 logging_config={"log_level": "ERROR", "enable_access_log": False},
+                controller_options={"runtime_env": {"env_vars": _ROUTING}},
             )
         except Exception as error:
             where = f"{options.host}, port {options.port} of the head node"
