@@ -37,6 +37,7 @@ _APP, _DEPLOYMENT, _NAMESPACE = "layercoop", "server", "layercoop"
 # Requests that a replica takes besides those that are computed or wait: short ones, for /health or the board.
 _SHORT = 64
 _STATUS_SECONDS = 5.0
+_HEALTH_SECONDS = 3.0
 # All replicas alike: else the proxy fills those of its own node before it sends a request anywhere else.
 _ROUTING = {"RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", "RAY_SERVE_PROXY_PREFER_LOCAL_AZ_ROUTING": "0"}
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -230,6 +231,7 @@ def _deployment(ray: Any, serve: Any, recipe: Recipe, share: Share, keeper_name:
         # The replica itself refuses what is too much, with a status that says when to come again.
         max_ongoing_requests=options.parallel + options.queue + _SHORT,
         max_queued_requests=share.replicas * (options.parallel + options.queue),
+        health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=options.drain,
         graceful_shutdown_wait_loop_s=0.1,
     )
