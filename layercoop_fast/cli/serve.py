@@ -91,7 +91,8 @@ def serve(
     called = name or Path(model).resolve().name
     if replicas.ray is not None:
         from layercoop_fast.masks.text import family_size
-        from layercoop_fast.serving.ray_serve import Recipe, serve_replicas
+        from layercoop_fast.serving.ray_replica import Recipe
+        from layercoop_fast.serving.ray_serve import serve_replicas
 
         model = os.path.abspath(model) if os.path.exists(model) else model
         fixed = {name: _anywhere(text) for name, text in fixed.items()}

@@ -16,7 +16,7 @@ from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.serving.app import Served, make_app
 from layercoop_fast.serving.masks import NamedMasks
 from layercoop_fast.serving.options import Access, ServerOptions
-from layercoop_fast.serving.ray_serve import Recipe
+from layercoop_fast.serving.ray_replica import Recipe
 from layercoop_fast.serving.replicas import Replica, Share, share_out
 
 MASK = {"name": "other", "layer_mask": "2"}
