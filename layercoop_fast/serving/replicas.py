@@ -18,7 +18,7 @@ class RayOptions:
         ray: "auto" for the cluster that this machine is in, "HOST:PORT" for another; None: no replicas, one server.
         replicas: how many; None: one for each node, or for each GPU where the model runs on GPUs.
 
-    Raises `RequestError` for replicas without a cluster.
+    Raises `RequestError` for replicas without a cluster, and for an address of Ray's client.
     """
 
     ray: str | None = option(
@@ -34,6 +34,8 @@ class RayOptions:
     def __post_init__(self) -> None:
         if self.replicas is not None and self.ray is None:
             raise RequestError(f"replicas={self.replicas} belongs to ray=: say which Ray cluster, for example ray=auto")
+        if self.ray is not None and "://" in self.ray:
+            raise RequestError(f"ray={self.ray}: write auto, or HOST:PORT of the head node as `ray start` says it")
         if self.replicas is not None and self.replicas < 1:
             raise RequestError(f"replicas= must be 1 or more, not {self.replicas}")
 

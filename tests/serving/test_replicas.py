@@ -101,6 +101,7 @@ def test_files_that_are_not_on_a_node() -> None:
     [
         (("--replicas", 2), "--replicas 2 belongs to --ray: say which Ray cluster, for example --ray auto"),
         (("--ray", "auto", "--replicas", 0), "--replicas"),
+        (("--ray", "ray://127.0.0.1:10001"), "write auto, or HOST:PORT"),
         (("--ray", "auto", "--port", 0), "--port 0 with --ray: the head node listens"),
         (("--ray", "auto", "--device", "cuda:1"), "--device cuda:1 with --ray: ask for cpu, or cuda for a GPU each"),
         (("--ray", "auto", "--mask", "13-18"), "write NAME=BLOCKS"),
