@@ -47,6 +47,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 LIBRARIES = {
     "triton": ("kernels/gpu", "bench/test_gpu.py", "runtime/test_gpu_executor.py", "runtime/test_gpu_quantised.py"),
     "ray": ("slow/test_ray_workers.py",),
+    "grpc": ("slow/test_ray_serve.py",),  # of ray[serve]
     "shapiq": (),
     "dionysus": (),
     "playwright": ("slow/test_board_in_browser.py",),  # not in the extra [test]; it drives a Chromium of the system

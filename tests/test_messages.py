@@ -16,7 +16,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHERS = {
     "bench/running.py": {"--size", "--benchmark-json", "--model", "--out", "--tiny"},  # of pytest and bench_gpu.py
     "export/gguf.py": {"--merge"},  # of llama-gguf-split
-    "workers/ray_workers.py": {"--head", "--num-cpus", "--num-gpus", "--num-"},  # of ray start
+    "workers/ray_cluster.py": {"--head"},  # of ray start
+    "workers/ray_workers.py": {"--num-cpus", "--num-gpus", "--num-"},  # of ray start
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,12 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.inputs.options import MACHINE, OUTPUT, REMOVE
 from layercoop_fast.runtime.options import RuntimeOptions, Sampling
 from layercoop_fast.serving.options import Access, ServerOptions
+from layercoop_fast.serving.replicas import RayOptions
 
 if TYPE_CHECKING:
+    from layercoop_fast.game.worths import Worths
     from layercoop_fast.runtime.model import LayerSkipModel
+    from layercoop_fast.serving.app import Served
 
 _DRAFT_PROMPTS, _DRAFT_TOKENS = 4, 32
 _KEY, _ADMIN_KEY = "LAYERCOOP_API_KEY", "LAYERCOOP_ADMIN_KEY"
@@ -27,6 +31,7 @@ def serve(
     model: Model,
     runtime: RuntimeOptions,
     options: ServerOptions,
+    replicas: RayOptions,
     mask: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,31 +84,73 @@ def serve(
     except ImportError as error:
         raise RequestError("serving needs an extra: pip install 'layercoop-fast[serve]'") from error
 
-    from layercoop_fast.cli.generate import draft_of
     from layercoop_fast.game.worths import Worths
     from layercoop_fast.report.console import say
-    from layercoop_fast.runtime.model import LayerSkipModel
-    from layercoop_fast.serving.app import Served, make_app
-    from layercoop_fast.serving.board import Predictions
-    from layercoop_fast.serving.masks import NamedMasks
-    from layercoop_fast.serving.run import listen, run
 
     measured = None if worths is None else Worths.load(worths)
+    called = name or Path(model).resolve().name
+    if replicas.ray is not None:
+        from layercoop_fast.masks.text import family_size
+        from layercoop_fast.serving.ray_replica import Recipe
+        from layercoop_fast.serving.ray_serve import serve_replicas
+
+        model = os.path.abspath(model) if os.path.exists(model) else model
+        fixed = {name: _anywhere(text) for name, text in fixed.items()}
+        draft = None if draft is None else _anywhere(draft)
+        named = [Path(text) for text in (model, *fixed.values(), draft or "") if os.path.isabs(text)]
+        paths = [str(family_size(path)[0]) for path in named]
+        make = partial(_open, model, runtime, options, access, called, fixed, draft, measured)
+        recipe = Recipe(make, paths, options, runtime.device)
+        names = ", ".join([called, *(f"{called}:{each}" for each in fixed)])
+        raise typer.Exit(serve_replicas(recipe, replicas, lambda line: say(f"{line}: {names}", err=True)))
+
+    from layercoop_fast.serving.app import make_app
+    from layercoop_fast.serving.run import listen, run
+
     with listen(
         options.host, options.port
     ) as listening:  # before the model is opened: a port that is taken is said at once
-        opened = LayerSkipModel.from_pretrained(model, **vars(runtime))
-        masks = NamedMasks(opened, name or Path(model).resolve().name, fixed, options.max_masks)
-        predictions = None if measured is None else Predictions(measured, opened.n_layers)
-        drafted = None
-        if draft is not None:
-            drafted = draft_of(draft, opened, opened.mask(), _prompts(opened), Sampling(), quiet=False)
-        app = make_app(Served(opened, masks, options, access, drafted, predictions, model))
+        served = _open(model, runtime, options, access, called, fixed, draft, measured)
+        app = make_app(served)
         where = f"[{options.host}]" if ":" in options.host else options.host
-        names = ", ".join(each.model for each in masks.all())
+        names = ", ".join(each.model for each in served.masks.all())
         say(f"serving on http://{where}:{listening.getsockname()[1]}: {names}", err=True)
         status = run(app, listening, options)
     raise typer.Exit(status)
+
+
+def _open(
+    path: str,
+    runtime: RuntimeOptions,
+    options: ServerOptions,
+    access: Access,
+    name: str,
+    fixed: dict[str, str],
+    draft: str | None,
+    measured: Worths | None,
+) -> Served:
+    """Open the model, and what else a server answers from."""
+    from layercoop_fast.cli.generate import draft_of
+    from layercoop_fast.runtime.model import LayerSkipModel
+    from layercoop_fast.serving.app import Served
+    from layercoop_fast.serving.board import Predictions
+    from layercoop_fast.serving.masks import NamedMasks
+
+    model = LayerSkipModel.from_pretrained(path, **vars(runtime))
+    masks = NamedMasks(model, name, fixed, options.max_masks)
+    predictions = None if measured is None else Predictions(measured, model.n_layers)
+    drafted = None
+    if draft is not None:
+        drafted = draft_of(draft, model, model.mask(), _prompts(model), Sampling(), quiet=False)
+    return Served(model, masks, options, access, drafted, predictions, path)
+
+
+def _anywhere(mask: str) -> str:
+    """What `mask_of` reads, with a folder as an absolute path."""
+    from layercoop_fast.masks.text import family_size
+
+    path, _ = family_size(Path(mask))
+    return os.path.abspath(mask) if os.path.isdir(path) or path.suffix == ".json" else mask
 
 
 def _named(texts: list[str]) -> dict[str, str]:

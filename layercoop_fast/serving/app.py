@@ -28,6 +28,7 @@ from layercoop_fast.serving.masks import NamedMask, NamedMasks
 from layercoop_fast.serving.metrics import Metrics
 from layercoop_fast.serving.options import Access, ServerOptions
 from layercoop_fast.serving.protocol import ChatRequest, CompletionRequest, MaskRequest, TokenizeRequest
+from layercoop_fast.serving.replicas import Replica
 
 log = logging.getLogger("layercoop_fast.serving")
 # What pydantic puts between the names of fields: which of several types a value was read as.
@@ -46,6 +47,7 @@ class Served:
         draft: uint8 [L], what drafts of every request run; None for none.
         predictions: of the board; None where the server was given no worths.
         path: of the checkpoint, for the commands that the board shows.
+        replica: which one of several servers at one address this is; None where it is alone.
     """
 
     model: LayerSkipModel
@@ -55,12 +57,13 @@ class Served:
     draft: Halves | None = None
     predictions: Predictions | None = None
     path: str = ""
+    replica: Replica | None = None
 
 
 def make_app(served: Served) -> FastAPI:
     """The server as an ASGI application; it computes from its start-up to its shut-down."""
     engine: Engine
-    metrics = Metrics(served.model, lambda: engine.under_way)
+    metrics = Metrics(served.model, lambda: engine.under_way, "" if served.replica is None else served.replica.name)
     engine = Engine(served.model, served.options, metrics)
     model, masks, access = served.model, served.masks, served.access
 
@@ -94,6 +97,13 @@ def make_app(served: Served) -> FastAPI:
             )
         if not _allowed(request, access.admin_keys):
             raise RefusedError(401, "this asks for the admin key: Authorization: Bearer KEY", "invalid_api_key")
+        if served.replica is not None and served.replica.count > 1:
+            raise RefusedError(
+                409,
+                f"{served.replica.count} replicas answer here, and a change of masks would reach one of them: name the "
+                "masks when the server is started",
+                "masks_are_fixed",
+            )
 
     def mask_of(asked: CompletionRequest | ChatRequest) -> NamedMask:
         return masks.find(asked.model) if asked.layer_mask is None else masks.unnamed(asked.model, asked.layer_mask)

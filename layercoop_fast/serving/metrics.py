@@ -25,13 +25,15 @@ class Metrics:
 
     Args:
         model: whose keys, values and drafts are told of.
-        waiting: gives how many requests are under way in all.
+        under_way: gives how many requests are under way in all.
+        replica: what the label `replica` of every series says; "" for no such label.
     """
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, model: LayerSkipModel, under_way: Callable[[], int]) -> None:
+    def __init__(self, model: LayerSkipModel, under_way: Callable[[], int], replica: str = "") -> None:
         self._registry = CollectorRegistry()
+        self._replica = replica
         label = ["model_name"]
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -102,7 +104,14 @@ class Metrics:
 
     def text(self) -> bytes:
         """The page, in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self if self._replica else self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Every series, with the label of the replica: the pages of several replicas come from one address."""
+        for metric in self._registry.collect():
+            for number, sample in enumerate(metric.samples):
+                metric.samples[number] = sample._replace(labels={**sample.labels, "replica": self._replica})
+            yield metric
 
 
 class _OfModel:

@@ -43,7 +43,7 @@ def run(app: FastAPI, listening: socket.socket, options: ServerOptions) -> int:
         listening: of `listen`.
         options: of the server.
     """
-    _log_lines()
+    log_lines()
     config = uvicorn.Config(
         app,
         http="h11",  # it bounds a request's line and headers; httptools does not
@@ -81,7 +81,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _log_lines() -> None:
+def log_lines() -> None:
     """A line of JSON for each request on standard error, and errors as they are."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -12,16 +12,14 @@ from it. The driver has one `take` under way for each actor, which also tells wh
 from __future__ import annotations
 
 import os
-import socket
 from typing import Any
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
+from layercoop_fast.workers.ray_cluster import join_cluster
 
 # How long an actor waits for something to answer `take` with.
 _TAKE_SECONDS = 5.0
-# How long the driver waits for an address to answer at all.
-_CONNECT_SECONDS = 5.0
 
 
 class Host:
@@ -152,35 +150,13 @@ class RayActors:
 
     def _join(self) -> None:
         if not self._ray.is_initialized():
-            _join(self._ray, self._address)
+            join_cluster(
+                self._ray, self._address, written="ray:HOST:PORT", otherwise=", or give a number of local workers"
+            )
 
     def _leave(self) -> None:
         if self._joined_here:
             self._ray.shutdown()
-
-
-def _join(ray: Any, address: str | None) -> None:
-    """Connect to a cluster, or say in one line that there is none."""
-    named = address or os.environ.get("RAY_ADDRESS")
-    if named not in (None, "auto") and "://" not in named:
-        host, colon, port = named.rpartition(":")
-        if not colon or not port.isdecimal():
-            raise RequestError(f"{named!r} is not the address of a Ray cluster: write ray:HOST:PORT")
-        try:
-            # Ray itself would try for minutes and then end the process.
-            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-        except (OSError, OverflowError) as error:
-            raise RequestError(
-                f"no Ray cluster answers at {named} ({reason(error)}): `ray start --head` starts one and says where"
-            ) from error
-    try:
-        ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # ConnectionError, ValueError, RuntimeError: it depends on what is wrong
-        where = f"at {named}" if named else "on this machine"
-        raise RequestError(
-            f"no Ray cluster answers {where} ({reason(error)[:200]}): start one with `ray start --head`, name another "
-            "as ray:HOST:PORT, or give a number of local workers"
-        ) from error
 
 
 def _lay_out(
