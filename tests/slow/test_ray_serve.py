@@ -56,10 +56,12 @@ def started(folder: Path, address: str, *options: str) -> Iterator[tuple[subproc
         [sys.executable, "-m", "layercoop_fast", *command], stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
-        assert "2 replicas with 1 thread each: tiny, tiny:fast" in line
-        yield process, f"http://127.0.0.1:{port}"
-        process.kill()
+        try:
+            line = process.stderr.readline()
+            assert "2 replicas with 1 thread each: tiny, tiny:fast" in line
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
 
 
 def actors() -> list[str]:
@@ -95,7 +97,9 @@ def pages(url: str) -> dict[str, str]:
 def at_rest(url: str, aborted: int) -> bool:
     """Whether no replica computes, and so many answers were given up in all."""
     texts = pages(url).values()
-    counts = [float(count) for text in texts for count in re.findall(r'finished_reason="abort".*} (\S+)', text)]
+    counts = [
+        float(count) for text in texts for count in re.findall(r'success_total{finished_reason="abort".*} (\S+)', text)
+    ]
     running = [count for text in texts for count in re.findall(r"num_requests_running{.*} (\S+)", text)]
     return sum(counts) == aborted and running == ["0.0", "0.0"]
 
