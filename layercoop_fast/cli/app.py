@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from layercoop_fast.cli.bench import bench
+from layercoop_fast.cli.card import card
 from layercoop_fast.cli.chat import chat as start_chat
 from layercoop_fast.cli.compare import compare
 from layercoop_fast.cli.cut import cut
@@ -30,6 +31,7 @@ app.add_typer(store_app, name="store")
 app.command()(bench)
 app.command()(compare)
 app.command()(cut)
+app.command()(card)
 app.command()(generate)
 app.command("chat")(start_chat)
 app.command()(quantise)
