@@ -12,6 +12,7 @@ from layercoop_fast.cli.cut import cut
 from layercoop_fast.cli.doctor import doctor
 from layercoop_fast.cli.evaluate import evaluate
 from layercoop_fast.cli.generate import generate
+from layercoop_fast.cli.mergekit import mergekit
 from layercoop_fast.cli.plan import plan
 from layercoop_fast.cli.prune import prune
 from layercoop_fast.cli.quantise import quantise
@@ -32,6 +33,7 @@ app.command()(bench)
 app.command()(compare)
 app.command()(cut)
 app.command()(card)
+app.command()(mergekit)
 app.command()(generate)
 app.command("chat")(start_chat)
 app.command()(quantise)
