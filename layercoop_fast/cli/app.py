@@ -15,6 +15,7 @@ from layercoop_fast.cli.generate import generate
 from layercoop_fast.cli.mergekit import mergekit
 from layercoop_fast.cli.plan import plan
 from layercoop_fast.cli.prune import prune
+from layercoop_fast.cli.push import push
 from layercoop_fast.cli.quantise import quantise
 from layercoop_fast.cli.report import report as write_report
 from layercoop_fast.cli.serve import serve
@@ -34,6 +35,7 @@ app.command()(compare)
 app.command()(cut)
 app.command()(card)
 app.command()(mergekit)
+app.command()(push)
 app.command()(generate)
 app.command("chat")(start_chat)
 app.command()(quantise)
