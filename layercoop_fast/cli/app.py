@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from layercoop_fast.cli.adapter import adapter
 from layercoop_fast.cli.bench import bench
 from layercoop_fast.cli.card import card
 from layercoop_fast.cli.chat import chat as start_chat
@@ -35,6 +36,7 @@ app.command()(compare)
 app.command()(cut)
 app.command()(card)
 app.command()(mergekit)
+app.command()(adapter)
 app.command()(push)
 app.command()(generate)
 app.command("chat")(start_chat)
