@@ -18,6 +18,7 @@ OTHERS = {
     "export/gguf.py": {"--merge"},  # of llama-gguf-split
     "kernels/gpu/aot.py": {"--operations", "--out", "--quick", "--targets"},
     "kernels/gpu/table.py": {"--out"},
+    "report/card_sections.py": {"--from", "--model-path", "--out", "--outfile"},  # commands that a model card shows
     "workers/ray_workers.py": {"--head", "--num-cpus", "--num-gpus", "--num-"},  # of ray start
 }
 
