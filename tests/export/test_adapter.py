@@ -173,7 +173,7 @@ def test_weights_of_another_model_and_damaged_ones(small: Path, tmp_path: Path) 
         {name.replace("model.layers", "transformer.h"): one for name, one in tensors.items()}, "another architecture"
     )
     refused(
-        {name.replace("layers.5.", "layers.6."): one for name, one in tensors.items()}, "the full model had 6 layers"
+        {name.replace("layers.5.", "layers.6."): one for name, one in tensors.items()}, "that was pruned had 6 layers"
     )
     refused({"a": torch.ones(2)}, "not named as peft names")
     file.write_bytes(file.read_bytes()[:20])
