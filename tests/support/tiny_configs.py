@@ -108,10 +108,6 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_oss",
         {**_ATTENTION, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     ),
-}
-
-# Of some tests alone: no rows of the page of families.
-OTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("lfm2", {**_ATTENTION, "full_attn_idxs": [1, 4], "block_auto_adjust_ff_dim": False}),
     "gemma4": (
         "gemma4_text",

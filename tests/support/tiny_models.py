@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_configs import CORE, MORE, OTHER
+from tiny_configs import CORE, MORE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -35,7 +35,7 @@ _COMMON: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "bos_token_id": BOS, "eos_t
 
 def tiny_model(family: str, n_layers: int = 6, *, seed: int = 0, **config_arguments: Any) -> PreTrainedModel:
     """Build the tiny model of `family`; `config_arguments` override its config's own (see `FAMILIES` for the names)."""
-    model_type, arguments = {**CORE, **MORE, **OTHER}[family]
+    model_type, arguments = {**CORE, **MORE}[family]
     arguments = {**_COMMON, **arguments, "num_hidden_layers": n_layers, **config_arguments}
     config = AutoConfig.for_model(model_type, **arguments)
     with torch.random.fork_rng(devices=[]):
