@@ -14,6 +14,7 @@ SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "ti
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 # (arguments that make it short, where they are needed, and a line that it must print)
 RUNS: dict[str, tuple[list[str], str]] = {
+    "callback_for_a_trainer": (["MODEL"], "step 4: perplexity"),
     "evaluate_on_a_cluster": (["MODEL", "--masks", "30"], "layer evaluations instead of 180"),
     "generate_under_masks": (["MODEL", "--tokens", "6"], "without [2, 3]"),
     "own_search_method": (["MODEL"], "climbing: remove ["),

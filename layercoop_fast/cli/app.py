@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import typer
 
+from layercoop_fast.cli.adapter import adapter
 from layercoop_fast.cli.bench import bench
+from layercoop_fast.cli.card import card
 from layercoop_fast.cli.chat import chat as start_chat
 from layercoop_fast.cli.compare import compare
 from layercoop_fast.cli.cut import cut
 from layercoop_fast.cli.doctor import doctor
 from layercoop_fast.cli.evaluate import evaluate
 from layercoop_fast.cli.generate import generate
+from layercoop_fast.cli.mergekit import mergekit
 from layercoop_fast.cli.plan import plan
 from layercoop_fast.cli.prune import prune
+from layercoop_fast.cli.push import push
 from layercoop_fast.cli.quantise import quantise
 from layercoop_fast.cli.report import report as write_report
 from layercoop_fast.cli.serve import serve
@@ -30,6 +34,10 @@ app.add_typer(store_app, name="store")
 app.command()(bench)
 app.command()(compare)
 app.command()(cut)
+app.command()(card)
+app.command()(mergekit)
+app.command()(adapter)
+app.command()(push)
 app.command()(generate)
 app.command("chat")(start_chat)
 app.command()(quantise)

@@ -38,6 +38,9 @@ def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> No
         if result.record["repair"] is not None:
             console.print(_repair_line(result.record), highlight=False, soft_wrap=True)
         console.print(f"written: {result.out}", highlight=False, soft_wrap=True)
+        for one in result.record["hosts"]:
+            if not one["inherited"]:
+                console.print(f"{one['host']}: {one['problem']}", highlight=False, soft_wrap=True, markup=False)
         budget = result.record["budget"]
         if budget["kind"] != "remove":
             zeros = (

@@ -31,6 +31,7 @@ def quantise(
     """Write a checkpoint in 4 bits, which `prune` and plain transformers open."""
     from layercoop_fast.export.quantising import quantise_checkpoint
     from layercoop_fast.progress import Bars
+    from layercoop_fast.report.card import card_of
 
     with Bars("quantising"):
         done = quantise_checkpoint(
@@ -42,6 +43,7 @@ def quantise(
             force=force,
             trust_remote_code=trust_remote_code,
             verify=verify,
+            finish=lambda folder: card_of(folder, out),
         )
     if as_json:
         sys.stdout.write(json.dumps({**done, "out": str(out)}) + "\n")

@@ -139,6 +139,20 @@ def open_checkpoint(
     return Checkpoint(model.eval(), _load_tokenizer(name, trust_remote_code), name)
 
 
+def model_on_meta(name: str) -> PreTrainedModel:
+    """The model of a checkpoint folder without its weights: modules and shapes, on the meta device.
+
+    Raises `RequestError` in one line, as `open_checkpoint` does.
+    """
+    _check_folder(name)
+    with quiet_transformers():
+        config = _causal_config(name, False)
+        opener = AutoModelForImageTextToText if sees_pictures(config) else AutoModelForCausalLM
+        with library_reads(name), torch.device("meta"):
+            model: PreTrainedModel = opener.from_config(config)
+    return model
+
+
 def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """The tokenizer; None where there is none, which is an error only once text has to be tokenised."""
     try:
@@ -249,10 +263,21 @@ def _load(
             raise
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
+        if _leaves_out_halves(config):
+            raise RequestError(
+                f"{name} leaves out parts of layers (per_layer_config with skip), which transformers "
+                f"{transformers.__version__} builds all the same: it lacks {missing[0]}, ..."
+            )
         raise RequestError(f"{name} lacks {len(missing)} weights of its config ({missing[0]}, ...): it is incomplete")
     _refuse_blocks_beyond(name, loaded["unexpected_keys"], model)
     opened: PreTrainedModel = model
     return opened
+
+
+def _leaves_out_halves(config: PretrainedConfig) -> bool:
+    """Whether a config has layers without some of their parts."""
+    text = config.get_text_config(decoder=True)
+    return getattr(text, "is_heterogeneous", False) and any(layer.skip for layer in text.per_layer_config)
 
 
 def _refuse_blocks_beyond(name: str, unexpected: Collection[str], model: PreTrainedModel) -> None:

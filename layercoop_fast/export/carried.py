@@ -13,6 +13,8 @@ from pathlib import Path
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Files of a vision-language model that describe how pictures are turned into tokens."""
+LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt", "USE_POLICY.md")
+"""The terms of a model, which most licenses ask to be handed on with its weights."""
 _TEMPLATES = ("chat_template.jinja", "additional_chat_templates")
 
 

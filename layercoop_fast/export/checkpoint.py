@@ -24,7 +24,7 @@ from layercoop_fast.engine.quantised import protect_scales
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.streamed import StreamedBlocks
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.export.carried import PROCESSOR_FILES, copy_own, drop_foreign_templates
+from layercoop_fast.export.carried import LICENSE_FILES, PROCESSOR_FILES, copy_own, drop_foreign_templates
 from layercoop_fast.export.config import INVERSE_LAYER_SCALE, layer_count, prune_config
 from layercoop_fast.export.proof import NoRoom, Written, masked_reference, probe_ids
 from layercoop_fast.export.quantised import checkpoint_folder, graft_quantised, is_copied, stored_tensors
@@ -186,7 +186,7 @@ def _save(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if source := checkpoint_folder(model):
-            copy_own(source, folder, PROCESSOR_FILES)
+            copy_own(source, folder, PROCESSOR_FILES + LICENSE_FILES)
             drop_foreign_templates(source, folder)
     except (SafetensorError, ValueError) as error:  # a full disk, and a config that transformers refuses
         raise RunError(f"the checkpoint was not written: {reason(error)}") from error

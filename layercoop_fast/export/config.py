@@ -20,10 +20,10 @@ from layercoop_fast.masks.types import Floats, Masks
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
 """Attributes with the number of layers; a config may have several."""
 
-_LISTS = (
+LISTS = (
     "activation_sparsity_pattern",
     "attention_layers",
     "indexer_types",
@@ -41,7 +41,7 @@ _LISTS = (
 )
 """Attributes with one element per layer, where the value is a list; of longer lists the first ones count (SmolLM3)."""
 
-_INDICES = (
+INDICES = (
     "attn_layer_indices",
     "cross_attention_layers",
     "full_attn_idxs",
@@ -55,11 +55,11 @@ _INDICES = (
 )
 """Attributes with the numbers of the layers of some kind."""
 
-_PREFIXES = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
+PREFIXES = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
 """Attributes with the number of first layers that are of some kind."""
 
 _COUPLED = {
-    "is_heterogeneous": "every layer has a config of its own",
+    "hidden_size_per_layer_input": "one table of embeddings holds a part for each layer",
     "kv_source_layers": "layers use the keys and values of other layers",
     "lambda_std_dev": "a constant of each layer's attention depends on the layer's number",
     "loop_layer_index_start": "a range of layers runs more than once",
@@ -84,6 +84,11 @@ _ATTENDING = frozenset(
     }
 )
 """Kinds of layers whose cache counts tokens: transformers generates with a cache only if there is one of them."""
+
+_LAST_KIND = dict.fromkeys(
+    ("gemma4_text", "gemma4_unified_text", "embedding_gemma2_text", "diffusion_gemma_text"), "full_attention"
+)
+"""The kind of layer that transformers makes of the last one, whatever the config says, by `model_type`."""
 
 INVERSE_LAYER_SCALE = "scale_attn_by_inverse_layer_idx"
 """GPT-2 divides attention scores by layer number + 1: folded into weights when layers are renumbered."""
@@ -132,6 +137,9 @@ def exportable(config: PretrainedConfig, mask: Masks) -> str | None:
     if attending.any() and not (attending & mask).any():
         return "one attention layer of this hybrid must stay: without any, transformers cannot generate with a cache"
     kept = np.flatnonzero(mask)
+    if not (last := _possible_last(text, len(mask)))[kept[-1]]:
+        where = np.flatnonzero(last).tolist()
+        return f"transformers gives the last layer full attention: the last one kept must be one of {where}"
     for rule in _rules(text, len(mask)):
         if rule.numbers_for(kept) is None:
             names = " and ".join(rule.layouts.names)
@@ -186,12 +194,13 @@ def _rewrite(text: Any, kept: np.ndarray[Any, np.dtype[np.intp]], n_layers: int)
     old = copy.deepcopy(vars(text))  # every rule reads the original values
     renumbered = {int(layer): new for new, layer in enumerate(kept)}
     changes: dict[str, Any] = {}
+    own_of_layers = _own_of_layers(text)
     for name, value in old.items():
-        if name in _COUNTS and value == n_layers:
+        if name in COUNTS and value == n_layers:
             changes[name] = len(kept)
-        elif name in _PREFIXES and isinstance(value, int):
+        elif name in PREFIXES and isinstance(value, int):
             changes[name] = int((kept < value).sum())
-        elif name in _INDICES and value is not None:
+        elif name in INDICES and value is not None:
             changes[name] = [renumbered[layer] for layer in value if layer in renumbered]
         elif _is_per_layer(name, value, n_layers):
             changes[name] = [value[layer] for layer in kept]
@@ -206,14 +215,25 @@ def _rewrite(text: Any, kept: np.ndarray[Any, np.dtype[np.intp]], n_layers: int)
         changes[INVERSE_LAYER_SCALE] = False
     for rule in _rules(text, n_layers):
         changes |= rule.numbers_for(kept) or {}
+    if own_of_layers is not None:
+        text.per_layer_config = None  # else numbers of the original would be checked against the new count
     for name, value in changes.items():
         setattr(text, name, value)
+    if own_of_layers is not None:
+        text.per_layer_config = {renumbered[layer]: own for layer, own in own_of_layers.items() if layer in renumbered}
+
+
+def _own_of_layers(text: Any) -> dict[int, dict[str, Any]] | None:
+    """What single layers have of their own (`per_layer_config` of transformers), by number; None of a plain config."""
+    if not getattr(text, "is_heterogeneous", False):
+        return None
+    return {int(layer): own for layer, own in text.to_dict()["per_layer_config"].items()}
 
 
 def _is_per_layer(name: str, value: object, n_layers: int) -> bool:
     if not isinstance(value, (list, tuple)):
         return False
-    if name in _LISTS:
+    if name in LISTS:
         return len(value) >= n_layers
     # An unknown name: a list of this length with such a name is per layer. The length alone may be chance.
     return ("layer" in name or "block" in name) and len(value) == n_layers
@@ -225,7 +245,7 @@ def _only_whole(text: Any, n_layers: int) -> str | None:
         if getattr(text, name, None):
             return f"this model has a plain config only as a whole: {meaning} ({name})"
     for name, value in vars(text).items():
-        known = name in _INDICES or _is_per_layer(name, value, n_layers)
+        known = name in INDICES or _is_per_layer(name, value, n_layers)
         if known or "layer" not in name or not isinstance(value, (list, tuple)) or not value:
             continue
         if all(type(each) is int and 0 <= each < n_layers for each in value):
@@ -268,6 +288,14 @@ def _attending(text: Any, n_layers: int) -> Masks:
     return attending if hybrid else np.zeros(n_layers, np.bool_)
 
 
+def _possible_last(text: Any, n_layers: int) -> Masks:
+    """The layers that may be the last one kept, `bool[L]`."""
+    wanted = _LAST_KIND.get(text.model_type)
+    if wanted is None:
+        return np.ones(n_layers, np.bool_)
+    return np.array([kind == wanted for kind in text.layer_types[:n_layers]], dtype=np.bool_)
+
+
 def _cheapest(config: PretrainedConfig, keep: Floats, drop: Floats, n_kept: int | None) -> Masks | None:
     n_layers = len(keep)
     if n_kept is not None and not 1 <= n_kept <= n_layers:
@@ -277,6 +305,8 @@ def _cheapest(config: PretrainedConfig, keep: Floats, drop: Floats, n_kept: int 
         return np.ones(n_layers, np.bool_) if n_kept in (None, n_layers) else None
     rules = _rules(text, n_layers)
     best = cheapest_mask(rules, keep, drop, n_kept)
+    if not (last := _possible_last(text, n_layers)).all():
+        return _cheapest_ending(rules, keep, drop, n_kept, last)
     if best is not None and best.sum() < (least := _least_kept(text)):
         return _cheapest(config, keep, drop, least) if n_kept is None else None
     attending = _attending(text, n_layers)
@@ -286,10 +316,24 @@ def _cheapest(config: PretrainedConfig, keep: Floats, drop: Floats, n_kept: int 
     for layer in np.flatnonzero(attending):  # one of them has to stay: try each
         forced = drop.copy()
         forced[layer] = np.inf
-        mask = cheapest_mask(rules, keep, forced, n_kept)
-        if mask is not None:
-            found.append((float(keep[mask].sum() + drop[~mask].sum()), mask))
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+        found.append(cheapest_mask(rules, keep, forced, n_kept))
+    return _cheapest_of(found, keep, drop)
+
+
+def _cheapest_ending(rules: list[Rule], keep: Floats, drop: Floats, n_kept: int | None, last: Masks) -> Masks | None:
+    """The cheapest mask whose last kept layer is one of `last` (`bool[L]`): try each."""
+    found = []
+    for layer in np.flatnonzero(last)[::-1]:  # the later ones first: of equal costs earlier layers go
+        kept_cost, forced = keep.copy(), drop.copy()
+        forced[layer], kept_cost[layer + 1 :] = np.inf, np.inf
+        found.append(cheapest_mask(rules, kept_cost, forced, n_kept))
+    return _cheapest_of(found, keep, drop)
+
+
+def _cheapest_of(found: Sequence[Masks | None], keep: Floats, drop: Floats) -> Masks | None:
+    """The mask of least cost, None where there is none. Of equal costs it is one that keeps more, the first of them."""
+    masks = [mask for mask in found if mask is not None]
+    return min(masks, key=lambda mask: (float(keep[mask].sum() + drop[~mask].sum()), -int(mask.sum())), default=None)
 
 
 def _advice(config: PretrainedConfig, mask: Masks) -> str:

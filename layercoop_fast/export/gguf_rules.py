@@ -25,8 +25,11 @@ _UNIFORM = frozenset({
 # fmt: on
 """Blocks are equal, or differ by their tensors and by arrays in the file (Jamba: key-value heads, 0 for Mamba)."""
 
-_LEADING = frozenset({"deepseek", "deepseek2", "dots1"})
+_LEADING = frozenset({"deepseek", "deepseek2", "dots1", "lfm2moe"})
 """The first `leading_dense_block_count` blocks are dense, the others mixtures of experts."""
+
+_LISTED = frozenset({"gemma4", "granite-swa"})
+"""An array in the file says which blocks have a sliding window, and llama.cpp does not open a file without it."""
 
 _PERIODS = {"cohere2": 4, "gemma2": 2, "gemma3": 6, "gpt-oss": 2, "olmo2": 4, "smollm3": 4}
 """Every N-th block has full attention (SmolLM3: no rotary positions), whatever the file says."""
@@ -58,6 +61,7 @@ OF_THE_WHOLE = frozenset({"classifier.output_labels", "rope.dimension_sections"}
 """Keys of arrays that do not depend on blocks."""
 
 COUPLED = {
+    "embedding_length_per_layer_input": "one tensor holds a part for each block",
     "attention.shared_kv_layers": "blocks use the keys and values of other blocks",
     "deepstack_mapping": "blocks get features of an image by their number",
     "full_attention_interval": "the kind of a block follows from its number",
@@ -144,7 +148,7 @@ def _each(value: Value, key: str, n_blocks: int) -> tuple[float, ...] | None:
 
 
 def _check(values: dict[str, Value], name: str, n_blocks: int, kept: Sequence[int]) -> None:
-    if name not in _UNIFORM and name not in _LEADING and name not in _PERIODS:
+    if not any(name in known for known in (_UNIFORM, _LEADING, _LISTED, _PERIODS)):
         raise RequestError(
             f"blocks of the architecture {name!r} may depend on their place in the model in unknown ways: remove "
             "blocks from the Hugging Face checkpoint with `prune`, and convert the result"
@@ -158,6 +162,7 @@ def _check(values: dict[str, Value], name: str, n_blocks: int, kept: Sequence[in
         raise RequestError(
             f"from {n_blocks} blocks to {len(kept)}: llama.cpp expects {what} in a {name} of exactly {min(telling)}"
         )
+    _check_kinds(values, name, n_blocks, kept)
     period = _period(values, name)
     if period is None:
         return
@@ -174,6 +179,22 @@ def _check(values: dict[str, Value], name: str, n_blocks: int, kept: Sequence[in
         f"llama.cpp treats one block in {period} of a {name} as another kind, by its number alone, and the kept "
         f"blocks would get wrong numbers{advice}"
     )
+
+
+def _check_kinds(values: dict[str, Value], name: str, n_blocks: int, kept: Sequence[int]) -> None:
+    """Raise `RequestError` where no block of a kind is left that the program cannot do without."""
+    kv_heads = per_block(values, "attention.head_count_kv", n_blocks) or []
+    if any(kv_heads) and not any(kv_heads[block] for block in kept):
+        raise RequestError("one block with attention must stay: readers of the file take the size of its heads from it")
+    if name not in _LISTED:
+        return
+    key = f"{name}.{_PATTERN}"
+    windows = _each(values[key], key, n_blocks) if key in values else None
+    if windows is None:
+        raise RequestError(f"the file lacks the array {key}, which says which blocks of a {name} have a sliding window")
+    # The frequencies of rotary positions belong to blocks with full attention: without any, the tensor has no reader.
+    if not all(windows[:n_blocks]) and all(windows[block] for block in kept):
+        raise RequestError(f"one block of a {name} with full attention must stay: llama.cpp does not open it without")
 
 
 def _period(values: dict[str, Value], name: str) -> int | None:

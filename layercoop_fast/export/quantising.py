@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from layercoop_fast.engine.loading import open_checkpoint, quiet_transformers
 from layercoop_fast.engine.quantised import bytes_of, drop_weights, is_quantised
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.export.carried import copy_own
+from layercoop_fast.export.carried import LICENSE_FILES, copy_own
 from layercoop_fast.export.proof import NoRoom, Written, masked_reference, not_verified, probe_ids
 from layercoop_fast.files import RECORD, check_spared, reason, written_whole
 from layercoop_fast.inputs.text import is_flat, read_json
@@ -37,6 +37,7 @@ def quantise_checkpoint(
     force: bool = False,
     trust_remote_code: bool = False,
     verify: bool = True,
+    finish: Callable[[Path], Mapping[str, bytes | str]] | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint's linear layers in 4 bits into the folder `out`, for plain `from_pretrained`.
 
@@ -55,6 +56,8 @@ def quantise_checkpoint(
         trust_remote_code: run Python code from the checkpoint.
         verify: open the folder again before it is renamed to `out`, and compare its logits with those of the quantised
             model in memory (`export/proof.py`).
+        finish: called with the temporary folder when all else is written; the files it returns by plain name (`str`
+            becomes UTF-8) are added.
 
     The `layercoop.json` of a pruned checkpoint is copied; its figures of the model before quantisation become
     `unquantised`.
@@ -105,6 +108,9 @@ def quantise_checkpoint(
         )
         del model
         _carry_record(Path(name), folder, scheme, proof)
+        copy_own(Path(name), folder, LICENSE_FILES)
+        for file, content in (finish(folder) if finish else {}).items():
+            (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
     return {
         "scheme": scheme,
         "left": left,

@@ -1,4 +1,4 @@
-"""The last stage of `prune`: the folder with the checkpoint, its record and its report."""
+"""The last stage of `prune`: the folder with the checkpoint, its record, its report and its model card."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from transformers import PreTrainedModel
 from layercoop_fast.engine.quantised import drop_weights
 from layercoop_fast.errors import RunError
 from layercoop_fast.export.checkpoint import export_checkpoint, is_folded
+from layercoop_fast.export.hosts import host_problems
 from layercoop_fast.export.players import zeroed_halves
 from layercoop_fast.export.proof import PROBE_TOKENS, NoRoom, Reference, Written, masked_reference, not_verified
 from layercoop_fast.files import RECORD
 from layercoop_fast.game.model_game import ModelGame
+from layercoop_fast.inputs.text import read_json
 from layercoop_fast.masks.types import Floats
 from layercoop_fast.pruning.checkpoint_costs import measure_costs
 from layercoop_fast.pruning.generations import Prompts
@@ -29,6 +31,8 @@ from layercoop_fast.pruning.record import record_of
 from layercoop_fast.pruning.request import PruneRequest
 from layercoop_fast.pruning.stages import Found
 from layercoop_fast.pruning.timer import StageTimer
+from layercoop_fast.report.base_model import Base
+from layercoop_fast.report.card import card_files, model_card
 from layercoop_fast.report.html.page import report_page
 from layercoop_fast.search.base import finite_or_none, perplexity
 
@@ -67,7 +71,8 @@ class _Folder:
         reference = self._reference() if self.request.verify else None
         measure_cost = self.request.measure_cost and not self.request.offload
 
-        def finish(folder: Path) -> dict[str, str]:
+        def finish(folder: Path) -> dict[str, bytes | str]:
+            self._ask_hosts(folder)
             excerpts = self._excerpts()
             full = self._samples(self.game.checkpoint.model)
             if full is not None or reference is not None or measure_cost:
@@ -87,7 +92,9 @@ class _Folder:
                 cost=costs, excerpts=excerpts, generations=self._paired(full, pruned), seconds=self.timer.seconds
             )
             page = {"report.html": report_page(self.record)} if self.request.report else {}
-            return {RECORD: json.dumps(self.record, indent=1, allow_nan=False) + "\n", **page}
+            card = model_card(self.record, out.absolute().name, Base.of(self.problem.model))
+            record = json.dumps(self.record, indent=1, allow_nan=False) + "\n"
+            return {RECORD: record, **page, **card_files(card, out)}
 
         game, mask, repair = self.game, self.found.choice.mask, self.found.repair
         self.timer.tell("writing the checkpoint", 0)
@@ -106,6 +113,11 @@ class _Folder:
         )
         self.timer.tell("writing the checkpoint", 1)
         return self.record
+
+    def _ask_hosts(self, folder: Path) -> None:
+        """Put into the record what other hosts would refuse or misread in the config that was written."""
+        problems = host_problems(read_json(folder / "config.json"), self.game.checkpoint.model.config.to_dict())
+        self.record["hosts"] = [asdict(one) for one in problems]
 
     def _reference(self) -> Reference:
         """The masked pass on the first tokens of the calibration text, halves left out and a repair in place."""
@@ -237,5 +249,6 @@ class _Folder:
             generations=None,
             generations_left_out=None,
             verified=not_verified("not asked for"),
+            hosts=[],
             command=self.command,
         )

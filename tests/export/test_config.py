@@ -218,6 +218,45 @@ def test_a_hybrid_keeps_one_attention_and_says_which_is_nearest() -> None:
         ConstrainedFamily(ExportableMasks(config), 4, must_go=[1, 3]).check_size(2)
 
 
+def _gemma4(n_layers: int = 6) -> PretrainedConfig:
+    """Layers with full attention have heads of their own, which transformers holds as configs of single layers."""
+    kinds = [SLIDING, SLIDING, FULL, SLIDING, FULL, FULL][:n_layers]
+    return AutoConfig.for_model(
+        "gemma4_text",
+        num_hidden_layers=n_layers,
+        layer_types=kinds,
+        global_head_dim=64,
+        num_global_key_value_heads=2,
+        attention_k_eq_v=True,
+        hidden_size_per_layer_input=0,
+        per_layer_config={2: {"head_dim": 64}, 4: {"head_dim": 64}, 5: {"head_dim": 32}, 0: {"head_dim": 16}},
+    )
+
+
+def test_configs_of_single_layers_are_renumbered() -> None:
+    full = _gemma4()
+    pruned = prune_config(full, [0, 1, 4, 5])
+    for config in (pruned, type(full).from_dict(pruned.to_dict())):  # as written, and as read again
+        assert config.layer_types == [SLIDING, SLIDING, FULL, FULL]
+        assert [layer.head_dim for layer in config.per_layer_config] == [16, 256, 64, 32]
+    assert [layer.head_dim for layer in full.per_layer_config] == [16, 256, 64, 256, 64, 32]
+
+
+def test_the_last_layer_is_one_that_transformers_leaves_as_it_is() -> None:
+    config, masks = _gemma4(), [np.array(bits) for bits in product([False, True], repeat=6)]
+    right = [mask for mask in masks if mask.any() and np.flatnonzero(mask)[-1] in (2, 4, 5)]
+    for mask in masks:
+        if mask.any():
+            assert (exportable(config, mask) is None) == any(np.array_equal(mask, one) for one in right)
+            assert (nearest_exportable(config, mask) != mask).sum() == min((mask != one).sum() for one in right)
+    costs = np.array([0.5, -1.0, 3.0, 2.0, 0.25, 4.0])
+    for count in range(1, 7):
+        best = best_exportable(config, costs, count)
+        assert costs[~best].sum() == min(costs[~one].sum() for one in right if one.sum() == count)
+    with pytest.raises(RequestError, match=r"the last one kept must be one of \[2, 4, 5\]; the nearest .* removes \["):
+        prune_config(config, [0, 1, 3])
+
+
 def test_an_rwkv_keeps_two_blocks() -> None:
     config = AutoConfig.for_model("rwkv", num_hidden_layers=3, rescale_every=0)
     for bits in product([False, True], repeat=3):

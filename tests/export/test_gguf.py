@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from light_command import run_without
-from tiny_gguf import bare_gguf, tiny_llama_gguf
+from tiny_gguf import bare_gguf, tiny_lfm2_gguf, tiny_llama_gguf
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from layercoop_fast.errors import RequestError
@@ -171,6 +171,18 @@ def read_as_deci(path: Path, like: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def test_a_hybrid_whose_kinds_an_array_tells(tmp_path: Path) -> None:
+    """An LFM2: where an array of key-value heads says 0, a block has a short convolution instead of attention."""
+    model, path = tiny_lfm2_gguf(tmp_path / "model.gguf", attention=[1, 4])
+    cut = cut_gguf(path, parse_removed("0,4"), tmp_path / "cut.gguf", logits=True)
+    assert fields(cut.out)["lfm2.attention.head_count_kv"] == [1, 0, 0, 0]
+    assert cut.verified["logits"]["largest_difference"] == 0
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="cut.gguf").eval()
+    assert loaded.config.layer_types == ["full_attention", "conv", "conv", "conv"]
+    export_checkpoint(model, [1, 2, 3, 5], tmp_path / "pruned", blocks_path="model.layers")
+    assert torch.equal(logits(loaded), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").eval()))
+
+
 PER_BLOCK = {
     "jamba.attention.head_count_kv": [0, 8, 0, 8],
     "jamba.attention.head_count": 32,
@@ -184,6 +196,30 @@ REWRITTEN: list[tuple[str, int, dict[str, Any], str, dict[str, Any]]] = [
     ("gemma2", 8, {"gemma2.attention.sliding_window_pattern": 4}, "0-3", {}),
     ("gemma3", 14, {"gemma3.attention.sliding_window": 512}, "3-8", {}),
     ("gemma3", 8, {}, "1", {}),  # without windows all blocks are alike
+    (
+        "gemma4",
+        6,
+        {
+            "gemma4.attention.sliding_window_pattern": [True, True, False, True, True, False],
+            "gemma4.attention.head_count_kv": [4, 4, 1, 4, 4, 1],
+            "gemma4.feed_forward_length": [8, 8, 8, 16, 16, 16],
+            "gemma4.attention.shared_kv_layers": 0,
+            "gemma4.embedding_length_per_layer_input": 0,
+        },
+        "0-2,4",
+        {
+            "gemma4.attention.sliding_window_pattern": [True, False],
+            "gemma4.attention.head_count_kv": [4, 1],
+            "gemma4.feed_forward_length": [16, 16],
+        },
+    ),
+    (
+        "lfm2moe",
+        4,
+        {"lfm2moe.attention.head_count_kv": [0, 0, 2, 0], "lfm2moe.leading_dense_block_count": 2},
+        "1",
+        {"lfm2moe.attention.head_count_kv": [0, 2, 0], "lfm2moe.leading_dense_block_count": 1},
+    ),
     ("qwen3", 5, {"qwen3.nextn_predict_layers": 0}, "4", {}),
 ]
 
@@ -201,7 +237,19 @@ def test_metadata_follow_the_blocks(
     assert left == [block for block in range(n_blocks) if block not in gone]
 
 
+WINDOWS = {"gemma4.attention.sliding_window_pattern": [True, False, True]}
 REFUSED: list[tuple[str, int, dict[str, Any], str, str]] = [
+    ("gemma4", 3, {}, "1", "lacks the array gemma4.attention.sliding_window_pattern"),
+    ("gemma4", 3, WINDOWS, "1", "one block of a gemma4 with full attention must stay"),
+    (
+        "gemma4",
+        3,
+        {**WINDOWS, "gemma4.embedding_length_per_layer_input": 256},
+        "0",
+        "one tensor holds a part for each block",
+    ),
+    ("gemma4", 3, {"gemma4.attention.sliding_window_pattern": [True, False]}, "0", "has 2 elements for 3 blocks"),
+    ("lfm2", 3, {"lfm2.attention.head_count_kv": [0, 8, 0]}, "1", "one block with attention must stay"),
     ("llama4", 8, {}, "3", "'llama4' may depend on their place"),
     ("gemma2", 8, {}, "3", r"one block in 2 .* the nearest possible removal of this size is \[7\]"),
     ("gemma3", 14, {"gemma3.attention.sliding_window": 512}, "5", r"one block in 6 .* is \[12\]"),

@@ -64,6 +64,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-MoE": ("qwen3_moe", {}),
     "Gemma 2": ("gemma2", {}),
     "Gemma 3 (text)": ("gemma3", {"sliding_window_pattern": 2}),
+    "Gemma 4 (text)": ("gemma4", {"layer_types": ["sliding_attention", "full_attention"]}),
     "Phi-3": ("phi3", {}),
     "GPT-2": ("gpt2", {}),
     "OPT": ("opt", {}),
@@ -82,6 +83,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "RWKV": ("rwkv", {"rescale_every": 1}),
     "Jamba": ("jamba", {"attn_layer_period": 2}),
     "Bamba": ("bamba", {"attn_layer_indices": [1]}),
+    "LFM2": ("lfm2", {"full_attn_idxs": [1]}),
     "Falcon-H1": ("falcon_h1", {}),
     "Qwen3-Next": ("qwen3_next", {}),
     "Qwen3.5 (text)": ("qwen3_5", {}),
@@ -117,6 +119,7 @@ _SHAPES_4BIT: dict[str, dict[str, Any]] = {
     "mamba2": {"hidden_size": 64, "num_heads": 32, "head_dim": 4},
     "rwkv": {"hidden_size": 64, "attention_hidden_size": 64, "intermediate_size": 128},
     "qwen2_moe": {**_ATTENTION_4BIT, "shared_expert_intermediate_size": 64},
+    "gemma4": {**_ATTENTION_4BIT, "global_head_dim": 64, "num_global_key_value_heads": 2},
     "deepseek_v3": {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -376,7 +379,7 @@ _AFTER = """
   projection whose zeros would write the mask. A state-space block is one part; parallel ones read the same stream.
 - **sharing**: a worth does not depend on the masks that it is computed with.
 - **4-bit**: opened with bitsandbytes nf4, measured, exported still quantised, opened again: the same logits and tokens.
-  30 of the 31 families: Falcon's linear layers are a class of its own, which transformers does not replace.
+  32 of the 33 families: Falcon's linear layers are a class of its own, which transformers does not replace.
   On processors with AVX512-BF16 bitsandbytes multiplies in bf16, takes only weights with outputs divisible by 32 and
   inputs by its block of 64, and reads a transposed input wrongly (0.50). So gates with one output and three
   projections of Mamba stay as they are, one of which transformers reads without calling it (`layercoop-fast quantise`

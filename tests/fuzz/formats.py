@@ -304,22 +304,28 @@ _RECORD["calibration"] = {"spec": "builtin", "windows": 2, "tokens": 32}
 
 
 class Record(Format):
-    """layercoop.json, as `report`, `cut --from` and `--mask DIR` read it."""
+    """layercoop.json, as `report`, `card`, `cut --from` and `--mask DIR` read it."""
 
     def attempt(self, rng: Random, place: Path) -> None:
         """Values and bytes of the document."""
         from layercoop_fast.masks.text import mask_of, removed_of
+        from layercoop_fast.report.base_model import Base
+        from layercoop_fast.report.card import is_own_card, model_card
         from layercoop_fast.report.html.page import report_page
         from layercoop_fast.report.html.record import load_record
 
         record = _RECORD
-        how = rng.randrange(3)
-        if how and rng.random() < 0.7:
+        how = rng.randrange(4)
+        if how in (1, 2) and rng.random() < 0.7:
             record = {name: _RECORD[name] for name in ("removed", "kept", "nested")}
         (place / "layercoop.json").write_bytes(damaged_json(record, rng))
         if how == 0:
             page = report_page(load_record(place))
             assert "\x1b" not in page
+        elif how == 3:
+            card = model_card(load_record(place), "x", Base())
+            assert is_own_card(card)
+            assert "\x1b" not in card
         elif how == 1:
             halves, layers = removed_of(place)
             assert all(block < layers for block, _ in halves) or layers == 0
@@ -539,6 +545,41 @@ def emptied(place: Path) -> Path:
     return place
 
 
+class Adapter(Format):
+    """A LoRA adapter, as `adapter` reads it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        import torch
+        from safetensors.torch import save
+        from tiny_models import save_tiny
+
+        save_tiny(folder / "pruned", n_layers=2)
+        record = {"model": "base", "removed": [1], "kept": [0, 2]}
+        (folder / "pruned" / "layercoop.json").write_text(json.dumps(record))
+        names = [f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_" for layer in range(3)]
+        tensors = {f"{name}A.weight": torch.ones(2, 48) for name in names}
+        self.weights = save({**tensors, **{f"{name}B.weight": torch.ones(48, 2) for name in names}})
+        self.config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+        self.config |= {"rank_pattern": {"layers.2.self_attn.q_proj": 3}, "alpha_pattern": {}, "modules_to_save": None}
+        self.config |= {"layers_to_transform": [0, 1, 2], "layers_pattern": "layers", "base_model_name_or_path": "base"}
+
+    def attempt(self, rng: Random, place: Path) -> None:
+        """Its config, or the bytes of its weights."""
+        from layercoop_fast.export.adapter import renumber_adapter
+
+        config, weights = json.dumps(self.config).encode(), self.weights
+        if rng.random() < 0.6:
+            config = damaged_json(self.config, rng)
+        else:
+            weights = damaged_bytes(weights, rng)
+        (place / "adapter").mkdir()
+        (place / "adapter" / "adapter_config.json").write_bytes(config)
+        (place / "adapter" / "adapter_model.safetensors").write_bytes(weights)
+        done = renumber_adapter(place / "adapter", self.folder / "pruned", place / "out")
+        assert set(done.layers["pruned"]) <= {0, 1}
+
+
 FORMATS: dict[str, type[Format]] = {
     "npz": Npz,
     "npy": Npy,
@@ -551,4 +592,5 @@ FORMATS: dict[str, type[Format]] = {
     "surrogates": Archives,
     "checkpoint": Checkpoint,
     "tokenizer": Tokenizer,
+    "adapter": Adapter,
 }

@@ -27,7 +27,7 @@ NAMES = (
     *("checkpoint", "tokenizer"),
 )
 # Cases beside those of other formats: what opens a whole model takes longest.
-SHARES = {"store": 0.5, "checkpoint": 0.05, "tokenizer": 0.05}
+SHARES = {"store": 0.5, "checkpoint": 0.05, "tokenizer": 0.05, "adapter": 0.2}
 # Cases of a format before the next one takes its turn.
 _TURN = 200
 # Seconds until an answer that does not come is a failure. A case has 10 s of the processor; before its first one a

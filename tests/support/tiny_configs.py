@@ -108,4 +108,18 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_oss",
         {**_ATTENTION, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     ),
+    "lfm2": ("lfm2", {**_ATTENTION, "full_attn_idxs": [1, 4], "block_auto_adjust_ff_dim": False}),
+    "gemma4": (
+        "gemma4_text",
+        {
+            **_ATTENTION,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "global_head_dim": 24,
+            "num_global_key_value_heads": 3,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+        },
+    ),
 }

@@ -6,13 +6,13 @@ path = bare_gguf(tmp_path / "model.gguf", "gemma3", 12, {"gemma3.attention.slidi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, tiny_model
 from transformers import PreTrainedModel
 
 WORDS = ["<s>", "</s>", *(f"wörd {number}" for number in range(298))]
@@ -81,6 +81,37 @@ def tiny_llama_gguf(path: Path, n_layers: int = 6, alignment: int = 32) -> tuple
             writer.add_tensor(gguf_name(name), packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         else:
             writer.add_tensor(gguf_name(name), weight)
+    return model, _written(writer, path)
+
+
+def tiny_lfm2_gguf(path: Path, attention: Sequence[int], n_layers: int = 6) -> tuple[PreTrainedModel, Path]:
+    """Write a tiny LFM2, a hybrid whose blocks in `attention` have attention and the others a short convolution."""
+    model = tiny_model(
+        "lfm2", n_layers, full_attn_idxs=list(attention), block_auto_adjust_ff_dim=False, tie_word_embeddings=True
+    )
+    config = model.config
+    writer = gguf.GGUFWriter(path, "lfm2")
+    writer.add_name("tiny")
+    writer.add_block_count(n_layers)
+    writer.add_context_length(256)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    heads = config.num_key_value_heads
+    writer.add_head_count_kv([heads if block in attention else 0 for block in range(n_layers)])
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_shortconv_l_cache(config.conv_L_cache)
+    writer.add_token_list(WORDS)
+    writer.add_token_types([3, 3, *[1] * 298])
+    writer.add_bos_token_id(0)
+    writer.add_add_bos_token(False)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LFM2, n_layers)
+    for name, parameter in model.state_dict().items():
+        if name != "lm_head.weight":  # tied to the embedding
+            weight = parameter.numpy().squeeze(1) if ".conv.conv." in name else parameter.numpy()
+            writer.add_tensor(names.get_name(name, (".weight", ".bias")), weight)
     return model, _written(writer, path)
 
 
