@@ -115,11 +115,12 @@ class Loop:
 
     def run(self) -> Course:
         """Train until the time or the tokens are used up, or a loss is not finite."""
-        course, request = self.course, self.plan.request
+        request = self.plan.request
         if request.resume:
             self._load()
         else:
             self._look()
+        course = self.course
         self._saved = time.perf_counter()
         self._began = self._saved - course.seconds
         while course.stopped is None and (share := self._share()) < 1:

@@ -190,4 +190,4 @@ def _recomputes(skeleton: Skeleton, request: HealRequest, processes: Processes) 
     # Values, moments and the best weights come on top.
     trained = sum(one.numel() for one in skeleton.model.parameters() if one.requires_grad)
     free = free_memory(skeleton.device) - trained * (16 + skeleton.dtype.itemsize)
-    return wanted > _SHARE_OF_MEMORY * max(0, free)
+    return bool(wanted > _SHARE_OF_MEMORY * max(0, free))

@@ -94,7 +94,7 @@ def linear_divergence(hidden: Tensor, head: Head, teacher: TeacherStates | TopWo
         RequestError: for shapes that do not fit.
     """
     _check(hidden, head, teacher)
-    found: Tensor = _Divergence.apply(hidden, head.weight, head.bias, head, teacher)
+    found: Tensor = _Divergence.apply(hidden, head.weight, head.bias, head, teacher)  # type: ignore[no-untyped-call]
     return found
 
 

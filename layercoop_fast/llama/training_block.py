@@ -79,10 +79,9 @@ class TrainingBlock:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """The block on hidden [W, T, H] → [W, T, H]."""
-        own = self.parameters
-        found: Tensor = _Block.apply(
-            hidden, *(own[name] for name in ("attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down")), self
-        )
+        names = ("attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down")
+        own = [self.parameters[name] for name in names]
+        found: Tensor = _Block.apply(hidden, *own, self)  # type: ignore[no-untyped-call]
         return found
 
     def attended(self, qkv: Tensor, windows: int) -> tuple[list[Tensor], Tensor]:
@@ -92,16 +91,15 @@ class TrainingBlock:
         """
         parts, tokens = self.parts, self.rope.tokens
         heads = qkv.view(windows, tokens, -1, parts.head_dim).transpose(1, 2)
-        sizes = [parts.heads, parts.kv_heads, parts.kv_heads]
-        leaves = [part.detach().requires_grad_() for part in heads.split(sizes, dim=1)]
+        sizes = (parts.heads, parts.kv_heads, parts.kv_heads)
+        leaves = [part.detach().requires_grad_() for part in torch.split(heads, sizes, dim=1)]
+        queries, keys, values = leaves
+        times = parts.heads // parts.kv_heads  # queries that share a head of keys and values
         with torch.enable_grad():
-            mixed = functional.scaled_dot_product_attention(*self._repeated(leaves), is_causal=True, scale=parts.scale)
+            if times > 1:
+                keys, values = (shared.repeat_interleave(times, dim=1) for shared in (keys, values))
+            mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=parts.scale)
         return leaves, mixed
-
-    def _repeated(self, leaves: list[Tensor]) -> list[Tensor]:
-        """Each head of keys and values as often as queries share it."""
-        times = self.parts.heads // self.parts.kv_heads
-        return [leaves[0], *(leaf.repeat_interleave(times, dim=1) if times > 1 else leaf for leaf in leaves[1:])]
 
 
 def training_block(module: nn.Module, call: BlockCall, convention: Convention) -> TrainingBlock | None:

@@ -151,14 +151,14 @@ def test_a_loss_that_is_not_finite_ends_at_the_best_state(
     def poisoned(self: Any, share: float) -> None:
         nonlocal steps
         steps += 1
-        if steps == 12:
+        if steps == 15:
             parameter = next(iter(self.plan.trained.values()))
             parameter.data.view(-1)[0] = math.nan
         step(self, share)
 
     monkeypatch.setattr(loop_module.Loop, "step", poisoned)
-    with pytest.warns(UserWarning, match="not finite after 2,816 tokens: healing stopped at its best state"):
-        done = heal(str(cut), str(full), tmp_path / "out", learning_rate=3e-3, **OPTIONS)
+    with pytest.warns(UserWarning, match="not finite after 3,584 tokens: healing stopped at its best state"):
+        done = heal(str(cut), str(full), tmp_path / "out", learning_rate=3e-3, **{**OPTIONS, "watch_every": 512})
     assert done.record["kept"]
     assert "not finite" in done.record["stopped"]
     assert all(bool(one.isfinite().all()) for one in weights(tmp_path / "out").values())
@@ -253,7 +253,6 @@ def test_the_record_and_the_report_of_prune_gain_a_section(full: Path, tmp_path:
 def test_a_teacher_on_disk_is_computed_once(full: Path, cut: Path, tmp_path: Path) -> None:
     options = {
         **OPTIONS,
-        "tokens": 2048,
         "learning_rate": 3e-3,
         "cache_teacher": tmp_path / "words",
         "teacher_top": 100,
