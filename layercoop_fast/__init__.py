@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from layercoop_fast.game.model_game import ModelGame as ModelGame
     from layercoop_fast.game.pairwise import PairwiseGame as PairwiseGame
     from layercoop_fast.game.worths import Worths as Worths
+    from layercoop_fast.healing.heal import heal as heal
     from layercoop_fast.masks.samplers import get_sampler as get_sampler
     from layercoop_fast.masks.stratified import stratified_masks as stratified_masks
     from layercoop_fast.pruning.prune import prune as prune
@@ -77,6 +78,7 @@ _HOME = {
     "find_draft": "runtime.draft",
     "fit_repair": "repair.fit",
     "get_sampler": "masks.samplers",
+    "heal": "healing.heal",
     "kernel_shap": "shapley.regression",
     "prune": "pruning.prune",
     "repaired_worth": "repair.fit",

@@ -16,7 +16,7 @@ ORDER = (
     *("_version", "_C", "shown", "errors", "files", "spans", "progress", "system", "inputs"),
     *("masks", "kernels", "engine", "llama", "texts", "masked", "workers", "game"),
     *("surrogate", "shapley", "repair", "search", "export", "runtime", "serving"),
-    *("report", "pruning", "comparing", "bench", "cli", "__main__"),
+    *("report", "pruning", "healing", "comparing", "bench", "cli", "__main__"),
 )
 # A page of names at the package's top that are imported when they are first used.
 FACADE = "layercoop_fast"

@@ -13,6 +13,7 @@ from layercoop_fast.cli.cut import cut
 from layercoop_fast.cli.doctor import doctor
 from layercoop_fast.cli.evaluate import evaluate
 from layercoop_fast.cli.generate import generate
+from layercoop_fast.cli.heal import heal
 from layercoop_fast.cli.mergekit import mergekit
 from layercoop_fast.cli.plan import plan
 from layercoop_fast.cli.prune import prune
@@ -43,6 +44,7 @@ app.command("chat")(start_chat)
 app.command()(quantise)
 app.command("report")(write_report)
 app.command()(prune)
+app.command()(heal)
 app.command()(evaluate)
 app.command()(shapley)
 app.command()(serve)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from layercoop_fast.cli.messages import as_typed
-from layercoop_fast.cli.sizes import size_in_bytes
+from layercoop_fast.cli.sizes import count_of, size_in_bytes
 from layercoop_fast.errors import RequestError
 from layercoop_fast.inputs.options import PANELS, flag_of, shell_of
 
@@ -104,6 +104,8 @@ def _read(one: Field[Any], given: Any, default: Any) -> Any:
         return default
     if read == "size":
         return size_in_bytes(given, flag_of(one))
+    if read == "count":
+        return count_of(given, flag_of(one))
     if read == "labels":
         return [part.strip() for part in given.split(",") if part.strip()]
     if read == "names":

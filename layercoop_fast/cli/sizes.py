@@ -22,3 +22,13 @@ def size_in_bytes(text: str | None, option: str = "--memory") -> int | None:
     if size >= 2**63:
         raise RequestError(f"{option} {text!r} is more than any machine holds: write 4GiB, 500MB or a number of bytes")
     return int(size)
+
+
+def count_of(text: str | None, option: str) -> int | None:
+    """`1M`, `300k` or `250000` as a number; None stays None."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?)\s*", text)
+    if match is None or float(match[1]) >= 2**40:
+        raise RequestError(f"{option} {text!r} is not a number: write 1M, 300k or 250000")
+    return round(float(match[1]) * _UNITS[match[2].lower()])

@@ -44,7 +44,7 @@ def save_weights(
     split = split_torch_state_dict_into_shards(kept, filename_pattern=pattern, max_shard_size=max_shard_size)
     (folder / WEIGHTS).unlink(missing_ok=True)
     for file, names in split.filename_to_tensors.items():
-        _write(folder / file, kept, names, value)
+        write_tensors(folder / file, kept, names, value)
     if split.is_sharded:
         index = {
             "metadata": {"total_parameters": n_parameters, **split.metadata},
@@ -53,10 +53,25 @@ def save_weights(
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor], names: Sequence[str], value: Callable[[str], Tensor]) -> None:
+def write_tensors(
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    names: Sequence[str],
+    value: Callable[[str], Tensor],
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Write one safetensors file, with no copy of its tensors in memory.
+
+    Args:
+        file: to be written.
+        tensors: tensors of any shapes [...] by name, for their shapes and dtypes.
+        names: of those that are written.
+        value: from a name to its tensor, as of `save_weights`.
+        about: texts for the header, by name.
+    """
     # Wide dtypes first, so that all tensors are aligned; then by name, so that tensors of a block are adjacent.
     order = sorted(names, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(about or {})}}
     end = 0
     for name in order:
         tensor = tensors[name]
@@ -67,5 +82,5 @@ def _write(file: Path, tensors: Mapping[str, Tensor], names: Sequence[str], valu
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor = value(name).detach().contiguous()
+            tensor = value(name).detach().cpu().contiguous()
             out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)

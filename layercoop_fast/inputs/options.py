@@ -20,11 +20,12 @@ REMOVE = "What to remove"
 TEXT = "Text"
 SEARCH = "Search"
 REPAIR = "Repair"
+HEALING = "Healing"
 SAMPLING = "Sampling"
 DRAFT = "Draft"
 OUTPUT = "Output"
 MACHINE = "Machine"
-PANELS = (MODEL, REMOVE, TEXT, SAMPLING, SEARCH, DRAFT, REPAIR, OUTPUT, MACHINE)
+PANELS = (MODEL, REMOVE, TEXT, SAMPLING, SEARCH, DRAFT, REPAIR, HEALING, OUTPUT, MACHINE)
 
 # Defaults that functions of single texts, searches and repairs share with the options of commands.
 WINDOWS = 10
@@ -48,7 +49,8 @@ class Shell:
         metavar: what stands for the value in the help.
         least: the smallest number that is taken.
         read: how the text of the option becomes the value: "" by the field's own type, "text", "texts" (a repeatable
-            option), "path", "size" (4GiB), or parts between commas: "labels" (0,1,3.attn), "names" and "sizes" (3,6).
+            option), "path", "size" (4GiB), "count" (1M), or parts between commas: "labels" (0,1,3.attn), "names" and
+            "sizes" (3,6).
         required: whether the command line has no default, though Python has one.
     """
 

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.report.html import choice, costs, family, quality, repair
+from layercoop_fast.report.html import choice, costs, family, healing, quality, repair
 from layercoop_fast.report.html.markup import Html, el
 from layercoop_fast.report.html.record import Record, model_name, removed_players
 
@@ -23,6 +23,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[Section, ...]], ...] = (
     ("Nested family", "", (family.nested,)),
     ("Quality, size and latency", "parameters by player or finite perplexities are missing", (quality.pareto,)),
     ("Repair", "", (repair.repair,)),
+    ("Healing", "", (healing.healing,)),
     ("Which text suffers most", "no NLL by window is kept", (quality.texts,)),
     (
         "Before and after",

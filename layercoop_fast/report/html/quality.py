@@ -9,7 +9,16 @@ from typing import Any
 
 from layercoop_fast.report.html.charts import Axis, Bar, Point, Series, bars, xy
 from layercoop_fast.report.html.markup import Html, el, folded, join, number, signed, table
-from layercoop_fast.report.html.record import Record, Step, of_loss, path, player_names, removed_players, spec_name
+from layercoop_fast.report.html.record import (
+    Record,
+    Step,
+    of_loss,
+    of_pruned,
+    path,
+    player_names,
+    removed_players,
+    spec_name,
+)
 
 # From this ratio of largest to least on, perplexities are drawn by their logarithm.
 _LOG_FROM = 5.0
@@ -20,9 +29,10 @@ def summary(record: Record) -> Html:
     """The result at a glance, and which players stay."""
     names, gone = player_names(record), set(removed_players(record))
     facts = {f"players removed ({record['players']})": f"{len(gone)} of {len(names)}", "method": record["method"]}
+    when = ", before healing" if record.get("healing") else ""
     for name, source in _texts(record):
-        facts[f"perplexity, {name}"] = f"{number(source['ppl']['full'])} → {number(source['ppl']['pruned'])}"
-    facts["worth"] = f"{number(record['worth']['full'])} → {number(record['worth']['pruned'])}"
+        facts[f"perplexity, {name}{when}"] = f"{number(source['ppl']['full'])} → {number(of_pruned(source['ppl']))}"
+    facts[f"worth{when}"] = f"{number(record['worth']['full'])} → {number(of_pruned(record['worth']))}"
     budget = record.get("budget") or {"kind": "remove"}
     if budget["kind"] != "remove":
         facts[f"{budget['kind']}, asked → reached"] = f"{number(budget['asked'])} → {number(budget['reached'])}"

@@ -169,9 +169,15 @@ def path(record: Record) -> list[Step]:
     if repaired:
         steps.append(Step(len(chosen), chosen, record["worth"]["unrepaired"], record["ppl"]["unrepaired"]))
     written = Step(
-        len(chosen), chosen, record["worth"]["pruned"], record["ppl"]["pruned"], chosen=True, repaired=repaired
+        len(chosen), chosen, of_pruned(record["worth"]), of_pruned(record["ppl"]), chosen=True, repaired=repaired
     )
     return [*steps, written]
+
+
+def of_pruned(figures: Record) -> float | None:
+    """A figure of the pruned model, as it was measured before healing where it was healed since."""
+    found: float | None = figures.get("unhealed", figures["pruned"])
+    return found
 
 
 def is_searchs_own(record: Record) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from layercoop_fast.report.html.markup import Html, el, join, number, table
-from layercoop_fast.report.html.record import Record, spec_name
+from layercoop_fast.report.html.record import Record, of_pruned, spec_name
 
 
 def repair(record: Record) -> Html | None:
@@ -13,7 +13,7 @@ def repair(record: Record) -> Html | None:
         return None
     pieces: list[object] = []
     if found["kept"]:
-        before, after = record["ppl"].get("unrepaired"), record["ppl"]["pruned"]
+        before, after = record["ppl"].get("unrepaired"), of_pruned(record["ppl"])
         pieces.append(
             el("p", f"Perplexity on the calibration text: {number(before)} unrepaired, {number(after)} repaired.")
         )

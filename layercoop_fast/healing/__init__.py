@@ -1,0 +1,1 @@
+"""Distillation of a pruned checkpoint from the full model."""
