@@ -18,7 +18,8 @@ def wanted(extra: str) -> list[str]:
             for part in sorted(one.extras):
                 found += wanted(part)
         else:
-            found.append(f"{one.name}{one.specifier}")
+            extras = f"[{','.join(sorted(one.extras))}]" if one.extras else ""
+            found.append(f"{one.name}{extras}{one.specifier}")
     return list(dict.fromkeys(found))
 
 

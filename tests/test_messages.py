@@ -18,6 +18,7 @@ OTHERS = {
     "export/gguf.py": {"--merge"},  # of llama-gguf-split
     "kernels/gpu/aot.py": {"--operations", "--out", "--quick", "--targets"},
     "kernels/gpu/table.py": {"--out"},
+    "tasks/plugin.py": {"--model", "--tasks"},  # of lm_eval
     "workers/ray_workers.py": {"--head", "--num-cpus", "--num-gpus", "--num-"},  # of ray start
 }
 

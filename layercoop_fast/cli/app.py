@@ -15,6 +15,7 @@ from layercoop_fast.cli.plan import plan
 from layercoop_fast.cli.prune import prune
 from layercoop_fast.cli.quantise import quantise
 from layercoop_fast.cli.report import report as write_report
+from layercoop_fast.cli.score import score
 from layercoop_fast.cli.serve import serve
 from layercoop_fast.cli.shapley import shapley
 from layercoop_fast.cli.store import app as store_app
@@ -37,6 +38,7 @@ app.command("report")(write_report)
 app.command()(prune)
 app.command()(evaluate)
 app.command()(shapley)
+app.command()(score)
 app.command()(serve)
 app.command()(doctor)
 app.command()(plan)
