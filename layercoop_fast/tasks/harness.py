@@ -5,11 +5,13 @@ This module imports the harness (the extra `score`): it is imported where a scor
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import AutoTokenizer
 
 from layercoop_fast.engine.loading import Checkpoint, open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
@@ -71,6 +73,10 @@ class MaskedLM(TemplateLM):  # type: ignore[misc] # the harness has no types
         if checkpoint.tokenizer is None:
             raise RequestError(f"{path} holds no tokenizer, and tasks are text: add it to the folder")
         self.tokenizer = checkpoint.tokenizer
+        if add_bos_token is not None:  # tokenizers learn it when they are opened
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                path, add_bos_token=add_bos_token, trust_remote_code=options.trust_remote_code
+            )
         skeleton = Skeleton(checkpoint.model)
         n_layers = skeleton.n_layers
         self.masks = {
@@ -196,6 +202,7 @@ class MaskedLM(TemplateLM):  # type: ignore[misc] # the harness has no types
         """Measures likelihoods; one copy of the weights is in memory at a time."""
         if self._likelihoods is None:
             self._answers = None
+            gc.collect()  # parts of a model refer to each other
             self._likelihoods = self._measuring(Skeleton(self._open().model))
         return self._likelihoods
 
@@ -203,6 +210,7 @@ class MaskedLM(TemplateLM):  # type: ignore[misc] # the harness has no types
         """Generates; one copy of the weights is in memory at a time."""
         if self._answers is None:
             self._likelihoods = None
+            gc.collect()
             self._answers = Answers(
                 self.path, list(self.masks.values()), dtype=self.options.dtype, device=self.options.device
             )

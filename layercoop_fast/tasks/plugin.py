@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import torch
 from lm_eval.api.registry import register_model
 
 from layercoop_fast.errors import RequestError
@@ -45,6 +46,9 @@ class LayerCoopLM(MaskedLM):
         max_length: int | None = None,
         **others: Any,
     ) -> None:
+        # The harness names cuda:0 by itself; as its own model, this one then runs where it can.
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            device = "cpu"
         options = EngineOptions(
             dtype=dtype, device=device, memory=memory, block_path=block_path, trust_remote_code=trust_remote_code
         )

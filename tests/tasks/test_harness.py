@@ -109,7 +109,6 @@ def test_many_masks_in_one_run_score_as_each_exported_checkpoint(
 
 
 HOW = {
-    "shots": ({}, {"num_fewshot": 2, "limit": 3}),
     # With 30 positions contexts are cut on the left, documents in windows, and prompts make room for answers.
     "too long": ({"max_length": 30}, {}),
     "chat": ({}, {"apply_chat_template": True, "limit": 2}),
@@ -117,7 +116,11 @@ HOW = {
 }
 
 
-@pytest.mark.parametrize(("of_model", "of_tasks"), HOW.values(), ids=HOW.keys())
+@pytest.mark.parametrize(
+    ("of_model", "of_tasks"),
+    [*HOW.values(), pytest.param({}, {"num_fewshot": 2, "limit": 3}, marks=pytest.mark.slow)],
+    ids=[*HOW, "shots"],
+)
 def test_requests_become_the_tokens_that_hf_makes_of_them(
     of_model: dict[str, Any], of_tasks: dict[str, Any], model: Path, task_path: Path
 ) -> None:
@@ -135,6 +138,7 @@ def test_an_unknown_argument_and_a_wrong_mask_are_refused(model: Path) -> None:
         LayerCoopLM(str(model), mask=9)
 
 
+@pytest.mark.slow
 def test_the_harness_command_knows_the_model(model: Path, task_path: Path, tmp_path: Path) -> None:
     """A real process, as a user starts it; the package alone imports nothing of the harness."""
     command = [sys.executable, "-m", "layercoop_fast.tasks", "run", "--model", "layercoop", "--include_path"]

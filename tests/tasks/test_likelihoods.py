@@ -56,9 +56,7 @@ def expected(family: str, mask: str, wanted: list[Scored]) -> tuple[list[float],
     return sums, greedy
 
 
-@pytest.mark.parametrize(
-    ("family", "texts"), [("llama", MASKS), ("llama", ("1", "0,3")), ("gemma3", ("full", "2"))], ids=str
-)
+@pytest.mark.parametrize(("family", "texts"), [("llama", MASKS), ("gemma3", ("full", "2"))], ids=["llama", "gemma3"])
 def test_each_sequence_has_the_likelihood_it_has_alone(family: str, texts: tuple[str, ...]) -> None:
     wanted = sequences()
     measured = Likelihoods(Skeleton(tiny_model(family, L, seed=1)), masks(texts)).measure(wanted)
@@ -66,7 +64,6 @@ def test_each_sequence_has_the_likelihood_it_has_alone(family: str, texts: tuple
         sums, greedy = expected(family, text, wanted)
         np.testing.assert_allclose(measured.logprobs[row], sums, rtol=0, atol=2e-4)
         assert measured.greedy[row].tolist() == greedy
-    assert measured.greedy.any()
 
 
 def test_greedy_is_told_where_the_model_itself_continues() -> None:
@@ -102,7 +99,7 @@ def test_shared_contexts_and_blocks_are_computed_once() -> None:
     assert measured.work.computed == (40 + 4) * 4
 
 
-@pytest.mark.parametrize("family", ["mamba2", "mistral"])
+@pytest.mark.parametrize("family", [pytest.param("mamba2", marks=pytest.mark.slow), "mistral"])
 def test_models_without_trees_compute_every_sequence_whole(family: str) -> None:
     """A recurrent model, and one whose sliding window is shorter than the sequences."""
     model = tiny_model(family, L, seed=1, **({"sliding_window": 8} if family == "mistral" else {}))

@@ -49,7 +49,12 @@ def test_rows_of_a_mask_file_are_numbered(run: Run, model: Path, task_path: Path
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        (["--tasks", "tiny_choise"], "unknown task 'tiny_choise': the nearest are tiny_choice"),
+        # The harness's own list has to be read for it, which takes seconds.
+        pytest.param(
+            ["--tasks", "tiny_choise"],
+            "unknown task 'tiny_choise': the nearest are tiny_choice",
+            marks=pytest.mark.slow,
+        ),
         (["--tasks", "tiny_choice", "--masks", "a=9"], "mask a 9: the model has blocks 0 to 3"),
         (["--tasks", "tiny_choice", "--masks", "a=1,a=2"], "has two masks a"),
         (["--tasks", "tiny_choice", "--masks", "full=1"], "full is the name of the full model"),

@@ -71,7 +71,7 @@ def test_more_prompts_than_windows_are_spread_over_the_file(tmp_path: Path) -> N
 
 
 def test_with_chat_a_prompt_is_a_turn(prompts: Path) -> None:
-    ids, spans = sampled(prompts, windows=1, chat=True)
+    ids, spans = sampled(prompts, windows=1, tokens=40, chat=True)
     assert tiny_tokenizer().decode(ids[0, : spans[0, 0]]) == "<user>two\n<assistant>"
 
 
@@ -121,6 +121,7 @@ def test_workers_and_stages_score_the_answers_alone(model: str, prompts: Path) -
         with_workers.close()
 
 
+@pytest.mark.slow
 def test_a_model_is_pruned_on_its_own_answers(model: str, prompts: Path, tmp_path: Path) -> None:
     pruned = prune(
         model, tmp_path / "out", remove=1, method="ppl", calibration=f"self:{prompts}", windows=4, tokens=T, samples=0
