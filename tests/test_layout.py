@@ -15,7 +15,7 @@ ROOT = Path(layercoop_fast.__file__).parent
 ORDER = (
     *("_version", "_C", "shown", "errors", "files", "spans", "progress", "system", "inputs"),
     *("masks", "kernels", "engine", "llama", "texts", "masked", "workers", "game"),
-    *("surrogate", "shapley", "repair", "search", "export", "runtime", "serving"),
+    *("surrogate", "shapley", "repair", "search", "export", "runtime", "tasks", "serving"),
     *("report", "pruning", "healing", "comparing", "bench", "cli", "__main__"),
 )
 # A page of names at the package's top that are imported when they are first used.

@@ -17,6 +17,7 @@ OTHERS = {
     "bench/running.py": {"--size", "--benchmark-json", "--model", "--out", "--tiny"},  # of pytest and bench_gpu.py
     "export/gguf.py": {"--merge"},  # of llama-gguf-split
     "report/card_sections.py": {"--from", "--model-path", "--out", "--outfile"},  # commands that a model card shows
+    "tasks/plugin.py": {"--model", "--tasks"},  # of lm_eval
     "workers/ray_cluster.py": {"--head"},  # of ray start
     "workers/ray_workers.py": {"--num-cpus", "--num-gpus", "--num-"},  # of ray start
 }

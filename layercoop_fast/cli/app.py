@@ -20,6 +20,7 @@ from layercoop_fast.cli.prune import prune
 from layercoop_fast.cli.push import push
 from layercoop_fast.cli.quantise import quantise
 from layercoop_fast.cli.report import report as write_report
+from layercoop_fast.cli.score import score
 from layercoop_fast.cli.serve import serve
 from layercoop_fast.cli.shapley import shapley
 from layercoop_fast.cli.store import app as store_app
@@ -47,6 +48,7 @@ app.command()(prune)
 app.command()(heal)
 app.command()(evaluate)
 app.command()(shapley)
+app.command()(score)
 app.command()(serve)
 app.command()(doctor)
 app.command()(plan)

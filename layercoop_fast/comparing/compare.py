@@ -39,8 +39,9 @@ from layercoop_fast.repair.fit import check_repairable, fit_repair, repaired_win
 from layercoop_fast.repair.texts import RepairTexts, check_texts, texts_to_fit
 from layercoop_fast.report.html.compared import comparison_fragment
 from layercoop_fast.search.base import check_n_remove, get_method
-from layercoop_fast.texts.calibration import read_text
+from layercoop_fast.texts.calibration import check_readable
 from layercoop_fast.texts.mixture import texts_of
+from layercoop_fast.texts.protocols import check_chosen_on
 
 WIDTH_METHODS = ("flap",)
 # Methods that measure as many masks as their budget allows.
@@ -184,6 +185,7 @@ def _check(request: CompareRequest) -> list[str]:
             f"with options: choose from {', '.join(UTILITIES)}"
         )
     searched = [spec for spec, _ in texts_of(request.calibration)]
+    check_chosen_on(searched)
     _check_readable([*searched, *request.texts])
     if request.repair:
         check_texts(request.repair_text, request.repair_tokens)
@@ -194,8 +196,7 @@ def _check(request: CompareRequest) -> list[str]:
 def _check_readable(texts: Sequence[str]) -> None:
     """Raise `RequestError` for a text that cannot be read, before minutes have been spent on others."""
     for spec in texts:
-        if spec != "self":
-            read_text(spec)
+        check_readable(spec)
 
 
 class _Steps:

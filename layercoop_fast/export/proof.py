@@ -152,10 +152,11 @@ class Written:
         """Mean NLL of each window of plain text by the model's own forward pass, float64 [W], window by window."""
         scored = windows.scored.cpu()
 
-        def mean_nll(logits: Tensor, ids: Tensor) -> float:
-            return float(token_nll(logits, ids)[0, scored].double().mean())
+        def scored_nll(logits: Tensor, ids: Tensor) -> Tensor:
+            return token_nll(logits, ids)[:, scored].double()
 
-        return np.array(self._each([ids[None] for ids in windows.ids.cpu()], mean_nll))
+        found = self._each([ids[None] for ids in windows.ids.cpu()], scored_nll)
+        return np.array([float(windows.means(losses, window)[0]) for window, losses in enumerate(found)])
 
     def _each(self, batches: Sequence[Tensor], take: Callable[[Tensor, Tensor], T]) -> list[T]:
         """The results of `take(logits, ids)` for each batch: logits [B, T, V], ids int64 [B, T]."""

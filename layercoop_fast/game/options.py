@@ -26,8 +26,9 @@ class CalibrationOptions:
         "builtin",
         TEXT,
         "A text: FILE.txt, FILE.jsonl, hf:NAME/CONFIG/SPLIT (CONFIG and SPLIT may be left out), builtin (the "
-        "default), builtin-heldout, builtin-docstrings, builtin-code, or self (written by the model). Give the "
-        "option several times for several texts, each with :WEIGHT if wanted.",
+        "default), builtin-heldout, builtin-docstrings, builtin-code, self (written by the model), "
+        "self:PROMPTS.jsonl (its answers) or ppl:wikitext2, ppl:c4, ppl:ptb. Give the option several times for "
+        "several texts, each with :WEIGHT if wanted.",
         metavar="SPEC[:WEIGHT]",
         read="texts",
     )

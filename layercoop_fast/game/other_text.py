@@ -8,6 +8,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.opening import load_text
 from layercoop_fast.game.options import GameOptions
+from layercoop_fast.texts.own_text import is_own
 
 # With another seed, text that the model writes itself is another text. No other seed is as large as this one.
 _OWN_SEED = 1_000_003
@@ -15,7 +16,7 @@ _OWN_SEED = 1_000_003
 
 def check_unseen(spec: str, searched: Sequence[str]) -> None:
     """Raise `RequestError` for a text to measure on that is one of those that masks are searched on."""
-    if spec != "self" and spec in searched:
+    if not is_own(spec) and spec in searched:
         raise RequestError(f"{spec} is what masks are searched on: name another text to measure on")
 
 
@@ -37,7 +38,7 @@ def on_other_text(
         tokens=tokens,
         shots=own.shots,
         share_context=own.share,
-        seed=seed + _OWN_SEED if spec == "self" else seed,
+        seed=seed + _OWN_SEED if is_own(spec) else seed,
         chat=own.chat,
     )
     text = load_text(spec, game.checkpoint.tokenizer, masked.skeleton, options)

@@ -79,8 +79,11 @@ class FastBlock:
         self.gate_up = Projection([parts.gate, parts.up])
         self.down = Projection([parts.down])
 
-    def extend(self, call: BlockCall, convention: Convention, positions: Tensor) -> None:
-        """Go on to more windows that are trees, at `positions` (int64 [W, T]), called as before."""
+    def extend(self, call: BlockCall, convention: Convention, positions: Tensor | None = None) -> None:
+        """Go on to other windows, called as before: trees at `positions` (int64 [W, T]), or shorter texts.
+
+        Nothing is checked again.
+        """
         rope = read_rope(call, convention, self.parts.head_dim, self.dtype, positions)
         self.rope = replace(rope, sliding_window=self.rope.sliding_window)
 

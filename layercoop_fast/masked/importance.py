@@ -132,7 +132,7 @@ def taylor_importance(model: MaskedModel, progress: Progress | None = None) -> F
             ids = windows.ids[window : window + 1]
             pictures = {} if windows.pictures is None else windows.pictures.part(window, window + 1, windows.n_windows)
             logits = module(input_ids=ids, use_cache=False, **pictures).logits
-            loss = token_nll(logits, ids)[:, windows.scored].mean() / windows.n_windows
+            loss = windows.means(token_nll(logits, ids)[:, windows.scored], window).sum() / windows.n_windows
             loss.backward()  # type: ignore[no-untyped-call]
             if progress is not None:
                 progress("windows forward and backward", window + 1, windows.n_windows)

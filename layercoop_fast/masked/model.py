@@ -119,7 +119,8 @@ class MaskedModel:
         Raises `RequestError` for a text that the model cannot be measured on so, and for too little memory.
         """
         packs = text.packs
-        windows = Windows(skeleton, text.ids, score_every, None if packs is None else packs.positions, text.pictures)
+        positions = None if packs is None else packs.positions
+        windows = Windows(skeleton, text.ids, score_every, positions, text.pictures, text.spans)
         if windows.positions is not None:
             check_trees(windows)
         halves = players.sublayers is not None
@@ -143,7 +144,9 @@ class MaskedModel:
         windows, units = self.windows, self.units
         if text is not None and text is not self.text:
             fingerprints = {**fingerprints, "calibration": text.fingerprint}
-            windows = Windows(self.skeleton, text.ids, self.windows.score_every, pictures=text.pictures)
+            windows = Windows(
+                self.skeleton, text.ids, self.windows.score_every, pictures=text.pictures, spans=text.spans
+            )
             units = self.units.on(windows)
         return replace(
             self,

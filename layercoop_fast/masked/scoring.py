@@ -71,10 +71,10 @@ class GeneralScorer:
         for first, last, context in self.slices:
             logits = _head(context, state[first:last])
             ids, scored = self.windows.ids[first:last], self.windows.scored
-            nll[first:last] = token_nll(logits, ids)[:, scored].double().mean(1).cpu().numpy()
+            nll[first:last] = self.windows.means(token_nll(logits, ids)[:, scored].double(), first).cpu().numpy()
             if self.teacher is not None:
                 teacher = _head(context, self.teacher[first:last])
-                kl[first:last] = token_kl(teacher, logits)[:, scored].double().mean(1).cpu().numpy()
+                kl[first:last] = self.windows.means(token_kl(teacher, logits)[:, scored].double(), first).cpu().numpy()
         return Scores(nll, kl)
 
     def begin(self, state: Tensor) -> Callable[[], Scores]:
@@ -113,7 +113,8 @@ class FusedScorer:
         with torch.inference_mode():
             losses = self.head.losses(self._inputs(state), self.targets, self.teacher)
             kinds = [losses.nll] if losses.kl is None else [losses.nll, losses.kl]
-            means = torch.stack([kind.view(self.windows.n_windows, -1).double().mean(1) for kind in kinds])
+            by_window = [kind.view(self.windows.n_windows, -1).double() for kind in kinds]
+            means = torch.stack([self.windows.means(losses) for losses in by_window])
             fetched = self.queue.fetch(means)
 
         def scores() -> Scores:

@@ -35,7 +35,10 @@ class Units(Protocol):
         """The products with weights that each unit computes for rows; those within experts are not counted."""
 
     def on(self, windows: Windows) -> Units:
-        """The same units for other windows of the same length; nothing is checked again."""
+        """The same units for other windows of the same length; nothing is checked again.
+
+        Where they are trees, or the units are no pool on a GPU, the windows may also be shorter.
+        """
 
     def run(self, unit: int, sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor | None = None) -> None:
         """One unit on states [W, T, H], each written to its target; a target may be its own source.
@@ -117,7 +120,16 @@ class FastUnits:
         self.path = f"fast but for blocks {','.join(slow)}" if slow else "fast"
 
     def on(self, windows: Windows) -> FastUnits:
-        """The same units for other windows, fast blocks shared."""
+        """The same units for other windows, fast blocks shared.
+
+        Windows that are trees, or shorter ones: the blocks are for these from now on, and for the earlier ones no more.
+        """
+        own = self.general.windows
+        if windows.positions is not None or windows.ids.shape[1] != own.ids.shape[1]:
+            context = windows.context(1)
+            for layer, block in enumerate(self.blocks):
+                if block is not None:
+                    block.extend(context.call(layer), windows.skeleton.convention, windows.positions)
         return FastUnits(self.general.on(windows), self.blocks, halves=self.halves)
 
     @cached_property

@@ -27,6 +27,7 @@ class Windows:
             share; it is not scored.
         positions: int64 [W, T] where windows are trees of texts, written depth first (`kernels/attention.py`); the
             model must take positions and a mask for them, which `masked/trees.py` makes sure of.
+        spans: int64 [W, 2], of each window the first token that is scored and the one behind the last; None: all.
 
     Raises `RequestError` where that leaves no position.
     """
@@ -36,6 +37,7 @@ class Windows:
     score_every: int = 1
     positions: Tensor | None = None
     pictures: Pictures | None = None
+    spans: Tensor | None = None
     _contexts: dict[int, Context] = field(default_factory=dict)
     _pool: Tensor | None = None
     faithful_widths: dict[tuple[object, ...], int] = field(default_factory=dict)
@@ -48,6 +50,22 @@ class Windows:
                 f"score_every must be from 1 to {predicted}, the positions of a window that have a next token, not "
                 f"{self.score_every}"
             )
+        if self.spans is not None and self.score_every > 1:
+            raise RequestError("of answers every token is scored: leave score_every= out")
+
+    @cached_property
+    def _counted(self) -> Tensor | None:
+        """Which scored positions of each window count, bool [W, S]; None: all."""
+        if self.spans is None:
+            return None
+        return (self.scored + 1 >= self.spans[:, :1]) & (self.scored + 1 < self.spans[:, 1:])
+
+    def means(self, losses: Tensor, first: int = 0) -> Tensor:
+        """Mean losses of windows, [w], from those at their scored positions, [w, S], of windows `first` on."""
+        if self._counted is None:
+            return losses.mean(1)
+        counted = self._counted[first : first + len(losses)].to(losses.device)
+        return torch.where(counted, losses, 0).sum(1) / counted.sum(1)
 
     @cached_property
     def scored(self) -> Tensor:

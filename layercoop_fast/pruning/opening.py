@@ -26,7 +26,10 @@ from layercoop_fast.search.base import get_method
 from layercoop_fast.search.constraints import ConstrainedFamily
 from layercoop_fast.search.finalists import check_finalists
 from layercoop_fast.search.settle import check_settling
-from layercoop_fast.texts.calibration import read_text
+from layercoop_fast.texts.calibration import check_readable, read_text
+from layercoop_fast.texts.mixture import texts_of
+from layercoop_fast.texts.own_text import is_own
+from layercoop_fast.texts.protocols import check_chosen_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +98,7 @@ def _check_repair(request: PruneRequest) -> None:
         raise RequestError("nothing is repaired with offload=: leave repair_text= out")
     check_texts(texts, request.repair_tokens)
     for spec in texts or ():
-        if spec != "self":
-            read_text(spec)  # a text that cannot be read is reported now and not after the search
+        check_readable(spec)  # reported now and not after the search
     check_finalists(request.finalists, repairs=wanted is not False and not offload)
 
 
@@ -104,6 +106,7 @@ def _check_repair(request: PruneRequest) -> None:
 def opened(model: str, request: PruneRequest, timer: StageTimer) -> Iterator[Problem]:
     """Open everything. Store and workers are closed when the block ends, whichever way."""
     game = None
+    check_chosen_on([spec for spec, _ in texts_of(request.calibration)])
     try:
         with timer("load", "opening the model"):
             game = ModelGame.from_pretrained(
@@ -146,7 +149,7 @@ def _prompts(request: PruneRequest, game: ModelGame) -> Prompts | None:
         return None
     if game.checkpoint.tokenizer is None or not game.checkpoint.model.can_generate():
         return None
-    builtin = request.heldout in (None, "self") or not game.n_windows
+    builtin = request.heldout is None or is_own(request.heldout) or not game.n_windows
     text = read_text("builtin-heldout" if builtin else str(request.heldout))
     try:
         return Prompts.cut(text, game.checkpoint.tokenizer, request.samples, game.masked.skeleton.max_tokens)

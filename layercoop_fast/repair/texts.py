@@ -22,9 +22,10 @@ from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import (
     begin_tokens,
     read_text,
-    sample_from_model,
+    require_tokenizer,
     window_starts,
 )
+from layercoop_fast.texts.own_text import SELF, is_own, sample_answers, sample_from_model
 
 DEFAULT_TOKENS = REPAIR_TOKENS
 # Held-out windows of each text to choose the strength, and as many to check the whole repair.
@@ -70,7 +71,7 @@ def default_texts(game: ModelGame, heldout: Sequence[str] = ()) -> list[str]:
     with options and the held-out texts.
     """
     kinds = dict.fromkeys([*own_texts(game), "builtin", "builtin-docstrings", "builtin-code"])
-    return [kind for kind in kinds if kind not in ("self", *heldout)]
+    return [kind for kind in kinds if not is_own(kind) and kind not in heldout]
 
 
 def check_texts(specs: Sequence[str] | None, tokens: int) -> None:
@@ -152,7 +153,12 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
     """Up to `wanted` windows of a text, spread over it: int64 [W, T]."""
     length = _length(game)
     tokenizer = game.checkpoint.tokenizer
-    if spec == "self":
+    if is_own(spec) and spec != SELF:
+        skeleton = game.masked.skeleton
+        chat = game.calibration.chat
+        own = require_tokenizer(tokenizer)
+        return sample_answers(spec, skeleton, own, wanted, length, seed + 1, chat=chat, progress=progress)[0]
+    if spec == SELF:
         # Another seed than that of a calibration text sampled from the model.
         return sample_from_model(game.masked.skeleton, tokenizer, wanted, length, seed + 1, progress)
     if tokenizer is None:

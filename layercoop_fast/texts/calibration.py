@@ -6,7 +6,9 @@ A SPEC names a text:
     hf:NAME[/CONFIG][/SPLIT]           a data set through `datasets` (extra `[datasets]`), its "text" column
     builtin, builtin-heldout           text the standard library ships (two halves that share no topic)
     builtin-docstrings, builtin-code   docstrings of its modules, and source code of others
+    ppl:wikitext2, ppl:c4, ppl:ptb     what papers state perplexities on, in their windows (`texts/protocols.py`)
     self                               text the model writes itself, sampled from its begin-of-text token
+    self:PROMPTS.jsonl                 the model's own answers to prompts; they alone are scored (`texts/own_text.py`)
 
 Windows are cut without overlap and spread evenly over the whole text, so that no seed decides what is measured. Where a
 tokenizer puts a begin-of-text token before a text, every window begins with one, as the model is used to. Several texts
@@ -17,7 +19,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
 import re
 import sysconfig
 import warnings
@@ -30,18 +31,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import Cache
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.files import reason
 from layercoop_fast.inputs.bounds import MAX_TOKENS
 from layercoop_fast.inputs.options import TOKENS, WINDOWS
-from layercoop_fast.inputs.text import parse_json
 from layercoop_fast.inputs.text import read_text as read_utf8
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.chat import chat_windows, stretch_of
 from layercoop_fast.texts.domains import Domains, Ints
+from layercoop_fast.texts.own_text import SELF, check_prompts, is_own, sample_answers, sample_from_model
 from layercoop_fast.texts.pictures import Pictures
+from layercoop_fast.texts.protocols import WINDOW, is_protocol, protocol_text, protocol_windows
+from layercoop_fast.texts.rows import dataset_rows, json_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from layercoop_fast.engine.skeleton import Skeleton
 
 _MODULE_CHARACTERS = 6000  # of a module of the standard library: no one of them fills a text
-_SPLITS = ("train", "validation", "valid", "test", "dev")
+_ITEMS_HINT = " (items with options go with the utilities accuracy, accuracy_norm, margin and margin_norm)"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Calibration:
         domains: which text each window is of, where there are several.
         chat: whether they went through the model's chat template.
         pictures: what a vision-language model sees before each window's text (`image_text`).
+        spans: int64 [W, 2], of each window the first token that is scored and the one behind the last, where only
+            answers are scored; None: all tokens that have one before them.
 
     Example:
         >>> import torch
@@ -83,6 +86,7 @@ class Calibration:
     domains: Domains | None = None
     chat: bool = False
     pictures: Pictures | None = None
+    spans: Tensor | None = None
 
     @property
     def fingerprint(self) -> str | dict[str, Any]:
@@ -96,6 +100,8 @@ class Calibration:
             for name, value in sorted(self.pictures.inputs.items()):
                 hashed.update(f"{name} {tuple(value.shape)} {self.pictures.first}".encode())
                 hashed.update(value.detach().double().cpu().numpy().tobytes())
+        if self.spans is not None:
+            hashed.update(b"spans" + self.spans.cpu().numpy().astype("<i8").tobytes())
         digest = hashed.hexdigest()
         return digest if self.domains is None else {"text": digest, **self.domains.as_json()}
 
@@ -126,7 +132,9 @@ class Calibration:
         return dict(zip(self.domains.names, counts, strict=True))
 
     def scored(self, n_positions: int) -> Ints:
-        """Scored tokens of each window, int64 [W]: `n_positions` each."""
+        """Scored tokens of each window, int64 [W]: `n_positions` each, or those of its answer."""
+        if self.spans is not None:
+            return np.asarray((self.spans[:, 1] - self.spans[:, 0]).cpu().numpy(), np.int64)
         return np.full(len(self.ids), n_positions, dtype=np.int64)
 
     def part(self, first: int, last: int) -> Calibration:
@@ -138,11 +146,16 @@ class Calibration:
         pictures = self.pictures
         if pictures is not None:
             pictures = replace(pictures, inputs=pictures.part(first, last, n_windows))
-        return replace(self, ids=self.ids[first:last], domains=domains, pictures=pictures)
+        spans = None if self.spans is None else self.spans[first:last]
+        return replace(self, ids=self.ids[first:last], domains=domains, pictures=pictures, spans=spans)
 
     def message(self) -> dict[str, Any]:
-        """The texts of the windows; the windows themselves are sent as an array."""
-        return {"domains": None if self.domains is None else self.domains.as_json(), "items": None}
+        """The texts of the windows and what is scored in them; the windows themselves are sent as an array."""
+        return {
+            "domains": None if self.domains is None else self.domains.as_json(),
+            "items": None,
+            "spans": None if self.spans is None else self.spans.tolist(),
+        }
 
     def stretches(self, spec: str, body: int) -> tuple[int, int]:
         """One for each window of that text, of `body` tokens, or of those that a conversation is made of."""
@@ -197,10 +210,15 @@ def load_calibration(
 ) -> Calibration:
     """Make `windows` windows of `tokens` tokens from a SPEC; `self` tells its progress in tokens a window.
 
-    With `chat` each is a conversation in the model's chat template (`texts/chat.py`).
+    With `chat` each is a conversation in the model's chat template (`texts/chat.py`). A perplexity protocol has windows
+    of its own, whatever `windows` and `tokens` say.
 
     Raises `RequestError` in one line: what is wrong with the SPEC, the file or the text, and what would be right.
     """
+    if is_protocol(spec):
+        if chat:
+            raise RequestError(f"{spec} is measured as it is: leave chat=True out")
+        tokens, windows = WINDOW, 1
     if windows < 1 or tokens < 2:
         raise RequestError(
             f"{windows} windows of {tokens} tokens: at least 1 window of 2 tokens is needed to score one"
@@ -209,14 +227,22 @@ def load_calibration(
         raise RequestError(f"{windows} windows of {tokens} tokens are more than {MAX_TOKENS:,} tokens: ask for fewer")
     if skeleton.max_tokens is not None and tokens > skeleton.max_tokens:
         raise RequestError(f"windows of {tokens} tokens are too long: the model has {skeleton.max_tokens} positions")
-    if spec == "self":
-        if chat:
+    spans = None
+    if is_own(spec):
+        if chat and spec == SELF:
             raise RequestError("chat=True puts a text into turns, and 'self' is none: give a text, or leave it out")
         if skeleton.streamed is not None:
             raise RequestError(
-                "'self' would read all weights once a token with offload=True: give a text, or 'builtin'"
+                f"{spec!r} would read all weights once a token with offload=True: give a text, or 'builtin'"
             )
-        ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
+        if spec == SELF:
+            ids = sample_from_model(skeleton, tokenizer, windows, tokens, seed, progress)
+        else:
+            ids, spans = sample_answers(
+                spec, skeleton, require_tokenizer(tokenizer), windows, tokens, seed, chat=chat, progress=progress
+            )
+    elif is_protocol(spec):
+        ids = protocol_windows(spec, require_tokenizer(tokenizer))
     else:
         ids = cut_windows(read_text(spec), require_tokenizer(tokenizer), windows, tokens, spec, chat=chat)
     if int(ids.max()) >= skeleton.vocab_size:
@@ -224,29 +250,43 @@ def load_calibration(
             f"the tokenizer gives token {int(ids.max())}, the model's vocabulary has {skeleton.vocab_size}: "
             "they do not belong together"
         )
-    return Calibration(ids.to(skeleton.device), spec, chat=chat)
+    return Calibration(
+        ids.to(skeleton.device), spec, chat=chat, spans=None if spans is None else spans.to(skeleton.device)
+    )
 
 
 def read_text(spec: str) -> str:
-    """The text that a SPEC names (any but `self`)."""
+    """The text that a SPEC names (any that the model does not write itself)."""
     if spec in ("builtin", "builtin-heldout"):
         return _standard_library_text(heldout=spec == "builtin-heldout")
     if spec in ("builtin-docstrings", "builtin-code"):
         return _standard_library_modules(docstrings=spec == "builtin-docstrings")
     if spec.startswith("hf:"):
-        return _dataset_text(spec.removeprefix("hf:"))
+        return "\n\n".join(dataset_rows(spec.removeprefix("hf:")))
+    if is_protocol(spec):
+        return protocol_text(spec)
     path = Path(spec)
     if path.suffix not in (".txt", ".jsonl"):
         raise RequestError(
             f"calibration {spec!r} is not understood: give a .txt or .jsonl file, hf:NAME[/CONFIG][/SPLIT], "
-            "builtin, builtin-heldout, builtin-docstrings, builtin-code or self"
+            "builtin, builtin-heldout, builtin-docstrings, builtin-code, ppl:wikitext2, ppl:c4, ppl:ptb, "
+            "self or self:PROMPTS.jsonl"
         )
     text = read_utf8(path)
     if path.suffix == ".jsonl":
-        text = _json_lines(text, spec)
+        # JSON may hold other ends of lines inside its strings.
+        text = "\n\n".join(json_rows(text.split("\n"), spec, hint=_ITEMS_HINT))
     if not text.strip():
         raise RequestError(f"{spec} holds no text")
     return text
+
+
+def check_readable(spec: str) -> None:
+    """Raise `RequestError` for a text, or for prompts of the model's own text, that cannot be read."""
+    if is_own(spec):
+        check_prompts(spec)
+    else:
+        read_text(spec)
 
 
 def require_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
@@ -290,83 +330,10 @@ def window_starts(stream: int, body: int, windows: int) -> NDArray[np.int64]:
     return np.linspace(0, stream - body, windows).astype(np.int64) if windows > 1 else np.zeros(1, np.int64)
 
 
-def sample_from_model(
-    skeleton: Skeleton,
-    tokenizer: PreTrainedTokenizerBase | None,
-    windows: int,
-    tokens: int,
-    seed: int,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Windows that the full model writes itself (temperature 1) from its begin-of-text token: int64 [windows, tokens].
-
-    Ended texts go on: the end token is not drawn, so that all windows have the same length. Models that answer with a
-    cache of keys and values are asked for one token at a time; of others the whole text runs again for each token.
-    """
-    config = skeleton.model.config.get_text_config(decoder=True)
-    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    start = config.bos_token_id if tokenizer is None or tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if start is None:
-        start = next((stop for stop in stops if stop is not None), None)
-    if start is None:
-        raise RequestError("'self' needs a begin-of-text or end-of-text token, and the model names neither")
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.full((windows, 1), int(start), dtype=torch.int64, device=skeleton.device)
-    takes = inspect.signature(skeleton.model.forward).parameters
-    last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    # The first is its name since transformers 5.
-    name = next((name for name in ("cache", "past_key_values") if name in takes), "")
-    cached: dict[str, Any] = {"use_cache": bool(name)}
-    with torch.inference_mode():
-        for _ in range(tokens - 1):
-            answer = skeleton.model(input_ids=ids[:, -1:] if name in cached else ids, **cached, **last)
-            if name and isinstance(cache := getattr(answer, name, None), Cache):
-                cached[name] = cache
-            logits = answer.logits[:, -1].clone()
-            logits[:, [stop for stop in stops if stop is not None]] = -torch.inf
-            drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
-            ids = torch.cat([ids, drawn.to(ids.device)], dim=1)
-            if progress is not None:
-                progress("tokens of text", ids.shape[1], tokens)
-    return ids.clone()  # a tensor made in inference mode cannot be used where gradients are computed
-
-
 def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text: [] or [begin-of-text]."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     return [int(ids[0])] if ids and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
-
-
-def check_characters(*texts: str) -> None:
-    """Raise `RequestError` for half of a surrogate pair, which JSON can write but no tokenizer can read."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            half = ascii(text[error.start])
-            raise RequestError(f"it has half of a character, {half}: write both halves, or leave it out") from error
-
-
-def _json_lines(text: str, spec: str) -> str:
-    parts = []
-    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other ends of lines inside its strings
-        if not line.strip():
-            continue
-        try:
-            part = parse_json(line, "it")["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RequestError(
-                f'{spec} line {number} is not a JSON object with a "text" field (items with options go with the '
-                "utilities accuracy, accuracy_norm, margin and margin_norm)"
-            ) from error
-        if not isinstance(part, str):
-            raise RequestError(f'{spec} line {number}: "text" is {type(part).__name__}, not a string')
-        try:
-            check_characters(part)
-        except RequestError as error:
-            raise RequestError(f"{spec} line {number}: {error}") from error
-        parts.append(part)
-    return "\n\n".join(parts)
 
 
 def _standard_library_text(*, heldout: bool) -> str:
@@ -407,29 +374,3 @@ def _standard_library_modules(*, docstrings: bool) -> str:
     if not texts:
         raise RequestError(f"the standard library has no sources in {folder}: give another text")
     return "\n\n".join(texts)
-
-
-def _dataset_text(name: str) -> str:
-    try:
-        import datasets
-    except ImportError as error:
-        raise RequestError(
-            "calibration from a data set needs the extra: pip install layercoop-fast[datasets]"
-        ) from error
-    if not name.strip("/"):
-        raise RequestError("hf: names no data set: write hf:NAME, hf:NAME/CONFIG or hf:NAME/CONFIG/SPLIT")
-    parts = name.split("/")
-    split = parts.pop() if parts[-1].split("[")[0] in _SPLITS else "train"
-    # NAME may hold a slash itself (an organisation, a folder), so the longest name that exists wins.
-    failure: Exception | None = None
-    for taken in range(len(parts), max(0, len(parts) - 2), -1):
-        config = "/".join(parts[taken:]) or None
-        try:
-            data = datasets.load_dataset("/".join(parts[:taken]), config, split=split)
-        except (ValueError, OSError) as error:
-            failure = failure or error
-            continue
-        if "text" not in data.column_names:
-            raise RequestError(f'hf:{name} has no "text" column; its columns are {", ".join(data.column_names)}')
-        return "\n\n".join(data["text"])
-    raise RequestError(f"hf:{name} cannot be loaded: {reason(failure) if failure else 'no name given'}")

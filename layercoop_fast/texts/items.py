@@ -36,13 +36,14 @@ from layercoop_fast.inputs.text import read_text as read_utf8
 from layercoop_fast.texts.calibration import (
     Calibration,
     begin_tokens,
-    check_characters,
     read_text,
     require_tokenizer,
     window_starts,
 )
 from layercoop_fast.texts.domains import Domains, Ints
 from layercoop_fast.texts.layout import Layout
+from layercoop_fast.texts.own_text import is_own
+from layercoop_fast.texts.rows import check_characters
 from layercoop_fast.texts.token_tree import Packs, Scored, pack_trees, pack_whole
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Items:
     chat: ClassVar[bool] = False
     domains: ClassVar[None] = None
     pictures: ClassVar[None] = None
+    spans: ClassVar[None] = None
 
     groups: tuple[tuple[Scored, ...], ...]
     layout: Layout
@@ -153,7 +155,7 @@ class Items:
 
     def message(self) -> dict[str, Any]:
         """All of it: the windows follow from the items."""
-        return {"domains": None, "items": self.as_json()}
+        return {"domains": None, "items": self.as_json(), "spans": None}
 
     @property
     def windows_of(self) -> dict[str, int]:
@@ -189,8 +191,8 @@ def load_items(
     tokenizer = require_tokenizer(tokenizer)
     if shots < 0:
         raise RequestError(f"shots={shots}: it must be 0 or more")
-    if spec == "self":
-        raise RequestError("items cannot be cut from 'self': give a file of items, a text file or builtin")
+    if is_own(spec):
+        raise RequestError(f"items cannot be cut from {spec!r}: give a file of items, a text file or builtin")
     if Path(spec).suffix == ".jsonl":
         choices = tokenise(read_items(spec), tokenizer, spec=spec, shots=shots)
     else:
@@ -368,4 +370,6 @@ def text_of(message: Mapping[str, Any], ids: NDArray[np.int64], device: str | to
     """The text that a `message` describes, on a device; windows of text have the tokens `ids`, int64 [W, T]."""
     if message["items"] is not None:
         return Items.of(message["items"], device)
-    return Calibration(torch.from_numpy(ids).to(device), "from the driver", Domains.of(message["domains"]))
+    spans = None if message["spans"] is None else torch.tensor(message["spans"], device=device)
+    domains = Domains.of(message["domains"])
+    return Calibration(torch.from_numpy(ids).to(device), "from the driver", domains, spans=spans)

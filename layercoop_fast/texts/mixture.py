@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import Calibration, load_calibration
 from layercoop_fast.texts.domains import Domains
+from layercoop_fast.texts.protocols import is_protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +74,9 @@ def load_texts(
 ) -> Calibration:
     """`windows` windows of every text, in turns; of one text what `load_calibration` makes of it."""
     texts = texts_of(calibration)
+    for spec, _ in texts:
+        if is_protocol(spec) and len(texts) > 1:
+            raise RequestError(f"{spec} has windows of its own length: measure on it alone, not with other texts")
     loaded = [
         load_calibration(
             spec, tokenizer, skeleton, windows=windows, tokens=tokens, seed=seed, chat=chat, progress=progress
@@ -85,7 +90,22 @@ def load_texts(
     domains = Domains(
         np.tile(np.arange(len(texts)), windows), np.array([weight for _, weight in texts], np.float64), names
     )
-    return Calibration(ids, " + ".join(names), domains, chat)
+    return Calibration(ids, " + ".join(names), domains, chat, spans=_in_turns(loaded))
+
+
+def _in_turns(loaded: Sequence[Calibration]) -> Tensor | None:
+    """What is scored in windows that take turns, int64 [W, 2]; None where that is all of every window."""
+    if all(one.spans is None for one in loaded):
+        return None
+    return torch.stack([_spans(one) for one in loaded], dim=1).flatten(0, 1)
+
+
+def _spans(text: Calibration) -> Tensor:
+    """What is scored in windows, int64 [W, 2]: their answers, or all tokens but the first."""
+    if text.spans is not None:
+        return text.spans
+    n_windows, tokens = text.ids.shape
+    return torch.tensor([1, tokens], device=text.ids.device).expand(n_windows, 2)
 
 
 def grown_from(calibration: Calibration, finer: Calibration) -> tuple[Calibration, Calibration]:
@@ -97,13 +117,15 @@ def grown_from(calibration: Calibration, finer: Calibration) -> tuple[Calibratio
     """
     turns = np.arange(len(finer.ids)) // (1 if finer.domains is None else len(finer.domains.weights))
     rows = np.flatnonzero(turns % 2 == 1)
-    ids = finer.ids[torch.from_numpy(rows).to(finer.ids.device)]
+    index = torch.from_numpy(rows).to(finer.ids.device)
+    new = replace(calibration, ids=finer.ids[index], spans=None if finer.spans is None else finer.spans[index])
+    spans = None if calibration.spans is None else torch.cat([calibration.spans, _spans(new)])
+    both = replace(calibration, ids=torch.cat([calibration.ids, new.ids]), spans=spans)
     if calibration.domains is None or finer.domains is None:
-        return replace(calibration, ids=torch.cat([calibration.ids, ids])), replace(calibration, ids=ids)
+        return both, new
     of_new = finer.domains.of_window[rows]
-    both = replace(calibration.domains, of_window=np.concatenate([calibration.domains.of_window, of_new]))
-    new = replace(calibration.domains, of_window=of_new)
+    of_both = np.concatenate([calibration.domains.of_window, of_new])
     return (
-        replace(calibration, ids=torch.cat([calibration.ids, ids]), domains=both),
-        replace(calibration, ids=ids, domains=new),
+        replace(both, domains=replace(calibration.domains, of_window=of_both)),
+        replace(new, domains=replace(calibration.domains, of_window=of_new)),
     )

@@ -53,6 +53,11 @@ class Text(Protocol):
         """What a vision-language model sees before the text of each window."""
 
     @property
+    def spans(self) -> Tensor | None:
+        """The tokens of each window that are scored, int64 [W, 2], from the first to before the second; None: all."""
+        ...
+
+    @property
     def packs(self) -> Packs | None:
         """Items as windows, with the tokens that are scored; None for text."""
 

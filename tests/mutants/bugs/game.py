@@ -350,8 +350,8 @@ BUGS = [
     Bug(
         "scored-positions-of-the-general-head",
         "layercoop_fast/masked/scoring.py",
-        old="nll[first:last] = token_nll(logits, ids)[:, scored].double().mean(1).cpu().numpy()",
-        new="nll[first:last] = token_nll(logits, ids).double().mean(1).cpu().numpy()",
+        old="nll[first:last] = self.windows.means(token_nll(logits, ids)[:, scored].double(), first)",
+        new="nll[first:last] = self.windows.means(token_nll(logits, ids).double(), first)",
         means="models without the fused head ignore --score-every",
         tests="tests/game/test_model_game.py::test_every_so_many_th_position_is_scored",
     ),

@@ -1,0 +1,1 @@
+"""Scores of masks on tasks of the LM Evaluation Harness (the extra `score`)."""

@@ -1,0 +1,186 @@
+"""Score many masks of a model on tasks in one run.
+
+The harness builds the requests of all tasks once. Every request is answered under all masks (`tasks/harness.py`), and
+the harness makes of each mask's answers what it makes of a model's: filters, metrics, standard errors, groups. Masks
+are compared with the full model document by document (`tasks/paired.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from layercoop_fast.masks.halves import PARTS, Halves
+from layercoop_fast.masks.text import text_of
+from layercoop_fast.masks.types import Floats, Masks, Progress
+from layercoop_fast.tasks.loading import keep_requests, load_tasks, require_harness, seeded
+from layercoop_fast.tasks.masks import FULL
+from layercoop_fast.tasks.options import EngineOptions, TaskOptions
+from layercoop_fast.tasks.paired import paired
+
+# The metric of a task that stands for it in means: the first of these that it has, else its own first one.
+_MAIN = ("acc_norm", "acc", "exact_match")
+_GENERATION = "generate_until"
+
+
+def score(
+    model: str,
+    masks: Mapping[str, str | Masks],
+    tasks: TaskOptions,
+    engine: EngineOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score masks on tasks; the record is ready for JSON (docs/contracts.md).
+
+    Args:
+        model: checkpoint folder.
+        masks: by name, as text (`masks.text.mask_of`) or bool [L] or [2L]; `full`, where it is among them, is what the
+            others are compared with, and else the first one.
+        tasks: which tasks, and how.
+        engine: how the model runs.
+        progress: told of requests and answers.
+
+    Raises `RequestError` without the harness, for unknown tasks, and for masks that do not belong to the model.
+    """
+    require_harness()
+    from lm_eval.evaluator import evaluate
+
+    from layercoop_fast.tasks.harness import MaskedLM
+
+    started = time.perf_counter()
+    with seeded():
+        loaded = load_tasks(tasks)
+        lm = MaskedLM(model, masks, engine or EngineOptions(), progress=progress)
+        results: dict[str, dict[str, Any]] = {}
+        for turn, name in enumerate(lm.masks):
+            lm.turn = turn
+            results[name] = evaluate(
+                lm,
+                loaded,
+                limit=tasks.limit,
+                bootstrap_iters=tasks.bootstrap,
+                apply_chat_template=tasks.chat,
+                fewshot_as_multiturn=tasks.chat,
+            )
+            for task in loaded["tasks"].values():
+                keep_requests(task)
+    kinds = {name: str(task.OUTPUT_TYPE) for name, task in loaded["tasks"].items()}
+    reference = FULL if FULL in results else next(iter(results))
+    found = [_task(name, kinds.get(name), results, reference) for name in results[reference]["results"]]
+    return {
+        "model": model,
+        "reference": reference,
+        "masks": [_mask(name, halves) for name, halves in lm.masks.items()],
+        "tasks": found,
+        "means": _means(found, list(results)),
+        "work": {"tokens_alone": lm.work.alone, "tokens_computed": lm.work.computed},
+        "lm_eval": version("lm_eval"),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _mask(name: str, halves: Halves) -> dict[str, Any]:
+    kept = sum(int((halves >> bit & 1).sum()) for bit in range(len(PARTS)))
+    return {"name": name, "removed": text_of(halves), "kept": kept / len(PARTS), "blocks": len(halves)}
+
+
+def _task(name: str, kind: str | None, results: Mapping[str, dict[str, Any]], reference: str) -> dict[str, Any]:
+    """A task, or a group of tasks (whose kind is None), with every metric under every mask."""
+    first = results[reference]
+    numbers = [
+        key
+        for key, value in first["results"][name].items()
+        if "," in key and "_stderr," not in key and isinstance(value, (int, float))
+    ]
+    higher = first["higher_is_better"].get(name) or {}
+    metrics = {}
+    for key in numbers:
+        metric, rule = key.split(",", 1)
+        of_reference = _of_documents(first, name, metric, rule)
+        metrics[key] = {
+            "higher_is_better": higher.get(metric),
+            "masks": {
+                mask: _value(result, name, metric, rule, None if mask == reference else of_reference)
+                for mask, result in results.items()
+            },
+        }
+    documents = first["n-samples"].get(name, {}).get("effective")
+    return {
+        "task": name,
+        "kind": kind,
+        "documents": documents,
+        "shots": first["n-shot"].get(name),
+        "version": first["versions"].get(name),
+        "main": _main(numbers),
+        "metrics": metrics,
+    }
+
+
+def _value(result: dict[str, Any], task: str, metric: str, rule: str, others: Floats | None) -> dict[str, Any]:
+    """A metric under a mask: value, standard error, scores of documents, and what sets it apart from the reference."""
+    row = result["results"][task]
+    found: dict[str, Any] = {
+        "value": _finite(row[f"{metric},{rule}"]),
+        "stderr": _finite(row.get(f"{metric}_stderr,{rule}")),
+    }
+    scores = _of_documents(result, task, metric, rule)
+    if scores is not None:
+        found["documents"] = scores.tolist()
+        if others is not None:
+            test = paired(scores, others)
+            found["against"] = {
+                "difference": test.difference,
+                "stderr": test.stderr,
+                "p": test.p,
+                "test": test.test,
+            }
+    return found
+
+
+def _of_documents(result: dict[str, Any], task: str, metric: str, rule: str) -> Floats | None:
+    """A metric of every document, float64 [D]; None where it is no number of a document, or of a group."""
+    samples = [one for one in result.get("samples", {}).get(task, []) if one["filter"] == rule and metric in one]
+    values = [one[metric] for one in samples]
+    if not values or not all(isinstance(value, (int, float, np.number, np.bool_)) for value in values):
+        return None
+    found = np.array(values, np.float64)
+    return found if np.isfinite(found).all() else None
+
+
+def _finite(value: Any) -> float | None:
+    """A number that JSON can write; the harness says "N/A" where it has none."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _main(metrics: Sequence[str]) -> str | None:
+    """The metric that stands for a task."""
+    for wanted in _MAIN:
+        for key in metrics:
+            if key.split(",", 1)[0] == wanted:
+                return key
+    return metrics[0] if metrics else None
+
+
+def _means(tasks: Sequence[dict[str, Any]], masks: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Of every mask the means of main metrics over tasks that choose or weigh options, and over those that generate."""
+    found: dict[str, dict[str, float | None]] = {}
+    for mask in masks:
+        found[mask] = {}
+        for name, generates in (("options", False), ("generation", True)):
+            values = [
+                task["metrics"][task["main"]]["masks"][mask]["value"]
+                for task in tasks
+                if task["kind"] is not None
+                and task["main"] is not None
+                and (task["kind"] == _GENERATION) == generates
+                and task["metrics"][task["main"]]["higher_is_better"]
+            ]
+            known = [value for value in values if value is not None]
+            found[mask][name] = float(np.mean(known)) if known and len(known) == len(values) else None
+    return found

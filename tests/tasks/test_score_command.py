@@ -1,0 +1,96 @@
+"""`layercoop-fast score` as a user meets it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from layercoop_fast.errors import RequestError
+from layercoop_fast.tasks.masks import named_masks
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_a_table_for_people_and_a_file_for_programs(run: Run, model: Path, task_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    asked = ["score", model, "--task-path", task_path, "--tasks", "tiny_choice,tiny_writing", "--masks", "a=1,b=1-2"]
+    status, printed, said = run(*asked, "--limit", 4, "--out", out)
+    assert status == 0, said
+    for shown in ("tiny_choice (4)", "acc_norm", "less full", "generation (mean)", "1-2", "McNemar"):
+        assert shown in printed
+    record = json.loads(out.read_text())
+    assert [mask["name"] for mask in record["masks"]] == ["full", "a", "b"]
+    assert record["tasks"][0]["documents"] == 4
+    status, printed, said = run(*asked, "--limit", 4, "--json")
+    assert (status, said.count("error")) == (0, 0)
+    again = json.loads(printed)
+    assert {key: again[key] for key in ("tasks", "means")} == {key: record[key] for key in ("tasks", "means")}
+    status, _, said = run(*asked, "--out", out)
+    assert status == 2
+    assert "--force" in said
+
+
+def test_rows_of_a_mask_file_are_numbered(run: Run, model: Path, task_path: Path, tmp_path: Path) -> None:
+    masks = ~np.eye(4, dtype=bool)[:2]
+    np.save(tmp_path / "masks.npy", masks)
+    asked = ["score", model, "--task-path", task_path, "--tasks", "tiny_choice", "--limit", 2, "--json"]
+    status, printed, said = run(*asked, "--masks", tmp_path / "masks.npy")
+    assert status == 0, said
+    assert [(one["name"], one["removed"]) for one in json.loads(printed)["masks"]] == [
+        ("full", "full"), ("0", "0"), ("1", "1"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        # The harness's own list has to be read for it, which takes seconds.
+        pytest.param(
+            ["--tasks", "tiny_choise"],
+            "unknown task 'tiny_choise': the nearest are tiny_choice",
+            marks=pytest.mark.slow,
+        ),
+        (["--tasks", "tiny_choice", "--masks", "a=9"], "mask a 9: the model has blocks 0 to 3"),
+        (["--tasks", "tiny_choice", "--masks", "a=1,a=2"], "has two masks a"),
+        (["--tasks", "tiny_choice", "--masks", "full=1"], "full is the name of the full model"),
+        (["--tasks", "tiny_choice", "--task-path", "nowhere"], "--task-path nowhere is not a folder"),
+        (["--tasks", "lost"], "the tasks lost cannot be loaded"),
+    ],
+    ids=["task", "blocks", "twice", "full", "folder", "data"],
+)
+def test_what_is_wrong_is_one_line(
+    run: Run, model: Path, task_path: Path, tmp_path: Path, more: list[str], line: str
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in task_path.glob("*.yaml"):
+        (own / file.name).write_text(file.read_text())
+    lost = (task_path / "rolling.yaml").read_text().replace("tiny_rolling", "lost").replace("rows.jsonl", "gone.jsonl")
+    (own / "lost.yaml").write_text(lost)
+    given = ["--task-path", own] if "--task-path" not in more else []
+    status, printed, said = run("score", model, *given, *more)
+    assert (status, printed) == (2, "")
+    assert line in said.splitlines()[-1]
+
+
+def test_without_the_harness_the_extra_is_named(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "layercoop_fast.tasks.loading.find_spec", lambda name: None if name == "lm_eval" else found(name)
+    )
+    status, _, said = run("score", model, "--tasks", "tiny_choice")
+    assert status == 2
+    assert "pip install 'layercoop-fast[score]'" in said
+
+
+def test_masks_are_read_as_written() -> None:
+    assert named_masks("a=13-18,b=3,7,c=pruned@3") == {"full": "full", "a": "13-18", "b": "3,7", "c": "pruned@3"}
+    assert named_masks("full") == {"full": "full"}
+    assert named_masks("3,7") == {"full": "full", "3,7": "3,7"}
+    with pytest.raises(RequestError, match="names no blocks"):
+        named_masks("a=")
