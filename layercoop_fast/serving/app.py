@@ -80,7 +80,7 @@ def make_app(served: Served) -> FastAPI:
         openapi_url=None if served.access.keys else "/openapi.json",
     )
     app.state.engine = engine
-    app.add_middleware(Edge)
+    app.add_middleware(Edge, seconds=served.options.client_timeout)
     _add_failures(app)
 
     def has_key(request: Request) -> None:
