@@ -87,6 +87,7 @@ def serve(
     from layercoop_fast.serving.board import Predictions
     from layercoop_fast.serving.masks import NamedMasks
     from layercoop_fast.serving.run import listen, run
+    from layercoop_fast.serving.traces import add_traces
 
     measured = None if worths is None else Worths.load(worths)
     with listen(
@@ -99,6 +100,8 @@ def serve(
         if draft is not None:
             drafted = draft_of(draft, opened, opened.mask(), _prompts(opened), Sampling(), quiet=False)
         app = make_app(Served(opened, masks, options, access, drafted, predictions, model))
+        if options.traces:
+            add_traces(app)
         where = f"[{options.host}]" if ":" in options.host else options.host
         names = ", ".join(each.model for each in masks.all())
         say(f"serving on http://{where}:{listening.getsockname()[1]}: {names}", err=True)

@@ -38,6 +38,10 @@ class ServerOptions:
     max_masks: int = option(64, MACHINE, "Names of masks that clients may add.", least=1)
     log_prompts: bool = option(False, OUTPUT, "Write prompts and answers into the log.")
 
+    traces: bool = option(
+        False, OUTPUT, "Send traces by OpenTelemetry to the address in the variable OTEL_EXPORTER_OTLP_ENDPOINT."
+    )
+
     def __post_init__(self) -> None:
         for name, least in (("parallel", 1), ("queue", 0), ("connections", 1), ("max_masks", 1), ("context", 2)):
             value = getattr(self, name)
