@@ -130,6 +130,7 @@ def test_an_unknown_model_or_mask(server: Server, name: str) -> None:
         (b"", 400, "required"),
         (b"{", 400, "not JSON"),
         (b"\xff\xfe{}", 400, ""),
+        (b'{"model": "tiny", "prompt": "\xff"}', 400, ""),
         (b"[1]", 400, ""),
         (b"null", 400, ""),
         (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', 400, "finite"),

@@ -21,7 +21,7 @@ BUGS = [
         old="                self._dropped.append(one)",
         new="                pass",
         means="answers of clients that went away are computed to their end",
-        tests="tests/serving/test_connections.py",
+        tests="tests/serving/test_connections.py::test_200_clients_that_leave_in_the_middle_of_a_stream",
     ),
     Bug(
         "requests-without-a-time",
@@ -29,7 +29,7 @@ BUGS = [
         old="self._loop.call_later(self.options.timeout, ticket._expire)",
         new="self._loop.call_later(1000 * self.options.timeout, ticket._expire)",
         means="a request may take a thousand times as long as it should",
-        tests="tests/serving/test_faults.py",
+        tests="tests/serving/test_faults.py::test_a_request_that_takes_too_long_is_ended",
     ),
     Bug(
         "beginning-of-a-key",
@@ -37,7 +37,7 @@ BUGS = [
         old="hmac.compare_digest(given.strip().encode(), key.encode())",
         new="hmac.compare_digest(given.strip().encode(), key.encode()[: len(given.strip())])",
         means="the first characters of a key open the server",
-        tests="tests/serving/test_faults.py",
+        tests="tests/serving/test_faults.py::test_a_wrong_key",
     ),
     Bug(
         "any-scheme-of-keys",
@@ -45,7 +45,7 @@ BUGS = [
         old='return scheme.lower() == "bearer" and any(found)',
         new="return any(found)",
         means="a key is taken that was sent by another scheme",
-        tests="tests/serving/test_faults.py",
+        tests="tests/serving/test_faults.py::test_a_wrong_key",
     ),
     Bug(
         "prompts-always-in-the-log",
@@ -53,7 +53,7 @@ BUGS = [
         old="if served.options.log_prompts:",
         new="if True:",
         means="prompts are written into the log though nobody asked for it",
-        tests="tests/serving/test_faults.py",
+        tests="tests/serving/test_faults.py::test_nothing_of_a_prompt_is_in_the_log",
     ),
     Bug(
         "prompt-counted-for-each-answer",
@@ -61,7 +61,7 @@ BUGS = [
         old="self.prompt_tokens = sum(len(prompt) for prompt in prompts)",
         new="self.prompt_tokens = self.choices * sum(len(prompt) for prompt in prompts)",
         means="usage counts a prompt as often as it is answered",
-        tests="tests/serving/test_api.py",
+        tests="tests/serving/test_api.py::test_several_prompts_and_answers_are_numbered_in_order",
     ),
     Bug(
         "greedy-by-default",
@@ -69,7 +69,7 @@ BUGS = [
         old="temperature = 1.0 if asked.temperature is None",
         new="temperature = 0.0 if asked.temperature is None",
         means="requests without a temperature get the same answer every time",
-        tests="tests/serving/test_api.py",
+        tests="tests/serving/test_api.py::test_tokens_are_drawn_as_asked",
     ),
     Bug(
         "min-p-dropped",
@@ -77,7 +77,7 @@ BUGS = [
         old='("top_p", "top_k", "min_p", "repetition_penalty")',
         new='("top_p", "top_k", "repetition_penalty")',
         means="min_p is taken and has no effect",
-        tests="tests/serving/test_api.py",
+        tests="tests/serving/test_api.py::test_tokens_are_drawn_as_asked",
     ),
     Bug(
         "longer-of-two-contexts",
@@ -85,7 +85,7 @@ BUGS = [
         old="return min(filter(None, (options.context, model.executor.max_tokens)), default=None)",
         new="return max(filter(None, (options.context, model.executor.max_tokens)), default=None)",
         means="a bound on the tokens of a request has no effect",
-        tests="tests/serving/test_api.py",
+        tests="tests/serving/test_api.py::test_the_context_is_what_the_server_says",
     ),
     Bug(
         "offset-of-the-piece",
@@ -93,7 +93,7 @@ BUGS = [
         old="self._offsets[index] = offset + len(text)",
         new="self._offsets[index] = len(text)",
         means="text_offset says where a token stands wrongly",
-        tests="tests/serving/test_api.py",
+        tests="tests/serving/test_api.py::test_log_probabilities_are_those_of_the_logits",
     ),
     Bug(
         "drawn-token-without-its-probability",
@@ -101,7 +101,7 @@ BUGS = [
         old="own = [] if step.token in dict(score.top) else [(step.token, score.logprob)]",
         new="own = []",
         means="a drawn token is missing among the probabilities of its place",
-        tests="tests/serving/test_api.py",
+        tests="tests/serving/test_api.py::test_log_probabilities_are_those_of_the_logits",
     ),
     Bug(
         "cut-answers-are-complete",
@@ -117,7 +117,7 @@ BUGS = [
         old="return self._added.pop(model)",
         new="return self._added[model]",
         means="a mask that was removed is still there",
-        tests="tests/serving/test_api.py",
+        tests="tests/serving/test_api.py::test_masks_come_and_go_while_it_runs",
     ),
     Bug(
         "newest-mask-leaves",
@@ -141,7 +141,7 @@ BUGS = [
         old="if length > MOST_BODY_BYTES and refusal is None:",
         new="if length > 100 * MOST_BODY_BYTES and refusal is None:",
         means="a body that says no size fills the memory",
-        tests="tests/serving/test_faults.py",
+        tests="tests/serving/test_faults.py::test_a_body_that_says_no_size_is_counted_as_it_comes",
     ),
     Bug(
         "bytes-prolong-a-connection",
@@ -149,7 +149,7 @@ BUGS = [
         old="if self.cycle is not before and not",
         new="if self.cycle is before or not",
         means="a client that sends a byte now and then keeps its connection for ever",
-        tests="tests/serving/test_connections.py",
+        tests="tests/serving/test_connections.py::test_headers_that_come_byte_by_byte_do_not_prolong_it",
     ),
     Bug(
         "unread-streams-stay",
@@ -157,7 +157,7 @@ BUGS = [
         old="        super().pause_writing()\n        self._wait()",
         new="        super().pause_writing()",
         means="a client that does not read keeps its connection for ever",
-        tests="tests/serving/test_connections.py",
+        tests="tests/serving/test_connections.py::test_a_client_that_does_not_read_its_answer_is_ended",
     ),
     Bug(
         "one-connection-less",
@@ -165,7 +165,7 @@ BUGS = [
         old="if len(self.connections) > self._options.connections:",
         new="if len(self.connections) >= self._options.connections:",
         means="fewer clients are answered than asked for",
-        tests="tests/serving/test_connections.py",
+        tests="tests/serving/test_connections.py::test_one_connection_too_many_is_told_so",
     ),
     Bug(
         "first-signal-ends-at-once",
@@ -173,7 +173,7 @@ BUGS = [
         old="        if self.should_exit:\n            self.force_exit = True",
         new="        self.force_exit = True",
         means="SIGTERM cuts answers off",
-        tests="tests/serving/test_run.py",
+        tests="tests/serving/test_run.py::test_a_signal_lets_what_is_under_way_finish",
     ),
     Bug(
         "engine-left-running",
@@ -181,7 +181,7 @@ BUGS = [
         old="    if server.force_exit:",
         new="    if False:",
         means="a server that is told twice to end crashes",
-        tests="tests/serving/test_run.py",
+        tests="tests/serving/test_run.py::test_a_second_signal_ends_at_once",
     ),
     Bug(
         "metrics-forgotten-too-early",
