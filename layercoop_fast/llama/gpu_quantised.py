@@ -115,9 +115,9 @@ class QuantisedBlock:
         let_go(parts.layers)
 
     @property
-    def nbytes(self) -> int:
-        """What its products read."""
-        return sum(each.nbytes for each in (self._qkv, self._output, self._gate_up, self._down))
+    def half_bytes(self) -> tuple[int, int]:
+        """What the products of its attention and its MLP read."""
+        return self._qkv.nbytes + self._output.nbytes, self._gate_up.nbytes + self._down.nbytes
 
     def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The norm's queries and keys, rotated, and values: [R, H] → [R, (heads + 2·kv_heads)·D]."""

@@ -108,6 +108,7 @@ class Packed:
     Attributes:
         model: what runs.
         nbytes: of the packed matrices.
+        half_bytes: of them those of the attention and of the MLP, a pair for each block.
     """
 
     def __init__(self, weights: ModelParts, format: str, drop: Callable[[Sequence[nn.Linear]], None]) -> None:
@@ -116,6 +117,7 @@ class Packed:
         self.format = format
         self.drop = drop
         self.nbytes = 0
+        self.half_bytes: list[tuple[int, int]] = []
         self.positions = 0
         self.model = _C.DecodeModel(
             hidden=weights.hidden,
@@ -145,7 +147,9 @@ class Packed:
         `rotary` is the number of its rotary table, -1 for none.
         """
         if block is None:
+            self.half_bytes.append((0, 0))
             return self.model.add_block()
+        before = self.nbytes
         arguments: dict[str, Any] = {"rotary": rotary, "window": block.sliding_window}
         if halves & ATTENTION:
             arguments |= {
@@ -158,6 +162,7 @@ class Packed:
                 "output_bias": _bias(block.output),
                 "after_attention": _norm(block.after_attention),
             }
+        attention = self.nbytes - before
         if halves & MLP:
             arguments |= {
                 "mlp_norm": _norm(block.mlp_norm),
@@ -167,6 +172,7 @@ class Packed:
                 "down_bias": _bias(block.down),
                 "after_mlp": _norm(block.after_mlp),
             }
+        self.half_bytes.append((attention, self.nbytes - before - attention))
         self.model.add_block(**arguments)
         self.drop(block.layers)
         return None

@@ -100,6 +100,8 @@ class Executor(ABC):
     """What computes the blocks, in a word or two for people: "native int8", "transformers"."""
     weight_bytes: int
     """Bytes of the weights as they are held."""
+    half_bytes: npt.NDArray[np.int64] | None = None
+    """Int64 [L, 2], of them those of the attention and the MLP of each block; None: as the model's own tensors are."""
 
     def __init__(
         self,

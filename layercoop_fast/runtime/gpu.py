@@ -137,14 +137,15 @@ class GpuExecutor(Executor):
     def _quantise(self, blocks: list[PoolBlock | None], dtype: str) -> None:
         """Pack the blocks one after the other, then embedding and head; `UnfitError` where a width forbids it."""
         self.name = f"gpu {dtype}"
-        self.weight_bytes = 0
+        half_bytes = np.zeros((len(blocks), 2), dtype=np.int64)
         self.blocks = []
-        for block in blocks:
+        for layer, block in enumerate(blocks):
             packed = None if block is None else QuantisedBlock(block, BITS[dtype], self.device)
-            self.weight_bytes += 0 if packed is None else packed.nbytes
+            half_bytes[layer] = 0 if packed is None else packed.half_bytes
             self.blocks.append(packed)
         self._ends = ends = QuantisedEnds(self.skeleton, self.head, self.device)
-        self.weight_bytes += ends.nbytes
+        self.half_bytes = half_bytes
+        self.weight_bytes = ends.nbytes + int(half_bytes.sum())
 
     def copy_page(self, layer: int, source: int, target: int) -> None:
         """Copy a page of a block, whole."""

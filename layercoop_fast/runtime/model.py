@@ -231,7 +231,7 @@ class LayerSkipModel:
         """
         if self._sizes is None:
             raise RunError("the parameters of this model were not counted: open it with from_pretrained")
-        return self._sizes.under(mask, self.held, self.executor.weight_bytes)
+        return self._sizes.under(mask, self.held, self.executor.weight_bytes, self.executor.half_bytes)
 
     def memory(self) -> dict[str, int]:
         """Bytes: `weights`, keys and values in use (`kv`) and at most (`kv_budget`), the whole process (`resident`)."""

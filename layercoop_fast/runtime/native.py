@@ -101,6 +101,7 @@ class NativeExecutor(Executor):
         self.kv_dtype = kv_dtype
         self.name = f"native {dtype}"
         self.weight_bytes = packed.nbytes
+        self.half_bytes = np.array(packed.half_bytes, dtype=np.int64)
         self._page_bytes = packed.model.kv_page_bytes(kv_dtype)
         pool = PagePool([self._page_bytes if half & ATTENTION else 0 for half in held.tolist()], kv_bytes)
         # Not touched, and so not resident, before pages are: the pool hands out low numbers first.

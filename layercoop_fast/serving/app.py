@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
-import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException
 
 from layercoop_fast._version import __version__
 from layercoop_fast.masks.halves import Halves
 from layercoop_fast.runtime.model import LayerSkipModel
-from layercoop_fast.serving.answers import Answer, Chat, Completion, context_of, messages_as_tokens
+from layercoop_fast.serving import schemas
+from layercoop_fast.serving.answers import Answer, context_of, turns_as_tokens
 from layercoop_fast.serving.board import Predictions, add_board
+from layercoop_fast.serving.choices import Chat, Completion
 from layercoop_fast.serving.edge import Edge
 from layercoop_fast.serving.engine import Engine, Ticket
-from layercoop_fast.serving.failures import RefusedError, bad_request
+from layercoop_fast.serving.failures import RefusedError, add_failures
 from layercoop_fast.serving.masks import NamedMask, NamedMasks
 from layercoop_fast.serving.metrics import Metrics
 from layercoop_fast.serving.options import Access, ServerOptions
-from layercoop_fast.serving.protocol import ChatRequest, CompletionRequest, MaskRequest, TokenizeRequest
+from layercoop_fast.serving.protocol import Asked, ChatRequest, CompletionRequest, MaskRequest, TokenizeRequest
 from layercoop_fast.serving.replicas import Replica
+from layercoop_fast.serving.responses import ResponseAnswer, ResponseRequest
+from layercoop_fast.serving.schemas import described
+from layercoop_fast.serving.traces import add_traces
 
-log = logging.getLogger("layercoop_fast.serving")
-# What pydantic puts between the names of fields: which of several types a value was read as.
-_NO_FIELD = re.compile(r"str|int|.*\[.*")
 Result = TypeVar("Result")
 
 
@@ -81,10 +79,11 @@ def make_app(served: Served) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None if served.access.keys else "/openapi.json",
+        responses=schemas.FAILURES,
     )
     app.state.engine = engine
-    app.add_middleware(Edge)
-    _add_failures(app)
+    app.add_middleware(Edge, seconds=served.options.client_timeout)
+    add_failures(app)
 
     def has_key(request: Request) -> None:
         if access.keys and not _allowed(request, (*access.keys, *access.admin_keys)):
@@ -105,10 +104,10 @@ def make_app(served: Served) -> FastAPI:
                 "masks_are_fixed",
             )
 
-    def mask_of(asked: CompletionRequest | ChatRequest) -> NamedMask:
+    def mask_of(asked: Asked) -> NamedMask:
         return masks.find(asked.model) if asked.layer_mask is None else masks.unnamed(asked.model, asked.layer_mask)
 
-    async def answered(request: Request, kind: type[Answer], asked: CompletionRequest | ChatRequest) -> Response:
+    async def answered(request: Request, kind: type[Answer], asked: Asked) -> Response:
         mask = mask_of(asked)
         # Long prompts take their time to become tokens: not on the event loop.
         answer = await asyncio.to_thread(kind, asked, mask, model, served.options, served.draft)
@@ -127,27 +126,37 @@ def make_app(served: Served) -> FastAPI:
 
     key = [Depends(has_key)]
 
-    @app.post("/v1/completions", dependencies=key)
+    @app.post("/v1/completions", dependencies=key, responses=described(schemas.CompletionBody, streams=True))
     async def completions(request: Request, asked: CompletionRequest) -> Response:
         """Go on with a text, or several."""
         return await answered(request, Completion, asked)
 
-    @app.post("/v1/chat/completions", dependencies=key)
+    @app.post("/v1/chat/completions", dependencies=key, responses=described(schemas.ChatBody, streams=True))
     async def chats(request: Request, asked: ChatRequest) -> Response:
         """Answer a conversation."""
         return await answered(request, Chat, asked)
 
-    @app.get("/v1/models", dependencies=key)
+    @app.post("/v1/responses", dependencies=key, responses=described(schemas.ResponseBody, streams=True))
+    async def responses(request: Request, asked: ResponseRequest) -> Response:
+        """Answer a conversation, in OpenAI's newer form."""
+        return await answered(request, ResponseAnswer, asked)
+
+    @app.get("/v1/models", dependencies=key, response_model=schemas.ModelsBody)
     async def models() -> dict[str, Any]:
         """The base model, and every mask that has a name."""
         return {"object": "list", "data": [_about(served, mask) for mask in masks.all()]}
 
-    @app.get("/v1/models/{name}", dependencies=key)
+    @app.get("/v1/models/{name}", dependencies=key, response_model=schemas.ModelBody)
     async def one_model(name: str) -> dict[str, Any]:
         """One of them."""
         return _about(served, masks.find(name))
 
-    @app.post("/v1/masks", dependencies=[Depends(has_admin_key)], status_code=201)
+    @app.post(
+        "/v1/masks",
+        dependencies=[Depends(has_admin_key)],
+        status_code=201,
+        response_model=schemas.AddedBody,
+    )
     async def add_mask(asked: MaskRequest) -> dict[str, Any]:
         """Give a mask a name."""
         mask, left = masks.add(asked.name, asked.layer_mask)
@@ -155,14 +164,14 @@ def make_app(served: Served) -> FastAPI:
             metrics.forget(each.model)
         return {**_about(served, mask), "left": [each.model for each in left]}
 
-    @app.delete("/v1/masks/{name}", dependencies=[Depends(has_admin_key)])
+    @app.delete("/v1/masks/{name}", dependencies=[Depends(has_admin_key)], response_model=schemas.RemovedBody)
     async def remove_mask(name: str) -> dict[str, Any]:
         """Take a mask's name away; what is being answered under it goes on."""
         gone = masks.remove(name)
         metrics.forget(gone.model)
         return {"id": gone.model, "object": "model", "deleted": True}
 
-    @app.post("/tokenize", dependencies=key)
+    @app.post("/tokenize", dependencies=key, response_model=schemas.TokensBody)
     async def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
         """A text, or a conversation, as tokens."""
         if asked.model is not None:
@@ -175,18 +184,25 @@ def make_app(served: Served) -> FastAPI:
             "tokens": tokens,
         }
 
-    @app.get("/health")
+    @app.get("/health", responses={**described(schemas.HealthBody), 503: {"model": schemas.HealthBody}})
     async def health() -> Response:
         """200 while requests are answered, 503 once the engine has failed."""
         failed = engine.failed is not None
         return JSONResponse({"status": "failed" if failed else "ok"}, status_code=503 if failed else 200)
 
-    @app.get("/metrics", dependencies=key)
+    @app.get(
+        "/metrics",
+        dependencies=key,
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     async def metrics_page() -> Response:
         """For Prometheus."""
         return Response(await asyncio.to_thread(metrics.text), media_type=metrics.content_type)
 
     add_board(app, model, masks.base, served.path, served.predictions, key)
+    if served.options.traces:
+        add_traces(app)
     return app
 
 
@@ -196,7 +212,7 @@ def _tokens_of_text(model: LayerSkipModel, asked: TokenizeRequest) -> list[int]:
 
 
 def _tokens_of_messages(model: LayerSkipModel, asked: TokenizeRequest) -> list[int]:
-    return list(messages_as_tokens(model, asked.messages))
+    return list(turns_as_tokens(model, [message.turn() for message in asked.messages]))
 
 
 def _about(served: Served, mask: NamedMask) -> dict[str, Any]:
@@ -253,42 +269,3 @@ async def _with_first(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterat
             yield event
     finally:
         await events.aclose()  # type: ignore[attr-defined]
-
-
-def _add_failures(app: FastAPI) -> None:
-    """Every failure in OpenAI's form."""
-
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RefusedError)
-        return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        # Of a field that may be several things, what is wrong with the one that it is says most.
-        first = min(error.errors(), key=lambda each: each["type"].endswith("_type"))
-        place = [str(each) for each in first["loc"][1:] if not _NO_FIELD.fullmatch(str(each))]
-        if first["type"] == "json_invalid":
-            return await refused(request, bad_request("the body is not JSON", code="invalid_json"))
-        if first["type"] == "extra_forbidden":
-            name = str(first["loc"][-1])[:80]
-            text = f"{name} is not known to this server: leave it out"
-            return await refused(request, bad_request(text, name, "unknown_parameter"))
-        text = f"{'.'.join(place)[:200] or 'the body'}: {first['msg']}"
-        return await refused(request, bad_request(text, place[0][:80] if place else None))
-
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return await refused(
-            request, RefusedError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-        )
-
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        log.error("a request failed", exc_info=error)
-        return await refused(
-            request, RefusedError(500, f"an error that was not foreseen: {type(error).__name__}", "internal_error")
-        )
-
-    app.add_exception_handler(RefusedError, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unforeseen)

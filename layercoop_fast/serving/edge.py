@@ -1,6 +1,7 @@
 """What every request passes first: sizes are bounded, answers are told apart by an id, and a line goes to the log.
 
-A plain ASGI middleware: it hands messages on as they come, so that streams stay streams.
+A plain ASGI middleware: it reads the body whole, hands it on, and lets answers pass as they come, so that streams stay
+streams.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from layercoop_fast.serving.options import MOST_BODY_BYTES, MOST_HEADER_BYTES
 
 # So many times a body that would be taken is read and dropped, of one that is not.
 _READ_ON = 8
-_BODY_SECONDS = 30.0
+_CLOSE = {"Connection": "close"}
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -27,10 +28,16 @@ _HEADERS = [
 
 
 class Edge:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: what answers.
+        seconds: that a client has to send a request's body.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app = app
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -39,22 +46,6 @@ class Edge:
             return
         began, request_id, status, sent = time.perf_counter(), uuid.uuid4().hex, 0, 0
         scope.setdefault("state", {})
-        length, whole = 0, False
-
-        async def bounded() -> Message:
-            nonlocal length, whole
-            # A client that sends a part of its body and then nothing does not stay for ever.
-            message = await (receive() if whole else asyncio.wait_for(receive(), _BODY_SECONDS))
-            if message["type"] == "http.request":
-                whole = not message.get("more_body", False)
-                length += len(message.get("body", b""))
-                if length > MOST_BODY_BYTES:
-                    return {"type": "http.disconnect"}  # the rest of it is not read
-            return message
-
-        async def answer(message: Message) -> None:
-            if length <= MOST_BODY_BYTES:
-                await marked(message)
 
         async def marked(message: Message) -> None:
             nonlocal status, sent
@@ -66,47 +57,69 @@ class Edge:
             await send(message)
 
         try:
-            refusal = _refusal(scope)
-            if refusal is None:
-                await self._app(scope, bounded, answer)
-                if length > MOST_BODY_BYTES:
-                    refusal = _too_large()
-        except asyncio.TimeoutError:
-            refusal = None if status else RefusedError(408, "the body did not come", "body_timeout")
-            if refusal is not None:
+            try:
+                _check_headers(scope)
+                body = await asyncio.wait_for(_body(scope, receive), self._seconds)
+            except RefusedError as refusal:
                 await _refuse(marked, refusal)
-        else:
-            if refusal is not None:
-                await _read_on(receive, _READ_ON * MOST_BODY_BYTES)
-                await _refuse(marked, refusal)
+            except asyncio.TimeoutError:
+                text = "the body did not come in time"
+                await _refuse(marked, RefusedError(408, text, "body_timeout", headers=_CLOSE))
+            else:
+                if body is not None:
+                    await self._app(scope, _again(body, receive), marked)
         finally:
             _log(scope, request_id, status, sent, time.perf_counter() - began)
 
 
-def _refusal(scope: Scope) -> RefusedError | None:
-    """What is wrong with a request's size, as far as its headers say."""
+def _check_headers(scope: Scope) -> None:
     size = len(scope["path"]) + len(scope.get("query_string", b""))
     size += sum(len(name) + len(value) for name, value in scope["headers"])
     if size > MOST_HEADER_BYTES:
-        return RefusedError(431, f"the headers are larger than {MOST_HEADER_BYTES} bytes", "headers_too_large")
+        text = f"the headers are larger than {MOST_HEADER_BYTES} bytes"
+        raise RefusedError(431, text, "headers_too_large", headers=_CLOSE)
+
+
+async def _body(scope: Scope, receive: Receive) -> bytes | None:
+    """The body of a request; None where its client goes away first. `RefusedError` for one that is too large."""
     given = dict(scope["headers"]).get(b"content-length", b"0")
+    refusal = None
     if not given.isdigit() or len(given) > 18 or int(given) > MOST_BODY_BYTES:
-        return _too_large()
-    return None
+        refusal = _too_large()
+    body, length = bytearray(), 0
+    while True:
+        # A body that is refused is read on, within reason: the client hears the answer only once it has sent it.
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        length += len(message.get("body", b""))
+        if length > MOST_BODY_BYTES and refusal is None:
+            refusal = _too_large()
+        if refusal is None:
+            body += message.get("body", b"")
+        if not message.get("more_body", False) or length > _READ_ON * MOST_BODY_BYTES:
+            break
+    if refusal is not None:
+        raise refusal
+    return bytes(body)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that was read, and then what else comes: that the client goes away."""
+    given = False
+
+    async def found() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return found
 
 
 def _too_large() -> RefusedError:
-    text = f"the body is larger than {MOST_BODY_BYTES} bytes"
-    return RefusedError(413, text, "body_too_large", headers={"Connection": "close"})
-
-
-async def _read_on(receive: Receive, most: int) -> None:
-    """Read what a client still sends, within reason: it hears the answer only once it has sent it."""
-    while most > 0:
-        message = await receive()
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
-        most -= len(message.get("body", b""))
+    return RefusedError(413, f"the body is larger than {MOST_BODY_BYTES} bytes", "body_too_large", headers=_CLOSE)
 
 
 async def _refuse(send: Send, error: RefusedError) -> None:

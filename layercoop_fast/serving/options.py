@@ -30,19 +30,28 @@ class ServerOptions:
         None, MACHINE, "Tokens of a prompt and its answer together. Default: the positions of the model.", least=2
     )
     timeout: float = option(600.0, MACHINE, "Seconds that a request may take.")
+    connections: int = option(512, MACHINE, "Connections that may be open; one more is refused.", least=1)
+    client_timeout: float = option(
+        60.0, MACHINE, "Seconds to wait for a client to send its request, and to read what it was sent."
+    )
     drain: float = option(30.0, MACHINE, "Seconds that current requests have once the server is told to stop.")
     max_masks: int = option(64, MACHINE, "Names of masks that clients may add.", least=1)
     log_prompts: bool = option(False, OUTPUT, "Write prompts and answers into the log.")
 
+    traces: bool = option(
+        False, OUTPUT, "Send traces by OpenTelemetry to the address in the variable OTEL_EXPORTER_OTLP_ENDPOINT."
+    )
+
     def __post_init__(self) -> None:
-        for name, least in (("parallel", 1), ("queue", 0), ("max_masks", 1), ("context", 2)):
+        for name, least in (("parallel", 1), ("queue", 0), ("connections", 1), ("max_masks", 1), ("context", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RequestError(f"{name}= must be {least} or more, not {value}")
         if not 0 <= self.port <= 65535:
             raise RequestError(f"port= must be from 0 to 65535, not {self.port}")
-        if not 0 < self.timeout < 1e9:
-            raise RequestError(f"timeout= must be above 0 seconds, not {self.timeout:g}")
+        for name in ("timeout", "client_timeout"):
+            if not 0 < getattr(self, name) < 1e9:
+                raise RequestError(f"{name}= must be above 0 seconds, not {getattr(self, name):g}")
         if not 0 <= self.drain < 1e9:
             raise RequestError(f"drain= must be 0 seconds or more, not {self.drain:g}")
 

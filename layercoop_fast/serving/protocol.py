@@ -6,8 +6,8 @@ A field that is not here is refused by name where it would change the answer (`R
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     StrictBool,
     StrictInt,
     StrictStr,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -25,7 +26,7 @@ from pydantic import (
 from layercoop_fast.serving.failures import not_offered
 from layercoop_fast.serving.options import MOST_ANSWERS
 
-_MOST_MESSAGES, _MOST_PARTS, _MOST_MASK, _MOST_BITS = 4096, 64, 20_000, 2048
+MOST_MESSAGES, MOST_PARTS, _MOST_MASK, _MOST_BITS = 4096, 64, 20_000, 2048
 
 
 def _unicode(text: str) -> str:
@@ -62,7 +63,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "web_search_options": (None,),
 }
-_IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "verbosity")
+IGNORED = frozenset(("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "verbosity"))
 
 
 class StreamOptions(BaseModel):
@@ -73,7 +74,7 @@ class StreamOptions(BaseModel):
 
 
 class Asked(BaseModel):
-    """What completions and chats have in common.
+    """What all requests for an answer have in common.
 
     Besides OpenAI's fields: `layer_mask` (a mask that has no name), `top_k`, `min_p`, `repetition_penalty` and
     `ignore_eos`, as `runtime.sampling.Sampling` and `LayerSkipModel.generate` mean them, and `draft` (False: write
@@ -81,14 +82,14 @@ class Asked(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
+    ignored: ClassVar[frozenset[str]] = IGNORED
 
     model: StrictStr = Field(min_length=1, max_length=160)
     layer_mask: MaskText | MaskBits | None = None
-    n: Annotated[StrictInt, Field(ge=1, le=MOST_ANSWERS)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     stream: StrictBool | None = None
-    stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = None
@@ -104,11 +105,12 @@ class Asked(BaseModel):
             return given
         kept = {}
         for name, value in given.items():
-            if name in _IGNORED:
+            if name in cls.ignored:
                 continue
-            if name in REFUSED:
+            if name in cls.refused:
+                harmless = cls.refused[name]
                 if not any(
-                    (type(value) is type(each) and value == each) or _same_number(value, each) for each in REFUSED[name]
+                    (type(value) is type(each) and value == each) or _same_number(value, each) for each in harmless
                 ):
                     raise not_offered(name)
                 continue
@@ -121,10 +123,27 @@ def _same_number(value: object, other: object) -> bool:
     return numbers and value == other
 
 
-class CompletionRequest(Asked):
+class AskedOften(Asked):
+    """What completions and chats have in common: they may be answered several times."""
+
+    n: Annotated[StrictInt, Field(ge=1, le=MOST_ANSWERS)] | None = None
+    stream_options: StreamOptions | None = None
+
+
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PROMPT = {
+    "anyOf": [
+        {"type": "string"},
+        _TOKENS,
+        {"type": "array", "items": {"anyOf": [{"type": "string"}, _TOKENS]}, "minItems": 1},
+    ]
+}
+
+
+class CompletionRequest(AskedOften):
     """`POST /v1/completions`."""
 
-    prompt: Any
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT)]
     max_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
 
@@ -151,12 +170,21 @@ def _is_tokens(given: object) -> bool:
     return isinstance(given, list) and len(given) > 0 and all(type(each) is int for each in given)
 
 
-class TextPart(BaseModel):
+Turn: TypeAlias = dict[str, str]
+"""Role and content of a turn, as chat templates take them."""
+
+
+class Part(BaseModel):
     """A part of a message's content; text is all that there is here."""
+
+    text: Text
+
+
+class TextPart(Part):
+    """A part of a chat's message."""
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
-    text: Text
 
 
 class Message(BaseModel):
@@ -164,7 +192,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(max_length=_MOST_PARTS)] | None = None
+    content: Text | Annotated[list[TextPart], Field(max_length=MOST_PARTS)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -175,17 +203,21 @@ class Message(BaseModel):
                     raise not_offered(name)
         return given
 
-    def turn(self) -> dict[str, str]:
+    def turn(self) -> Turn:
         """As chat templates take it."""
-        content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return turn_of(self.role, self.content or "")
 
 
-class ChatRequest(Asked):
+def turn_of(role: str, content: str | Sequence[Part]) -> Turn:
+    """A turn of a conversation as chat templates take it, of a text or of parts with texts."""
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    return {"role": "system" if role == "developer" else role, "content": text}
+
+
+class ChatRequest(AskedOften):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=_MOST_MESSAGES)]
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MOST_MESSAGES)]
     max_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
     logprobs: StrictBool | None = None
@@ -198,7 +230,7 @@ class TokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     model: StrictStr | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], FailFast(), Field(max_length=_MOST_MESSAGES)] = Field(default=[])
+    messages: Annotated[list[Message], FailFast(), Field(max_length=MOST_MESSAGES)] = Field(default=[])
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenizeRequest:

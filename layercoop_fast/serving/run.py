@@ -16,7 +16,8 @@ from fastapi import FastAPI
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
-from layercoop_fast.serving.options import MOST_HEADER_BYTES, ServerOptions
+from layercoop_fast.serving.connections import config_of
+from layercoop_fast.serving.options import ServerOptions
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -44,20 +45,13 @@ def run(app: FastAPI, listening: socket.socket, options: ServerOptions) -> int:
         options: of the server.
     """
     log_lines()
-    config = uvicorn.Config(
-        app,
-        http="h11",  # it bounds a request's line and headers; httptools does not
-        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
-        timeout_graceful_shutdown=max(1, math.ceil(options.drain)),
-        timeout_keep_alive=30,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        ws="none",
-    )
+    config = config_of(app, options, timeout_graceful_shutdown=max(1, math.ceil(options.drain)))
     server = _Server(config)
     server.run(sockets=[listening])
     engine = app.state.engine
+    if server.force_exit:
+        # Then uvicorn did not shut the application down, and Python must not end under a thread that computes.
+        engine.close()
     return 1 if not server.started or server.force_exit or engine.failed or engine.cut_off else 0
 
 

@@ -14,6 +14,8 @@ from tiny_server import L, Server, serving
 from layercoop_fast.masks.text import mask_of
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.model import LayerSkipModel
+from layercoop_fast.runtime.options import Sampling
+from layercoop_fast.serving.options import ServerOptions
 
 PROMPT = "The tide went out and left"
 
@@ -64,6 +66,25 @@ def test_a_seed_draws_the_same_again_and_several_answers_differ(server: Server) 
     assert texts == [each.text for each in again.choices]
     assert len(set(texts)) == 3
     assert texts != [each.text for each in server.openai.completions.create(**asked, seed=8).choices]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"top_k": 3},
+        {"top_k": -1},
+        {"min_p": 0.3},
+        {"repetition_penalty": 5.0},
+        {"temperature": 0.3},
+        {"top_p": 0.2},
+    ],
+)
+def test_tokens_are_drawn_as_asked(server: Server, direct: LayerSkipModel, given: dict[str, Any]) -> None:
+    answer = server.post("/v1/completions", {"model": "tiny", "prompt": PROMPT, "seed": 11, "max_tokens": 24, **given})
+    meant = {"temperature": 1.0, **given, "top_k": max(0, given.get("top_k", 0))}
+    text = said(direct, PROMPT, max_new_tokens=24, sampling=Sampling(seed=11, **meant))
+    assert answer.json()["choices"][0]["text"] == text
 
 
 def test_a_stop_string_ends_an_answer_and_is_not_in_it(server: Server, direct: LayerSkipModel) -> None:
@@ -119,6 +140,13 @@ def test_log_probabilities_are_those_of_the_logits(server: Server, direct: Layer
         max(each.values()) == pytest.approx(value, abs=1e-6)
         for each, value in zip(told.top_logprobs, told.token_logprobs, strict=True)
     )
+    assert told.text_offset == [sum(map(len, told.tokens[:count])) for count in range(5)]
+    drawn = {**asked, "temperature": 5, "seed": 1}
+    pieces = list(server.openai.completions.create(**drawn, logprobs=1, stream=True))
+    each = [one.choices[0].logprobs for one in pieces if one.choices[0].logprobs is not None]
+    assert [one.text_offset[0] for one in each] == [sum(len(e.tokens[0]) for e in each[:count]) for count in range(5)]
+    assert all(one.tokens[0] in one.top_logprobs[0] for one in each)  # also where another token was likelier
+    assert any(len(one.top_logprobs[0]) == 2 for one in each)
     messages = [{"role": "user", "content": "Hi"}]
     chat = server.openai.chat.completions.create(
         model="tiny", messages=messages, max_tokens=4, temperature=0, logprobs=True, top_logprobs=2, stream=True
@@ -195,6 +223,15 @@ def test_metrics_count_tokens_by_mask(server: Server) -> None:
     assert grown('request_success_total{finished_reason="length",model_name="tiny:fast"}') == 1
     assert after['layercoop:num_requests{model_name="tiny:fast"}'] == 0
     assert after["layercoop:num_requests_running"] == after["layercoop:num_requests_waiting"] == 0
+
+
+def test_the_context_is_what_the_server_says(folder: Path) -> None:
+    with serving(folder, ServerOptions(context=32)) as server:
+        assert server.http.get("/v1/models").json()["data"][0]["max_model_len"] == 32
+        asked = {"model": "tiny", "prompt": "x" * 20, "temperature": 0}
+        assert server.post("/v1/completions", {**asked, "max_tokens": 12}).status_code == 200
+        refused = server.post("/v1/completions", {**asked, "max_tokens": 13})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 def test_health(server: Server) -> None:

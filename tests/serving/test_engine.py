@@ -10,6 +10,7 @@ import pytest
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.runtime.requests import Request
 from layercoop_fast.serving.engine import Engine, Ticket
+from layercoop_fast.serving.failures import RefusedError
 from layercoop_fast.serving.metrics import Metrics
 from layercoop_fast.serving.options import ServerOptions
 
@@ -19,9 +20,9 @@ NAME = 'model_name="tiny"'
 class Stepped:
     """An engine whose steps the test takes."""
 
-    def __init__(self, model: LayerSkipModel) -> None:
+    def __init__(self, model: LayerSkipModel, **options: int) -> None:
         self.metrics = Metrics(model, lambda: self.engine.under_way)
-        self.engine = Engine(model, ServerOptions(), self.metrics)
+        self.engine = Engine(model, ServerOptions(**options), self.metrics)
         self.engine._loop = asyncio.get_running_loop()
 
     def submit(self, *n_new: int) -> Ticket:
@@ -67,5 +68,23 @@ def test_metrics_of_a_mask_that_goes_while_it_answers_go_with_its_last_request(d
         while not ticket.ended:
             stepped.step()
         assert NAME not in stepped.text()
+
+    asyncio.run(run())
+
+
+def test_the_queue_takes_as_many_as_it_says_and_no_more(direct: LayerSkipModel) -> None:
+    async def run() -> None:
+        stepped = Stepped(direct, parallel=2, queue=3)
+        tickets = [stepped.submit(9, 9), stepped.submit(9, 9), stepped.submit(9)]
+        with pytest.raises(RefusedError) as found:
+            stepped.submit(9)
+        assert (found.value.status, found.value.headers["Retry-After"]) == (429, "2")
+        tickets[0].cancel()
+        with pytest.raises(RefusedError):
+            stepped.submit(9, 9, 9)
+        tickets.append(stepped.submit(9, 9))
+        for ticket in tickets:
+            ticket.cancel()
+            direct.batcher.cancel(*ticket.runnings)
 
     asyncio.run(run())

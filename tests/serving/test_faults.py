@@ -130,6 +130,7 @@ def test_an_unknown_model_or_mask(server: Server, name: str) -> None:
         (b"", 400, "required"),
         (b"{", 400, "not JSON"),
         (b"\xff\xfe{}", 400, ""),
+        (b'{"model": "tiny", "prompt": "\xff"}', 400, ""),
         (b"[1]", 400, ""),
         (b"null", 400, ""),
         (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', 400, "finite"),
@@ -195,13 +196,21 @@ def test_nothing_is_answered_to_scripts_of_other_pages(server: Server) -> None:
     assert "access-control-allow-origin" not in {name.lower() for name in response.headers}
 
 
-@pytest.mark.parametrize("given", [None, "Bearer wrong", "Basic secret", "secret", "Bearer sécret"])
-def test_a_wrong_key(folder: Path, given: str | None) -> None:
+def test_a_wrong_key(folder: Path) -> None:
     with serving(folder, access=Access(keys=("secret",))) as guarded:
-        headers = {} if given is None else {"Authorization": given.encode()}
-        for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/board/about")):
-            refused(guarded.http.request(method, path, headers=headers), 401, "asks for a key")
-        refused(guarded.post("/v1/completions", ASKED, headers=headers), 401, "asks for a key")
+        for given in (
+            None,
+            "Bearer wrong",
+            "Bearer secre",
+            "Bearer secrets",
+            "Basic secret",
+            "secret",
+            "Bearer sécret",
+        ):
+            headers = {} if given is None else {"Authorization": given.encode()}
+            for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/board/about")):
+                refused(guarded.http.request(method, path, headers=headers), 401, "asks for a key")
+            refused(guarded.post("/v1/completions", ASKED, headers=headers), 401, "asks for a key")
         assert guarded.http.get("/health").status_code == 200
         good = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="secret", max_retries=0)
         assert len(good.models.list().data) == 2
@@ -214,23 +223,6 @@ def test_masks_are_not_for_everybody(server: Server, folder: Path) -> None:
     refused(server.http.delete("/v1/masks/none", headers={"Authorization": "Bearer admin"}), 404, "no mask")
     with serving(folder) as closed:
         refused(closed.post("/v1/masks", {"name": "x", "layer_mask": "1"}), 403, "without an admin key")
-
-
-def test_a_client_that_goes_away_frees_its_pages(server: Server) -> None:
-    """Before the first token, and in the middle of a stream, again and again."""
-    asked = {**ASKED, "max_tokens": 400, "stream": True, "ignore_eos": True}
-    host, port = server.url.removeprefix("http://").split(":")
-    for number in range(60):
-        streamed = number % 2 == 0
-        body = json.dumps({**asked, "stream": streamed}).encode()
-        head = HEAD.format(len(body))
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
-            connection.sendall(head.encode() + body)
-            if streamed:
-                while b"data:" not in (piece := connection.recv(65536)):
-                    assert piece
-    assert server.at_rest()
-    assert server.post("/v1/completions", ASKED).status_code == 200
 
 
 def test_a_reader_that_does_not_read_costs_no_more_than_its_answer(folder: Path) -> None:

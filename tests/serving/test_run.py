@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,16 @@ def started(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def test_a_signal_lets_what_is_under_way_finish(started: tuple[subprocess.Popen[str], str]) -> None:
     process, url = started
-    with httpx.stream("POST", f"{url}/v1/completions", json=ASKED, timeout=60) as response:
-        lines = response.iter_lines()
-        next(lines)
+    with ExitStack() as closed:
+        responses = [closed.enter_context(httpx.stream("POST", f"{url}/v1/completions", json=ASKED)) for _ in range(6)]
+        streams = [response.iter_lines() for response in responses]
+        for lines in streams:
+            next(lines)
         process.send_signal(signal.SIGTERM)
-        rest = [line for line in lines if line]
-    assert rest[-1] == "data: [DONE]"
+        for lines in streams:
+            rest = [line for line in lines if line]
+            assert rest[-1] == "data: [DONE]"
+            assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
     assert process.wait(20) == 0
 
 
@@ -68,6 +74,8 @@ def test_a_second_signal_ends_at_once(started: tuple[subprocess.Popen[str], str]
         (("--name", "a/b"), "name"),
         (("--timeout", "0"), "above 0"),
         (("--drain", "-1"), "0 seconds or more"),
+        (("--client-timeout", "nan"), "above 0"),
+        (("--connections", "0"), "connections"),
         (("--api-key", "a b"), "printable"),
         (("--host", "300.1.1.1"), "cannot listen"),
         (("--draft", "0-4"), "every block"),

@@ -1,0 +1,40 @@
+"""Traces by OpenTelemetry: a span for each request, with its route, status and times, and never its body."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from layercoop_fast.errors import RequestError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+
+def add_traces(app: FastAPI, provider: TracerProvider | None = None) -> None:
+    """Trace the requests of a server; `/health` and `/metrics` are left out.
+
+    Args:
+        app: of `make_app`.
+        provider: where spans go; by default by OTLP over HTTP, as OpenTelemetry's variables in the environment say
+            (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`).
+
+    Raises `RequestError` where OpenTelemetry is not installed.
+    """
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise RequestError("traces need an extra: pip install 'layercoop-fast[traces]'") from error
+    if provider is None:
+        named = Resource.create({"service.name": "layercoop-fast"}).merge(OTELResourceDetector().detect())
+        provider = TracerProvider(resource=named)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    # Without those of single messages: a stream has one for each token.
+    FastAPIInstrumentor.instrument_app(
+        app, tracer_provider=provider, excluded_urls="/health$,/metrics$", exclude_spans=["receive", "send"]
+    )
