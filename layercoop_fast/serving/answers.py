@@ -30,6 +30,8 @@ from layercoop_fast.serving.protocol import Asked, ChatRequest, CompletionReques
 
 # OpenAI's own default of completions.
 _COMPLETION_TOKENS = 16
+# Made once: `json.dumps` makes another one for each call that is not by its defaults.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -173,8 +175,9 @@ class Answer(ABC):
     async def whole(self, ticket: Ticket) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
         steps: list[list[Step]] = [[] for _ in ticket.runnings]
-        async for index, step in ticket.steps():
-            steps[index].append(step)
+        async for came in ticket.arrivals():
+            for index, step in came:
+                steps[index].append(step)
         choices = await asyncio.to_thread(self._choices, steps)  # log-probabilities of long answers take their time
         usage = self.usage(sum(map(len, steps)), ticket)
         return {**self._head(self.object), "choices": choices, "usage": usage}
@@ -190,18 +193,25 @@ class Answer(ABC):
         begun: set[int] = set()
         count = 0
         with_usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
-        extra: dict[str, Any] = {"usage": None} if with_usage else {}
+        head = self._head(self.chunk_object)
+        # All pieces have the same frame, which is encoded once.
+        before = b"data: " + _encoded({**head, "choices": []})[:-2]
+        after = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
         try:
-            async for index, step in ticket.steps():
-                count += 1
-                if not step.text and step.finish is None and index in begun and self._logprobs() is None:
-                    continue  # a part of a character, or of what may become a stop string
-                reason = None if step.finish is None else _REASONS[step.finish]
-                piece = self._piece(index, step.text, reason, [step], first=index not in begun)
-                begun.add(index)
-                yield _event({**self._head(self.chunk_object), "choices": [piece], **extra})
+            async for came in ticket.arrivals():
+                count += len(came)
+                events = []
+                for index, step in came:
+                    if not step.text and step.finish is None and index in begun and self._logprobs() is None:
+                        continue  # a part of a character, or of what may become a stop string
+                    reason = None if step.finish is None else _REASONS[step.finish]
+                    piece = self._piece(index, step.text, reason, [step], first=index not in begun)
+                    begun.add(index)
+                    events += before, _encoded(piece), after
+                if events:
+                    yield b"".join(events)
             if with_usage:
-                yield _event({**self._head(self.chunk_object), "choices": [], "usage": self.usage(count, ticket)})
+                yield _event({**head, "choices": [], "usage": self.usage(count, ticket)})
             yield b"data: [DONE]\n\n"
         except RefusedError as error:
             if not begun:
@@ -320,4 +330,8 @@ def messages_as_tokens(model: LayerSkipModel, messages: Sequence[Message]) -> tu
 
 
 def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n\n"
+    return b"data: " + _encoded(body) + b"\n\n"
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    return _ENCODER.encode(body).encode("utf-8", "replace")
