@@ -1,12 +1,13 @@
 """The server next to llama.cpp's, on the same machine, in one run.
 
     python benchmarks/serving/bench_llama_server.py --llama-server PATH --gguf bf16=MODEL-BF16.gguf \
-        --gguf int8=MODEL-Q8_0.gguf [--clients 1,8] [--masks 8] [--rounds 5] [--part pair] [--part masks]
+        --gguf int8=MODEL-Q8_0.gguf [--clients 1,8] [--masks 8] [--rounds 5] [--part pair] [--part masks] \
+        [--threads-each 1]
 
 pair    streamed completions of 1 and 8 clients, by the type of the weights: tokens a second, seconds to the first token
         and between tokens (p50, p99) of both servers by turns. The one whose turn it is not is stopped.
-masks   8 masks, a client each: our one server, and 8 files cut by these masks in 8 llama-servers, with one thread each
-        and with two. Tokens a second, and memory (PSS) after the last answer.
+masks   8 masks, a client each: our one server, and 8 files cut by these masks in 8 llama-servers of --threads-each
+        threads. Tokens a second, and memory (PSS) after the last answer.
 
 Both get the same prompts and write the same number of tokens, greedily, past the token that ends a text. `llama-server`
 runs with all processors, a slot a client and continuous batching; it is told to keep no prompts of the past, which
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--clients", default="1,8")
     parser.add_argument("--masks", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads-each", type=int, default=1, help="of llama.cpp's servers in the part masks")
     parser.add_argument("--part", action="append", choices=["pair", "masks"], help="default both")
     arguments = parser.parse_args()
     model = arguments.model or str(small_model())
@@ -67,9 +69,7 @@ def main() -> None:
                 clients = [int(each) for each in arguments.clients.split(",")]
                 found[part] = pair(model, dtype, arguments.llama_server, Path(file), clients, arguments.rounds)
             else:
-                found[part] = many_masks(
-                    model, dtype, arguments.llama_server, Path(file), arguments.masks, arguments.rounds
-                )
+                found[part] = many_masks(model, dtype, Path(file), arguments)
     sys.stdout.write(json.dumps(result) + "\n")
 
 
@@ -84,28 +84,25 @@ def pair(model: str, dtype: str, binary: str, gguf: Path, clients: list[int], ro
     return found
 
 
-def many_masks(model: str, dtype: str, binary: str, gguf: Path, count: int, rounds: int) -> dict[str, Any]:
+def many_masks(model: str, dtype: str, gguf: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One server of ours under so many masks, and so many of theirs over cut files."""
-    masks = {f"m{first}": f"{first}-{first + 2}" for first in range(4, 4 + 2 * count, 2)}
-    found: dict[str, Any] = {}
+    masks = {f"m{first}": f"{first}-{first + 2}" for first in range(4, 4 + 2 * arguments.masks, 2)}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        files = [folder / f"{name}.gguf" for name in masks]
-        for file, removed in zip(files, masks.values(), strict=True):
+        theirs = []
+        for name, removed in masks.items():
+            file = folder / f"{name}.gguf"
             cut_gguf(gguf, parse_removed(removed), file, verify=False)
-        ours = stack.enter_context(Ours(model, dtype, masks, parallel=count))
-        for threads in (1, 2):
-            with ExitStack() as running:
-                theirs = [running.enter_context(Llama(binary, file, 1, threads)) for file in files]
-                teams = {
-                    "ours": [(ours, f"bench:{name}") for name in masks],
-                    "llama.cpp": [(server, "default") for server in theirs],
-                }
-                turns = by_turns(teams, rounds)
-                memory = {"ours": ours.memory(), "llama.cpp": sum(server.memory() for server in theirs)}
-            turns["memory_mib"] = {name: round(size / 2**20, 1) for name, size in memory.items()}
-            turns["memory, ours ÷"] = round(memory["ours"] / memory["llama.cpp"], 3)
-            found[f"{threads} thread{'s' * (threads > 1)} each"] = turns
+            theirs.append(stack.enter_context(Llama(arguments.llama_server, file, 1, arguments.threads_each)))
+        ours = stack.enter_context(Ours(model, dtype, masks, parallel=len(masks)))
+        teams: dict[str, list[tuple[Server, str]]] = {
+            "ours": [(ours, f"bench:{name}") for name in masks],
+            "llama.cpp": [(server, "default") for server in theirs],
+        }
+        found = by_turns(teams, arguments.rounds)
+        memory = {"ours": ours.memory(), "llama.cpp": sum(server.memory() for server in theirs)}
+    found["memory_mib"] = {name: round(size / 2**20, 1) for name, size in memory.items()}
+    found["memory, ours ÷"] = round(memory["ours"] / memory["llama.cpp"], 3)
     return found
 
 

@@ -28,7 +28,7 @@ class Server:
 
     def __init__(self, command: list[str], url: str | None) -> None:
         # A file takes what it says: a pipe that nobody reads would stop it.
-        self._said: IO[bytes] = tempfile.TemporaryFile()
+        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self.process = subprocess.Popen(command, stdout=self._said, stderr=self._said)
         self.url = url or self._wait(self._told)
         self._wait(self._answers)

@@ -14,7 +14,7 @@ import socket
 import time
 from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from urllib.parse import urlsplit
 
 SECONDS = 300
@@ -34,7 +34,7 @@ TOPICS = (
 def prompts(count: int, first: int = 0) -> list[str]:
     """Prompts that have no beginning in common, so that no server finds one of them computed already."""
     return [
-        f"Page {number}. A short text about {TOPICS[number % len(TOPICS)]}, in plain words, for readers of all ages.\n\n"
+        f"Page {number}. A short text about {TOPICS[number % len(TOPICS)]}, in plain words, for all ages.\n\n"
         for number in range(first, first + count)
     ]
 
@@ -107,7 +107,7 @@ class _Stream:
                 text += piece
                 times.append(self.came[bisect_left(ends, end)][0])
             at = raw.find(EVENT, end)
-        between = [after - before for before, after in zip(times, times[1:], strict=False)]
+        between = [after - before for before, after in pairwise(times)]
         return Answer(text, tokens, times[0] - self.began, between)
 
 

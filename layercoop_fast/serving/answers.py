@@ -175,9 +175,8 @@ class Answer(ABC):
     async def whole(self, ticket: Ticket) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
         steps: list[list[Step]] = [[] for _ in ticket.runnings]
-        async for came in ticket.arrivals():
-            for index, step in came:
-                steps[index].append(step)
+        async for index, step in ticket.steps():
+            steps[index].append(step)
         choices = await asyncio.to_thread(self._choices, steps)  # log-probabilities of long answers take their time
         usage = self.usage(sum(map(len, steps)), ticket)
         return {**self._head(self.object), "choices": choices, "usage": usage}

@@ -3,7 +3,7 @@
     engine = Engine(model, options)
     engine.start(loop)
     ticket = engine.submit(requests)            # on the event loop; RefusedError 429 where too many wait
-    async for came in ticket.arrivals(): ...    # [(index, step), ...] as they come
+    async for came in ticket.arrivals(): ...    # [(index, step), ...] as they come; or one by one, `steps`
     ticket.cancel()                             # its pages are free after the step that is being computed
 
 A client that reads slowly holds no queue of ours: what it has not read stays in its own request, which is bounded by
@@ -80,6 +80,12 @@ class Ticket:
                 return
             self.engine.check()
             await self._news.wait()
+
+    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
+        """As `arrivals`, token by token."""
+        async for came in self.arrivals():
+            for each in came:
+                yield each
 
     def cancel(self) -> None:
         """End what has not ended; never waits."""
