@@ -324,7 +324,11 @@ def _rows(plan: Several[_Planned]) -> tuple[Rows, Tensor | None]:
     sequences = tuple(item.chunk.sequence for item in plan)
     by_row = np.array([tokens, positions, sequence, parent, fork], dtype=np.int32)
     rows = Rows(
-        *by_row,
+        tokens=by_row[0],
+        positions=by_row[1],
+        sequence=by_row[2],
+        parent=by_row[3],
+        fork=by_row[4],
         masks=plan[0].chunk.runs[None] if len(plan) == 1 else np.stack([item.chunk.runs for item in plan]),
         tables=_stacked([each.tables for each in sequences]),
         lengths=np.array([each.length for each in sequences], dtype=np.int32),

@@ -199,7 +199,7 @@ class Answer(ABC):
         try:
             async for came in ticket.arrivals():
                 count += len(came)
-                events = []
+                events: list[bytes] = []
                 for index, step in came:
                     if not step.text and step.finish is None and index in begun and self._logprobs() is None:
                         continue  # a part of a character, or of what may become a stop string

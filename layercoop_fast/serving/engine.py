@@ -64,7 +64,7 @@ class Ticket:
         while True:
             self._news.clear()
             ended = self.ended  # before what it says of steps is read
-            came = []
+            came: list[tuple[int, Step]] = []
             for index, one in enumerate(self.runnings):
                 if steps := one.steps[at[index] :]:
                     at[index] += len(steps)

@@ -69,3 +69,24 @@ def test_metrics_of_a_mask_that_goes_while_it_answers_go_with_its_last_request(d
         assert NAME not in stepped.text()
 
     asyncio.run(run())
+
+
+def test_tokens_that_came_since_the_last_time_come_together(direct: LayerSkipModel) -> None:
+    expected = direct.generate([5, 6, 7], max_new_tokens=5, ignore_eos=True).tokens
+
+    async def run() -> None:
+        stepped = Stepped(direct)
+        ticket = stepped.submit(5)
+        came = ticket.arrivals()
+        stepped.step()
+        stepped.step()
+        first = await anext(came)
+        while not ticket.ended:
+            stepped.step()
+        rest = await anext(came)
+        assert [len(first), len(rest)] == [2, 3]
+        assert [step.token for _, step in (*first, *rest)] == expected
+        with pytest.raises(StopAsyncIteration):
+            await anext(came)
+
+    asyncio.run(run())
