@@ -1,17 +1,16 @@
-"""The server under clients of the real `openai` package, in one run; another server next to it where asked.
+"""The server under many clients, in one run.
 
     python benchmarks/serving/bench_server.py [--seconds 300] [--clients 64] [--masks 8] [--dtype auto]
-    python benchmarks/serving/bench_server.py --other URL --other-model NAME   # the same prompts there
 
-steady     streaming clients, each with a mask of its own, for so many seconds: answers, failures, tokens a second, time
-           to the first token and between tokens (p50, p99), resident memory a fifth of the way in and at the end, and
-           pages in use once all is over
+steady     streaming clients of the `openai` package, each with a mask of its own, for so many seconds: answers,
+           failures, tokens a second, time to the first token and between tokens (p50, p99), resident memory a fifth of
+           the way in and at the end, and requests that run once all is over
 growth     tokens a second of 1, 8 and 16 clients, under one mask and under all
-overhead   seconds a token of one streaming client, over the runtime's own in the same process's model
-other      the growth of another server that speaks OpenAI's interface, alternating with ours
+overhead   seconds a token of one streaming client, over the runtime's own on a model in this process, by turns
 
-The server runs in a process of its own; clients are threads of this one and take their share of the processors.
-Ends in one JSON line.
+The server runs in a process of its own. Its clients share the processors with it: those of `steady` are threads of the
+`openai` package; the others read plain sockets (`streams.py`), and `overhead` has both. No two prompts begin alike, so
+that none is computed once for several clients. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -27,22 +25,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
+from servers import Ours
 from small_model import small_model
+from streams import Ask, ask_together, prompts
 
-PROMPTS = [
-    "Write a short story about a lighthouse keeper who finds a letter in a bottle.",
-    "Explain how a suspension bridge carries its load, in plain words.",
-    "List the steps to repair a bicycle tube.",
-    "What did people eat on long voyages two hundred years ago?",
-]
 TOKENS = 64
-ROUNDS = 3
+ROUNDS = 5
 
 
 def main() -> None:
@@ -53,12 +46,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="of the steady part; 0 leaves it out")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--masks", type=int, default=8)
-    parser.add_argument("--other", help="base URL of another server to ask the same")
-    parser.add_argument("--other-model", default="default")
+    parser.add_argument("--kv-memory", default="512MiB", help="of the server; it is filled within the first seconds")
     arguments = parser.parse_args()
     model = arguments.model or str(small_model())
     masks = {f"m{first}": f"{first}-{first + 2}" for first in range(4, 4 + 2 * arguments.masks, 2)}
-    with Server(model, arguments.dtype, masks, arguments.clients) as server:
+    with Ours(model, arguments.dtype, masks, arguments.clients, arguments.kv_memory) as server:
         names = [f"bench:{name}" for name in masks]
         result: dict[str, Any] = {
             "benchmark": "serving/server",
@@ -69,57 +61,18 @@ def main() -> None:
         }
         if arguments.seconds:
             result["steady"] = steady(server, names, arguments.clients, arguments.seconds)
-        targets: dict[str, tuple[str, list[str]]] = {"ours": (server.url + "/v1", ["bench"])}
-        if arguments.other:
-            targets["other"] = (arguments.other, [arguments.other_model])
-        result["growth"] = growth({**targets, "ours, all masks": (server.url + "/v1", names)})
+        result["growth"] = growth(server, {"one mask": ["bench"], "all masks": names})
         result["overhead"] = overhead(server, model, arguments.dtype)
         result["metrics"] = server.metrics()
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-class Server:
-    """`layercoop-fast serve` in a process of its own."""
-
-    def __init__(self, model: str, dtype: str, masks: dict[str, str], parallel: int) -> None:
-        command = [sys.executable, "-m", "layercoop_fast", "serve", model, "--name", "bench", "--port", "0"]
-        command += ["--dtype", dtype, "--parallel", str(parallel)]
-        for name, blocks in masks.items():
-            command += ["--mask", f"{name}={blocks}"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        said = ""
-        while not (found := re.search(r"on (http://\S+?):? ", said)):
-            said += (line := self.process.stderr.readline())
-            assert line, said
-        self.url = found[1]
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(60)
-
-    def resident(self) -> int:
-        """Bytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
-
-    def metrics(self) -> dict[str, float]:
-        """What its page says of keys, values and requests."""
-        lines = httpx.get(self.url + "/metrics").text.splitlines()
-        found = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        return {name: float(found[f"layercoop:{name}"]) for name in ("num_requests_running", "kv_cache_usage_perc")}
-
-
 class Client(threading.Thread):
-    """Asks one question after another, and notes when each token came."""
+    """Asks one question after another by the `openai` package, and notes when each token came."""
 
-    def __init__(self, url: str, model: str, number: int, go_on: Callable[[int], bool]) -> None:
+    def __init__(self, url: str, model: str, number: int, go_on: Callable[[], bool]) -> None:
         super().__init__(daemon=True)
-        self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
+        self.client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=600)
         self.model, self.number, self.go_on = model, number, go_on
         self.first: list[float] = []
         self.between: list[float] = []
@@ -129,9 +82,9 @@ class Client(threading.Thread):
     def run(self) -> None:
         """Ask until told to stop."""
         asked = 0
-        while self.go_on(asked):
+        while self.go_on():
             try:
-                self._ask(PROMPTS[(self.number + asked) % len(PROMPTS)])
+                self._ask(prompts(1, first=1000 * self.number + asked)[0])
             except Exception as error:
                 self.failures.append(f"{type(error).__name__}: {error}")
             asked += 1
@@ -159,28 +112,31 @@ class Client(threading.Thread):
                 last = now
 
 
-def together(url: str, models: list[str], clients: int, go_on: Callable[[int], bool]) -> tuple[list[Client], float]:
-    """Run so many clients to their end; they, and the seconds it took."""
-    running = [Client(url, models[number % len(models)], number, go_on) for number in range(clients)]
+def resident(server: Ours) -> int:
+    """Bytes."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+
+def steady(server: Ours, names: list[str], clients: int, seconds: float) -> dict[str, Any]:
+    """Many clients for a while."""
     began = time.perf_counter()
+    early: list[int] = []
+    timer = threading.Timer(seconds / 5, lambda: early.append(resident(server)))
+    timer.start()
+    running = [
+        Client(server.url, names[number % len(names)], number, lambda: time.perf_counter() < began + seconds)
+        for number in range(clients)
+    ]
     for each in running:
         each.start()
     for each in running:
         each.join()
-    return running, time.perf_counter() - began
-
-
-def steady(server: Server, names: list[str], clients: int, seconds: float) -> dict[str, Any]:
-    """Many clients for a while."""
-    ends = time.perf_counter() + seconds
-    early: list[int] = []
-    timer = threading.Timer(seconds / 5, lambda: early.append(server.resident()))
-    timer.start()
-    running, took = together(server.url + "/v1", names, clients, lambda _: time.perf_counter() < ends)
+    took = time.perf_counter() - began
     timer.cancel()
     first = np.concatenate([each.first for each in running])
     between = np.concatenate([each.between for each in running])
-    late = server.resident()
+    late = resident(server)
     return {
         "clients": clients,
         "masks": len(names),
@@ -197,54 +153,68 @@ def steady(server: Server, names: list[str], clients: int, seconds: float) -> di
     }
 
 
-def growth(targets: dict[str, tuple[str, list[str]]]) -> dict[str, Any]:
-    """Tokens a second by the number of clients, the servers alternating."""
-    found: dict[str, dict[str, Any]] = {name: {} for name in targets}
-    for name, (url, models) in targets.items():
-        together(url, models, 1, lambda asked: asked < 1)  # not counted
-        del name
-    for clients in (1, 8, 16):
-        for _ in range(ROUNDS):
-            for name, (url, models) in targets.items():
-                running, took = together(url, models, clients, lambda asked: asked < 2)
-                at = found[name].setdefault(str(clients), {"rates": [], "p99": []})
-                at["rates"].append(sum(each.tokens for each in running) / took)
-                at["p99"].append(float(np.percentile(np.concatenate([each.between for each in running]), 99)))
-                assert not any(each.failures for each in running), running[0].failures
-    for each in found.values():
-        for at in each.values():
-            at["tokens_a_second"] = round(float(np.median(at.pop("rates"))), 1)
-            at["between_tokens_p99"] = round(float(np.median(at.pop("p99"))), 5)
-        each["16 ÷ 1"] = round(each["16"]["tokens_a_second"] / each["1"]["tokens_a_second"], 2)
+def growth(server: Ours, models: dict[str, list[str]]) -> dict[str, Any]:
+    """Tokens a second by the number of clients."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in models}
+    rates: dict[tuple[str, int], list[float]] = {}
+    gaps: dict[tuple[str, int], list[float]] = {}
+    counts, asked = (1, 8, 16), 0
+    for turn in range(ROUNDS + 1):  # the first one is not counted
+        for count in counts:
+            for name, names in models.items():
+                texts = prompts(count, first=asked)
+                asked += count
+                asks = [Ask(server.url, names[at % len(names)], text, TOKENS) for at, text in enumerate(texts)]
+                answers, seconds = ask_together(asks)
+                if turn:
+                    rates.setdefault((name, count), []).append(TOKENS * count / seconds)
+                    gaps.setdefault((name, count), []).extend(gap for each in answers for gap in each.between)
+    for name, at in found.items():
+        for count in counts:
+            at[str(count)] = {
+                "tokens_a_second": round(float(np.median(rates[name, count])), 1),
+                "between_tokens_p99": round(float(np.percentile(gaps[name, count], 99)), 5),
+            }
+        ratios = np.array(rates[name, 16]) / np.array(rates[name, 1])
+        at["16 ÷ 1"] = round(float(np.median(ratios)), 2)
     return found
 
 
-def overhead(server: Server, model: str, dtype: str) -> dict[str, float]:
-    """Seconds a token through the server and through the runtime, one stream each, alternating."""
+def overhead(server: Ours, model: str, dtype: str) -> dict[str, Any]:
+    """Seconds a token through the server, by each client, and through the runtime, one stream each, by turns."""
     from layercoop_fast import LayerSkipModel
 
     alone = LayerSkipModel.from_pretrained(model, dtype)
-    prompt = alone.tokens(PROMPTS[0])
-    served, direct = [], []
-    client = httpx.Client(base_url=server.url, timeout=600)
-    asked = {"model": "bench", "prompt": list(prompt), "max_tokens": 2 * TOKENS, "temperature": 0, "stream": True}
-    asked["ignore_eos"] = True
+    tokens = 2 * TOKENS
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=600)
+
+    def runtime(prompt: str) -> list[float]:
+        return [time.perf_counter() for _ in alone.stream(prompt, max_new_tokens=tokens, ignore_eos=True)]
+
+    def sockets(prompt: str) -> list[float]:
+        (answer,), _ = ask_together([Ask(server.url, "bench", prompt, tokens)])
+        return [0.0, sum(answer.between) * (tokens - 1) / len(answer.between)]
+
+    def package(prompt: str) -> list[float]:
+        stream = client.completions.create(
+            model="bench", prompt=prompt, max_tokens=tokens, temperature=0, stream=True, extra_body={"ignore_eos": True}
+        )
+        return [time.perf_counter() for _ in stream]
+
+    ways = {"runtime": runtime, "plain sockets": sockets, "openai": package}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(2 * ROUNDS + 1):
-        times = []
-        for _ in alone.stream(prompt, max_new_tokens=2 * TOKENS, ignore_eos=True):
-            times.append(time.perf_counter())
-        came = []
-        with client.stream("POST", "/v1/completions", json=asked) as response:
-            for line in response.iter_lines():
-                if line.startswith("data: {"):
-                    came.append(time.perf_counter())
-        if turn:
-            direct.append((times[-1] - times[0]) / (len(times) - 1))
-            served.append((came[-1] - came[0]) / (2 * TOKENS - 1))
+        for name, way in ways.items():
+            times = way(prompts(1, first=10_000 + turn)[0])
+            if turn:
+                taken[name].append((times[-1] - times[0]) / (tokens - 1))
+    base = np.array(taken["runtime"])
     return {
-        "runtime_ms": round(1e3 * float(np.median(direct)), 3),
-        "server_ms": round(1e3 * float(np.median(served)), 3),
-        "ratio": round(float(np.median(np.array(served) / np.array(direct))), 3),
+        name: {
+            "token_ms": round(1e3 * float(np.median(seconds)), 3),
+            "÷ runtime": round(float(np.median(np.array(seconds) / base)), 3),
+        }
+        for name, seconds in taken.items()
     }
 
 

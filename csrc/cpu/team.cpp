@@ -14,11 +14,10 @@
 namespace layercoop::cpu {
 namespace {
 
-// How often a waiting thread looks before it waits in a slower way: first between pauses of some tens of nanoseconds,
-// then between calls that yield the processor to another program. Together some hundred microseconds, as long as a
-// caller takes from one token to the next.
+// How often a waiting thread looks before it sleeps, between pauses of some tens of nanoseconds. It never yields the
+// processor: two threads that wait for each other by yields on one processor both stay ready to run there, and Linux
+// moves one of them to an idle processor only some milliseconds later. One that sleeps is woken on an idle processor.
 constexpr int kPauses = 2000;
-constexpr int kYields = 100;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -48,10 +47,6 @@ class Gate {
     for (int i = patient ? kPauses : 0; i < kPauses; ++i) {
       if (now() != seen) return;
       pause();
-    }
-    for (int i = 0; i < kYields; ++i) {
-      if (now() != seen) return;
-      std::this_thread::yield();
     }
     std::unique_lock<std::mutex> lock(mutex_);
     sleepers_.fetch_add(1);

@@ -2,8 +2,8 @@
 //
 // The pool (pool.h) hands out ranges in no order. A job of some hundred short stages, each of which needs all results
 // of the one before, would spend its time there on waking threads. A team's threads enter the job once and wait for
-// each other by watching a number. A waiting thread spins for some microseconds, then yields between looks, then
-// sleeps, so that other programs get the processor.
+// each other by watching a number. A waiting thread spins for some microseconds, then sleeps, so that other programs
+// get the processor.
 #pragma once
 
 #include <functional>

@@ -50,6 +50,12 @@ class Chunk:
         """The mask that its tokens run under, uint8 [L]."""
         return self.sequence.mask if self.mask is None else self.mask
 
+    def blocks_from(self, first: int) -> int:
+        """How many blocks its tokens run, of those from number `first` on."""
+        if first == 0 and self.mask is None:
+            return self.sequence.n_blocks
+        return int(np.count_nonzero(self.runs[first:]))
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -183,7 +189,7 @@ class Executor(ABC):
             raise
         for item in plan:
             sequence = item.chunk.sequence
-            self.computed += len(item.chunk.tokens) * np.count_nonzero(item.chunk.runs[item.fork :])
+            self.computed += len(item.chunk.tokens) * item.chunk.blocks_from(item.fork)
             if item.chunk.mask is not None and sequence.drafted is None:
                 sequence.drafted = sequence.length
             sequence.tokens.extend(map(int, item.chunk.tokens))
@@ -318,13 +324,14 @@ def _rows(plan: Several[_Planned]) -> tuple[Rows, Tensor | None]:
         end = (first if item.fork == len(item.chunk.sequence.mask) else start) + count
         which.extend(wanted.setdefault(row, len(wanted)) for row in range(end - item.chunk.wanted, end))
     sequences = tuple(item.chunk.sequence for item in plan)
+    by_row = np.array([tokens, positions, sequence, parent, fork], dtype=np.int32)
     rows = Rows(
-        tokens=np.array(tokens, dtype=np.int32),
-        positions=np.array(positions, dtype=np.int32),
-        sequence=np.array(sequence, dtype=np.int32),
-        parent=np.array(parent, dtype=np.int32),
-        fork=np.array(fork, dtype=np.int32),
-        masks=np.stack([item.chunk.runs for item in plan]),
+        tokens=by_row[0],
+        positions=by_row[1],
+        sequence=by_row[2],
+        parent=by_row[3],
+        fork=by_row[4],
+        masks=plan[0].chunk.runs[None] if len(plan) == 1 else np.stack([item.chunk.runs for item in plan]),
         tables=_stacked([each.tables for each in sequences]),
         lengths=np.array([each.length for each in sequences], dtype=np.int32),
         wanted=np.array(list(wanted), dtype=np.int32),

@@ -21,6 +21,7 @@ class TokenSequence:
         tokens: that are computed.
         tables: int32 [L, P], the page of every `PAGE` tokens in each block, -1 where there is none.
         layers: int64 [·], the blocks that keep pages: kept ones with attention.
+        n_blocks: number of blocks it runs, or a half of.
         states: of recurrent blocks, by block number (general executor only).
         rewindable: whether `truncate` is possible.
         drafted: number of the first token that is a draft (`executor.Chunk`); None without drafts.
@@ -31,6 +32,7 @@ class TokenSequence:
         self.mask = mask
         self.tokens: list[int] = []
         self.layers = np.flatnonzero((mask & 1 > 0) & (pool.page_bytes > 0))
+        self.n_blocks = int(np.count_nonzero(mask))
         self.tables: npt.NDArray[np.int32] = np.full((len(mask), 4), -1, dtype=np.int32)
         self.states: dict[int, Any] = {}
         self.rewindable = rewindable

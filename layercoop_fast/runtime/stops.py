@@ -7,7 +7,8 @@ longer change. A stop string may extend over several tokens: text that may be th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from layercoop_fast.errors import RequestError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 NO_CHARACTER = "\ufffd"  # decoders return it for bytes that are not a whole character
 _CHARACTER_BYTES = 4  # the most that UTF-8 has
 _CONTEXT = 6  # tokens of the prompt that are decoded together with the first new ones
+# Characters of tokens that were decoded alone, by tokenizer: every whole character asks for such a number.
+_ALONE: MutableMapping[PreTrainedTokenizerBase, dict[int, int]] = weakref.WeakKeyDictionary()
 
 
 def check_stops(stops: str | Iterable[str]) -> tuple[str, ...]:
@@ -39,6 +42,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._alone = _ALONE.setdefault(tokenizer, {})
         self._tokens = self._last(prompt)  # decoded together
         text = self._decode(self._tokens)
         self._done = len(text.rstrip(NO_CHARACTER))  # characters of their text that were returned
@@ -60,12 +64,21 @@ class Detokenizer:
         if certain == len(text):
             self._tokens = self._tokens[self._border :]
             self._border, self._waiting = len(self._tokens), 0
-            self._done = len(self._decode(self._tokens))
+            self._done = self._length()
         return new
 
     def close(self) -> str:
         """The text that was held back as an incomplete character."""
         return self._decode(self._tokens)[self._done :]
+
+    def _length(self) -> int:
+        """Characters of the tokens that are decoded together."""
+        if len(self._tokens) != 1:
+            return len(self._decode(self._tokens))
+        (token,) = self._tokens
+        if token not in self._alone:
+            self._alone[token] = len(self._decode(self._tokens))
+        return self._alone[token]
 
     def _last(self, prompt: Sequence[int]) -> list[int]:
         """The last tokens of the prompt, from the beginning of a character on."""

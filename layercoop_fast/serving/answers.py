@@ -21,6 +21,9 @@ from layercoop_fast.serving.masks import NamedMask
 from layercoop_fast.serving.options import MOST_ANSWERS, ServerOptions
 from layercoop_fast.serving.protocol import Asked, Turn
 
+# Made once: `json.dumps` makes another one for each call that is not by its defaults.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
 
 def sampling_of(asked: Asked) -> Sampling:
     """How tokens are chosen; the defaults are OpenAI's (temperature 1). `RefusedError` 400 for what has no meaning."""
@@ -167,4 +170,9 @@ def turns_as_tokens(model: LayerSkipModel, turns: Sequence[Turn], param: str = "
 
 def event(body: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n\n"
+    return b"data: " + encoded(body) + b"\n\n"
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    """A body as JSON; what is no character of UTF-8 becomes a question mark."""
+    return _ENCODER.encode(body).encode("utf-8", "replace")

@@ -14,7 +14,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.runtime.requests import Step
 from layercoop_fast.runtime.stops import NO_CHARACTER
 from layercoop_fast.search.base import finite_or_none
-from layercoop_fast.serving.answers import Answer, event, turns_as_tokens
+from layercoop_fast.serving.answers import Answer, encoded, event, turns_as_tokens
 from layercoop_fast.serving.engine import Ticket
 from layercoop_fast.serving.failures import RefusedError, bad_request
 from layercoop_fast.serving.protocol import AskedOften, ChatRequest, CompletionRequest
@@ -79,18 +79,25 @@ class ChoiceAnswer(Answer):
         begun: set[int] = set()
         count = 0
         with_usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
-        extra: dict[str, Any] = {"usage": None} if with_usage else {}
+        head = self._head(self.chunk_object)
+        # All pieces have the same frame, which is encoded once.
+        before = b"data: " + encoded({**head, "choices": []})[:-2]
+        after = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
         try:
-            async for index, step in ticket.steps():
-                count += 1
-                if not step.text and step.finish is None and index in begun and self._logprobs() is None:
-                    continue  # a part of a character, or of what may become a stop string
-                reason = None if step.finish is None else _REASONS[step.finish]
-                piece = self._piece(index, step.text, reason, [step], first=index not in begun)
-                begun.add(index)
-                yield event({**self._head(self.chunk_object), "choices": [piece], **extra})
+            async for came in ticket.arrivals():
+                count += len(came)
+                events: list[bytes] = []
+                for index, step in came:
+                    if not step.text and step.finish is None and index in begun and self._logprobs() is None:
+                        continue  # a part of a character, or of what may become a stop string
+                    reason = None if step.finish is None else _REASONS[step.finish]
+                    piece = self._piece(index, step.text, reason, [step], first=index not in begun)
+                    begun.add(index)
+                    events += before, encoded(piece), after
+                if events:
+                    yield b"".join(events)
             if with_usage:
-                yield event({**self._head(self.chunk_object), "choices": [], "usage": self.usage(count, ticket)})
+                yield event({**head, "choices": [], "usage": self.usage(count, ticket)})
             yield b"data: [DONE]\n\n"
         except RefusedError as error:
             if not begun:

@@ -3,7 +3,7 @@
     engine = Engine(model, options)
     engine.start(loop)
     ticket = engine.submit(requests)            # on the event loop; RefusedError 429 where too many wait
-    async for news in ticket.steps(): ...       # (index, step) as they come
+    async for came in ticket.arrivals(): ...    # [(index, step), ...] as they come; or one by one, `steps`
     ticket.cancel()                             # its pages are free after the step that is being computed
 
 A client that reads slowly holds no queue of ours: what it has not read stays in its own request, which is bounded by
@@ -55,8 +55,8 @@ class Ticket:
         """Whether nothing more will come."""
         return all(one.ended for one in self.runnings)
 
-    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
-        """Each token as it comes, with the number of the request that it belongs to.
+    async def arrivals(self) -> AsyncIterator[list[tuple[int, Step]]]:
+        """All tokens that came since the last time, each with the number of the request that it belongs to.
 
         Raises `RefusedError` where a request failed, or took longer than it may.
         """
@@ -64,10 +64,13 @@ class Ticket:
         while True:
             self._news.clear()
             ended = self.ended  # before what it says of steps is read
+            came: list[tuple[int, Step]] = []
             for index, one in enumerate(self.runnings):
-                while at[index] < len(one.steps):
-                    at[index] += 1
-                    yield index, one.steps[at[index] - 1]
+                if steps := one.steps[at[index] :]:
+                    at[index] += len(steps)
+                    came.extend((index, step) for step in steps)
+            if came:
+                yield came
             if self._expired:
                 raise RefusedError(504, f"the request took longer than {self.engine.options.timeout:g} s", "timeout")
             for one in self.runnings:
@@ -77,6 +80,12 @@ class Ticket:
                 return
             self.engine.check()
             await self._news.wait()
+
+    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
+        """As `arrivals`, token by token."""
+        async for came in self.arrivals():
+            for each in came:
+                yield each
 
     def cancel(self) -> None:
         """End what has not ended; never waits."""

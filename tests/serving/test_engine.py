@@ -88,3 +88,24 @@ def test_the_queue_takes_as_many_as_it_says_and_no_more(direct: LayerSkipModel) 
             direct.batcher.cancel(*ticket.runnings)
 
     asyncio.run(run())
+
+
+def test_tokens_that_came_since_the_last_time_come_together(direct: LayerSkipModel) -> None:
+    expected = direct.generate([5, 6, 7], max_new_tokens=5, ignore_eos=True).tokens
+
+    async def run() -> None:
+        stepped = Stepped(direct)
+        ticket = stepped.submit(5)
+        came = ticket.arrivals()
+        stepped.step()
+        stepped.step()
+        first = await anext(came)
+        while not ticket.ended:
+            stepped.step()
+        rest = await anext(came)
+        assert [len(first), len(rest)] == [2, 3]
+        assert [step.token for _, step in (*first, *rest)] == expected
+        with pytest.raises(StopAsyncIteration):
+            await anext(came)
+
+    asyncio.run(run())
