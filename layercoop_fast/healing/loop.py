@@ -171,6 +171,7 @@ class Loop:
     def _look(self) -> None:
         """Add a point to the curve, and keep the weights where no kind is worse than before and the mean is lowest."""
         course = self.course
+        self._tell("looking at held-out text", 0, 1)
         found = look(self.plan.student, self.plan.texts)
         first = not course.curve
         better = first or (not found.harms(course.looks(0)) and found.mean < course.looks(course.best).mean)
@@ -188,6 +189,7 @@ class Loop:
             course.best = len(course.curve) - 1
             for name, parameter in self.plan.trained.items():
                 self._best.setdefault(name, torch.empty_like(parameter, requires_grad=False)).copy_(parameter.detach())
+        self._tell("looking at held-out text", 1, 1)
         self._on_look(point)
 
     def _watched(self) -> dict[str, float | None]:

@@ -1,8 +1,8 @@
 """One process, or several that share each batch through accelerate.
 
-`accelerate launch` starts them and says in the environment how many there are. Every process holds both models and
-computes its share of each batch; gradients are averaged, so that all take the same step. The first one decides what
-depends on a clock, and alone writes.
+`torchrun` or `accelerate launch` starts them and says in the environment how many there are. Every process holds both
+models and computes its share of each batch; gradients are averaged, so that all take the same step. The first one
+decides what depends on a clock, and alone writes.
 """
 
 from __future__ import annotations

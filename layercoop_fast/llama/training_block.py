@@ -91,7 +91,7 @@ class TrainingBlock:
         """
         parts, tokens = self.parts, self.rope.tokens
         heads = qkv.view(windows, tokens, -1, parts.head_dim).transpose(1, 2)
-        sizes = (parts.heads, parts.kv_heads, parts.kv_heads)
+        sizes = [parts.heads, parts.kv_heads, parts.kv_heads]
         leaves = [part.detach().requires_grad_() for part in torch.split(heads, sizes, dim=1)]
         queries, keys, values = leaves
         times = parts.heads // parts.kv_heads  # queries that share a head of keys and values

@@ -28,15 +28,7 @@ def healed(full: Path, cut: Path, out: Path, *launcher: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(full: Path, cut: Path, tmp_path: Path) -> None:
-    launcher = [
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_cpu_threads_per_process",
-        "1",
-    ]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     two = healed(full, cut, tmp_path / "two", *launcher)
     one = healed(full, cut, tmp_path / "one")
     assert (one["processes"], two["processes"]) == (1, 2)
