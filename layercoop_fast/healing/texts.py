@@ -16,7 +16,8 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.types import Progress
-from layercoop_fast.texts.calibration import begin_tokens, read_text, require_tokenizer, sample_from_model
+from layercoop_fast.texts.calibration import begin_tokens, read_text, require_tokenizer
+from layercoop_fast.texts.own_text import sample_from_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

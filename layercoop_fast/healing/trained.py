@@ -17,7 +17,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.healing.options import Trained
 
 RATES = {"all": 2e-4, "head+last": 3e-4, "lora": 1e-3, "norms": 3e-3}
-"""The largest learning rate by default, by kind (`docs/guides/heal.md` has the trials)."""
+"""The largest learning rate by default, by kind of what is trained."""
 
 _ADAPTER = "default"
 
