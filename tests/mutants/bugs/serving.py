@@ -21,7 +21,7 @@ BUGS = [
         old="                self._dropped.append(one)",
         new="                pass",
         means="answers of clients that went away are computed to their end",
-        tests="tests/serving/test_connections.py::test_200_clients_that_leave_in_the_middle_of_a_stream",
+        tests="tests/serving/test_connections.py::test_200_clients_that_leave_before_the_first_token",
     ),
     Bug(
         "requests-without-a-time",
