@@ -3,7 +3,8 @@
 Wide batches read a block's weights once for many states and make large products; narrow ones keep activations in cache.
 Which is faster depends on model, text and machine, so a long plan begins with a short sweep over powers of two. A width
 is allowed only where its results are those of one state alone, bit for bit, and batches are cut into such powers: so
-the choice, which a clock makes, cannot show in a worth.
+the choice, which a clock makes, cannot show in a worth. How many rows memory allows is not decided here but in
+`split_memory` of `masked/forward.py`.
 """
 
 from __future__ import annotations

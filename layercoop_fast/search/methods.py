@@ -18,7 +18,10 @@ METHODS: dict[str, str] = {
     "reverse": "the last players are removed, nothing is measured",
     "exhaustive": "the best of all masks of the size, where there are few enough",
 }
-"""Name of each method and one line about it. The module of that name in this package holds its `search`."""
+"""Name of each method and one line about it.
+
+The module of that name in this package holds `search(asked)`; what `asked` holds is in `search/base.py`.
+"""
 
 
 DEFAULT_METHOD = "coop"
