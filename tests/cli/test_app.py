@@ -111,7 +111,9 @@ def test_prune_writes_a_checkpoint_and_its_record(run: Any, model: str, tmp_path
         *SMALL,
     ]
     status, printed, errors = run(*command, "--json")
-    assert (status, errors) == (0, "")
+    assert status == 0
+    # On a slow machine it says every 30 s how far it is.
+    assert not [line for line in errors.splitlines() if not re.match(r"layercoop-fast: \d+ s: ", line)]
     record = json.loads((out / "layercoop.json").read_text())
     assert json.loads(printed) == {"out": str(out), **record}
     assert record["schema"] == 1
@@ -387,8 +389,8 @@ def test_a_full_disk_is_a_failure_that_leaves_nothing(model: str, tmp_path: Path
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    command = ["prune", model, "--remove", "1", "--method", "reverse", "--no-repair", "--out", tmp_path / "out", *SMALL]
-    done = process(*command, preexec_fn=limit)
+    command = ["prune", model, "--remove", "1", "--method", "reverse", "--no-repair", "--no-cost", "--samples", "0"]
+    done = process(*command, "--out", tmp_path / "out", *SMALL, preexec_fn=limit)
     assert done.returncode == 1, done.stderr
     assert "was not written" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -348,6 +348,7 @@ def test_damaged_rows_are_found_again(model: str, tmp_path: Path) -> None:
     assert kept.read_bytes() == b"a diary"
 
 
+@pytest.mark.slow
 def test_killed_and_begun_again(model: str, run: Run, tmp_path: Path) -> None:
     """kill -9 in the middle of a search, of a process of its own: the same table, and less to measure."""
     store, out = tmp_path / "compare.store", tmp_path / "compared.json"

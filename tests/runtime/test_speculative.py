@@ -150,7 +150,11 @@ def agree(expected: np.ndarray, counts: np.ndarray) -> bool:
     )
 
 
-@pytest.mark.parametrize("sampling", [{}, {"top_p": 0.8, "top_k": 6, "repetition_penalty": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [{"top_p": 0.8, "top_k": 6, "repetition_penalty": 2.0}, pytest.param({}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_sampled_tokens_have_the_distribution_of_the_model(sampling: dict[str, Any]) -> None:
     executor, prompt = TableExecutor(), [1, 4, 4]
     asked = Sampling(**{"temperature": 1.0, "seed": 5, **sampling})

@@ -149,6 +149,7 @@ def test_no_overflow_and_no_infinity_times_zero(isa: str, name: str) -> None:
     assert_equals_brute_force(networks, unit=magnitude(networks))
 
 
+@pytest.mark.slow
 def test_twenty_players() -> None:
     """Four steps of the core, so that players of its outermost loop are among them."""
     exact = BruteForce.of(networks := random_networks(20, 12))

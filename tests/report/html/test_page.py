@@ -185,7 +185,14 @@ def test_records_without_the_newer_fields_have_a_report(done: Pruned) -> None:
     assert number(record["ppl"]["full"] / 0.9) in text  # what greed saw on the way
 
 
-@pytest.mark.parametrize(("method", "players"), [("sleb", "sublayers"), ("official", "layers"), ("shortgpt", "layers")])
+@pytest.mark.parametrize(
+    ("method", "players"),
+    [
+        ("sleb", "sublayers"),
+        pytest.param("official", "layers", marks=pytest.mark.slow),
+        pytest.param("shortgpt", "layers", marks=pytest.mark.slow),
+    ],
+)
 def test_any_method_and_players(done: Pruned, method: str, players: str, tmp_path: Path) -> None:
     made = prune(
         done.record["model"], tmp_path / "out", remove=2, method=method, players=players, windows=2, tokens=12,
