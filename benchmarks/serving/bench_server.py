@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -181,7 +183,11 @@ def growth(server: Ours, models: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def overhead(server: Ours, model: str, dtype: str) -> dict[str, Any]:
-    """Seconds a token through the server, by each client, and through the runtime, one stream each, by turns."""
+    """Seconds a token through the server, by each client, and through the runtime, one stream each, by turns.
+
+    Between both: the runtime where another process wakes for each token and does no more. No client on the same
+    machine can cost less.
+    """
     from layercoop_fast import LayerSkipModel
 
     alone = LayerSkipModel.from_pretrained(model, dtype)
@@ -190,6 +196,16 @@ def overhead(server: Ours, model: str, dtype: str) -> dict[str, Any]:
 
     def runtime(prompt: str) -> list[float]:
         return [time.perf_counter() for _ in alone.stream(prompt, max_new_tokens=tokens, ignore_eos=True)]
+
+    def waking(prompt: str) -> list[float]:
+        command = [sys.executable, "-c", "import os\nwhile os.read(0, 1): pass"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as reader:
+            assert reader.stdin is not None
+            times = []
+            for _ in alone.stream(prompt, max_new_tokens=tokens, ignore_eos=True):
+                os.write(reader.stdin.fileno(), b".")
+                times.append(time.perf_counter())
+        return times
 
     def sockets(prompt: str) -> list[float]:
         (answer,), _ = ask_together([Ask(server.url, "bench", prompt, tokens)])
@@ -201,7 +217,7 @@ def overhead(server: Ours, model: str, dtype: str) -> dict[str, Any]:
         )
         return [time.perf_counter() for _ in stream]
 
-    ways = {"runtime": runtime, "plain sockets": sockets, "openai": package}
+    ways = {"runtime": runtime, "a process that wakes": waking, "plain sockets": sockets, "openai": package}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(2 * ROUNDS + 1):
         for name, way in ways.items():

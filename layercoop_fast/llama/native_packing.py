@@ -113,7 +113,8 @@ class Packed:
 
     def __init__(self, weights: ModelParts, format: str, drop: Callable[[Sequence[nn.Linear]], None]) -> None:
         first = weights.first
-        self.weights = weights
+        # Nothing else of the weights is kept: one tensor would hold the file that all of them are mapped from.
+        self._rotaries, self._limit = weights.rotaries, weights.max_tokens
         self.format = format
         self.drop = drop
         self.nbytes = 0
@@ -135,9 +136,9 @@ class Packed:
         """Make sure that there are cosines and sines for this number of positions."""
         if positions <= self.positions:
             return
-        limit = self.weights.max_tokens
-        count = max(positions, min(2 * positions, positions if limit is None else limit), 256)
-        tables = [rotary.table(count) for rotary in self.weights.rotaries]
+        limit = positions if self._limit is None else self._limit
+        count = max(positions, min(2 * positions, limit), 256)
+        tables = [rotary.table(count) for rotary in self._rotaries]
         self.model.set_rotaries([(_floats(cos), _floats(sin)) for cos, sin in tables])
         self.positions = count
 
@@ -177,9 +178,8 @@ class Packed:
         self.drop(block.layers)
         return None
 
-    def set_ends(self) -> None:
+    def set_ends(self, weights: ModelParts) -> None:
         """Pack embedding and head, once where they are the same."""
-        weights = self.weights
         format = "int8" if self.format == "int4" else self.format
         projection = weights.head.projection
         head = self._keep(pack_rows(format, [projection.weight]))

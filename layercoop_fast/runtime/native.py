@@ -90,12 +90,14 @@ class NativeExecutor(Executor):
         packed = Packed(weights, dtype, let_go)
         for block, rotary, half in zip(weights.blocks, weights.rotary, held.tolist(), strict=True):
             packed.add_block(block, rotary, half)
-        packed.set_ends()
+        packed.set_ends(weights)
         skeleton.model.get_input_embeddings().weight.data = torch.empty(0)
         for left in skeleton.blocks:
             let_go([module for module in left.modules() if isinstance(module, nn.Linear)])
-        # The sizes and the rotary modules are still needed, the tensors are not.
-        packed.weights = replace(weights, embedding=weights.embedding.new_empty(0, weights.hidden))
+        # Any tensor that is left, a norm's for instance, would keep the whole file mapped, and with it all weights.
+        for parameter in skeleton.model.parameters():
+            if not parameter.is_meta:
+                parameter.data = parameter.data.clone()
         self._packed = packed
         self.dtype = dtype
         self.kv_dtype = kv_dtype
@@ -203,7 +205,7 @@ def _difference(skeleton: Skeleton, weights: ModelParts, context: Context, layer
     )
     packed = Packed(alone, "fp32", lambda linears: None)
     packed.add_block(block, weights.rotary[layer])
-    packed.set_ends()
+    packed.set_ends(alone)
     n_pages = -(-tokens // _C.KV_PAGE)
     found = np.empty((tokens, directions.out_features), dtype=np.float32)
     numbers = np.arange(tokens, dtype=np.int32)
