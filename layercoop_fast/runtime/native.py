@@ -94,10 +94,6 @@ class NativeExecutor(Executor):
         skeleton.model.get_input_embeddings().weight.data = torch.empty(0)
         for left in skeleton.blocks:
             let_go([module for module in left.modules() if isinstance(module, nn.Linear)])
-        # Any tensor that is left, a norm's for instance, would keep the whole file mapped, and with it all weights.
-        for parameter in skeleton.model.parameters():
-            if not parameter.is_meta:
-                parameter.data = parameter.data.clone()
         self._packed = packed
         self.dtype = dtype
         self.kv_dtype = kv_dtype

@@ -31,3 +31,15 @@ def test_bytes_of_transformers_own_weights(tmp_path: Path) -> None:
     mask = np.array([True, False, True, False])
     held = LayerSkipModel.from_pretrained(folder, executor="transformers", mask=mask)
     assert model.size(model.mask(mask)).n_bytes == held.executor.weight_bytes < model.executor.weight_bytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_checkpoints_file_is_not_held_once_it_is_packed(tmp_path: Path, dtype: str) -> None:
+    """A tensor that is left, a norm's say, would keep the whole file mapped."""
+    maps = Path("/proc/self/maps")
+    folder = save_tiny(tmp_path / "tiny", n_layers=2, dtype=dtype)
+    model = LayerSkipModel.from_pretrained(folder)
+    if maps.exists():  # as Linux tells it
+        assert str(folder) not in maps.read_text()
+    assert model.executor.name.startswith("native")
+    assert len(model.generate([5, 6], max_new_tokens=2, ignore_eos=True).tokens) == 2
