@@ -102,7 +102,7 @@ def serve(
         make = partial(_open, model, runtime, options, access, called, fixed, draft, measured)
         recipe = Recipe(make, paths, options, runtime.device)
         names = ", ".join([called, *(f"{called}:{each}" for each in fixed)])
-        raise typer.Exit(serve_replicas(recipe, replicas, lambda line: say(f"{line}: {names}", err=True)))
+        raise typer.Exit(serve_replicas(recipe, replicas, names, partial(say, err=True)))
 
     from layercoop_fast.serving.app import make_app
     from layercoop_fast.serving.run import listen, run

@@ -185,7 +185,11 @@ class Batcher:
         return running
 
     def cancel(self, *runnings: Running) -> None:
-        """End requests, where they have not ended; while another thread computes, after its step. Never waits."""
+        """End requests that have not ended, and give the pages of their keys and values back to the pool.
+
+        For answers that nobody waits for any more, such as those of a client that went away. Never waits: while another
+        thread computes a step, the requests end after it.
+        """
 
         def drop() -> None:
             for one in runnings:

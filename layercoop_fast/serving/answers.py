@@ -1,4 +1,8 @@
-"""From requests of OpenAI's interface to requests of the runtime; `choices.py` and `responses.py` have the answers."""
+"""What a client asks, as requests of the runtime; answers and streams are made in `choices.py` and `responses.py`.
+
+The server-sent events of chats and completions are those of `ChoiceAnswer.stream`, of `/v1/responses` those of
+`ResponseAnswer.stream`. Here is what both have in common: `Answer`, and how a body becomes bytes.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Completions and chats: answers that are made of choices, `n` for each prompt, in order.
+"""Answers of completions and chats, whole or as streams of server-sent events: from tokens to choices.
 
-Streams carry the same pieces one by one, as server-sent events that end with `[DONE]`.
+An answer has `n` choices for each prompt, in order. A stream carries the same pieces one by one (`_piece` makes each of
+a token) and ends with `[DONE]`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from layercoop_fast.serving.failures import RefusedError
@@ -26,7 +26,7 @@ LEAST_READ = 2**20
 """Bytes that a client must read in the time of one wait, where that many wait for it."""
 
 
-def config_of(app: FastAPI, options: ServerOptions, **more: Any) -> uvicorn.Config:
+def config_of(app: ASGIApp, options: ServerOptions, **more: Any) -> uvicorn.Config:
     """uvicorn's config of a server that bounds its connections; `more` are further arguments of `uvicorn.Config`."""
     return uvicorn.Config(
         app,

@@ -88,7 +88,7 @@ class Ticket:
                 yield each
 
     def cancel(self) -> None:
-        """End what has not ended; never waits."""
+        """End what has not ended, as when the client goes away; see `Engine.drop`. Never waits."""
         self.engine.drop(self)
 
     def _expire(self) -> None:
@@ -113,8 +113,6 @@ class Engine:
         self.failed: str | None = None
         """Why the thread ended, where it did so by itself; then nothing is answered any more."""
         model.batcher.most = options.parallel
-        self.cut_off = 0
-        """Requests that had not ended when the engine was closed."""
         self._tickets: dict[Running, Ticket] = {}  # touched by the event loop alone
         self._dropped: deque[Running] = deque()  # to be cancelled by the thread: it may take a step's time
         self._wake = threading.Condition()
@@ -135,7 +133,6 @@ class Engine:
 
     def close(self) -> None:
         """End what is under way, and the thread."""
-        self.cut_off = self.under_way
         with self._wake:
             self._closing = True
         for ticket in list(dict.fromkeys(self._tickets.values())):
@@ -179,7 +176,11 @@ class Engine:
         return ticket
 
     def drop(self, ticket: Ticket) -> None:
-        """End what of a ticket has not ended; the pages are free after the step that is being computed."""
+        """End what of a ticket has not ended, as when its client goes away.
+
+        The thread gives the pages of its keys and values back (`Batcher.cancel`) once the step that is being computed
+        is done.
+        """
         for one in ticket.runnings:
             if not one.ended:
                 self._dropped.append(one)

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from layercoop_fast.serving.failures import not_offered
+from layercoop_fast.serving.failures import bad_request, not_offered
 from layercoop_fast.serving.options import MOST_ANSWERS
 
 MOST_MESSAGES, MOST_PARTS, _MOST_MASK, _MOST_BITS = 4096, 64, 20_000, 2048
@@ -222,6 +222,12 @@ class ChatRequest(AskedOften):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+
+    @model_validator(mode="after")
+    def _top_logprobs_with_logprobs(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
+        return self
 
 
 class TokenizeRequest(BaseModel):

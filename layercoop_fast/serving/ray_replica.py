@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,18 @@ from layercoop_fast.errors import LayercoopError, RequestError, RunError
 from layercoop_fast.files import reason
 from layercoop_fast.serving.options import ServerOptions
 from layercoop_fast.serving.replicas import Replica, Share
+from layercoop_fast.serving.traces import trace_variables
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from layercoop_fast.serving.app import Served
+    from layercoop_fast.serving.engine import Engine
 
 NAMESPACE = "layercoop"
 """Where the `Keeper` has its name."""
+END_SECONDS = 10.0
+"""What a replica may take to end, after the seconds that requests have; then Ray kills it."""
 # Requests that a replica takes besides those that are computed or wait: short ones, for /health or the board.
 _SHORT = 64
 _HEALTH_SECONDS = 3.0
@@ -64,11 +69,13 @@ class Recipe:
 
 
 class Keeper:
-    """An actor that ends with the command, and through which replicas tell it why they do not start."""
+    """An actor that ends with the command; through it the command and its replicas tell each other what they need."""
 
     def __init__(self) -> None:
         self._replicas: list[Any] = []
         self._failures: list[tuple[str, int]] = []
+        self._draining = asyncio.Event()
+        self._cut_off = 0
 
     async def wait(self) -> None:
         """Never return: the caller hears of the command's end by an error."""
@@ -89,6 +96,22 @@ class Keeper:
     async def failures(self) -> list[tuple[str, int]]:
         """Why replicas did not start, with an exit status each."""
         return self._failures
+
+    async def drain(self) -> None:
+        """From now on what is under way has the seconds of `ServerOptions.drain`."""
+        self._draining.set()
+
+    async def draining(self) -> None:
+        """Return once that begins."""
+        await self._draining.wait()
+
+    async def cut(self, requests: int) -> None:
+        """A replica ends so many requests that were not answered in these seconds."""
+        self._cut_off += requests
+
+    async def cut_off(self) -> int:
+        """How many requests all replicas ended so."""
+        return self._cut_off
 
 
 def deployment(ray: Any, serve: Any, recipe: Recipe, share: Share, keeper_name: str) -> Any:
@@ -118,11 +141,17 @@ def deployment(ray: Any, serve: Any, recipe: Recipe, share: Share, keeper_name: 
             status = error.status if isinstance(error, LayercoopError) else RunError.status
             ray.get(keeper.failed.remote(f"on node {ray.util.get_node_ip_address()}: {line}", status))
             raise
-        app.state.watching = asyncio.ensure_future(end_with_command(keeper))
+        app.state.watching = asyncio.ensure_future(end_with_command(keeper, app.state.engine))
         return app
 
-    async def end_with_command(keeper: Any) -> None:
+    async def end_with_command(keeper: Any, engine: Engine) -> None:
         try:
+            await keeper.draining.remote()
+            # Ray Serve ends a replica that has nothing under way any more before this time is over.
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(keeper.wait.remote(), options.drain)
+            await keeper.cut.remote(engine.under_way)
+            engine.close()
             await keeper.wait.remote()
         except ray.exceptions.RayError:
             await asyncio.to_thread(serve.shutdown)
@@ -137,12 +166,16 @@ def deployment(ray: Any, serve: Any, recipe: Recipe, share: Share, keeper_name: 
         serve.ingress(build)(Server),
         name="server",
         num_replicas=share.replicas,
-        ray_actor_options={"num_cpus": share.threads, "num_gpus": share.gpus},
+        ray_actor_options={
+            "num_cpus": share.threads,
+            "num_gpus": share.gpus,
+            "runtime_env": {"env_vars": trace_variables() if options.traces else {}},
+        },
         # The replica itself refuses what is too much, with a status that says when to come again.
         max_ongoing_requests=options.parallel + options.queue + _SHORT,
         max_queued_requests=share.replicas * (options.parallel + options.queue),
         health_check_period_s=_HEALTH_SECONDS,
-        graceful_shutdown_timeout_s=options.drain,
+        graceful_shutdown_timeout_s=options.drain + END_SECONDS,
         graceful_shutdown_wait_loop_s=0.1,
     )
     return made.bind()

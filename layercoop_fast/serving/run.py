@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import signal
@@ -13,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
@@ -45,14 +47,30 @@ def run(app: FastAPI, listening: socket.socket, options: ServerOptions) -> int:
         options: of the server.
     """
     log_lines()
-    config = config_of(app, options, timeout_graceful_shutdown=max(1, math.ceil(options.drain)))
+    counted = _CutOff(app)
+    config = config_of(counted, options, timeout_graceful_shutdown=max(1, math.ceil(options.drain)))
     server = _Server(config)
     server.run(sockets=[listening])
     engine = app.state.engine
     if server.force_exit:
         # Then uvicorn did not shut the application down, and Python must not end under a thread that computes.
         engine.close()
-    return 1 if not server.started or server.force_exit or engine.failed or engine.cut_off else 0
+    return 1 if not server.started or server.force_exit or engine.failed or counted.requests else 0
+
+
+class _CutOff:
+    """An application, and how many requests uvicorn cancelled: those that had no whole answer when `drain` was over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            self.requests += 1
+            raise
 
 
 class _Server(uvicorn.Server):

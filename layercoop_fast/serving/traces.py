@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -10,6 +11,11 @@ from layercoop_fast.errors import RequestError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+
+def trace_variables() -> dict[str, str]:
+    """OpenTelemetry's variables in the environment of this process, for processes that have another."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 
 def add_traces(app: FastAPI, provider: TracerProvider | None = None) -> None:

@@ -98,6 +98,7 @@ def test_a_wrong_field_is_named(server: Server, changed: dict[str, Any], says: s
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
         ({"max_completion_tokens": 0}, "greater than or equal to 1"),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs: true"),
         ({"messages": [{"role": "user", "content": "y" * 5000}]}, "takes 512 tokens"),
     ],
 )
@@ -115,7 +116,13 @@ def test_fields_that_change_nothing_are_taken(server: Server) -> None:
         "echo": False,
     }
     assert server.post("/v1/completions", {**ASKED, **harmless}).status_code == 200
-    harmless = {"tools": [], "response_format": {"type": "text"}, "metadata": {"a": "b"}, "store": True}
+    harmless = {
+        "tools": [],
+        "response_format": {"type": "text"},
+        "metadata": {"a": "b"},
+        "store": True,
+        "top_logprobs": 0,
+    }
     assert server.post("/v1/chat/completions", {**CHAT, **harmless}).status_code == 200
 
 

@@ -6,17 +6,19 @@ import asyncio
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from layercoop_fast.errors import RequestError
+from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.serving.app import Served, make_app
 from layercoop_fast.serving.masks import NamedMasks
 from layercoop_fast.serving.options import Access, ServerOptions
 from layercoop_fast.serving.ray_replica import Recipe
+from layercoop_fast.serving.ray_serve import _wait
 from layercoop_fast.serving.replicas import Replica, Share, share_out
 
 MASK = {"name": "other", "layer_mask": "2"}
@@ -96,6 +98,23 @@ def test_files_that_are_not_on_a_node() -> None:
         recipe.build(Replica("one", 2), 1)
 
 
+@pytest.mark.parametrize("controller_is_there", [True, False])
+def test_replicas_that_somebody_ended_while_they_started(controller_is_there: bool) -> None:
+    class RayError(Exception):
+        """As Ray raises it where an actor is gone."""
+
+    def status() -> SimpleNamespace:
+        if not controller_is_there:
+            raise RayError
+        return SimpleNamespace(applications={})
+
+    nothing = SimpleNamespace(remote=list)
+    keeper = SimpleNamespace(failures=nothing, replicas=nothing)
+    ray = SimpleNamespace(get=lambda found: found, exceptions=SimpleNamespace(RayError=RayError))
+    with pytest.raises(RunError, match="somebody has ended Ray Serve"):
+        _wait(ray, SimpleNamespace(status=status), keeper, Share(2, 1, 0), lambda line: pytest.fail(line))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -104,6 +123,8 @@ def test_files_that_are_not_on_a_node() -> None:
         (("--ray", "ray://127.0.0.1:10001"), "write auto, or HOST:PORT"),
         (("--ray", "auto", "--port", 0), "--port 0 with --ray: the head node listens"),
         (("--ray", "auto", "--device", "cuda:1"), "--device cuda:1 with --ray: ask for cpu, or cuda for a GPU each"),
+        (("--ray", "auto", "--connections", 5), "--connections 5 with --ray: Ray's proxy has the connections"),
+        (("--ray", "auto", "--client-timeout", 5.5), "--client-timeout 5.5 with --ray: Ray's proxy has the"),
         (("--ray", "auto", "--mask", "13-18"), "write NAME=BLOCKS"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -16,6 +17,13 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+
+from layercoop_fast.runtime.model import LayerSkipModel
+from layercoop_fast.serving import run as serving_run
+from layercoop_fast.serving.app import Served, make_app
+from layercoop_fast.serving.masks import NamedMasks
+from layercoop_fast.serving.options import Access, ServerOptions
 
 ASKED = {"model": "tiny", "prompt": "abc", "max_tokens": 300, "temperature": 0, "ignore_eos": True, "stream": True}
 
@@ -62,6 +70,40 @@ def test_a_second_signal_ends_at_once(started: tuple[subprocess.Popen[str], str]
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 1  # answers were cut off
+
+
+def test_the_status_says_that_an_answer_was_cut_off_at_the_end_of_drain(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_run, "log_lines", lambda: None)  # it changes the loggers of the whole process
+    model, options = LayerSkipModel.from_pretrained(folder), ServerOptions(drain=1)
+    app: FastAPI = make_app(Served(model, NamedMasks(model, "tiny", {}, 1), options, Access()))
+    begun, go_on, statuses = threading.Event(), threading.Event(), []
+    holding = threading.Thread(target=lambda: model.batcher.between_steps(lambda: (begun.set(), go_on.wait(60))))
+    with serving_run.listen("127.0.0.1", 0) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        def ask() -> None:
+            """Ask for an answer of which no token is computed before the server gives it up."""
+            try:
+                statuses.append(httpx.post(f"{url}/v1/completions", json={**ASKED, "stream": False}).status_code)
+            finally:
+                go_on.set()
+
+        def stop() -> None:
+            while app.state.engine.under_way == 0 and not go_on.wait(0.01):
+                pass
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        holding.start()
+        assert begun.wait(60)
+        threads = [holding, *(threading.Thread(target=each) for each in (ask, stop))]
+        for thread in threads[1:]:
+            thread.start()
+        status = serving_run.run(app, listening, options)
+        for thread in threads:
+            thread.join()
+    assert (statuses, status) == ([500], 1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -20,7 +20,10 @@ import pytest
 from process_table import command_of, descendants
 from tiny_models import save_tiny
 
+from layercoop_fast.errors import RequestError
 from layercoop_fast.runtime.model import LayerSkipModel
+from layercoop_fast.serving.ray_serve import check_room
+from layercoop_fast.serving.replicas import Share
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # ray's own warnings are not ours
 
@@ -47,13 +50,18 @@ def address() -> Iterator[str]:
 
 
 @contextmanager
-def started(folder: Path, address: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command and its address, once it says that it serves."""
+def started(
+    folder: Path, address: str, *options: str, variables: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command and its address, once it says that it serves; `variables` are added to its environment."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = ["serve", str(folder), "--mask", "fast=1,3", "--ray", address, "--port", str(port), *options]
     with subprocess.Popen(
-        [sys.executable, "-m", "layercoop_fast", *command], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "layercoop_fast", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(variables or {})},
     ) as process:
         assert process.stderr is not None
         try:
@@ -145,6 +153,49 @@ def test_a_second_signal_ends_at_once(folder: Path, address: str) -> None:
                 list(lines)
         assert process.wait(30) == 1
     assert comes(lambda: not actors())
+
+
+def test_the_status_says_whether_something_was_cut_off(folder: Path, address: str) -> None:
+    with started(folder, address, "--drain", "0") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    with started(folder, address, "--drain", "0") as (process, url):
+        with httpx.stream("POST", f"{url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1].startswith('data: {"error":')
+        assert process.wait(30) == 1
+    assert comes(lambda: not actors())
+
+
+def test_traces_go_where_the_variables_of_the_command_say(folder: Path, address: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as collector:
+        collector.settimeout(30)
+        variables = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.getsockname()[1]}",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+        with started(folder, address, "--traces", variables=variables) as (process, url):
+            assert httpx.get(f"{url}/v1/models").status_code == 200
+            with closing(collector.accept()[0]) as connection:
+                assert connection.recv(1000).startswith(b"POST /v1/traces ")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+    assert comes(lambda: not actors())
+
+
+def test_room_is_looked_for_node_by_node(address: str) -> None:
+    import ray
+
+    ray.init(address, log_to_driver=False, logging_level="ERROR")
+    try:
+        check_room(ray, Share(2, 1, 0))
+        # Two processors are free, and no node has two.
+        with pytest.raises(RequestError, match=r"no room for 1 replicas, each with 2 CPUs of one node \(2 CPUs are"):
+            check_room(ray, Share(1, 2, 0))
+    finally:
+        ray.shutdown()
 
 
 def test_replicas_end_with_a_command_that_is_killed(folder: Path, address: str) -> None:
