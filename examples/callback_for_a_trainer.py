@@ -43,9 +43,7 @@ class PrunedPerplexity(TrainerCallback):
             model.train(training)
         self.chosen = {"kept": np.flatnonzero(choice.mask).tolist(), "blocks_path": skeleton.blocks_path}
         state.log_history.append({"step": state.global_step, "full_ppl": full, "pruned_ppl": pruned})
-        print(
-            f"step {state.global_step}: perplexity {full:.2f}, without {np.flatnonzero(~choice.mask).tolist()} {pruned:.2f}"
-        )
+        print(f"step {state.global_step}: perplexity {full:.2f}, without {np.flatnonzero(~choice.mask)} {pruned:.2f}")
 
     def on_train_end(self, args, state, control, model=None, processing_class=None, **_):  # type: ignore[no-untyped-def]
         """Write the pruned checkpoint that the last evaluation chose, if there was one; one process does."""
