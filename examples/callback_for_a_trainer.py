@@ -27,7 +27,7 @@ class PrunedPerplexity(TrainerCallback):
     """Measures the model in training without the `remove` layers that matter least, on the text of a SPEC."""
 
     def __init__(self, remove: int, out: Path, spec: str = "builtin-heldout", windows: int = 4) -> None:
-        self.remove, self.out, self.spec, self.windows = remove, out, spec, windows
+        self.remove, self.out, self.spec, self.windows, self.chosen = remove, out, spec, windows, None
 
     def on_evaluate(self, args, state, control, model=None, processing_class=None, **_):  # type: ignore[no-untyped-def]
         """Search again, since the weights have changed, and log what was found."""
@@ -41,17 +41,17 @@ class PrunedPerplexity(TrainerCallback):
             full, pruned = np.exp(game.evaluate(np.stack([np.ones_like(choice.mask), choice.mask])).nll)
         finally:
             model.train(training)
-        self.kept, self.path = np.flatnonzero(choice.mask).tolist(), skeleton.blocks_path
-        removed = np.flatnonzero(~choice.mask).tolist()
+        self.chosen = {"kept": np.flatnonzero(choice.mask).tolist(), "blocks_path": skeleton.blocks_path}
         state.log_history.append({"step": state.global_step, "full_ppl": full, "pruned_ppl": pruned})
-        print(f"step {state.global_step}: perplexity {full:.2f}, without {removed} {pruned:.2f}")
+        print(f"step {state.global_step}: perplexity {full:.2f}, without {np.flatnonzero(~choice.mask)} {pruned:.2f}")
 
     def on_train_end(self, args, state, control, model=None, processing_class=None, **_):  # type: ignore[no-untyped-def]
-        """Write the pruned checkpoint that the last evaluation chose."""
-        export_checkpoint(
-            model.eval(), self.kept, self.out, blocks_path=self.path, tokenizer=processing_class, force=True
-        )
-        print("written:", self.out)
+        """Write the pruned checkpoint that the last evaluation chose, if there was one; one process does."""
+        if self.chosen is not None and state.is_world_process_zero:
+            training = model.training
+            export_checkpoint(model.eval(), out=self.out, **self.chosen, tokenizer=processing_class, force=True)
+            model.train(training)
+            print("written:", self.out)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, TrainerState
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "tiny_model")
@@ -46,6 +47,19 @@ def test_an_example_runs(
     monkeypatch.setattr(sys, "argv", [name, *(model if each == "MODEL" else each for each in arguments)])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert said in capsys.readouterr().out
+
+
+def test_the_callback_writes_by_one_process_what_an_evaluation_chose(model: str, tmp_path: Path) -> None:
+    opened = AutoModelForCausalLM.from_pretrained(model).train()
+    callback = runpy.run_path(str(EXAMPLES / "callback_for_a_trainer.py"))["PrunedPerplexity"](1, tmp_path / "out")
+    first, second = (TrainerState(is_world_process_zero=first) for first in (True, False))
+    callback.on_train_end(None, first, None, model=opened)  # no evaluation chose layers
+    callback.chosen = {"kept": [0], "blocks_path": "model.layers"}
+    callback.on_train_end(None, second, None, model=opened)
+    assert not (tmp_path / "out").exists()
+    callback.on_train_end(None, first, None, model=opened)
+    assert (tmp_path / "out" / "config.json").exists()
+    assert opened.training
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ def cut(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
 ) -> None:
     """Take blocks out of a GGUF file, of any quantisation, for llama.cpp."""
+    from layercoop_fast.export.changed import lost_in_a_cut
     from layercoop_fast.export.gguf import cut_gguf
     from layercoop_fast.masks.text import parse_removed, removed_of
 
@@ -44,6 +46,12 @@ def cut(
         raise RequestError("say what is to go: either blocks (--remove 13-18) or what a search removed (--from DIR)")
     if source is not None:
         removed, n_layers = removed_of(source)
+        if lost := lost_in_a_cut(source):
+            warnings.warn(
+                f"{' and '.join(lost)} changed weights of {source}: the file that is cut has those of the base; to "
+                "keep the change, convert the folder with llama.cpp's convert_hf_to_gguf.py",
+                stacklevel=1,
+            )
     else:
         removed, n_layers = parse_removed(remove or ""), None
     done = cut_gguf(

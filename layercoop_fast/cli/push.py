@@ -18,7 +18,10 @@ def push(
     private: Annotated[
         bool, typer.Option("--private/--public", help="Whether only you can see a repository that is made for it.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Commit to a repository that exists already.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Commit to a repository that exists already, and delete weights it has besides."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload a pruned checkpoint to the Hugging Face hub, as a private repository unless --public."""

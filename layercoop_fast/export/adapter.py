@@ -162,6 +162,7 @@ def _check_halves(model: nn.Module, names: Names, modules: Iterable[str], halved
     that half.
     """
     touched = {module: names.layer(module) for module in modules}
+    silent: dict[int, set[str]] = {}  # by layer: finding them reads all of the layer
     if not any(layer is not None for layer in touched.values()):
         raise RequestError(
             f"the adapter changes no module under {names.prefix.rstrip('.')}, where {pruned} has its layers: it is one "
@@ -175,8 +176,9 @@ def _check_halves(model: nn.Module, names: Names, modules: Iterable[str], halved
         if layer is None or layer not in halved:
             continue
         child = module[len(names.prefix) :].split(".", 2)[1]
-        silent = _silent_children(pruned, f"{names.prefix}{names.number[layer]}.")
-        if child in silent:
+        if layer not in silent:
+            silent[layer] = _silent_children(pruned, f"{names.prefix}{names.number[layer]}.")
+        if child in silent[layer]:
             raise RequestError(
                 f"the adapter changes {module}, and that half of layer {layer} was removed: fit the adapter again on "
                 f"{pruned}, or prune whole layers"

@@ -58,6 +58,25 @@ INDICES = (
 PREFIXES = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
 """Attributes with the number of first layers that are of some kind."""
 
+INVERSE_LAYER_SCALE = "scale_attn_by_inverse_layer_idx"
+"""GPT-2 divides attention scores by layer number + 1: folded into weights when layers are renumbered."""
+
+RULES = (
+    "attention_types",
+    "attn_layer_offset",
+    "attn_layer_period",
+    "block_types",
+    "decoder_sparse_step",
+    "expert_layer_offset",
+    "expert_layer_period",
+    "moe_layer_end_index",
+    "moe_layer_interval",
+    "moe_layer_start_index",
+    "per_layer_config",
+    INVERSE_LAYER_SCALE,
+)
+"""Attributes that tell layers apart by their numbers in other ways, and are rewritten with the layers."""
+
 _COUPLED = {
     "hidden_size_per_layer_input": "one table of embeddings holds a part for each layer",
     "kv_source_layers": "layers use the keys and values of other layers",
@@ -89,9 +108,6 @@ _LAST_KIND = dict.fromkeys(
     ("gemma4_text", "gemma4_unified_text", "embedding_gemma2_text", "diffusion_gemma_text"), "full_attention"
 )
 """The kind of layer that transformers makes of the last one, whatever the config says, by `model_type`."""
-
-INVERSE_LAYER_SCALE = "scale_attn_by_inverse_layer_idx"
-"""GPT-2 divides attention scores by layer number + 1: folded into weights when layers are renumbered."""
 
 
 def prune_config(config: PretrainedConfig, kept: Sequence[int]) -> PretrainedConfig:

@@ -15,6 +15,7 @@ from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import RECORD, reason
 
 _PIECE = 2**20
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,27 @@ def push(folder: Path, repo: str, *, private: bool = True, force: bool = False) 
         folder: its files, but for hidden ones and links to somewhere else, are uploaded.
         repo: ORG/NAME, or NAME in the user's own account.
         private: make a private repository; one that is there stays as it is.
-        force: commit to a repository that exists already.
+        force: commit to a repository that exists already. Weights at its top (`*.safetensors` and their indices) that
+            the folder does not have are deleted in the same commit: a host could load them instead.
 
     Raises `RequestError` for a folder without a pruned model, a malformed name, an existing repository, a missing or
     wrong token; `RunError` where the hub is not reached, fails, or holds something else afterwards.
     """
     files = _files(folder)
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(library_name="layercoop_fast")
     made = _asked(repo, lambda: api.create_repo(repo, private=private, repo_type="model", exist_ok=force))
-    operations = [CommitOperationAdd(name, str(folder / name)) for name in files]
-    done = _asked(
-        made.repo_id, lambda: api.create_commit(made.repo_id, operations, commit_message="Upload a pruned model")
-    )
+    before = _asked(made.repo_id, lambda: list(api.list_repo_tree(made.repo_id))) if force else []
+    top = [entry.path for entry in before if "/" not in entry.path]
+    stale = [name for name in top if name.endswith(_WEIGHTS) and name not in files]
+
+    def commit() -> Any:
+        added = [CommitOperationAdd(name, str(folder / name)) for name in files]
+        deleted = [CommitOperationDelete(name) for name in stale]
+        return api.create_commit(made.repo_id, [*added, *deleted], commit_message="Upload a pruned model")
+
+    done = _asked(made.repo_id, commit)
     there = _asked(made.repo_id, lambda: list(api.list_repo_tree(made.repo_id, recursive=True, revision=done.oid)))
     _check_uploaded(folder, files, {entry.path: entry for entry in there if hasattr(entry, "blob_id")})
     return Pushed(made.repo_id, str(made), done.oid, files)
@@ -109,11 +117,16 @@ def _asked(repo: str, request: Any) -> Any:
             ) from error
         raise RunError(f"the hub refused the upload to {repo}: {' '.join(str(error).split())[:300]}") from error
     except unreached as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise RunError(f"{error.filename} cannot be read: {reason(error)}") from error
         raise RunError(f"the hub was not reached: {reason(error)}") from error
     except RuntimeError as error:
         raise RunError(f"the upload to {repo} failed: {reason(error.__cause__ or error)}") from error
-    except ValueError as error:  # the hub finds fault with the metadata of the card
-        raise RequestError(f"the hub does not take README.md: {' '.join(str(error).split())[:300]}") from error
+    except ValueError as error:
+        said = " ".join(str(error).split())[:300]
+        if "metadata in README.md" in said:
+            raise RequestError(f"the hub does not take README.md: {said}") from error
+        raise RunError(f"the upload to {repo} failed: {said}") from error
 
 
 def _check_uploaded(folder: Path, files: dict[str, int], there: dict[str, Any]) -> None:

@@ -48,6 +48,8 @@ def fast_block(
     convention: Convention,
     workspace: Workspace,
     positions: Tensor | None = None,
+    *,
+    in_fp32: bool = True,
 ) -> FastBlock | None:
     """The fast form of a block as it is called for a batch of windows, or None where it has none.
 
@@ -58,8 +60,9 @@ def fast_block(
         convention: where the hidden state goes in and comes out.
         workspace: shared among the blocks of a model.
         positions: of the rows of those windows, int64 [W, T], where they are trees (`kernels/attention.py`).
+        in_fp32: compare a block of 16 bits in fp32 too, which takes memory for a copy of twice its size.
     """
-    fast = _build(block, call, convention, workspace, positions)
+    fast = _build(block, call, convention, workspace, positions, in_fp32=in_fp32)
     return fast if isinstance(fast, FastBlock) else None
 
 
@@ -75,13 +78,15 @@ def _build(
     convention: Convention,
     workspace: Workspace,
     positions: Tensor | None = None,
+    *,
+    in_fp32: bool = True,
 ) -> FastBlock | str:
     def make(block: nn.Module, call: BlockCall) -> FastBlock:
         parts = find_parts(block)
         return FastBlock(parts, find_rope(call, convention, parts, positions), workspace)
 
     try:
-        return checked(make, block, call, convention, TOLERANCE, workspace.proven)
+        return checked(make, block, call, convention, TOLERANCE, workspace.proven if in_fp32 else None)
     except UnfitError as reason:
         return str(reason)
 
@@ -92,16 +97,17 @@ def checked(
     call: BlockCall,
     convention: Convention,
     tolerances: Mapping[torch.dtype, float],
-    proven: set[Hashable],
+    proven: set[Hashable] | None,
 ) -> AnyForm:
     """Make a form of a block; raises `UnfitError` unless both agree on random input.
 
     Rounding in 16 bits hides what is wrong with an attention that is nearly uniform. The first block of each kind is
-    therefore compared in fp32 too: a copy of the block with a form of that copy. `proven` collects these kinds.
+    therefore compared in fp32 too: a copy of the block with a form of that copy. `proven` collects these kinds; with
+    None nothing is compared in fp32.
     """
     form = make(block, call)
     check_form(form, block, call, convention, tolerances)
-    if form.parts.dtype in (torch.bfloat16, torch.float16):
+    if proven is not None and form.parts.dtype in (torch.bfloat16, torch.float16):
         numbers = tuple(value for value in vars(form.parts).values() if isinstance(value, (int, float, str)))
         kind = (type(block), numbers, form.rope.sliding_window)
         if kind not in proven:

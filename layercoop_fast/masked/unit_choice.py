@@ -70,7 +70,14 @@ def make_units(
     skeleton.expect(range(skeleton.n_layers))
     blocks = []
     for layer in range(skeleton.n_layers):
-        fast = fast_block(skeleton.block(layer), context.call(layer), skeleton.convention, workspace, positions)
+        fast = fast_block(
+            skeleton.block(layer),
+            context.call(layer),
+            skeleton.convention,
+            workspace,
+            positions,
+            in_fp32=skeleton.streamed is None,  # beside two streamed blocks there may be no room for a copy
+        )
         if fast is not None and windows.positions is not None:
             # Checked on the first windows, it goes on to all of them.
             fast.extend(windows.context(1).call(layer), skeleton.convention, windows.positions)

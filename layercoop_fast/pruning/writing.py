@@ -241,6 +241,7 @@ class _Folder:
         game, problem, found = self.game, self.problem, self.found
         self.record.update(
             record_of(game, found.choice, found.quality or {}, found.unseen, self.request.seed),
+            base_model=Base.of(problem.model).id,  # asked while a folder is sure to be there
             budget=problem.goal.record(found.choice.mask, game.masked.players),
             constraints=self.request.record(),
             nested=found.family,

@@ -6,9 +6,10 @@ the hub asks for.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,27 @@ class Base:
     pictures: bool = False
 
     @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Base:
+        """What a `layercoop.json` (its `model` and `base_model`) says, and the base's own README where it is at hand.
+
+        `prune` knew whether `model` was a folder, and wrote its name on the hub as `base_model`. In a record without
+        it, a name like ORG/NAME may be that of a folder which is not here: it counts where the hub's cache has it.
+        """
+        name = str(record["model"])
+        if os.path.isdir(name):
+            base = cls.of(name)
+            return replace(base, id=fitting(record["base_model"], HUB_NAME)) if "base_model" in record else base
+        if "base_model" not in record:
+            return cls.of(name) if _is_cached(name) else cls()
+        named = fitting(record["base_model"], HUB_NAME)
+        return cls() if named is None else replace(cls.of(named), id=named)
+
+    @classmethod
     def of(cls, name: str) -> Base:
         """What a checkpoint folder or hub name says of itself in its own README.
 
-        Of a hub name it is the README that was fetched with the model, if it was: nothing is fetched here.
+        Of a hub name it is the README that was fetched with the model, if it was: nothing is fetched here. A name like
+        ORG/NAME that is no folder here is taken for one of the hub.
         """
         folder = Path(name)
         own = name if not folder.exists() and HUB_NAME.fullmatch(name) else None
@@ -70,6 +88,13 @@ class Base:
             tuple(each for each in languages[:64] if fitting(each, _LANGUAGE)),
             known.get("pipeline_tag") == "image-text-to-text",
         )
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's cache on this machine holds a model of this name."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return bool(HUB_NAME.fullmatch(name)) and isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 def metadata_of(readme: Path) -> Mapping[str, Any]:

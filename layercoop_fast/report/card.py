@@ -17,7 +17,17 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.files import RECORD, check_target, reason, written_whole
 from layercoop_fast.inputs.text import as_saved
 from layercoop_fast.report.base_model import HUB_NAME, LICENSE, README, Base, fitting, metadata_of
-from layercoop_fast.report.card_sections import citation, cost, hosts, loading, proof, quality, results, summary
+from layercoop_fast.report.card_sections import (
+    citation,
+    cost,
+    healing,
+    hosts,
+    loading,
+    proof,
+    quality,
+    results,
+    summary,
+)
 from layercoop_fast.report.html.record import Record, load_record
 from layercoop_fast.shown import shown
 
@@ -52,8 +62,8 @@ def model_card(record: Record, name: str, base: Base) -> str:
             model_name=name,
             eval_results=results(record) or None,
         )
-        parts = [f"# {shown(name)}", summary(record, base), *quality(record), *cost(record), loading(record, name)]
-        parts += [*hosts(record), proof(record), citation()]
+        parts = [f"# {shown(name)}", summary(record, base), *quality(record), *healing(record), *cost(record)]
+        parts += [loading(record, name), *hosts(record), proof(record), citation()]
     body = "\n\n".join(part for part in parts if part)
     text = f"---\n{data.to_yaml()}\n---\n\n{body}\n"
     return f"{text}\n<!-- model card of layercoop_fast, sha256 {hashlib.sha256(text.encode()).hexdigest()} -->\n"
@@ -68,17 +78,44 @@ def is_own_card(text: str) -> bool:
 def card_files(card: str, target: Path) -> dict[str, str | bytes]:
     """The files by name that put `card` into the folder that is to replace `target`.
 
-    A `README.md` that a user wrote or changed there stays, and the card stands beside it; a warning says so.
+    A `README.md` that a user wrote or changed there stays, and the card stands beside it, unless the user changed that
+    too; a warning says so.
+
+    Raises `RequestError` for a file that cannot be read.
     """
-    there = target / README
-    try:
-        before = there.read_bytes() if there.is_file() else None
-    except OSError as error:
-        raise RequestError(f"{there} cannot be read: {reason(error)}") from error
-    if before is None or is_own_card(before.decode("utf-8", "replace")):
-        return {README: card}
-    warnings.warn(f"{there} is not a card that this package wrote: it stays, and the new card is {CARD}", stacklevel=2)
-    return {README: before, CARD: card}
+    place, kept = _place(target)
+    if place is None:
+        warnings.warn(
+            f"neither {target / README} nor {CARD} there is a card that this package wrote: both stay, and no new one "
+            "is written",
+            stacklevel=2,
+        )
+        return kept
+    return {**kept, place: card}
+
+
+def _place(target: Path) -> tuple[str | None, dict[str, str | bytes]]:
+    """The name under which a card can stand in a folder, None where there is none, and the files of a user that stay.
+
+    A warning says where a card cannot be the README.
+
+    Raises `RequestError` for a file that cannot be read.
+    """
+    kept: dict[str, str | bytes] = {}
+    for name in (README, CARD):
+        there = target / name
+        try:
+            before = there.read_bytes() if there.is_file() else None
+        except OSError as error:
+            raise RequestError(f"{there} cannot be read: {reason(error)}") from error
+        if before is not None and not is_own_card(before.decode("utf-8", "replace")):
+            kept[name] = before
+    if list(kept) == [README]:
+        warnings.warn(
+            f"{target / README} is not a card that this package wrote: it stays, and the new card is {CARD}",
+            stacklevel=3,
+        )
+    return next((name for name in (README, CARD) if name not in kept), None), kept
 
 
 def card_of(folder: Path, target: Path) -> dict[str, str | bytes]:
@@ -86,7 +123,12 @@ def card_of(folder: Path, target: Path) -> dict[str, str | bytes]:
     if not (folder / RECORD).is_file():
         return {}
     record = load_record(folder)
-    return card_files(model_card(record, target.absolute().name, Base.of(str(record["model"]))), target)
+    return card_files(model_card(record, target.absolute().name, _base_of(record)), target)
+
+
+def _base_of(record: Record) -> Base:
+    with as_saved(RECORD):
+        return Base.of_record(record)
 
 
 def write_card(folder: Path, *, base_model: str | None = None, license: str | None = None) -> Path:
@@ -97,22 +139,29 @@ def write_card(folder: Path, *, base_model: str | None = None, license: str | No
         base_model: hub name of the model that was pruned, where it was pruned from a folder.
         license: identifier of its license, where its own README is not at hand.
 
-    Raises `RequestError` where the folder holds no record, or one of the two is malformed.
+    What is not given is what the card in the folder says, else what the record does.
+
+    Raises `RequestError` where the folder holds no record, one of the two is malformed, or a user changed all cards.
     """
     record = load_record(folder)
     if base_model is not None and not HUB_NAME.fullmatch(base_model):
         raise RequestError(f"base_model={base_model} is no name of the hub: give one like ORG/NAME")
     if license is not None and not LICENSE.fullmatch(license):
         raise RequestError(f"license={license} is no identifier of a license: give one like apache-2.0")
-    base = Base.of(str(record["model"]))
+    name, _ = _place(folder)
+    if name is None:
+        raise RequestError(
+            f"neither {README} nor {CARD} in {folder} is a card that this package wrote: remove or rename one of them"
+        )
+    base = _base_of(record)
     said = metadata_of(folder / README) if (folder / README).is_file() else {}
     base = replace(
         base,
-        id=base_model or base.id or fitting(said.get("base_model"), HUB_NAME),
+        id=base_model or fitting(said.get("base_model"), HUB_NAME) or base.id,
         license=license or base.license or fitting(said.get("license"), LICENSE),
     )
-    name, content = list(card_files(model_card(record, folder.resolve().name, base), folder).items())[-1]
+    card = model_card(record, folder.resolve().name, base)
     check_target(folder / name, force=True)
     with written_whole(folder / name, force=True) as place:
-        place.write_bytes(content.encode() if isinstance(content, str) else content)
+        place.write_bytes(card.encode())
     return folder / name

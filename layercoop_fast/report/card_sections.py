@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
+from layercoop_fast.export.changed import changes
 from layercoop_fast.files import RECORD
 from layercoop_fast.masks.halves import WHOLE
 from layercoop_fast.masks.text import blocks_mask, text_of
@@ -16,6 +19,8 @@ PAPER = "arXiv:2602.07804"
 _TITLE = "Pruning as a Cooperative Game: Surrogate-Assisted Layer Contribution Estimation for Large Language Models"
 _AUTHORS = "Ding, Xuan and Tong, Pengyu and Duan, Ranjie and Zhang, Yunjian and Sun, Rui and Zhu, Yao"
 
+_LARGEST_NLL = 700.0  # its exp is still a number
+
 
 def _texts(record: Record) -> list[tuple[str, Record]]:
     """The texts that both models were measured on: what they are, and the part of the record about them."""
@@ -23,13 +28,25 @@ def _texts(record: Record) -> list[tuple[str, Record]]:
     return [*texts, ("held-out text", record["heldout"])] if record.get("heldout") else texts
 
 
+def _healed(record: Record) -> list[tuple[str, float | None, float | None]]:
+    """The texts of healing, with the NLL of held-out windows before and after it; empty where there was none."""
+    found = (record.get("healing") or {}).get("nll") or {}
+    return [(spec_name(spec), one["before"], one["after"]) for spec, one in found.items()]
+
+
 def results(record: Record) -> list[Any]:
-    """Perplexities of the pruned model as the hub's evaluation results, of the held-out text where there is one."""
+    """Perplexities of the pruned model as the hub's evaluation results, of the held-out text where there is one.
+
+    Of a healed model they are those that healing measured, on windows of each text that it did not train on.
+    """
     from huggingface_hub import EvalResult
 
-    text, part = _texts(record)[-1]
-    if part["ppl"]["pruned"] is None:
-        return []
+    if record.get("healing"):
+        known = _healed(record) if "quantised" not in record else []
+        found = [(f"{text} (held-out windows)", math.exp(nll)) for text, _, nll in known if _is_finite(nll)]
+    else:
+        text, part = _texts(record)[-1]
+        found = [(text, part["ppl"]["pruned"])]
     return [
         EvalResult(
             task_type="text-generation",
@@ -37,8 +54,10 @@ def results(record: Record) -> list[Any]:
             dataset_name=shown(text),
             metric_type="perplexity",
             metric_name="perplexity",
-            metric_value=round(part["ppl"]["pruned"], 4),
+            metric_value=round(value, 4),
         )
+        for text, value in found
+        if value is not None
     ]
 
 
@@ -64,7 +83,15 @@ def summary(record: Record, base: Base) -> str:
         lines.append(
             f"| repair | closed form, on {repair['tokens']:,} tokens |"
             if repair["kept"]
-            else f"| repair | none: {_cell(str(repair['reason']))} |"
+            else f"| repair | none: {_cell(_without_folders(str(repair['reason'])))} |"
+        )
+    healed = record.get("healing")
+    if healed:
+        train = _cell(str(healed["train"]))
+        lines.append(
+            f"| healing | distillation from the base model ({train}), {healed['tokens']:,} tokens |"
+            if healed["kept"]
+            else f"| healing | none: {_cell(_without_folders(str(healed['reason'])))} |"
         )
     if "quantised" in record:
         lines.append(f"| quantised afterwards | {_cell(str(record['quantised']))} |")
@@ -74,12 +101,13 @@ def summary(record: Record, base: Base) -> str:
 
 
 def quality(record: Record) -> list[str]:
-    """Perplexity of both models on each text."""
-    names = [name for name in ("full", "unrepaired", "pruned", "unquantised") if name in record["ppl"]]
+    """Perplexity of both models on each text, of a healed one as it was before."""
+    titles = {"full": "base model", "unrepaired": "before the repair", "unhealed": "before healing"}
+    titles |= {"pruned": "this model", "unquantised": "before quantisation"}
+    measured = set(record["ppl"]) - ({"pruned", "unquantised"} if record.get("healing") else set())
+    names = [name for name in titles if name in measured]
     if all(part["ppl"].get(name) is None for _, part in _texts(record) for name in names):
         return []
-    titles = {"full": "base model", "unrepaired": "before the repair", "pruned": "this model"}
-    titles["unquantised"] = "before quantisation"
     rows = [
         f"| {_cell(text)} | {' | '.join(_number(part['ppl'].get(name)) for name in names)} |"
         for text, part in _texts(record)
@@ -87,6 +115,16 @@ def quality(record: Record) -> list[str]:
     head = " | ".join(titles[name] for name in names)
     rule = "|---|" + "---:|" * len(names)
     return ["## Quality", "\n".join([f"| perplexity on | {head} |", rule, *rows])]
+
+
+def healing(record: Record) -> list[str]:
+    """What distillation regained, on held-out windows of each text that it read."""
+    rows = [f"| {_cell(text)} | {_perplexity(before)} | {_perplexity(now)} |" for text, before, now in _healed(record)]
+    if not rows:
+        return []
+    then = "after, before quantisation" if "quantised" in record else "after"
+    head = [f"| perplexity on held-out windows of | before healing | {then} |", "|---|---:|---:|"]
+    return ["## Healing", "\n".join([*head, *rows])]
 
 
 _COSTS: Sequence[tuple[str, str, float, str]] = (
@@ -115,9 +153,8 @@ def cost(record: Record) -> list[str]:
 def loading(record: Record, name: str) -> str:
     """How each host loads it."""
     place = shown(name)
-    repaired = bool(record.get("repair") and record["repair"]["kept"])
     gguf = f"    python convert_hf_to_gguf.py {place} --outfile {place}.gguf    # of llama.cpp\n"
-    if not repaired and "quantised" not in record:
+    if not changes(record):
         gguf += f"    layercoop-fast cut BASE.gguf --from {place} --out {place}.gguf    # of any quantisation\n"
     return (
         "## Use it\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -147,9 +184,19 @@ def proof(record: Record) -> str:
     apart = verified["largest_difference"]
     found = "are the same bit for bit" if apart == 0 else f"differ by at most {apart:.3g}"
     return (
-        "The folder was opened by plain transformers and compared with the masked base model before it took its place: "
-        f"on {verified['tokens']} tokens the logits {found}. `{RECORD}` holds everything that was measured."
+        f"The folder was opened by plain transformers and compared with {_compared_with(record)} before it took its "
+        f"place: on {verified['tokens']} tokens the logits {found}. `{RECORD}` holds everything that was measured."
     )
+
+
+def _compared_with(record: Record) -> str:
+    """The model whose logits those of the folder were compared with, by the last command that wrote it."""
+    if "quantised" in record:
+        return "the quantised model in memory"
+    healed = record.get("healing")
+    if healed:
+        return "the healed model in memory" if healed["kept"] else "the pruned model in memory"
+    return "the masked base model"
 
 
 def citation() -> str:
@@ -162,8 +209,22 @@ def citation() -> str:
     )
 
 
+def _is_finite(nll: float | None) -> TypeGuard[float]:
+    """Whether an NLL, in nats a token, has a perplexity."""
+    return nll is not None and nll < _LARGEST_NLL
+
+
+def _perplexity(nll: float | None) -> str:
+    return _number(math.exp(nll)) if _is_finite(nll) else "not finite"
+
+
 def _number(value: float | None, unit: float = 1.0, form: str = ".2f") -> str:
     return "not measured" if value is None else format(value / unit, form)
+
+
+def _without_folders(text: str) -> str:
+    """A text with the last part alone of each path in it."""
+    return re.sub(r"\S*/", "", text)
 
 
 def _cell(text: str) -> str:

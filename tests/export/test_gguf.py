@@ -344,6 +344,13 @@ def test_the_command_cuts_without_torch_and_says_the_sizes(path: Path, tmp_path:
     assert f"{path.stat().st_size:,} → {out.stat().st_size:,} bytes" in said
 
 
+def test_what_is_in_the_checkpoint_alone_is_warned_of(path: Path, tmp_path: Path, run: Any) -> None:
+    record = {"removed": [1, 2], "kept": [0, 3, 4, 5], "repair": {"kept": True}, "healing": {"kept": True}}
+    (tmp_path / "layercoop.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match=f"a repair and healing changed weights of {tmp_path}"):
+        assert run("cut", path, "--from", tmp_path, "--out", tmp_path / "cut.gguf")[0] == 0
+
+
 def test_the_command_refuses_in_one_line(run: Any, path: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut.gguf"
     (tmp_path / "layercoop.json").write_text(json.dumps({"removed": [1], "kept": [0, 2]}))

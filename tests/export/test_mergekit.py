@@ -39,7 +39,7 @@ def test_slices_are_runs_of_kept_layers(tmp_path: Path) -> None:
 
 def test_any_kept_layers_come_back_and_any_name(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for name in ("a/b", "C:\\x y", "näme: #1", "'\"\n"):
+    for name in ("a/b", "C:\\x y", "näme: #1", "'\"\n", "modèle 🦙", "x " * 200):
         kept = np.flatnonzero(rng.random(40) < 0.6).tolist()
         text = passthrough(kept, name, "float16")
         assert kept_of(text) == kept
@@ -58,11 +58,13 @@ def test_a_list_of_kinds_is_told_of(tmp_path: Path) -> None:
     ("record", "config", "reason"),
     [
         ({"removed": ["1.mlp"], "kept": [0, "1.attn", 2]}, {}, r"half a layer was removed \(1.mlp\)"),
-        ({"repair": {"kept": True}}, {}, "a repair changed some of this model"),
-        ({"quantised": "nf4"}, {}, "in 4 bits"),
+        ({"repair": {"kept": True}}, {}, "a repair changed those of this model"),
+        ({"healing": {"kept": True}}, {}, "healing changed those of this model"),
+        ({"quantised": "nf4"}, {}, "quantisation changed those of this model"),
         ({}, {"layer_types": ["sliding_attention", "full_attention"]}, "would not renumber `layer_types`"),
         ({}, {"mlp_only_layers": [1]}, "would not renumber `mlp_only_layers`"),
         ({}, {"first_k_dense_replace": 1}, "would not renumber `first_k_dense_replace`"),
+        ({}, {"attn_layer_period": 1}, "`attn_layer_period` of the base's config, which is not on this machine"),
         ({"model": None, "repair": 3}, {}, "damaged"),
     ],
 )
@@ -73,6 +75,29 @@ def test_what_mergekit_cannot_make_is_refused(
     with pytest.raises(RequestError, match=reason):
         write_passthrough(folder, tmp_path / "recipe.yaml")
     assert not (tmp_path / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "pruned", "name"),
+    [
+        ({"attn_layer_period": 4, "attn_layer_offset": 2}, {"attn_layer_period": 1}, "attn_layer_offset"),
+        ({"decoder_sparse_step": 2}, {"decoder_sparse_step": 1, "mlp_only_layers": []}, "decoder_sparse_step"),
+        ({"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_by_inverse_layer_idx": False}, "scale_attn_by_inv"),
+        ({"mlp_only_layers": [1]}, {"mlp_only_layers": []}, "mlp_only_layers"),
+        ({"layer_types": ["a", "b"]}, {"layer_types": ["a"]}, "layer_types"),
+    ],
+)
+def test_the_config_of_the_base_is_compared(
+    base: dict[str, Any], pruned: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    """MergeKit writes the base's fields, and what `prune` wrote in their place is lost."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**LLAMA, **base}))
+    folder = pruned_folder(tmp_path / "p", {"model": str(tmp_path / "base")}, {**LLAMA, **pruned})
+    with pytest.raises(RequestError, match=f"`{name}"):
+        write_passthrough(folder, tmp_path / "recipe.yaml")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**LLAMA, **pruned}))
+    assert write_passthrough(folder, tmp_path / "recipe.yaml") == [0, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

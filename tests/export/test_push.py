@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from tiny_hub import COMMIT, TinyHub
 
 from layercoop_fast.errors import RequestError, RunError
-from layercoop_fast.export.push import push
+from layercoop_fast.export.push import _asked, push
 
 # What huggingface_hub calls in its HTTP client.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -81,6 +81,35 @@ def test_public_and_an_existing_repository_only_when_asked(folder: Path, monkeyp
         (folder / "config.json").write_text('{"a": 1}')
         push(folder, "me/pruned", force=True)
     assert hub.files["me/pruned"]["config.json"] == b'{"a": 1}'
+
+
+def test_weights_that_were_there_and_are_not_in_the_folder_are_deleted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would load the old `model.safetensors` and not the shards."""
+    with asked(monkeypatch, TinyHub()) as hub:
+        push(folder, "me/pruned")
+        hub.files["me/pruned"] |= {"notes.md": b"mine", "other/model.safetensors": b"no host looks here"}
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors.index.json").write_text("{}")
+        push(folder, "me/pruned", force=True)
+        there = hub.files["me/pruned"].keys()
+        assert "model.safetensors" not in there
+        assert {"model-00001-of-00001.safetensors", "model.safetensors.index.json", "notes.md"} <= there
+        assert "other/model.safetensors" in there
+        (folder / "model-00001-of-00001.safetensors").rename(folder / "model.safetensors")
+        (folder / "model.safetensors.index.json").unlink()
+        push(folder, "me/pruned", force=True)
+        assert {name for name in hub.files["me/pruned"] if "safetensors" in name} == {
+            "model.safetensors",
+            "other/model.safetensors",
+        }
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.safetensors"
+    with pytest.raises(RunError, match=r"gone\.safetensors cannot be read: No such file"):
+        _asked("me/pruned", gone.read_bytes)
 
 
 def test_what_the_hub_will_not_take_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

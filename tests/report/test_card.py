@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.report.base_model import Base
 from layercoop_fast.report.card import CARD, card_files, is_own_card, model_card, write_card
 from layercoop_fast.report.card_sections import PAPER
+from layercoop_fast.report.html.record import spec_name
 
 ASKED: dict[str, Any] = {
     "calibration": "builtin", "windows": 2, "tokens": 24, "remove": 2, "method": "ppl", "measure_cost": False,
@@ -125,6 +128,16 @@ def test_a_readme_of_the_user_is_not_lost(base: Path, pruned: Path, tmp_path: Pa
     assert (out / "README.md").read_text() == mine
     assert is_own_card((out / CARD).read_text())
     assert record_of(out)["removed"] == record_of(pruned)["removed"]
+    changed = (out / CARD).read_text().replace("# out", "# more of my words")
+    (out / CARD).write_text(changed)
+    with pytest.warns(UserWarning, match="both stay, and no new one is written"):
+        assert card_files("new", out) == {"README.md": mine.encode(), CARD: changed.encode()}
+    with pytest.raises(RequestError, match="remove or rename one of them"):
+        write_card(out)
+    (out / "README.md").unlink()
+    write_card(out)
+    assert is_own_card((out / "README.md").read_text())
+    assert (out / CARD).read_text() == changed
 
 
 def test_the_command_writes_it_again(pruned: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -159,8 +172,87 @@ def test_names_of_the_hub() -> None:
     assert Base.of("/nowhere/org/name").id is None
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads a file of Linux that cannot be read")
 def test_an_unreadable_target_is_one_line(tmp_path: Path) -> None:
     assert list(card_files("x", tmp_path / "nothing")) == ["README.md"]
+    (tmp_path / "README.md").symlink_to("/proc/self/mem")  # a file whose first byte is at no address
+    with pytest.raises(RequestError, match=r"README\.md cannot be read: Input/output error"):
+        card_files("x", tmp_path)
+
+
+HEALED: dict[str, Any] = {
+    "kept": True, "reason": None, "teacher": "/home/someone/full", "tokens": 1234567, "train": "all",
+    "nll": {"/home/someone/mails.txt": {"before": 3.0, "after": 2.0}, "builtin": {"before": 2.5, "after": None}},
+}  # fmt: skip
+
+
+def test_the_card_of_a_healed_model_says_so(pruned: Path) -> None:
+    record = copy.deepcopy(record_of(pruned))
+    assert "layercoop-fast cut" in model_card(record, "x", Base())
+    assert "compared with the masked base model before" in model_card(record, "x", Base())
+    for part in (record, record["heldout"]):
+        part["ppl"] = {"full": 3.0, "pruned": None, "unhealed": 12.5}
+    record["healing"] = HEALED
+    text = model_card(record, "x", Base())
+    assert "| healing | distillation from the base model (all), 1,234,567 tokens |" in text
+    assert "| held-out text | 3.00 | 12.50 |" in text
+    assert "| perplexity on held-out windows of | before healing | after |" in text
+    assert "| mails.txt | 20.09 | 7.39 |" in text
+    assert "| builtin | 12.18 | not finite |" in text
+    assert "compared with the healed model in memory before" in text
+    assert "layercoop-fast cut" not in text  # the base's blocks are not healed
+    assert "/home/someone" not in text
+    (result,) = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "mails.txt (held-out windows)"
+    assert result["metrics"][0]["value"] == 7.3891
+    quantised = model_card({**record, "quantised": "nf4"}, "x", Base())
+    assert "| before healing | after, before quantisation |" in quantised
+    assert "compared with the quantised model in memory before" in quantised
+    assert "model-index" not in quantised
+    record["healing"] = {**HEALED, "kept": False, "reason": "/home/someone/mails.txt is worse"}
+    text = model_card(record, "x", Base())
+    assert "| healing | none: mails.txt is worse |" in text
+    assert "compared with the pruned model in memory before" in text
+    assert "layercoop-fast cut" in text
+    assert "/home/someone" not in text
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("builtin", "builtin"),
+        ("/home/me/a.txt + clients/acme/mails.txt", "a.txt + mails.txt"),
+        ("self:/home/me/p.jsonl", "self:p.jsonl"),
+        ("ppl:wikitext2=/home/me/f", "ppl:wikitext2=f"),
+        ("ppl:c4=hf:/home/me/set", "ppl:c4=hf:set"),
+        ("hf:/home/me/set", "hf:set"),
+        ("hf:./set/train", "hf:train"),
+        ("hf:Salesforce/wikitext/wikitext-2-v1", "hf:Salesforce/wikitext/wikitext-2-v1"),
+    ],
+)
+def test_specs_without_folders_of_this_machine(spec: str, shown: str) -> None:
+    assert spec_name(spec) == shown
+
+
+def test_a_data_set_in_a_folder_is_no_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clients" / "acme").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert spec_name("hf:clients/acme") == "hf:acme"
+
+
+def test_a_relative_folder_is_no_repository_of_a_stranger(pruned: Path, base: Path, tmp_path: Path) -> None:
+    """`models/llama` that was pruned elsewhere has the form of a name of the hub."""
+    record = {**record_of(pruned), "model": "models/llama"}
+    assert Base.of_record({**record, "base_model": None}).id is None
+    assert Base.of_record({**record, "base_model": "org/base"}).id == "org/base"
+    assert Base.of_record({**record, "base_model": 3}).id is None
+    assert Base.of_record({"model": str(base), "base_model": None}) == replace(Base.of(str(base)), id=None)
+    del record["base_model"]
+    assert Base.of_record(record) == Base()  # of an older version, which did not say
+    (tmp_path / "layercoop.json").write_text(json.dumps({**record, "base_model": "org/base"}))
+    write_card(tmp_path, base_model="org/moved")
+    write_card(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.base_model == "org/moved"
 
 
 def test_the_citation_is_that_of_the_package() -> None:

@@ -120,11 +120,13 @@ class TinyHub:
                     repo[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     repo[value["path"]] = self.objects[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del repo[value["path"]]
             if self.spoil in repo:
                 content = repo[self.spoil]
                 repo[self.spoil] = content[:-1] + bytes([content[-1] ^ 1])
             return 200, {"commitUrl": f"{self.address}/{match[1]}/commit/{COMMIT}", "commitOid": COMMIT}
-        if match := re.fullmatch(rf"/api/models/(.+)/tree/{COMMIT}", path):
+        if match := re.fullmatch(rf"/api/models/(.+)/tree/(?:main|{COMMIT})", path):
             return 200, [self._entry(name, content) for name, content in self.files[match[1]].items()]
         return 404, {"error": f"no {path}"}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ Record = dict[str, Any]
 SCHEMA = 1
 # Half the width of a 95 % interval in standard errors.
 NORMAL_95 = 1.96
+# What may stand before a path in a SPEC (`texts/calibration.py`).
+_SOURCES = re.compile(r"(?:ppl:[^=/]*=)?(?:hf:|self:)?")
 _BY_TOKEN = ("ppl_ratio", "nll", "kl")
 
 
@@ -47,10 +51,18 @@ def model_name(record: Record) -> str:
 
 
 def spec_name(spec: str) -> str:
-    """A SPEC, or several with " + " between, with files by their names alone."""
-    return " + ".join(
-        part.rstrip("/").rsplit("/", 1)[-1] if part.startswith(("/", ".")) else part for part in spec.split(" + ")
-    )
+    """A SPEC, or several with " + " between, with the last part alone of what may be a path of this machine.
+
+    A data set of the hub (`hf:ORG/NAME`) keeps its name, unless that is a folder here.
+    """
+    return " + ".join(map(_without_folders, spec.split(" + ")))
+
+
+def _without_folders(spec: str) -> str:
+    prefix = _SOURCES.match(spec)[0]  # type: ignore[index]  # it matches the empty text too
+    name = spec[len(prefix) :]
+    on_disk = name.startswith(("/", ".", "~")) or os.path.exists(name)
+    return spec if prefix.endswith("hf:") and not on_disk else prefix + name.rstrip("/").rsplit("/", 1)[-1]
 
 
 def player_names(record: Record) -> list[str]:
