@@ -17,7 +17,17 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.files import RECORD, check_target, reason, written_whole
 from layercoop_fast.inputs.text import as_saved
 from layercoop_fast.report.base_model import HUB_NAME, LICENSE, README, Base, fitting, metadata_of
-from layercoop_fast.report.card_sections import citation, cost, hosts, loading, proof, quality, results, summary
+from layercoop_fast.report.card_sections import (
+    citation,
+    cost,
+    healing,
+    hosts,
+    loading,
+    proof,
+    quality,
+    results,
+    summary,
+)
 from layercoop_fast.report.html.record import Record, load_record
 from layercoop_fast.shown import shown
 
@@ -52,8 +62,8 @@ def model_card(record: Record, name: str, base: Base) -> str:
             model_name=name,
             eval_results=results(record) or None,
         )
-        parts = [f"# {shown(name)}", summary(record, base), *quality(record), *cost(record), loading(record, name)]
-        parts += [*hosts(record), proof(record), citation()]
+        parts = [f"# {shown(name)}", summary(record, base), *quality(record), *healing(record), *cost(record)]
+        parts += [loading(record, name), *hosts(record), proof(record), citation()]
     body = "\n\n".join(part for part in parts if part)
     text = f"---\n{data.to_yaml()}\n---\n\n{body}\n"
     return f"{text}\n<!-- model card of layercoop_fast, sha256 {hashlib.sha256(text.encode()).hexdigest()} -->\n"

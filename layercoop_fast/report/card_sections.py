@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,14 @@ def summary(record: Record, base: Base) -> str:
             if repair["kept"]
             else f"| repair | none: {_cell(str(repair['reason']))} |"
         )
+    healed = record.get("healing")
+    if healed:
+        lines.append(
+            f"| healing | distillation from the base model ({_cell(str(healed['train']))}), "
+            f"{healed['tokens']:,} tokens |"
+            if healed["kept"]
+            else f"| healing | none: {_cell(str(healed['reason']))} |"
+        )
     if "quantised" in record:
         lines.append(f"| quantised afterwards | {_cell(str(record['quantised']))} |")
     if halved:
@@ -75,11 +84,11 @@ def summary(record: Record, base: Base) -> str:
 
 def quality(record: Record) -> list[str]:
     """Perplexity of both models on each text."""
-    names = [name for name in ("full", "unrepaired", "pruned", "unquantised") if name in record["ppl"]]
+    names = [name for name in ("full", "unrepaired", "unhealed", "pruned", "unquantised") if name in record["ppl"]]
     if all(part["ppl"].get(name) is None for _, part in _texts(record) for name in names):
         return []
     titles = {"full": "base model", "unrepaired": "before the repair", "pruned": "this model"}
-    titles["unquantised"] = "before quantisation"
+    titles |= {"unhealed": "before healing", "unquantised": "before quantisation"}
     rows = [
         f"| {_cell(text)} | {' | '.join(_number(part['ppl'].get(name)) for name in names)} |"
         for text, part in _texts(record)
@@ -87,6 +96,23 @@ def quality(record: Record) -> list[str]:
     head = " | ".join(titles[name] for name in names)
     rule = "|---|" + "---:|" * len(names)
     return ["## Quality", "\n".join([f"| perplexity on | {head} |", rule, *rows])]
+
+
+def healing(record: Record) -> list[str]:
+    """What distillation regained, on held-out windows of each text that it read."""
+    found = record.get("healing")
+    if not found:
+        return []
+    rows = [
+        f"| {_cell(spec_name(str(spec)))} | {_perplexity(one['before'])} | {_perplexity(one['after'])} |"
+        for spec, one in found["nll"].items()
+    ]
+    head = ["| perplexity on held-out windows of | before healing | after |", "|---|---:|---:|"]
+    return ["## Healing", "\n".join([*head, *rows])]
+
+
+def _perplexity(nll: float | None) -> str:
+    return "not finite" if nll is None or nll > 700 else _number(math.exp(nll))
 
 
 _COSTS: Sequence[tuple[str, str, float, str]] = (
@@ -115,9 +141,9 @@ def cost(record: Record) -> list[str]:
 def loading(record: Record, name: str) -> str:
     """How each host loads it."""
     place = shown(name)
-    repaired = bool(record.get("repair") and record["repair"]["kept"])
+    changed = any(bool(record.get(name) and record[name]["kept"]) for name in ("repair", "healing"))
     gguf = f"    python convert_hf_to_gguf.py {place} --outfile {place}.gguf    # of llama.cpp\n"
-    if not repaired and "quantised" not in record:
+    if not changed and "quantised" not in record:
         gguf += f"    layercoop-fast cut BASE.gguf --from {place} --out {place}.gguf    # of any quantisation\n"
     return (
         "## Use it\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -145,9 +171,10 @@ def proof(record: Record) -> str:
     if not verified.get("done"):
         return ""
     apart = verified["largest_difference"]
+    model = "healed model" if record.get("healing") else "masked base model"
     found = "are the same bit for bit" if apart == 0 else f"differ by at most {apart:.3g}"
     return (
-        "The folder was opened by plain transformers and compared with the masked base model before it took its place: "
+        f"The folder was opened by plain transformers and compared with the {model} before it took its place: "
         f"on {verified['tokens']} tokens the logits {found}. `{RECORD}` holds everything that was measured."
     )
 
