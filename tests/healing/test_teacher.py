@@ -49,7 +49,7 @@ def test_a_text_under_two_names_is_held_out_under_both(full: Path, opened: Skele
     for name, own in (("one", lines), ("two", lines[1:])):
         (tmp_path / f"{name}.txt").write_text("".join(own))
     names = [str(tmp_path / "one.txt"), str(tmp_path / "two.txt")]
-    one, two = load_texts(names, tokenizer, opened, window=11, required=True).kinds
+    one, two = load_texts(names, tokenizer, opened, window=len(lines[0]), required=True).kinds
     held = {tuple(row) for kind in (one, two) for row in torch.cat([kind.choice, kind.check]).tolist()}
     assert len(held) > 16
     for kind in (one, two):
