@@ -51,12 +51,12 @@ def heal(
     looked at on the way. What is written is the state with the lowest mean NLL of those in which no kind is worse than
     before; where there is none, the weights stay as they were and the record says so. The folder `out` appears whole,
     after it was opened again and compared with what was measured. Until then the state of the run is in
-    `OUT.healing.safetensors` beside it, at most a minute old.
+    `OUT.healing.safetensors` beside it, written every 45 seconds, or less often where writing it takes long.
 
     Args:
         model: folder of the pruned checkpoint, as `prune` or `export_checkpoint` writes it.
         teacher: folder or hub name of the full model.
-        out: folder to write; it must not exist unless `force`.
+        out: folder to write; it must not exist unless `force`. It may be `model` itself.
         on_progress: called with (stage, done, total).
         on_look: called with each point of the curve: tokens, seconds, loss, and NLL by kind.
         keywords: the fields of `HealRequest` (`healing/options.py`); all have defaults.
@@ -77,17 +77,18 @@ def heal(
     out = Path(out)
     _check_places(teacher, out, request)
     ready = prepared(model, teacher, state_file(out), request, on_progress)
-    plan, texts = ready.plan, ready.plan.texts
+    plan, texts, request = ready.plan, ready.plan.texts, ready.plan.request
+    if plan.processes.first and not request.resume:
+        plan.state.unlink(missing_ok=True)  # only `force` comes here with one
     course = Loop(plan, on_progress, on_look).run()
     if course.stopped is not None:
         warnings.warn(course.stopped, stacklevel=3)
     section = _section(teacher, plan, course)
     if plan.processes.first:
-        before = course.looks(0)
-        healed, now, refused = settled(ready.cut, request, texts, before)
-        if refused:
-            section |= {"kept": False, "reason": refused}
-        write_healed(healed, out, ready.record, section, request, texts, (before, now), on_progress)
+        done = settled(ready.cut, request, texts, course.looks(0), changed=course.best > 0)
+        if done.refused:
+            section |= {"kept": False, "reason": done.refused}
+        write_healed(done, out, ready.record, section, request, texts, on_progress)
         plan.state.unlink(missing_ok=True)
     plan.processes.end()
     return Healed(out, section if plan.processes.first else read_json(out / RECORD)["healing"], plan.processes.first)
@@ -99,6 +100,8 @@ def _check_places(teacher: str, out: Path, request: HealRequest) -> None:
     check_target(out, folder=True, force=request.force)
     if Path(teacher).exists():
         check_spared(out, "teacher", teacher, "write to another folder")
+    if request.cache_teacher is not None:
+        check_spared(out, "folder of cache_teacher=", request.cache_teacher, "name one elsewhere")
     state = state_file(out)
     if request.resume and not state.is_file():
         raise RequestError(f"there is no stopped run to go on with: {state} does not exist; leave out resume=")

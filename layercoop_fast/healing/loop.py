@@ -11,14 +11,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from layercoop_fast.healing.blocks import StudentBlocks
 from layercoop_fast.healing.optimiser import MasterAdamW, learning_rate
 from layercoop_fast.healing.options import HealRequest
 from layercoop_fast.healing.processes import Processes
 from layercoop_fast.healing.reading import Reader
-from layercoop_fast.healing.state import SECONDS_BETWEEN, read_state, same_run, write_state
+from layercoop_fast.healing.state import SECONDS_BETWEEN, TIMES_ITS_COST, read_state, write_state
 from layercoop_fast.healing.texts import HealingTexts, Place
 from layercoop_fast.healing.watching import Look, look, mean_nll
 from layercoop_fast.inputs.text import as_saved
@@ -72,7 +71,6 @@ class Plan:
         blocks: its blocks.
         trained: the parameters that are trained, by name, tensors [...].
         teacher: that it is to agree with.
-        teacher_model: its model, which the student shares tensors with.
         texts: that are read.
         request: how long, how large, how fast.
         rate: the largest learning rate.
@@ -85,7 +83,6 @@ class Plan:
     blocks: StudentBlocks
     trained: Mapping[str, nn.Parameter]
     teacher: Teacher
-    teacher_model: PreTrainedModel
     texts: HealingTexts
     request: HealRequest
     rate: float
@@ -112,6 +109,7 @@ class Loop:
         self._tell = on_progress if told and on_progress is not None else lambda *_: None
         self._on_look = on_look if told and on_look is not None else lambda _: None
         self._saved = self._began = time.perf_counter()
+        self._cost = 0.0  # seconds that the latest writing of the state took
 
     def run(self) -> Course:
         """Train until the time or the tokens are used up, or a loss is not finite."""
@@ -204,21 +202,23 @@ class Loop:
         return {**self.optimiser.tensors(), **{f"best/{name}": value for name, value in self._best.items()}}
 
     def _save_sometimes(self) -> None:
-        if time.perf_counter() - self._saved >= SECONDS_BETWEEN:
+        if time.perf_counter() - self._saved >= max(SECONDS_BETWEEN, TIMES_ITS_COST * self._cost):
             self.save()
 
     def save(self) -> None:
-        """Write the state; the first process does."""
+        """Write the state; the first process does, and the clock stands still meanwhile."""
+        started = time.perf_counter()
         if self.plan.processes.first:
             about = {"run": self.plan.run, "course": asdict(self.course)}
             write_state(self.plan.state, self._tensors(), about)
         self._saved = time.perf_counter()
+        self._cost = self._saved - started
+        self._began += self._cost
 
     def _load(self) -> None:
         """Take up the state of a stopped run."""
         self._best = {name: torch.empty_like(one, requires_grad=False) for name, one in self.plan.trained.items()}
         tensors, about = read_state(self.plan.state, self._tensors())
-        same_run(self.plan.state, about.get("run") or {}, self.plan.run)
         with as_saved(str(self.plan.state)):
             self.course = Course(**about["course"])
             _ = [self.course.looks(number) for number in (0, self.course.best)]

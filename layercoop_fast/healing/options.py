@@ -50,10 +50,11 @@ class HealRequest:
             comes after them), "lora:R" (adapters of rank R, merged into the weights at the end), or "norms". A matrix
             that the head shares with the embedding is never trained, and neither is a matrix of zeros, which stands
             for a removed half of a block.
-        minutes: of training; 20 where neither this nor `tokens` is given. Watching counts, opening and writing do not.
+        minutes: of training; 20 where neither this nor `tokens` is given. Looks at held-out text count; opening does
+            not, nor does writing, of the state neither.
         tokens: or the number of tokens to train on.
         text: SPECs to train on and to watch; None: the calibration text of the pruning, "builtin",
-            "builtin-docstrings" and "builtin-code".
+            "builtin-docstrings" and "builtin-code". Perplexity protocols (ppl:*) are tests, and refused.
         self_text: train on text that the teacher writes itself too.
         watch: SPECs of texts that are only looked at: nothing is trained on them, and nothing depends on them. The
             time that this takes does not count.
@@ -70,7 +71,7 @@ class HealRequest:
             they would not fit.
         trust_remote_code: run Python code from the checkpoints.
         resume: go on with a run that was stopped.
-        force: replace a folder that is there, or begin again where a stopped run left its state.
+        force: replace a folder that is there; without `resume` also throw away the state that a stopped run left.
         report: write `report.html` too, where the checkpoint has a record of `prune`.
     """
 
@@ -103,7 +104,7 @@ class HealRequest:
     trust_remote_code: bool = option(False, MODEL, "Run Python code that comes with the checkpoints.")
     resume: bool = option(False, OUTPUT, "Go on with a run that was stopped.")
     report: bool = option(True, OUTPUT, "Write DIR/report.html, where prune wrote one.")
-    force: bool = option(False, OUTPUT, "Replace what is there, the state of a stopped run included.")
+    force: bool = option(False, OUTPUT, "Replace what is there; without resume= the state of a stopped run, too.")
     dtype: str = option("auto", MACHINE, "Type of the weights in products: auto, float32 or bfloat16.")
     device: str = option("cpu", MACHINE, "cpu, cuda or cuda:N.")
     checkpointing: bool | None = option(
@@ -138,9 +139,5 @@ class HealRequest:
             raise RequestError(f"batch= and window= are at most {_LARGEST:,}")
         if self.text is not None and (not self.text or len(set(self.text)) < len(self.text)):
             raise RequestError(f"healing needs texts, each given once, not {list(self.text)}")
-        if twice := set(self.watch or ()) & set(self.text or ()):
-            raise RequestError(f"{min(twice)} is trained on (text=), and looked at in any case: leave out watch=")
-        if self.resume and self.force:
-            raise RequestError("resume=True goes on with a stopped run, and force=True throws it away: give one")
         if self.dtype not in ("auto", "float32", "fp32", "bfloat16", "bf16"):
             raise RequestError(f"unknown dtype {self.dtype!r}: choose from auto, float32, bfloat16")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from layercoop_fast.engine.loading import Checkpoint, fingerprint, open_checkpoint
+from layercoop_fast.engine.loading import DTYPES, Checkpoint, fingerprint, open_checkpoint
 from layercoop_fast.engine.precision import is_slow
 from layercoop_fast.engine.quantised import is_quantised
 from layercoop_fast.engine.skeleton import Skeleton
@@ -20,13 +20,16 @@ from layercoop_fast.healing.loop import Plan
 from layercoop_fast.healing.options import HealRequest
 from layercoop_fast.healing.processes import Processes
 from layercoop_fast.healing.reading import Reader, teacher_reader
-from layercoop_fast.healing.shared import share_tensors
+from layercoop_fast.healing.shared import convert, share_tensors
+from layercoop_fast.healing.state import read_run, same_run
 from layercoop_fast.healing.teacher import CachedTeacher, LiveTeacher
-from layercoop_fast.healing.texts import HealingTexts, default_specs, load_texts
+from layercoop_fast.healing.texts import HealingTexts, check_specs, default_specs, load_texts
 from layercoop_fast.healing.trained import RATES, select
+from layercoop_fast.healing.writing import card_for
 from layercoop_fast.masked.forward import free_memory
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.report.html.record import load_record
+from layercoop_fast.texts.own_text import SELF
 
 # Bytes that a block keeps for the backward pass, for each row and number of its widths, in 2-byte numbers.
 _NUMBERS_OF_HIDDEN, _NUMBERS_OF_INNER = 24, 8
@@ -53,24 +56,58 @@ def prepared(
 ) -> Prepared:
     """Open the models and the texts, choose what is trained, and share the rest. Raises `RequestError` as `heal`."""
     record = load_record(Path(model)) if (Path(model) / RECORD).is_file() else None
+    if record is not None and "n_players" in record:
+        card_for(record, Path(model))  # what it lacks is said now, not after the training
+    specs = _specs(record, request)
+    begun = read_run(state) if request.resume else None
+    if begun is not None:
+        request = _as_begun(request, begun)
     processes = Processes(cpu=request.device == "cpu")
-    full, cut = _opened(model, teacher, record, request, processes.device or request.device)
+    full, cut = _opened(model, teacher, record, request, processes)
     student = fingerprint(cut.model)
-    texts = _texts(record, full, request, on_progress)
-    return Prepared(_plan(full, Skeleton(cut.model), texts, request, processes, student, state), cut, record)
+    texts = _texts(specs, full, request, processes, on_progress)
+    plan = _plan(full, Skeleton(cut.model), texts, request, processes, student, state)
+    if begun is not None:
+        same_run(state, begun, plan.run)
+    return Prepared(plan, cut, record)
+
+
+def _specs(record: dict[str, Any] | None, request: HealRequest) -> list[str]:
+    """The SPECs to train on. Raises `RequestError` for those that cannot be, and for `watch` where it names others."""
+    specs = default_specs(record) if request.text is None else list(request.text)
+    if request.self_text and SELF not in specs:
+        specs.append(SELF)
+    check_specs(specs, request.watch or ())
+    return specs
+
+
+def _as_begun(request: HealRequest, begun: dict[str, Any]) -> HealRequest:
+    """The request with what a stopped run found for itself, which may depend on free memory and on the processor."""
+    found: dict[str, Any] = {}
+    if request.checkpointing is None and isinstance(begun.get("checkpointing"), bool):
+        found["checkpointing"] = begun["checkpointing"]
+    if request.dtype == "auto" and begun.get("dtype") in ("float32", "bfloat16"):
+        found["dtype"] = begun["dtype"]
+    return replace(request, **found)
 
 
 def _opened(
-    model: str, teacher: str, record: dict[str, Any] | None, request: HealRequest, device: str
+    model: str, teacher: str, record: dict[str, Any] | None, request: HealRequest, processes: Processes
 ) -> tuple[Checkpoint, Checkpoint]:
-    """Teacher and pruned model in the dtype of the products, checked against each other."""
+    """Teacher and pruned model in the dtype of the products, checked against each other.
+
+    The pruned model's config goes on stating the checkpoint's own dtype, in which the healed one is written.
+    """
+    device = processes.device or request.device
     how: dict[str, Any] = {"device": device, "trust_remote_code": request.trust_remote_code}
-    cut = open_checkpoint(model, **how, dtype=request.dtype)
+    cut = open_checkpoint(model, **how)
     if is_quantised(cut.model):
         raise RequestError(f"{model} is quantised, and its weights cannot be trained: heal it before it is quantised")
-    own = cut.model.dtype
-    if own == torch.float16 or (request.dtype == "auto" and device == "cpu" and is_slow(own)):
-        cut.model.float()
+    own, wanted = cut.model.dtype, DTYPES[request.dtype]
+    if not isinstance(wanted, torch.dtype):
+        slow = device == "cpu" and bool(processes.of_first(float(is_slow(own))))
+        wanted = torch.float32 if slow or own == torch.float16 else own
+    convert(cut.model, wanted)
     full = open_checkpoint(teacher, **how, dtype=cut.model.dtype)
     _check_pair(full, cut, model, teacher, record)
     return full, cut
@@ -103,12 +140,10 @@ def _check_pair(full: Checkpoint, cut: Checkpoint, model: str, teacher: str, rec
 
 
 def _texts(
-    record: dict[str, Any] | None, full: Checkpoint, request: HealRequest, progress: Progress | None
+    specs: list[str], full: Checkpoint, request: HealRequest, processes: Processes, progress: Progress | None
 ) -> HealingTexts:
-    specs = default_specs(record) if request.text is None else list(request.text)
-    if request.self_text and "self" not in specs:
-        specs.append("self")
-    return load_texts(
+    """The texts of the SPECs; a warning for each that is left out."""
+    texts = load_texts(
         specs,
         full.tokenizer,
         Skeleton(full.model),
@@ -118,6 +153,9 @@ def _texts(
         seed=request.seed,
         progress=progress,
     )
+    for why in texts.left_out.values() if processes.first else ():
+        warnings.warn(f"healing leaves out a text: {why}", stacklevel=5)
+    return texts
 
 
 def _plan(
@@ -132,16 +170,13 @@ def _plan(
     """Choose what is trained, share the rest with the teacher, and say what the run is."""
     trained = request.trained
     rate = RATES[trained.kind] if request.learning_rate is None else request.learning_rate
-    digest = hashlib.sha256()
-    for kind in texts.kinds:
-        digest.update(f"{kind.spec} {tuple(kind.train.shape)}".encode() + kind.train.numpy().tobytes())
     full.model.requires_grad_(False)
     parameters = select(skeleton, trained, request.seed)
     share_tensors(skeleton.model, full.model)
     run: dict[str, Any] = {
         "student": student,
         "teacher": fingerprint(full.model),
-        "texts": digest.hexdigest(),
+        "texts": texts.fingerprint,
         "train": request.train,
         "minutes": None if request.seconds is None else request.seconds / 60,
         "tokens": request.tokens,
@@ -164,10 +199,9 @@ def _plan(
         student=Reader(skeleton.model),
         blocks=blocks,
         trained=parameters,
-        teacher=LiveTeacher(reader, texts)
+        teacher=LiveTeacher(reader)
         if folder is None
         else CachedTeacher(reader, texts, folder, request.teacher_top, run["teacher"]),
-        teacher_model=full.model,
         texts=texts,
         request=request,
         rate=rate,
@@ -190,4 +224,4 @@ def _recomputes(skeleton: Skeleton, request: HealRequest, processes: Processes) 
     # Values, moments and the best weights come on top.
     trained = sum(one.numel() for one in skeleton.model.parameters() if one.requires_grad)
     free = free_memory(skeleton.device) - trained * (16 + skeleton.dtype.itemsize)
-    return bool(wanted > _SHARE_OF_MEMORY * max(0, free))
+    return bool(processes.of_first(float(wanted > _SHARE_OF_MEMORY * max(0, free))))

@@ -1,4 +1,4 @@
-"""One copy in memory of the tensors that a student and its teacher have in common."""
+"""Parameters of a student: one copy in memory of those that its teacher has too, and their dtype."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def share_tensors(student: nn.Module, teacher: nn.Module) -> int:
                     shared[id(candidate)] = candidate.numel() * candidate.element_size()
                     break
     return sum(shared.values())
+
+
+def convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model's parameters a dtype. Buffers keep theirs: rotary frequencies are fp32 in every checkpoint."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _mark(tensor: Tensor) -> object:

@@ -14,16 +14,20 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from layercoop_fast.engine.weight_files import DTYPES
 from layercoop_fast.errors import RequestError
 from layercoop_fast.export.streaming import write_tensors
 from layercoop_fast.files import written_whole
 from layercoop_fast.inputs.libraries import library_reads
-from layercoop_fast.inputs.safetensors import read_header
-from layercoop_fast.inputs.text import as_saved, is_flat, parse_json
+from layercoop_fast.inputs.safetensors import Header, read_header
+from layercoop_fast.inputs.text import is_flat, parse_json
 
 _ABOUT = "layercoop_heal"
-# A kill loses a minute at most: what is written takes a few seconds itself.
+# Seconds from one state to the next, at least. The state of a large model takes long to write: at least so many times
+# as long lies between two, so that writing takes less than a tenth of a run.
 SECONDS_BETWEEN = 45.0
+TIMES_ITS_COST = 10
+_AGAIN = "begin again with force=True and without resume="
 
 
 def state_file(out: Path) -> Path:
@@ -48,22 +52,34 @@ def read_state(file: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, Te
     file is damaged or is the state of another model.
     """
     header = read_header(file)
-    shapes = {name: info.shape for name, info in header.tensors.items()}
-    if shapes != {name: tuple(tensor.shape) for name, tensor in expected.items()}:
-        raise RequestError(f"{file} is the state of another run: give force=True to begin again")
-    about = parse_json(header.metadata.get(_ABOUT, "null"), str(file))
-    if not isinstance(about, dict) or not is_flat(about):
-        raise RequestError(f"{file} is not the state of a run: give force=True to begin again")
+    about = _about(file, header)
+    found = {name: (info.shape, DTYPES.get(info.dtype)) for name, info in header.tensors.items()}
+    if found != {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in expected.items()}:
+        raise RequestError(f"{file} does not hold what this run trains: {_AGAIN}")
     with library_reads(str(file)), safe_open(file, "pt") as opened:
         return {name: opened.get_tensor(name) for name in expected}, about
 
 
+def read_run(file: Path) -> dict[str, Any]:
+    """What the run is whose state a file holds, from its header alone. Raises `RequestError` as `read_state` does."""
+    run = _about(file, read_header(file)).get("run")
+    if not isinstance(run, dict):
+        raise RequestError(f"{file} does not say what its run is: {_AGAIN}")
+    return run
+
+
+def _about(file: Path, header: Header) -> dict[str, Any]:
+    about = parse_json(header.metadata.get(_ABOUT, "null"), str(file))
+    if not isinstance(about, dict) or not is_flat(about):
+        raise RequestError(f"{file} is not the state of a run: {_AGAIN}")
+    return about
+
+
 def same_run(file: Path, told: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise `RequestError` unless a stopped run was asked for the same as this one."""
-    with as_saved(str(file)):
-        differing = sorted(name for name in here if told.get(name) != here[name])
+    differing = sorted(name for name in here if told.get(name) != here[name])
     if differing:
         raise RequestError(
             f"{file} is the state of a run with another {' and another '.join(differing)}: give what that run was "
-            "given, or force=True to begin again"
+            f"given, or {_AGAIN}"
         )

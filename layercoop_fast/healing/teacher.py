@@ -1,8 +1,9 @@
 """The teacher's distribution for a batch: from its states, or from the most probable words that are kept on disk.
 
 Kept words lie in files of one stretch of 64 windows of one kind, named after everything they depend on: the teacher,
-the tokens and the number of words. A file is written whole when the stretch is first read, and read ever after, by any
-run with the same teacher and text. There is no index, so nothing can disagree with it.
+the tokens and the number of words. A file is written whole when the stretch is first read, and read ever after. Windows
+are shuffled before they are numbered, so it serves runs with the same teacher, texts in the same order, window and
+seed, whatever these train. There is no index, so nothing can disagree with it.
 """
 
 from __future__ import annotations
@@ -36,12 +37,10 @@ class LiveTeacher:
 
     Args:
         reader: of the teacher.
-        texts: that are read.
     """
 
-    def __init__(self, reader: Reader, texts: HealingTexts) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._texts = texts
         weight = reader.projection.weight.detach()
         bias = reader.projection.bias
         head = reader.head

@@ -6,8 +6,9 @@ kinds take turns. Each kind's windows are shuffled once and read round and round
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import begin_tokens, read_text, require_tokenizer
-from layercoop_fast.texts.own_text import sample_from_model
+from layercoop_fast.texts.own_text import SELF, is_own, sample_from_model
+from layercoop_fast.texts.protocols import check_chosen_on, is_protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,8 +41,8 @@ class Kind:
 
     Attributes:
         spec: of the text.
-        train: windows to train on, int64 [W, T], shuffled.
-        choice: held-out windows, by which the best state is chosen, int64 [w, T].
+        train: windows to train on, int64 [W, T], shuffled; none equals a held-out one of any kind.
+        choice: held-out windows, by which a state may be refused and the best one is chosen, int64 [w, T].
         check: held-out windows, by which a state may be refused, and on which its quality is reported, int64 [w, T].
     """
 
@@ -80,6 +82,16 @@ class HealingTexts:
             found.append(Place(kind, turn % len(self.kinds[kind].train)))
         return found
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the windows of all kinds, held-out ones included, in their order."""
+        digest = hashlib.sha256()
+        for kind in self.kinds:
+            digest.update(kind.spec.encode())
+            for windows in (kind.train, kind.choice, kind.check):
+                digest.update(f" {tuple(windows.shape)} ".encode() + windows.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
     def windows(self, places: Sequence[Place]) -> Tensor:
         """Their tokens, int64 [W, T]."""
         return torch.stack([self.kinds[place.kind].train[place.window] for place in places])
@@ -91,7 +103,23 @@ def default_specs(record: dict[str, Any] | None) -> list[str]:
     named = [one["spec"] for one in calibration.get("domains") or ()] or [calibration.get("spec")]
     own = [spec for spec in named if isinstance(spec, str) and "items" not in calibration]
     kinds = dict.fromkeys([*own, "builtin", "builtin-docstrings", "builtin-code"])
-    return [kind for kind in kinds if kind != "self"]
+    return [kind for kind in kinds if not is_own(kind)]
+
+
+def check_specs(specs: Sequence[str], watch: Sequence[str]) -> None:
+    """Raise `RequestError` for texts that cannot be trained on, or be looked at besides those."""
+    check_chosen_on(specs, "train on another text=")
+    for spec in specs:
+        if is_own(spec) and spec != SELF:
+            raise RequestError(
+                f"{spec}: of the model's answers to prompts the answers alone count, and healing reads whole windows: "
+                "give a text, or self"
+            )
+    for spec in watch:
+        if spec in specs:
+            raise RequestError(f"{spec} is trained on, and looked at in any case: leave it out of watch=")
+        if is_protocol(spec) or (is_own(spec) and spec != SELF):
+            raise RequestError(f"{spec} has windows of its own, and watch= cuts others: measure on it afterwards")
 
 
 def load_texts(
@@ -138,6 +166,10 @@ def load_texts(
             left_out[spec] = why
             continue
         kinds.append(_split(spec, windows, np.random.default_rng([seed, number])))
+    kinds, repeating = _without_heldout(kinds)
+    if repeating and required:
+        raise RequestError(f"{next(iter(repeating.values()))}: give a text that repeats itself less")
+    left_out |= repeating
     if not kinds:
         raise RequestError(f"there is no text to train on ({'; '.join(left_out.values())}): give text=")
     watched = {}
@@ -158,7 +190,7 @@ def _windows(
     progress: Progress | None,
 ) -> Tensor:
     """Adjacent windows of a text: int64 [W, T]."""
-    if spec == "self":
+    if spec == SELF:
         return sample_from_model(skeleton, tokenizer, SELF_WINDOWS, window, seed + 1, progress).cpu()
     tokenizer = require_tokenizer(tokenizer)
     text = read_text(spec)[:_MOST_CHARACTERS]
@@ -181,3 +213,22 @@ def _split(spec: str, windows: Tensor, random: np.random.Generator) -> Kind:
     held = np.linspace(0, len(windows) - 1, 2 * HELDOUT_WINDOWS).round().astype(np.int64)
     rest = random.permutation(np.setdiff1d(np.arange(len(windows)), held))
     return Kind(spec, windows[rest], windows[held[::2]], windows[held[1::2]])
+
+
+def _without_heldout(kinds: Sequence[Kind]) -> tuple[list[Kind], dict[str, str]]:
+    """The kinds without windows to train on that equal a held-out one of any kind; by SPEC, why others cannot be used.
+
+    Texts repeat themselves, and may be given under two names.
+    """
+    held = {row.tobytes() for kind in kinds for part in (kind.choice, kind.check) for row in part.numpy()}
+    found, repeating = [], {}
+    for kind in kinds:
+        fresh = np.array([row.tobytes() not in held for row in kind.train.numpy()], dtype=bool)
+        if (count := int(fresh.sum())) < HELDOUT_WINDOWS:
+            repeating[kind.spec] = (
+                f"{kind.spec} has {count} windows to train on that equal no held-out one, and {HELDOUT_WINDOWS} are "
+                "needed"
+            )
+        else:
+            found.append(replace(kind, train=kind.train[torch.from_numpy(fresh)]))
+    return found, repeating

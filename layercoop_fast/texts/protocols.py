@@ -84,13 +84,14 @@ def is_protocol(spec: str) -> bool:
     return spec.startswith(PREFIX)
 
 
-def check_chosen_on(specs: Sequence[str]) -> None:
-    """Raise `RequestError` for a protocol among the texts that layers are chosen on: it is a test set."""
+def check_chosen_on(specs: Sequence[str], instead: str = "choose layers on another calibration= text") -> None:
+    """Raise `RequestError` for a protocol among texts that layers are chosen on, or weights trained: it is a test set.
+
+    `instead` says what to do, in the message.
+    """
     for spec in specs:
         if is_protocol(spec):
-            raise RequestError(
-                f"{spec} is a test: choose layers on another calibration= text, and measure on this one afterwards"
-            )
+            raise RequestError(f"{spec} is a test: {instead}, and measure on this one afterwards")
 
 
 def protocol_text(spec: str) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import save_tiny, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +24,15 @@ def cut(full: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("healing") / "cut"
     model = AutoModelForCausalLM.from_pretrained(full)
     export_checkpoint(model, KEPT, folder, blocks_path="model.layers", tokenizer=tiny_tokenizer())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def narrow(cut: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pruned model in bf16."""
+    folder = tmp_path_factory.mktemp("healing") / "narrow"
+    AutoModelForCausalLM.from_pretrained(cut, dtype=torch.bfloat16).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -27,6 +27,7 @@ def test_what_cannot_be_healed(run: Any, full: Path, cut: Path, tmp_path: Path) 
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "same.txt").write_text("x" * 127 * 30)
     (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
     for arguments, said in [
         ((cut, "--teacher", gpt2, *out, *L), "another family (gpt2)"),
@@ -38,7 +39,12 @@ def test_what_cannot_be_healed(run: Any, full: Path, cut: Path, tmp_path: Path) 
         ((cut, "--teacher", full, "--out", full, "--force", *L), "write to another folder"),
         ((cut, "--teacher", full, "--out", cut, *L), "exists already"),
         ((cut, "--teacher", full, *out, *L, "--resume"), "no stopped run to go on with"),
-        ((cut, "--teacher", full, *out, *L, "--resume", "--force"), "give one"),
+        ((cut, "--teacher", full, *out, *L, "--resume", "--force"), "no stopped run to go on with"),
+        ((cut, "--teacher", full, *out, "--text", "ppl:wikitext2"), "is a test: train on another --text"),
+        ((cut, "--teacher", full, *out, *L, "--watch", "ppl:c4"), "ppl:c4 has windows of its own"),
+        ((cut, "--teacher", full, *out, "--text", "self:prompts.jsonl"), "the answers alone count"),
+        ((cut, "--teacher", full, *out, "--watch", "builtin"), "leave it out of --watch"),
+        ((cut, "--teacher", full, *out, "--text", tmp_path / "same.txt"), "0 windows to train on that equal no"),
         ((cut, "--teacher", full, *out, *L, "--minutes", "3"), "--minutes and --tokens both say"),
         ((cut, "--teacher", full, *out, "--minutes", "0"), "is no time to train"),
         ((cut, "--teacher", full, *out, "--tokens", "many"), "write 1M, 300k or 250000"),
@@ -49,7 +55,8 @@ def test_what_cannot_be_healed(run: Any, full: Path, cut: Path, tmp_path: Path) 
         ((cut, "--teacher", full, *out, *L, "--cache-teacher", tmp_path / "c", "--teacher-top", "999"), "999 is more"),
         ((cut, "--teacher", full, *out, *L, "--train", "head+last:9"), "more than the 4 blocks"),
         ((cut, "--teacher", full, *out, *L, "--watch", tmp_path / "short.txt"), "is shorter than a window"),
-        ((cut, "--teacher", full, *out, *L, "--watch", "self"), "leave out --watch"),
+        ((cut, "--teacher", full, *out, *L, "--watch", "self"), "leave it out of --watch"),
+        ((cut, "--teacher", full, *out, *L, "--cache-teacher", tmp_path / "out" / "w"), "of --cache-teacher"),
         ((cut, "--teacher", full, *out, *L, "--device", "cuda:7"), "does not exist"),
     ]:
         assert said in refused(run, *arguments), arguments
