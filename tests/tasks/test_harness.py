@@ -138,6 +138,15 @@ def test_an_unknown_argument_and_a_wrong_mask_are_refused(model: Path) -> None:
         LayerCoopLM(str(model), mask=9)
 
 
+def test_a_context_without_tokens_is_refused(model: Path) -> None:
+    """The harness moves blanks at a context's end into what is scored; here nothing is left to predict it from."""
+    from lm_eval.api.instance import Instance
+
+    lm = LayerCoopLM(str(model))
+    with pytest.raises(RequestError, match="a task has a context without tokens, spaces alone for example"):
+        lm.loglikelihood([Instance("loglikelihood", {}, (" ", "yes"), 0)])
+
+
 @pytest.mark.slow
 def test_the_harness_command_knows_the_model(model: Path, task_path: Path, tmp_path: Path) -> None:
     """A real process, as a user starts it; the package alone imports nothing of the harness."""
