@@ -110,9 +110,9 @@ def test_many_masks_in_one_run_score_as_each_exported_checkpoint(
 
 HOW = {
     # With 30 positions contexts are cut on the left, documents in windows, and prompts make room for answers.
-    "too long": ({"max_length": 30}, {}),
+    "too-long": ({"max_length": 30}, {}),
     "chat": ({}, {"apply_chat_template": True, "limit": 2}),
-    "begin token": ({"add_bos_token": True}, {"limit": 2}),
+    "begin-token": ({"add_bos_token": True}, {"limit": 2}),
 }
 
 

@@ -62,7 +62,7 @@ BUGS = [
         old="tokens = (*context, *continuation)[-(longest + 1) :]",
         new="tokens = (*context[:1], *context[1:][-(longest - len(continuation)) :], *continuation)",
         means="what is too long for the model keeps its first token, other than by the harness's own model",
-        tests="tests/tasks/test_harness.py::test_requests_become_the_tokens_that_hf_makes_of_them",
+        tests="tests/tasks/test_harness.py::test_requests_become_the_tokens_that_hf_makes_of_them[too-long]",
     ),
     Bug(
         "answers-of-the-mask-before",
@@ -86,7 +86,7 @@ BUGS = [
         old="        first += count\n",
         new="        first += 1\n",
         means="documents longer than the model are scored with windows of others",
-        tests="tests/tasks/test_harness.py::test_requests_become_the_tokens_that_hf_makes_of_them",
+        tests="tests/tasks/test_harness.py::test_requests_become_the_tokens_that_hf_makes_of_them[too-long]",
     ),
     Bug(
         "unpacked-without-a-bound",
