@@ -84,7 +84,7 @@ def _check_kind(name: str, task: Any) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         raise RequestError(
             f"the task {name} runs code that the model writes, which is not offered here: use the harness's own "
-            "command, `python -m layercoop_fast.tasks run`, with --confirm_run_unsafe_code"
+            "command, `python -m layercoop_fast.tasks run`, where it has to be confirmed"
         )
     if getattr(task, "MULTIMODAL", False):
         raise RequestError(f"the task {name} has images or sound: choose tasks of text alone")
