@@ -34,7 +34,7 @@ def show_scores(record: dict[str, Any], console: Console | None = None) -> None:
     console.print(
         "score±standard error over documents (in brackets: how many). p: paired test over the same documents, of no "
         f"difference from {reference} (McNemar's exact test of scores 0 and 1, else a sign-flip permutation test); * "
-        f"below {_SIGNIFICANT}. Each p is of one comparison by itself.",
+        f"below {_SIGNIFICANT}. Each p is of one comparison by itself. Scores that are no means have none.",
         highlight=False,
     )
 
@@ -48,7 +48,7 @@ def _show_means(record: dict[str, Any], console: Console) -> None:
     }
     if not kinds:
         return
-    table = Table(title="means over tasks: acc_norm, else acc, else exact_match")
+    table = Table(title="means over tasks, a group as one: acc_norm, else acc, else exact_match")
     table.add_column("mask")
     table.add_column("removed")
     table.add_column("blocks", justify="right")

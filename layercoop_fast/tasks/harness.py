@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from layercoop_fast.engine.loading import Checkpoint, open_checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
+from layercoop_fast.files import reason
 from layercoop_fast.masks.halves import MaskLike, read_mask
 from layercoop_fast.masks.text import mask_of
 from layercoop_fast.masks.types import Progress
@@ -116,8 +117,14 @@ class MaskedLM(TemplateLM):  # type: ignore[misc] # the harness has no types
         return encode(string, self.tokenizer, self._prefix, special=add_special_tokens, bos=self._bos)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as text, by the tokenizer's template; without its system turn where it takes none."""
+        """A conversation as text, by the tokenizer's template; without its system turn where it takes none.
+
+        Raises `RequestError` without a template, and for a conversation that the template rejects.
+        """
         from jinja2.exceptions import TemplateError
+
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RequestError("the model's tokenizer has no chat template: score texts as they are, without chat=")
 
         def applied(turns: list[dict[str, str]]) -> str:
             return str(
@@ -129,10 +136,16 @@ class MaskedLM(TemplateLM):  # type: ignore[misc] # the harness has no types
                 )
             )
 
+        # A ValueError: the tokenizer has several templates with names, and none that is meant without one.
+        wrong = (TemplateError, ValueError)
         try:
             return applied(chat_history)
-        except TemplateError:
-            return applied([turn for turn in chat_history if turn["role"] != "system"])
+        except wrong:
+            others = [turn for turn in chat_history if turn["role"] != "system"]
+        try:
+            return applied(others)
+        except wrong as error:
+            raise RequestError(f"the chat template rejects a task's conversation: {reason(error)}") from error
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether it is what the model writes itself."""

@@ -32,7 +32,8 @@ def require_harness() -> None:
 def load_tasks(options: TaskOptions) -> dict[str, Any]:
     """The tasks of `options` with their data, as `lm_eval.tasks.TaskManager.load` returns them.
 
-    Raises `RequestError` for an unknown name, with the nearest ones, and for data that cannot be loaded.
+    Raises `RequestError` for an unknown name, with the nearest ones, for data that cannot be loaded, and for tasks that
+    run code that a model wrote or need more than text.
     """
     from lm_eval.tasks import TaskManager
 
@@ -53,7 +54,8 @@ def load_tasks(options: TaskOptions) -> dict[str, Any]:
         loaded: dict[str, Any] = manager.load(names)
     except Exception as error:  # tasks run code of the harness, of `datasets`, and of the user
         raise RequestError(f"the tasks {', '.join(names)} cannot be loaded: {first_line(error)}") from error
-    for task in loaded["tasks"].values():
+    for name, task in loaded["tasks"].items():
+        _check_kind(name, task)
         _set_shots(task, options.shots)
     return loaded
 
@@ -76,6 +78,16 @@ def _unknown(wanted: Sequence[str], known: Sequence[str]) -> RequestError:
     near = get_close_matches(name, known, n=_NEAREST)
     told = f"the nearest are {', '.join(near)}" if near else "`lm_eval ls tasks` lists what there is"
     return RequestError(f"unknown task {name!r}: {told}; tasks of your own are read with task_path=")
+
+
+def _check_kind(name: str, task: Any) -> None:
+    if getattr(task, "UNSAFE_CODE", False):
+        raise RequestError(
+            f"the task {name} runs code that the model writes, which is not offered here: use the harness's own "
+            "command, `python -m layercoop_fast.tasks run`, where it has to be confirmed"
+        )
+    if getattr(task, "MULTIMODAL", False):
+        raise RequestError(f"the task {name} has images or sound: choose tasks of text alone")
 
 
 def _set_shots(task: Any, shots: int | None) -> None:

@@ -40,7 +40,7 @@ class TaskOptions:
         limit: documents of each task, the first ones; None: all.
         shots: examples before each document; None: as the task says.
         chat: put requests through the model's chat template.
-        bootstrap: draws of the standard errors that the harness has no formula for.
+        bootstrap: draws of the standard errors that the harness has no formula for; 0: no standard error of any score.
     """
 
     tasks: Sequence[str] = option(
@@ -58,5 +58,8 @@ class TaskOptions:
     shots: int | None = option(None, TEXT, "Examples before each document. Default: as the task says.", least=0)
     chat: bool = option(False, TEXT, "Put requests into turns through the model's chat template.")
     bootstrap: int = option(
-        1000, TEXT, "Draws of a bootstrap for standard errors of metrics that are no means; 0: none.", least=0
+        1000,
+        TEXT,
+        "Draws of a bootstrap for standard errors of metrics that are no means; 0: no standard errors at all.",
+        least=0,
     )

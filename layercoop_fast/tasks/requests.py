@@ -55,8 +55,14 @@ def encode(
 def scored(context: Sequence[int], continuation: Sequence[int], longest: int) -> Scored:
     """Context and continuation as one sequence of at most `longest` + 1 tokens (the last one is only predicted).
 
-    Raises `RequestError` for a continuation without tokens, and for one that is longer than the model takes.
+    Raises `RequestError` for a context or a continuation without tokens, and for a continuation that is longer than
+    the model takes.
     """
+    if not context:
+        raise RequestError(
+            "a task has a context without tokens, spaces alone for example, after which nothing can be predicted: "
+            "leave the document out, or make the context empty (then it is the begin-of-text token)"
+        )
     if not continuation:
         raise RequestError("a task asks for the likelihood of a continuation that has no tokens")
     if len(continuation) > longest:

@@ -20,12 +20,12 @@ from layercoop_fast.masks.text import text_of
 from layercoop_fast.masks.types import Floats, Masks, Progress
 from layercoop_fast.tasks.loading import keep_requests, load_tasks, require_harness, seeded
 from layercoop_fast.tasks.masks import FULL
+from layercoop_fast.tasks.means import means, tasks_of
 from layercoop_fast.tasks.options import EngineOptions, TaskOptions
 from layercoop_fast.tasks.paired import paired
 
 # The metric of a task that stands for it in means: the first of these that it has, else its own first one.
 _MAIN = ("acc_norm", "acc", "exact_match")
-_GENERATION = "generate_until"
 
 
 def score(
@@ -60,29 +60,71 @@ def score(
         results: dict[str, dict[str, Any]] = {}
         for turn, name in enumerate(lm.masks):
             lm.turn = turn
-            results[name] = evaluate(
-                lm,
-                loaded,
-                limit=tasks.limit,
-                bootstrap_iters=tasks.bootstrap,
-                apply_chat_template=tasks.chat,
-                fewshot_as_multiturn=tasks.chat,
+            results[name] = _kept(
+                evaluate(
+                    lm,
+                    loaded,
+                    limit=tasks.limit,
+                    bootstrap_iters=tasks.bootstrap,
+                    apply_chat_template=tasks.chat,
+                    fewshot_as_multiturn=tasks.chat,
+                )
             )
             for task in loaded["tasks"].values():
                 keep_requests(task)
     kinds = {name: str(task.OUTPUT_TYPE) for name, task in loaded["tasks"].items()}
+    members: dict[str, list[str]] = loaded["group_map"]
     reference = FULL if FULL in results else next(iter(results))
-    found = [_task(name, kinds.get(name), results, reference) for name in results[reference]["results"]]
+    found = [_task(name, kinds.get(name), results, reference, members) for name in results[reference]["results"]]
     return {
         "model": model,
         "reference": reference,
         "masks": [_mask(name, halves) for name, halves in lm.masks.items()],
         "tasks": found,
-        "means": _means(found, list(results)),
+        "means": means(found, list(results), members),
         "work": {"tokens_alone": lm.work.alone, "tokens_computed": lm.work.computed},
         "lm_eval": version("lm_eval"),
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _kept(result: dict[str, Any]) -> dict[str, Any]:
+    """What the record needs of the harness's result, without its copies of documents, requests and answers.
+
+    `scores` has, by task and the harness's key of a metric, the scores of documents, float64 [D], for metrics that are
+    means of them.
+    """
+    scores = {
+        task: {
+            key: found
+            for key in _metrics(row)
+            if (found := _of_documents(result["samples"].get(task, []), key, row[key])) is not None
+        }
+        for task, row in result["results"].items()
+    }
+    names = ("results", "higher_is_better", "n-shot", "n-samples", "versions")
+    return {**{name: result[name] for name in names}, "scores": scores}
+
+
+def _metrics(row: Mapping[str, Any]) -> list[str]:
+    """The harness's keys of metrics among a task's results: METRIC,FILTER."""
+    return [
+        key for key, value in row.items() if "," in key and "_stderr," not in key and isinstance(value, (int, float))
+    ]
+
+
+def _of_documents(samples: Sequence[dict[str, Any]], key: str, score: float) -> Floats | None:
+    """The values of a metric by document, float64 [D], where the score is their mean.
+
+    None for a group, for values that are no numbers, and where the score is something else than their mean: of a
+    perplexity for example the values are log-probabilities.
+    """
+    metric, rule = key.split(",", 1)
+    values = [one[metric] for one in samples if one["filter"] == rule and metric in one]
+    if not values or not all(isinstance(value, (int, float, np.number, np.bool_)) for value in values):
+        return None
+    found = np.array(values, np.float64)
+    return found if np.isfinite(found).all() and np.isclose(found.mean(), score) else None
 
 
 def _mask(name: str, halves: Halves) -> dict[str, Any]:
@@ -90,46 +132,46 @@ def _mask(name: str, halves: Halves) -> dict[str, Any]:
     return {"name": name, "removed": text_of(halves), "kept": kept / len(PARTS), "blocks": len(halves)}
 
 
-def _task(name: str, kind: str | None, results: Mapping[str, dict[str, Any]], reference: str) -> dict[str, Any]:
+def _task(
+    name: str,
+    kind: str | None,
+    results: Mapping[str, dict[str, Any]],
+    reference: str,
+    members: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
     """A task, or a group of tasks (whose kind is None), with every metric under every mask."""
     first = results[reference]
-    numbers = [
-        key
-        for key, value in first["results"][name].items()
-        if "," in key and "_stderr," not in key and isinstance(value, (int, float))
-    ]
-    higher = first["higher_is_better"].get(name) or {}
+    keys = _metrics(first["results"][name])
     metrics = {}
-    for key in numbers:
-        metric, rule = key.split(",", 1)
-        of_reference = _of_documents(first, name, metric, rule)
+    for key in keys:
+        metric = key.split(",", 1)[0]
+        # The harness does not say it of a group of groups.
+        higher = {first["higher_is_better"].get(task, {}).get(metric) for task in tasks_of(name, members)} - {None}
+        of_reference = first["scores"][name].get(key)
         metrics[key] = {
-            "higher_is_better": higher.get(metric),
+            "higher_is_better": higher.pop() if len(higher) == 1 else None,
             "masks": {
-                mask: _value(result, name, metric, rule, None if mask == reference else of_reference)
+                mask: _value(result, name, key, None if mask == reference else of_reference)
                 for mask, result in results.items()
             },
         }
-    documents = first["n-samples"].get(name, {}).get("effective")
     return {
         "task": name,
         "kind": kind,
-        "documents": documents,
+        "documents": first["n-samples"].get(name, {}).get("effective"),
         "shots": first["n-shot"].get(name),
         "version": first["versions"].get(name),
-        "main": _main(numbers),
+        "main": _main(keys),
         "metrics": metrics,
     }
 
 
-def _value(result: dict[str, Any], task: str, metric: str, rule: str, others: Floats | None) -> dict[str, Any]:
+def _value(result: dict[str, Any], task: str, key: str, others: Floats | None) -> dict[str, Any]:
     """A metric under a mask: value, standard error, scores of documents, and what sets it apart from the reference."""
     row = result["results"][task]
-    found: dict[str, Any] = {
-        "value": _finite(row[f"{metric},{rule}"]),
-        "stderr": _finite(row.get(f"{metric}_stderr,{rule}")),
-    }
-    scores = _of_documents(result, task, metric, rule)
+    metric, rule = key.split(",", 1)
+    found: dict[str, Any] = {"value": _finite(row[key]), "stderr": _finite(row.get(f"{metric}_stderr,{rule}"))}
+    scores = result["scores"][task].get(key)
     if scores is not None:
         found["documents"] = scores.tolist()
         if others is not None:
@@ -141,16 +183,6 @@ def _value(result: dict[str, Any], task: str, metric: str, rule: str, others: Fl
                 "test": test.test,
             }
     return found
-
-
-def _of_documents(result: dict[str, Any], task: str, metric: str, rule: str) -> Floats | None:
-    """A metric of every document, float64 [D]; None where it is no number of a document, or of a group."""
-    samples = [one for one in result.get("samples", {}).get(task, []) if one["filter"] == rule and metric in one]
-    values = [one[metric] for one in samples]
-    if not values or not all(isinstance(value, (int, float, np.number, np.bool_)) for value in values):
-        return None
-    found = np.array(values, np.float64)
-    return found if np.isfinite(found).all() else None
 
 
 def _finite(value: Any) -> float | None:
@@ -165,22 +197,3 @@ def _main(metrics: Sequence[str]) -> str | None:
             if key.split(",", 1)[0] == wanted:
                 return key
     return metrics[0] if metrics else None
-
-
-def _means(tasks: Sequence[dict[str, Any]], masks: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Of every mask the means of main metrics over tasks that choose or weigh options, and over those that generate."""
-    found: dict[str, dict[str, float | None]] = {}
-    for mask in masks:
-        found[mask] = {}
-        for name, generates in (("options", False), ("generation", True)):
-            values = [
-                task["metrics"][task["main"]]["masks"][mask]["value"]
-                for task in tasks
-                if task["kind"] is not None
-                and task["main"] is not None
-                and (task["kind"] == _GENERATION) == generates
-                and task["metrics"][task["main"]]["higher_is_better"]
-            ]
-            known = [value for value in values if value is not None]
-            found[mask][name] = float(np.mean(known)) if known and len(known) == len(values) else None
-    return found

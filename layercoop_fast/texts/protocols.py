@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
+from layercoop_fast.inputs.bounds import MAX_TEXT_BYTES
 from layercoop_fast.inputs.text import read_text as read_utf8
 from layercoop_fast.texts.rows import dataset_rows, json_rows
 
@@ -47,6 +48,7 @@ WINDOW = 2048
 """Tokens of a window."""
 
 _LONGEST_LINE = 2**24
+_MOST_LINES = 2**20
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,11 @@ def protocol_windows(spec: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """The windows of a protocol's SPEC: int64 [W, 2048]. Raises `RequestError`, also for less text than a window."""
     protocol, _ = _parsed(spec)
     stream = np.asarray(tokenizer(protocol_text(spec), verbose=False)["input_ids"], np.int64)
-    count = len(stream) // WINDOW
-    if not count:
+    windows = len(stream) // WINDOW
+    if not windows:
         raise RequestError(f"{spec} has {len(stream)} tokens, less than one window of {WINDOW:,}: give all of its rows")
-    count = min(count, protocol.windows or count)
-    return torch.from_numpy(stream[: count * WINDOW].reshape(count, WINDOW).copy())
+    windows = min(windows, protocol.windows or windows)
+    return torch.from_numpy(stream[: windows * WINDOW].reshape(windows, WINDOW).copy())
 
 
 def _parsed(spec: str) -> tuple[Protocol, str | None]:
@@ -158,15 +160,27 @@ def _file_rows(path: Path, protocol: Protocol) -> list[str]:
 
 
 def _unpacked(path: Path, most: int | None) -> Iterator[str]:
-    """The first lines of a packed file, each of a bounded length."""
+    """The lines of a packed file, `most` of them where that is given.
+
+    Raises `RequestError` for a file that cannot be read, and for more lines or bytes than are read: what a packed file
+    unpacks to can be a thousand times its size.
+    """
+    read = 0
     try:
         with gzip.open(path, "rb") as file:
-            for number in range(most or 2**20):
+            for number in count(1):
+                if number - 1 == most:
+                    return
                 line = file.readline(_LONGEST_LINE + 1)
-                if len(line) > _LONGEST_LINE:
-                    raise RequestError(f"{path} line {number + 1} is longer than {_LONGEST_LINE:,} bytes")
                 if not line:
                     return
+                read += len(line)
+                if len(line) > _LONGEST_LINE:
+                    raise RequestError(f"{path} line {number} is longer than {_LONGEST_LINE:,} bytes")
+                if read > MAX_TEXT_BYTES:
+                    raise RequestError(f"{path} unpacks to more than {MAX_TEXT_BYTES:,} bytes, the most that is read")
+                if number > _MOST_LINES:
+                    raise RequestError(f"{path} has more than {_MOST_LINES:,} lines, the most that are read")
                 yield line.decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise RequestError(f"{path} cannot be read: {reason(error)}") from error

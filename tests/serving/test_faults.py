@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -306,13 +309,37 @@ def test_an_engine_that_fails_says_so(folder: Path, monkeypatch: pytest.MonkeyPa
         refused(server.post("/v1/completions", ASKED), 503, "engine has failed")
 
 
-def test_nothing_of_a_prompt_is_in_the_log(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+class Kept(logging.Handler):
+    """Keeps the messages that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def request_log() -> Iterator[list[str]]:
+    """The lines that the server writes about requests while the block runs."""
+    log, kept = logging.getLogger("layercoop_fast.serving.requests"), Kept()
+    level = log.level
+    log.addHandler(kept)
+    log.setLevel(logging.INFO)
+    try:
+        yield kept.lines
+    finally:
+        log.removeHandler(kept)
+        log.setLevel(level)
+
+
+def test_nothing_of_a_prompt_is_in_the_log(folder: Path) -> None:
     for told in (False, True):
-        with serving(folder, ServerOptions(log_prompts=told)) as server, caplog.at_level("INFO"):
-            caplog.clear()
+        # A line is written after its answer was sent: the log is kept until the server has ended.
+        with request_log() as lines, serving(folder, ServerOptions(log_prompts=told)) as server:
             server.post("/v1/completions", {**ASKED, "prompt": "private words"})
-        lines = [json.loads(each.message) for each in caplog.records if each.name == "layercoop_fast.serving.requests"]
-        (line,) = [line for line in lines if line["path"] == "/v1/completions"]
+        (line,) = [line for line in map(json.loads, lines) if line["path"] == "/v1/completions"]
         assert (line["status"], line["prompt_tokens"], line["completion_tokens"]) == (200, 13, 4)
         assert ("private words" in json.dumps(line)) == told
 

@@ -55,6 +55,37 @@ filter_list:
 metric_list:
   - {metric: exact_match, aggregation: mean, higher_is_better: true}
 """
+LAST = """
+task: tiny_last
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+GROUP = """
+group: NAME
+task: MEMBERS
+aggregate_metric_list:
+  - {metric: acc, aggregation: mean, weight_by_size: true}
+"""
+FILES = {
+    "choice": CHOICE,
+    "rolling": ROLLING,
+    "writing": WRITING,
+    "last": LAST,
+    # The same questions, to which the second or the third answer is always right; and a group of a group of them.
+    "two": CHOICE.replace("tiny_choice", "tiny_two").replace("doc_to_target: label", "doc_to_target: 1"),
+    "three": CHOICE.replace("tiny_choice", "tiny_three").replace("doc_to_target: label", "doc_to_target: 2"),
+    "inner": GROUP.replace("NAME", "tiny_inner").replace("MEMBERS", "[tiny_two, tiny_three]"),
+    "outer": GROUP.replace("NAME", "tiny_outer").replace("MEMBERS", "[tiny_inner]"),
+    "unsafe": WRITING.replace("tiny_writing", "tiny_code\nunsafe_code: true"),
+    "images": WRITING.replace("tiny_writing", "tiny_images\ndoc_to_image: [question]"),
+}
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +95,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def task_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three tasks of six documents: options, perplexity, and text that is generated."""
+    """Tasks of six documents: options, perplexity, text that is generated; and groups of tasks."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = [
         {
@@ -78,7 +109,7 @@ def task_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, text in (("choice", CHOICE), ("rolling", ROLLING), ("writing", WRITING)):
+    for name, text in FILES.items():
         (folder / f"{name}.yaml").write_text(text.replace("FILE", json.dumps(str(data))))
     return folder
 

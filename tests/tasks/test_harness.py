@@ -110,9 +110,9 @@ def test_many_masks_in_one_run_score_as_each_exported_checkpoint(
 
 HOW = {
     # With 30 positions contexts are cut on the left, documents in windows, and prompts make room for answers.
-    "too long": ({"max_length": 30}, {}),
+    "too-long": ({"max_length": 30}, {}),
     "chat": ({}, {"apply_chat_template": True, "limit": 2}),
-    "begin token": ({"add_bos_token": True}, {"limit": 2}),
+    "begin-token": ({"add_bos_token": True}, {"limit": 2}),
 }
 
 
@@ -136,6 +136,15 @@ def test_an_unknown_argument_and_a_wrong_mask_are_refused(model: Path) -> None:
         LayerCoopLM(str(model), quantize=True)
     with pytest.raises(RequestError, match=r"mask 9: the model has blocks 0 to 3"):
         LayerCoopLM(str(model), mask=9)
+
+
+def test_a_context_without_tokens_is_refused(model: Path) -> None:
+    """The harness moves blanks at a context's end into what is scored; here nothing is left to predict it from."""
+    from lm_eval.api.instance import Instance
+
+    lm = LayerCoopLM(str(model))
+    with pytest.raises(RequestError, match="a task has a context without tokens, spaces alone for example"):
+        lm.loglikelihood([Instance("loglikelihood", {}, (" ", "yes"), 0)])
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_models import tiny_model, tiny_tokenizer
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.tasks.masks import named_masks
@@ -60,8 +61,10 @@ def test_rows_of_a_mask_file_are_numbered(run: Run, model: Path, task_path: Path
         (["--tasks", "tiny_choice", "--masks", "full=1"], "full is the name of the full model"),
         (["--tasks", "tiny_choice", "--task-path", "nowhere"], "--task-path nowhere is not a folder"),
         (["--tasks", "lost"], "the tasks lost cannot be loaded"),
+        (["--tasks", "tiny_code"], "the task tiny_code runs code that the model writes"),
+        (["--tasks", "tiny_images"], "the task tiny_images has images or sound"),
     ],
-    ids=["task", "blocks", "twice", "full", "folder", "data"],
+    ids=["task", "blocks", "twice", "full", "folder", "data", "unsafe", "images"],
 )
 def test_what_is_wrong_is_one_line(
     run: Run, model: Path, task_path: Path, tmp_path: Path, more: list[str], line: str
@@ -76,6 +79,17 @@ def test_what_is_wrong_is_one_line(
     status, printed, said = run("score", model, *given, *more)
     assert (status, printed) == (2, "")
     assert line in said.splitlines()[-1]
+
+
+def test_a_model_without_a_chat_template_has_no_chat(run: Run, task_path: Path, tmp_path: Path) -> None:
+    tiny_model("llama", 2).save_pretrained(tmp_path / "plain")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "plain")
+    asked = ["--task-path", task_path, "--tasks", "tiny_choice", "--limit", 1, "--chat"]
+    status, printed, said = run("score", tmp_path / "plain", *asked)
+    assert (status, printed) == (2, "")
+    assert "no chat template: score texts as they are, without --chat" in said.splitlines()[-1]
 
 
 def test_without_the_harness_the_extra_is_named(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

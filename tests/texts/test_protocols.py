@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from layercoop_fast import ModelGame, compare, prune
 from layercoop_fast.errors import RequestError
+from layercoop_fast.texts import protocols
 from layercoop_fast.texts.calibration import read_text
 from layercoop_fast.texts.protocols import protocol_windows
 
@@ -91,6 +92,22 @@ def test_bad_input_is_one_line(spec: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "fields.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(RequestError, match=message):
         read_text(spec.replace("FOLDER", str(tmp_path)))
+
+
+def test_what_a_packed_file_unpacks_to_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bytes, in lines and in bytes of a line, and nothing is left out without a word."""
+    path = tmp_path / "rows.json.gz"
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps({"text": "x" * 20}) + "\n" for _ in range(10))
+    assert read_text(f"ppl:wikitext2={path}") == "\n\n".join(["x" * 20] * 10)
+    for name, bound, says in (
+        ("_MOST_LINES", 9, "has more than 9 lines"),
+        ("MAX_TEXT_BYTES", 300, "unpacks to more than 300 bytes"),
+        ("_LONGEST_LINE", 30, "line 1 is longer than 30 bytes"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(RequestError, match=says):
+            patch.setattr(protocols, name, bound)
+            read_text(f"ppl:wikitext2={path}")
 
 
 def test_too_little_text_too_short_a_model_and_other_texts_beside_it(raw: Path, model: str, tmp_path: Path) -> None:
