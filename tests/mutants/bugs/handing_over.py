@@ -42,8 +42,8 @@ BUGS = [
     Bug(
         "card-over-a-users-readme",
         "layercoop_fast/report/card.py",
-        old='if before is None or is_own_card(before.decode("utf-8", "replace")):',
-        new="if before is None or before:",
+        old='if before is not None and not is_own_card(before.decode("utf-8", "replace")):',
+        new="if before is not None and not before:",
         means="a README that a user wrote is lost when a folder is replaced",
         tests=CARD,
     ),
