@@ -156,7 +156,7 @@ def write_healed(
 def card_for(record: dict[str, Any], out: Path) -> str:
     """The model card of the folder `out`. Raises `RequestError` where the record of `prune` lacks what a card says."""
     with as_saved(RECORD):
-        base = Base.of(str(record["model"]))
+        base = Base.of_record(record)
     return model_card(record, out.absolute().name, base)
 
 
