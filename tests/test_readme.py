@@ -35,6 +35,7 @@ def test_the_python_example_runs_as_printed(tmp_path: Path) -> None:
     assert (tmp_path / "my-pruned-model" / "layercoop.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", [each for each in DOCUMENTS[1:] if python_of(each)], ids=lambda path: path.stem)
 def test_the_python_blocks_of_a_document_run_as_printed(document: Path, tmp_path: Path) -> None:
     run("\n".join(python_of(document)), tmp_path)

@@ -83,6 +83,7 @@ def test_finalists_of_grown_text_are_repaired_and_compared(run: Run, model: Path
         assert row["worth"] == pytest.approx(game(~np.isin(np.arange(L), row["removed"]))[0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_growing_ends_with_the_text(run: Run, model: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("so it goes on and on, " * 5)

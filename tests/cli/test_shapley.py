@@ -130,6 +130,7 @@ def test_interactions_and_best_masks_go_with_the_values(shapley: Any, worths: Pa
     assert "│ 4 7 " in printed
 
 
+@pytest.mark.slow
 def test_beyond_enumeration_a_pairwise_ridge_answers(
     shapley: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -284,6 +284,7 @@ def without_times(record: dict) -> dict:
     return record
 
 
+@pytest.mark.slow
 def test_finished_rows_are_kept(model: str, specs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second comparison has them without a search, times included; of another request none is taken."""
     store = tmp_path / "compare.store"

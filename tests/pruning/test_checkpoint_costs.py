@@ -39,6 +39,7 @@ def test_each_checkpoint_is_measured(tmp_path: Path) -> None:
         assert cost.decode_tok_s > 0
 
 
+@pytest.mark.slow
 def test_a_failure_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"could not be measured: .*does not exist"):
         measure_costs([tmp_path / "nowhere"])

@@ -40,6 +40,7 @@ def test_prompts_fit_models_of_few_positions(tmp_path: Path) -> None:
     assert (tight.ids.shape, tight.new_tokens) == ((2, 2), 28)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_generate_is_pruned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("no cache of this kind")
@@ -68,6 +69,7 @@ def test_a_programming_error_around_samples_is_not_hidden(tmp_path: Path, monkey
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_text_too_short_for_prompts(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Twenty-four letters here" * 2)
     model = save_tiny(tmp_path / "model", n_layers=3)

@@ -184,6 +184,7 @@ def test_the_first_masks_of_many_players(n: int) -> None:
                 np.testing.assert_allclose(core.pairs[i, j] / scale, expected / scale, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_efficiency_at_thirty_players() -> None:
     networks = random_networks(30, 8)
     ends = predict_reference(networks, np.array([[False] * 30, [True] * 30])).mean(axis=1)

@@ -107,6 +107,7 @@ def test_beside_a_text_all_of_the_text_and_the_answers_are_scored(model: str, pr
     assert both.window_tokens[::2].tolist() == [T - 1] * 3
 
 
+@pytest.mark.slow
 def test_workers_and_stages_score_the_answers_alone(model: str, prompts: Path) -> None:
     how = {"windows": 4, "tokens": T, "utility": "nll"}
     game = ModelGame.from_pretrained(model, f"self:{prompts}", **how)

@@ -188,9 +188,9 @@ def test_records_without_the_newer_fields_have_a_report(done: Pruned) -> None:
 @pytest.mark.parametrize(
     ("method", "players"),
     [
-        ("sleb", "sublayers"),
+        pytest.param("sleb", "sublayers", marks=pytest.mark.slow),
         pytest.param("official", "layers", marks=pytest.mark.slow),
-        pytest.param("shortgpt", "layers", marks=pytest.mark.slow),
+        ("shortgpt", "layers"),
     ],
 )
 def test_any_method_and_players(done: Pruned, method: str, players: str, tmp_path: Path) -> None:
