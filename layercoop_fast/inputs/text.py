@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from layercoop_fast.errors import LayercoopError, RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.inputs.bounds import MAX_JSON_BYTES, MAX_TEXT_BYTES
+
+Read = TypeVar("Read")
 
 _PIECE = 2**20
 # What code raises when values from a file have unexpected types or sizes.
@@ -67,6 +69,30 @@ def parse_json(text: str, where: str, *, hint: str = "") -> Any:
         raise RequestError(f"{where} does not fit into memory") from error
     except ValueError as error:  # numbers of thousands of digits are a plain ValueError
         raise RequestError(f"{where} is not JSON ({reason(error)}){hint and f': {hint}'}") from error
+
+
+def read_json_lines(name: str, take: Callable[[Any], Read], what: str) -> list[tuple[int, Read]]:
+    """What the lines of a JSON Lines file say, with their numbers from 1 on; empty lines are skipped.
+
+    Args:
+        name: path of the file, as messages give it.
+        take: makes one of the value of a line; its `RequestError` says what is wrong with it.
+        what: the file is to hold, in the plural.
+
+    Raises `RequestError` that names the line and what is wrong with it, or where there is none.
+    """
+    found = []
+    for number, line in enumerate(read_text(Path(name)).split("\n"), 1):
+        if line.strip():
+            where = f"{name} line {number}"
+            value = parse_json(line, where)
+            try:
+                found.append((number, take(value)))
+            except RequestError as error:
+                raise RequestError(f"{where}: {error}") from error
+    if not found:
+        raise RequestError(f"{name} holds no {what}")
+    return found
 
 
 def is_flat(value: Any, levels: int = 16) -> bool:

@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.inputs.text import parse_json
-from layercoop_fast.inputs.text import read_text as read_utf8
+from layercoop_fast.inputs.text import read_json_lines
 from layercoop_fast.texts.calibration import (
     Calibration,
     begin_tokens,
@@ -220,17 +219,7 @@ def fitting(choices: Items, skeleton: Skeleton, *, share: bool = True) -> Items:
 
 def read_items(spec: str) -> list[Item]:
     """The items of a .jsonl file. Raises `RequestError` that names the line and what is wrong with it."""
-    found = []
-    for number, line in enumerate(read_utf8(Path(spec)).split("\n"), 1):
-        if line.strip():
-            fields = parse_json(line, f"{spec} line {number}")
-            try:
-                found.append(_item(fields))
-            except RequestError as error:
-                raise RequestError(f"{spec} line {number}: {error}") from error
-    if not found:
-        raise RequestError(f"{spec} holds no items")
-    return found
+    return [item for _, item in read_json_lines(spec, _item, "items")]
 
 
 def _item(fields: object) -> Item:

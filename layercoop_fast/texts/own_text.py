@@ -23,8 +23,7 @@ from transformers import Cache
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
-from layercoop_fast.inputs.text import parse_json
-from layercoop_fast.inputs.text import read_text as read_utf8
+from layercoop_fast.inputs.text import read_json_lines
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.rows import check_characters
 
@@ -170,18 +169,7 @@ def _ends(skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 def _read_prompts(path: Path) -> list[tuple[int, Prompt]]:
     """Prompts with the numbers of their lines. Raises `RequestError` that names the line and what is wrong with it."""
-    found = []
-    for number, line in enumerate(read_utf8(path).split("\n"), 1):
-        if line.strip():
-            where = f"{path} line {number}"
-            fields = parse_json(line, where)
-            try:
-                found.append((number, _prompt(fields)))
-            except RequestError as error:
-                raise RequestError(f"{where}: {error}") from error
-    if not found:
-        raise RequestError(f"{path} holds no prompts")
-    return found
+    return read_json_lines(str(path), _prompt, "prompts")
 
 
 def _prompt(fields: object) -> Prompt:
