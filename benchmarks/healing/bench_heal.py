@@ -7,7 +7,7 @@ each way in turns, so that a busy machine slows all alike; a figure is that of t
 
     plain      AutoModelForCausalLM in fp32 under torch.autocast(bfloat16), torch.optim.AdamW, KL on whole logits
     ours       a step of `heal`
-    cached     a step of `heal` with the teacher's most probable words read from disk
+    cached     a step of `heal` with the teacher's most likely tokens read from disk
     products   every matrix product of `ours` (`cached`) once in its shape, in bf16, and nothing else
 
 With --memory plain, ours, cached and head+last:3 each run two steps in a process of their own, for its peak of resident
@@ -108,7 +108,7 @@ def plan_of(arguments: argparse.Namespace, folder: Path, train: str | None = Non
 
 
 def cached_plan(plan: Plan, arguments: argparse.Namespace, folder: Path) -> Plan:
-    """The same student with a teacher on disk, whose words are there before the clock runs."""
+    """The same student with a teacher on disk, whose tokens are there before the clock runs."""
     request = replace(plan.request, cache_teacher=folder / "words")
     other = prepared(arguments.folder, arguments.teacher, folder / "state", request).plan
     for step in range(arguments.rounds + 1):

@@ -21,7 +21,7 @@ from layercoop_fast.healing.state import SECONDS_BETWEEN, TIMES_ITS_COST, read_s
 from layercoop_fast.healing.texts import HealingTexts, Place
 from layercoop_fast.healing.watching import Look, look, mean_nll
 from layercoop_fast.inputs.text import as_saved
-from layercoop_fast.kernels.linear_divergence import TeacherStates, TopWords, linear_divergence
+from layercoop_fast.kernels.linear_divergence import TeacherStates, TopTokens, linear_divergence
 from layercoop_fast.masks.types import Progress
 
 OnLook = Callable[[dict[str, Any]], None]
@@ -31,7 +31,7 @@ OnLook = Callable[[dict[str, Any]], None]
 class Teacher(Protocol):
     """What the student is to agree with."""
 
-    def targets(self, places: Sequence[Place], ids: Tensor) -> TeacherStates | TopWords:
+    def targets(self, places: Sequence[Place], ids: Tensor) -> TeacherStates | TopTokens:
         """Its distribution for windows `ids` (int64 [B, T]) that lie at `places`: B · T rows."""
         ...
 

@@ -62,8 +62,8 @@ class HealRequest:
         batch: windows of a step.
         learning_rate: the largest, reached after the warm-up; None: the default of `train`.
         watch_every: tokens between two looks at the held-out windows.
-        cache_teacher: folder where the teacher's most probable words are kept, to be read instead of computed again.
-        teacher_top: words of each position that are kept there.
+        cache_teacher: folder where the teacher's most likely tokens are kept, to be read instead of computed again.
+        teacher_top: tokens of each position that are kept there.
         seed: of the order of the windows, of adapters and of `self_text`.
         dtype: of the weights in products: "auto" is the checkpoint's own, or fp32 where the processor is slow in that.
         device: "cpu", "cuda" or "cuda:N".
@@ -82,9 +82,9 @@ class HealRequest:
     batch: int = option(8, HEALING, "Windows of a step.", least=1)
     watch_every: int = option(32_768, HEALING, "Tokens between two looks at the held-out windows.", least=1)
     cache_teacher: Path | None = option(
-        None, HEALING, "Folder to keep the teacher's most probable words in, and to read them from.", read="path"
+        None, HEALING, "Folder to keep the teacher's most likely tokens in, and to read them from.", read="path"
     )
-    teacher_top: int = option(64, HEALING, "Words of each position that are kept there.", least=1)
+    teacher_top: int = option(64, HEALING, "Tokens of each position that are kept there.", least=1)
     seed: int = option(0, HEALING, "Of the order of windows, of adapters and of text that the teacher writes.")
     text: Sequence[str] | None = option(
         None,

@@ -1,9 +1,9 @@
-"""The teacher's distribution for a batch: from its states, or from the most probable words that are kept on disk.
+"""The teacher's distribution for a batch: from its states, or from the most likely tokens that are kept on disk.
 
-Kept words lie in files of one stretch of 64 windows of one kind, named after everything they depend on: the teacher,
-the tokens and the number of words. A file is written whole when the stretch is first read, and read ever after. Windows
-are shuffled before they are numbered, so it serves runs with the same teacher, texts in the same order, window and
-seed, whatever these train. There is no index, so nothing can disagree with it.
+Kept tokens lie in files of one stretch of 64 windows of one kind, named after everything they depend on: the teacher,
+the text's tokens and how many are kept of each position. A file is written whole when the stretch is first read, and
+read ever after. Windows are shuffled before they are numbered, so it serves runs with the same teacher, texts in the
+same order, window and seed, whatever these train. There is no index, so nothing can disagree with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from layercoop_fast.healing.reading import Reader
 from layercoop_fast.healing.texts import HealingTexts, Place
 from layercoop_fast.inputs.libraries import library_reads
 from layercoop_fast.inputs.safetensors import read_header
-from layercoop_fast.kernels.linear_divergence import Head, TeacherStates, TopWords
+from layercoop_fast.kernels.linear_divergence import Head, TeacherStates, TopTokens
 
 # Windows of a file.
 STRETCH = 64
@@ -53,24 +53,24 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """Reads the most probable words, and computes and keeps those that are not there yet.
+    """Reads the most likely tokens, and computes and keeps those that are not there yet.
 
     Args:
         reader: of the teacher.
         texts: that are read.
         folder: of the files; made where it is missing.
-        top: words of each position.
+        top: tokens of each position.
         teacher: what identifies the teacher, in the names of the files.
 
-    Raises `RequestError` where the folder is a file, or the vocabulary has fewer words.
+    Raises `RequestError` where the folder is a file, or the vocabulary has fewer tokens.
     """
 
     def __init__(self, reader: Reader, texts: HealingTexts, folder: Path, top: int, teacher: str) -> None:
         if folder.exists() and not folder.is_dir():
             raise RequestError(f"cache_teacher={folder} is a file: name a folder")
-        words = len(reader.projection.weight)
-        if top > words:
-            raise RequestError(f"teacher_top={top} is more than the {words} words of the vocabulary")
+        vocabulary = len(reader.projection.weight)
+        if top > vocabulary:
+            raise RequestError(f"teacher_top={top} is more than the {vocabulary} tokens of the vocabulary")
         self._reader = reader
         self._texts = texts
         self._folder = folder
@@ -80,7 +80,7 @@ class CachedTeacher:
         self.computed = 0
         """Tokens that the teacher was run for."""
 
-    def targets(self, places: Sequence[Place], ids: Tensor) -> TopWords:
+    def targets(self, places: Sequence[Place], ids: Tensor) -> TopTokens:
         """The teacher for windows `ids` (int64 [B, T]) that lie at `places`: B · T rows."""
         rows: dict[str, list[Tensor]] = {"words": [], "log_probs": [], "rest": []}
         for place in places:
@@ -88,10 +88,10 @@ class CachedTeacher:
             for name, parts in rows.items():
                 parts.append(stretch[name][place.window % STRETCH])
         joined = {name: torch.cat(parts).to(ids.device) for name, parts in rows.items()}
-        return TopWords(joined["words"].long(), joined["log_probs"].float(), joined["rest"])
+        return TopTokens(joined["words"].long(), joined["log_probs"].float(), joined["rest"])
 
     def _stretch(self, kind: int, number: int) -> dict[str, Tensor]:
-        """Words and log_probs [w, T, K] and rest [w, T] of one stretch of a kind's windows; the last one is held."""
+        """Tokens and log_probs [w, T, K] and rest [w, T] of one stretch of a kind's windows; the last one is held."""
         held = self._held.get(kind)
         if held is None or held[0] != number:
             ids = self._texts.kinds[kind].train[number * STRETCH : (number + 1) * STRETCH]
@@ -116,17 +116,17 @@ class CachedTeacher:
     def _most_probable(self, ids: Tensor) -> dict[str, Tensor]:
         device = self._reader.projection.weight.device
         states, head = self._reader.states(ids.to(device)), self._reader.head
-        words, log_probs, rest = [], [], []
+        tokens, log_probs, rest = [], [], []
         for at in range(0, len(states), _ROWS):
             z = head.ended(head.logits(states[at : at + _ROWS]))
             found, places = z.topk(self._top)
             log_probs.append((found - z.logsumexp(-1, keepdim=True)).half())
-            words.append(places.int())
-            # What is kept must be a distribution: the rest is what the rounded named words leave.
+            tokens.append(places.int())
+            # What is kept must be a distribution: the rest is what the rounded named tokens leave.
             rest.append((1 - log_probs[-1].double().exp().sum(-1)).clamp_min(0).float())
         shape = tuple(ids.shape)
         return {
-            "words": torch.cat(words).view(*shape, -1).cpu(),
+            "words": torch.cat(tokens).view(*shape, -1).cpu(),
             "log_probs": torch.cat(log_probs).view(*shape, -1).cpu(),
             "rest": torch.cat(rest).view(shape).cpu(),
         }
@@ -140,7 +140,7 @@ class CachedTeacher:
             raise RequestError(f"{file} does not hold what its name says: remove it, and it is computed again")
         with library_reads(str(file)), safe_open(file, "pt") as opened:
             found = {name: opened.get_tensor(name) for name in expected}
-        words = found["words"]
-        if int(words.min()) < 0 or int(words.max()) >= len(self._reader.projection.weight):
-            raise RequestError(f"{file} names words that the vocabulary does not have: remove it")
+        tokens = found["words"]
+        if int(tokens.min()) < 0 or int(tokens.max()) >= len(self._reader.projection.weight):
+            raise RequestError(f"{file} names tokens that the vocabulary does not have: remove it")
         return found

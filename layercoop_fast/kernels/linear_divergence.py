@@ -3,7 +3,7 @@
 The formulas are `divergence_reference` and `top_divergence_reference` of `reference/head.py`. With z the logits, q
 their softmax and p the teacher's distribution, the gradient of a row's divergence is
 
-    ∂kl/∂z[v] = q[v] − p[v],     with named words and a rest s that of other words v is    q[v] (1 − s / Σ_rest q)
+    ∂kl/∂z[v] = q[v] − p[v],     with named tokens and a rest s that of other tokens v is    q[v] (1 − s / Σ_rest q)
 
 so it is computed together with the value, while a few rows of logits are in the processor's cache, and multiplied by
 the weight at once. Logits of all rows are never in memory, and none are in fp32 but those few rows. Computing the
@@ -65,21 +65,21 @@ class TeacherStates:
 
 
 @dataclass(frozen=True)
-class TopWords:
-    """A teacher as its K most probable words of each row; all other words are one event.
+class TopTokens:
+    """A teacher as its K most likely tokens of each row; all other tokens are one event.
 
     Attributes:
-        words: int64 [R, K].
+        tokens: int64 [R, K].
         log_probs: [R, K], any float dtype.
-        rest: fp32 [R], the probability of all other words.
+        rest: fp32 [R], the probability of all other tokens.
     """
 
-    words: Tensor
+    tokens: Tensor
     log_probs: Tensor
     rest: Tensor
 
 
-def linear_divergence(hidden: Tensor, head: Head, teacher: TeacherStates | TopWords) -> Tensor:
+def linear_divergence(hidden: Tensor, head: Head, teacher: TeacherStates | TopTokens) -> Tensor:
     """Mean KL(teacher ‖ student) over rows of states, in nats; differentiable in the states and the head's tensors.
 
     Args:
@@ -103,7 +103,7 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, teacher: TeacherStates | TopWords
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, teacher: TeacherStates | TopTokens
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -120,11 +120,13 @@ class _Divergence(torch.autograd.Function):
                 few = slice(at, at + at_once)
                 z = head.ended(logits[few])
                 if expected is not None and isinstance(teacher, TeacherStates):
-                    value, slope = _all_words(z, teacher.head.ended(expected[few]))
+                    value, slope = _all_tokens(z, teacher.head.ended(expected[few]))
                 else:
-                    assert isinstance(teacher, TopWords)
+                    assert isinstance(teacher, TopTokens)
                     these = slice(first + at, first + at + len(z))
-                    value, slope = _named_words(z, teacher.words[these], teacher.log_probs[these], teacher.rest[these])
+                    value, slope = _named_tokens(
+                        z, teacher.tokens[these], teacher.log_probs[these], teacher.rest[these]
+                    )
                 kl += value
                 if head.soft_cap is not None:  # the derivative of tanh, from its value
                     slope *= (z / head.soft_cap).square_().neg_().add_(1)
@@ -148,7 +150,7 @@ class _Divergence(torch.autograd.Function):
         return (*found, None, None)
 
 
-def _all_words(z: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def _all_tokens(z: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the rows' divergences, and its slope [r, V]; both logits [r, V] are fp32 or wider."""
     q, p = z.softmax(-1), teacher.softmax(-1)
     # The largest probability is 1 / Σ exp(z − max z), which gives log Σ exp z without another pass of exponentials.
@@ -158,36 +160,39 @@ def _all_words(z: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return value, q.sub_(p)
 
 
-def _named_words(z: Tensor, words: Tensor, log_probs: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for K named words of each row: words and log_probs [r, K], rest [r]."""
+def _named_tokens(z: Tensor, tokens: Tensor, log_probs: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for K named tokens of each row: tokens and log_probs [r, K], rest [r]."""
     q = z.softmax(-1)
     log_sum = z.amax(-1) - q.amax(-1).log()
     log_p = log_probs.to(z.dtype)
     p, rest = log_p.exp(), rest.to(z.dtype)
-    named = q.gather(1, words)
-    others = q.scatter_(1, words, 0.0).sum(-1)
+    named = q.gather(1, tokens)
+    others = q.scatter_(1, tokens, 0.0).sum(-1)
     tiny = torch.finfo(z.dtype).tiny
-    value = (p * (log_p - z.gather(1, words) + log_sum[:, None])).sum()
+    value = (p * (log_p - z.gather(1, tokens) + log_sum[:, None])).sum()
     value = value + torch.where(rest > 0, rest * (rest.clamp_min(tiny).log() - others.clamp_min(tiny).log()), 0.0).sum()
     q *= torch.where(others > 0, 1 - rest / others.clamp_min(tiny), 0.0)[:, None]
-    return value, q.scatter_(1, words, named - p)
+    return value, q.scatter_(1, tokens, named - p)
 
 
-def _check(hidden: Tensor, head: Head, teacher: TeacherStates | TopWords) -> None:
-    words, width = head.weight.shape
+def _check(hidden: Tensor, head: Head, teacher: TeacherStates | TopTokens) -> None:
+    vocabulary, width = head.weight.shape
     if hidden.dim() != 2 or hidden.shape[1] != width or not len(hidden):
         raise RequestError(f"hidden: expected [R, {width}], got {list(hidden.shape)}")
     if hidden.dtype != head.weight.dtype:
         raise RequestError(f"hidden: expected {head.weight.dtype} as the weight, got {hidden.dtype}")
     if isinstance(teacher, TeacherStates):
-        if teacher.states.shape != (len(hidden), teacher.head.weight.shape[1]) or len(teacher.head.weight) != words:
+        if (
+            teacher.states.shape != (len(hidden), teacher.head.weight.shape[1])
+            or len(teacher.head.weight) != vocabulary
+        ):
             raise RequestError(
-                f"teacher: expected {len(hidden)} rows of states and a head of {words} words, got "
+                f"teacher: expected {len(hidden)} rows of states and a head of {vocabulary} tokens, got "
                 f"{list(teacher.states.shape)} and {len(teacher.head.weight)}"
             )
-    elif teacher.words.shape != teacher.log_probs.shape or teacher.words.shape[0] != len(hidden):
+    elif teacher.tokens.shape != teacher.log_probs.shape or teacher.tokens.shape[0] != len(hidden):
         raise RequestError(
-            f"teacher: expected words and log_probs [{len(hidden)}, K], got {list(teacher.words.shape)} and "
+            f"teacher: expected tokens and log_probs [{len(hidden)}, K], got {list(teacher.tokens.shape)} and "
             f"{list(teacher.log_probs.shape)}"
         )
     elif teacher.rest.shape != (len(hidden),):

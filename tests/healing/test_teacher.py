@@ -87,7 +87,7 @@ def test_kept_words_are_read_again(opened: Skeleton, texts: HealingTexts, tmp_pa
     second = CachedTeacher(reader, texts, tmp_path / "kept", 8, "me")
     again = second.targets(places, ids)
     assert second.computed == 0
-    for name in ("words", "log_probs", "rest"):
+    for name in ("tokens", "log_probs", "rest"):
         assert torch.equal(getattr(found, name), getattr(again, name))
     with torch.no_grad():
         expected = opened.model(ids).logits.view(72, -1).log_softmax(-1)

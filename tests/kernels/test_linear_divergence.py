@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels import linear_divergence as module
-from layercoop_fast.kernels.linear_divergence import Head, TeacherStates, TopWords, linear_divergence
+from layercoop_fast.kernels.linear_divergence import Head, TeacherStates, TopTokens, linear_divergence
 from layercoop_fast.kernels.reference.head import divergence_reference, top_divergence_reference
 
 # rows, hidden width, words, width of the teacher
@@ -38,10 +38,10 @@ def ended(logits: Tensor, scale: float = 1.0, soft_cap: float | None = None) -> 
     return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
 
 
-def top(teacher: Tensor, count: int) -> TopWords:
+def top(teacher: Tensor, count: int) -> TopTokens:
     log_probs, words = teacher.log_softmax(-1).topk(count)
     rest = teacher.softmax(-1).scatter(1, words, 0.0).sum(-1)
-    return TopWords(words, log_probs, rest.float())
+    return TopTokens(words, log_probs, rest.float())
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -74,7 +74,7 @@ def test_named_words_and_one_event_for_the_rest(count: int, ending: dict[str, An
     exact = [tensor.double().requires_grad_() for tensor in (hidden, weight, bias)]
     z = ended(exact[0] @ exact[1].t() + exact[2], **ending)
     rest = teacher.rest if count < 17 else torch.zeros_like(teacher.rest)
-    expected = top_divergence_reference(z, teacher.words, teacher.log_probs, rest).mean()
+    expected = top_divergence_reference(z, teacher.tokens, teacher.log_probs, rest).mean()
     assert_near(found, expected, relative=2e-5, absolute=2e-6)
     for one, other in zip(slopes(found, *given), slopes(expected, *exact), strict=True):
         assert_near(one, other, relative=2e-5, absolute=1e-5 * float(other.abs().max()))
@@ -117,7 +117,7 @@ def test_a_teacher_equal_to_the_student_teaches_nothing() -> None:
 def test_wrong_shapes_are_refused() -> None:
     hidden, weight, _, states, theirs = inputs((20, 12, 300, 12), torch.float32)
     head, teacher = Head(weight), TeacherStates(states, Head(theirs))
-    words = TopWords(torch.zeros(20, 4, dtype=torch.int64), torch.zeros(20, 4), torch.zeros(20))
+    words = TopTokens(torch.zeros(20, 4, dtype=torch.int64), torch.zeros(20, 4), torch.zeros(20))
     for given in [
         (hidden[:, :5], head, teacher),
         (hidden[:0], head, teacher),
@@ -125,8 +125,8 @@ def test_wrong_shapes_are_refused() -> None:
         (hidden[:4], head, teacher),
         (hidden, Head(weight[:9]), teacher),
         (hidden[:4], head, words),
-        (hidden, head, TopWords(words.words, words.log_probs[:, :2], words.rest)),
-        (hidden, head, TopWords(words.words, words.log_probs, words.rest[:2])),
+        (hidden, head, TopTokens(words.tokens, words.log_probs[:, :2], words.rest)),
+        (hidden, head, TopTokens(words.tokens, words.log_probs, words.rest[:2])),
     ]:
         with pytest.raises(RequestError, match="expected"):
             linear_divergence(*given)

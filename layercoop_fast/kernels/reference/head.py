@@ -66,16 +66,16 @@ def divergence_reference(logits: Tensor, teacher: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def top_divergence_reference(logits: Tensor, words: Tensor, log_probs: Tensor, rest: Tensor) -> Tensor:
-    """KL over K named words and one event that stands for all others: logits [R, V] → [R], dtypes as above.
+def top_divergence_reference(logits: Tensor, tokens: Tensor, log_probs: Tensor, rest: Tensor) -> Tensor:
+    """KL over K named tokens and one event that stands for all others: logits [R, V] → [R], dtypes as above.
 
-        kl[r] = Σ_k p[r, k] (log p[r, k] − log q[r, words[r, k]]) + s[r] (log s[r] − log Σ_{v not in words[r]} q[r, v])
+        kl[r] = Σ_k p[r, k] (log p[r, k] − log q[r, t[r, k]]) + s[r] (log s[r] − log Σ_{v not in t[r]} q[r, v])
 
-    with p = exp(log_probs) [R, K], s = `rest` [R] the teacher's probability of all other words, and words int64 [R, K].
-    It is a lower bound of the divergence over all words (data processing inequality).
+    with p = exp(log_probs) [R, K], s = `rest` [R] the teacher's probability of all other tokens, and t = `tokens` int64
+    [R, K]. It is a lower bound of the divergence over all tokens (data processing inequality).
     """
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     log_q, log_p, rest = logits.to(wide).log_softmax(-1), log_probs.to(wide), rest.to(wide)
-    named = (log_p.exp() * (log_p - log_q.gather(1, words))).sum(-1)
-    others = log_q.scatter(1, words, -torch.inf).logsumexp(-1)
+    named = (log_p.exp() * (log_p - log_q.gather(1, tokens))).sum(-1)
+    others = log_q.scatter(1, tokens, -torch.inf).logsumexp(-1)
     return named + torch.where(rest > 0, rest * (rest.clamp_min(torch.finfo(wide).tiny).log() - others), 0.0)
