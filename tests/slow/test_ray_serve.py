@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import openai
 import pytest
 from process_table import command_of, descendants
 from tiny_models import save_tiny
+from two_nodes import two_nodes
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.runtime.model import LayerSkipModel
@@ -38,15 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster of two nodes with one processor each."""
-    from ray.cluster_utils import Cluster
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        cluster.wait_for_nodes()
-    yield cluster.address
-    cluster.shutdown()
+    with two_nodes() as address:
+        yield address
 
 
 @contextmanager

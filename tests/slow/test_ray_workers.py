@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import ray
 import torch
 from tiny_models import save_tiny
+from two_nodes import two_nodes
 
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.game.store import Store
@@ -45,17 +45,10 @@ def expected(model: Path) -> Worths:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster of two nodes with one processor each."""
-    from ray.cluster_utils import Cluster
-
     parents = [str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, parents))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        cluster.wait_for_nodes()
-    yield cluster.address
-    cluster.shutdown()
+    with two_nodes() as address:
+        yield address
 
 
 def test_two_workers_have_the_bits_of_one_process(model: Path, expected: Worths, address: str) -> None:
