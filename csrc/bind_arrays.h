@@ -34,11 +34,14 @@ inline std::string type_name(const py::object& object) {
 template <typename T>
 py::array_t<T> array(const py::object& object, const std::string& name,
                      const std::initializer_list<std::int64_t>& shape) {
-  const std::string wanted = name + ": expected a C-contiguous numpy array " +
-                             py::str(py::object(py::dtype::of<T>())).cast<std::string>() + shown(shape) + ", got ";
-  if (!py::isinstance<py::array>(object)) throw py::type_error(wanted + type_name(object));
+  // Made only where it is needed: numpy writes a dtype's name in Python, and a decoding step checks a dozen arrays.
+  const auto wanted = [&] {
+    return name + ": expected a C-contiguous numpy array " +
+           py::str(py::object(py::dtype::of<T>())).cast<std::string>() + shown(shape) + ", got ";
+  };
+  if (!py::isinstance<py::array>(object)) throw py::type_error(wanted() + type_name(object));
   if (!py::isinstance<py::array_t<T>>(object)) {
-    throw py::type_error(wanted + "dtype " + py::str(object.attr("dtype")).cast<std::string>());
+    throw py::type_error(wanted() + "dtype " + py::str(object.attr("dtype")).cast<std::string>());
   }
   auto found = py::reinterpret_borrow<py::array_t<T>>(object);
   bool fits = found.ndim() == static_cast<py::ssize_t>(shape.size());
@@ -47,8 +50,8 @@ py::array_t<T> array(const py::object& object, const std::string& name,
     fits = fits && (extent == kAny || found.shape(axis) == extent);
     ++axis;
   }
-  if (!fits) throw py::value_error(wanted + "shape " + py::str(object.attr("shape")).cast<std::string>());
-  if ((found.flags() & py::array::c_style) == 0) throw py::value_error(wanted + "another memory layout");
+  if (!fits) throw py::value_error(wanted() + "shape " + py::str(object.attr("shape")).cast<std::string>());
+  if ((found.flags() & py::array::c_style) == 0) throw py::value_error(wanted() + "another memory layout");
   return found;
 }
 

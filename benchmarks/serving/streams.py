@@ -57,12 +57,15 @@ class Answer:
         text: all of it.
         tokens: as the server counted them.
         first: seconds to the first token.
-        between: seconds from each token to the next; 0 for those that came together.
+        last: seconds to the last one, whether it has text or not.
+        between: seconds from each token to the next; 0 for those that came together. Those without text count as one
+            with what follows.
     """
 
     text: str
     tokens: int
     first: float
+    last: float
     between: list[float]
 
 
@@ -97,18 +100,20 @@ class _Stream:
         if LAST not in raw:
             raise RuntimeError(f"no whole answer: {raw[:300]!r}")
         ends = list(accumulate(len(each) for _, each in self.came))
-        text, times, tokens, at = "", [], 0, raw.find(EVENT)
+        text, times, tokens, last, at = "", [], 0, 0.0, raw.find(EVENT)
         while at >= 0:
             end = raw.index(b"\n", at)
             event = json.loads(raw[at + len(EVENT) - 1 : end])
             if event.get("usage"):
                 tokens = event["usage"]["completion_tokens"]
-            if event.get("choices") and (piece := event["choices"][0]["text"]):
-                text += piece
-                times.append(self.came[bisect_left(ends, end)][0])
+            if event.get("choices"):
+                last = self.came[bisect_left(ends, end)][0]
+                if piece := event["choices"][0]["text"]:
+                    text += piece
+                    times.append(last)
             at = raw.find(EVENT, end)
         between = [after - before for before, after in pairwise(times)]
-        return Answer(text, tokens, times[0] - self.began, between)
+        return Answer(text, tokens, times[0] - self.began, last - self.began, between)
 
 
 def ask_together(asks: list[Ask]) -> tuple[list[Answer], float]:

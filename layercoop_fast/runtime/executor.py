@@ -125,6 +125,11 @@ class Executor(ABC):
         self.rewindable = rewindable
         self.computed = 0
 
+    @property
+    def threads(self) -> int:
+        """Threads that compute a call, on as many processors; 0 for one that a GPU computes."""
+        return torch.get_num_threads()
+
     computed: int
     """Block evaluations so far: rows x blocks that ran, shared ones once."""
 

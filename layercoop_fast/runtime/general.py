@@ -96,6 +96,11 @@ class GeneralExecutor(Executor):
         own = {parameter.data_ptr(): parameter for parameter in skeleton.model.parameters() if not parameter.is_meta}
         self.weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in own.values())
 
+    @property
+    def threads(self) -> int:
+        """Threads that compute a call: those of torch, none on a GPU."""
+        return super().threads if self.skeleton.device.type == "cpu" else 0
+
     def copy_page(self, layer: int, source: int, target: int) -> None:
         """Copy a page of a block, whole."""
         self.storage.copy_page(layer, source, target)

@@ -147,6 +147,11 @@ class GpuExecutor(Executor):
         self.half_bytes = half_bytes
         self.weight_bytes = ends.nbytes + int(half_bytes.sum())
 
+    @property
+    def threads(self) -> int:
+        """None of the CPU's computes a call."""
+        return 0
+
     def copy_page(self, layer: int, source: int, target: int) -> None:
         """Copy a page of a block, whole."""
         self.pages[target] = self.pages[source]

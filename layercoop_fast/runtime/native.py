@@ -106,6 +106,11 @@ class NativeExecutor(Executor):
         self._memory = np.empty(max(1, kv_bytes // self._page_bytes) * self._page_bytes, dtype=np.uint8)
         super().__init__(pool, vocabulary, weights.max_tokens, held=held)
 
+    @property
+    def threads(self) -> int:
+        """Threads that compute a call."""
+        return _C.num_threads()
+
     def logits(self, rows: Rows) -> Tensor:
         """Compute the rows: float32 [K, V]."""
         found = np.empty((len(rows.wanted), self.vocab_size), dtype=np.float32)

@@ -19,11 +19,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from layercoop_fast.errors import LayercoopError, RequestError, RunError
 from layercoop_fast.runtime.model import LayerSkipModel
 from layercoop_fast.runtime.requests import Request, Running, Step
 from layercoop_fast.serving.failures import RefusedError, bad_request
+from layercoop_fast.serving.hand_over import HandOver
 from layercoop_fast.serving.metrics import Metrics
 from layercoop_fast.serving.options import ServerOptions
 
@@ -197,6 +199,7 @@ class Engine:
     def _work(self) -> None:
         assert self._loop is not None
         batcher = self.model.batcher
+        hand_over = HandOver(self._loop, self.model.executor.threads)
         try:
             while True:
                 with self._wake:
@@ -208,7 +211,7 @@ class Engine:
                     batcher.cancel(self._dropped.popleft())
                 if touched := batcher.step():
                     counts = [(one, len(one.steps)) for one in touched]  # the loop may look only after further steps
-                    self._loop.call_soon_threadsafe(self._tell, counts, time.perf_counter())
+                    hand_over(partial(self._tell, counts, time.perf_counter()))
         except RuntimeError as error:
             if not self._loop.is_closed():
                 self._fail(error)

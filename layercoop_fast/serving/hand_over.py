@@ -1,0 +1,52 @@
+"""From the thread that computes to the event loop: it is told what came, and passes that on before the next step.
+
+The threads of a step on the CPU wait for each other some hundred times. Where they are as many as the processors, an
+event loop that runs during a step takes the processor of one of them, all others wait for that one, and the system may
+leave two of them on one processor for some milliseconds. So the next step begins once the tokens of the last one were
+written to their clients, or after `MOST_SECONDS` where these are so many that a step may as well begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+from layercoop_fast.system import machine
+
+MOST_SECONDS = 0.002
+
+# A ticket's news wake its stream in the loop's next round, and the stream writes in that same round.
+_ROUNDS = 1
+
+
+class HandOver:
+    """See the module.
+
+    Args:
+        loop: the event loop.
+        threads: that compute a step.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: int) -> None:
+        self._loop = loop
+        self._waits = threads >= machine.processors()
+
+    def __call__(self, tell: Callable[[], None]) -> None:
+        """Have the loop call `tell`, and wait until what that woke has run. `RuntimeError` where the loop is closed."""
+        passed_on = threading.Event()
+        self._loop.call_soon_threadsafe(self._run, tell, passed_on)
+        if self._waits:
+            passed_on.wait(MOST_SECONDS)
+
+    def _run(self, tell: Callable[[], None], passed_on: threading.Event) -> None:
+        try:
+            tell()
+        finally:
+            self._after(_ROUNDS, passed_on)
+
+    def _after(self, rounds: int, passed_on: threading.Event) -> None:
+        if rounds:
+            self._loop.call_soon(self._after, rounds - 1, passed_on)
+        else:
+            passed_on.set()
