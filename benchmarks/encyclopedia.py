@@ -3,8 +3,8 @@
     pip download --no-deps gensim && pip install mwparserfromhell
     python benchmarks/encyclopedia.py gensim-*.whl encyclopedia.txt
 
-The wheel holds a hundred articles of the English Wikipedia (CC BY-SA), with their markup; mwparserfromhell takes it off.
-Footnotes, redirections, headings, lists, tables and paragraphs under 200 characters are left out.
+The wheel holds a hundred articles of the English Wikipedia (CC BY-SA) with their markup, which mwparserfromhell takes
+off. Footnotes, redirections, headings, lists, tables and paragraphs under 200 characters are left out.
 """
 
 from __future__ import annotations

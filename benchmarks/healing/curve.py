@@ -1,7 +1,9 @@
 """What healing regains against tokens, from repaired and unrepaired checkpoints, on kinds of text seen and unseen.
 
     python benchmarks/healing/curve.py --calibration novels.txt --eval jargon.txt --minutes 20 --out curve.json
-        [--remove 6,10] [--starts repaired,unrepaired] [--train all] [--tokens N]
+        [--eval encyclopedia.txt] [--remove 6,10] [--starts repaired,unrepaired] [--train all] [--tokens N]
+
+encyclopedia.txt is what `benchmarks/encyclopedia.py` writes. Layers are chosen on --windows windows of 128 tokens.
 
 The first four fifths of the calibration text are searched, repaired and trained on; its last fifth, and the last
 fifths of the standard library's three kinds of text, are unseen text of the kinds trained on, and so is
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--remove", default="6,10")
     parser.add_argument("--starts", default="repaired,unrepaired")
     parser.add_argument("--method", default="sleb")
+    parser.add_argument("--windows", type=int, default=160, help="of 128 tokens, to search on")
     parser.add_argument("--train", default="all")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--tokens", type=int)
@@ -75,6 +78,7 @@ def main() -> None:
             for start in ("unrepaired", "repaired"):
                 cut = Path(folder) / f"{start}-{size}"
                 options: dict[str, Any] = {"calibration": str(texts.seen), "method": arguments.method}
+                options |= {"windows": arguments.windows, "tokens": 128}
                 prune(
                     model,
                     cut,

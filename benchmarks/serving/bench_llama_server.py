@@ -2,7 +2,7 @@
 
     python benchmarks/serving/bench_llama_server.py --llama-server PATH --gguf bf16=MODEL-BF16.gguf \
         --gguf int8=MODEL-Q8_0.gguf [--clients 1,8] [--masks 8] [--rounds 5] [--part pair] [--part masks] \
-        [--threads-each 1]
+        [--threads-each 1] [--python PATH]
 
 pair    streamed completions of 1 and 8 clients, by the type of the weights: tokens a second, seconds to the first token
         and between tokens (p50, p99) of both servers by turns. The one whose turn it is not is stopped.
@@ -11,7 +11,9 @@ masks   8 masks, a client each: our one server, and 8 files cut by these masks i
 
 Both get the same prompts and write the same number of tokens, greedily, past the token that ends a text. `llama-server`
 runs with all processors, a slot a client and continuous batching; it is told to keep no prompts of the past, which
-takes memory and time and finds nothing here, where no two prompts begin alike.
+takes memory and time and finds nothing here, where no two prompts begin alike. --python is for an environment that has
+what `pip install layercoop-fast[serve]` brings and no more: transformers imports what else it finds (torchao, scipy,
+triton), and that is in memory then.
 
 The GGUF files are those that llama.cpp's `convert_hf_to_gguf.py MODEL --outtype bf16` (`q8_0`) writes. Ends in one JSON
 line; ratios are ours over llama.cpp's, the median of the rounds' ratios.
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads-each", type=int, default=1, help="of llama.cpp's servers in the part masks")
+    parser.add_argument("--python", default=sys.executable, help="the Python that runs our server")
     parser.add_argument("--part", action="append", choices=["pair", "masks"], help="default both")
     arguments = parser.parse_args()
     model = arguments.model or str(small_model())
@@ -67,20 +70,22 @@ def main() -> None:
         for part in arguments.part or ["pair", "masks"]:
             if part == "pair":
                 clients = [int(each) for each in arguments.clients.split(",")]
-                found[part] = pair(model, dtype, arguments.llama_server, Path(file), clients, arguments.rounds)
+                found[part] = pair(model, dtype, Path(file), clients, arguments)
             else:
                 found[part] = many_masks(model, dtype, Path(file), arguments)
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def pair(model: str, dtype: str, binary: str, gguf: Path, clients: list[int], rounds: int) -> dict[str, Any]:
+def pair(model: str, dtype: str, gguf: Path, clients: list[int], arguments: argparse.Namespace) -> dict[str, Any]:
     """Both servers under 1 and more clients."""
-    most = max(clients)
-    with Ours(model, dtype, parallel=most) as ours, Llama(binary, gguf, most, len(os.sched_getaffinity(0))) as theirs:
-        found: dict[str, Any] = {}
+    most, threads, found = max(clients), len(os.sched_getaffinity(0)), dict[str, Any]()
+    with (
+        Ours(model, dtype, parallel=most, python=arguments.python) as ours,
+        Llama(arguments.llama_server, gguf, most, threads) as theirs,
+    ):
         for count in clients:
             names = {"ours": [(ours, "bench")] * count, "llama.cpp": [(theirs, "default")] * count}
-            found[str(count)] = by_turns(names, rounds)
+            found[str(count)] = by_turns(names, arguments.rounds)
     return found
 
 
@@ -94,7 +99,7 @@ def many_masks(model: str, dtype: str, gguf: Path, arguments: argparse.Namespace
             file = folder / f"{name}.gguf"
             cut_gguf(gguf, parse_removed(removed), file, verify=False)
             theirs.append(stack.enter_context(Llama(arguments.llama_server, file, 1, arguments.threads_each)))
-        ours = stack.enter_context(Ours(model, dtype, masks, parallel=len(masks)))
+        ours = stack.enter_context(Ours(model, dtype, masks, parallel=len(masks), python=arguments.python))
         teams: dict[str, list[tuple[Server, str]]] = {
             "ours": [(ours, f"bench:{name}") for name in masks],
             "llama.cpp": [(server, "default") for server in theirs],

@@ -89,6 +89,7 @@ class Ours(Server):
         masks: by name, as `--mask` takes them.
         parallel: requests computed at a time.
         kv_memory: for keys and values, those that are kept for later requests included.
+        python: that runs it.
     """
 
     def __init__(
@@ -98,8 +99,9 @@ class Ours(Server):
         masks: dict[str, str] | None = None,
         parallel: int = 16,
         kv_memory: str = "256MiB",
+        python: str = sys.executable,
     ) -> None:
-        command = [sys.executable, "-m", "layercoop_fast", "serve", model, "--name", "bench", "--port", "0"]
+        command = [python, "-m", "layercoop_fast", "serve", model, "--name", "bench", "--port", "0"]
         command += ["--dtype", dtype, "--parallel", str(parallel), "--kv-memory", kv_memory]
         for name, blocks in (masks or {}).items():
             command += ["--mask", f"{name}={blocks}"]
