@@ -83,6 +83,10 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise RequestError("serving needs an extra: pip install 'layercoop-fast[serve]'") from error
+    if options.traces:
+        from layercoop_fast.serving.traces import check_traces
+
+        check_traces()  # before a model is opened for nothing
 
     from layercoop_fast.game.worths import Worths
     from layercoop_fast.report.console import say

@@ -128,7 +128,7 @@ def _check_pair(full: Checkpoint, cut: Checkpoint, model: str, teacher: str, rec
         alike = full.tokenizer.get_vocab() == cut.tokenizer.get_vocab()
     if not alike:
         raise RequestError(
-            f"{teacher} has another vocabulary ({sizes[0]:,} words) than {model} ({sizes[1]:,}): the teacher is the "
+            f"{teacher} has another vocabulary ({sizes[0]:,} tokens) than {model} ({sizes[1]:,}): the teacher is the "
             "model that was pruned"
         )
     layers = int(theirs.num_hidden_layers), int(ours.num_hidden_layers)

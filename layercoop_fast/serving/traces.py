@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -11,6 +12,15 @@ from layercoop_fast.errors import RequestError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+
+def check_traces() -> None:
+    """Raise `RequestError` where what `add_traces` needs is not installed."""
+    try:
+        for name in ("sdk.trace", "exporter.otlp.proto.http.trace_exporter", "instrumentation.fastapi"):
+            import_module(f"opentelemetry.{name}")
+    except ImportError as error:
+        raise RequestError("traces need an extra: pip install 'layercoop-fast[traces]'") from error
 
 
 def trace_variables() -> dict[str, str]:
@@ -28,14 +38,13 @@ def add_traces(app: FastAPI, provider: TracerProvider | None = None) -> None:
 
     Raises `RequestError` where OpenTelemetry is not installed.
     """
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise RequestError("traces need an extra: pip install 'layercoop-fast[traces]'") from error
+    check_traces()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     if provider is None:
         named = Resource.create({"service.name": "layercoop-fast"}).merge(OTELResourceDetector().detect())
         provider = TracerProvider(resource=named)

@@ -31,7 +31,7 @@ def test_what_cannot_be_healed(run: Any, full: Path, cut: Path, tmp_path: Path) 
     (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
     for arguments, said in [
         ((cut, "--teacher", gpt2, *out, *L), "another family (gpt2)"),
-        ((cut, "--teacher", words, *out, *L), "another vocabulary (320 words)"),
+        ((cut, "--teacher", words, *out, *L), "another vocabulary (320 tokens)"),
         ((full, "--teacher", full, *out, *L), "give the folder of a pruned checkpoint"),
         ((full, "--teacher", cut, *out, *L), "give the folder of a pruned checkpoint"),
         ((tmp_path / "empty", "--teacher", full, *out, *L), "config.json"),

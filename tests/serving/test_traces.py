@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -32,3 +35,11 @@ def test_a_request_is_a_span_without_its_prompt(folder: Path) -> None:
     told = json.dumps(spans)
     assert "private" not in told
     assert json.dumps(answer)[1:-1] not in told
+
+
+def test_traces_without_their_extra_are_refused_before_the_model_is_looked_at(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.fastapi", None)
+    status, _, error = run("serve", "no/such/model", "--traces")
+    assert (status, error) == (2, "layercoop-fast: traces need an extra: pip install 'layercoop-fast[traces]'\n")
