@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--remove", default="6,10")
     parser.add_argument("--starts", default="repaired,unrepaired")
     parser.add_argument("--method", default="sleb")
-    parser.add_argument("--windows", type=int, default=160, help="of 128 tokens, to search on")
+    parser.add_argument("--windows", type=int, default=10, help="of 128 tokens, to search on")
     parser.add_argument("--train", default="all")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--tokens", type=int)
