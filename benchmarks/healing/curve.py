@@ -78,7 +78,7 @@ def main() -> None:
             for start in ("unrepaired", "repaired"):
                 cut = Path(folder) / f"{start}-{size}"
                 options: dict[str, Any] = {"calibration": str(texts.seen), "method": arguments.method}
-                options |= {"windows": arguments.windows, "tokens": 128}
+                options |= {"windows": arguments.windows, "tokens": 128, "store": str(Path(folder) / "masks.store")}
                 prune(
                     model,
                     cut,

@@ -147,6 +147,7 @@ def told(rates: list[float], answers: list[Answer]) -> dict[str, Any]:
         "best": round(max(rates), 1),
         "first_token": {f"p{q}": round(float(np.percentile(first, q)), 4) for q in (50, 99)},
         "between_tokens": {f"p{q}": round(float(np.percentile(between, q)), 5) for q in (50, 99)},
+        "tokens_without_text": sum(answer.tokens - 1 - len(answer.between) for answer in answers),
     }
 
 

@@ -32,9 +32,14 @@ TOPICS = (
 
 
 def prompts(count: int, first: int = 0) -> list[str]:
-    """Prompts that have no beginning in common, so that no server finds one of them computed already."""
+    """Prompts that have no beginning in common, so that no server finds one of them computed already.
+
+    The small real model goes on for more than 128 tokens after each. Behind the token that ends a text servers differ:
+    ours writes what comes, also tokens without text, of which a client sees only that the next one comes late;
+    llama.cpp's takes the next best token in place of such a one.
+    """
     return [
-        f"Page {number}. A short text about {TOPICS[number % len(TOPICS)]}, in plain words, for all ages.\n\n"
+        f"Essay {number}: {TOPICS[number % len(TOPICS)]}.\n\nIntroduction\n\n"
         for number in range(first, first + count)
     ]
 
