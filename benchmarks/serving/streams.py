@@ -39,8 +39,7 @@ def prompts(count: int, first: int = 0) -> list[str]:
     llama.cpp's takes the next best token in place of such a one.
     """
     return [
-        f"Essay {number}: {TOPICS[number % len(TOPICS)]}.\n\nIntroduction\n\n"
-        for number in range(first, first + count)
+        f"Essay {number}: {TOPICS[number % len(TOPICS)]}.\n\nIntroduction\n\n" for number in range(first, first + count)
     ]
 
 

@@ -56,15 +56,20 @@ _THINGS = ("apples", "books", "coins", "stamps", "shells", "pens")
 
 def write_tasks(text: str, folder: Path, *, items: int, sums: int, seed: int = 0) -> None:
     """Write both tasks into a folder, `items` and `sums` documents."""
-    folder.mkdir(parents=True, exist_ok=True)
+    write_choices(text, folder, "which_follows", items, seed)
     draw = random.Random(seed)
-    _rows(folder / "which_follows.jsonl", _choices(text, items, draw))
     _rows(folder / "sums.jsonl", [_sum(draw) for _ in range(sums)])
     _rows(folder / "examples.jsonl", [_sum(draw) for _ in range(SHOTS)])
-    files = {"FILE": "which_follows.jsonl"}
-    (folder / "which_follows.yaml").write_text(_filled(CHOICE, folder, files))
     files = {"FILE": "sums.jsonl", "EXAMPLES": "examples.jsonl"}
     (folder / "sums.yaml").write_text(_filled(GENERATION, folder, files).replace("SHOTS", str(SHOTS)))
+
+
+def write_choices(text: str, folder: Path, name: str, items: int, seed: int = 0) -> None:
+    """Write the task of continuations alone, under a name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _rows(folder / f"{name}.jsonl", _choices(text, items, random.Random(seed)))
+    task = _filled(CHOICE, folder, {"FILE": f"{name}.jsonl"}).replace("task: which_follows", f"task: {name}")
+    (folder / f"{name}.yaml").write_text(task)
 
 
 def _choices(text: str, count: int, draw: random.Random) -> list[dict[str, object]]:

@@ -1,11 +1,12 @@
 """Which worth follows task scores? Rank correlations of worths with scores over many masks.
 
-    python benchmarks/tasks/study_worths.py --text novels.txt --masks 200 --items 60 --sums 0
+    python benchmarks/tasks/study_worths.py --text novels.txt --task-text jargon.txt --masks 200 --items 60 --sums 0
 
 Masks are drawn in equal parts from sizes. Worths: perplexity and KL to the full model on a text, on the model's own
 text, margins on items cut from the text, and sums of standardised worths. Scores: accuracy on the tasks of
-local_tasks.py, made from another half of the text. Correlations (Spearman) are over all masks, where size decides most,
-and the mean over sizes of those within a size, which is what a search is after; intervals by a bootstrap of masks.
+local_tasks.py, made from another half of the text and from each --task-text, and their mean. Correlations (Spearman)
+are over all masks, where size decides most, and the mean over sizes of those within a size, which is what a search is
+after; intervals by a bootstrap of masks.
 `regret`: mean over sizes of the best score less that of the mask that the worth likes best. Ends in one JSON line.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from local_tasks import write_tasks
+from local_tasks import write_choices, write_tasks
 from machine import machine
 from small_model import small_model
 
@@ -80,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=None)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--task-text", type=Path, action="append", default=[], help="a task more; repeatable")
     parser.add_argument("--masks", type=int, default=200)
     parser.add_argument("--removed", default="2,4,6,8,10", help="numbers of blocks that masks leave out")
     parser.add_argument("--windows", type=int, default=10)
@@ -98,6 +100,9 @@ def main() -> None:
         calibration.write_text(text[: len(text) // 2], encoding="utf-8")
         write_tasks(text[len(text) // 2 :], folder, items=options.items, sums=max(1, options.sums))
         names = ["which_follows"] + ["sums"] * (options.sums > 0)
+        for other in options.task_text:
+            names.append(f"which_follows_{other.stem}")
+            write_choices(other.read_text(encoding="utf-8"), folder, names[-1], options.items)
         layers = json.loads((Path(model) / "config.json").read_text())["num_hidden_layers"]
         kept = [layers - int(removed) for removed in options.removed.split(",")]
         masks = np.unique(stratified_masks(layers, options.masks, strata=kept, seed=0), axis=0)
@@ -133,7 +138,7 @@ def main() -> None:
         json.dumps(
             {
                 "correlations": found,
-                **{name: value for name, value in vars(options).items() if name not in ("text", "model")},
+                **{name: value for name, value in vars(options).items() if name not in ("text", "task_text", "model")},
                 "masks": len(masks),
                 "seconds_scores": round(scored, 1),
                 "seconds": round(time.perf_counter() - started, 1),
