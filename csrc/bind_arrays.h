@@ -76,6 +76,17 @@ T* out(const py::object& object, const std::string& name, const std::initializer
   return reinterpret_cast<T*>(found.mutable_data());
 }
 
+// Calls `function` with a float or a Bf16, as the element type of the named argument is.
+template <typename Function>
+void by_type(const py::object& object, const std::string& name, const Function& function) {
+  if (py::isinstance<py::array_t<float>>(object)) return function(float{});
+  if (py::isinstance<py::array_t<std::uint16_t>>(object)) return function(Bf16{});
+  const std::string dtype = py::isinstance<py::array>(object)
+                                ? py::str(py::object(object.attr("dtype"))).cast<std::string>()
+                                : type_name(object);
+  throw py::type_error(name + ": expected a numpy array of float32, or uint16 (the bits of bf16), got " + dtype);
+}
+
 // The largest size, count or index: the product of two of them fits 64 bits.
 constexpr std::int64_t kMost = std::int64_t{1} << 31;
 

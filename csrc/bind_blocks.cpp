@@ -25,17 +25,6 @@ void run_without_gil(const Work& work) {
   run(work);
 }
 
-// Calls `function` with a float or a Bf16, as the element type of the named argument is.
-template <typename Function>
-void by_type(const py::object& object, const std::string& name, const Function& function) {
-  if (py::isinstance<py::array_t<float>>(object)) return function(float{});
-  if (py::isinstance<py::array_t<std::uint16_t>>(object)) return function(Bf16{});
-  const std::string dtype = py::isinstance<py::array>(object)
-                                ? py::str(py::object(object.attr("dtype"))).cast<std::string>()
-                                : type_name(object);
-  throw py::type_error(name + ": expected a numpy array of float32, or uint16 (the bits of bf16), got " + dtype);
-}
-
 template <typename T>
 Norm<T> norm_of(const py::object& weight, const std::string& name, float eps, bool gemma, std::int64_t width) {
   return {in_or_null<T>(weight, name, {width}), eps, gemma};

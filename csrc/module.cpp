@@ -11,6 +11,7 @@
 #include "bind_blocks.h"
 #include "bind_decode.h"
 #include "bind_products.h"
+#include "bind_slopes.h"
 #include "bind_surrogate.h"
 #include "cpu/dispatch.h"
 #include "cpu/pool.h"
@@ -186,6 +187,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("trie_counts", &py_trie_counts, py::arg("packed"), py::arg("n_players"));
   bind_plan(module);
   bind_blocks(module);
+  bind_slopes(module);
   bind_products(module);
   bind_decode(module);
   bind_surrogate(module);

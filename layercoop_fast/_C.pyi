@@ -149,6 +149,52 @@ def rotary(
     sin may be float32 where x is bfloat16.
     """
 
+def rms_norm_slopes(
+    x: _Numbers,
+    weight: _Numbers,
+    eps: float,
+    slope: _Numbers,
+    factors: npt.NDArray[np.float32],
+    out: _Numbers,
+    of_weight: _Numbers,
+    base: _Numbers | None = None,
+) -> None:
+    """Gradients of the plain norm for a slope [R, H] of its result: of x [R, H] → out [R, H], of weight → of_weight.
+
+    `base` [R, H] is added to `out`; `factors` [R] is written too, 1 / rms of each row.
+    """
+
+def swiglu_slopes(gate_up: _Numbers, slope: _Numbers, out: _Numbers) -> None:
+    """The gradient of `swiglu` for a slope [R, I] of its result: gate_up [R, 2I] → out [R, 2I]."""
+
+def divergence(
+    logits: _Numbers,
+    teacher: _Numbers,
+    values: npt.NDArray[np.float32],
+    scale: float = 1.0,
+    cap: float = 0.0,
+    teacher_scale: float = 1.0,
+    teacher_cap: float = 0.0,
+) -> None:
+    """KL(softmax(t) ‖ softmax(z)) of each row → values [R]; its slopes take the place of the logits [R, V].
+
+    z = cap * tanh(scale * logit / cap), or scale * logit where cap is 0, and t likewise from `teacher` [R, V].
+    """
+
+def named_divergence(
+    logits: _Numbers,
+    tokens: npt.NDArray[np.int64],
+    log_probs: npt.NDArray[np.float32],
+    rest: npt.NDArray[np.float32],
+    values: npt.NDArray[np.float32],
+    scale: float = 1.0,
+    cap: float = 0.0,
+) -> None:
+    """The same for a teacher known by K different tokens of each row, and one event for all others.
+
+    tokens, log_probs: [R, K]; rest: [R], the teacher's probability of all other tokens.
+    """
+
 def swiglu(gate_up: _Numbers, out: _Numbers) -> None:
     """Multiply silu(gate) by up: gate_up [R, 2I], each row gate first, then up → out [R, I]."""
 

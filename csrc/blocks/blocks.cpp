@@ -1,17 +1,13 @@
 #include "blocks/blocks.h"
 
-#include <algorithm>
 #include <type_traits>
 
 #include "blocks/block_kernels.h"
+#include "blocks/share.h"
 #include "cpu/dispatch.h"
-#include "cpu/pool.h"
 
 namespace layercoop::blocks {
 namespace {
-
-// Numbers that a thread takes at a time: some tens of microseconds of work, so that waking it pays.
-constexpr std::int64_t kNumbersPerRange = 1 << 16;
 
 constexpr cpu::Versions<const BlockKernels> kVersions = LAYERCOOP_VERSIONS(kBlockKernels);
 
@@ -22,12 +18,6 @@ const KernelsOf<T>& kernels() {
   } else {
     return kVersions.get()->bf16;
   }
-}
-
-template <typename Work>
-void share(Kernel<Work>* kernel, const Work& work, std::int64_t items, std::int64_t numbers_per_item) {
-  const std::int64_t grain = std::max<std::int64_t>(1, kNumbersPerRange / std::max<std::int64_t>(1, numbers_per_item));
-  cpu::parallel_for(items, grain, [&](std::int64_t begin, std::int64_t end) { kernel(work, begin, end); });
 }
 
 }  // namespace

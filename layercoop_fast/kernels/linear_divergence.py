@@ -5,8 +5,8 @@ their softmax and p the teacher's distribution, the gradient of a row's divergen
 
     ∂kl/∂z[v] = q[v] − p[v],     with named tokens and a rest s that of other tokens v is    q[v] (1 − s / Σ_rest q)
 
-so it is computed together with the value, while a few rows of logits are in the processor's cache, and multiplied by
-the weight at once. Logits of all rows are never in memory, and none are in fp32 but those few rows. Computing the
+so it is computed together with the value while rows of logits are in the processor's cache (on a CPU by
+`csrc/blocks/slopes.h`), and multiplied by the weight at once. Logits of all rows are never in memory. Computing the
 gradient in the forward pass is the idea of Liger Kernel's fused linear losses (arXiv 2410.10989).
 """
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.memory import array, is_native
 
 # Rows whose logits are held at once in the inputs' dtype: enough for products at full speed.
 ROWS = 256
@@ -63,6 +65,10 @@ class TeacherStates:
     states: Tensor
     head: Head
 
+    def rows(self, rows: slice) -> TeacherStates:
+        """Some of its rows."""
+        return TeacherStates(self.states[rows], self.head)
+
 
 @dataclass(frozen=True)
 class TopTokens:
@@ -77,6 +83,10 @@ class TopTokens:
     tokens: Tensor
     log_probs: Tensor
     rest: Tensor
+
+    def rows(self, rows: slice) -> TopTokens:
+        """Some of its rows."""
+        return TopTokens(self.tokens[rows], self.log_probs[rows], self.rest[rows])
 
 
 def linear_divergence(hidden: Tensor, head: Head, teacher: TeacherStates | TopTokens) -> Tensor:
@@ -111,26 +121,10 @@ class _Divergence(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if of_hidden else None
         d_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
         d_bias = None if bias is None or not of_bias else torch.zeros_like(bias, dtype=wide)
-        at_once = max(1, _AT_ONCE.get(hidden.device.type, _AT_ONCE_ELSEWHERE) // len(weight))
         for first in range(0, len(hidden), ROWS):
             rows = slice(first, min(first + ROWS, len(hidden)))
             logits = head.logits(hidden[rows])
-            expected = teacher.head.logits(teacher.states[rows]) if isinstance(teacher, TeacherStates) else None
-            for at in range(0, len(logits), at_once):
-                few = slice(at, at + at_once)
-                z = head.ended(logits[few])
-                if expected is not None and isinstance(teacher, TeacherStates):
-                    value, slope = _all_tokens(z, teacher.head.ended(expected[few]))
-                else:
-                    assert isinstance(teacher, TopTokens)
-                    these = slice(first + at, first + at + len(z))
-                    value, slope = _named_tokens(
-                        z, teacher.tokens[these], teacher.log_probs[these], teacher.rest[these]
-                    )
-                kl += value
-                if head.soft_cap is not None:  # the derivative of tanh, from its value
-                    slope *= (z / head.soft_cap).square_().neg_().add_(1)
-                logits[few] = slope.mul_(head.scale) if head.scale != 1.0 else slope
+            kl += _into_slopes(logits, head, teacher.rows(rows))
             if d_hidden is not None:
                 torch.mm(logits, weight, out=d_hidden[rows])
             if d_weight is not None:
@@ -150,6 +144,42 @@ class _Divergence(torch.autograd.Function):
         return (*found, None, None)
 
 
+def _into_slopes(logits: Tensor, head: Head, teacher: TeacherStates | TopTokens) -> Tensor:
+    """Sum of the divergences of some rows; their slopes take the place of the logits [r, V]."""
+    expected = teacher.head.logits(teacher.states) if isinstance(teacher, TeacherStates) else None
+    if not is_native(logits) or (expected is not None and expected.dtype != logits.dtype):
+        return _by_torch(logits, head, teacher, expected)
+    values = torch.empty(len(logits))
+    scaling = head.scale, head.soft_cap or 0.0
+    if isinstance(teacher, TeacherStates):
+        assert expected is not None
+        other = teacher.head.scale, teacher.head.soft_cap or 0.0
+        _C.divergence(array(logits), array(expected), array(values), *scaling, *other)
+    else:
+        known = (part.contiguous() for part in (teacher.tokens, teacher.log_probs.float(), teacher.rest.float()))
+        _C.named_divergence(array(logits), *map(array, known), array(values), *scaling)
+    return values.sum()
+
+
+def _by_torch(logits: Tensor, head: Head, teacher: TeacherStates | TopTokens, expected: Tensor | None) -> Tensor:
+    """The same by torch; `expected` are the teacher's logits [r, V]."""
+    kl = torch.zeros((), dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device)
+    at_once = max(1, _AT_ONCE.get(logits.device.type, _AT_ONCE_ELSEWHERE) // logits.shape[1])
+    for at in range(0, len(logits), at_once):
+        few = slice(at, at + at_once)
+        z = head.ended(logits[few])
+        if isinstance(teacher, TeacherStates):
+            assert expected is not None
+            value, slope = _all_tokens(z, teacher.head.ended(expected[few]))
+        else:
+            value, slope = _named_tokens(z, teacher.rows(few))
+        kl += value
+        if head.soft_cap is not None:  # the derivative of tanh, from its value
+            slope *= (z / head.soft_cap).square_().neg_().add_(1)
+        logits[few] = slope.mul_(head.scale) if head.scale != 1.0 else slope
+    return kl
+
+
 def _all_tokens(z: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the rows' divergences, and its slope [r, V]; both logits [r, V] are fp32 or wider."""
     q, p = z.softmax(-1), teacher.softmax(-1)
@@ -160,8 +190,9 @@ def _all_tokens(z: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return value, q.sub_(p)
 
 
-def _named_tokens(z: Tensor, tokens: Tensor, log_probs: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for K named tokens of each row: tokens and log_probs [r, K], rest [r]."""
+def _named_tokens(z: Tensor, teacher: TopTokens) -> tuple[Tensor, Tensor]:
+    """The same for K named tokens of each row."""
+    tokens, log_probs, rest = teacher.tokens, teacher.log_probs, teacher.rest
     q = z.softmax(-1)
     log_sum = z.amax(-1) - q.amax(-1).log()
     log_p = log_probs.to(z.dtype)

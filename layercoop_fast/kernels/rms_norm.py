@@ -15,7 +15,11 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
-from layercoop_fast.kernels.reference.blocks import add_branch_reference, rms_norm_reference
+from layercoop_fast.kernels.reference.blocks import (
+    add_branch_reference,
+    rms_norm_reference,
+    rms_norm_slopes_reference,
+)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, gemma: bool = False, out: Tensor | None = None) -> Tensor:
@@ -32,6 +36,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, gemma: bool = False, out:
         return out.copy_(rms_norm_reference(x, weight, eps, gemma=gemma))
     _C.rms_norm(array(x), array(weight), eps, array(out), gemma=gemma)
     return out
+
+
+def rms_norm_slopes(
+    slope: Tensor, x: Tensor, weight: Tensor, eps: float, *, base: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `rms_norm` from a slope [R, H]: for x [R, H], with `base` [R, H] added, and for weight [H]."""
+    require_matrix(x, "x")
+    require_matrix(slope, "slope")
+    require(slope, "slope", tuple(x.shape), x)
+    require(weight, "weight", (x.shape[1],), x)
+    if base is not None:
+        require_matrix(base, "base")
+        require(base, "base", tuple(x.shape), x)
+    if not is_native(x) or x.shape[1] == 0:
+        return rms_norm_slopes_reference(slope, x, weight, eps, base=base)
+    of_x, of_weight, factors = torch.empty_like(x), torch.empty_like(weight), torch.empty(len(x))
+    added = None if base is None else array(base)
+    _C.rms_norm_slopes(array(x), array(weight), eps, array(slope), array(factors), array(of_x), array(of_weight), added)
+    return of_x, of_weight
 
 
 def add_branch(

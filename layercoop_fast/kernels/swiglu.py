@@ -10,17 +10,30 @@ Source: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
-from layercoop_fast.kernels.reference.blocks import geglu_reference, swiglu_reference
+from layercoop_fast.kernels.reference.blocks import geglu_reference, swiglu_reference, swiglu_slopes_reference
 
 
 def swiglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Multiply silu(gate) by up: [R, 2I], a row's gates first → [R, I]."""
     return _gated(gate_up, out, gelu=False)
+
+
+def swiglu_slopes(slope: Tensor, gate_up: Tensor) -> Tensor:
+    """The gradient of `swiglu` for gate_up [R, 2I], from a slope of its result [R, I]: [R, 2I]."""
+    require_matrix(gate_up, "gate_up")
+    require_matrix(slope, "slope")
+    require(slope, "slope", (len(gate_up), gate_up.shape[1] // 2), gate_up)
+    if not is_native(gate_up):
+        return swiglu_slopes_reference(slope, gate_up)
+    out = torch.empty_like(gate_up)
+    _C.swiglu_slopes(array(gate_up), array(slope), array(out))
+    return out
 
 
 def geglu(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:

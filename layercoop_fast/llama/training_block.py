@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from layercoop_fast.engine.calls import BlockCall, Convention
-from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm
+from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_slopes
 from layercoop_fast.kernels.rotary import rotary_
-from layercoop_fast.kernels.swiglu import swiglu
+from layercoop_fast.kernels.swiglu import swiglu, swiglu_slopes
 from layercoop_fast.llama.block import BlockParts, UnfitError, find_parts
 from layercoop_fast.llama.block_inputs import Rope, find_rope
 from layercoop_fast.llama.projections import Projection
@@ -205,38 +205,14 @@ class _Block(torch.autograd.Function):
         parts, rope = block.parts, block.rope
         slope = slopes[0].reshape(x.shape)
         of_down = slope.t() @ inner
-        of_gates = _gate_slopes(slope @ down, gates)
+        of_gates = swiglu_slopes(slope @ down, gates)
         of_gate_up = of_gates.t() @ fed
-        of_total, of_second = _norm_slopes(of_gates @ gate_up, total, second, block.eps[1])
-        of_total += slope
+        of_total, of_second = rms_norm_slopes(of_gates @ gate_up, total, second, block.eps[1], base=slope)
         of_output = of_total.t() @ rows
         of_mixed = (of_total @ output).view(mixed.shape[0], mixed.shape[2], parts.heads, -1).transpose(1, 2)
         of_leaves = torch.autograd.grad(mixed, leaves, of_mixed)
         of_wide = torch.cat([part.transpose(1, 2).flatten(2) for part in of_leaves], dim=-1).view(len(x), -1)
         rotary_(of_wide, rope.cos, -rope.sin, parts.heads, parts.kv_heads)
         of_qkv = of_wide.t() @ normed
-        of_x, of_first = _norm_slopes(of_wide @ qkv, x, first, block.eps[0])
-        of_x += of_total
+        of_x, of_first = rms_norm_slopes(of_wide @ qkv, x, first, block.eps[0], base=of_total)
         return of_x.view_as(slopes[0]), of_first, of_qkv, of_output, of_second, of_gate_up, of_down, None
-
-
-def _norm_slopes(slope: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Gradients of a norm for its input, [R, H] in the dtype of x, and its weight, [H]."""
-    wide = x.float()
-    factor = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    wide = wide * factor
-    given = slope.float()
-    of_weight = (given * wide).sum(0)
-    given = given * weight
-    found = given.sub_(wide.mul_((given * wide).mean(-1, keepdim=True))).mul_(factor)
-    return found.to(x.dtype), of_weight.to(weight.dtype)
-
-
-def _gate_slopes(slope: Tensor, gates: Tensor) -> Tensor:
-    """Gradients [R, 2I] of silu(gate) · up for the joint gates and ups; slope: [R, I]."""
-    gate, up = gates.chunk(2, dim=-1)
-    found = torch.empty_like(gates)
-    inner = gate.shape[-1]
-    torch.mul(slope, functional.silu(gate), out=found[:, inner:])
-    torch.ops.aten.silu_backward.grad_input(slope * up, gate, grad_input=found[:, :inner])
-    return found

@@ -9,8 +9,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.reference.blocks import add_branch_reference, rms_norm_reference
-from layercoop_fast.kernels.rms_norm import add_branch, add_rms_norm, rms_norm
+from layercoop_fast.kernels.reference.blocks import (
+    add_branch_reference,
+    rms_norm_reference,
+    rms_norm_slopes_reference,
+)
+from layercoop_fast.kernels.rms_norm import add_branch, add_rms_norm, rms_norm, rms_norm_slopes
 
 SHAPES = [(1, 1), (0, 5), (3, 16), (5, 17), (7, 63), (2, 64), (3, 65), (13, 576), (1201, 101)]
 EPS = 1e-5
@@ -37,6 +41,34 @@ def test_bf16_rounds_where_hugging_face_does(level: str, shape: tuple[int, int])
         assert torch.equal(total, x + delta)
         assert_within_a_rounding(out, module(x + delta))
         assert torch.equal(module(x), rms_norm_reference(x, module.weight, EPS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_slopes(level: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x, slope, base = (noise(*shape, seed=seed, dtype=dtype) for seed in (0, 1, 3))
+    weight = noise(shape[1], seed=2, dtype=dtype)
+    exact = x.double().requires_grad_(), weight.double().requires_grad_()
+    expected = torch.autograd.grad(rms_norm_reference(*exact, EPS), exact, slope.double())
+    relative, absolute = (1e-5, 2e-5) if dtype == torch.float32 else (2**-7, 2**-7)
+    for added in (None, base):
+        found = rms_norm_slopes(slope, x, weight, EPS, base=added)
+        of_x = expected[0] if added is None else expected[0] + added.double()
+        assert_near(found[0], of_x, relative=relative, absolute=absolute)
+        assert_near(found[1], expected[1], relative=relative, absolute=absolute)
+        same = rms_norm_slopes_reference(
+            slope.double(), x.double(), weight.double(), EPS, base=None if added is None else added.double()
+        )
+        assert_near(same[0], of_x, relative=1e-9, absolute=1e-9)
+        assert_near(same[1], expected[1], relative=1e-9, absolute=1e-9)
+
+
+def test_slopes_do_not_depend_on_threads_or_other_rows(level: str) -> None:
+    x, slope, weight = noise(300, 200), noise(300, 200, seed=1), noise(200, seed=2)
+    of_x, of_weight = rms_norm_slopes(slope, x, weight, EPS)
+    assert torch.equal(rms_norm_slopes(slope[7:9].contiguous(), x[7:9].contiguous(), weight, EPS)[0], of_x[7:9])
+    _C.set_num_threads(1)
+    assert torch.equal(rms_norm_slopes(slope, x, weight, EPS)[1], of_weight)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

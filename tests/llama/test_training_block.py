@@ -78,6 +78,8 @@ def test_blocks_of_the_same_form_have_one(family: str) -> None:
 
 def test_a_form_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     skeleton = Skeleton(tiny_model("llama", 1))
-    slopes = module._norm_slopes
-    monkeypatch.setattr(module, "_norm_slopes", lambda *given: tuple(1.01 * one for one in slopes(*given)))
+    slopes = module.rms_norm_slopes
+    monkeypatch.setattr(
+        module, "rms_norm_slopes", lambda *given, **named: tuple(1.01 * one for one in slopes(*given, **named))
+    )
     assert formed(skeleton, 0, 8) is None

@@ -28,6 +28,25 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, gemma: bool = F
     return weight * unit.to(x.dtype)
 
 
+def rms_norm_slopes_reference(
+    slope: Tensor, x: Tensor, weight: Tensor, eps: float, *, base: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of y = weight · x · r, r = 1 / sqrt(mean(x²) + eps), for x [R, H] and weight [H].
+
+        of_x = base + r · (u − x · r · mean(u · x · r)),   u = weight · slope          of_weight = Σ_rows slope · x · r
+
+    slope, base: [R, H]; without a base, 0.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    factor = torch.rsqrt(x.to(wide).square().mean(-1, keepdim=True) + eps)
+    unit, given = x.to(wide) * factor, slope.to(wide)
+    along = weight.to(wide) * given
+    of_x = factor * (along - unit * (along * unit).mean(-1, keepdim=True))
+    if base is not None:
+        of_x = base.to(wide) + of_x
+    return of_x.to(x.dtype), (given * unit).sum(0).to(weight.dtype)
+
+
 def add_branch_reference(
     x: Tensor, delta: Tensor, *, after: Tensor | None = None, eps: float = 0.0, gemma: bool = False, factor: float = 1.0
 ) -> Tensor:
@@ -140,6 +159,18 @@ def swiglu_reference(gate_up: Tensor) -> Tensor:
     """
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
+
+
+def swiglu_slopes_reference(slope: Tensor, gate_up: Tensor) -> Tensor:
+    """The gradient of `swiglu_reference` for gate_up [R, 2I], from a slope of its result [R, I]: [R, 2I].
+
+    of_gate = slope · up · s · (1 + gate · (1 − s)),   s = 1 / (1 + exp(−gate));       of_up = slope · silu(gate)
+    """
+    wide = torch.float64 if gate_up.dtype == torch.float64 else torch.float32
+    gate, up = gate_up.to(wide).chunk(2, dim=-1)
+    share, given = gate.sigmoid(), slope.to(wide)
+    active = (gate * share).to(gate_up.dtype).to(wide)
+    return torch.cat([given * up * share * (1 + gate * (1 - share)), given * active], dim=-1).to(gate_up.dtype)
 
 
 def geglu_reference(gate_up: Tensor) -> Tensor:

@@ -1,0 +1,128 @@
+// The kernels of blocks/slopes.h over numpy arrays that share memory with torch's tensors. numpy lacks bf16, so such
+// numbers come as the uint16 of their bits. Checks every argument, releases the GIL and calls.
+#include "bind_slopes.h"
+
+#include <pybind11/numpy.h>
+
+#include <cstdint>
+#include <string>
+
+#include "bind_arrays.h"
+#include "blocks/slopes.h"
+
+namespace py = pybind11;
+using namespace layercoop;
+using namespace layercoop::blocks;
+using namespace layercoop::arrays;
+
+namespace {
+
+void py_swiglu_slopes(const py::object& gate_up, const py::object& slope, const py::object& found) {
+  by_type(gate_up, "gate_up", [&](auto type) {
+    using T = decltype(type);
+    const Extent extent(slope, "slope");
+    const std::int64_t n = extent.rows;
+    const std::int64_t joint = product(2, extent.columns, "columns of slope");
+    const GatedSlopes<T> work{in<T>(gate_up, "gate_up", {n, joint}), in<T>(slope, "slope", {n, extent.columns}), n,
+                              extent.columns, out<T>(found, "out", {n, joint})};
+    const py::gil_scoped_release release;
+    run(work);
+  });
+}
+
+void py_rms_norm_slopes(const py::object& x, const py::object& weight, float eps, const py::object& slope,
+                        const py::object& factors, const py::object& found, const py::object& of_weight,
+                        const py::object& base) {
+  by_type(x, "x", [&](auto type) {
+    using T = decltype(type);
+    const Extent extent(x, "x");
+    const std::int64_t n = extent.rows;
+    const std::int64_t width = within(extent.columns, 1, "columns of x");
+    const T* of_y = in<T>(slope, "slope", {n, width});
+    float* scales = out<float>(factors, "factors", {n});
+    const NormSlopes<T> rows{in<T>(x, "x", {n, width}),
+                             in<T>(weight, "weight", {width}),
+                             of_y,
+                             in_or_null<T>(base, "base", {n, width}),
+                             eps,
+                             n,
+                             width,
+                             scales,
+                             out<T>(found, "out", {n, width})};
+    const NormWeightSlopes<T> columns{rows.x, of_y, scales, n, width, out<T>(of_weight, "of_weight", {width})};
+    const py::gil_scoped_release release;
+    run(rows);
+    run(columns);
+  });
+}
+
+void check_scaling(float scale, float cap, const std::string& name) {
+  if (!(cap >= 0.0f)) throw py::value_error(name + "cap: " + std::to_string(cap) + " is below 0");
+  if (scale != scale) throw py::value_error(name + "scale: it is not a number");
+}
+
+void py_divergence(const py::object& logits, const py::object& teacher, const py::object& values, float scale,
+                   float cap, float teacher_scale, float teacher_cap) {
+  by_type(logits, "logits", [&](auto type) {
+    using T = decltype(type);
+    const Extent extent(logits, "logits");
+    const std::int64_t n = extent.rows;
+    const std::int64_t columns = within(extent.columns, 1, "columns of logits");
+    check_scaling(scale, cap, "");
+    check_scaling(teacher_scale, teacher_cap, "teacher_");
+    const Divergence<T> work{out<T>(logits, "logits", {n, columns}),
+                             in<T>(teacher, "teacher", {n, columns}),
+                             n,
+                             columns,
+                             scale,
+                             cap,
+                             teacher_scale,
+                             teacher_cap,
+                             out<float>(values, "values", {n})};
+    const py::gil_scoped_release release;
+    run(work);
+  });
+}
+
+void py_named_divergence(const py::object& logits, const py::object& tokens, const py::object& log_probs,
+                         const py::object& rest, const py::object& values, float scale, float cap) {
+  by_type(logits, "logits", [&](auto type) {
+    using T = decltype(type);
+    const Extent extent(logits, "logits");
+    const Extent given(tokens, "tokens");
+    const std::int64_t n = extent.rows;
+    const std::int64_t columns = within(extent.columns, 1, "columns of logits");
+    const auto* at = in<std::int64_t>(tokens, "tokens", {n, kAny});
+    for (std::int64_t i = 0; i < n * given.columns; ++i) {
+      if (at[i] < 0 || at[i] >= columns) {
+        throw py::value_error("tokens: " + std::to_string(at[i]) + " is not from 0 to " + std::to_string(columns - 1));
+      }
+    }
+    check_scaling(scale, cap, "");
+    const NamedDivergence<T> work{out<T>(logits, "logits", {n, columns}),
+                                  at,
+                                  in<float>(log_probs, "log_probs", {n, given.columns}),
+                                  in<float>(rest, "rest", {n}),
+                                  n,
+                                  columns,
+                                  given.columns,
+                                  scale,
+                                  cap,
+                                  out<float>(values, "values", {n})};
+    const py::gil_scoped_release release;
+    run(work);
+  });
+}
+
+}  // namespace
+
+void bind_slopes(py::module_& module) {
+  module.def("swiglu_slopes", &py_swiglu_slopes, py::arg("gate_up"), py::arg("slope"), py::arg("out"));
+  module.def("rms_norm_slopes", &py_rms_norm_slopes, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("slope"),
+             py::arg("factors"), py::arg("out"), py::arg("of_weight"), py::arg("base") = py::none());
+  module.def("divergence", &py_divergence, py::arg("logits"), py::arg("teacher"), py::arg("values"),
+             py::arg("scale") = 1.0f, py::arg("cap") = 0.0f, py::arg("teacher_scale") = 1.0f,
+             py::arg("teacher_cap") = 0.0f);
+  module.def("named_divergence", &py_named_divergence, py::arg("logits"), py::arg("tokens"), py::arg("log_probs"),
+             py::arg("rest"), py::arg("values"), py::arg("scale") = 1.0f, py::arg("cap") = 0.0f);
+}

@@ -1,0 +1,62 @@
+#include "blocks/slopes.h"
+
+#include <type_traits>
+
+#include "blocks/share.h"
+#include "blocks/slope_kernels.h"
+#include "cpu/dispatch.h"
+
+namespace layercoop::blocks {
+namespace {
+
+constexpr cpu::Versions<const SlopeKernels> kVersions = LAYERCOOP_VERSIONS(kSlopeKernels);
+
+template <typename T>
+const SlopeKernelsOf<T>& kernels() {
+  if constexpr (std::is_same_v<T, float>) {
+    return kVersions.get()->fp32;
+  } else {
+    return kVersions.get()->bf16;
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void run(const GatedSlopes<T>& work) {
+  share(kernels<T>().gated, work, work.rows, 3 * work.width);
+}
+
+template <typename T>
+void run(const NormSlopes<T>& work) {
+  share(kernels<T>().norm, work, work.rows, 2 * work.width);
+}
+
+template <typename T>
+void run(const NormWeightSlopes<T>& work) {
+  share(kernels<T>().norm_weight, work, (work.width + kWeightColumns - 1) / kWeightColumns,
+        2 * work.rows * kWeightColumns);
+}
+
+template <typename T>
+void run(const Divergence<T>& work) {
+  share(kernels<T>().divergence, work, work.rows, 2 * work.columns);
+}
+
+template <typename T>
+void run(const NamedDivergence<T>& work) {
+  share(kernels<T>().named_divergence, work, work.rows, work.columns);
+}
+
+template void run(const GatedSlopes<float>&);
+template void run(const GatedSlopes<Bf16>&);
+template void run(const NormSlopes<float>&);
+template void run(const NormSlopes<Bf16>&);
+template void run(const NormWeightSlopes<float>&);
+template void run(const NormWeightSlopes<Bf16>&);
+template void run(const Divergence<float>&);
+template void run(const Divergence<Bf16>&);
+template void run(const NamedDivergence<float>&);
+template void run(const NamedDivergence<Bf16>&);
+
+}  // namespace layercoop::blocks

@@ -1,0 +1,98 @@
+// Gradients of the parts of a llama-shaped block that blocks.h computes, and a loss together with its gradient: each
+// reads and writes its memory once or twice, while it is in cache.
+//
+// T is float or Bf16. Arithmetic is in fp32, and results are rounded to T once. The result of a row depends on that row
+// alone, and the gradient of a weight sums over rows in order, however the work is divided among threads. NaN and
+// infinity propagate as in ordinary arithmetic.
+//
+// Matrices are row-major and contiguous. The caller checks shapes and values (bind_slopes.cpp does).
+#pragma once
+
+#include <cstdint>
+
+#include "half.h"
+
+namespace layercoop::blocks {
+
+// Of y = T(silu(g)) u, silu(g) = g s with s = 1 / (1 + exp(-g)), for a slope d of y:
+//     dg = d u s (1 + g (1 - s)),    du = d T(silu(g))
+template <typename T>
+struct GatedSlopes {
+  const T* gate_up;  // [rows, 2 * width]: a row's gates, then its ups
+  const T* slope;    // [rows, width]
+  std::int64_t rows;
+  std::int64_t width;
+  T* out;  // [rows, 2 * width]: dg, then du
+};
+
+// Of y = w x r, r = 1 / sqrt(mean(x^2) + eps), for a slope d of y and with u = w d:
+//     out = base + r u - x r^3 mean(u x)
+template <typename T>
+struct NormSlopes {
+  const T* x;       // [rows, width]
+  const T* weight;  // [width]
+  const T* slope;   // [rows, width]
+  const T* base;    // [rows, width] or null: zeros
+  float eps;
+  std::int64_t rows;
+  std::int64_t width;
+  float* factors;  // [rows]: r of each row
+  T* out;          // [rows, width]; neither `slope` nor `x`, which the slopes of the weight read after it
+};
+
+// Of the same y for its weight: out = sum over rows of d x r.
+template <typename T>
+struct NormWeightSlopes {
+  const T* x;            // [rows, width]
+  const T* slope;        // [rows, width]
+  const float* factors;  // [rows]
+  std::int64_t rows;
+  std::int64_t width;
+  T* out;  // [width]
+};
+
+// A row's divergence from a teacher, KL(p || q) with p = softmax(t) and q = softmax(z), and its slopes, which take the
+// place of the logits: dlogit = scale (1 - (z / cap)^2) (q - p). z = cap * tanh(scale * logit / cap), or scale * logit
+// where cap is 0; t likewise from the teacher's logits with its own scale and cap.
+template <typename T>
+struct Divergence {
+  T* logits;         // [rows, columns]
+  const T* teacher;  // [rows, columns]
+  std::int64_t rows;
+  std::int64_t columns;
+  float scale;
+  float cap;
+  float teacher_scale;
+  float teacher_cap;
+  float* values;  // [rows]
+};
+
+// The same for a teacher that is known by `named` tokens of each row and one event that stands for all others:
+//     kl = sum_k p_k (log p_k - log q[t_k]) + s (log s - log o),    o = sum of q over the other tokens
+// whose slopes are q[t_k] - p_k, and q[v] (1 - s / o) for another token v.
+template <typename T>
+struct NamedDivergence {
+  T* logits;                   // [rows, columns]
+  const std::int64_t* tokens;  // [rows, named], those of a row all different
+  const float* log_probs;      // [rows, named]
+  const float* rest;           // [rows]: s
+  std::int64_t rows;
+  std::int64_t columns;
+  std::int64_t named;
+  float scale;
+  float cap;
+  float* values;  // [rows]
+};
+
+template <typename T>
+void run(const GatedSlopes<T>& work);
+template <typename T>
+void run(const NormSlopes<T>& work);
+template <typename T>
+void run(const NormWeightSlopes<T>& work);
+template <typename T>
+void run(const Divergence<T>& work);
+template <typename T>
+void run(const NamedDivergence<T>& work);
+
+}  // namespace layercoop::blocks
