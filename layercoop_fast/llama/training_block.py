@@ -4,7 +4,7 @@
     out = block(hidden)                                    # [W, T, H], differentiable
 
 The forward pass is that of `cpu_block.py` for whole windows. It keeps what the backward pass reads: inputs of products,
-and attention's own graph, which torch's `scaled_dot_product_attention` differentiates. The slopes between are
+and what attention was given and made. Attention's slopes are those of `kernels/attention.py`; between products they are
 
     y = w · x · r,  r = 1 / rms(x):    ∂x = r (u − x r · mean(u · x r)),  u = w · ∂y,      ∂w = Σ ∂y · x r
     y = silu(g) · u:                   ∂g = ∂y · u · σ(g) (1 + g (1 − σ(g))),               ∂u = ∂y · silu(g)
@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from layercoop_fast.engine.calls import BlockCall, Convention
+from layercoop_fast.kernels.attention import causal_attention, causal_attention_slopes
 from layercoop_fast.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_slopes
 from layercoop_fast.kernels.rotary import rotary_
 from layercoop_fast.kernels.swiglu import swiglu, swiglu_slopes
@@ -83,23 +83,6 @@ class TrainingBlock:
         own = [self.parameters[name] for name in names]
         found: Tensor = _Block.apply(hidden, *own, self)  # type: ignore[no-untyped-call]
         return found
-
-    def attended(self, qkv: Tensor, windows: int) -> tuple[list[Tensor], Tensor]:
-        """Queries, keys and values as leaves of a graph, [W, heads, T, D] each, and what attention makes of them.
-
-        qkv: [R, C], rotated; the result is [W, heads, T, D].
-        """
-        parts, tokens = self.parts, self.rope.tokens
-        heads = qkv.view(windows, tokens, -1, parts.head_dim).transpose(1, 2)
-        sizes = [parts.heads, parts.kv_heads, parts.kv_heads]
-        leaves = [part.detach().requires_grad_() for part in torch.split(heads, sizes, dim=1)]
-        queries, keys, values = leaves
-        times = parts.heads // parts.kv_heads  # queries that share a head of keys and values
-        with torch.enable_grad():
-            if times > 1:
-                keys, values = (shared.repeat_interleave(times, dim=1) for shared in (keys, values))
-            mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=parts.scale)
-        return leaves, mixed
 
 
 def training_block(module: nn.Module, call: BlockCall, convention: Convention) -> TrainingBlock | None:
@@ -186,19 +169,18 @@ class _Block(torch.autograd.Function):
         x = hidden.reshape(-1, hidden.shape[-1])
         normed = rms_norm(x, first, block.eps[0])
         wide = rotary_(normed @ qkv.t(), rope.cos, rope.sin, parts.heads, parts.kv_heads)
-        leaves, mixed = block.attended(wide, len(hidden))
-        rows = mixed.detach().transpose(1, 2).reshape(len(x), -1)
-        total, fed = add_rms_norm(x, rows @ output.t(), second, block.eps[1])
+        mixed = causal_attention(wide, rope.tokens, parts.heads, parts.kv_heads, parts.scale)
+        total, fed = add_rms_norm(x, mixed @ output.t(), second, block.eps[1])
         gates = fed @ gate_up.t()
         inner = swiglu(gates)
-        ctx.kept = (x, normed, leaves, mixed, rows, total, fed, gates, inner)
+        ctx.kept = (x, normed, wide, mixed, total, fed, gates, inner)
         ctx.save_for_backward(first, qkv, output, second, gate_up, down)
         ctx.block = block
         return torch.addmm(total, inner, down.t()).view_as(hidden)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        x, normed, leaves, mixed, rows, total, fed, gates, inner = ctx.kept
+        x, normed, wide, mixed, total, fed, gates, inner = ctx.kept
         ctx.kept = None
         first, qkv, output, second, gate_up, down = ctx.saved_tensors
         block = ctx.block
@@ -208,10 +190,10 @@ class _Block(torch.autograd.Function):
         of_gates = swiglu_slopes(slope @ down, gates)
         of_gate_up = of_gates.t() @ fed
         of_total, of_second = rms_norm_slopes(of_gates @ gate_up, total, second, block.eps[1], base=slope)
-        of_output = of_total.t() @ rows
-        of_mixed = (of_total @ output).view(mixed.shape[0], mixed.shape[2], parts.heads, -1).transpose(1, 2)
-        of_leaves = torch.autograd.grad(mixed, leaves, of_mixed)
-        of_wide = torch.cat([part.transpose(1, 2).flatten(2) for part in of_leaves], dim=-1).view(len(x), -1)
+        of_output = of_total.t() @ mixed
+        of_wide = causal_attention_slopes(
+            of_total @ output, wide, mixed, rope.tokens, parts.heads, parts.kv_heads, parts.scale
+        )
         rotary_(of_wide, rope.cos, -rope.sin, parts.heads, parts.kv_heads)
         of_qkv = of_wide.t() @ normed
         of_x, of_first = rms_norm_slopes(of_wide @ qkv, x, first, block.eps[0], base=of_total)

@@ -9,7 +9,8 @@ from close import assert_near, noise
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.attention import causal_attention
+from layercoop_fast.kernels import attention
+from layercoop_fast.kernels.attention import causal_attention, causal_attention_slopes
 from layercoop_fast.kernels.reference.attention import causal_attention_reference
 
 # windows, tokens, heads, key heads, head width
@@ -46,6 +47,28 @@ def test_bf16_is_rounded_once(level: str, shape: tuple[int, ...]) -> None:
     found = causal_attention(qkv, tokens, heads, kv_heads, width**-0.5)
     assert found.dtype == torch.bfloat16
     assert_near(found, expected, relative=2**-8, absolute=1e-5)
+
+
+# As shares of the largest slope: products in bf16 round what goes into them.
+SLOPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", list(SLOPES))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_slopes(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    _, tokens, heads, kv_heads, width = shape
+    qkv = qkv_of(shape, dtype)
+    slope = noise(len(qkv), heads * width, dtype=dtype, seed=1)
+    exact = qkv.double().clone().requires_grad_()
+    mixed = causal_attention_reference(exact, tokens, heads, kv_heads, 0.3)
+    (expected,) = torch.autograd.grad(mixed, exact, slope.double())
+    given = causal_attention(qkv, tokens, heads, kv_heads, 0.3)
+    for at_once in (1, 10**9):
+        monkeypatch.setattr(attention, "_SCORES_AT_ONCE", at_once)
+        found = causal_attention_slopes(slope, qkv, given, tokens, heads, kv_heads, 0.3)
+        assert found.dtype == dtype
+        largest = float(expected.abs().max()) if expected.numel() else 0.0
+        assert_near(found, expected, relative=SLOPES[dtype], absolute=SLOPES[dtype] * largest)
 
 
 def test_the_oracle_is_torchs_own() -> None:
