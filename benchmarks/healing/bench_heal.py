@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
@@ -74,8 +74,8 @@ def main() -> None:
             "plain": plain_step(arguments, plan),
             "ours": lambda: live.step(0.5),
             "cached": lambda: cached.step(0.5),
-            "products": products(plan, teacher=True),
-            "products, cached": products(plan, teacher=False),
+            "products": products(plan, AutoModelForCausalLM.from_pretrained(arguments.teacher)),
+            "products, cached": products(plan, None),
         }
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(arguments.rounds + 1):
@@ -143,7 +143,7 @@ def plain_step(arguments: argparse.Namespace, plan: Plan) -> Callable[[], object
     return step
 
 
-def products(plan: Plan, *, teacher: bool) -> Callable[[], object]:
+def products(plan: Plan, teacher: PreTrainedModel | None) -> Callable[[], object]:
     """The matrix products of one step in bf16: forward, for the gradients of inputs and weights, and the head's."""
     rows = plan.request.batch * plan.request.window
     student = [each for block in plan.blocks.skeleton.blocks for each in block.modules() if isinstance(each, nn.Linear)]
@@ -154,15 +154,14 @@ def products(plan: Plan, *, teacher: bool) -> Callable[[], object]:
         shapes += [(rows, into, out), (rows, out, into)]
         if layer.weight.untyped_storage().data_ptr() in trained:
             shapes.append((out, rows, into))
-    if teacher:
-        own = plan.teacher_model
+    if teacher is not None:
         shapes += [
             (rows, each.in_features, each.out_features)
-            for name, each in own.named_modules()
-            if isinstance(each, nn.Linear) and each is not own.get_output_embeddings()
+            for each in teacher.modules()
+            if isinstance(each, nn.Linear) and each is not teacher.get_output_embeddings()
         ]
-    words, hidden = plan.student.projection.weight.shape
-    shapes += [(rows, hidden, words)] * (2 if teacher else 1) + [(rows, words, hidden)]
+    vocabulary, hidden = plan.student.projection.weight.shape
+    shapes += [(rows, hidden, vocabulary)] * (1 if teacher is None else 2) + [(rows, vocabulary, hidden)]
     tensors = {
         shape: (torch.randn(shape[0], shape[1]).bfloat16(), torch.randn(shape[2], shape[1]).bfloat16())
         for shape in set(shapes)
