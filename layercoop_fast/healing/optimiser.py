@@ -46,6 +46,8 @@ class MasterAdamW:
         for names in self._grouped():
             own = [self.masters[name] for name in names]
             self._groups.append((names, torch.optim.AdamW(own, lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)))
+        # fp32 gradients of one group at a time: fresh memory for them would cost as much as the update does.
+        self._space: Tensor | None = None
 
     def _grouped(self) -> Iterator[list[str]]:
         names: list[str] = []
@@ -76,11 +78,7 @@ class MasterAdamW:
             return False
         factor = min(1.0, _LARGEST_NORM / (norm + 1e-6))
         for names, optimiser in self._groups:
-            for name in names:
-                gradient = self.parameters[name].grad
-                assert gradient is not None
-                self.masters[name].grad = gradient.float().mul_(factor)
-                self.parameters[name].grad = None
+            self._widen(names, factor)
             optimiser.param_groups[0]["lr"] = rate
             optimiser.step()
             for name in names:
@@ -88,6 +86,20 @@ class MasterAdamW:
                 if self.parameters[name].dtype != torch.float32:
                     self.parameters[name].copy_(self.masters[name])
         return True
+
+    def _widen(self, names: list[str], factor: float) -> None:
+        """Hand the gradients of a group to its fp32 values, times a factor, in fp32."""
+        if self._space is None:
+            largest = max(sum(self.masters[name].numel() for name in group) for group, _ in self._groups)
+            self._space = self.masters[names[0]].new_empty(largest)
+        at = 0
+        for name in names:
+            gradient = self.parameters[name].grad
+            assert gradient is not None
+            wide = self._space[at : at + gradient.numel()].view_as(gradient)
+            at += gradient.numel()
+            self.masters[name].grad = wide.copy_(gradient).mul_(factor)
+            self.parameters[name].grad = None
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name: values and moments, tensors [...], and the number of steps, []."""

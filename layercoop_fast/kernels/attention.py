@@ -144,9 +144,10 @@ class _Heads:
     def split(self, joint: Tensor) -> list[Tensor]:
         """Queries, keys and values [W, T, kv_heads, times, D] of a joint projection; views."""
         counts = [self.heads, self.kv_heads, self.kv_heads]
+        parts = torch.split(joint, [count * self.width for count in counts], dim=1)
+        shape = (-1, self.tokens, self.kv_heads)
         return [
-            part.unflatten(1, (self.kv_heads, -1, self.width)).unflatten(0, (-1, self.tokens))
-            for part in joint.split([count * self.width for count in counts], dim=1)
+            part.view(*shape, count // self.kv_heads, self.width) for part, count in zip(parts, counts, strict=True)
         ]
 
     def matrices(self, parts: Tensor) -> Tensor:

@@ -156,8 +156,9 @@ def _into_slopes(logits: Tensor, head: Head, teacher: TeacherStates | TopTokens)
         other = teacher.head.scale, teacher.head.soft_cap or 0.0
         _C.divergence(array(logits), array(expected), array(values), *scaling, *other)
     else:
-        known = (part.contiguous() for part in (teacher.tokens, teacher.log_probs.float(), teacher.rest.float()))
-        _C.named_divergence(array(logits), *map(array, known), array(values), *scaling)
+        tokens, log_probs = teacher.tokens.contiguous(), teacher.log_probs.float().contiguous()
+        rest = teacher.rest.float().contiguous()
+        _C.named_divergence(array(logits), array(tokens), array(log_probs), array(rest), array(values), *scaling)
     return values.sum()
 
 
