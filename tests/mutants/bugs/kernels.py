@@ -85,4 +85,20 @@ BUGS = [
         means="networks whose values overflow are not refused",
         tests="tests/kernels/test_surrogate.py",
     ),
+    Bug(
+        "slopes-of-scores-without-their-mean",
+        "layercoop_fast/kernels/attention.py",
+        old="    of_scores -= (wide_given * result).sum(-1, keepdim=True)\n",
+        new="",
+        means="healing trains queries and keys by wrong gradients",
+        tests="tests/kernels/test_attention.py::test_slopes",
+    ),
+    Bug(
+        "teacher-of-another-dtype",
+        "layercoop_fast/kernels/linear_divergence.py",
+        old=" or (expected is not None and expected.dtype != logits.dtype)",
+        new="",
+        means="a teacher in another dtype than the student's ends healing with a TypeError",
+        tests="tests/kernels/test_linear_divergence.py::test_a_teacher_in_another_dtype",
+    ),
 ]
