@@ -58,13 +58,8 @@ def causal_attention(
     Raises:
         RequestError: for shapes, dtypes and numbers that do not fit.
     """
-    require_matrix(qkv, "qkv")
-    rows, columns = qkv.shape
-    groups = heads + 2 * kv_heads
-    if tokens < 1 or rows % tokens:
-        raise RequestError(f"qkv: {rows} rows are not windows of {tokens} tokens")
-    if min(heads, kv_heads) < 1 or heads % kv_heads or columns % groups or columns == 0:
-        raise RequestError(f"qkv: {columns} columns are not {heads} + 2 x {kv_heads} heads of one width")
+    width = _width(qkv, tokens, heads, kv_heads)
+    rows = len(qkv)
     if not (scale > 0 and math.isfinite(scale)):
         raise RequestError(f"scale: {scale} is not a positive number")
     if sliding_window < 0 or not 0 <= cap < math.inf:
@@ -74,7 +69,7 @@ def causal_attention(
     asked = torch.arange(tokens) if asked is None else _checked(asked, tokens)
     if positions is not None:
         _check_positions(positions, rows, tokens)
-    shape = (rows // tokens * len(asked), heads * (columns // groups))
+    shape = (rows // tokens * len(asked), heads * width)
     if out is None:
         out = qkv.new_empty(shape)
     require_matrix(out, "out")
@@ -111,15 +106,15 @@ def causal_attention_slopes(
         kv_heads: number of key heads.
         scale: of the products.
 
+    Raises:
+        RequestError: for shapes and dtypes that do not fit.
+
     Source: Dao et al., FlashAttention (arXiv 2205.14135), appendix B.
     """
-    width = qkv.shape[1] // (heads + 2 * kv_heads)
-    for given, name in ((qkv, "qkv"), (slope, "slope"), (mixed, "mixed")):
-        require_matrix(given, name)
+    width = _width(qkv, tokens, heads, kv_heads)
     for given, name in ((slope, "slope"), (mixed, "mixed")):
+        require_matrix(given, name)
         require(given, name, (len(qkv), heads * width), qkv)
-    if tokens < 1 or len(qkv) % tokens:
-        raise RequestError(f"qkv: {len(qkv)} rows are not windows of {tokens} tokens")
     out = torch.empty_like(qkv)
     wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32
     later = torch.full((tokens, tokens), -math.inf, dtype=wide, device=qkv.device).triu_(1)
@@ -177,6 +172,18 @@ def _some_slopes(
     of_queries.copy_(of.parts(torch.bmm(narrow, keys)))
     of_keys.copy_(of.parts(torch.bmm(narrow.transpose(1, 2), queries)))
     of_values.copy_(of.parts(torch.bmm(shares.to(qkv.dtype).transpose(1, 2), given)))
+
+
+def _width(qkv: Tensor, tokens: int, heads: int, kv_heads: int) -> int:
+    """Columns of a head. Raises `RequestError` for rows that are no windows, and columns that are not these heads."""
+    require_matrix(qkv, "qkv")
+    rows, columns = qkv.shape
+    groups = heads + 2 * kv_heads
+    if tokens < 1 or rows % tokens:
+        raise RequestError(f"qkv: {rows} rows are not windows of {tokens} tokens")
+    if min(heads, kv_heads) < 1 or heads % kv_heads or columns % groups or columns == 0:
+        raise RequestError(f"qkv: {columns} columns are not {heads} + 2 x {kv_heads} heads of one width")
+    return columns // groups
 
 
 def _checked(asked: Tensor, tokens: int) -> Tensor:

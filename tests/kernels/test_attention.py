@@ -71,6 +71,13 @@ def test_slopes(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: 
         assert_near(found, expected, relative=SLOPES[dtype], absolute=SLOPES[dtype] * largest)
 
 
+def test_slopes_of_other_shapes_are_refused() -> None:
+    qkv, slope = noise(4, 12), noise(4, 8)
+    for bad in ((slope[:2], qkv, slope, 2, 4, 1), (slope, qkv, slope[:, :4], 2, 4, 1), (slope, qkv, slope, 3, 4, 1)):
+        with pytest.raises(RequestError):
+            causal_attention_slopes(*bad, 0.3)
+
+
 def test_the_oracle_is_torchs_own() -> None:
     windows, tokens, heads, kv_heads, width = 2, 11, 6, 2, 16
     qkv = qkv_of((windows, tokens, heads, kv_heads, width)).double()
