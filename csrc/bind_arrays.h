@@ -76,6 +76,13 @@ T* out(const py::object& object, const std::string& name, const std::initializer
   return reinterpret_cast<T*>(found.mutable_data());
 }
 
+// Calls run(work), of the work's own namespace, while other Python threads run.
+template <typename Work>
+void run_without_gil(const Work& work) {
+  const py::gil_scoped_release release;
+  run(work);
+}
+
 // Calls `function` with a float or a Bf16, as the element type of the named argument is.
 template <typename Function>
 void by_type(const py::object& object, const std::string& name, const Function& function) {

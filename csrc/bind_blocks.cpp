@@ -19,12 +19,6 @@ using namespace layercoop::arrays;
 
 namespace {
 
-template <typename Work>
-void run_without_gil(const Work& work) {
-  const py::gil_scoped_release release;
-  run(work);
-}
-
 template <typename T>
 Norm<T> norm_of(const py::object& weight, const std::string& name, float eps, bool gemma, std::int64_t width) {
   return {in_or_null<T>(weight, name, {width}), eps, gemma};

@@ -25,8 +25,7 @@ void py_swiglu_slopes(const py::object& gate_up, const py::object& slope, const 
     const std::int64_t joint = product(2, extent.columns, "columns of slope");
     const GatedSlopes<T> work{in<T>(gate_up, "gate_up", {n, joint}), in<T>(slope, "slope", {n, extent.columns}), n,
                               extent.columns, out<T>(found, "out", {n, joint})};
-    const py::gil_scoped_release release;
-    run(work);
+    run_without_gil(work);
   });
 }
 
@@ -50,9 +49,8 @@ void py_rms_norm_slopes(const py::object& x, const py::object& weight, float eps
                              scales,
                              out<T>(found, "out", {n, width})};
     const NormWeightSlopes<T> columns{rows.x, of_y, scales, n, width, out<T>(of_weight, "of_weight", {width})};
-    const py::gil_scoped_release release;
-    run(rows);
-    run(columns);
+    run_without_gil(rows);
+    run_without_gil(columns);
   });
 }
 
@@ -79,8 +77,7 @@ void py_divergence(const py::object& logits, const py::object& teacher, const py
                              teacher_scale,
                              teacher_cap,
                              out<float>(values, "values", {n})};
-    const py::gil_scoped_release release;
-    run(work);
+    run_without_gil(work);
   });
 }
 
@@ -109,8 +106,7 @@ void py_named_divergence(const py::object& logits, const py::object& tokens, con
                                   scale,
                                   cap,
                                   out<float>(values, "values", {n})};
-    const py::gil_scoped_release release;
-    run(work);
+    run_without_gil(work);
   });
 }
 

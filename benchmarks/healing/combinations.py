@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curve import Texts, save
+from curve import Texts, add_text_options, pruned, save
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
 from small_model import small_model
 
-from layercoop_fast import LayerSkipModel, ModelGame, heal, prune
+from layercoop_fast import LayerSkipModel, ModelGame, heal
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 48, 64  # of each text
 ITEMS, ITEM_TOKENS = 150, 60
@@ -37,10 +37,7 @@ ITEMS, ITEM_TOKENS = 150, 60
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="checkpoint folder; default the small real model")
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--eval", action="append", default=[], help="SPEC of a kind never seen; repeatable")
-    parser.add_argument("--eval-windows", type=int, default=40)
+    add_text_options(parser)
     parser.add_argument("--remove", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=65_536)
     parser.add_argument("--train", default="all,head+last:3,lora:16,norms")
@@ -61,23 +58,15 @@ def main() -> None:
         judge = Judge(texts, model, arguments.eval)
         rows: list[dict[str, Any]] = result["rows"]
         rows.append({"repair": False, "train": "(full model)", **judge.of(model)})
-        read = [str(texts.seen), *map(str, texts.library)]
         for start in ("unrepaired", "repaired"):
             cut = folder / start
-            prune(
-                model,
-                cut,
-                remove=arguments.remove,
-                method="sleb",
-                calibration=str(texts.seen),
-                store=str(folder / "masks.store"),
-                repair=start == "repaired",
-                repair_text=read if start == "repaired" else None,
-                measure_cost=False,
-                samples=0,
-            )
+            pruned(model, cut, texts, remove=arguments.remove, repair=start == "repaired", method="sleb")
             rows.append({"repair": start == "repaired", "train": "-", **judge.of(str(cut))})
-            asked: dict[str, Any] = {"text": read, "tokens": arguments.tokens, "cache_teacher": folder / "teacher"}
+            asked: dict[str, Any] = {
+                "text": texts.read,
+                "tokens": arguments.tokens,
+                "cache_teacher": folder / "teacher",
+            }
             asked |= {"watch_every": arguments.tokens, "report": False}
             if start == "unrepaired":  # to put the teacher's tokens on the disk
                 heal(cut, model, folder / "unused", **{**asked, "train": "norms"})

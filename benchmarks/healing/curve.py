@@ -47,10 +47,7 @@ BUILTIN = ("builtin", "builtin-docstrings", "builtin-code")
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="checkpoint folder; default the small real model")
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--eval", action="append", default=[], help="SPEC of a kind never seen; repeatable")
-    parser.add_argument("--eval-windows", type=int, default=40)
+    add_text_options(parser)
     parser.add_argument("--remove", default="6,10")
     parser.add_argument("--starts", default="repaired,unrepaired")
     parser.add_argument("--method", default="sleb")
@@ -77,19 +74,8 @@ def main() -> None:
             unrepaired: dict[str, float] = {}
             for start in ("unrepaired", "repaired"):
                 cut = Path(folder) / f"{start}-{size}"
-                options: dict[str, Any] = {"calibration": str(texts.seen), "method": arguments.method}
-                options |= {"windows": arguments.windows, "tokens": 128, "store": str(Path(folder) / "masks.store")}
-                prune(
-                    model,
-                    cut,
-                    remove=size,
-                    repair=start == "repaired",
-                    repair_text=[str(texts.seen), *map(str, texts.library)] if start == "repaired" else None,
-                    measure_cost=False,
-                    samples=0,
-                    on_progress=bars.update,
-                    **options,
-                )
+                options: dict[str, Any] = {"method": arguments.method, "windows": arguments.windows, "tokens": 128}
+                pruned(model, cut, texts, remove=size, repair=start == "repaired", on_progress=bars.update, **options)
                 before = texts.nll(str(cut))
                 unrepaired = unrepaired or before
                 run: dict[str, Any] = {"removed": size, "start": start, "nll": before, "curve": []}
@@ -102,6 +88,29 @@ def main() -> None:
             result.setdefault("tokens_saved", {})[str(size)] = tokens_saved(result["runs"], size)
             save(result, arguments.out)
     sys.stdout.write(json.dumps(result) + "\n")
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `Texts` reads, and the model."""
+    parser.add_argument("--model", help="checkpoint folder; default the small real model")
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--eval", action="append", default=[], help="SPEC of a kind never seen; repeatable")
+    parser.add_argument("--eval-windows", type=int, default=40)
+
+
+def pruned(model: str, out: Path, texts: Texts, *, repair: bool, **options: Any) -> None:
+    """Write a pruned checkpoint, repaired or not; masks that were measured for one beside it are not measured again."""
+    prune(
+        model,
+        out,
+        calibration=str(texts.seen),
+        store=str(out.parent / "masks.store"),
+        repair=repair,
+        repair_text=texts.read if repair else None,
+        measure_cost=False,
+        samples=0,
+        **options,
+    )
 
 
 class Texts:
@@ -125,6 +134,11 @@ class Texts:
             name: load_calibration(spec, tokenizer, skeleton, windows=arguments.eval_windows).ids
             for name, spec in measured.items()
         }
+
+    @property
+    def read(self) -> list[str]:
+        """SPECs of the texts that are trained on."""
+        return [str(self.seen), *map(str, self.library)]
 
     @staticmethod
     def _split(spec: str, name: str, folder: Path) -> tuple[Path, Path]:
@@ -165,7 +179,7 @@ def healed(
         cut,
         model,
         f"{cut}-healed",
-        text=[str(texts.seen), *map(str, texts.library)],
+        text=texts.read,
         watch=list(texts.name_of),
         train=arguments.train,
         minutes=arguments.minutes,

@@ -137,10 +137,6 @@ constexpr std::int64_t kTileRows = 6;
 constexpr int kTileVectors = Floats::kRegisters == 32 ? 4 : 1;
 constexpr std::int64_t kTileColumns = kTileVectors * kLanes;
 
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
 // c[6, 16 * vectors] = a[6, depth] b[depth, 16 * vectors]. Each sum runs over the depth in order.
 template <int vectors>
 LAYERCOOP_INLINE void product_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,

@@ -13,11 +13,7 @@ constexpr cpu::Versions<const BlockKernels> kVersions = LAYERCOOP_VERSIONS(kBloc
 
 template <typename T>
 const KernelsOf<T>& kernels() {
-  if constexpr (std::is_same_v<T, float>) {
-    return kVersions.get()->fp32;
-  } else {
-    return kVersions.get()->bf16;
-  }
+  return kernels_of_type<T>(*kVersions.get());
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
-// A kernel's items, shared among the pool's threads.
+// What the callers of kernels have in common: the kernels of a type, and items shared among the pool's threads.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "blocks/block_kernels.h"
 #include "cpu/pool.h"
@@ -11,6 +12,16 @@ namespace layercoop::blocks {
 
 // Numbers that a thread takes at a time: some tens of microseconds of work, so that waking it pays.
 constexpr std::int64_t kNumbersPerRange = 1 << 16;
+
+// The kernels for numbers of type T of a table.
+template <typename T, typename Table>
+const auto& kernels_of_type(const Table& table) {
+  if constexpr (std::is_same_v<T, float>) {
+    return table.fp32;
+  } else {
+    return table.bf16;
+  }
+}
 
 template <typename Work>
 void share(Kernel<Work>* kernel, const Work& work, std::int64_t items, std::int64_t numbers_per_item) {

@@ -96,7 +96,7 @@ LAYERCOOP_INLINE Floats16 before_scaling(Floats16 slope, Floats16 z, float scale
 template <typename T>
 LAYERCOOP_TARGET void divergence(const Divergence<T>& work, std::int64_t begin, std::int64_t end) {
   const std::int64_t columns = work.columns;
-  const auto padded = static_cast<std::size_t>((columns + kLanes - 1) / kLanes * kLanes);
+  const auto padded = static_cast<std::size_t>(round_up(columns, kLanes));
   std::vector<float> student(padded);
   std::vector<float> teacher(padded);
   for (std::int64_t row = begin; row < end; ++row) {
@@ -134,7 +134,7 @@ template <typename T>
 LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int64_t begin, std::int64_t end) {
   constexpr float kTiny = std::numeric_limits<float>::min();
   const std::int64_t columns = work.columns;
-  std::vector<float> student(static_cast<std::size_t>((columns + kLanes - 1) / kLanes * kLanes));
+  std::vector<float> student(static_cast<std::size_t>(round_up(columns, kLanes)));
   std::vector<float> own(static_cast<std::size_t>(work.named));
   for (std::int64_t row = begin; row < end; ++row) {
     T* logits = work.logits + row * columns;

@@ -1,7 +1,5 @@
 #include "blocks/slopes.h"
 
-#include <type_traits>
-
 #include "blocks/share.h"
 #include "blocks/slope_kernels.h"
 #include "cpu/dispatch.h"
@@ -13,11 +11,7 @@ constexpr cpu::Versions<const SlopeKernels> kVersions = LAYERCOOP_VERSIONS(kSlop
 
 template <typename T>
 const SlopeKernelsOf<T>& kernels() {
-  if constexpr (std::is_same_v<T, float>) {
-    return kVersions.get()->fp32;
-  } else {
-    return kVersions.get()->bf16;
-  }
+  return kernels_of_type<T>(*kVersions.get());
 }
 
 }  // namespace

@@ -16,6 +16,10 @@ LAYERCOOP_INLINE int lanes_left(std::int64_t from, std::int64_t width) {
   return static_cast<int>(std::min<std::int64_t>(kLanes, width - from));
 }
 
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
 // The first n <= 16 numbers, and zeros.
 template <typename T>
 LAYERCOOP_INLINE Floats16 read(const T* p, int n) {

@@ -47,7 +47,8 @@ class MasterAdamW:
             own = [self.masters[name] for name in names]
             self._groups.append((names, torch.optim.AdamW(own, lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)))
         # fp32 gradients of one group at a time: fresh memory for them would cost as much as the update does.
-        self._space: Tensor | None = None
+        largest = max(sum(self.masters[name].numel() for name in names) for names, _ in self._groups)
+        self._space = next(iter(self.masters.values())).new_empty(largest)
 
     def _grouped(self) -> Iterator[list[str]]:
         names: list[str] = []
@@ -89,9 +90,6 @@ class MasterAdamW:
 
     def _widen(self, names: list[str], factor: float) -> None:
         """Hand the gradients of a group to its fp32 values, times a factor, in fp32."""
-        if self._space is None:
-            largest = max(sum(self.masters[name].numel() for name in group) for group, _ in self._groups)
-            self._space = self.masters[names[0]].new_empty(largest)
         at = 0
         for name in names:
             gradient = self.parameters[name].grad

@@ -120,10 +120,10 @@ def causal_attention_slopes(
     later = torch.full((tokens, tokens), -math.inf, dtype=wide, device=qkv.device).triu_(1)
     later = later.repeat(heads // kv_heads, 1)
     at_once = tokens * max(1, _SCORES_AT_ONCE // (heads * tokens * tokens))
+    of = _Heads(tokens, heads, kv_heads, width)
     for first in range(0, len(qkv), at_once):
         rows = slice(first, first + at_once)
-        of_heads = _Heads(tokens, heads, kv_heads, width)
-        _some_slopes(of_heads, slope[rows], qkv[rows], mixed[rows], later, scale, out[rows])
+        _some_slopes(of, slope[rows], qkv[rows], mixed[rows], later, scale, out[rows])
     return out
 
 

@@ -16,9 +16,6 @@ from layercoop_fast.system import machine
 
 MOST_SECONDS = 0.002
 
-# A ticket's news wake its stream in the loop's next round, and the stream writes in that same round.
-_ROUNDS = 1
-
 
 class HandOver:
     """See the module.
@@ -34,19 +31,16 @@ class HandOver:
 
     def __call__(self, tell: Callable[[], None]) -> None:
         """Have the loop call `tell`, and wait until what that woke has run. `RuntimeError` where the loop is closed."""
+        if not self._waits:
+            self._loop.call_soon_threadsafe(tell)
+            return
         passed_on = threading.Event()
-        self._loop.call_soon_threadsafe(self._run, tell, passed_on)
-        if self._waits:
-            passed_on.wait(MOST_SECONDS)
+        self._loop.call_soon_threadsafe(self._pass_on, tell, passed_on)
+        passed_on.wait(MOST_SECONDS)
 
-    def _run(self, tell: Callable[[], None], passed_on: threading.Event) -> None:
+    def _pass_on(self, tell: Callable[[], None], passed_on: threading.Event) -> None:
         try:
             tell()
         finally:
-            self._after(_ROUNDS, passed_on)
-
-    def _after(self, rounds: int, passed_on: threading.Event) -> None:
-        if rounds:
-            self._loop.call_soon(self._after, rounds - 1, passed_on)
-        else:
-            passed_on.set()
+            # News of a ticket wake its stream in the loop's next round, before this, and it writes in that same round.
+            self._loop.call_soon(passed_on.set)

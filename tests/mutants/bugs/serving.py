@@ -186,8 +186,8 @@ BUGS = [
     Bug(
         "steps-beside-the-event-loop",
         SERVING + "hand_over.py",
-        old="            passed_on.wait(MOST_SECONDS)",
-        new="            pass",
+        old="        passed_on.wait(MOST_SECONDS)",
+        new="        pass",
         means="a step begins while the last one's tokens are written",
         tests="tests/serving/test_hand_over.py",
     ),
