@@ -35,10 +35,13 @@ from layercoop_fast.masked.windows import Windows
 from layercoop_fast.masks.types import Masks
 from layercoop_fast.progress import Bars
 from layercoop_fast.pruning.player_costs import count_parameters
+from layercoop_fast.pruning.under_repairs import TOKENS, WINDOWS
 from layercoop_fast.repair.fit import repaired_worth
 from layercoop_fast.repair.gaps import find_gaps
+from layercoop_fast.repair.repaired_model import repaired_game
+from layercoop_fast.repair.run_maps import fit_run_maps, longest_run
 from layercoop_fast.repair.streams import HeldOut
-from layercoop_fast.repair.texts import DEFAULT_TOKENS, default_texts, texts_to_fit
+from layercoop_fast.repair.texts import DEFAULT_TOKENS, RepairTexts, default_texts, texts_to_fit
 from layercoop_fast.search.by_cost import search_by_cost
 from layercoop_fast.search.finalists import best_measured
 from layercoop_fast.search.target import Target
@@ -54,6 +57,8 @@ def main() -> None:
     parser.add_argument("--eval-windows", type=int, default=40)
     parser.add_argument("--repair-text", action="append", help="SPEC to fit to; default as for `prune`")
     parser.add_argument("--repair-tokens", type=int, default=DEFAULT_TOKENS)
+    parser.add_argument("--repair-compute", default="full", help="small, full, or both with a comma between")
+    parser.add_argument("--search-repaired", action="store_true")
     parser.add_argument("--remove", default="3,6,10")
     parser.add_argument("--method", default="sleb")
     parser.add_argument("--masks", type=Path, help="JSON of name -> removed layers")
@@ -88,28 +93,35 @@ def main() -> None:
         specs = arguments.repair_text or default_texts(game)
         fitted = texts_to_fit(game, specs, arguments.repair_tokens, progress=bars.update)
         rows = []
-        for label, mask in masks_of(game, sizes, arguments).items():
+        found = masks_of(game, sizes, arguments)
+        if arguments.search_repaired:
+            found |= masks_repaired(game, fitted, sizes, arguments)
+        for label, mask in found.items():
             kept = [int(unit) for unit in np.flatnonzero(game.masked.players.unit_masks(mask[None])[0])]
             before = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
-            started, processor = time.perf_counter(), time.process_time()
-            repaired = fit_repair(game, mask, fitted, progress=bars.update)
-            seconds, processor = time.perf_counter() - started, time.process_time() - processor
-            with repaired.applied():
-                after = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
-            worth = float(game(mask[None])[0]), repaired_worth(game, repaired)[0]
-            rows.append(
-                {
-                    "remove": label,
-                    "removed": [game.masked.players.label(int(player)) for player in np.flatnonzero(~mask)],
-                    "strengths": [gap["strength"] for gap in repaired.record["gaps"]],
-                    "tokens": repaired.record["tokens"],
-                    "seconds": round(seconds, 1),
-                    "cpu_seconds": round(processor, 1),
-                    "worth": [round(one, 5) for one in worth],
-                    "ppl": {name: [round(before[name], 2), round(after[name], 2)] for name in before},
-                }
-            )
-            show(rows[-1:])
+            for compute in arguments.repair_compute.split(","):
+                started, processor = time.perf_counter(), time.process_time()
+                repaired = fit_repair(game, mask, fitted, compute=compute, progress=bars.update)
+                seconds, processor = time.perf_counter() - started, time.process_time() - processor
+                with repaired.applied():
+                    after = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
+                worth = float(game(mask[None])[0]), repaired_worth(game, repaired)[0]
+                rows.append(
+                    {
+                        "remove": label,
+                        "removed": [game.masked.players.label(int(player)) for player in np.flatnonzero(~mask)],
+                        "compute": compute,
+                        "strengths": [gap["strength"] for gap in repaired.record["gaps"]],
+                        "linear_neurons": [gap.get("linear_neurons", 0) for gap in repaired.record["gaps"]],
+                        "tokens": repaired.record["tokens"],
+                        "seconds": round(seconds, 1),
+                        "cpu_seconds": round(processor, 1),
+                        "worth": [round(one, 5) for one in worth],
+                        "ppl": {name: [round(before[name], 2), round(after[name], 2)] for name in before},
+                        "mean_nll": [round(float(np.mean(np.log(list(ppl.values())))), 4) for ppl in (before, after)],
+                    }
+                )
+                show(rows[-1:])
     result = {
         "benchmark": "repair/repair",
         "machine": machine(),
@@ -142,8 +154,10 @@ def masks_of(game: ModelGame, sizes: list[int], arguments: argparse.Namespace) -
             target = Target.of_count(game.n_players, size)
         else:
             target = Target(params.players, size * float(params.players.sum()) / game.masked.skeleton.n_layers)
+        spent = game.evaluations.token_evals
         mask = search_by_cost(arguments.method, game, target).mask
-
+        spent = game.evaluations.token_evals - spent
+        sys.stderr.write(f"{size}: {spent / 1e6:.1f} million layers times tokens among masks\n")
         best = best_measured(game, mask, target.wants, arguments.finalists)
         found |= {str(size) if place == 0 else f"{size}, no. {place + 1}": one for place, one in enumerate(best)}
         if arguments.trade is not None:
@@ -161,6 +175,21 @@ def masks_of(game: ModelGame, sizes: list[int], arguments: argparse.Namespace) -
     return found
 
 
+def masks_repaired(
+    game: ModelGame, fitted: RepairTexts, sizes: list[int], arguments: argparse.Namespace
+) -> dict[str, Masks]:
+    """The masks of each size that are found among repaired ones."""
+    maps = fit_run_maps(game, fitted.fewer(TOKENS), longest_run(game.masked, max(sizes)))
+    found = {}
+    for size in sizes:
+        played = repaired_game(game, maps, fitted.heldout(WINDOWS))
+        mask = search_by_cost(arguments.method, played, Target.of_count(game.n_players, size)).mask
+        found[f"{size}, searched repaired"] = mask
+        spent = (played.evaluations.token_evals + maps.tokens) / 1e6
+        sys.stderr.write(f"{size}: {spent:.1f} million layers times tokens among repaired masks, maps included\n")
+    return found
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """Print rows of the table, as soon as they are there."""
     table = Table()
@@ -169,7 +198,14 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for label, (before, after) in row["ppl"].items():
             change = f"{100 * (after / before - 1):+.0f} %"
-            table.add_row(str(row["remove"]), label, f"{before:.1f}", f"{after:.1f}", change, f"{row['seconds']:.0f}")
+            table.add_row(
+                f"{row['remove']} {row['compute']}",
+                label,
+                f"{before:.1f}",
+                f"{after:.1f}",
+                change,
+                f"{row['seconds']:.0f}",
+            )
     Console().print(table)
 
 

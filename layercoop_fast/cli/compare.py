@@ -16,7 +16,8 @@ from layercoop_fast.inputs.options import OUTPUT
 
 _OPTIONS = (
     *("calibration", "texts", "text_windows", "windows", "tokens", "chat", "remove", "players", "methods", "budget"),
-    *("utility", "seed", "store", "repair", "repair_text", "repair_tokens", "dtype", "device", "trust_remote_code"),
+    *("utility", "seed", "store", "repair", "repair_text", "repair_tokens", "repair_compute"),
+    *("dtype", "device", "trust_remote_code"),
 )
 
 

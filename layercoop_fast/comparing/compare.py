@@ -35,7 +35,8 @@ from layercoop_fast.game.other_text import check_unseen, on_other_text
 from layercoop_fast.game.utility import UTILITIES, get_utility
 from layercoop_fast.inputs.options import takes, values_of
 from layercoop_fast.masks.types import Floats, Masks, Progress
-from layercoop_fast.repair.fit import check_repairable, fit_repair, repaired_windows
+from layercoop_fast.repair.fit import Repaired, check_repairable, fit_repair, repaired_windows
+from layercoop_fast.repair.options import check_compute
 from layercoop_fast.repair.texts import RepairTexts, check_texts, texts_to_fit
 from layercoop_fast.report.html.compared import comparison_fragment
 from layercoop_fast.search.base import check_n_remove, get_method
@@ -139,7 +140,7 @@ def compare(
         games = [game, *(on_other_text(game, text, request.text_windows, tokens, seed, stored=True) for text in texts)]
         everything = np.ones(game.n_players, dtype=np.bool_)
         full = Row("full", 0, [], 0, 0, 0.0, 0.0, _on_texts(games, everything))
-        table = _Table(games, fitted, seed, request.budget, allowed, kept, steps)
+        table = _Table(games, fitted, request.repair_compute, seed, request.budget, allowed, kept, steps)
         if on_ahead is not None:
             missing = [(size, method) for size, method in wanted if not table.has(method, size)]
             on_ahead(
@@ -189,6 +190,7 @@ def _check(request: CompareRequest) -> list[str]:
     _check_readable([*searched, *request.texts])
     if request.repair:
         check_texts(request.repair_text, request.repair_tokens)
+        check_compute(request.repair_compute)
         _check_readable(request.repair_text or ())
     return searched
 
@@ -228,6 +230,7 @@ class _Table:
 
     games: Sequence[ModelGame]
     fitted: RepairTexts | None
+    compute: str
     seed: int
     budget: int | None
     allowed: ExportablePlayers
@@ -274,7 +277,9 @@ class _Table:
         request = self._request(row.method, row.n_remove, fitted)
         content = self.kept.find(request)
         if content is None:
-            found = _repaired(row, self.games, mask, fitted, self.progress)
+            began = time.perf_counter()
+            repaired = fit_repair(self.games[0], mask, fitted, compute=self.compute, progress=self.progress)
+            found = _repaired(row, self.games, repaired, row.seconds + time.perf_counter() - began)
             self.kept.keep(request, content_of(found, np.flatnonzero(~mask).tolist()))
         else:
             found = row_of(row.method, row.n_remove, content, self._specs)
@@ -314,10 +319,11 @@ class _Table:
         game, *others = self.games
         repair = None
         if fitted is not None:
-            repair = [
+            texts = [
                 [domain.spec, *(_digest(ids.cpu().numpy()) for ids in (domain.fit, domain.choice, domain.check))]
                 for domain in fitted.texts
             ]
+            repair = {"compute": self.compute, "texts": texts}
         return {
             "game": game.fingerprints,
             "texts": [one.fingerprints["calibration"] for one in others],
@@ -356,11 +362,8 @@ def _about(games: Sequence[ModelGame], fitted: RepairTexts | None, seed: int) ->
     }
 
 
-def _repaired(row: Row, games: Sequence[ModelGame], mask: Masks, fitted: RepairTexts, progress: Progress) -> Row:
-    """The row of the same mask after its repair."""
-    began = time.perf_counter()
-    repaired = fit_repair(games[0], mask, fitted, progress=progress)
-    seconds = row.seconds + time.perf_counter() - began
+def _repaired(row: Row, games: Sequence[ModelGame], repaired: Repaired, seconds: float) -> Row:
+    """The row of the same mask after its repair, which took so long with the search."""
     measured = [
         _measured(game, repaired_windows(game, repaired)[2]) if repaired.kept else before
         for game, before in zip(games, row.texts, strict=True)

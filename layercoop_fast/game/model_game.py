@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +293,7 @@ class ModelGame(FullModelRules["ModelGame"]):
         counts: Counts | None = None,
         apart: bool = False,
         stored: bool = True,
+        by: Callable[[MaskedModel], MaskedModel] | None = None,
     ) -> ModelGame:
         """A new game with nothing known, on the same model, blocks and head; nothing is checked again.
 
@@ -302,6 +303,7 @@ class ModelGame(FullModelRules["ModelGame"]):
             counts: where it counts. Default: in counts of its own, and what it costs in `token_evals` of this game too.
             apart: whether it counts in its own counts alone.
             stored: whether it is kept in the store of this game, where there is one, as a further game.
+            by: makes the masked model that it measures on, from the one that it otherwise would. Not of a run.
         """
         text, utility = text or self.masked.text, utility or self.utility
         above = () if apart else self._charged
@@ -311,9 +313,10 @@ class ModelGame(FullModelRules["ModelGame"]):
             if key not in self.source._views:
                 self.source._views[key] = self.source.view(text=text, utility=utility, counts=self.source.evaluations)
             return self.source._views[key]._run(charged)
+        masked = self.masked.on(text, teacher=utility.needs_teacher)
         made = object.__new__(type(self))._hold(
             self.checkpoint,
-            self.masked.on(text, teacher=utility.needs_teacher),
+            masked if by is None else by(masked),
             utility,
             charged,
             self.on_progress,

@@ -9,7 +9,8 @@ shows it (`masked/batch_width.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from layercoop_fast.masked.windows import Windows
 from layercoop_fast.spans import COPIES, DEVICE_HEAD, HEAD_REST, timed
 from layercoop_fast.system import machine
 
+RunPlayer: TypeAlias = Callable[[int, Sequence[Tensor], Sequence[Tensor], Tensor | None], None]
+"""`Units.run`."""
+
 # This few states have a budget to themselves.
 _STATES_ALONE = 8
 
@@ -36,6 +40,7 @@ def run_plan(
     units: Units | None = None,
     max_rows: int = MAX_ROWS,
     on_progress: Callable[[int], None] | None = None,
+    run: RunPlayer | None = None,
 ) -> None:
     """Run a plan and call `score(mask_number, state)` for each of its unique masks, `state` being [W, T, H].
 
@@ -46,6 +51,8 @@ def run_plan(
         units: how a unit is run; by default whole layers by the model's own modules.
         max_rows: the most rows (tokens) of one call of a unit, where that is more than one state.
         on_progress: called with the number of unit evaluations done since its last call.
+        run: as `units.run`, for a plan whose players are more than the units, such as units with several weights. The
+            units are then no pool on a GPU.
     """
     units = units or GeneralUnits(windows)
     with torch.inference_mode():
@@ -55,7 +62,9 @@ def run_plan(
         embedding = windows.context(1).embedding[: windows.n_windows]
         slots = list(windows.pool(plan.peak_states))
         width = batch_width(windows, units, slots, plan.scheduled, max_rows)
-        windows.skeleton.expect(layer_visits(plan, windows.skeleton.n_layers)[0].tolist())
+        if run is None:
+            run = units.run
+            windows.skeleton.expect(layer_visits(plan, windows.skeleton.n_layers)[0].tolist())
         # A state that is scored and never read again is needed at the scored positions only.
         narrow = scored_width(windows, units, slots, width) if windows.score_every > 1 and slots else 0
         last = last_states(plan) if narrow else np.zeros(plan.n_unique, dtype=np.bool_)
@@ -71,7 +80,7 @@ def run_plan(
                     pairs = list(zip(sources[some].tolist(), targets[some].tolist(), strict=True))
                     for part in batches(len(pairs), widest):
                         batch = pairs[part]
-                        units.run(unit, [slots[i] for i, _ in batch], [slots[j] for _, j in batch], rows)
+                        run(unit, [slots[i] for i, _ in batch], [slots[j] for _, j in batch], rows)
                         if on_progress is not None:
                             on_progress(len(batch))
             done += len(ends)

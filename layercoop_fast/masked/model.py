@@ -25,7 +25,7 @@ from layercoop_fast._version import __version__
 from layercoop_fast.engine.loading import fingerprint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.masked.flops import count_flops
-from layercoop_fast.masked.forward import free_memory, run_plan, split_memory, states_within, wait_for
+from layercoop_fast.masked.forward import RunPlayer, free_memory, run_plan, split_memory, states_within, wait_for
 from layercoop_fast.masked.item_scoring import make_item_scorer
 from layercoop_fast.masked.plan import Plan, build_plan
 from layercoop_fast.masked.players import Players
@@ -186,15 +186,9 @@ class MaskedModel:
             if on_work is not None:
                 on_work(Work(evaluations, remaining, teacher))
 
-        def scored(number: int, scores: Scores) -> None:
-            take(int(plan.unique_rows[number]), scores)
-            tell(0)
-
         if teacher:
             tell(0, teacher)
-        in_order = InOrder(self.scorer, scored, scores_behind(self.windows))
-        run_plan(self.windows, plan, in_order.begin, units=self.units, max_rows=max_rows, on_progress=tell)
-        in_order.finish()
+        self._run(plan, max_rows, take, tell)
 
     def plans(self, masks: Masks, *, short: bool = False) -> list[Plan]:
         """The plans by which masks, bool [M, n], would be measured: here one."""
@@ -305,6 +299,24 @@ class MaskedModel:
             "head": self.scorer.path,
             **self.text.numerics,
         }
+
+    def _run(
+        self,
+        plan: Plan,
+        max_rows: int,
+        take: Callable[[int, Scores], None],
+        tell: Callable[[int], None],
+        run: RunPlayer | None = None,
+    ) -> None:
+        """Run a plan: the scores of its rows to `take`, unit evaluations to `tell`; `run` as of `run_plan`."""
+
+        def scored(number: int, scores: Scores) -> None:
+            take(int(plan.unique_rows[number]), scores)
+            tell(0)
+
+        in_order = InOrder(self.scorer, scored, scores_behind(self.windows))
+        run_plan(self.windows, plan, in_order.begin, units=self.units, max_rows=max_rows, on_progress=tell, run=run)
+        in_order.finish()
 
     def _keep_teacher(self) -> bool:
         """Keep the full model's last state, which others are compared with; whether it had to be run for that."""

@@ -21,6 +21,7 @@ from layercoop_fast.pruning.goal import ResolvedGoal, allowed_by, resolve
 from layercoop_fast.pruning.request import PruneRequest
 from layercoop_fast.pruning.timer import StageTimer
 from layercoop_fast.repair.fit import check_repairable
+from layercoop_fast.repair.options import check_compute
 from layercoop_fast.repair.texts import check_texts
 from layercoop_fast.search.base import get_method
 from layercoop_fast.search.constraints import ConstrainedFamily
@@ -84,8 +85,19 @@ def check_request(request: PruneRequest) -> None:
     _check_repair(request)
     if request.settle is None and request.most_windows != MOST_WINDOWS:
         raise RequestError("most_windows= belongs to settle=: leave it out")
+    _check_search(request)
     if request.nested:
         check_nested(request.method, settles=request.settle is not None, finalists=request.finalists)
+
+
+def _check_search(request: PruneRequest) -> None:
+    if not request.search_repaired:
+        return
+    if request.repair is False:
+        raise RequestError("search_repaired=True chooses masks for their repair, which repair=False leaves out")
+    for name in ("nested", "settle", "workers", "offload"):
+        if getattr(request, name):
+            raise RequestError(f"search_repaired=True and {name}= do not go together: leave one of the two out")
 
 
 def _check_repair(request: PruneRequest) -> None:
@@ -97,6 +109,7 @@ def _check_repair(request: PruneRequest) -> None:
     if offload and texts is not None:
         raise RequestError("nothing is repaired with offload=: leave repair_text= out")
     check_texts(texts, request.repair_tokens)
+    check_compute(request.repair_compute)
     for spec in texts or ():
         check_readable(spec)  # reported now and not after the search
     check_finalists(request.finalists, repairs=wanted is not False and not offload)
@@ -137,8 +150,12 @@ def _check_game(request: PruneRequest, game: ModelGame) -> None:
                 "halves of blocks are written as zeros, which this model's quantisation does not take: use layers as "
                 "players, or prune the model first and quantise the result (layercoop-fast quantise)"
             )
-        if request.repair or request.repair_text is not None or request.finalists > 1:
+        if request.repair or request.repair_text is not None or request.finalists > 1 or request.search_repaired:
             check_repairable(game)
+    if request.search_repaired and not game.n_windows:
+        raise RequestError(
+            "search_repaired=True measures on windows of text: use a text and one of its utilities, not items"
+        )
     if request.settle is not None:
         check_settling(game, request.settle, request.most_windows)
 

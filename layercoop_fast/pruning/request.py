@@ -113,6 +113,8 @@ class PruneRequest(RepairOptions, GameOptions, Constraints, Goal, CalibrationOpt
             into the record.
         repair: refit the weights before each removed run to stand in for it (`repair/fit.py`). None: where that helps,
             and where the texts allow it (never with `offload`); True: `RequestError` where they do not; False: never.
+        search_repaired: measure masks as they are repaired, on held-out windows of every text that repairs are fitted
+            to (`pruning/under_repairs.py`). Not with `nested`, `settle`, `workers`, or `offload`, nor on items.
         finalists: number of the best measured masks that a repair is fitted to; the one that is worth most repaired
             is taken.
         measure_cost: load both models in processes of their own at the end, and measure memory and speed; never with
@@ -145,6 +147,12 @@ class PruneRequest(RepairOptions, GameOptions, Constraints, Goal, CalibrationOpt
         None,
         REPAIR,
         "Refit the weights before each removed run of layers to stand in for it. Default: where that helps.",
+    )
+    search_repaired: bool = option(
+        False,
+        REPAIR,
+        "Search for the mask that is best after its repair: masks are measured with maps that stand in for what they "
+        "remove, on held-out windows of all texts of the repair.",
     )
     finalists: int = option(1, REPAIR, "Repair the N best measured masks, and take the best of the repaired ones.")
     measure_cost: bool = option(

@@ -18,6 +18,7 @@ from layercoop_fast.pruning.family import family_record
 from layercoop_fast.pruning.opening import Problem
 from layercoop_fast.pruning.record import quality_of
 from layercoop_fast.pruning.request import PruneRequest
+from layercoop_fast.pruning.under_repairs import UnderRepairs, texts_of_repair, under_repairs
 from layercoop_fast.repair.fit import Repaired
 from layercoop_fast.search import nested
 from layercoop_fast.search.base import Choice
@@ -33,6 +34,7 @@ class Found:
 
     Attributes:
         game: the model on the calibration text, on more windows of it once settling has added some.
+        under_repairs: what was searched, where that was masks as they are repaired; else None.
         choice: what is removed.
         repair: what was fitted to it; None without a repair.
         quality: worth, NLL and perplexity of both models on the calibration text, as the record holds them.
@@ -42,6 +44,7 @@ class Found:
 
     game: ModelGame
     choice: Choice
+    under_repairs: UnderRepairs | None = None
     repair: Repaired | None = None
     quality: dict[str, Any] | None = None
     unseen: dict[str, Any] | None = None
@@ -58,6 +61,11 @@ def search(problem: Problem, request: PruneRequest) -> Found:
         "allowed": problem.allowed,
     }
     with timer("search", "searching"):
+        if request.search_repaired:
+            under = under_repairs(problem, request)
+            choice = search_by_cost(request.method, under.game, target, **asked)
+            _check_finite(under.game.known_worths())
+            return Found(game, replace(choice, details={**choice.details, **under.details}), under)
         if request.nested:
             choice = nested.search(game, target.size, **asked)
         else:
@@ -98,17 +106,17 @@ def repaired(problem: Problem, found: Found, request: PruneRequest) -> Found:
     """Stage 4, where wanted and possible: fit a repair, or one to each finalist, of which the best is taken."""
     if request.repair is False or request.offload or is_quantised(found.game.checkpoint.model):
         return found
+    under = found.under_repairs
     with problem.timer("repair", "fitting a repair"):
         choice, repair = best_repaired(
-            found.game,
+            found.game if under is None else under.unrepaired,
             found.choice,
             request.finalists,
             problem.may_win,
-            request.repair_text,
-            tokens=request.repair_tokens,
+            texts_of_repair(problem, request) if under is None else under.texts,
+            compute=request.repair_compute,
             required=request.repair is True,
-            heldout=() if request.heldout is None else [request.heldout],
-            seed=request.seed,
+            searched=None if under is None else under.game,
             progress=problem.timer.progress,
         )
     return replace(found, choice=choice, repair=repair)

@@ -1,7 +1,8 @@
 """The repair of a mask: gap by gap, from shallow to deep, each on the residual stream that the earlier repairs give.
 
 For each gap (`repair/gaps.py`) the last linear map of the kept unit before it, or the gains of the norm that this unit
-ends in, is refitted by a ridge regression to the difference from the full model's stream after the gap. The strength of
+ends in, is refitted by a ridge regression to the difference from the full model's stream after the gap. Where the unit
+ends in a gated MLP, some of its neurons become a linear map of the stream (`repair/neurons.py`). The strength of
 the ridge is chosen by the NLL of each text's held-out windows: the mean of the NLL under the fit to all texts and of
 that under a fit to the other texts only, since later text is partly of kinds that the fit has seen and partly not.
 Every text has the same weight. A fit is kept only where the NLL rises on no text, neither under the fit to all texts
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -27,12 +28,16 @@ from layercoop_fast.masked.windows import Windows
 from layercoop_fast.masks.types import Floats, Masks, Progress, check_masks
 from layercoop_fast.repair.gains import GainSite
 from layercoop_fast.repair.gaps import Gap, find_gaps
+from layercoop_fast.repair.neurons import GateInput, Neurons, NeuronSite, find_gated, with_direction
+from layercoop_fast.repair.options import check_compute
 from layercoop_fast.repair.patches import Patch, applied, patch
 from layercoop_fast.repair.ridge import Equations
 from layercoop_fast.repair.sites import Site, find_site
 from layercoop_fast.repair.streams import HeldOut, Streams
 from layercoop_fast.repair.strengths import USUAL, best_trial
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, RepairTexts, texts_to_fit
+
+AnySite: TypeAlias = Site | GainSite | NeuronSite
 
 # Most of the free memory that the kept streams may take; where they need more, they are computed again for each gap.
 _STREAM_SHARE = 0.25
@@ -58,8 +63,8 @@ class Repaired:
         return bool(self.patches)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The changed parameters by their names in the original model's state dict: [H, n] or [n, H], and [H]."""
-        return {name: tensor for one in self.patches for name, tensor in one.tensors().items()}
+        """The changed parameters by their names in the original model's state dict, in its shapes [...]."""
+        return {name: tensor for one in self.patches for name, tensor in one.values.items()}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -83,6 +88,7 @@ def fit_repair(
     texts: Sequence[str] | RepairTexts | None = None,
     *,
     tokens: int = DEFAULT_TOKENS,
+    compute: str = "full",
     required: bool = False,
     heldout: Sequence[str] = (),
     seed: int = 0,
@@ -95,6 +101,7 @@ def fit_repair(
         mask: bool [n] over the game's players, True for those that stay.
         texts: SPECs of the texts to fit to, or the loaded texts; by default `repair.texts.default_texts`.
         tokens: number of tokens to fit to, over all texts.
+        compute: "full" or "small" (`RepairOptions`).
         required: raise `RequestError` where no repair can be fitted at all, instead of returning no patches.
         heldout: SPECs of texts that are used for measuring, and left out of the default texts.
         seed: of the text `self`.
@@ -112,6 +119,7 @@ def fit_repair(
         ([True, False, True, True], ['self'])
     """
     started = time.perf_counter()
+    check_compute(compute)
     check_repairable(game)
     mask = check_masks(mask, game.n_players)[0]
     units = game.masked.players.unit_masks(mask[None])[0]
@@ -122,12 +130,13 @@ def fit_repair(
     patches: tuple[Patch, ...] = ()
     record: dict[str, Any] = {"gaps": [], "reason": "; ".join(texts.left_out.values())}
     if texts.texts:
-        patches, record = _Fit(game, units, texts).run(progress)
+        patches, record = _Fit(game, units, texts, neurons=compute == "full").run(progress)
     if required and not patches and not any("map" in gap for gap in record["gaps"]):
         raise RequestError(f"a repair cannot be fitted: {record['reason']}")
     record = {
         "kept": bool(patches),
         **record,
+        "compute": compute,
         "texts": [text.spec for text in texts.texts],
         "left_out": list(texts.left_out.values()),
         "tokens": texts.tokens,
@@ -181,6 +190,7 @@ class _Trial:
         seen: held-out NLL of each text under the fit to all texts.
         unseen: held-out NLL of each text under the fit to the other texts.
         score: mean of both over all texts.
+        linear: number of linear neurons.
     """
 
     strength: float
@@ -188,13 +198,15 @@ class _Trial:
     seen: list[float]
     unseen: list[float]
     score: float
+    linear: int
 
 
 class _Fit:
     """The fit for one mask over units on some texts."""
 
-    def __init__(self, game: ModelGame, units: Masks, texts: RepairTexts) -> None:
+    def __init__(self, game: ModelGame, units: Masks, texts: RepairTexts, *, neurons: bool) -> None:
         self.game = game
+        self.neurons = neurons
         self.texts = texts.texts
         self.kept = _kept_units(units)
         self.gaps = find_gaps(units)
@@ -249,34 +261,65 @@ class _Fit:
             for text in self.choice:
                 text.advance(gap.unit, self.kept)
             before = self._means(self.choice)
+        row: dict[str, Any] = {"strength": None}
         try:
-            sums = [self._sums(streams, gap, site, patches) for streams in self.streams]
-            total = sums[0]
-            for other in sums[1:]:
-                total = total + other
-            best = best_trial(lambda strength: self._trial(strength, total, sums, site, patches, before), self.start)
+            # The map alone is tried where the neurons may not be used at any strength.
+            for one, sums in self._refits(gap, site, patches):
+                row["map"] = one.name
+                best = self._best(one, sums, patches, before)
+                if best is not None:
+                    return self._row(row, before, one, best), best.patch
         except RequestError as broken:  # streams that are not finite, or all zero
             return {"strength": None, "reason": str(broken)}, None
-        row: dict[str, Any] = {"map": site.name, "strength": None}
-        if best is None:
-            return {**row, "reason": "it raises the NLL of a text's held-out windows at every strength"}, None
+        return {**row, "reason": "it raises the NLL of a text's held-out windows at every strength"}, None
+
+    def _refits(
+        self, gap: Gap, site: Site | GainSite, patches: Sequence[Patch]
+    ) -> Iterator[tuple[AnySite, list[Equations]]]:
+        """What can be refitted before a gap, with sums for each text: neurons where wanted and possible; the site."""
+        gated = find_gated(self.game.masked.players, site) if self.neurons else None
+        if gated is not None:
+            watched = GateInput(gated.module)
+            texts = (streams.tokens(gap, self.kept, watched, patches) for streams in self.streams)
+            gated = with_direction(gated, (inputs for chunks in texts for inputs, *_ in chunks))
+        if gated is None:
+            yield site, [self._sums(streams, gap, site, patches) for streams in self.streams]
+            return
+        sums = [self._sums(streams, gap, gated, patches) for streams in self.streams]
+        yield gated, sums
+        yield site, [each.alone() for each in sums]
+
+    def _best(
+        self, site: AnySite, sums: Sequence[Equations], patches: Sequence[Patch], before: Sequence[float]
+    ) -> _Trial | None:
+        """The repair of a site at the best strength; None where none may be used."""
+        total = sums[0]
+        for other in sums[1:]:
+            total = total + other
+        return best_trial(lambda strength: self._trial(strength, total, sums, site, patches, before), self.start)
+
+    def _row(self, row: dict[str, Any], before: Sequence[float], site: AnySite, best: _Trial) -> dict[str, Any]:
+        """The record of a gap that was repaired."""
         self.start = best.strength
-        nll = {"nll": self._before_after(before, best.seen)}
+        row = {**row, "strength": best.strength, "nll": self._before_after(before, best.seen)}
+        if isinstance(site, NeuronSite):
+            row["linear_neurons"] = best.linear
         if len(self.texts) > 1:
-            nll["nll_unseen_domain"] = self._before_after(before, best.unseen)
-        return {**row, "strength": best.strength, **nll}, best.patch
+            row["nll_unseen_domain"] = self._before_after(before, best.unseen)
+        return row
 
     def _trial(
         self,
         strength: float,
         total: Equations,
         sums: Sequence[Equations],
-        site: Site | GainSite,
+        site: AnySite,
         patches: Sequence[Patch],
         before: Sequence[float],
     ) -> _Trial | None:
         """A gap's repair at a strength; None where it raises the NLL of a text."""
-        found = patch(site, total.change(strength))
+        change = total.change(strength)
+        found = patch(site, change)
         with applied([*patches, found]):
             seen = self._means(self.choice)
         if not _no_worse(seen, before):
@@ -286,9 +329,10 @@ class _Fit:
         between = [(own + other) / 2 for own, other in zip(seen, unseen, strict=True)]
         if not _no_worse(between, before):
             return None
-        return _Trial(strength, found, seen, unseen, float(np.mean(between)))
+        linear = len(change.up) if isinstance(change, Neurons) else 0
+        return _Trial(strength, found, seen, unseen, float(np.mean(between)), linear)
 
-    def _sums(self, streams: Streams, gap: Gap, site: Site | GainSite, patches: Sequence[Patch]) -> Equations:
+    def _sums(self, streams: Streams, gap: Gap, site: AnySite, patches: Sequence[Patch]) -> Any:
         sums = site.equations()
         for chunk in streams.tokens(gap, self.kept, site, patches):
             sums.add(*chunk)
@@ -299,7 +343,7 @@ class _Fit:
         total: Equations,
         sums: Sequence[Equations],
         strength: float,
-        site: Site | GainSite,
+        site: AnySite,
         patches: Sequence[Patch],
     ) -> list[float]:
         """Each text's held-out NLL under the fit to the other texts; with one text only, under the fit to itself."""

@@ -26,7 +26,7 @@ class GainEquations:
 
     Attributes:
         squares: float64 [H], Σ w y².
-        cross: float64 [H], Σ w y e.
+        cross: float64 [G·H], Σ w y e, H for each of G norms.
         tokens: number of tokens.
     """
 
@@ -35,25 +35,27 @@ class GainEquations:
     tokens: int = 0
 
     @classmethod
-    def empty(cls, width: int, *, device: torch.device | str = "cpu") -> GainEquations:
-        """Sums over no tokens."""
-        return cls(*torch.zeros(2, width, dtype=torch.float64, device=device))
+    def empty(cls, width: int, norms: int = 1, *, device: torch.device | str = "cpu") -> GainEquations:
+        """Sums over no tokens, for one refitted norm or several of the same outputs."""
+        squares, cross = (torch.zeros(count * width, dtype=torch.float64, device=device) for count in (1, norms))
+        return cls(squares, cross)
 
     def add(self, inputs: Tensor, missing: Tensor, weights: Tensor) -> None:
-        """Add N tokens: outputs of the norm [N, H], missing parts [N, H], weights [N] ≥ 0 (any float dtype).
+        """Add N tokens: outputs of the norm [N, H], missing parts [N, G·H], weights [N] ≥ 0 (any float dtype).
 
         Raises `RequestError` where shapes do not fit each other or values are not finite.
         """
-        if inputs.shape != missing.shape or inputs.shape != (len(weights), len(self.cross)):
+        width = len(self.squares)
+        if inputs.shape != (len(weights), width) or missing.shape != (len(weights), len(self.cross)):
             raise RequestError(
                 f"tokens of shapes {list(inputs.shape)}, {list(missing.shape)} and {list(weights.shape)} do not fit "
-                f"equations of {len(self.cross)} gains"
+                f"equations of {len(self.squares)} gains"
             )
         y, e = inputs.double(), missing.double()
         weighted = y * weights.double()[:, None]
         check_finite(weighted, e)
         self.squares += (weighted * y).sum(0)
-        self.cross += (weighted * e).sum(0)
+        self.cross += (weighted[:, None] * e.view(len(e), -1, width)).sum(0).flatten()
         self.tokens += len(y)
 
     def __add__(self, other: GainEquations) -> GainEquations:
@@ -64,44 +66,52 @@ class GainEquations:
         return GainEquations(self.squares - other.squares, self.cross - other.cross, self.tokens - other.tokens)
 
     def change(self, strength: float) -> Tensor:
-        """β at a strength > 0: float64 [H]; 0 for a gain whose outputs are all zero."""
+        """β at a strength > 0: float64 [G·H]; 0 for a gain whose outputs are all zero."""
         check_strength(strength)
-        passes = self.squares > 0
-        return torch.where(passes, self.cross / ((1 + strength) * self.squares.where(passes, torch.ones(()))), 0.0)
+        squares = self.squares.repeat(len(self.cross) // len(self.squares))
+        passes = squares > 0
+        return torch.where(passes, self.cross / ((1 + strength) * squares.where(passes, torch.ones(()))), 0.0)
 
 
 @dataclass(frozen=True)
 class GainSite:
     """A norm whose output is added to the residual stream, or is the stream (the last norm of GPT-1's blocks).
 
+    The bias of the norm, if any, is not refitted.
+
     Attributes:
         unit: that it belongs to.
         name: its dotted path in the model.
         module: the norm; its gains are its `weight` [H] plus `offset`.
         offset: 0, or 1 where the weight is stored as the gain minus 1 (Gemma).
-        bias: always None: the bias of the norm, if any, is not refitted.
     """
 
     unit: int
     name: str
     module: nn.Module
     offset: float
-    bias: None = None
 
-    def equations(self) -> GainEquations:
-        """Sums over no tokens, on the norm's device."""
+    def equations(self, maps: int = 1, products: torch.dtype = torch.float64) -> GainEquations:
+        """Sums over no tokens, on the norm's device, for one refitted norm or several of the same outputs.
+
+        Their few products are float64 whatever `products` says.
+        """
         weight = self.module.get_parameter("weight")
-        return GainEquations.empty(len(weight), device=weight.device)
+        return GainEquations.empty(len(weight), maps, device=weight.device)
 
     def reads(self, handed: Tensor, returned: Tensor) -> Tensor:
         """The regression's inputs: the norm's output [..., H] without its bias."""
         bias = getattr(self.module, "bias", None)
         return returned.clone() if bias is None else returned - bias  # a clone: the block may change it in place
 
-    def changed(self, change: Tensor) -> tuple[Tensor, None]:
+    def parameters(self) -> dict[str, Tensor]:
+        """The weight [H] by name."""
+        return {f"{self.name}.weight": self.module.get_parameter("weight")}
+
+    def changed(self, change: Tensor) -> dict[str, Tensor]:
         """The new weight [H], in its dtype, for a relative change β, float64 [H]."""
         weight = self.module.get_parameter("weight").detach()
-        return (weight.double() + change * (weight.double() + self.offset)).to(weight.dtype), None
+        return {f"{self.name}.weight": (weight.double() + change * (weight.double() + self.offset)).to(weight.dtype)}
 
 
 def gains_of(module: nn.Module, width: int) -> float | None:

@@ -5,58 +5,60 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from layercoop_fast.repair.gains import GainSite
-from layercoop_fast.repair.sites import Site
+
+class Patched(Protocol):
+    """A site, as far as its parameters go."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The model's parameters that a repair of the site changes, by their names in its state dict: [...] each."""
+
+    def changed(self, change: Any) -> dict[str, Tensor]:
+        """Their new values for a change that the site's equations gave, in the shapes and dtypes [...] they have."""
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """New parameters of a site, in its dtype.
+    """New parameters of a site.
 
     Attributes:
-        site: the module they belong to.
-        weight: as the module stores it, [H, n] or [n, H], or [H] of a norm.
-        bias: [H], where it is refitted.
+        site: whose parameters they are.
+        values: by their names in the model's state dict, in its shapes and dtypes.
     """
 
-    site: Site | GainSite
-    weight: Tensor
-    bias: Tensor | None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The parameters, of the shapes above, by their names in the model's state dict, such as `[H, n]`."""
-        named = {f"{self.site.name}.weight": self.weight}
-        return named if self.bias is None else {**named, f"{self.site.name}.bias": self.bias}
+    site: Patched
+    values: dict[str, Tensor]
 
 
-def patch(site: Site | GainSite, change: Tensor) -> Patch:
-    """The site's parameters with a change that its equations gave: float64 [H, n], or [H] of a norm."""
-    return Patch(site, *site.changed(change))
+def patch(site: Patched, change: Any) -> Patch:
+    """The site's parameters with a change that its equations gave."""
+    return Patch(site, site.changed(change))
+
+
+def present(site: Patched) -> Patch:
+    """The site's parameters as they are: copies."""
+    return Patch(site, {name: parameter.detach().clone() for name, parameter in site.parameters().items()})
+
+
+def write(one: Patch) -> None:
+    """Put a patch into its model, in place, since fast blocks share the memory of the parameters."""
+    with torch.no_grad():
+        for name, parameter in one.site.parameters().items():
+            parameter.data.copy_(one.values[name])
 
 
 @contextmanager
 def applied(patches: Sequence[Patch]) -> Iterator[None]:
-    """Within the `with` block the model has the parameters of the patches.
-
-    Values are written in place, since fast blocks share the memory of the parameters.
-    """
-    kept = [(one, one.site.module.get_parameter("weight").detach().clone(), one.site.bias) for one in patches]
-    kept = [(one, weight, None if bias is None else bias.clone()) for one, weight, bias in kept]
+    """Within the `with` block the model has the parameters of the patches."""
+    own = [present(one.site) for one in patches]
     try:
         for one in patches:
-            _write(one.site, one.weight, one.bias)
+            write(one)
         yield
     finally:
-        for one, weight, bias in kept:
-            _write(one.site, weight, bias)
-
-
-def _write(site: Site | GainSite, weight: Tensor, bias: Tensor | None) -> None:
-    with torch.no_grad():
-        site.module.get_parameter("weight").data.copy_(weight)
-        if bias is not None:
-            site.module.get_parameter("bias").data.copy_(bias)
+        for one in own:
+            write(one)

@@ -11,7 +11,7 @@ float64. Both are sums, so a part of the text is left out by subtracting its sum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from layercoop_fast.errors import RequestError
 
 
 class Equations(Protocol):
-    """Sums over tokens to refit a part of a unit: a linear map (below), or the gains of a norm (`gains.py`)."""
+    """Sums over tokens to refit a part of a unit: a linear map (below), gains of a norm, neurons of an MLP."""
 
     def add(self, inputs: Tensor, missing: Tensor, weights: Tensor) -> None:
         """Add N tokens: inputs [N, n], missing parts of the output [N, H], weights [N] ≥ 0."""
@@ -30,8 +30,8 @@ class Equations(Protocol):
 
     def __sub__(self, other: Any) -> Any: ...
 
-    def change(self, strength: float) -> Tensor:
-        """The change of the part at a strength of the ridge: float64 [H, n], or [H] of gains."""
+    def change(self, strength: float) -> Any:
+        """The change of the part at a strength of the ridge, as its site's `changed` takes it."""
 
 
 def check_finite(*streams: Tensor) -> None:
@@ -55,21 +55,30 @@ class NormalEquations:
         cross: float64 [n, H].
         intercept: whether the map has a bias that is refitted too; its change is not penalised.
         tokens: number of tokens.
+        products: dtype in which the products of the tokens of one `add` are summed; these sums are added in float64.
     """
 
     gram: Tensor
     cross: Tensor
     intercept: bool
     tokens: int = 0
+    products: torch.dtype = torch.float64
 
     @classmethod
     def empty(
-        cls, inputs: int, outputs: int, *, intercept: bool = False, device: torch.device | str = "cpu"
+        cls,
+        inputs: int,
+        outputs: int,
+        *,
+        intercept: bool = False,
+        products: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
     ) -> NormalEquations:
         """Sums over no tokens, for a map from `inputs` to `outputs` numbers."""
         n = inputs + intercept
         gram = torch.zeros(n, n, dtype=torch.float64, device=device)
-        return cls(gram, torch.zeros(n, outputs, dtype=torch.float64, device=device), intercept)
+        cross = torch.zeros(n, outputs, dtype=torch.float64, device=device)
+        return cls(gram, cross, intercept, products=products)
 
     def add(self, inputs: Tensor, missing: Tensor, weights: Tensor | None = None) -> None:
         """Add N tokens: inputs [N, n], missing [N, H], weights [N] ≥ 0 (any float dtype).
@@ -82,24 +91,24 @@ class NormalEquations:
                 f"tokens of shapes {list(inputs.shape)} and {list(missing.shape)} do not fit normal equations of "
                 f"{width} inputs and {self.cross.shape[1]} outputs"
             )
-        u, e = inputs.double(), missing.double()
+        u, e = inputs.to(self.products), missing.to(self.products)
         if self.intercept:
             u = torch.cat([u, u.new_ones(len(u), 1)], dim=1)
-        weighted = u if weights is None else u * weights.double()[:, None]
+        weighted = u if weights is None else u * weights.to(self.products)[:, None]
         check_finite(weighted, e)
-        self.gram.addmm_(weighted.t(), u)
-        self.cross.addmm_(weighted.t(), e)
+        self.gram += weighted.t() @ u
+        self.cross += weighted.t() @ e
         self.tokens += len(u)
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
-        return NormalEquations(
-            self.gram + other.gram, self.cross + other.cross, self.intercept, self.tokens + other.tokens
+        return replace(
+            self, gram=self.gram + other.gram, cross=self.cross + other.cross, tokens=self.tokens + other.tokens
         )
 
     def __sub__(self, other: NormalEquations) -> NormalEquations:
         """Without tokens that were added before."""
-        return NormalEquations(
-            self.gram - other.gram, self.cross - other.cross, self.intercept, self.tokens - other.tokens
+        return replace(
+            self, gram=self.gram - other.gram, cross=self.cross - other.cross, tokens=self.tokens - other.tokens
         )
 
     def change(self, strength: float) -> Tensor:

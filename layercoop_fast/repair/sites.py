@@ -56,23 +56,36 @@ class Site:
         bias = self.module.bias
         return None if bias is None else bias.detach()
 
-    def equations(self) -> NormalEquations:
-        """Sums over no tokens, on the map's device."""
+    def equations(self, maps: int = 1, products: torch.dtype = torch.float64) -> NormalEquations:
+        """Sums over no tokens, on the map's device, for one refitted map or several of the same inputs.
+
+        `products` is the dtype of the sums of one chunk of tokens.
+        """
         outputs, inputs = self.weight.shape
-        return NormalEquations.empty(inputs, outputs, intercept=self.bias is not None, device=self.weight.device)
+        return NormalEquations.empty(
+            inputs, maps * outputs, intercept=self.bias is not None, products=products, device=self.weight.device
+        )
 
     def reads(self, handed: Tensor, returned: Tensor) -> Tensor:
         """The regression's inputs: the module's input `handed` [..., n]; its output `returned` is [..., H]."""
         return handed
 
-    def changed(self, change: Tensor) -> tuple[Tensor, Tensor | None]:
-        """New weight as the module stores it, and bias [H], for a change [H, n], with a last column for the bias."""
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters by name: [H, n] or [n, H], and a bias [H]."""
+        found = {f"{self.name}.weight": self.module.weight}
+        return found if self.module.bias is None else {**found, f"{self.name}.bias": self.module.bias}
+
+    def changed(self, change: Tensor) -> dict[str, Tensor]:
+        """The parameters as the module stores them, for a change [H, n], with a last column for the bias."""
         bias = self.bias
         width = self.weight.shape[1]
         weight = (self.weight.double() + change[:, :width]).to(self.weight.dtype)
         if isinstance(self.module, Conv1D):
             weight = weight.t()
-        return weight.contiguous(), None if bias is None else (bias.double() + change[:, width]).to(bias.dtype)
+        values = [weight.contiguous()]
+        if bias is not None:
+            values.append((bias.double() + change[:, width]).to(bias.dtype))
+        return dict(zip(self.parameters(), values, strict=True))
 
 
 def find_site(players: Players, unit: int) -> Site | GainSite:

@@ -10,9 +10,10 @@ computed again from the embedding for each gap, so that the memory does not grow
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,22 @@ from layercoop_fast.masked.scores import Scores
 from layercoop_fast.masked.scoring import FusedScorer, GeneralScorer, Scorer
 from layercoop_fast.masked.units import GeneralUnits, Units
 from layercoop_fast.masked.windows import Windows
-from layercoop_fast.repair.gains import GainSite
 from layercoop_fast.repair.gaps import Gap
 from layercoop_fast.repair.patches import Patch, applied
-from layercoop_fast.repair.sites import Site
 
 # Tokens of a chunk: enough that products run at full speed, few enough that activations in float64 stay small.
 _CHUNK_TOKENS = 4096
+
+
+class Watched(Protocol):
+    """A site, as far as its regression's inputs go."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is watched while its unit runs; it is called once."""
+
+    def reads(self, handed: Tensor, returned: Tensor) -> Tensor:
+        """The regression's inputs [..., n], of the module's first argument and its output, [..., ·] each."""
 
 
 @dataclass
@@ -57,14 +67,12 @@ class Streams:
     def __init__(self, game: ModelGame, ids: Tensor, *, keep: bool) -> None:
         self.game = game
         self.keep = keep
-        step = max(1, _CHUNK_TOKENS // ids.shape[1])
-        self._chunks = [_Chunk(ids[first : first + step]) for first in range(0, len(ids), step)]
-        # Contexts of fast blocks depend only on the number of windows and their length.
-        self._by_size: dict[int, Windows] = {}
+        self._chunks = [_Chunk(some) for some in _cut(ids)]
+        self._runner = _Runner(game)
 
     @torch.inference_mode()
     def tokens(
-        self, gap: Gap, kept: Sequence[int], site: Site | GainSite, patches: Sequence[Patch]
+        self, gap: Gap, kept: Sequence[int], site: Watched, patches: Sequence[Patch]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each chunk the site's inputs [N, n], the missing part of its output [N, H], and weights of tokens [N].
 
@@ -75,11 +83,11 @@ class Streams:
         """
         before = [unit for unit in kept if unit < gap.unit]
         for chunk in self._chunks:
-            windows, units = self._run_by(chunk)
-            full = self._start(chunk, chunk.full, windows)
+            windows, units = self._runner.of(chunk.ids)
+            full = self._runner.start(chunk.ids, windows) if chunk.full is None else chunk.full
             for unit in range(chunk.full_at if chunk.full is not None else 0, gap.behind):
                 units.run(unit, [full], [full])
-            pruned = self._start(chunk, chunk.pruned, windows)
+            pruned = self._runner.start(chunk.ids, windows) if chunk.pruned is None else chunk.pruned
             done = chunk.pruned_at if chunk.pruned is not None else 0
             with applied(patches):
                 for unit in before:
@@ -90,25 +98,60 @@ class Streams:
             inputs, after = _watched(self.game.masked.players, windows, gap.unit, site, pruned)
             # In a model that is spread over devices, a block's output stays on the block's device.
             there, after = full.to(inputs.device).float(), after.to(inputs.device).float()
-            missing = (there - after).flatten(0, 1)
-            weights = there.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
-            yield inputs.flatten(0, 1), missing, weights.flatten()
+            yield inputs.flatten(0, 1), (there - after).flatten(0, 1), _weights(there).flatten()
 
-    def _run_by(self, chunk: _Chunk) -> tuple[Windows, Units]:
-        """The windows whose contexts fit the chunk, and the units to run on it."""
-        if not _is_fast(self.game, chunk.ids):
-            windows = Windows(self.game.masked.skeleton, chunk.ids)
-            return windows, GeneralUnits(windows, self.game.masked.players.run)
-        windows = self._by_size.setdefault(len(chunk.ids), Windows(self.game.masked.skeleton, chunk.ids))
-        return windows, self.game.masked.units
 
-    def _start(self, chunk: _Chunk, state: Tensor | None, windows: Windows) -> Tensor:
-        """The state to continue from, which may be overwritten."""
-        if state is not None:
-            return state
-        if _is_fast(self.game, chunk.ids):
-            return _embedding(self.game.masked.skeleton, chunk.ids).clone()
-        return windows.context(1).embedding[: len(chunk.ids)].clone()
+class FullStreams:
+    """The full model's stream over the windows of one text: before a unit, and behind it and each of the next ones.
+
+    Args:
+        game: its model and players, and the way its units are computed.
+        ids: windows, int64 [W, T].
+
+    Attributes:
+        evaluated: unit evaluations times tokens so far.
+    """
+
+    def __init__(self, game: ModelGame, ids: Tensor) -> None:
+        self.game = game
+        self.evaluated = 0
+        self._runner = _Runner(game)
+        # Of each chunk the streams before the present unit and the next ones, [w, T, H] each.
+        self._chunks: list[tuple[Tensor, deque[Tensor]]] = [(some, deque()) for some in _cut(ids)]
+
+    @torch.inference_mode()
+    def tokens(self, unit: int, site: Watched, runs: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each chunk the site's inputs [N, n], what each run adds [N, runs·H], and weights of tokens [N].
+
+        A run of g units adds x_{unit+1+g} − x_{unit+1}, x_k being the stream before unit k. Weights are as those of
+        `Streams.tokens`, by the stream behind the unit. Units must come in ascending order, `advance` between them.
+        """
+        for ids, states in self._chunks:
+            windows = self._ahead(ids, states, unit, runs + 2)
+            inputs, _ = _watched(self.game.masked.players, windows, unit, site, states[0])
+            self.evaluated += ids.numel()
+            behind = states[1].to(inputs.device).float()
+            added = [states[1 + run].to(inputs.device).float() - behind for run in range(1, runs + 1)]
+            yield inputs.flatten(0, 1), torch.cat(added, dim=-1).flatten(0, 1), _weights(behind).flatten()
+
+    @torch.inference_mode()
+    def advance(self, unit: int) -> None:
+        """Go on from `unit` to the next one."""
+        for ids, states in self._chunks:
+            self._ahead(ids, states, unit, 2)
+            states.popleft()
+
+    def _ahead(self, ids: Tensor, states: deque[Tensor], unit: int, count: int) -> Windows:
+        """Have `count` streams from the one before `unit` on."""
+        windows, units = self._runner.of(ids)
+        if not states:
+            states.append(self._runner.start(ids, windows))
+        while len(states) < count:
+            last = states[-1].clone()
+            units.run(unit + len(states) - 1, [last], [last])
+            self.evaluated += ids.numel()
+            states.append(last)
+        return windows
 
 
 class HeldOut:
@@ -159,9 +202,45 @@ class HeldOut:
                 self.units.run(unit, [state], [state])
 
 
-def _watched(
-    players: Players, windows: Windows, unit: int, site: Site | GainSite, state: Tensor
-) -> tuple[Tensor, Tensor]:
+class _Runner:
+    """How a game's units run on windows that are not its own.
+
+    Args:
+        game: its model and players, and the way its units are computed.
+    """
+
+    def __init__(self, game: ModelGame) -> None:
+        self.game = game
+        # Contexts of fast blocks depend only on the number of windows and their length.
+        self._by_size: dict[int, Windows] = {}
+
+    def of(self, ids: Tensor) -> tuple[Windows, Units]:
+        """The windows whose contexts fit `ids` (int64 [w, T]), and the units to run on them."""
+        if not _is_fast(self.game, ids):
+            windows = Windows(self.game.masked.skeleton, ids)
+            return windows, GeneralUnits(windows, self.game.masked.players.run)
+        windows = self._by_size.setdefault(len(ids), Windows(self.game.masked.skeleton, ids))
+        return windows, self.game.masked.units
+
+    def start(self, ids: Tensor, windows: Windows) -> Tensor:
+        """What unit 0 receives, [w, T, H], which may be overwritten."""
+        if _is_fast(self.game, ids):
+            return _embedding(self.game.masked.skeleton, ids).clone()
+        return windows.context(1).embedding[: len(ids)].clone()
+
+
+def _cut(ids: Tensor) -> list[Tensor]:
+    """Windows [W, T] in chunks of some thousand tokens."""
+    step = max(1, _CHUNK_TOKENS // ids.shape[1])
+    return [ids[first : first + step] for first in range(0, len(ids), step)]
+
+
+def _weights(stream: Tensor) -> Tensor:
+    """The inverse mean square of each token of a stream, [w, T, H] to [w, T]."""
+    return stream.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
+
+
+def _watched(players: Players, windows: Windows, unit: int, site: Watched, state: Tensor) -> tuple[Tensor, Tensor]:
     """The inputs of the site's regression while the unit runs on a state [w, T, H], and the unit's output [w, T, H]."""
     context = windows.context(1)
     missing = len(context.ids) - len(state)

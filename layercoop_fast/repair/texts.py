@@ -7,7 +7,7 @@ The windows of one text do not overlap each other, nor the windows of the game w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,11 +20,13 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.inputs.options import REPAIR_TOKENS, TOKENS
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import (
+    Calibration,
     begin_tokens,
     read_text,
     require_tokenizer,
     window_starts,
 )
+from layercoop_fast.texts.domains import Domains
 from layercoop_fast.texts.own_text import SELF, is_own, sample_answers, sample_from_model
 
 DEFAULT_TOKENS = REPAIR_TOKENS
@@ -62,6 +64,22 @@ class RepairTexts:
     def tokens(self) -> int:
         """Number of tokens that are fitted to."""
         return sum(text.fit.numel() for text in self.texts)
+
+    def fewer(self, tokens: int) -> RepairTexts:
+        """The same texts with about `tokens` tokens to fit to, spread over those that are there."""
+        found = []
+        for text in self.texts:
+            windows = max(1, tokens // (len(self.texts) * text.fit.shape[1]))
+            rows = np.linspace(0, len(text.fit) - 1, min(windows, len(text.fit))).round().astype(np.int64)
+            found.append(replace(text, fit=text.fit[torch.from_numpy(rows).to(text.fit.device)]))
+        return RepairTexts(tuple(found), self.left_out)
+
+    def heldout(self, windows: int) -> Calibration:
+        """The first `windows` held-out windows of each text (of those that choose strengths), taking turns."""
+        specs = tuple(text.spec for text in self.texts)
+        ids = torch.stack([text.choice[:windows] for text in self.texts], dim=1).flatten(0, 1)
+        domains = Domains(np.arange(len(ids)) % len(specs), np.ones(len(specs)), specs)
+        return Calibration(ids, " + ".join(specs), domains if len(specs) > 1 else None)
 
 
 def default_texts(game: ModelGame, heldout: Sequence[str] = ()) -> list[str]:

@@ -7,7 +7,7 @@ after the repair, on the game's own windows, which no repair is fitted to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.types import Masks, Progress
 from layercoop_fast.repair.fit import Repaired, fit_repair, repaired_worth
-from layercoop_fast.repair.texts import DEFAULT_TOKENS, texts_to_fit
+from layercoop_fast.repair.texts import RepairTexts
 from layercoop_fast.search.base import Choice, finite_or_none
 
 
@@ -52,33 +52,32 @@ def best_repaired(
     choice: Choice,
     count: int,
     wanted: Callable[[Masks], bool],
-    texts: Sequence[str] | None = None,
+    texts: RepairTexts,
     *,
-    tokens: int = DEFAULT_TOKENS,
+    compute: str = "full",
     required: bool = False,
-    heldout: Sequence[str] = (),
-    seed: int = 0,
+    searched: ModelGame | None = None,
     progress: Progress | None = None,
 ) -> tuple[Choice, Repaired]:
     """The finalist of highest worth after its repair, and that repair.
 
     Args:
-        game: that was searched.
+        game: on whose windows finalists are ranked.
         choice: result of the search; it is one of the finalists, and stays the answer unless another is better.
         count: number of finalists, at least 1.
         wanted: whether a mask (bool [n]) may be chosen.
-        texts, tokens, required, heldout, seed: as of `fit_repair`. Texts are read once for all finalists.
+        texts, compute, required: as of `fit_repair`.
+        searched: the game that was searched, whose best measured masks are the finalists; by default `game`.
         progress: called with ("finalists repaired", done, total), and as by `fit_repair`.
 
     Where `count` is above 1, the choice's `details["finalists"]` lists for each finalist, best first: `removed`, its
     `worth` before and `repaired_worth` after the repair, `repaired_nll`, and whether the repair was `kept`.
     """
-    domains = texts_to_fit(game, texts, tokens, required=required, heldout=heldout, seed=seed, progress=progress)
-    masks = best_measured(game, choice.mask, wanted, count) if count > 1 else choice.mask[None]
+    masks = best_measured(searched or game, choice.mask, wanted, count) if count > 1 else choice.mask[None]
     found: list[tuple[float, Repaired]] = []
     rows: list[dict[str, Any]] = []
     for mask, worth in zip(masks, game(masks) if len(masks) > 1 else [np.nan], strict=True):
-        repaired = fit_repair(game, mask, domains, required=required, progress=progress)
+        repaired = fit_repair(game, mask, texts, compute=compute, required=required, progress=progress)
         if len(masks) == 1:
             return choice, repaired
         after, nll = repaired_worth(game, repaired)

@@ -228,7 +228,7 @@ def test_a_repair_that_does_not_help_is_left_out_and_said_so(
         weight = game.masked.skeleton.model.lm_head.weight.zero_()
         for word in game.calibration.ids.unique():
             weight[word] = hidden[:, :-1][game.calibration.ids[:, 1:] == word].mean(0)
-    repaired = fit_repair(game, mask, [str(text)], tokens=TOKENS)
+    repaired = fit_repair(game, mask, [str(text)], tokens=TOKENS, compute="small")
     assert not repaired.kept
     assert not repaired.tensors()
     assert "no repair of any gap helps" in repaired.record["reason"]
@@ -304,6 +304,7 @@ def test_a_text_too_short_is_left_out_and_said_so(specs: list[str], tmp_path: Pa
         ({"texts": ["builtin", "builtin"]}, "each given once"),
         ({"texts": ["builtin"], "tokens": 0}, "at least 1 token"),
         ({"texts": ["nothing.txt"]}, "cannot be read"),
+        ({"compute": "large"}, "'large' is neither small nor full"),
     ],
 )
 def test_wrong_requests(specs: list[str], arguments: dict[str, Any], message: str) -> None:
@@ -359,7 +360,7 @@ def test_the_repaired_checkpoint_is_the_repaired_model(
         logits = loaded(game.calibration.ids).logits
     nll = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), game.calibration.ids[:, 1:].flatten())
     assert float(nll) == pytest.approx(done.record["nll"]["pruned"], abs=2e-5)
-    assert abs(done.record["nll"]["pruned"] - done.record["nll"]["unrepaired"]) > 1e-3
+    assert abs(done.record["nll"]["pruned"] - done.record["nll"]["unrepaired"]) > 2e-4
 
 
 def test_the_text_that_is_measured_on_is_not_fitted_to() -> None:

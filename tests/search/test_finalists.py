@@ -14,6 +14,7 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.pruning.prune import prune
 from layercoop_fast.repair import fit, strengths
 from layercoop_fast.repair.fit import fit_repair, repaired_worth
+from layercoop_fast.repair.texts import load_texts
 from layercoop_fast.report.html.page import report_page
 from layercoop_fast.search import coop, sleb
 from layercoop_fast.search.finalists import best_measured, best_repaired
@@ -70,7 +71,7 @@ def test_the_best_measured_are_the_games_own_best(game: ModelGame) -> None:
 def test_the_finalist_that_is_best_repaired_is_taken(game: ModelGame, specs: list[str]) -> None:
     played = game.view(apart=True, stored=False)
     searched = coop.search(played, 2)
-    choice, repaired = best_repaired(played, searched, 4, two_go, specs, tokens=TOKENS)
+    choice, repaired = best_repaired(played, searched, 4, two_go, load_texts(played, specs, TOKENS))
     rows = choice.details["finalists"]
     assert 2 <= len(rows) <= 4
     assert np.array_equal(choice.mask, repaired.mask)
@@ -94,7 +95,7 @@ def test_another_than_the_searched_one_may_win(game: ModelGame, specs: list[str]
     known = played.known_masks()
     known = known[(~known).sum(axis=1) == 2]
     worst = type(searched)(known[played(known).argmin()], "sleb", None, 11)
-    choice, repaired = best_repaired(played, worst, 2, two_go, specs, tokens=TOKENS)
+    choice, repaired = best_repaired(played, worst, 2, two_go, load_texts(played, specs, TOKENS))
     assert np.array_equal(choice.mask, searched.mask)
     assert np.array_equal(repaired.mask, searched.mask)
     assert len(choice.details["finalists"]) == 2
@@ -103,7 +104,7 @@ def test_another_than_the_searched_one_may_win(game: ModelGame, specs: list[str]
 def test_one_finalist_is_the_choice_itself(game: ModelGame, specs: list[str]) -> None:
     played = game.view(apart=True, stored=False)
     searched = sleb.search(played, 2)
-    choice, repaired = best_repaired(played, searched, 1, two_go, specs, tokens=TOKENS)
+    choice, repaired = best_repaired(played, searched, 1, two_go, load_texts(played, specs, TOKENS))
     assert choice is searched
     assert np.array_equal(repaired.mask, searched.mask)
 
