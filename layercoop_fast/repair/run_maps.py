@@ -7,7 +7,7 @@ run, on the full model's own stream before unit i: with u the map's input and x_
 
 All runs of one unit share their sums of squares, so that one factorisation gives all their maps. The maps know nothing
 of each other: where a mask has several gaps, each acts as if the stream before it were the full model's. A repair
-(`repair/fit.py`) fits its maps one behind the other for one mask; these are for searches, which compare many masks.
+(`repair/gap_by_gap.py`) fits its maps one behind the other for one mask; these are for searches, which compare many masks.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from layercoop_fast.comparing.rows import KeptRows
 from layercoop_fast.comparing.table import show_comparison
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.repair import fit
+from layercoop_fast.repair import gap_by_gap
 from layercoop_fast.repair.fit import Repaired, fit_repair
 from layercoop_fast.repair.texts import default_texts
 from layercoop_fast.report.html.compared import comparison_page
@@ -103,7 +103,7 @@ def repaired(model: str, specs: list[str]) -> Comparison:
     def fitted(*arguments: Any, **options: Any) -> Repaired:
         helped = next(helps)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fit, "_no_worse", lambda after, before: helped)
+            patch.setattr(gap_by_gap, "_no_worse", lambda after, before: helped)
             return fit_repair(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -138,7 +138,7 @@ def test_with_and_without_repair(model: str, specs: list[str], repaired: Compari
     mask = ~np.isin(np.arange(6), patched["removed"])
     before = unseen.evaluate(mask[None]).window_nll[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "_no_worse", lambda after, before: True)
+        patch.setattr(gap_by_gap, "_no_worse", lambda after, before: True)
         fitted = fit_repair(game, mask, specs, tokens=1024)
     weights = unseen.checkpoint.model.state_dict()
     for name, tensor in fitted.tensors().items():

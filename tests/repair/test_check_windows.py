@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, tiny_tokenizer
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.repair import fit, strengths
+from layercoop_fast.repair import gap_by_gap, strengths
 from layercoop_fast.repair.fit import fit_repair
 from layercoop_fast.texts.calibration import load_calibration, read_text
 
@@ -19,7 +19,7 @@ from layercoop_fast.texts.calibration import load_calibration, read_text
 def test_the_last_word_is_had_by_the_repaired_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[tuple[list[float], list[float]]] = []
     monkeypatch.setattr(strengths, "STRENGTHS", (1.0,))
-    monkeypatch.setattr(fit, "_no_worse", lambda after, before: not judged.append((list(after), list(before))))
+    monkeypatch.setattr(gap_by_gap, "_no_worse", lambda after, before: not judged.append((list(after), list(before))))
     text = tmp_path / "text.txt"
     text.write_text(read_text("builtin")[:2500], encoding="ascii", errors="ignore")
     model = FAMILIES["llama"](n_layers=3)
@@ -33,6 +33,6 @@ def test_the_last_word_is_had_by_the_repaired_model(tmp_path: Path, monkeypatch:
 
 
 def test_one_domain_that_loses_is_enough() -> None:
-    assert fit._no_worse([1.0, 2.0], [1.0, 2.5])
-    assert not fit._no_worse([0.5, 2.0], [1.0, 1.9])
-    assert not fit._no_worse([float("nan")], [1.0])
+    assert gap_by_gap._no_worse([1.0, 2.0], [1.0, 2.5])
+    assert not gap_by_gap._no_worse([0.5, 2.0], [1.0, 1.9])
+    assert not gap_by_gap._no_worse([float("nan")], [1.0])

@@ -19,7 +19,7 @@ from layercoop_fast import ModelGame, fit_repair, prune, repaired_worth
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
-from layercoop_fast.repair import fit, streams, strengths
+from layercoop_fast.repair import gap_by_gap, streams, strengths
 from layercoop_fast.repair.ridge import NormalEquations
 from layercoop_fast.repair.texts import _free_starts, default_texts, load_texts, own_texts
 from layercoop_fast.texts.calibration import Calibration, begin_tokens, load_calibration, read_text, window_starts
@@ -72,7 +72,7 @@ class AddsLinearly(nn.Module):
 @pytest.fixture
 def everything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a repair helps a model of random weights is chance: take it as it comes."""
-    monkeypatch.setattr(fit, "_no_worse", lambda after, before: True)
+    monkeypatch.setattr(gap_by_gap, "_no_worse", lambda after, before: True)
 
 
 @pytest.mark.usefixtures("everything_counts")
@@ -150,7 +150,7 @@ def test_what_is_folded_in_is_the_regression_written_out(
     assert [gap["map"] for gap in repaired.record["gaps"]] == maps
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
-    gap = fit.find_gaps(game.masked.players.unit_masks(mask[None])[0])[0]
+    gap = gap_by_gap.find_gaps(game.masked.players.unit_masks(mask[None])[0])[0]
     site = repaired.patches[0].site
     ids = torch.cat([domain.fit for domain in texts.texts])
     context = game.masked.skeleton.context(ids)
@@ -201,7 +201,7 @@ def test_streams_that_are_not_kept_give_the_same_repair(specs: list[str], monkey
     assert game.masked.units.path == "fast"
     mask = mask_without(5, 1, 3)
     kept = fit_repair(game, mask, specs, tokens=TOKENS)
-    monkeypatch.setattr(fit, "_STREAM_SHARE", 0.0)
+    monkeypatch.setattr(gap_by_gap, "_STREAM_SHARE", 0.0)
     anew = fit_repair(game, mask, specs, tokens=TOKENS)
     for name, tensor in kept.tensors().items():
         assert torch.equal(tensor, anew.tensors()[name])
@@ -246,8 +246,10 @@ def test_strength_is_chosen_between_seen_and_unseen_kinds_of_text(
     # Trials begin at the least strength, and stop behind the third, which must not be taken.
     means = iter([before, *list(seen.values())[:3], *check])
     monkeypatch.setattr(strengths, "STRENGTHS", tuple(seen))
-    monkeypatch.setattr(fit._Fit, "_means", lambda self, texts: next(means))
-    monkeypatch.setattr(fit._Fit, "_unseen", lambda self, total, sums, strength, site, patches: unseen[strength])
+    monkeypatch.setattr(gap_by_gap.GapByGap, "_means", lambda self, texts: next(means))
+    monkeypatch.setattr(
+        gap_by_gap.GapByGap, "_unseen", lambda self, total, sums, strength, site, patches: unseen[strength]
+    )
     game = game_on(FAMILIES["llama"](n_layers=3), specs[0])
     repaired = fit_repair(game, mask_without(3, 2), specs, tokens=TOKENS)
     (gap,) = repaired.record["gaps"]
@@ -263,7 +265,7 @@ def test_a_repair_that_misleads_on_unseen_windows_is_left_out_as_a_whole(
     game = game_on(FAMILIES["llama"](n_layers=4), specs[0])
     monkeypatch.setattr(strengths, "STRENGTHS", (1.0,))
     verdicts = iter([True, True, False])
-    monkeypatch.setattr(fit, "_no_worse", lambda after, before: next(verdicts))
+    monkeypatch.setattr(gap_by_gap, "_no_worse", lambda after, before: next(verdicts))
     repaired = fit_repair(game, mask_without(4, 2), specs, tokens=TOKENS)
     assert not repaired.kept
     assert "no choice has used" in repaired.record["reason"]
@@ -319,7 +321,7 @@ def test_wrong_requests(specs: list[str], arguments: dict[str, Any], message: st
 def test_worths_of_a_game_do_not_change_by_a_repair(
     specs: list[str], utility: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "_no_worse", lambda after, before: True)
+    monkeypatch.setattr(gap_by_gap, "_no_worse", lambda after, before: True)
     game = game_on(FAMILIES["llama"](n_layers=4), specs[0], utility=utility)
     mask = mask_without(4, 1)
     repaired = fit_repair(game, mask, specs, tokens=TOKENS)

@@ -17,7 +17,7 @@ from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.masked.players import make_players
-from layercoop_fast.repair import fit
+from layercoop_fast.repair import gap_by_gap
 from layercoop_fast.repair.neurons import GATE, NeuronEquations, Neurons, NeuronSite, find_gated, with_direction
 from layercoop_fast.repair.patches import applied, patch
 from layercoop_fast.repair.ridge import NormalEquations
@@ -184,7 +184,7 @@ class AddsLinearly(nn.Module):
 def test_neurons_are_given_up_for_a_block_that_is_linear_in_the_stream_where_that_helps(
     own: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fit, "_no_worse", lambda after, before: True)
+    monkeypatch.setattr(gap_by_gap, "_no_worse", lambda after, before: True)
     model = FAMILIES["llama"](n_layers=4)
     with torch.no_grad():  # trained models have channels that are nearly constant
         model.model.embed_tokens.weight[:, 0] = 3 * model.model.embed_tokens.weight.abs().max()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from layercoop_fast import ModelGame, fit_repair
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.repair import fit, streams, strengths
+from layercoop_fast.repair import gap_by_gap, streams, strengths
 from layercoop_fast.repair.texts import RepairTexts, load_texts
 from layercoop_fast.texts.calibration import Calibration, read_text
 
@@ -154,7 +154,7 @@ def test_three_gaps_are_those_of_the_method_written_out(
     monkeypatch.setattr(strengths, "STRENGTHS", GRID)
     monkeypatch.setattr(streams, "_CHUNK_TOKENS", 3 * T)  # of 8 windows: 3, 3 and 2
     if not kept:
-        monkeypatch.setattr(fit, "_STREAM_SHARE", 0.0)
+        monkeypatch.setattr(gap_by_gap, "_STREAM_SHARE", 0.0)
     model = foretelling(specs)
     game = ModelGame(
         Checkpoint(copy.deepcopy(model), tiny_tokenizer(), "tiny"),

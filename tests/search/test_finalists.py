@@ -12,7 +12,7 @@ from tiny_models import save_tiny
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.pruning.prune import prune
-from layercoop_fast.repair import fit, strengths
+from layercoop_fast.repair import gap_by_gap, strengths
 from layercoop_fast.repair.fit import fit_repair, repaired_worth
 from layercoop_fast.repair.texts import load_texts
 from layercoop_fast.report.html.page import report_page
@@ -37,7 +37,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(autouse=True)
 def everything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a repair helps a model of random weights is chance: take it as it comes."""
-    monkeypatch.setattr(fit, "_no_worse", lambda after, before: True)
+    monkeypatch.setattr(gap_by_gap, "_no_worse", lambda after, before: True)
     monkeypatch.setattr(strengths, "STRENGTHS", (0.3, 30.0))
 
 

@@ -10,7 +10,7 @@ FIT = "tests/repair/test_fit.py"
 BUGS = [
     Bug(
         "own-domain-not-left-out",
-        "layercoop_fast/repair/fit.py",
+        "layercoop_fast/repair/gap_by_gap.py",
         old="others = total - own if len(sums) > 1 else total",
         new="others = total",
         means="the cross-validation over kinds of text sees the text that it judges by",
@@ -18,7 +18,7 @@ BUGS = [
     ),
     Bug(
         "score-of-seen-domains-alone",
-        "layercoop_fast/repair/fit.py",
+        "layercoop_fast/repair/gap_by_gap.py",
         old="float(np.mean(between)), linear)",
         new="float(np.mean(seen)), linear)",
         means="the strength of a repair is chosen by the text that it was fitted to",
@@ -26,7 +26,7 @@ BUGS = [
     ),
     Bug(
         "heldout-without-earlier-patches",
-        "layercoop_fast/repair/fit.py",
+        "layercoop_fast/repair/gap_by_gap.py",
         old="        with applied(patches):\n            for text in self.choice:\n                text.advance",
         new="        with applied(()):\n            for text in self.choice:\n                text.advance",
         means="later gaps are judged on the stream of a model that was not repaired before them",
@@ -42,7 +42,7 @@ BUGS = [
     ),
     Bug(
         "losing-domains-accepted",
-        "layercoop_fast/repair/fit.py",
+        "layercoop_fast/repair/gap_by_gap.py",
         old="return all(new <= old for new, old in zip(after, before, strict=False))",
         new="return any(new <= old for new, old in zip(after, before, strict=False))",
         means="a repair stays although a kind of text loses by it",
@@ -50,7 +50,7 @@ BUGS = [
     ),
     Bug(
         "check-windows-not-looked-at",
-        "layercoop_fast/repair/fit.py",
+        "layercoop_fast/repair/gap_by_gap.py",
         old="if not _no_worse(after, before):\n            record",
         new="if not _no_worse(before, before):\n            record",
         means="a repair that loses on text that no choice has seen stays",
@@ -67,8 +67,8 @@ BUGS = [
     Bug(
         "tokens-not-weighted",
         "layercoop_fast/repair/streams.py",
-        old="weights = there.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()",
-        new="weights = torch.ones_like(there.square().mean(-1))",
+        old="return stream.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()",
+        new="return torch.ones_like(stream.square().mean(-1))",
         means="tokens of massive activations decide the fit alone",
         tests="tests/repair/test_fit.py::test_what_is_folded_in_is_the_regression_written_out",
     ),
