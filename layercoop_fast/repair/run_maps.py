@@ -6,8 +6,8 @@ run, on the full model's own stream before unit i: with u the map's input and x_
     ΔW = argmin  Σ_t w_t |x_{i+1+g} − x_{i+1} − ΔW u_t|²  +  s · g(G) · |ΔW|²          (`repair/ridge.py`)
 
 All runs of one unit share their sums of squares, so that one factorisation gives all their maps. The maps know nothing
-of each other: where a mask has several gaps, each acts as if the stream before it were the full model's. A repair
-(`repair/gap_by_gap.py`) fits its maps one behind the other for one mask; these are for searches, which compare many masks.
+of each other: where a mask has several gaps, each acts as if the stream before it were the full model's. A repair fits
+its maps one behind the other for one mask (`repair/gap_by_gap.py`); these are for searches, which compare many masks.
 """
 
 from __future__ import annotations
