@@ -38,9 +38,9 @@ from layercoop_fast.pruning.player_costs import count_parameters
 from layercoop_fast.pruning.under_repairs import TOKENS, WINDOWS
 from layercoop_fast.repair.fit import repaired_worth
 from layercoop_fast.repair.gaps import find_gaps
+from layercoop_fast.repair.held_out import HeldOut
 from layercoop_fast.repair.repaired_model import repaired_game
 from layercoop_fast.repair.run_maps import fit_run_maps, longest_run
-from layercoop_fast.repair.streams import HeldOut
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, RepairTexts, default_texts, texts_to_fit
 from layercoop_fast.search.by_cost import search_by_cost
 from layercoop_fast.search.finalists import best_measured

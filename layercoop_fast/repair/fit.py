@@ -16,9 +16,9 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.types import Floats, Masks, Progress, check_masks
 from layercoop_fast.repair.gap_by_gap import GapByGap, kept_units
+from layercoop_fast.repair.held_out import HeldOut
 from layercoop_fast.repair.options import check_compute
 from layercoop_fast.repair.patches import Patch, applied
-from layercoop_fast.repair.streams import HeldOut
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, RepairTexts, texts_to_fit
 
 

@@ -25,11 +25,12 @@ from layercoop_fast.masked.windows import Windows
 from layercoop_fast.masks.types import Masks, Progress
 from layercoop_fast.repair.gains import GainSite
 from layercoop_fast.repair.gaps import Gap, find_gaps
+from layercoop_fast.repair.held_out import HeldOut
 from layercoop_fast.repair.neurons import GateInput, Neurons, NeuronSite, find_gated, with_direction
 from layercoop_fast.repair.patches import Patch, applied, patch
 from layercoop_fast.repair.ridge import Equations
 from layercoop_fast.repair.sites import Site, find_site
-from layercoop_fast.repair.streams import HeldOut, Streams
+from layercoop_fast.repair.streams import Streams
 from layercoop_fast.repair.strengths import USUAL, best_trial
 from layercoop_fast.repair.texts import RepairTexts
 

@@ -22,8 +22,6 @@ from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masked.players import Players
-from layercoop_fast.masked.scores import Scores
-from layercoop_fast.masked.scoring import FusedScorer, GeneralScorer, Scorer
 from layercoop_fast.masked.units import GeneralUnits, Units
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.repair.gaps import Gap
@@ -154,54 +152,6 @@ class FullStreams:
         return windows
 
 
-class HeldOut:
-    """The pruned model's stream over a few windows, which is kept, and the scores of its predictions.
-
-    Args:
-        game: its model and players, and the way its units are computed.
-        windows: the game's own or others; fast blocks run on them where they are as long as the game's.
-        scorer: of these windows, where there is one already.
-    """
-
-    def __init__(self, game: ModelGame, windows: Windows, scorer: Scorer | None = None) -> None:
-        self.windows = windows
-        own = windows is game.masked.windows or _is_fast(game, windows.ids)
-        self.units = game.masked.units if own else GeneralUnits(windows, game.masked.players.run)
-        self.scorer = _scorer(game, windows) if scorer is None else scorer
-        self._state = windows.context(1).embedding[: windows.n_windows].clone()
-        self._at = 0
-
-    @torch.inference_mode()
-    def advance(self, unit: int, kept: Sequence[int]) -> None:
-        """Run the kept units before `unit` that have not run yet, with the model's weights as they are."""
-        self._run(self._state, kept, unit)
-        self._at = max(self._at, unit)
-
-    @torch.inference_mode()
-    def scores(self, kept: Sequence[int]) -> Scores:
-        """Scores of each window with the model's weights as they are, from the kept state on."""
-        return self.scorer.score(self._behind(kept))
-
-    def nll(self, kept: Sequence[int]) -> float:
-        """Mean NLL of all windows, nats per token."""
-        return float(self.scores(kept).nll.mean())
-
-    @torch.inference_mode()
-    def keep_teacher(self, units: Sequence[int]) -> None:
-        """Compare later scores with the predictions of all these units."""
-        self.scorer.keep_teacher(self._behind(units))
-
-    def _behind(self, kept: Sequence[int]) -> Tensor:
-        state = self._state.clone()
-        self._run(state, kept, None)
-        return state
-
-    def _run(self, state: Tensor, kept: Sequence[int], stop: int | None) -> None:
-        for unit in kept:
-            if unit >= self._at and (stop is None or unit < stop):
-                self.units.run(unit, [state], [state])
-
-
 class _Runner:
     """How a game's units run on windows that are not its own.
 
@@ -216,7 +166,7 @@ class _Runner:
 
     def of(self, ids: Tensor) -> tuple[Windows, Units]:
         """The windows whose contexts fit `ids` (int64 [w, T]), and the units to run on them."""
-        if not _is_fast(self.game, ids):
+        if not is_fast(self.game, ids):
             windows = Windows(self.game.masked.skeleton, ids)
             return windows, GeneralUnits(windows, self.game.masked.players.run)
         windows = self._by_size.setdefault(len(ids), Windows(self.game.masked.skeleton, ids))
@@ -224,7 +174,7 @@ class _Runner:
 
     def start(self, ids: Tensor, windows: Windows) -> Tensor:
         """What unit 0 receives, [w, T, H], which may be overwritten."""
-        if _is_fast(self.game, ids):
+        if is_fast(self.game, ids):
             return _embedding(self.game.masked.skeleton, ids).clone()
         return windows.context(1).embedding[: len(ids)].clone()
 
@@ -260,14 +210,7 @@ def _watched(players: Players, windows: Windows, unit: int, site: Watched, state
     return inputs[: len(state)], after[: len(state)]
 
 
-def _scorer(game: ModelGame, windows: Windows) -> Scorer:
-    """A scorer of these windows of the game's own kind."""
-    if isinstance(game.masked.scorer, FusedScorer):
-        return FusedScorer(windows, game.masked.scorer.head)
-    return GeneralScorer(windows)
-
-
-def _is_fast(game: ModelGame, ids: Tensor) -> bool:
+def is_fast(game: ModelGame, ids: Tensor) -> bool:
     """Whether a game's fast blocks can run on the windows `ids` (int64 [W, T]).
 
     They take any plain windows as long as the game's own, if those are plain windows too (not items with options).
