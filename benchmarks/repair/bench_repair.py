@@ -8,7 +8,9 @@ sleb, or of --method; with --masks FILE, JSON of name -> removed layers, they ar
 --finalists N the N best masks of each size that the method measured, and with --trade also the best of those that keep
 one layer of a run of --trade or more of the method's own mask: what one cheap block in a long run is worth. `worth` is
 that on the text searched on, before and after. With --players sublayers a size is what as many mean layers have in
-parameters, and coop solves the knapsack. Ends in one JSON line.
+parameters, and coop solves the knapsack. --repair-compute small,full fits both forms of repair. With
+--search-repaired masks are also searched among repaired ones, as `prune --search-repaired` does. With --items N also the
+accuracy on N four-way items cut from each --eval text, normalised by length. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from layercoop_fast.search.by_cost import search_by_cost
 from layercoop_fast.search.finalists import best_measured
 from layercoop_fast.search.target import Target
 from layercoop_fast.texts.calibration import load_calibration, read_text
+from layercoop_fast.texts.items import load_items
 
 
 def main() -> None:
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("--repair-tokens", type=int, default=DEFAULT_TOKENS)
     parser.add_argument("--repair-compute", default="full", help="small, full, or both with a comma between")
     parser.add_argument("--search-repaired", action="store_true")
+    parser.add_argument("--items", type=int, default=0)
     parser.add_argument("--remove", default="3,6,10")
     parser.add_argument("--method", default="sleb")
     parser.add_argument("--masks", type=Path, help="JSON of name -> removed layers")
@@ -90,6 +94,7 @@ def main() -> None:
         texts = {f"{seen.stem}, unseen part": str(unseen), "builtin-heldout": "builtin-heldout"}
         texts |= {Path(spec).name: spec for spec in arguments.eval}
         heldout = {label: held_out(game, spec, arguments.eval_windows) for label, spec in texts.items()}
+        asked = {Path(spec).name: items_of(game, spec, arguments.items) for spec in arguments.eval if arguments.items}
         specs = arguments.repair_text or default_texts(game)
         fitted = texts_to_fit(game, specs, arguments.repair_tokens, progress=bars.update)
         rows = []
@@ -99,6 +104,7 @@ def main() -> None:
         for label, mask in found.items():
             kept = [int(unit) for unit in np.flatnonzero(game.masked.players.unit_masks(mask[None])[0])]
             before = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
+            right = {name: float(items(mask[None])[0]) for name, items in asked.items()}
             for compute in arguments.repair_compute.split(","):
                 started, processor = time.perf_counter(), time.process_time()
                 repaired = fit_repair(game, mask, fitted, compute=compute, progress=bars.update)
@@ -117,6 +123,10 @@ def main() -> None:
                         "seconds": round(seconds, 1),
                         "cpu_seconds": round(processor, 1),
                         "worth": [round(one, 5) for one in worth],
+                        "items": {
+                            name: [round(right[name], 4), round(repaired_worth(items, repaired)[0], 4)]
+                            for name, items in asked.items()
+                        },
                         "ppl": {name: [round(before[name], 2), round(after[name], 2)] for name in before},
                         "mean_nll": [round(float(np.mean(np.log(list(ppl.values())))), 4) for ppl in (before, after)],
                     }
@@ -139,6 +149,13 @@ def held_out(game: ModelGame, spec: str, windows: int) -> HeldOut:
     tokens = int(game.calibration.ids.shape[1])
     text = load_calibration(spec, game.checkpoint.tokenizer, game.masked.skeleton, windows=windows, tokens=tokens)
     return HeldOut(game, Windows(game.masked.skeleton, text.ids))
+
+
+def items_of(game: ModelGame, spec: str, count: int) -> ModelGame:
+    """The same model on items cut from a text."""
+    skeleton = game.masked.skeleton
+    items = load_items(spec, game.checkpoint.tokenizer, skeleton, items=count, tokens=60)
+    return ModelGame(game.checkpoint, items, skeleton=skeleton, utility="accuracy_norm", block_path="hf")
 
 
 def masks_of(game: ModelGame, sizes: list[int], arguments: argparse.Namespace) -> dict[str, Masks]:
