@@ -9,8 +9,8 @@ sleb, or of --method; with --masks FILE, JSON of name -> removed layers, they ar
 one layer of a run of --trade or more of the method's own mask: what one cheap block in a long run is worth. `worth` is
 that on the text searched on, before and after. With --players sublayers a size is what as many mean layers have in
 parameters, and coop solves the knapsack. --repair-compute small,full fits both forms of repair. With
---search-repaired masks are also searched among repaired ones, as `prune --search-repaired` does. With --items N also the
-accuracy on N four-way items cut from each --eval text, normalised by length. Ends in one JSON line.
+--search-repaired masks are also searched among repaired ones, as `prune --search-repaired` does. With --items N also
+the accuracy on N four-way items cut from each --eval text, normalised by length. Ends in one JSON line.
 """
 
 from __future__ import annotations
