@@ -11,6 +11,7 @@
 
 #include "blocks/logits_impl.h"
 #include "blocks/slope_kernels.h"
+#include "cpu/aligned.h"
 #include "simd/functions.h"
 
 namespace layercoop::blocks {
@@ -97,8 +98,9 @@ template <typename T>
 LAYERCOOP_TARGET void divergence(const Divergence<T>& work, std::int64_t begin, std::int64_t end) {
   const std::int64_t columns = work.columns;
   const auto padded = static_cast<std::size_t>(round_up(columns, kLanes));
-  std::vector<float> student(padded);
-  std::vector<float> teacher(padded);
+  cpu::Aligned<float> student(padded);
+  cpu::Aligned<float> teacher(padded);
+  cpu::Aligned<float> terms(padded);
   for (std::int64_t row = begin; row < end; ++row) {
     T* logits = work.logits + row * columns;
     const float most = scaled_logits(logits, columns, work.scale, work.cap, student.data());
@@ -111,10 +113,13 @@ LAYERCOOP_TARGET void divergence(const Divergence<T>& work, std::int64_t begin, 
       const int n = lanes_left(j, columns);
       const Floats16 z = Floats16::load(student.data() + j);
       const Floats16 t = Floats16::load(teacher.data() + j);
-      const Floats16 e = select_first(n, exp_of_term(t - other_most), 0.0f);
-      sum = sum + select_first(n, exp_of_term(z - most), 0.0f);
-      other_sum = other_sum + e;
-      difference = fma(e, select_first(n, t - z, 0.0f), difference);
+      const Floats16 e = select_first(n, exp_of_term(z - most), 0.0f);
+      const Floats16 other = select_first(n, exp_of_term(t - other_most), 0.0f);
+      store(terms.data() + j, e);
+      store(teacher.data() + j, other);
+      sum = sum + e;
+      other_sum = other_sum + other;
+      difference = fma(other, select_first(n, t - z, 0.0f), difference);
     }
     const float all = total(sum);
     const float other_all = total(other_sum);
@@ -123,9 +128,9 @@ LAYERCOOP_TARGET void divergence(const Divergence<T>& work, std::int64_t begin, 
     const float other_share = 1.0f / other_all;
     for (std::int64_t j = 0; j < columns; j += kLanes) {
       const int n = lanes_left(j, columns);
-      const Floats16 z = Floats16::load(student.data() + j);
-      const Floats16 p = exp_of_term(Floats16::load(teacher.data() + j) - other_most) * other_share;
-      write(logits + j, n, before_scaling(exp_of_term(z - most) * share - p, z, work.scale, work.cap));
+      const Floats16 q = Floats16::load(terms.data() + j) * share;
+      const Floats16 p = Floats16::load(teacher.data() + j) * other_share;
+      write(logits + j, n, before_scaling(q - p, Floats16::load(student.data() + j), work.scale, work.cap));
     }
   }
 }
@@ -134,7 +139,9 @@ template <typename T>
 LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int64_t begin, std::int64_t end) {
   constexpr float kTiny = std::numeric_limits<float>::min();
   const std::int64_t columns = work.columns;
-  std::vector<float> student(static_cast<std::size_t>(round_up(columns, kLanes)));
+  const auto padded = static_cast<std::size_t>(round_up(columns, kLanes));
+  cpu::Aligned<float> student(padded);
+  cpu::Aligned<float> terms(padded);
   std::vector<float> own(static_cast<std::size_t>(work.named));
   for (std::int64_t row = begin; row < end; ++row) {
     T* logits = work.logits + row * columns;
@@ -151,6 +158,7 @@ LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int6
     Floats16 sum = 0.0f;
     for (std::int64_t j = 0; j < columns; j += kLanes) {
       const Floats16 e = exp_of_term(Floats16::load(student.data() + j) - most);
+      store(terms.data() + j, e);
       sum = sum + select_first(lanes_left(j, columns), e, 0.0f);
     }
     const float left = work.named < columns ? total(sum) : 0.0f;
@@ -161,8 +169,9 @@ LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int6
     float value = rest > 0.0f ? rest * (std::log(std::max(kTiny, rest)) - std::log(std::max(kTiny, others))) : 0.0f;
     const float share = others > 0.0f ? (1.0f - rest / std::max(kTiny, others)) / all : 0.0f;
     for (std::int64_t j = 0; j < columns; j += kLanes) {
+      const Floats16 slope = Floats16::load(terms.data() + j) * share;
       const Floats16 z = Floats16::load(student.data() + j);
-      write(logits + j, lanes_left(j, columns), before_scaling(exp_of_term(z - most) * share, z, work.scale, work.cap));
+      write(logits + j, lanes_left(j, columns), before_scaling(slope, z, work.scale, work.cap));
     }
     for (std::int64_t k = 0; k < work.named; ++k) {
       const float z = own[static_cast<std::size_t>(k)];

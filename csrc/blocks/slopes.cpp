@@ -9,6 +9,9 @@ namespace {
 
 constexpr cpu::Versions<const SlopeKernels> kVersions = LAYERCOOP_VERSIONS(kSlopeKernels);
 
+// Rows of logits that a thread takes at a time: the memory that it asks for serves them all.
+constexpr std::int64_t kRowsOfLogits = 4;
+
 template <typename T>
 const SlopeKernelsOf<T>& kernels() {
   return kernels_of_type<T>(*kVersions.get());
@@ -34,12 +37,12 @@ void run(const NormWeightSlopes<T>& work) {
 
 template <typename T>
 void run(const Divergence<T>& work) {
-  share(kernels<T>().divergence, work, work.rows, 2 * work.columns);
+  share(kernels<T>().divergence, work, work.rows, 2 * work.columns, kRowsOfLogits);
 }
 
 template <typename T>
 void run(const NamedDivergence<T>& work) {
-  share(kernels<T>().named_divergence, work, work.rows, work.columns);
+  share(kernels<T>().named_divergence, work, work.rows, work.columns, kRowsOfLogits);
 }
 
 template void run(const GatedSlopes<float>&);
