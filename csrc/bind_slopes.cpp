@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bind_arrays.h"
+#include "bind_heads.h"
 #include "blocks/slopes.h"
 
 namespace py = pybind11;
@@ -51,6 +52,21 @@ void py_rms_norm_slopes(const py::object& x, const py::object& weight, float eps
     const NormWeightSlopes<T> columns{rows.x, of_y, scales, n, width, out<T>(of_weight, "of_weight", {width})};
     run_without_gil(rows);
     run_without_gil(columns);
+  });
+}
+
+void py_causal_attention_slopes(const py::object& slope, const py::object& qkv, const py::object& mixed,
+                                std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads, float scale,
+                                const py::object& found) {
+  by_type(qkv, "qkv", [&](auto type) {
+    using T = decltype(type);
+    const Heads given(qkv, tokens, heads, kv_heads, scale);
+    const std::int64_t rows = given.windows * tokens;
+    const std::int64_t columns = heads * given.width;
+    run_without_gil(AttentionSlopes<T>{in<T>(qkv, "qkv", {kAny, kAny}), in<T>(slope, "slope", {rows, columns}),
+                                       in<T>(mixed, "mixed", {rows, columns}), given.windows, tokens, heads, kv_heads,
+                                       given.width, scale,
+                                       out<T>(found, "out", {rows, (heads + 2 * kv_heads) * given.width})});
   });
 }
 
@@ -116,6 +132,8 @@ void bind_slopes(py::module_& module) {
   module.def("swiglu_slopes", &py_swiglu_slopes, py::arg("gate_up"), py::arg("slope"), py::arg("out"));
   module.def("rms_norm_slopes", &py_rms_norm_slopes, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("slope"),
              py::arg("factors"), py::arg("out"), py::arg("of_weight"), py::arg("base") = py::none());
+  module.def("causal_attention_slopes", &py_causal_attention_slopes, py::arg("slope"), py::arg("qkv"), py::arg("mixed"),
+             py::arg("tokens"), py::arg("heads"), py::arg("kv_heads"), py::arg("scale"), py::arg("out"));
   module.def("divergence", &py_divergence, py::arg("logits"), py::arg("teacher"), py::arg("values"),
              py::arg("scale") = 1.0f, py::arg("cap") = 0.0f, py::arg("teacher_scale") = 1.0f,
              py::arg("teacher_cap") = 0.0f);

@@ -167,6 +167,21 @@ def rms_norm_slopes(
 def swiglu_slopes(gate_up: _Numbers, slope: _Numbers, out: _Numbers) -> None:
     """The gradient of `swiglu` for a slope [R, I] of its result: gate_up [R, 2I] → out [R, 2I]."""
 
+def causal_attention_slopes(
+    slope: _Numbers,
+    qkv: _Numbers,
+    mixed: _Numbers,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    out: _Numbers,
+) -> None:
+    """The gradient of `causal_attention` for all tokens: qkv [W·T, (heads + 2·kv_heads)·D] → out of the same shape.
+
+    `slope` [W·T, heads·D] is that of its result `mixed` [W·T, heads·D].
+    """
+
 def divergence(
     logits: _Numbers,
     teacher: _Numbers,

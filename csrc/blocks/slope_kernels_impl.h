@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "blocks/attention_slopes_impl.h"
 #include "blocks/logits_impl.h"
 #include "blocks/slope_kernels.h"
 #include "cpu/aligned.h"
@@ -185,7 +186,8 @@ LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int6
 
 template <typename T>
 constexpr SlopeKernelsOf<T> slope_kernels_of() {
-  return {gated_slopes<T>, norm_slopes<T>, norm_weight_slopes<T>, divergence<T>, named_divergence<T>};
+  return {gated_slopes<T>,     norm_slopes<T>, norm_weight_slopes<T>,
+          attention_slopes<T>, divergence<T>,  named_divergence<T>};
 }
 
 }  // namespace

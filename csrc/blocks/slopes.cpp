@@ -36,6 +36,12 @@ void run(const NormWeightSlopes<T>& work) {
 }
 
 template <typename T>
+void run(const AttentionSlopes<T>& work) {
+  // An item takes some hundred microseconds: one at a time, so that threads finish together.
+  share(kernels<T>().attention, work, work.windows * work.kv_heads, kNumbersPerRange);
+}
+
+template <typename T>
 void run(const Divergence<T>& work) {
   share(kernels<T>().divergence, work, work.rows, 2 * work.columns, kRowsOfLogits);
 }
@@ -51,6 +57,8 @@ template void run(const NormSlopes<float>&);
 template void run(const NormSlopes<Bf16>&);
 template void run(const NormWeightSlopes<float>&);
 template void run(const NormWeightSlopes<Bf16>&);
+template void run(const AttentionSlopes<float>&);
+template void run(const AttentionSlopes<Bf16>&);
 template void run(const Divergence<float>&);
 template void run(const Divergence<Bf16>&);
 template void run(const NamedDivergence<float>&);

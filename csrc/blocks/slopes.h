@@ -51,6 +51,24 @@ struct NormWeightSlopes {
   T* out;  // [width]
 };
 
+// Of blocks.h's attention for all tokens, without cap, sliding window and trees. With P the softmax of a head's scores,
+// d the slope of its result:
+//     of the scores S:  dS = P o (d V' - rows(d . mixed)),    dQ = scale dS K,    dK = scale dS' Q,    dV = P' d
+// A window's slopes depend on that window alone. Source: Dao et al., FlashAttention (arXiv 2205.14135), appendix B.
+template <typename T>
+struct AttentionSlopes {
+  const T* qkv;    // [windows * tokens, (heads + 2 * kv_heads) * width]: queries, keys, values
+  const T* slope;  // [windows * tokens, heads * width]
+  const T* mixed;  // [windows * tokens, heads * width]: the result
+  std::int64_t windows;
+  std::int64_t tokens;
+  std::int64_t heads;
+  std::int64_t kv_heads;
+  std::int64_t width;
+  float scale;  // > 0
+  T* out;       // as qkv
+};
+
 // A row's divergence from a teacher, KL(p || q) with p = softmax(t) and q = softmax(z), and its slopes, which take the
 // place of the logits: dlogit = scale (1 - (z / cap)^2) (q - p). z = cap * tanh(scale * logit / cap), or scale * logit
 // where cap is 0; t likewise from the teacher's logits with its own scale and cap.
@@ -90,6 +108,8 @@ template <typename T>
 void run(const NormSlopes<T>& work);
 template <typename T>
 void run(const NormWeightSlopes<T>& work);
+template <typename T>
+void run(const AttentionSlopes<T>& work);
 template <typename T>
 void run(const Divergence<T>& work);
 template <typename T>
