@@ -185,9 +185,35 @@ LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int6
 }
 
 template <typename T>
+LAYERCOOP_TARGET void adamw(const AdamW<T>& work, std::int64_t begin, std::int64_t end) {
+  const float inverse_root = 1.0f / work.root;
+  for (std::int64_t j = begin; j < end; j += kLanes) {
+    const int n = lanes_left(j, end);
+    const Floats16 g = read(work.gradient + j, n) * work.factor;
+    const Floats16 before = read(work.first + j, n);
+    const Floats16 m = fma(g - before, work.rest1, before);
+    const Floats16 v = fma(g * g, work.rest2, read(work.second + j, n) * work.beta2);
+    const Floats16 value = read(work.value + j, n) - work.rate * m / fma(sqrt(v), inverse_root, work.eps);
+    write(work.first + j, n, m);
+    write(work.second + j, n, v);
+    write(work.value + j, n, value);
+    if (work.weight != nullptr) write(work.weight + j, n, value);
+  }
+}
+
+template <typename T>
+LAYERCOOP_TARGET void squares(const SumsOfSquares<T>& work, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t first = i * kSquaresAtOnce;
+    work.sums[i] = sum_of_squares(work.x + first, std::min(kSquaresAtOnce, work.n - first));
+  }
+}
+
+template <typename T>
 constexpr SlopeKernelsOf<T> slope_kernels_of() {
-  return {gated_slopes<T>,     norm_slopes<T>, norm_weight_slopes<T>,
-          attention_slopes<T>, divergence<T>,  named_divergence<T>};
+  return {
+      gated_slopes<T>, norm_slopes<T>, norm_weight_slopes<T>, attention_slopes<T>, divergence<T>, named_divergence<T>,
+      adamw<T>,        squares<T>};
 }
 
 }  // namespace

@@ -51,6 +51,16 @@ void run(const NamedDivergence<T>& work) {
   share(kernels<T>().named_divergence, work, work.rows, work.columns, kRowsOfLogits);
 }
 
+template <typename T>
+void run(const AdamW<T>& work) {
+  share(kernels<T>().adamw, work, work.n, 1);
+}
+
+template <typename T>
+void run(const SumsOfSquares<T>& work) {
+  share(kernels<T>().squares, work, (work.n + kSquaresAtOnce - 1) / kSquaresAtOnce, kSquaresAtOnce);
+}
+
 template void run(const GatedSlopes<float>&);
 template void run(const GatedSlopes<Bf16>&);
 template void run(const NormSlopes<float>&);
@@ -63,5 +73,9 @@ template void run(const Divergence<float>&);
 template void run(const Divergence<Bf16>&);
 template void run(const NamedDivergence<float>&);
 template void run(const NamedDivergence<Bf16>&);
+template void run(const AdamW<float>&);
+template void run(const AdamW<Bf16>&);
+template void run(const SumsOfSquares<float>&);
+template void run(const SumsOfSquares<Bf16>&);
 
 }  // namespace layercoop::blocks

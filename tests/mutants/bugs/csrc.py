@@ -388,4 +388,12 @@ BUGS = [
         means="keys and values get slopes from queries before them, of scores that another head left behind",
         tests="tests/kernels/test_attention.py::test_slopes_are_rounded_once",
     ),
+    Bug(
+        "weights-stay-behind-their-values",
+        "csrc/blocks/slope_kernels_impl.h",
+        old="    if (work.weight != nullptr) write(work.weight + j, n, value);\n",
+        new="",
+        means="healing in bf16 trains values that the model never computes with",
+        tests="tests/kernels/test_adamw.py::test_steps_are_torchs",
+    ),
 ]
