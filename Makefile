@@ -59,9 +59,9 @@ bench: $(VENV)/installed $(VENV)/model
 bench-gpu: $(VENV)/installed
 	$(BIN)/layercoop-fast bench gpu --force
 
-# The team, the pool, forks, the decoding step and threads that share a model by themselves, with memory, undefined
-# behaviour and races watched (minutes).
-SANITIZED := $(wildcard csrc/cpu/*.cpp csrc/decode/*.cpp)
+# The team, the pool, forks, the decoding step, threads that share a model, and slopes by themselves, with memory,
+# undefined behaviour and races watched (minutes).
+SANITIZED := $(wildcard csrc/cpu/*.cpp csrc/decode/*.cpp csrc/blocks/slope*.cpp)
 WATCHED := $(wildcard csrc/*.h csrc/*/*.h tests/csrc/programs/*.h)
 SANITIZE := -std=c++17 -g1 -pthread -Icsrc -fno-omit-frame-pointer
 build/address/%.o: %.cpp $(WATCHED)
@@ -75,7 +75,7 @@ build/address/run-%: build/address/tests/csrc/programs/%.o $(SANITIZED:%.cpp=bui
 build/thread/run-%: build/thread/tests/csrc/programs/%.o $(SANITIZED:%.cpp=build/thread/%.o)
 	$(CXX) -fsanitize=thread -pthread $^ -o $@
 
-sanitize: $(foreach kind,address thread,$(foreach program,team fork decode threads,build/$(kind)/run-$(program)))
+sanitize: $(foreach kind,address thread,$(foreach program,team fork decode threads slopes,build/$(kind)/run-$(program)))
 	for program in $^; do $$program || exit 1; done
 
 # Damaged inputs of every format with fresh seeds, half an hour of them; the last line is JSON. A failure says its format

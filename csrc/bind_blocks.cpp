@@ -10,6 +10,7 @@
 #include <string>
 
 #include "bind_arrays.h"
+#include "bind_heads.h"
 #include "blocks/blocks.h"
 
 namespace py = pybind11;
@@ -120,32 +121,11 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
                          std::int64_t sliding_window, float cap) {
   by_type(qkv, "qkv", [&](auto type) {
     using T = decltype(type);
-    const Extent extent(qkv, "qkv");
-    within(tokens, 1, "tokens");
-    within(heads, 1, "heads");
-    within(kv_heads, 1, "kv_heads");
-    if (heads % kv_heads != 0) {
-      throw py::value_error("heads: " + std::to_string(heads) + " is not a multiple of " + std::to_string(kv_heads) +
-                            " key heads");
-    }
-    const std::int64_t groups = heads + 2 * kv_heads;
-    if (extent.columns < groups || extent.columns % groups != 0) {
-      throw py::value_error("qkv: " + std::to_string(extent.columns) + " columns are not " + std::to_string(groups) +
-                            " heads of one width");
-    }
-    if (extent.rows % tokens != 0) {
-      throw py::value_error("qkv: " + std::to_string(extent.rows) + " rows are not windows of " +
-                            std::to_string(tokens) + " tokens");
-    }
-    if (!(scale > 0.0f) || !std::isfinite(scale)) {
-      throw py::value_error("scale: " + std::to_string(scale) + " is not a positive number");
-    }
+    const Heads given(qkv, tokens, heads, kv_heads, scale);
     within(sliding_window, 0, "sliding_window");
     if (!(cap >= 0.0f) || !std::isfinite(cap)) {
       throw py::value_error("cap: " + std::to_string(cap) + " is neither 0 nor a positive number");
     }
-    const std::int64_t width = extent.columns / groups;
-    const std::int64_t windows = extent.rows / tokens;
     const auto* at = in<std::int64_t>(asked, "asked", {kAny});
     const std::int64_t n_asked = py::reinterpret_borrow<py::array>(asked).size();
     for (std::int64_t i = 0; i < n_asked; ++i) {
@@ -155,9 +135,9 @@ void py_causal_attention(const py::object& qkv, std::int64_t tokens, std::int64_
       }
     }
     const Tree tree(positions, tokens);
-    run_without_gil(Attention<T>{in<T>(qkv, "qkv", {kAny, kAny}), windows, tokens, heads, kv_heads, width, scale, cap,
-                                 sliding_window, at, n_asked, tree.positions, tree.pattern, tree.depth,
-                                 out<T>(mixed, "out", {windows * n_asked, heads * width})});
+    run_without_gil(Attention<T>{in<T>(qkv, "qkv", {kAny, kAny}), given.windows, tokens, heads, kv_heads, given.width,
+                                 scale, cap, sliding_window, at, n_asked, tree.positions, tree.pattern, tree.depth,
+                                 out<T>(mixed, "out", {given.windows * n_asked, heads * given.width})});
   });
 }
 

@@ -4,10 +4,13 @@
 
 #include <pybind11/numpy.h>
 
+#include <cmath>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "bind_arrays.h"
+#include "bind_heads.h"
 #include "blocks/slopes.h"
 
 namespace py = pybind11;
@@ -51,6 +54,21 @@ void py_rms_norm_slopes(const py::object& x, const py::object& weight, float eps
     const NormWeightSlopes<T> columns{rows.x, of_y, scales, n, width, out<T>(of_weight, "of_weight", {width})};
     run_without_gil(rows);
     run_without_gil(columns);
+  });
+}
+
+void py_causal_attention_slopes(const py::object& slope, const py::object& qkv, const py::object& mixed,
+                                std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads, float scale,
+                                const py::object& found) {
+  by_type(qkv, "qkv", [&](auto type) {
+    using T = decltype(type);
+    const Heads given(qkv, tokens, heads, kv_heads, scale);
+    const std::int64_t rows = given.windows * tokens;
+    const std::int64_t columns = heads * given.width;
+    run_without_gil(AttentionSlopes<T>{in<T>(qkv, "qkv", {kAny, kAny}), in<T>(slope, "slope", {rows, columns}),
+                                       in<T>(mixed, "mixed", {rows, columns}), given.windows, tokens, heads, kv_heads,
+                                       given.width, scale,
+                                       out<T>(found, "out", {rows, (heads + 2 * kv_heads) * given.width})});
   });
 }
 
@@ -110,15 +128,63 @@ void py_named_divergence(const py::object& logits, const py::object& tokens, con
   });
 }
 
+void py_adamw(const py::object& gradient, const py::object& value, const py::object& first, const py::object& second,
+              double rate, double beta1, double beta2, double eps, std::int64_t steps, float factor,
+              const py::object& weight) {
+  by_type(gradient, "gradient", [&](auto type) {
+    using T = decltype(type);
+    const T* given = in<T>(gradient, "gradient", {kAny});
+    const std::int64_t n = py::reinterpret_borrow<py::array>(gradient).size();
+    within(steps, 1, "steps");
+    for (const double beta : {beta1, beta2}) {
+      if (!(beta >= 0.0 && beta < 1.0)) throw py::value_error("betas: " + std::to_string(beta) + " is not in [0, 1)");
+    }
+    const auto power = static_cast<double>(steps);
+    const AdamW<T> work{given,
+                        n,
+                        factor,
+                        static_cast<float>(1.0 - beta1),
+                        static_cast<float>(beta2),
+                        static_cast<float>(1.0 - beta2),
+                        static_cast<float>(eps),
+                        static_cast<float>(rate / (1.0 - std::pow(beta1, power))),
+                        static_cast<float>(std::sqrt(1.0 - std::pow(beta2, power))),
+                        out<float>(value, "value", {n}),
+                        out<float>(first, "first", {n}),
+                        out<float>(second, "second", {n}),
+                        weight.is_none() ? nullptr : out<T>(weight, "weight", {n})};
+    run_without_gil(work);
+  });
+}
+
+double py_sum_of_squares(const py::object& x) {
+  double sum = 0.0;
+  by_type(x, "x", [&](auto type) {
+    using T = decltype(type);
+    const T* numbers = in<T>(x, "x", {kAny});
+    const std::int64_t n = py::reinterpret_borrow<py::array>(x).size();
+    std::vector<float> sums(static_cast<std::size_t>((n + kSquaresAtOnce - 1) / kSquaresAtOnce));
+    run_without_gil(SumsOfSquares<T>{numbers, n, sums.data()});
+    for (const float each : sums) sum += static_cast<double>(each);
+  });
+  return sum;
+}
+
 }  // namespace
 
 void bind_slopes(py::module_& module) {
   module.def("swiglu_slopes", &py_swiglu_slopes, py::arg("gate_up"), py::arg("slope"), py::arg("out"));
   module.def("rms_norm_slopes", &py_rms_norm_slopes, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("slope"),
              py::arg("factors"), py::arg("out"), py::arg("of_weight"), py::arg("base") = py::none());
+  module.def("causal_attention_slopes", &py_causal_attention_slopes, py::arg("slope"), py::arg("qkv"), py::arg("mixed"),
+             py::arg("tokens"), py::arg("heads"), py::arg("kv_heads"), py::arg("scale"), py::arg("out"));
   module.def("divergence", &py_divergence, py::arg("logits"), py::arg("teacher"), py::arg("values"),
              py::arg("scale") = 1.0f, py::arg("cap") = 0.0f, py::arg("teacher_scale") = 1.0f,
              py::arg("teacher_cap") = 0.0f);
   module.def("named_divergence", &py_named_divergence, py::arg("logits"), py::arg("tokens"), py::arg("log_probs"),
              py::arg("rest"), py::arg("values"), py::arg("scale") = 1.0f, py::arg("cap") = 0.0f);
+  module.def("adamw", &py_adamw, py::arg("gradient"), py::arg("value"), py::arg("first"), py::arg("second"),
+             py::arg("rate"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("steps"), py::arg("factor"),
+             py::arg("weight") = py::none());
+  module.def("sum_of_squares", &py_sum_of_squares, py::arg("x"));
 }

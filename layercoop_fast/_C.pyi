@@ -167,6 +167,42 @@ def rms_norm_slopes(
 def swiglu_slopes(gate_up: _Numbers, slope: _Numbers, out: _Numbers) -> None:
     """The gradient of `swiglu` for a slope [R, I] of its result: gate_up [R, 2I] → out [R, 2I]."""
 
+def causal_attention_slopes(
+    slope: _Numbers,
+    qkv: _Numbers,
+    mixed: _Numbers,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    out: _Numbers,
+) -> None:
+    """The gradient of `causal_attention` for all tokens: qkv [W·T, (heads + 2·kv_heads)·D] → out of the same shape.
+
+    `slope` [W·T, heads·D] is that of its result `mixed` [W·T, heads·D].
+    """
+
+def adamw(
+    gradient: _Numbers,
+    value: npt.NDArray[np.float32],
+    first: npt.NDArray[np.float32],
+    second: npt.NDArray[np.float32],
+    rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    steps: int,
+    factor: float,
+    weight: _Numbers | None = None,
+) -> None:
+    """Step number `steps`, from 1, of AdamW without decay for factor · gradient [N]: value and moments [N] in place.
+
+    The value is written to `weight` [N] too, in the gradient's type.
+    """
+
+def sum_of_squares(x: _Numbers) -> float:
+    """The sum of the squares of x [N]: of 4096 numbers in fp32, of these sums in float64."""
+
 def divergence(
     logits: _Numbers,
     teacher: _Numbers,

@@ -1,10 +1,11 @@
-"""Our causal attention inside short windows next to torch's, by length of the window; one run.
+"""Our causal attention inside short windows and its slopes next to torch's, by length of the window; one run.
 
     python benchmarks/kernels/bench_attention.py [--dtype bfloat16] [--threads 1] [--clock cpu]
 
 Both attend over the same numbers: ours on the joint projection of queries, keys and values, torch's
-`scaled_dot_product_attention` on views of it, causal, with grouped queries. Both results are compared first. Times are
-milliseconds a window, the fastest of a few repeats. Ends in one JSON line.
+`scaled_dot_product_attention` on views of it, causal, with grouped queries. Slopes are those of the joint projection,
+torch's by its backward pass alone. Results are compared first. Times are milliseconds a window, the fastest of a few
+repeats. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from clock import CLOCKS, best, set_up
 from machine import machine
 
 from layercoop_fast import _C
-from layercoop_fast.kernels.attention import causal_attention
+from layercoop_fast.kernels.attention import causal_attention, causal_attention_slopes
 
 # Query heads, key heads, width of a head; the first are those of the small real model.
 SHAPES = {"9/3x64": (9, 3, 64), "4/4x128": (4, 4, 128)}
@@ -39,30 +41,16 @@ def main() -> None:
     arguments = parser.parse_args()
     now = set_up(arguments.clock, arguments.threads)
     rows = {}
-    with torch.inference_mode():
-        for name, (heads, kv_heads, width) in SHAPES.items():
-            for tokens in TOKENS[name]:
-                torch.manual_seed(0)
-                qkv = torch.randn(tokens, (heads + 2 * kv_heads) * width).to(getattr(torch, arguments.dtype))
-                views = qkv.view(1, tokens, heads + 2 * kv_heads, width).transpose(1, 2)
-                queries, keys, values = torch.split(views, [heads, kv_heads, kv_heads], dim=1)
-                out = qkv.new_empty(tokens, heads * width)
-                scale = width**-0.5
-
-                def ours(qkv=qkv, tokens=tokens, heads=heads, kv_heads=kv_heads, scale=scale, out=out):
-                    return causal_attention(qkv, tokens, heads, kv_heads, scale, out=out)
-
-                def theirs(queries=queries, keys=keys, values=values, scale=scale):
-                    return torch.nn.functional.scaled_dot_product_attention(
-                        queries, keys, values, is_causal=True, scale=scale, enable_gqa=True
-                    )
-
-                expected = theirs()[0].transpose(0, 1).reshape(tokens, -1)
-                torch.testing.assert_close(ours(), expected, atol=TOLERANCE[arguments.dtype], rtol=0.02)
-                seconds = best(now, ours, arguments.repeats), best(now, theirs, arguments.repeats)
-                milliseconds = [round(1e3 * each, 3) for each in seconds]
-                rows[f"{name} {tokens}"] = {"ours": milliseconds[0], "torch": milliseconds[1]}
-                print(f"{name:>8} {tokens:>5} tokens: ours {milliseconds[0]:9.3f} ms, torch {milliseconds[1]:9.3f} ms")
+    for name, (heads, kv_heads, width) in SHAPES.items():
+        for tokens in TOKENS[name]:
+            torch.manual_seed(0)
+            dtype = getattr(torch, arguments.dtype)
+            qkv = torch.randn(tokens, (heads + 2 * kv_heads) * width).to(dtype).requires_grad_()
+            slope = torch.randn(tokens, heads * width).to(dtype)
+            found = milliseconds(now, qkv, slope, heads, kv_heads, TOLERANCE[arguments.dtype], arguments.repeats)
+            rows[f"{name} {tokens}"] = found
+            shown = ", ".join(f"{what} {value:9.3f} ms" for what, value in found.items())
+            print(f"{name:>8} {tokens:>5} tokens: {shown}")
     result = {
         "benchmark": "kernels/attention",
         "machine": machine(),
@@ -73,6 +61,49 @@ def main() -> None:
         "rows": rows,
     }
     sys.stdout.write(json.dumps(result) + "\n")
+
+
+def milliseconds(
+    now: Callable[[], float],
+    qkv: torch.Tensor,
+    slope: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    tolerance: float,
+    repeats: int,
+) -> dict[str, float]:
+    """Milliseconds by what is done, for one window: qkv [T, (heads + 2 * kv_heads) * D], slope [T, heads * D]."""
+    tokens, width = len(qkv), slope.shape[1] // heads
+    scale = width**-0.5
+    shape = tokens, heads, kv_heads, scale
+    views = qkv.view(1, tokens, heads + 2 * kv_heads, width).transpose(1, 2)
+    queries, keys, values = torch.split(views, [heads, kv_heads, kv_heads], dim=1)
+
+    def attend() -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(
+            queries, keys, values, is_causal=True, scale=scale, enable_gqa=True
+        )
+
+    result = attend().transpose(1, 2).reshape(tokens, -1)
+
+    def theirs() -> torch.Tensor:
+        with torch.no_grad():
+            return attend()
+
+    def their_slopes() -> torch.Tensor:
+        return torch.autograd.grad(result, qkv, slope, retain_graph=True)[0]
+
+    given, mixed = qkv.detach(), result.detach()
+    out = torch.empty_like(mixed)
+    ways = {
+        "ours": lambda: causal_attention(given, *shape, out=out),
+        "torch": theirs,
+        "ours, slopes": lambda: causal_attention_slopes(slope, given, mixed, *shape),
+        "torch, slopes": their_slopes,
+    }
+    torch.testing.assert_close(ways["ours"](), mixed, atol=tolerance, rtol=0.02)
+    torch.testing.assert_close(ways["ours, slopes"](), their_slopes(), atol=4 * tolerance, rtol=0.02)
+    return {name: round(1e3 * best(now, way, repeats), 3) for name, way in ways.items()}
 
 
 if __name__ == "__main__":

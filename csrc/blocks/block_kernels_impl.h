@@ -9,8 +9,10 @@
 #include <limits>
 #include <vector>
 
+#include "blocks/attention_impl.h"
 #include "blocks/block_kernels.h"
 #include "blocks/logits_impl.h"
+#include "cpu/aligned.h"
 #include "simd/functions.h"
 
 namespace layercoop::blocks {
@@ -131,47 +133,6 @@ LAYERCOOP_TARGET void gated(const Gated<T>& work, std::int64_t begin, std::int64
   }
 }
 
-constexpr std::int64_t kTileRows = 6;
-// Vectors of sums that a row keeps at once: with 6 x 4 of one register, or 6 x 1 of several, the sums and their
-// operands fit the registers.
-constexpr int kTileVectors = Floats::kRegisters == 32 ? 4 : 1;
-constexpr std::int64_t kTileColumns = kTileVectors * kLanes;
-
-// c[6, 16 * vectors] = a[6, depth] b[depth, 16 * vectors]. Each sum runs over the depth in order.
-template <int vectors>
-LAYERCOOP_INLINE void product_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
-                                   std::int64_t depth, float* c, std::int64_t c_stride) {
-  Floats16 sums[kTileRows][vectors] = {};
-  for (std::int64_t k = 0; k < depth; ++k) {
-    Floats16 column[vectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) column[j] = Floats16::load(b + k * b_stride + j * kLanes);
-#pragma GCC unroll 6
-    for (int i = 0; i < kTileRows; ++i) {
-      const Floats16 factor = a[i * a_stride + k];
-#pragma GCC unroll 4
-      for (int j = 0; j < vectors; ++j) sums[i][j] = fma(factor, column[j], sums[i][j]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < kTileRows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) store(c + i * c_stride + j * kLanes, sums[i][j]);
-  }
-}
-
-// c[6, columns] = a[6, depth] b[depth, columns]; columns is a multiple of 16.
-LAYERCOOP_TARGET void product(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
-                              std::int64_t depth, std::int64_t columns, float* c, std::int64_t c_stride) {
-  std::int64_t j = 0;
-  for (; j + kTileColumns <= columns; j += kTileColumns) {
-    product_tile<kTileVectors>(a, a_stride, b + j, b_stride, depth, c + j, c_stride);
-  }
-  for (; j < columns; j += kLanes) product_tile<1>(a, a_stride, b + j, b_stride, depth, c + j, c_stride);
-}
-
-constexpr std::int64_t round_down(std::int64_t n, std::int64_t multiple) { return n / multiple * multiple; }
-
 // score -> cap * tanh(scale * score / cap), tanh(u) = 1 - 2 / (exp(2u) + 1), in whole vectors.
 LAYERCOOP_TARGET void cap_scores(float* scores, std::int64_t first, std::int64_t n, float scale, float cap) {
   for (std::int64_t j = round_down(first, kLanes); j < n; j += kLanes) {
@@ -180,44 +141,16 @@ LAYERCOOP_TARGET void cap_scores(float* scores, std::int64_t first, std::int64_t
   }
 }
 
-// `other` in the lanes in front of `first` and from n on, of the vector that begins at j.
-LAYERCOOP_INLINE Floats16 seen(Floats16 x, std::int64_t j, std::int64_t first, std::int64_t n, float other) {
-  x = select_first(lanes_left(j, n), x, other);
-  return j < first ? select_first(static_cast<int>(first - j), other, x) : x;
-}
-
-// scores[first..n) become exp(scale * (score - largest)), the other numbers from `begin` to `columns` 0; returns their
-// sum. `begin` is a multiple of a vector's lanes.
-LAYERCOOP_TARGET float exponentials(float* scores, std::int64_t begin, std::int64_t first, std::int64_t n,
-                                    std::int64_t columns, float scale) {
-  const std::int64_t from = round_down(first, kLanes);
-  Floats16 most = kLowest;
-  for (std::int64_t j = from; j < n; j += kLanes) {
-    most = max(seen(Floats16::load(scores + j), j, first, n, kLowest), most);
-  }
-  const Floats16 shift = largest(most);
-  Floats16 sum = 0.0f;
-  for (std::int64_t j = from; j < n; j += kLanes) {
-    const Floats16 e = exp_of_term((Floats16::load(scores + j) - shift) * scale);
-    const Floats16 kept = seen(e, j, first, n, 0.0f);
-    store(scores + j, kept);
-    sum = sum + kept;
-  }
-  for (std::int64_t j = begin; j < from; j += kLanes) store(scores + j, Floats16(0.0f));
-  for (std::int64_t j = round_up(n, kLanes); j < columns; j += kLanes) store(scores + j, Floats16(0.0f));
-  return total(sum);
-}
-
 // What attention keeps in cache for one head: keys (transposed) and values in fp32, at each position those written
 // last, and the scores of six queries. Columns are padded to whole vectors.
 struct AttentionSpace {
   std::int64_t token_columns;
   std::int64_t width_columns;
-  std::vector<float> keys;     // [width, token_columns]
-  std::vector<float> values;   // [depth, width_columns]
-  std::vector<float> queries;  // [6, width_columns]
-  std::vector<float> scores;   // [6, token_columns]
-  std::vector<float> out;      // [6, width_columns]
+  cpu::Aligned<float> keys;     // [width, token_columns]
+  cpu::Aligned<float> values;   // [depth, width_columns]
+  cpu::Aligned<float> queries;  // [6, width_columns]
+  cpu::Aligned<float> scores;   // [6, token_columns]
+  cpu::Aligned<float> out;      // [6, width_columns]
 
   AttentionSpace(std::int64_t depth, std::int64_t width)
       : token_columns(round_up(depth, kLanes)),
@@ -229,14 +162,6 @@ struct AttentionSpace {
         out(static_cast<std::size_t>(kTileRows * width_columns)) {}
 };
 
-template <typename T>
-LAYERCOOP_INLINE void widen_row(const T* x, std::int64_t width, float* out) {
-  for (std::int64_t j = 0; j < width; j += kLanes) {
-    const int n = lanes_left(j, width);
-    write(out + j, n, read(x + j, n));
-  }
-}
-
 // Consecutive rows, the first of them at `position`.
 template <typename T>
 LAYERCOOP_INLINE void load_keys_and_values(const Attention<T>& work, const T* rows, std::int64_t count,
@@ -246,11 +171,12 @@ LAYERCOOP_INLINE void load_keys_and_values(const Attention<T>& work, const T* ro
   const std::int64_t first_value = first_key + work.kv_heads * work.width;
   float* row = space.queries.data();
   for (std::int64_t t = 0; t < count; ++t) {
-    widen_row(rows + t * columns + first_key, work.width, row);
+    convert_row(rows + t * columns + first_key, work.width, row);
     for (std::int64_t j = 0; j < work.width; ++j) {
       space.keys[static_cast<std::size_t>(j * space.token_columns + position + t)] = row[j];
     }
-    widen_row(rows + t * columns + first_value, work.width, space.values.data() + (position + t) * space.width_columns);
+    convert_row(rows + t * columns + first_value, work.width,
+                space.values.data() + (position + t) * space.width_columns);
   }
 }
 
@@ -269,8 +195,8 @@ LAYERCOOP_INLINE void attend(const Attention<T>& work, const T* rows, const std:
                              std::int64_t first, std::int64_t position, std::int64_t columns, T* out, std::int64_t head,
                              AttentionSpace& space) {
   for (std::int64_t i = 0; i < queries; ++i) {
-    widen_row(rows + tokens[i] * columns + head * work.width, work.width,
-              space.queries.data() + i * space.width_columns);
+    convert_row(rows + tokens[i] * columns + head * work.width, work.width,
+                space.queries.data() + i * space.width_columns);
   }
   const std::int64_t before = position - first;
   const std::int64_t keys = before + tokens[queries - 1] + 1;

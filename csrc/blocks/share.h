@@ -23,9 +23,11 @@ const auto& kernels_of_type(const Table& table) {
   }
 }
 
+// A range has `least` items at least, but for the last.
 template <typename Work>
-void share(Kernel<Work>* kernel, const Work& work, std::int64_t items, std::int64_t numbers_per_item) {
-  const std::int64_t grain = std::max<std::int64_t>(1, kNumbersPerRange / std::max<std::int64_t>(1, numbers_per_item));
+void share(Kernel<Work>* kernel, const Work& work, std::int64_t items, std::int64_t numbers_per_item,
+           std::int64_t least = 1) {
+  const std::int64_t grain = std::max(least, kNumbersPerRange / std::max<std::int64_t>(1, numbers_per_item));
   cpu::parallel_for(items, grain, [&](std::int64_t begin, std::int64_t end) { kernel(work, begin, end); });
 }
 

@@ -1,5 +1,6 @@
-// The table of slopes.h's kernels. Each works on a range of its items: rows, or for the slopes of a norm's weight
-// groups of kWeightColumns columns.
+// The table of slopes.h's kernels. Each works on a range of its items: rows; for the slopes of a norm's weight
+// groups of kWeightColumns columns; for those of attention pairs of a window and a key head; for AdamW numbers, and
+// for squares their sums.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +17,11 @@ struct SlopeKernelsOf {
   Kernel<GatedSlopes<T>>* gated;
   Kernel<NormSlopes<T>>* norm;
   Kernel<NormWeightSlopes<T>>* norm_weight;
+  Kernel<AttentionSlopes<T>>* attention;
   Kernel<Divergence<T>>* divergence;
   Kernel<NamedDivergence<T>>* named_divergence;
+  Kernel<AdamW<T>>* adamw;
+  Kernel<SumsOfSquares<T>>* squares;
 };
 
 struct SlopeKernels {

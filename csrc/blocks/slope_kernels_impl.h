@@ -9,8 +9,10 @@
 #include <limits>
 #include <vector>
 
+#include "blocks/attention_slopes_impl.h"
 #include "blocks/logits_impl.h"
 #include "blocks/slope_kernels.h"
+#include "cpu/aligned.h"
 #include "simd/functions.h"
 
 namespace layercoop::blocks {
@@ -97,8 +99,9 @@ template <typename T>
 LAYERCOOP_TARGET void divergence(const Divergence<T>& work, std::int64_t begin, std::int64_t end) {
   const std::int64_t columns = work.columns;
   const auto padded = static_cast<std::size_t>(round_up(columns, kLanes));
-  std::vector<float> student(padded);
-  std::vector<float> teacher(padded);
+  cpu::Aligned<float> student(padded);
+  cpu::Aligned<float> teacher(padded);
+  cpu::Aligned<float> terms(padded);
   for (std::int64_t row = begin; row < end; ++row) {
     T* logits = work.logits + row * columns;
     const float most = scaled_logits(logits, columns, work.scale, work.cap, student.data());
@@ -111,10 +114,13 @@ LAYERCOOP_TARGET void divergence(const Divergence<T>& work, std::int64_t begin, 
       const int n = lanes_left(j, columns);
       const Floats16 z = Floats16::load(student.data() + j);
       const Floats16 t = Floats16::load(teacher.data() + j);
-      const Floats16 e = select_first(n, exp_of_term(t - other_most), 0.0f);
-      sum = sum + select_first(n, exp_of_term(z - most), 0.0f);
-      other_sum = other_sum + e;
-      difference = fma(e, select_first(n, t - z, 0.0f), difference);
+      const Floats16 e = select_first(n, exp_of_term(z - most), 0.0f);
+      const Floats16 other = select_first(n, exp_of_term(t - other_most), 0.0f);
+      store(terms.data() + j, e);
+      store(teacher.data() + j, other);
+      sum = sum + e;
+      other_sum = other_sum + other;
+      difference = fma(other, select_first(n, t - z, 0.0f), difference);
     }
     const float all = total(sum);
     const float other_all = total(other_sum);
@@ -123,9 +129,9 @@ LAYERCOOP_TARGET void divergence(const Divergence<T>& work, std::int64_t begin, 
     const float other_share = 1.0f / other_all;
     for (std::int64_t j = 0; j < columns; j += kLanes) {
       const int n = lanes_left(j, columns);
-      const Floats16 z = Floats16::load(student.data() + j);
-      const Floats16 p = exp_of_term(Floats16::load(teacher.data() + j) - other_most) * other_share;
-      write(logits + j, n, before_scaling(exp_of_term(z - most) * share - p, z, work.scale, work.cap));
+      const Floats16 q = Floats16::load(terms.data() + j) * share;
+      const Floats16 p = Floats16::load(teacher.data() + j) * other_share;
+      write(logits + j, n, before_scaling(q - p, Floats16::load(student.data() + j), work.scale, work.cap));
     }
   }
 }
@@ -134,7 +140,9 @@ template <typename T>
 LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int64_t begin, std::int64_t end) {
   constexpr float kTiny = std::numeric_limits<float>::min();
   const std::int64_t columns = work.columns;
-  std::vector<float> student(static_cast<std::size_t>(round_up(columns, kLanes)));
+  const auto padded = static_cast<std::size_t>(round_up(columns, kLanes));
+  cpu::Aligned<float> student(padded);
+  cpu::Aligned<float> terms(padded);
   std::vector<float> own(static_cast<std::size_t>(work.named));
   for (std::int64_t row = begin; row < end; ++row) {
     T* logits = work.logits + row * columns;
@@ -151,6 +159,7 @@ LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int6
     Floats16 sum = 0.0f;
     for (std::int64_t j = 0; j < columns; j += kLanes) {
       const Floats16 e = exp_of_term(Floats16::load(student.data() + j) - most);
+      store(terms.data() + j, e);
       sum = sum + select_first(lanes_left(j, columns), e, 0.0f);
     }
     const float left = work.named < columns ? total(sum) : 0.0f;
@@ -161,8 +170,9 @@ LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int6
     float value = rest > 0.0f ? rest * (std::log(std::max(kTiny, rest)) - std::log(std::max(kTiny, others))) : 0.0f;
     const float share = others > 0.0f ? (1.0f - rest / std::max(kTiny, others)) / all : 0.0f;
     for (std::int64_t j = 0; j < columns; j += kLanes) {
+      const Floats16 slope = Floats16::load(terms.data() + j) * share;
       const Floats16 z = Floats16::load(student.data() + j);
-      write(logits + j, lanes_left(j, columns), before_scaling(exp_of_term(z - most) * share, z, work.scale, work.cap));
+      write(logits + j, lanes_left(j, columns), before_scaling(slope, z, work.scale, work.cap));
     }
     for (std::int64_t k = 0; k < work.named; ++k) {
       const float z = own[static_cast<std::size_t>(k)];
@@ -175,8 +185,35 @@ LAYERCOOP_TARGET void named_divergence(const NamedDivergence<T>& work, std::int6
 }
 
 template <typename T>
+LAYERCOOP_TARGET void adamw(const AdamW<T>& work, std::int64_t begin, std::int64_t end) {
+  const float inverse_root = 1.0f / work.root;
+  for (std::int64_t j = begin; j < end; j += kLanes) {
+    const int n = lanes_left(j, end);
+    const Floats16 g = read(work.gradient + j, n) * work.factor;
+    const Floats16 before = read(work.first + j, n);
+    const Floats16 m = fma(g - before, work.rest1, before);
+    const Floats16 v = fma(g * g, work.rest2, read(work.second + j, n) * work.beta2);
+    const Floats16 value = read(work.value + j, n) - work.rate * m / fma(sqrt(v), inverse_root, work.eps);
+    write(work.first + j, n, m);
+    write(work.second + j, n, v);
+    write(work.value + j, n, value);
+    if (work.weight != nullptr) write(work.weight + j, n, value);
+  }
+}
+
+template <typename T>
+LAYERCOOP_TARGET void squares(const SumsOfSquares<T>& work, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t first = i * kSquaresAtOnce;
+    work.sums[i] = sum_of_squares(work.x + first, std::min(kSquaresAtOnce, work.n - first));
+  }
+}
+
+template <typename T>
 constexpr SlopeKernelsOf<T> slope_kernels_of() {
-  return {gated_slopes<T>, norm_slopes<T>, norm_weight_slopes<T>, divergence<T>, named_divergence<T>};
+  return {
+      gated_slopes<T>, norm_slopes<T>, norm_weight_slopes<T>, attention_slopes<T>, divergence<T>, named_divergence<T>,
+      adamw<T>,        squares<T>};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Gradients of the parts of a llama-shaped block that blocks.h computes, and a loss together with its gradient: each
-// reads and writes its memory once or twice, while it is in cache.
+// Gradients of the parts of a llama-shaped block that blocks.h computes, a loss together with its gradient, and the
+// step that gradients are for: each reads and writes its memory once or twice, while it is in cache.
 //
 // T is float or Bf16. Arithmetic is in fp32, and results are rounded to T once. The result of a row depends on that row
 // alone, and the gradient of a weight sums over rows in order, however the work is divided among threads. NaN and
@@ -51,6 +51,24 @@ struct NormWeightSlopes {
   T* out;  // [width]
 };
 
+// Of blocks.h's attention for all tokens, without cap, sliding window and trees. With P the softmax of a head's scores,
+// d the slope of its result:
+//     of the scores S:  dS = P o (d V' - rows(d . mixed)),    dQ = scale dS K,    dK = scale dS' Q,    dV = P' d
+// A window's slopes depend on that window alone. Source: Dao et al., FlashAttention (arXiv 2205.14135), appendix B.
+template <typename T>
+struct AttentionSlopes {
+  const T* qkv;    // [windows * tokens, (heads + 2 * kv_heads) * width]: queries, keys, values
+  const T* slope;  // [windows * tokens, heads * width]
+  const T* mixed;  // [windows * tokens, heads * width]: the result
+  std::int64_t windows;
+  std::int64_t tokens;
+  std::int64_t heads;
+  std::int64_t kv_heads;
+  std::int64_t width;
+  float scale;  // > 0
+  T* out;       // as qkv
+};
+
 // A row's divergence from a teacher, KL(p || q) with p = softmax(t) and q = softmax(z), and its slopes, which take the
 // place of the logits: dlogit = scale (1 - (z / cap)^2) (q - p). z = cap * tanh(scale * logit / cap), or scale * logit
 // where cap is 0; t likewise from the teacher's logits with its own scale and cap.
@@ -84,6 +102,36 @@ struct NamedDivergence {
   float* values;  // [rows]
 };
 
+// A step of AdamW (Loshchilov and Hutter, arXiv 1711.05101) without decay, with g = factor * gradient:
+//     m = m + (1 - beta1) (g - m),    v = beta2 v + (1 - beta2) g^2,    value = value - rate m / (sqrt(v) / root + eps)
+// Values and moments stay fp32; weight = T(value).
+template <typename T>
+struct AdamW {
+  const T* gradient;  // [n]
+  std::int64_t n;
+  float factor;
+  float rest1;  // 1 - beta1
+  float beta2;
+  float rest2;  // 1 - beta2
+  float eps;
+  float rate;     // the learning rate / (1 - beta1^steps)
+  float root;     // sqrt(1 - beta2^steps)
+  float* value;   // [n]
+  float* first;   // [n]: m
+  float* second;  // [n]: v
+  T* weight;      // [n] or null
+};
+
+// Sums of the squares of kSquaresAtOnce numbers each, in fp32.
+constexpr std::int64_t kSquaresAtOnce = 4096;
+
+template <typename T>
+struct SumsOfSquares {
+  const T* x;  // [n]
+  std::int64_t n;
+  float* sums;  // [ceil(n / kSquaresAtOnce)]
+};
+
 template <typename T>
 void run(const GatedSlopes<T>& work);
 template <typename T>
@@ -91,8 +139,14 @@ void run(const NormSlopes<T>& work);
 template <typename T>
 void run(const NormWeightSlopes<T>& work);
 template <typename T>
+void run(const AttentionSlopes<T>& work);
+template <typename T>
 void run(const Divergence<T>& work);
 template <typename T>
 void run(const NamedDivergence<T>& work);
+template <typename T>
+void run(const AdamW<T>& work);
+template <typename T>
+void run(const SumsOfSquares<T>& work);
 
 }  // namespace layercoop::blocks

@@ -53,6 +53,7 @@ LAYERCOOP_INLINE Floats operator/(Floats a, Floats b) { return _mm256_div_ps(a.x
 LAYERCOOP_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a.x, b.x, c.x); }
 LAYERCOOP_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a.x, b.x); }
 LAYERCOOP_INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a.x, b.x); }
+LAYERCOOP_INLINE Floats sqrt(Floats a) { return _mm256_sqrt_ps(a.x); }
 LAYERCOOP_INLINE Floats round(Floats a) { return _mm256_round_ps(a.x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 LAYERCOOP_INLINE Floats power_of_two(Floats n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.x), _mm256_set1_epi32(127)), 23));

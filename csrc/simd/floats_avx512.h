@@ -56,6 +56,7 @@ LAYERCOOP_INLINE Floats operator/(Floats a, Floats b) { return _mm512_div_ps(a.x
 LAYERCOOP_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a.x, b.x, c.x); }
 LAYERCOOP_INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a.x, b.x); }
 LAYERCOOP_INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a.x, b.x); }
+LAYERCOOP_INLINE Floats sqrt(Floats a) { return _mm512_sqrt_ps(a.x); }
 LAYERCOOP_INLINE Floats round(Floats a) {
   return _mm512_roundscale_ps(a.x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

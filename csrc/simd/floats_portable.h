@@ -5,6 +5,7 @@
 // that holds it in every lane. Functions work lane by lane where nothing else is said.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -61,6 +62,9 @@ LAYERCOOP_INLINE Floats fma(Floats a, Floats b, Floats c) { return a.x * b.x + c
 // Where one is NaN, b.
 LAYERCOOP_INLINE Floats max(Floats a, Floats b) { return a.x > b.x ? a.x : b.x; }
 LAYERCOOP_INLINE Floats min(Floats a, Floats b) { return a.x < b.x ? a.x : b.x; }
+LAYERCOOP_INLINE Floats sqrt(Floats a) {
+  return Float4{std::sqrt(a.x[0]), std::sqrt(a.x[1]), std::sqrt(a.x[2]), std::sqrt(a.x[3])};
+}
 // The nearest integer, for |a| < 2^22: the sum has no bits left for a fraction.
 LAYERCOOP_INLINE Floats round(Floats a) {
   const Floats magic = 12582912.0f;  // 1.5 * 2^23

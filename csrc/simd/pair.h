@@ -54,6 +54,7 @@ struct Pair {
   }
   LAYERCOOP_INLINE friend Pair max(Pair a, Pair b) { return {max(a.low, b.low), max(a.high, b.high)}; }
   LAYERCOOP_INLINE friend Pair min(Pair a, Pair b) { return {min(a.low, b.low), min(a.high, b.high)}; }
+  LAYERCOOP_INLINE friend Pair sqrt(Pair a) { return {sqrt(a.low), sqrt(a.high)}; }
   LAYERCOOP_INLINE friend Pair round(Pair a) { return {round(a.low), round(a.high)}; }
   LAYERCOOP_INLINE friend Pair power_of_two(Pair n) { return {power_of_two(n.low), power_of_two(n.high)}; }
   LAYERCOOP_INLINE friend Pair select_first(int n, Pair a, Pair b) {

@@ -222,6 +222,6 @@ class Loop:
         with as_saved(str(self.plan.state)):
             self.course = Course(**about["course"])
             _ = [self.course.looks(number) for number in (0, self.course.best)]
-        self.optimiser.load(tensors)
+            self.optimiser.load(tensors)
         for name, value in self._best.items():
             value.copy_(tensors[f"best/{name}"])

@@ -8,17 +8,19 @@ choosing and writing then see the very numbers that a checkpoint in that dtype h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-# Parameters are updated in groups of about this many bytes of fp32, so that their fp32 gradients are few at a time.
-_GROUP_BYTES = 64 * 2**20
+from layercoop_fast.kernels.adamw import Moments, adamw_, norm_of_all
+
 _BETAS = (0.9, 0.95)
 _LARGEST_NORM = 1.0
 _WARM_UP = 0.03
 _LEAST_SHARE = 0.05
+# A state holds the number of steps in fp32, which counts no further.
+_MOST_STEPS = 2**24
 
 
 def learning_rate(largest: float, progress: float) -> float:
@@ -38,29 +40,7 @@ class MasterAdamW:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
-        self.masters = {
-            name: parameter.detach() if parameter.dtype == torch.float32 else parameter.detach().float()
-            for name, parameter in self.parameters.items()
-        }
-        self._groups: list[tuple[list[str], torch.optim.AdamW]] = []
-        for names in self._grouped():
-            own = [self.masters[name] for name in names]
-            self._groups.append((names, torch.optim.AdamW(own, lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)))
-        # fp32 gradients of one group at a time: fresh memory for them would cost as much as the update does.
-        largest = max(sum(self.masters[name].numel() for name in names) for names, _ in self._groups)
-        self._space = next(iter(self.masters.values())).new_empty(largest)
-
-    def _grouped(self) -> Iterator[list[str]]:
-        names: list[str] = []
-        size = 0
-        for name, master in self.masters.items():
-            names.append(name)
-            size += 4 * master.numel()
-            if size >= _GROUP_BYTES:
-                yield names
-                names, size = [], 0
-        if names:
-            yield names
+        self._moments = {name: Moments.of(parameter) for name, parameter in self.parameters.items()}
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -73,57 +53,40 @@ class MasterAdamW:
     @torch.no_grad()
     def step(self, rate: float) -> bool:
         """Update the parameters and forget the gradients; where these are not finite, change nothing: False."""
-        gradients = self.gradients
-        norm = float(torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).norm())
+        norm = norm_of_all(self.gradients)
         if not math.isfinite(norm):
             return False
         factor = min(1.0, _LARGEST_NORM / (norm + 1e-6))
-        for names, optimiser in self._groups:
-            self._widen(names, factor)
-            optimiser.param_groups[0]["lr"] = rate
-            optimiser.step()
-            for name in names:
-                self.masters[name].grad = None
-                if self.parameters[name].dtype != torch.float32:
-                    self.parameters[name].copy_(self.masters[name])
+        for name, parameter in self.parameters.items():
+            assert parameter.grad is not None
+            adamw_(parameter, parameter.grad, self._moments[name], rate, factor=factor, betas=_BETAS)
+            parameter.grad = None
         return True
-
-    def _widen(self, names: list[str], factor: float) -> None:
-        """Hand the gradients of a group to its fp32 values, times a factor, in fp32."""
-        at = 0
-        for name in names:
-            gradient = self.parameters[name].grad
-            assert gradient is not None
-            wide = self._space[at : at + gradient.numel()].view_as(gradient)
-            at += gradient.numel()
-            self.masters[name].grad = wide.copy_(gradient).mul_(factor)
-            self.parameters[name].grad = None
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name: values and moments, tensors [...], and the number of steps, []."""
-        found = {}
-        for names, optimiser in self._groups:
-            for name in names:
-                master = self.masters[name]
-                state = optimiser.state.get(master) or {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(master),
-                    "exp_avg_sq": torch.zeros_like(master),
-                }
-                found[f"value/{name}"] = master
-                found |= {f"{part}/{name}": state[part] for part in ("step", "exp_avg", "exp_avg_sq")}
+        found: dict[str, Tensor] = {}
+        for name, moments in self._moments.items():
+            found |= {
+                f"value/{name}": moments.value,
+                f"step/{name}": torch.tensor(float(moments.steps)),
+                f"exp_avg/{name}": moments.first,
+                f"exp_avg_sq/{name}": moments.second,
+            }
         return found
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` returned in a stopped run, tensors [...] by name."""
-        for names, optimiser in self._groups:
-            for name in names:
-                master = self.masters[name]
-                master.copy_(tensors[f"value/{name}"])
-                if self.parameters[name].dtype != torch.float32:
-                    self.parameters[name].copy_(master)
-                optimiser.state[master] = {
-                    part: tensors[f"{part}/{name}"].clone().to(master.device)
-                    for part in ("step", "exp_avg", "exp_avg_sq")
-                }
+        """Take over what `tensors` returned in a stopped run, tensors [...] by name.
+
+        Raises `ValueError` for a number of steps that no run has done.
+        """
+        for name, moments in self._moments.items():
+            moments.value.copy_(tensors[f"value/{name}"])
+            moments.first.copy_(tensors[f"exp_avg/{name}"])
+            moments.second.copy_(tensors[f"exp_avg_sq/{name}"])
+            steps = float(tensors[f"step/{name}"])
+            if not (0 <= steps <= _MOST_STEPS and steps.is_integer()):
+                raise ValueError(f"step/{name}: {steps} is not a number of steps")
+            moments.steps = int(steps)
+            self.parameters[name].copy_(moments.value)

@@ -12,7 +12,6 @@ attention up to 4,096 tokens (docs/performance.md).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,10 +19,7 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
-from layercoop_fast.kernels.reference.attention import causal_attention_reference
-
-# Scores whose slopes are computed at once: what is kept of them stays in a processor's cache.
-_SCORES_AT_ONCE = 3 * 2**17
+from layercoop_fast.kernels.reference.attention import causal_attention_reference, causal_attention_slopes_reference
 
 
 def causal_attention(
@@ -60,8 +56,7 @@ def causal_attention(
     """
     width = _width(qkv, tokens, heads, kv_heads)
     rows = len(qkv)
-    if not (scale > 0 and math.isfinite(scale)):
-        raise RequestError(f"scale: {scale} is not a positive number")
+    _check_scale(scale)
     if sliding_window < 0 or not 0 <= cap < math.inf:
         raise RequestError(
             f"sliding_window, cap: expected numbers from 0 on, 0 for none, got {sliding_window} and {cap}"
@@ -90,12 +85,8 @@ def causal_attention_slopes(
 ) -> Tensor:
     """The gradient of `causal_attention` for qkv [W·T, (heads + 2·kv_heads)·D], from a slope of its result.
 
-    With P the softmax of the scores S and d the slope, of one head:
-
-        ∂V = Pᵀ d,      ∂S = P ∘ (d Vᵀ − rows(d · out)),      ∂Q = scale · ∂S K,      ∂K = scale · ∂Sᵀ Q
-
-    where rows(d · out) = Σ_j P ∘ (d Vᵀ). Queries of one key head are one matrix of heads / kv_heads · T rows. Scores,
-    P and ∂S are fp32 (float64 for float64); the three products behind them have the dtype of qkv.
+    The formula is `causal_attention_slopes_reference`. Scores, softmax and sums are fp32, and only the result is
+    rounded. A window's slopes have the same bits whatever other windows there are.
 
     Args:
         slope: [W·T, heads·D].
@@ -107,71 +98,23 @@ def causal_attention_slopes(
         scale: of the products.
 
     Raises:
-        RequestError: for shapes and dtypes that do not fit.
-
-    Source: Dao et al., FlashAttention (arXiv 2205.14135), appendix B.
+        RequestError: for shapes and dtypes that do not fit, and a scale that is not positive.
     """
     width = _width(qkv, tokens, heads, kv_heads)
+    _check_scale(scale)
     for given, name in ((slope, "slope"), (mixed, "mixed")):
         require_matrix(given, name)
         require(given, name, (len(qkv), heads * width), qkv)
+    if not is_native(qkv):
+        return causal_attention_slopes_reference(slope, qkv, mixed, tokens, heads, kv_heads, scale)
     out = torch.empty_like(qkv)
-    wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-    later = torch.full((tokens, tokens), -math.inf, dtype=wide, device=qkv.device).triu_(1)
-    later = later.repeat(heads // kv_heads, 1)
-    at_once = tokens * max(1, _SCORES_AT_ONCE // (heads * tokens * tokens))
-    of = _Heads(tokens, heads, kv_heads, width)
-    for first in range(0, len(qkv), at_once):
-        rows = slice(first, first + at_once)
-        _some_slopes(of, slope[rows], qkv[rows], mixed[rows], later, scale, out[rows])
+    _C.causal_attention_slopes(array(slope), array(qkv), array(mixed), tokens, heads, kv_heads, scale, array(out))
     return out
 
 
-@dataclass(frozen=True)
-class _Heads:
-    """How rows [W·T, ...] are matrices of a window and a key head: [W·kv_heads, times·T, D] for times heads each."""
-
-    tokens: int
-    heads: int
-    kv_heads: int
-    width: int
-
-    def split(self, joint: Tensor) -> list[Tensor]:
-        """Queries, keys and values [W, T, kv_heads, times, D] of a joint projection; views."""
-        counts = [self.heads, self.kv_heads, self.kv_heads]
-        parts = torch.split(joint, [count * self.width for count in counts], dim=1)
-        shape = (-1, self.tokens, self.kv_heads)
-        return [
-            part.view(*shape, count // self.kv_heads, self.width) for part, count in zip(parts, counts, strict=True)
-        ]
-
-    def matrices(self, parts: Tensor) -> Tensor:
-        """[W, T, kv_heads, times, D] → [W·kv_heads, times·T, D]."""
-        return parts.permute(0, 2, 3, 1, 4).reshape(-1, parts.shape[3] * self.tokens, self.width)
-
-    def parts(self, matrices: Tensor) -> Tensor:
-        """[W·kv_heads, times·T, D] → [W, T, kv_heads, times, D]; a view."""
-        by_head = matrices.view(-1, self.kv_heads, matrices.shape[1] // self.tokens, self.tokens, self.width)
-        return by_head.permute(0, 3, 1, 2, 4)
-
-
-def _some_slopes(
-    of: _Heads, slope: Tensor, qkv: Tensor, mixed: Tensor, later: Tensor, scale: float, out: Tensor
-) -> None:
-    """`causal_attention_slopes` of some windows into `out`; `later` [times·T, T] is −∞ where a query sees nothing."""
-    queries, keys, values = (of.matrices(part) for part in of.split(qkv))
-    shape = (-1, of.tokens, of.kv_heads, of.heads // of.kv_heads, of.width)
-    given, result = (of.matrices(rows.view(shape)) for rows in (slope, mixed))
-    wide_given = given.to(later.dtype)
-    shares = torch.baddbmm(later, queries.to(later.dtype), keys.to(later.dtype).transpose(1, 2), alpha=scale)
-    torch.softmax(shares, -1, out=shares)
-    of_scores = torch.bmm(wide_given, values.to(later.dtype).transpose(1, 2))
-    of_scores -= (wide_given * result).sum(-1, keepdim=True)
-    narrow = of_scores.mul_(shares).mul_(scale).to(qkv.dtype)
-    of_queries, of_keys, of_values = of.split(out)
-    of_queries.copy_(of.parts(torch.bmm(narrow, keys)))
-    of_keys.copy_(of.parts(torch.bmm(narrow.transpose(1, 2), queries)))
-    of_values.copy_(of.parts(torch.bmm(shares.to(qkv.dtype).transpose(1, 2), given)))
+def _check_scale(scale: float) -> None:
+    if not (scale > 0 and math.isfinite(scale)):
+        raise RequestError(f"scale: {scale} is not a positive number")
 
 
 def _width(qkv: Tensor, tokens: int, heads: int, kv_heads: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from layercoop_fast import RequestError, RunError, heal
 from layercoop_fast.healing import loop as loop_module
 from layercoop_fast.healing import preparing as preparing_module
 from layercoop_fast.healing import state as state_module
+from layercoop_fast.healing.optimiser import MasterAdamW
 from layercoop_fast.healing.state import read_run, read_state, state_file, write_state
 
 
@@ -142,6 +144,13 @@ def test_a_state_of_other_tensors_is_refused(tmp_path: Path) -> None:
     for other in (torch.zeros(3), torch.zeros(2, dtype=torch.float16)):
         with pytest.raises(RequestError, match="does not hold what this run trains"):
             read_state(tmp_path / "state", {"value/x": other})
+
+
+@pytest.mark.parametrize("steps", [-1.0, 0.5, math.nan, math.inf])
+def test_a_number_of_steps_that_no_run_has_done_is_refused(steps: float) -> None:
+    optimiser = MasterAdamW({"x": torch.nn.Parameter(torch.zeros(3))})
+    with pytest.raises(ValueError, match=r"step/x: .* is not a number of steps"):
+        optimiser.load(optimiser.tensors() | {"step/x": torch.tensor(steps)})
 
 
 def test_a_full_disk_leaves_the_latest_state(

@@ -9,9 +9,8 @@ from close import assert_near, noise
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels import attention
 from layercoop_fast.kernels.attention import causal_attention, causal_attention_slopes
-from layercoop_fast.kernels.reference.attention import causal_attention_reference
+from layercoop_fast.kernels.reference.attention import causal_attention_reference, causal_attention_slopes_reference
 
 # windows, tokens, heads, key heads, head width
 SHAPES = [
@@ -49,26 +48,65 @@ def test_bf16_is_rounded_once(level: str, shape: tuple[int, ...]) -> None:
     assert_near(found, expected, relative=2**-8, absolute=1e-5)
 
 
-# As shares of the largest slope: products in bf16 round what goes into them.
-SLOPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+# More than the queries that are worked on at once, whole and not whole tiles and vectors, wide and odd heads.
+SLOPE_SHAPES = [*SHAPES, (2, 48, 2, 1, 64), (1, 54, 2, 2, 80), (1, 97, 4, 2, 96), (1, 131, 5, 1, 33)]
+# Of the slope, and of the largest slope: sums of products cancel.
+SLOPES = {torch.float32: (1e-5, 2e-6), torch.bfloat16: (2**-8, 2e-6)}
+
+
+def slopes_of(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """qkv, a slope of what attention makes of it, and that."""
+    windows, tokens, heads, kv_heads, width = shape
+    qkv = qkv_of(shape, dtype)
+    slope = noise(windows * tokens, heads * width, dtype=dtype, seed=1)
+    return qkv, slope, causal_attention_reference(qkv, tokens, heads, kv_heads, 0.3)
 
 
 @pytest.mark.parametrize("dtype", list(SLOPES))
+@pytest.mark.parametrize("shape", SLOPE_SHAPES)
+def test_slopes_are_rounded_once(level: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    _, tokens, heads, kv_heads, _ = shape
+    qkv, slope, mixed = slopes_of(shape, dtype)
+    given = (each.double() for each in (slope, qkv, mixed))
+    expected = causal_attention_slopes_reference(*given, tokens, heads, kv_heads, 0.3)
+    found = causal_attention_slopes(slope, qkv, mixed, tokens, heads, kv_heads, 0.3)
+    assert found.dtype == dtype
+    relative, absolute = SLOPES[dtype]
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    assert_near(found, expected, relative=relative, absolute=absolute * largest)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_slopes(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    _, tokens, heads, kv_heads, width = shape
-    qkv = qkv_of(shape, dtype)
-    slope = noise(len(qkv), heads * width, dtype=dtype, seed=1)
-    exact = qkv.double().clone().requires_grad_()
+def test_the_oracle_of_slopes_is_the_gradient(shape: tuple[int, ...]) -> None:
+    _, tokens, heads, kv_heads, _ = shape
+    qkv, slope, _ = slopes_of(shape, torch.float64)
+    exact = qkv.requires_grad_()
     mixed = causal_attention_reference(exact, tokens, heads, kv_heads, 0.3)
-    (expected,) = torch.autograd.grad(mixed, exact, slope.double())
-    given = causal_attention(qkv, tokens, heads, kv_heads, 0.3)
-    for at_once in (1, 10**9):
-        monkeypatch.setattr(attention, "_SCORES_AT_ONCE", at_once)
-        found = causal_attention_slopes(slope, qkv, given, tokens, heads, kv_heads, 0.3)
-        assert found.dtype == dtype
-        largest = float(expected.abs().max()) if expected.numel() else 0.0
-        assert_near(found, expected, relative=SLOPES[dtype], absolute=SLOPES[dtype] * largest)
+    (expected,) = torch.autograd.grad(mixed, exact, slope)
+    found = causal_attention_slopes(slope, qkv.detach(), mixed.detach(), tokens, heads, kv_heads, 0.3)
+    assert_near(found, expected, relative=1e-12, absolute=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slopes_of_a_window_do_not_depend_on_the_others(level: str, dtype: torch.dtype) -> None:
+    tokens, heads, kv_heads, width = 53, 4, 2, 20
+    qkv, slope, mixed = slopes_of((5, tokens, heads, kv_heads, width), dtype)
+    together = causal_attention_slopes(slope, qkv, mixed, tokens, heads, kv_heads, 0.3).view(5, tokens, -1)
+    for window in range(5):
+        rows = slice(window * tokens, (window + 1) * tokens)
+        alone = causal_attention_slopes(slope[rows], qkv[rows], mixed[rows], tokens, heads, kv_heads, 0.3)
+        assert torch.equal(alone, together[window])
+
+
+def test_slopes_of_queries_do_not_depend_on_later_tokens(level: str) -> None:
+    tokens, heads, kv_heads, width = 53, 4, 2, 20
+    qkv, slope, mixed = slopes_of((1, tokens, heads, kv_heads, width), torch.float32)
+    first = 31
+    few = causal_attention_slopes(slope[:first], qkv[:first], mixed[:first], first, heads, kv_heads, 0.3)
+    for rows in (qkv, slope, mixed):
+        rows[first:] = noise(tokens - first, rows.shape[1], seed=7)
+    found = causal_attention_slopes(slope, qkv, mixed, tokens, heads, kv_heads, 0.3)
+    assert torch.equal(found[:first, : heads * width], few[:, : heads * width])
 
 
 def test_slopes_of_other_shapes_are_refused() -> None:
@@ -76,6 +114,11 @@ def test_slopes_of_other_shapes_are_refused() -> None:
     for bad in ((slope[:2], qkv, slope, 2, 4, 1), (slope, qkv, slope[:, :4], 2, 4, 1), (slope, qkv, slope, 3, 4, 1)):
         with pytest.raises(RequestError):
             causal_attention_slopes(*bad, 0.3)
+    with pytest.raises(RequestError, match=r"scale: 0\.0 is not a positive number"):
+        causal_attention_slopes(slope, qkv, slope, 2, 4, 1, 0.0)
+    arrays = [each.numpy() for each in (slope[:2], qkv, slope)]
+    with pytest.raises(ValueError, match=r"slope: expected a C-contiguous numpy array float32\[4, 8\]"):
+        _C.causal_attention_slopes(*arrays, 2, 4, 1, 0.3, np.empty((4, 12), np.float32))
 
 
 def test_the_oracle_is_torchs_own() -> None:

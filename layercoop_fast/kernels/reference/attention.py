@@ -97,6 +97,42 @@ def causal_attention_reference(
     return mixed.transpose(1, 2).reshape(len(qkv), heads * width).to(qkv.dtype)
 
 
+def causal_attention_slopes_reference(
+    slope: Tensor, qkv: Tensor, mixed: Tensor, tokens: int, heads: int, kv_heads: int, scale: float
+) -> Tensor:
+    """The gradient of `causal_attention_reference` without its options for qkv, from a slope of its result `mixed`.
+
+    With P the softmax of a head's scores and d the slope, both [W·T, heads·D]:
+
+        ∂V = Pᵀ d,      ∂S = P ∘ (d Vᵀ − rows(d · mixed)),      ∂Q = scale · ∂S K,      ∂K = scale · ∂Sᵀ Q
+
+    where rows(d · mixed) = Σ_j P ∘ (d Vᵀ); ∂K and ∂V sum over the query heads of a key head.
+
+    Source: Dao et al., FlashAttention (arXiv 2205.14135), appendix B.
+    """
+    wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    width = qkv.shape[1] // (heads + 2 * kv_heads)
+
+    def by_head(rows: Tensor) -> Tensor:
+        """[W·T, n·D] → [W, kv_heads, n / kv_heads, T, D]."""
+        group = rows.shape[1] // (kv_heads * width)
+        parts = rows.to(wide).view(len(qkv) // tokens, tokens, kv_heads, group, width)
+        return parts.permute(0, 2, 3, 1, 4)
+
+    queries, keys, values = map(by_head, torch.split(qkv, [heads * width, kv_heads * width, kv_heads * width], dim=1))
+    given, result = by_head(slope), by_head(mixed)
+    later = torch.ones(tokens, tokens, dtype=torch.bool, device=qkv.device).triu(1)
+    shares = (scale * (queries @ keys.transpose(-1, -2))).masked_fill(later, -math.inf).softmax(-1)
+    of_scores = scale * shares * (given @ values.transpose(-1, -2) - (given * result).sum(-1, keepdim=True))
+    parts = [
+        of_scores @ keys,
+        (of_scores.transpose(-1, -2) @ queries).sum(2, keepdim=True),
+        (shares.transpose(-1, -2) @ given).sum(2, keepdim=True),
+    ]
+    joint = torch.cat([part.flatten(1, 2) for part in parts], dim=1)
+    return joint.transpose(1, 2).reshape(qkv.shape).to(qkv.dtype)
+
+
 def paged_attention_reference(
     qkv: Tensor, starts: Tensor, context: PagedContext, scale: float, sliding_window: int = 0, cap: float = 0.0
 ) -> Tensor:

@@ -350,7 +350,7 @@ BUGS = [
     ),
     Bug(
         "blocks-window-left-over",
-        "csrc/blocks/block_kernels_impl.h",
+        "csrc/blocks/attention_impl.h",
         old="  for (std::int64_t j = begin; j < from; j += kLanes) store(scores + j, Floats16(0.0f));",
         new="",
         means="with a sliding window a token's result depends on which other tokens are computed",
@@ -371,5 +371,29 @@ BUGS = [
         new="scale_row(x + at, norm.weight,",
         means="OLMo 2's norms of all heads multiply every head by the weights of the first",
         tests="tests/kernels/test_rotary.py::test_norms_of_all_heads_together_and_in_gemmas_form",
+    ),
+    Bug(
+        "slopes-of-scores-without-their-mean",
+        "csrc/blocks/attention_slopes_impl.h",
+        old="(Floats16::load(products + j) - along)",
+        new="Floats16::load(products + j)",
+        means="healing trains queries and keys by wrong gradients",
+        tests="tests/kernels/test_attention.py::test_slopes_are_rounded_once",
+    ),
+    Bug(
+        "slopes-of-keys-that-a-query-does-not-see",
+        "csrc/blocks/attention_slopes_impl.h",
+        old="const std::int64_t from = std::max<std::int64_t>(0, key - first);",
+        new="const std::int64_t from = 0;",
+        means="keys and values get slopes from queries before them, of scores that another head left behind",
+        tests="tests/kernels/test_attention.py::test_slopes_are_rounded_once",
+    ),
+    Bug(
+        "weights-stay-behind-their-values",
+        "csrc/blocks/slope_kernels_impl.h",
+        old="    if (work.weight != nullptr) write(work.weight + j, n, value);\n",
+        new="",
+        means="healing in bf16 trains values that the model never computes with",
+        tests="tests/kernels/test_adamw.py::test_steps_are_torchs",
     ),
 ]

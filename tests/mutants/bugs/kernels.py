@@ -86,14 +86,6 @@ BUGS = [
         tests="tests/kernels/test_surrogate.py",
     ),
     Bug(
-        "slopes-of-scores-without-their-mean",
-        "layercoop_fast/kernels/attention.py",
-        old="    of_scores -= (wide_given * result).sum(-1, keepdim=True)\n",
-        new="",
-        means="healing trains queries and keys by wrong gradients",
-        tests="tests/kernels/test_attention.py::test_slopes",
-    ),
-    Bug(
         "teacher-of-another-dtype",
         "layercoop_fast/kernels/linear_divergence.py",
         old=" or (expected is not None and expected.dtype != logits.dtype)",
