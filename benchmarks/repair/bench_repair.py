@@ -42,13 +42,15 @@ from layercoop_fast.repair.fit import repaired_worth
 from layercoop_fast.repair.gaps import find_gaps
 from layercoop_fast.repair.held_out import HeldOut
 from layercoop_fast.repair.repaired_model import repaired_game
-from layercoop_fast.repair.run_maps import fit_run_maps, longest_run
+from layercoop_fast.repair.run_maps import RunMaps, fit_run_maps, longest_run
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, RepairTexts, default_texts, texts_to_fit
 from layercoop_fast.search.by_cost import search_by_cost
 from layercoop_fast.search.finalists import best_measured
 from layercoop_fast.search.target import Target
 from layercoop_fast.texts.calibration import load_calibration, read_text
 from layercoop_fast.texts.items import load_items
+
+REPAIRED = ", searched repaired"
 
 
 def main() -> None:
@@ -99,15 +101,18 @@ def main() -> None:
         fitted = texts_to_fit(game, specs, arguments.repair_tokens, progress=bars.update)
         rows = []
         found = masks_of(game, sizes, arguments)
+        maps = None
         if arguments.search_repaired:
-            found |= masks_repaired(game, fitted, sizes, arguments)
+            maps = fit_run_maps(game, fitted.fewer(TOKENS), longest_run(game.masked, max(sizes)))
+            found |= masks_repaired(game, fitted, maps, sizes, arguments)
         for label, mask in found.items():
             kept = [int(unit) for unit in np.flatnonzero(game.masked.players.unit_masks(mask[None])[0])]
             before = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
             right = {name: float(items(mask[None])[0]) for name, items in asked.items()}
             for compute in arguments.repair_compute.split(","):
                 started, processor = time.perf_counter(), time.process_time()
-                repaired = fit_repair(game, mask, fitted, compute=compute, progress=bars.update)
+                judged = maps if label.endswith(REPAIRED) else None
+                repaired = fit_repair(game, mask, fitted, compute=compute, maps=judged, progress=bars.update)
                 seconds, processor = time.perf_counter() - started, time.process_time() - processor
                 with repaired.applied():
                     after = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
@@ -193,15 +198,14 @@ def masks_of(game: ModelGame, sizes: list[int], arguments: argparse.Namespace) -
 
 
 def masks_repaired(
-    game: ModelGame, fitted: RepairTexts, sizes: list[int], arguments: argparse.Namespace
+    game: ModelGame, fitted: RepairTexts, maps: RunMaps, sizes: list[int], arguments: argparse.Namespace
 ) -> dict[str, Masks]:
     """The masks of each size that are found among repaired ones."""
-    maps = fit_run_maps(game, fitted.fewer(TOKENS), longest_run(game.masked, max(sizes)))
     found = {}
     for size in sizes:
         played = repaired_game(game, maps, fitted.heldout(WINDOWS))
         mask = search_by_cost(arguments.method, played, Target.of_count(game.n_players, size)).mask
-        found[f"{size}, searched repaired"] = mask
+        found[f"{size}{REPAIRED}"] = mask
         spent = (played.evaluations.token_evals + maps.tokens) / 1e6
         sys.stderr.write(f"{size}: {spent:.1f} million layers times tokens among repaired masks, maps included\n")
     return found

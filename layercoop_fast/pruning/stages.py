@@ -117,6 +117,7 @@ def repaired(problem: Problem, found: Found, request: PruneRequest) -> Found:
             compute=request.repair_compute,
             required=request.repair is True,
             searched=None if under is None else under.game,
+            maps=None if under is None else under.maps,
             progress=problem.timer.progress,
         )
     return replace(found, choice=choice, repair=repair)

@@ -15,7 +15,7 @@ from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.pruning.request import PruneRequest
 from layercoop_fast.repair.fit import check_repairable
 from layercoop_fast.repair.repaired_model import repaired_game
-from layercoop_fast.repair.run_maps import fit_run_maps, longest_run
+from layercoop_fast.repair.run_maps import RunMaps, fit_run_maps, longest_run
 from layercoop_fast.repair.texts import RepairTexts, texts_to_fit
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ class UnderRepairs:
         game: of masks with the maps of their gaps.
         unrepaired: the same windows without maps.
         texts: of the repair of the answer.
+        maps: of all runs.
         details: what the search was on, for the record.
     """
 
     game: ModelGame
     unrepaired: ModelGame
     texts: RepairTexts
+    maps: RunMaps
     details: dict[str, Any]
 
 
@@ -62,7 +64,7 @@ def under_repairs(problem: Problem, request: PruneRequest) -> UnderRepairs:
     text = texts.heldout(WINDOWS)
     details = {**maps.record, "windows": len(text.ids), "layer_tokens": maps.tokens}
     played = repaired_game(game, maps, text, counts=game.evaluations)
-    return UnderRepairs(played, game.view(text=text), texts, {"under_repairs": details})
+    return UnderRepairs(played, game.view(text=text), texts, maps, {"under_repairs": details})
 
 
 def texts_of_repair(problem: Problem, request: PruneRequest) -> RepairTexts:

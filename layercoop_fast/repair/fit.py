@@ -19,6 +19,7 @@ from layercoop_fast.repair.gap_by_gap import GapByGap, kept_units
 from layercoop_fast.repair.held_out import HeldOut
 from layercoop_fast.repair.options import check_compute
 from layercoop_fast.repair.patches import Patch, applied
+from layercoop_fast.repair.run_maps import RunMaps
 from layercoop_fast.repair.texts import DEFAULT_TOKENS, RepairTexts, texts_to_fit
 
 
@@ -68,6 +69,7 @@ def fit_repair(
     *,
     tokens: int = DEFAULT_TOKENS,
     compute: str = "full",
+    maps: RunMaps | None = None,
     required: bool = False,
     heldout: Sequence[str] = (),
     seed: int = 0,
@@ -81,6 +83,7 @@ def fit_repair(
         texts: SPECs of the texts to fit to, or the loaded texts; by default `repair.texts.default_texts`.
         tokens: number of tokens to fit to, over all texts.
         compute: "full" or "small" (`RepairOptions`).
+        maps: of every run (`repair/run_maps.py`): a gap is judged with those of the gaps behind it in the model.
         required: raise `RequestError` where no repair can be fitted at all, instead of returning no patches.
         heldout: SPECs of texts that are used for measuring, and left out of the default texts.
         seed: of the text `self`.
@@ -109,7 +112,7 @@ def fit_repair(
     patches: tuple[Patch, ...] = ()
     record: dict[str, Any] = {"gaps": [], "reason": "; ".join(texts.left_out.values())}
     if texts.texts:
-        patches, record = GapByGap(game, units, texts, neurons=compute == "full").run(progress)
+        patches, record = GapByGap(game, units, texts, neurons=compute == "full", maps=maps).run(progress)
     if required and not patches and not any("map" in gap for gap in record["gaps"]):
         raise RequestError(f"a repair cannot be fitted: {record['reason']}")
     record = {

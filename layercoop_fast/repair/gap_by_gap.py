@@ -29,6 +29,7 @@ from layercoop_fast.repair.held_out import HeldOut
 from layercoop_fast.repair.neurons import GateInput, Neurons, NeuronSite, find_gated, with_direction
 from layercoop_fast.repair.patches import Patch, applied, patch
 from layercoop_fast.repair.ridge import Equations
+from layercoop_fast.repair.run_maps import RunMaps
 from layercoop_fast.repair.sites import Site, find_site
 from layercoop_fast.repair.streams import Streams
 from layercoop_fast.repair.strengths import USUAL, best_trial
@@ -69,9 +70,14 @@ class _Trial:
 class GapByGap:
     """The fit for one mask over units on some texts."""
 
-    def __init__(self, game: ModelGame, units: Masks, texts: RepairTexts, *, neurons: bool) -> None:
+    def __init__(
+        self, game: ModelGame, units: Masks, texts: RepairTexts, *, neurons: bool, maps: RunMaps | None = None
+    ) -> None:
         self.game = game
         self.neurons = neurons
+        # A gap is judged with the maps of those behind it: without them a model of many gaps predicts nothing.
+        self.maps = {} if maps is None else {one.unit: maps.patches[one] for one in maps.kept(units) if one.run}
+        self.later: list[Patch] = []
         self.texts = texts.texts
         self.kept = kept_units(units)
         self.gaps = find_gaps(units)
@@ -92,6 +98,7 @@ class GapByGap:
         patches: list[Patch] = []
         rows = []
         for number, gap in enumerate(self.gaps):
+            self.later = [self.maps[other.unit] for other in self.gaps[number + 1 :] if other.unit in self.maps]
             row, found = self._repair(gap, patches)
             rows.append({**self._names(gap), **row})
             if found is not None:
@@ -125,6 +132,7 @@ class GapByGap:
         with applied(patches):
             for text in self.choice:
                 text.advance(gap.unit, self.kept)
+        with applied([*patches, *self.later]):
             before = self._means(self.choice)
         row: dict[str, Any] = {"strength": None}
         try:
@@ -185,7 +193,7 @@ class GapByGap:
         """A gap's repair at a strength; None where it raises the NLL of a text."""
         change = total.change(strength)
         found = patch(site, change)
-        with applied([*patches, found]):
+        with applied([*patches, found, *self.later]):
             seen = self._means(self.choice)
         if not _no_worse(seen, before):
             return None
@@ -215,7 +223,7 @@ class GapByGap:
         found = []
         for own, text in zip(sums, self.choice, strict=True):
             others = total - own if len(sums) > 1 else total
-            with applied([*patches, patch(site, others.change(strength))]):
+            with applied([*patches, patch(site, others.change(strength)), *self.later]):
                 found.append(text.nll(self.kept))
         return found
 

@@ -17,6 +17,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.types import Masks, Progress
 from layercoop_fast.repair.fit import Repaired, fit_repair, repaired_worth
+from layercoop_fast.repair.run_maps import RunMaps
 from layercoop_fast.repair.texts import RepairTexts
 from layercoop_fast.search.base import Choice, finite_or_none
 
@@ -57,6 +58,7 @@ def best_repaired(
     compute: str = "full",
     required: bool = False,
     searched: ModelGame | None = None,
+    maps: RunMaps | None = None,
     progress: Progress | None = None,
 ) -> tuple[Choice, Repaired]:
     """The finalist of highest worth after its repair, and that repair.
@@ -66,7 +68,7 @@ def best_repaired(
         choice: result of the search; it is one of the finalists, and stays the answer unless another is better.
         count: number of finalists, at least 1.
         wanted: whether a mask (bool [n]) may be chosen.
-        texts, compute, required: as of `fit_repair`.
+        texts, compute, required, maps: as of `fit_repair`.
         searched: the game that was searched, whose best measured masks are the finalists; by default `game`.
         progress: called with ("finalists repaired", done, total), and as by `fit_repair`.
 
@@ -77,7 +79,7 @@ def best_repaired(
     found: list[tuple[float, Repaired]] = []
     rows: list[dict[str, Any]] = []
     for mask, worth in zip(masks, game(masks) if len(masks) > 1 else [np.nan], strict=True):
-        repaired = fit_repair(game, mask, texts, compute=compute, required=required, progress=progress)
+        repaired = fit_repair(game, mask, texts, compute=compute, maps=maps, required=required, progress=progress)
         if len(masks) == 1:
             return choice, repaired
         after, nll = repaired_worth(game, repaired)

@@ -12,9 +12,11 @@ import torch
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
-from layercoop_fast import ModelGame, RequestError
+from layercoop_fast import ModelGame, RequestError, fit_repair
 from layercoop_fast.engine.loading import Checkpoint
-from layercoop_fast.repair import streams
+from layercoop_fast.masked.windows import Windows
+from layercoop_fast.repair import gap_by_gap, streams
+from layercoop_fast.repair.held_out import HeldOut
 from layercoop_fast.repair.patches import applied
 from layercoop_fast.repair.repaired_model import repaired_game
 from layercoop_fast.repair.run_maps import Kept, RunMaps, fit_run_maps, longest_run
@@ -169,6 +171,25 @@ def test_more_maps_than_a_plan_holds_are_measured_in_parts(specs: list[str], mon
     parts = repaired_game(game, maps)
     assert len(parts.masked.plans(masks)) > 4
     np.testing.assert_array_equal(whole(masks), parts(masks))
+
+
+def test_a_gap_is_judged_with_the_maps_of_those_behind_it(specs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gap_by_gap, "_no_worse", lambda after, before: True)
+    game = game_on(FAMILIES["llama"](n_layers=L))
+    maps, texts = fitted(game, specs)
+    mask = ~np.isin(np.arange(L), [1, 3, 4])
+    kept = [0, 2, 5]
+    found = fit_repair(game, mask, texts, compute="small", maps=maps).record["gaps"]
+    without = fit_repair(game, mask, texts, compute="small").record["gaps"]
+    assert [gap["into"] for gap in found] == [0, 2]
+    for text in texts.texts:
+        heldout = HeldOut(game, Windows(game.masked.skeleton, text.choice))
+        plain = heldout.nll(kept)
+        with applied([maps.patches[Kept(2, 2)]]):
+            expected = heldout.nll(kept)
+        assert found[0]["nll"][text.spec]["before"] == pytest.approx(expected, abs=1e-6)
+        assert without[0]["nll"][text.spec]["before"] == pytest.approx(plain, abs=1e-6)
+        assert abs(expected - plain) > 1e-5
 
 
 def test_halves_and_stages_play_too(specs: list[str]) -> None:

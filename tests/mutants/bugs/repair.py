@@ -208,4 +208,12 @@ BUGS = [
         means="neurons are called linear where no direction of the stream is constant",
         tests="tests/repair/test_neurons.py",
     ),
+    Bug(
+        "gaps-judged-without-those-behind",
+        "layercoop_fast/repair/gap_by_gap.py",
+        old="with applied([*patches, *self.later]):",
+        new="with applied(patches):",
+        means="repairs of a mask of many gaps are judged by a model that predicts nothing, and refused",
+        tests="tests/repair/test_run_maps.py",
+    ),
 ]
