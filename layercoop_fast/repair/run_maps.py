@@ -47,14 +47,12 @@ class RunMaps:
 
     Attributes:
         patches: by `Kept`, the parameters of the unit's site.
-        n_units: of the model.
         longest: number of units of the longest run that has a map.
         record: what they were fitted to, as JSON; a part of fingerprints.
         tokens: unit evaluations times tokens that the fit took.
     """
 
     patches: dict[Kept, Patch]
-    n_units: int
     longest: int
     record: dict[str, Any]
     tokens: int
@@ -150,7 +148,7 @@ def fit_run_maps(
         "longest": longest,
         "strength": strength,
     }
-    return RunMaps(patches, players.n_units, longest, record, sum(stream.evaluated for stream in streams))
+    return RunMaps(patches, longest, record, sum(stream.evaluated for stream in streams))
 
 
 def longest_run(model: MaskedModel, wanted: int) -> int:
