@@ -11,7 +11,7 @@ same interface for masks that workers measure.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,6 +62,21 @@ class Work(NamedTuple):
     evaluations: int
     remaining: int
     teacher: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the masks of a call, and the plan that measures them.
+
+    Attributes:
+        rows: int64 [P], their rows among all.
+        plan: of these.
+        players: what each player of the plan is, where that is no unit.
+    """
+
+    rows: Ints
+    plan: Plan
+    players: Sequence[Any] = ()
 
 
 @dataclass(eq=False)
@@ -177,8 +192,8 @@ class MaskedModel:
         """
         teacher = self.players.n_units if self.teacher and self._keep_teacher() else 0
         states, max_rows = self.limits(short=short)
-        plan = build_plan(self.players.unit_masks(masks), states)
-        remaining = plan.scheduled
+        parts = self._parts(masks, states)
+        remaining = sum(part.plan.scheduled for part in parts)
 
         def tell(evaluations: int, teacher: int = 0) -> None:
             nonlocal remaining
@@ -188,11 +203,12 @@ class MaskedModel:
 
         if teacher:
             tell(0, teacher)
-        self._run(plan, max_rows, take, tell)
+        for part in parts:
+            self._run(part, max_rows, take, tell)
 
     def plans(self, masks: Masks, *, short: bool = False) -> list[Plan]:
-        """The plans by which masks, bool [M, n], would be measured: here one."""
-        return [build_plan(self.players.unit_masks(masks), self.limits(short=short)[0])]
+        """The plans by which masks, bool [M, n], would be measured."""
+        return [part.plan for part in self._parts(masks, self.limits(short=short)[0])]
 
     def limits(self, *, short: bool = False) -> tuple[int, int]:
         """How many states a plan may store, and how many rows a call of a unit may have.
@@ -300,22 +316,28 @@ class MaskedModel:
             **self.text.numerics,
         }
 
+    def _parts(self, masks: Masks, states: int) -> list[Part]:
+        """Masks, bool [M, n], in parts that are measured one after the other, with so many stored states: here one."""
+        return [Part(np.arange(len(masks)), build_plan(self.players.unit_masks(masks), states))]
+
     def _run(
         self,
-        plan: Plan,
+        part: Part,
         max_rows: int,
         take: Callable[[int, Scores], None],
         tell: Callable[[int], None],
         run: RunPlayer | None = None,
     ) -> None:
-        """Run a plan: the scores of its rows to `take`, unit evaluations to `tell`; `run` as of `run_plan`."""
+        """Measure a part: the scores of its rows to `take`, unit evaluations to `tell`; `run` as of `run_plan`."""
 
         def scored(number: int, scores: Scores) -> None:
-            take(int(plan.unique_rows[number]), scores)
+            take(int(part.rows[part.plan.unique_rows[number]]), scores)
             tell(0)
 
         in_order = InOrder(self.scorer, scored, scores_behind(self.windows))
-        run_plan(self.windows, plan, in_order.begin, units=self.units, max_rows=max_rows, on_progress=tell, run=run)
+        run_plan(
+            self.windows, part.plan, in_order.begin, units=self.units, max_rows=max_rows, on_progress=tell, run=run
+        )
         in_order.finish()
 
     def _keep_teacher(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -21,8 +21,9 @@ from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.counts import Counts
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.masked.model import MaskedModel, Work
-from layercoop_fast.masked.plan import Plan, build_plan
+from layercoop_fast.masked.forward import RunPlayer
+from layercoop_fast.masked.model import MaskedModel, Part
+from layercoop_fast.masked.plan import build_plan
 from layercoop_fast.masked.pool_units import PoolUnits
 from layercoop_fast.masked.scores import Scores
 from layercoop_fast.masked.units import GeneralUnits
@@ -57,53 +58,8 @@ class RepairedModel(MaskedModel):
         shared["_fingerprints"] = {**model.fingerprints, "repair": maps.record}
         return cls(**shared, maps=maps)
 
-    def measure(
-        self,
-        masks: Masks,
-        take: Callable[[int, Scores], None],
-        on_work: Callable[[Work], None] | None = None,
-        *,
-        short: bool = False,
-    ) -> None:
-        """Measure masks, bool [M, n], all different, as `MaskedModel.measure` does."""
-        teacher = self.players.n_units if self.teacher and self._keep_teacher() else 0
-        states, max_rows = self.limits(short=short)
-        parts = [(rows, kept, build_plan(some, states)) for rows, kept, some in self._parts(masks)]
-        remaining = sum(plan.scheduled for _, _, plan in parts)
-
-        def tell(evaluations: int, teacher: int = 0) -> None:
-            nonlocal remaining
-            remaining -= evaluations
-            if on_work is not None:
-                on_work(Work(evaluations, remaining, teacher))
-
-        if teacher:
-            tell(0, teacher)
-        with self.maps.lent() as select:
-            for rows, kept, plan in parts:
-
-                def run(
-                    player: int,
-                    sources: Sequence[Tensor],
-                    targets: Sequence[Tensor],
-                    some: Tensor | None,
-                    kept: Sequence[Kept] = kept,
-                ) -> None:
-                    select(kept[player])
-                    self.units.run(kept[player].unit, sources, targets, some)
-
-                def taken(row: int, scores: Scores, rows: Any = rows) -> None:
-                    take(int(rows[row]), scores)
-
-                self._run(plan, max_rows, taken, tell, run)
-
-    def plans(self, masks: Masks, *, short: bool = False) -> list[Plan]:
-        """The plans by which masks, bool [M, n], would be measured."""
-        states, _ = self.limits(short=short)
-        return [build_plan(some, states) for _, _, some in self._parts(masks)]
-
-    def _parts(self, masks: Masks) -> list[tuple[Any, list[Kept], Masks]]:
-        """Masks in parts that a plan holds: rows int64 [P], its players, and masks over these, bool [P, players]."""
+    def _parts(self, masks: Masks, states: int) -> list[Part]:
+        """Masks, bool [M, n], in parts whose players, pairs of a unit and the run behind it, a plan can hold."""
         runs = [self.maps.kept(units) for units in self.players.unit_masks(masks)]
         parts, waiting = [], [np.arange(len(masks))]
         while waiting:
@@ -117,8 +73,26 @@ class RepairedModel(MaskedModel):
             expanded = np.zeros((len(rows), max(1, len(players))), dtype=np.bool_)
             for at, row in enumerate(rows):
                 expanded[at, [place[kept] for kept in runs[row]]] = True
-            parts.append((rows, players, expanded))
+            parts.append(Part(rows, build_plan(expanded, states), players))
         return parts
+
+    def _run(
+        self,
+        part: Part,
+        max_rows: int,
+        take: Callable[[int, Scores], None],
+        tell: Callable[[int], None],
+        run: RunPlayer | None = None,
+    ) -> None:
+        """Measure a part, each of its players with its own map."""
+        with self.maps.lent() as select:
+
+            def mapped(player: int, sources: Sequence[Tensor], targets: Sequence[Tensor], some: Tensor | None) -> None:
+                kept: Kept = part.players[player]
+                select(kept)
+                self.units.run(kept.unit, sources, targets, some)
+
+            super()._run(part, max_rows, take, tell, run or mapped)
 
 
 def repaired_game(

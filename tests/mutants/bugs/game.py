@@ -133,7 +133,7 @@ BUGS = [
     Bug(
         "rows-of-the-plan",
         "layercoop_fast/masked/model.py",
-        old="take(int(plan.unique_rows[number]), scores)",
+        old="take(int(part.rows[part.plan.unique_rows[number]]), scores)",
         new="take(number, scores)",
         means="worths are those of other masks",
         tests="tests/game/test_model_game.py::test_worths_do_not_depend_on_company_order_or_memory",
