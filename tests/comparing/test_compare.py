@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from html_page import Page
 from rich.console import Console
+from short_texts import short_texts
 from tiny_models import save_tiny
 
 from layercoop_fast.comparing import compare as comparison
@@ -26,7 +27,6 @@ from layercoop_fast.repair import gap_by_gap
 from layercoop_fast.repair.fit import Repaired, fit_repair
 from layercoop_fast.repair.texts import default_texts
 from layercoop_fast.report.html.compared import comparison_page
-from layercoop_fast.texts.calibration import read_text
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = {"windows": 3, "tokens": 16, "text_windows": 4}
@@ -89,10 +89,7 @@ def test_the_best_of_a_size_is_marked_on_each_text(record: dict) -> None:
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two short texts of different kinds."""
-    folder = tmp_path_factory.mktemp("texts")
-    for name in ("builtin", "builtin-code"):
-        (folder / f"{name}.txt").write_text(read_text(name)[:2500], encoding="ascii", errors="ignore")
-    return [str(folder / "builtin.txt"), str(folder / "builtin-code.txt")]
+    return short_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from short_texts import short_texts
 from tiny_models import save_tiny
 
 from layercoop_fast import ModelGame, prune
 from layercoop_fast.repair.repaired_model import repaired_game
 from layercoop_fast.repair.run_maps import fit_run_maps
 from layercoop_fast.repair.texts import load_texts
-from layercoop_fast.texts.calibration import read_text
 
 Run = Callable[..., tuple[int, str, str]]
 L, REMOVED, TOKENS = 5, 2, 1024
@@ -27,10 +27,7 @@ QUICK: dict[str, Any] = {"measure_cost": False, "samples": 0, "report": False}
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two short texts of different kinds."""
-    folder = tmp_path_factory.mktemp("texts")
-    for name in ("builtin", "builtin-code"):
-        (folder / f"{name}.txt").write_text(read_text(name)[:2500], encoding="ascii", errors="ignore")
-    return [str(folder / "builtin.txt"), str(folder / "builtin-code.txt")]
+    return short_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")

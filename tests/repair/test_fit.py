@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adds_linearly import AddsLinearly
+from short_texts import short_texts
 from tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -33,10 +35,7 @@ TOKENS = 2 * 32 * T
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two short texts of different kinds."""
-    folder = tmp_path_factory.mktemp("texts")
-    for name in ("builtin", "builtin-code"):
-        (folder / f"{name}.txt").write_text(read_text(name)[:2500], encoding="ascii", errors="ignore")
-    return [str(folder / "builtin.txt"), str(folder / "builtin-code.txt")]
+    return short_texts(tmp_path_factory.mktemp("texts"))
 
 
 def game_on(
@@ -54,21 +53,6 @@ def mask_without(n: int, *removed: int) -> Any:
     return mask
 
 
-class AddsLinearly(nn.Module):
-    """A block that adds a linear map of what the map before it was handed: removed, it can be made up for exactly."""
-
-    def __init__(self, before: nn.Linear) -> None:
-        super().__init__()
-        self.map = nn.Parameter(0.3 * torch.randn(before.weight.shape, generator=torch.Generator().manual_seed(1)))
-        self.seen: list[Tensor] = []
-        before.register_forward_pre_hook(lambda _, args: self.seen.__setitem__(slice(None), [args[0]]))
-
-    def forward(self, hidden: Tensor, **_: Any) -> Tensor:
-        if self.seen[0].shape[0] != hidden.shape[0]:  # tried by itself, on a batch that the map before did not see
-            return hidden.clone()
-        return hidden + self.seen[0] @ self.map.t()
-
-
 @pytest.fixture
 def everything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a repair helps a model of random weights is chance: take it as it comes."""
@@ -80,7 +64,7 @@ def test_a_removed_block_that_is_linear_is_recovered(specs: list[str], monkeypat
     monkeypatch.setattr(strengths, "STRENGTHS", (1e-9,))
     model = FAMILIES["llama"](n_layers=4)
     before = model.model.layers[1].mlp.down_proj
-    stand_in = AddsLinearly(before)
+    stand_in = AddsLinearly(before, before.weight.shape)
     model.model.layers[2] = stand_in
     game = game_on(model, specs[0], block_path="hf")
     mask = mask_without(4, 2)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adds_linearly import AddsLinearly
 from numpy.typing import NDArray
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
@@ -165,21 +166,6 @@ def test_what_has_no_gated_mlp_or_no_constant_direction_keeps_its_neurons() -> N
     assert with_direction(gated, [torch.full((5, gated.parts.hidden), torch.nan)]) is None
 
 
-class AddsLinearly(nn.Module):
-    """A block that adds a linear map of the normed stream that the MLP before it reads."""
-
-    def __init__(self, mlp: nn.Module, hidden: int) -> None:
-        super().__init__()
-        self.map = nn.Parameter(0.3 * torch.randn(hidden, hidden, generator=torch.Generator().manual_seed(1)))
-        self.seen: list[Tensor] = []
-        mlp.register_forward_pre_hook(lambda _, args: self.seen.__setitem__(slice(None), [args[0]]))
-
-    def forward(self, hidden: Tensor, **_: Any) -> Tensor:
-        if self.seen[0].shape[0] != hidden.shape[0]:  # tried by itself, on a batch that the MLP before did not see
-            return hidden.clone()
-        return hidden + self.seen[0] @ self.map.t()
-
-
 @pytest.mark.parametrize("own", [0.02, 3.0])
 def test_neurons_are_given_up_for_a_block_that_is_linear_in_the_stream_where_that_helps(
     own: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -189,7 +175,9 @@ def test_neurons_are_given_up_for_a_block_that_is_linear_in_the_stream_where_tha
     with torch.no_grad():  # trained models have channels that are nearly constant
         model.model.embed_tokens.weight[:, 0] = 3 * model.model.embed_tokens.weight.abs().max()
         model.model.layers[1].mlp.down_proj.weight.mul_(own)
-    model.model.layers[2] = AddsLinearly(model.model.layers[1].mlp, model.config.hidden_size)
+    model.model.layers[2] = AddsLinearly(
+        model.model.layers[1].mlp, (model.config.hidden_size, model.config.hidden_size)
+    )
     text = tmp_path / "text.txt"
     text.write_text(read_text("builtin")[:4000], encoding="ascii", errors="ignore")
     checkpoint = Checkpoint(model, tiny_tokenizer(), "tiny")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from short_texts import short_texts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from layercoop_fast.repair.patches import applied
 from layercoop_fast.repair.repaired_model import repaired_game
 from layercoop_fast.repair.run_maps import Kept, RunMaps, fit_run_maps, longest_run
 from layercoop_fast.repair.texts import RepairTexts, load_texts
-from layercoop_fast.texts.calibration import Calibration, read_text
+from layercoop_fast.texts.calibration import Calibration
 
 L, T = 6, 16
 LAST_MAP = {"llama": "mlp.down_proj", "gpt2": "mlp.c_proj", "gemma2": "post_feedforward_layernorm"}
@@ -35,10 +36,7 @@ def game_on(model: Any, **keywords: Any) -> ModelGame:
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two short texts of different kinds."""
-    folder = tmp_path_factory.mktemp("texts")
-    for name in ("builtin", "builtin-code"):
-        (folder / f"{name}.txt").write_text(read_text(name)[:2500], encoding="ascii", errors="ignore")
-    return [str(folder / "builtin.txt"), str(folder / "builtin-code.txt")]
+    return short_texts(tmp_path_factory.mktemp("texts"))
 
 
 def fitted(game: ModelGame, specs: Sequence[str], longest: int = 3) -> tuple[RunMaps, RepairTexts]:

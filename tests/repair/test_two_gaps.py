@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from short_texts import short_texts
 from tiny_models import FAMILIES, tiny_tokenizer
 from torch import Tensor, nn
 
@@ -121,11 +122,7 @@ def repaired_plainly(model: Any, texts: RepairTexts) -> tuple[Any, list[Plain]]:
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Three short texts of different kinds."""
-    folder = tmp_path_factory.mktemp("texts")
-    names = ("builtin", "builtin-code", "builtin-docstrings")
-    for name in names:
-        (folder / f"{name}.txt").write_text(read_text(name)[:2500], encoding="ascii", errors="ignore")
-    return [str(folder / f"{name}.txt") for name in names]
+    return short_texts(tmp_path_factory.mktemp("texts"), "builtin", "builtin-code", "builtin-docstrings")
 
 
 @torch.no_grad()

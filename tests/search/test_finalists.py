@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from short_texts import short_texts
 from tiny_models import save_tiny
 
 from layercoop_fast.errors import RequestError
@@ -18,7 +19,6 @@ from layercoop_fast.repair.texts import load_texts
 from layercoop_fast.report.html.page import report_page
 from layercoop_fast.search import coop, sleb
 from layercoop_fast.search.finalists import best_measured, best_repaired
-from layercoop_fast.texts.calibration import read_text
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = {"windows": 2, "tokens": 16}
@@ -28,10 +28,7 @@ TOKENS = 1024
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two short texts of different kinds."""
-    folder = tmp_path_factory.mktemp("texts")
-    for name in ("builtin", "builtin-code"):
-        (folder / f"{name}.txt").write_text(read_text(name)[:2500], encoding="ascii", errors="ignore")
-    return [str(folder / "builtin.txt"), str(folder / "builtin-code.txt")]
+    return short_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(autouse=True)
