@@ -16,7 +16,8 @@ from layercoop_fast.inputs.options import OUTPUT
 
 _OPTIONS = (
     *("calibration", "texts", "text_windows", "windows", "tokens", "chat", "remove", "players", "methods", "budget"),
-    *("utility", "seed", "store", "repair", "repair_text", "repair_tokens", "repair_compute"),
+    *("items", "continuations", "utility", "seed", "store"),
+    *("repair", "compensations", "repair_text", "repair_tokens", "repair_compute"),
     *("dtype", "device", "trust_remote_code"),
 )
 
@@ -47,8 +48,8 @@ def compare(
     from layercoop_fast.progress import Bars
     from layercoop_fast.report.html.compared import comparison_page
 
-    if request.repair_text and not request.repair:
-        raise RequestError("a text to fit repairs to (--repair-text) needs --repair")
+    if request.repair_text and not request.fits:
+        raise RequestError("a text to fit repairs to (--repair-text) needs --repair or --compensate")
     request = with_objective(request, objective)
     store = None if request.store is None else Path(request.store)
     check_distinct(out=out, html=html, store=store)

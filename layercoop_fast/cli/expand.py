@@ -109,7 +109,7 @@ def _read(one: Field[Any], given: Any, default: Any) -> Any:
     if read == "labels":
         return [part.strip() for part in given.split(",") if part.strip()]
     if read == "names":
-        return [part.strip() for part in given.split(",")]
+        return [part.strip() for part in given.split(",")] if given.strip() else []
     if read == "sizes":
         sizes = [part.strip() for part in given.split(",")]
         if not all(part.isdecimal() and len(part) < 10 and int(part) for part in sizes):

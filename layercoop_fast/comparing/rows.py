@@ -30,7 +30,7 @@ from layercoop_fast.search.base import finite_or_none, perplexity
 # The share of sign flips of a paired test below which a difference is called real.
 REAL = 0.05
 _HEADER = b"layercoop_fast rows 1\n"
-_KEPT = ("removed", "params", "masks", "passes", "seconds", "repair")
+_KEPT = ("removed", "params", "masks", "passes", "seconds", "repair", "compensation")
 # A row has a number for each window of each text; a longer line is not a row.
 _LONGEST = 2**26
 
@@ -45,8 +45,10 @@ class Measured:
             texts.
         p_best: p-value of the difference from the best at this size (two-sided, random signs of the windows'
             differences); 1 for the best itself, None where a window is not finite, and before all rows of the size are
-            there. Repaired models are compared with the best repaired one, others with the best other one.
-        p_unrepaired: for a repaired model, the p-value of its difference from itself before the repair; else None.
+            there. Models with a repair or another compensation are compared with the best of them, others with the
+            best other one.
+        p_unrepaired: for a model with a repair or another compensation, the p-value of its difference from itself
+            without one; else None.
     """
 
     text: str
@@ -69,6 +71,35 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
+class Judged:
+    """A pruned model by one of the judges (`comparing/judges.py`).
+
+    Attributes:
+        values: of each document, float64 [N], more is better.
+        p_best: p-value of the difference from the best at this size, as that of a text, by documents
+            (`masks/paired.py`); None before all rows are there, and 1 for the best itself and where all differences
+            are 0.
+        p_unrepaired: as that of a text.
+    """
+
+    values: Floats
+    p_best: float | None = None
+    p_unrepaired: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        count = len(self.values)
+        return {
+            "documents": count,
+            "mean": float(self.values.mean()),
+            "stderr": float(self.values.std(ddof=1) / math.sqrt(count)) if count > 1 else None,
+            "p_best": self.p_best,
+            "as_good_as_best": None if self.p_best is None else self.p_best >= REAL,
+            "p_unrepaired": self.p_unrepaired,
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """What one method did at one size.
 
@@ -79,10 +110,12 @@ class Row:
         params: number of parameters removed.
         masks: number of masks the method measured.
         passes: cost of the method by itself, in passes of the full model over the calibration text without its head.
-        seconds: of the search in this comparison, where nothing is measured twice; for a repaired row, with the
-            repair.
+        seconds: of the search in this comparison, where nothing is measured twice; for a row with a repair or another
+            compensation, with that.
         texts: the calibration text first, then the others.
         repair: for a repaired model, `record` of the repair (`repair/fit.py`); else None.
+        compensation: for a model with another compensation, its `record` (`comparing/compensations.py`); else None.
+        judged: by the names of the judges; those of a model of less width are missing.
     """
 
     method: str
@@ -94,10 +127,19 @@ class Row:
     seconds: float
     texts: list[Measured] = field(default_factory=list)
     repair: dict[str, Any] | None = None
+    compensation: dict[str, Any] | None = None
+    judged: dict[str, Judged] = field(default_factory=dict)
+
+    @property
+    def compensated(self) -> bool:
+        """Whether the model has a repair or another compensation."""
+        return self.repair is not None or self.compensation is not None
 
     @property
     def label(self) -> str:
-        """The method, and whether a repair followed."""
+        """The method, and what followed it."""
+        if self.compensation is not None:
+            return f"{self.method} + {self.compensation['name']}"
         return self.method if self.repair is None else f"{self.method} + repair"
 
     def as_json(self) -> dict[str, Any]:
@@ -124,13 +166,16 @@ class Row:
                 for one in self.texts
             ],
             "repair": self.repair,
+            "compensation": self.compensation,
+            "judged": {name: one.as_json() for name, one in self.judged.items()},
         }
 
 
 def content_of(row: Row, mask: list[int] | None) -> dict[str, Any]:
     """What a file keeps of a row and of the indices of the players it removes, exact to the last bit."""
     kept = {name: getattr(row, name) for name in _KEPT}
-    return {**kept, "mask": mask, "window_nll": [one.window_nll.tolist() for one in row.texts]}
+    judged = {name: one.values.tolist() for name, one in row.judged.items()}
+    return {**kept, "mask": mask, "window_nll": [one.window_nll.tolist() for one in row.texts], "judged": judged}
 
 
 def row_of(method: str, n_remove: int, content: dict[str, Any], texts: list[str]) -> Row:
@@ -139,7 +184,8 @@ def row_of(method: str, n_remove: int, content: dict[str, Any], texts: list[str]
         Measured(text, np.array(nll, dtype=np.float64)) for text, nll in zip(texts, content["window_nll"], strict=True)
     ]
     kept = {name: content[name] for name in _KEPT}
-    return Row(method, n_remove, texts=measured, **kept)
+    judged = {name: Judged(np.array(values, dtype=np.float64)) for name, values in content["judged"].items()}
+    return Row(method, n_remove, texts=measured, judged=judged, **kept)
 
 
 def rows_file(store: str | Path) -> Path:
@@ -205,7 +251,7 @@ class KeptRows:
         try:
             found = json.loads(text)
             row = dict(found["row"])
-            if row.keys() >= {*_KEPT, "mask", "window_nll"}:
+            if row.keys() >= {*_KEPT, "mask", "window_nll", "judged"}:
                 self._rows[str(found["request"])] = row
         except (ValueError, TypeError, KeyError, RecursionError):
             return

@@ -9,13 +9,13 @@ from rich.table import Table
 
 from layercoop_fast.comparing.compare import Comparison
 from layercoop_fast.comparing.forecast import Ahead
-from layercoop_fast.comparing.rows import Measured, Row
+from layercoop_fast.comparing.rows import REAL, Judged, Measured, Row
 from layercoop_fast.progress import duration
 from layercoop_fast.report.console import plain_console
 
 _OF_REPAIRS = (
-    " Repaired models are compared with the best repaired one; - no better than without the repair on that text, or "
-    "worse (paired test, p ≥ 0.05); seconds are with the repair's."
+    " Models with a repair or another compensation are compared with the best of them; - no better than without it "
+    "there, or worse (paired test, p ≥ 0.05); seconds are with those of the fit."
 )
 
 
@@ -35,6 +35,7 @@ def ahead_line(ahead: Ahead) -> str:
 def row_line(row: Row) -> str:
     """A row in one line."""
     texts = ", ".join(f"{Path(one.text).stem} {_plain_ppl(one)}" for one in row.texts)
+    texts += "".join(f"; {name} {_share(one)}" for name, one in row.judged.items())
     if not row.n_remove:
         return f"full model: ppl {texts}"
     goes = f"{row.params:,} parameters of width" if row.removed is None else " ".join(map(str, row.removed))
@@ -50,7 +51,8 @@ def show_comparison(compared: Comparison, console: Console | None = None) -> Non
     table.add_column("method")
     for text in compared.about["texts"]:
         table.add_column(f"ppl {Path(text).stem}", justify="right")
-    for name in ("passes", "seconds"):
+    judges = list(compared.full.judged)
+    for name in (*judges, "passes", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("players that go")
     last = None
@@ -60,15 +62,16 @@ def show_comparison(compared: Comparison, console: Console | None = None) -> Non
         last = row.n_remove
         removed = f"{row.params:,} parameters of width" if row.removed is None else " ".join(map(str, row.removed))
         cost = ("", "") if row is compared.full else (f"{row.passes:.1f}", f"{row.seconds:.1f}")
-        table.add_row(str(row.n_remove), row.label, *(_ppl(row, one) for one in row.texts), *cost, removed)
+        shares = (_judged(row, row.judged.get(name)) for name in judges)
+        table.add_row(str(row.n_remove), row.label, *(_ppl(row, one) for one in row.texts), *shares, *cost, removed)
     console.print(table)
     windows = ", ".join(map(str, compared.about["windows"]))
-    repaired = any(row.repair is not None for row in compared.rows)
+    compensated = any(row.compensated for row in compared.rows)
     console.print(
         f"ppl ± standard error over windows ({windows}); * as good as the best of its size on that text (paired test, "
         "p ≥ 0.05). The first text is the one searched on. Passes: cost in forward passes of the full model over it, "
         f"of each method by itself. All searches together took {compared.about['passes_spent']:.1f}, since no mask is "
-        "measured twice; seconds are what that took." + (_OF_REPAIRS if repaired else ""),
+        "measured twice; seconds are what that took." + (_OF_REPAIRS if compensated else ""),
         highlight=False,
     )
     for one in compared.about["refused"]:
@@ -80,8 +83,17 @@ def show_comparison(compared: Comparison, console: Console | None = None) -> Non
 def _ppl(row: Row, one: Measured) -> str:
     if one.ppl is None:
         return _plain_ppl(one)
-    mark = "*" if row.n_remove and one.p_best is not None and one.p_best >= 0.05 else " "
-    return f"{_plain_ppl(one)}{_no_gain(row, one)}{mark}"
+    return f"{_plain_ppl(one)}{_marks(row, one)}"
+
+
+def _judged(row: Row, one: Judged | None) -> str:
+    return "" if one is None else f"{_share(one)}{_marks(row, one)}"
+
+
+def _share(one: Judged) -> str:
+    """The mean of a judge's documents with its standard error."""
+    found = one.as_json()
+    return f"{found['mean']:.3f}" + ("" if found["stderr"] is None else f" ± {found['stderr']:.3f}")
 
 
 def _plain_ppl(one: Measured) -> str:
@@ -91,8 +103,8 @@ def _plain_ppl(one: Measured) -> str:
     return f"{one.ppl:.1f}" + ("" if one.ppl_stderr is None else f" ± {one.ppl_stderr:.1f}")
 
 
-def _no_gain(row: Row, one: Measured) -> str:
-    """A mark where a repair has not improved a text significantly."""
-    if row.repair is None:
-        return ""
-    return "-" if one.p_unrepaired is None or one.p_unrepaired >= 0.05 else " "
+def _marks(row: Row, one: Measured | Judged) -> str:
+    """Two marks: where a repair has not improved a result significantly, and where it is as good as the best."""
+    lost = row.compensated and (one.p_unrepaired is None or one.p_unrepaired >= REAL)
+    best = row.n_remove and one.p_best is not None and one.p_best >= REAL
+    return f"{'-' if lost else ' ' if row.compensated else ''}{'*' if best else ' '}"

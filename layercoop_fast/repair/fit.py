@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.types import Floats, Masks, Progress, check_masks
 from layercoop_fast.repair.gap_by_gap import GapByGap, kept_units
-from layercoop_fast.repair.held_out import HeldOut
+from layercoop_fast.repair.held_out import NO_MAPS, HeldOut
 from layercoop_fast.repair.options import check_compute
 from layercoop_fast.repair.patches import Patch, applied
 from layercoop_fast.repair.run_maps import RunMaps
@@ -146,13 +146,23 @@ def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
 
 def repaired_windows(game: ModelGame, repaired: Repaired) -> tuple[float, float, Floats]:
     """As `repaired_worth`, with the NLL of each window (on items, of each scored token), float64 [W]."""
+    return measured_with(game, repaired.mask, repaired.patches)
+
+
+def measured_with(
+    game: ModelGame, mask: Masks, patches: Sequence[Patch], maps: Mapping[int, Tensor] = NO_MAPS
+) -> tuple[float, float, Floats]:
+    """Worth, mean NLL, and NLL of each window (on items, of each scored token: float64 [W]) of a changed mask.
+
+    The mask, bool [n], is measured with the patches applied, and with `maps` between its units (`HeldOut.scores`).
+    """
     text = HeldOut(game, game.masked.windows, game.masked.scorer)
     everything = range(game.masked.players.n_units)
     if game.utility.needs_teacher:
         text.keep_teacher(everything)
     full = text.scores(everything).nll
-    with repaired.applied():
-        scores = text.scores(kept_units(game.masked.players.unit_masks(repaired.mask[None])[0]))
+    with applied(patches):
+        scores = text.scores(kept_units(game.masked.players.unit_masks(mask[None])[0]), maps)
     with np.errstate(all="ignore"):
         worth, nll = game.utility.judge(scores.nll[None], scores.kl[None], full, game.fingerprints["calibration"])
     return float(worth[0]), float(nll[0]), scores.nll

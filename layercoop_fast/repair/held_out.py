@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from layercoop_fast.masked.scoring import FusedScorer, GeneralScorer, Scorer
 from layercoop_fast.masked.units import GeneralUnits
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.repair.streams import is_fast
+
+NO_MAPS: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class HeldOut:
@@ -39,9 +42,22 @@ class HeldOut:
         self._at = max(self._at, unit)
 
     @torch.inference_mode()
-    def scores(self, kept: Sequence[int]) -> Scores:
-        """Scores of each window with the model's weights as they are, from the kept state on."""
-        return self.scorer.score(self._behind(kept))
+    def scores(self, kept: Sequence[int], maps: Mapping[int, Tensor] = NO_MAPS) -> Scores:
+        """Scores of each window with the model's weights as they are, from the kept state on.
+
+        The stream behind each unit of `maps` becomes that matrix, float32 [H, H], times itself; behind unit −1 is
+        what unit 0 receives.
+        """
+        return self.scorer.score(self.last(kept, maps))
+
+    @torch.inference_mode()
+    def last(self, kept: Sequence[int], maps: Mapping[int, Tensor] = NO_MAPS) -> Tensor:
+        """The stream [W, T, H] that the head receives, as `scores` computes it."""
+        state = self._state.clone()
+        if self._at == 0 and -1 in maps:
+            _map(state, maps[-1])
+        self._run(state, kept, None, maps)
+        return state
 
     def nll(self, kept: Sequence[int]) -> float:
         """Mean NLL of all windows, nats per token."""
@@ -50,17 +66,19 @@ class HeldOut:
     @torch.inference_mode()
     def keep_teacher(self, units: Sequence[int]) -> None:
         """Compare later scores with the predictions of all these units."""
-        self.scorer.keep_teacher(self._behind(units))
+        self.scorer.keep_teacher(self.last(units))
 
-    def _behind(self, kept: Sequence[int]) -> Tensor:
-        state = self._state.clone()
-        self._run(state, kept, None)
-        return state
-
-    def _run(self, state: Tensor, kept: Sequence[int], stop: int | None) -> None:
+    def _run(self, state: Tensor, kept: Sequence[int], stop: int | None, maps: Mapping[int, Tensor] = NO_MAPS) -> None:
         for unit in kept:
             if unit >= self._at and (stop is None or unit < stop):
                 self.units.run(unit, [state], [state])
+                if unit in maps:
+                    _map(state, maps[unit])
+
+
+def _map(state: Tensor, matrix: Tensor) -> None:
+    """Replace each token [H] of a state [W, T, H] by `matrix` [H, H] times itself, computed in float32."""
+    state.copy_(state.float() @ matrix.t())
 
 
 def _scorer(game: ModelGame, windows: Windows) -> Scorer:

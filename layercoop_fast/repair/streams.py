@@ -133,6 +133,13 @@ class FullStreams:
             yield inputs.flatten(0, 1), torch.cat(added, dim=-1).flatten(0, 1), _weights(behind).flatten()
 
     @torch.inference_mode()
+    def across(self, first: int, behind: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each chunk the streams before unit `first`, the present one, and before unit `behind`: [w, T, H] each."""
+        for ids, states in self._chunks:
+            self._ahead(ids, states, first, behind - first + 1)
+            yield states[0], states[behind - first]
+
+    @torch.inference_mode()
     def advance(self, unit: int) -> None:
         """Go on from `unit` to the next one."""
         for ids, states in self._chunks:

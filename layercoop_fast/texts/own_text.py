@@ -114,6 +114,14 @@ def sample_answers(
     return ids, torch.tensor(spans)
 
 
+def greedy_continuations(skeleton: Skeleton, prompts: Tensor, tokens: int) -> Tensor:
+    """Prompts, int64 [windows, T], with the full model's likeliest tokens behind them, up to `tokens` tokens in all.
+
+    Whatever ends a text is a token like others, so that all windows have the same length: int64 [windows, tokens].
+    """
+    return _continued(skeleton, prompts.tolist(), tokens, None, [], None)
+
+
 def _file_of(spec: str) -> Path:
     path = Path(spec.removeprefix(f"{SELF}:"))
     if path.suffix != ".jsonl":
@@ -125,15 +133,16 @@ def _continued(
     skeleton: Skeleton,
     given: Sequence[Sequence[int]],
     tokens: int,
-    seed: int,
+    seed: int | None,
     barred: Sequence[int],
     progress: Progress | None,
 ) -> Tensor:
     """Given beginnings, continued to `tokens` tokens by draws at temperature 1, of all tokens but the barred ones.
 
-    All rows go on together: one whose beginning is longer takes its next token from there.
+    Without a seed nothing is drawn: each token is the likeliest one. All rows go on together: one whose beginning is
+    longer takes its next token from there.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     known = min(map(len, given))
     ids = torch.tensor([list(row[:known]) for row in given], dtype=torch.int64, device=skeleton.device)
     takes = inspect.signature(skeleton.model.forward).parameters
@@ -148,7 +157,10 @@ def _continued(
                 cached[name] = cache
             logits = answer.logits[:, -1].clone()
             logits[:, barred] = -torch.inf
-            drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
+            if generator is None:
+                drawn = logits.argmax(-1, keepdim=True).cpu()
+            else:
+                drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
             for row, beginning in enumerate(given):
                 if at < len(beginning):
                     drawn[row] = beginning[at]

@@ -17,8 +17,9 @@ from rich.console import Console
 from short_texts import short_texts
 from tiny_models import save_tiny
 
-from layercoop_fast.comparing import compare as comparison
-from layercoop_fast.comparing.compare import Comparison, compare, paired_p
+from layercoop_fast.comparing import finding
+from layercoop_fast.comparing.compare import Comparison, compare
+from layercoop_fast.comparing.paired import paired_p
 from layercoop_fast.comparing.rows import KeptRows
 from layercoop_fast.comparing.table import show_comparison
 from layercoop_fast.errors import RequestError, RunError
@@ -104,7 +105,7 @@ def repaired(model: str, specs: list[str]) -> Comparison:
             return fit_repair(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "fit_repair", fitted)
+        patch.setattr(finding, "fit_repair", fitted)
         return compare(
             model,
             calibration=specs[0],
@@ -289,9 +290,9 @@ def test_finished_rows_are_kept(model: str, specs: list[str], tmp_path: Path, mo
     first = compare(model, store=store, **request)
     assert [row.label for row in first.rows] == ["coop", "coop + repair", "taylor", "taylor + repair", "flap"]
     searched = []
-    found = comparison._Table._found
+    found = finding.RowFinder._found
     monkeypatch.setattr(
-        comparison._Table, "_found", lambda table, *asked: searched.append(asked) or found(table, *asked)
+        finding.RowFinder, "_found", lambda table, *asked: searched.append(asked) or found(table, *asked)
     )
     again = compare(model, store=store, **request)
     assert searched == []
@@ -309,7 +310,7 @@ def test_finished_rows_are_kept(model: str, specs: list[str], tmp_path: Path, mo
     assert searched == [("reverse", 1), ("coop", 2), ("reverse", 2)]
     # Repairs by another text are others, of the same choices.
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "fit_repair", lambda *_, **__: pytest.fail("a repair is fitted"))
+        patch.setattr(finding, "fit_repair", lambda *_, **__: pytest.fail("a repair is fitted"))
         with pytest.raises(pytest.fail.Exception):
             compare(model, store=store, **{**request, "methods": ["coop"], "repair_text": specs[:1]})
     with pytest.raises(RequestError, match="belongs to another game; it differs in calibration"):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from full_streams import full_run
 from short_texts import short_texts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
-from torch import Tensor, nn
 
 from layercoop_fast import ModelGame, RequestError, fit_repair
 from layercoop_fast.engine.loading import Checkpoint
@@ -42,32 +42,6 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def fitted(game: ModelGame, specs: Sequence[str], longest: int = 3) -> tuple[RunMaps, RepairTexts]:
     texts = load_texts(game, specs, len(specs) * 8 * T)
     return fit_run_maps(game, texts, longest, strength=0.1), texts
-
-
-def blocks_of(model: Any) -> nn.ModuleList:
-    found: nn.ModuleList = model.transformer.h if hasattr(model, "transformer") else model.model.layers
-    return found
-
-
-@torch.no_grad()
-def full_run(model: Any, ids: Tensor, unit: int, name: str) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The stream before every block and behind the last, and what a module of one block is handed and returns."""
-    states: list[Tensor] = []
-    seen: list[tuple[Tensor, Tensor]] = []
-    blocks = blocks_of(model)
-    handles = [block.register_forward_pre_hook(lambda _, args: states.append(args[0].clone())) for block in blocks]
-    handles.append(
-        blocks[-1].register_forward_hook(
-            lambda _, __, out: states.append((out[0] if isinstance(out, tuple) else out).clone())
-        )
-    )
-    module = blocks[unit].get_submodule(name)
-    handles.append(module.register_forward_hook(lambda _, args, out: seen.append((args[0].clone(), out.clone()))))
-    model(ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    handed, returned = (part.double().reshape(ids.numel(), -1) for part in seen[0])
-    return [state.double().reshape(ids.numel(), -1) for state in states], handed, returned
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

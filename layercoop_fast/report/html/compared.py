@@ -12,6 +12,12 @@ from layercoop_fast.report.html.quality import axis_of
 
 Record = dict[str, Any]
 
+_JUDGES = {
+    "items": "Share of items of four options, cut from texts that no search has seen, whose true option is the "
+    "likeliest by its length.",
+    "continuations": "Share of a greedy continuation before the first token that differs from the full model's.",
+}
+
 
 def comparison_page(record: Record) -> str:
     """The report of a comparison (`Comparison.record`) as one HTML file."""
@@ -37,6 +43,9 @@ def _body(record: Record) -> Html:
     for place, text in enumerate(texts):
         made += [el("h2", f"On {text}, {record['windows'][place]} windows of {record['tokens']} tokens")]
         made += [_charts(record, methods, place), _table(record, place)]
+    for name, about in _JUDGES.items():
+        if name in record["full"].get("judged", {}):
+            made += [el("h2", name.capitalize()), el("p", about), _judged(record, name)]
     made += [el("h2", "What is removed, and what the search cost"), _choices(record)]
     made += [
         el("p", f"{one['method']} has no row at {one['remove']} removed: {one['reason']}", class_="soft")
@@ -83,17 +92,42 @@ def _point(row: Record, measured: Record, what: str, across: str, full: float | 
 
 def _table(record: Record, place: int) -> Html:
     rows = []
-    repaired = any(row.get("repaired") for row in record["rows"])
     for row in [record["full"], *record["rows"]]:
         one = row["texts"][place]
         error = "" if one["ppl_stderr"] is None else f" ± {number(one['ppl_stderr'], 2)}"
-        p = "" if one["p_best"] is None or not row["remove"] else number(one["p_best"], 2)
-        good = "yes" if row["remove"] and one["as_good_as_best"] else ""
-        gain = number(one["p_unrepaired"], 2) if row.get("repaired") else ""
-        rows.append([row["remove"], _label(row), number(one["ppl"]) + error, p, good, *([gain] if repaired else [])])
-    head = ["removed", "method", "perplexity ± s.e.", "p against the best", "as good as the best"]
-    head += ["p against the same model unrepaired"] if repaired else []
-    return folded("As a table", table(head, rows))
+        rows.append([row["remove"], _label(row), number(one["ppl"]) + error, *_tested(record, row, one)])
+    return folded("As a table", table(["removed", "method", "perplexity ± s.e.", *_tests(record)], rows))
+
+
+def _judged(record: Record, name: str) -> Html:
+    rows = []
+    for row in [record["full"], *record["rows"]]:
+        one = row["judged"].get(name)
+        if one is not None:
+            error = "" if one["stderr"] is None else f" ± {number(one['stderr'], 2)}"
+            rows.append([row["remove"], _label(row), number(one["mean"]) + error, *_tested(record, row, one)])
+    return el("div", table(["removed", "method", "share ± s.e.", *_tests(record)], rows), class_="stack")
+
+
+def _tests(record: Record) -> list[str]:
+    """Heads of the columns that `_tested` fills."""
+    head = ["p against the best", "as good as the best"]
+    return [*head, "p against the same model unrepaired"] if _any_compensated(record) else head
+
+
+def _tested(record: Record, row: Record, one: Record) -> list[str]:
+    p = "" if one["p_best"] is None or not row["remove"] else number(one["p_best"], 2)
+    good = "yes" if row["remove"] and one["as_good_as_best"] else ""
+    gain = number(one["p_unrepaired"], 2) if _compensated(row) else ""
+    return [p, good, gain] if _any_compensated(record) else [p, good]
+
+
+def _any_compensated(record: Record) -> bool:
+    return any(_compensated(row) for row in record["rows"])
+
+
+def _compensated(row: Record) -> bool:
+    return bool(row.get("repaired") or row.get("compensation"))
 
 
 def _choices(record: Record) -> Html:
@@ -108,15 +142,18 @@ def _choices(record: Record) -> Html:
         "model over that of the pruned one. Passes: cost in forward passes of the full model over the searched text. "
         "Latency is not measured here; `prune` measures it."
     )
-    if any(row.get("repaired") for row in record["rows"]):
+    if _any_compensated(record):
         note += (
-            " Repaired models are compared with the best repaired one; their seconds include the repair. "
+            " Models with a repair or another compensation are compared with the best of them; their seconds include "
+            "its fit. "
             + " ".join(_left_out(row) for row in record["rows"] if row.get("repaired") and not row["repair"]["kept"])
         )
     return join([el("div", table(head, rows), class_="stack"), el("p", note, class_="soft")])
 
 
 def _label(row: Record) -> str:
+    if row.get("compensation"):
+        return f"{row['method']} + {row['compensation']['name']}"
     return f"{row['method']} + repair" if row.get("repaired") else str(row["method"])
 
 
