@@ -72,6 +72,10 @@ class GainEquations:
         passes = squares > 0
         return torch.where(passes, self.cross / ((1 + strength) * squares.where(passes, torch.ones(()))), 0.0)
 
+    def again(self, like: Tensor, strength: float) -> Tensor:
+        """β at a strength: gains have one form, whatever other sums gave."""
+        return self.change(strength)
+
 
 @dataclass(frozen=True)
 class GainSite:

@@ -197,7 +197,7 @@ class GapByGap:
             seen = self._means(self.choice)
         if not _no_worse(seen, before):
             return None
-        unseen = self._unseen(total, sums, strength, site, patches)
+        unseen = self._unseen(total, sums, change, strength, site, patches)
         # Later text is partly of kinds that the fit has seen and partly not: both NLLs of a text have the same weight.
         between = [(own + other) / 2 for own, other in zip(seen, unseen, strict=True)]
         if not _no_worse(between, before):
@@ -215,15 +215,19 @@ class GapByGap:
         self,
         total: Equations,
         sums: Sequence[Equations],
+        change: Any,
         strength: float,
         site: AnySite,
         patches: Sequence[Patch],
     ) -> list[float]:
-        """Each text's held-out NLL under the fit to the other texts; with one text only, under the fit to itself."""
+        """Each text's held-out NLL under the fit to the other texts; with one text only, under the fit to itself.
+
+        Which neurons stay is what the fit to all texts has chosen; what they add is fitted to the other texts alone.
+        """
         found = []
         for own, text in zip(sums, self.choice, strict=True):
             others = total - own if len(sums) > 1 else total
-            with applied([*patches, patch(site, others.change(strength)), *self.later]):
+            with applied([*patches, patch(site, others.again(change, strength)), *self.later]):
                 found.append(text.nll(self.kept))
         return found
 

@@ -15,8 +15,9 @@ all n + H inputs, towards W on the neurons and 0 on φ:
 
     min  Σ_t w_t |W u_t + e_t − A u_t − B φ_t|²  +  λ |A − W|²  +  μ |B|²
 
-φ is rotated so that few of its directions carry most of B φ. Of all n + H inputs those n stay that cost most to leave
-out, by the rise of the minimum, |row of (A, B)|² / (inverse of the penalised sums)_kk; their map is then fitted again.
+with φ replaced by combinations of it whose sums of products are those of the identity, and these then rotated so that
+few of them carry most of B φ. Of all n + H inputs those n stay that cost most to leave out, by the rise of the minimum,
+|row of (A, B)|² / (inverse of the penalised sums)_kk; their map is then fitted again.
 Source of that rule: Hassibi and Stork, Optimal Brain Surgeon (1993).
 """
 
@@ -171,27 +172,56 @@ class NeuronEquations:
         """
         check_strength(strength)
         width, hidden = self.base.shape
-        gram, base = self.sums.gram, torch.cat([self.base, self.base.new_zeros(hidden, hidden)])
-        aim = self.sums.cross + gram @ base  # sums of inputs and what all of them together should add
-        scale = float(gram.diagonal()[:width].mean())
+        own, linear = slice(0, width), slice(width, None)
+        gram, scale = self.sums.gram, self._scale()
+        evened = _evened(gram[linear, linear]) * scale**0.5  # with the mean square of the own neurons
+        turned = gram.clone()
+        turned[:, linear] = turned[:, linear] @ evened
+        turned[linear] = evened.t() @ turned[linear]
+        aim = self._aim()
+        aim = torch.cat([aim[own], evened.t() @ aim[linear]])
+        penalty = self._penalty(width, hidden, strength)
+        factor = _factor(turned, penalty)
+        base = torch.cat([self.base, self.base.new_zeros(hidden, hidden)])
+        found = torch.cholesky_solve(aim + penalty[:, None] * base, factor)
+        # Rotated within what is even already, the penalty stays the same: few directions carry most of what φ adds.
+        turn = torch.linalg.svd(found[linear]).U
+        inverse = torch.cholesky_inverse(factor)
+        share = torch.cat([inverse.diagonal()[own], (turn * (inverse[linear, linear] @ turn)).sum(0)])
+        price = torch.cat([found[own], turn.t() @ found[linear]]).square().sum(1) / share
+        kept = price.topk(width).indices.sort().values
+        up = (evened @ turn).t()[kept[kept >= width] - width]
+        return self.again(Neurons(kept[kept < width], up, self.base), strength)
+
+    def again(self, like: Neurons, strength: float) -> Neurons:
+        """The neurons that other sums chose, with what they add fitted to these; errors as of `change`."""
+        check_strength(strength)
+        width = len(self.base)
+        own, linear, up = like.own, slice(width, None), like.up
+        gram, aim = self.sums.gram, self._aim()
+        columns = torch.cat([gram[:, own], gram[:, linear] @ up.t()], dim=1)
+        chosen = torch.cat([columns[own], up @ columns[linear]])
+        base = torch.cat([self.base[own], self.base.new_zeros(len(up), self.base.shape[1])])
+        penalty = self._penalty(len(own), len(up), strength)
+        aim = torch.cat([aim[own], up @ aim[linear]])
+        down = torch.cholesky_solve(aim + penalty[:, None] * base, _factor(chosen, penalty))
+        return Neurons(own, up, down)
+
+    def _scale(self) -> float:
+        """The mean square of the model's own neurons, times the weight of all tokens."""
+        scale = float(self.sums.gram.diagonal()[: len(self.base)].mean())
         if not scale > 0:
             raise RequestError("a repair needs text on which the inputs of the repaired map are not all zero")
-        own, linear = slice(0, width), slice(width, None)
-        penalty = gram.new_full((width + hidden,), strength * scale)
-        penalty[linear] = _LINEAR * strength * gram.diagonal()[linear].mean().clamp_min(_TINY * scale)
-        found = _solved(gram, aim, base, penalty)
-        turn = _turned(gram[linear, linear], found[linear]) * scale**0.5  # with the mean square of the own neurons
-        turned = gram.clone()
-        turned[:, linear] = turned[:, linear] @ turn
-        turned[linear] = turn.t() @ turned[linear]
-        aim = torch.cat([aim[own], turn.t() @ aim[linear]])
-        penalty[linear] = _LINEAR * strength * scale
-        factor = _factor(turned, penalty)
-        found = torch.cholesky_solve(aim + penalty[:, None] * base, factor)
-        price = found.square().sum(1) / torch.cholesky_inverse(factor).diagonal()
-        kept = price.topk(width).indices.sort().values
-        down = _solved(turned[kept][:, kept], aim[kept], base[kept], penalty[kept])
-        return Neurons(kept[kept < width], turn.t()[kept[kept >= width] - width], down)
+        return scale
+
+    def _aim(self) -> Tensor:
+        """Sums of the inputs times what all of them together should add, [n + H, H]."""
+        return self.sums.cross + self.sums.gram[:, : len(self.base)] @ self.base
+
+    def _penalty(self, own: int, linear: int, strength: float) -> Tensor:
+        """Of each input, first own neurons, then even directions of φ."""
+        scale = strength * self._scale()
+        return torch.cat([self.base.new_full((own,), scale), self.base.new_full((linear,), _LINEAR * scale)])
 
 
 def _gated(parts: BlockParts, gate_up: Tensor) -> Tensor:
@@ -209,18 +239,11 @@ def _factor(gram: Tensor, penalty: Tensor) -> Tensor:
     return factor
 
 
-def _solved(gram: Tensor, aim: Tensor, base: Tensor, penalty: Tensor) -> Tensor:
-    """The ridge towards `base` [F, H]: argmin over X of tr(Xᵀ gram X) − 2 tr(Xᵀ aim) + Σ penalty |X − base|²."""
-    found: Tensor = torch.cholesky_solve(aim + penalty[:, None] * base, _factor(gram, penalty))
-    return found
-
-
-def _turned(gram: Tensor, found: Tensor) -> Tensor:
-    """Combinations of φ [H, H], a column each, of unit weighted square, the first ones carrying most of φ·found."""
+def _evened(gram: Tensor) -> Tensor:
+    """Combinations of φ, a column each, whose sums of products are those of the identity: [H, H]."""
     root = _factor(gram, gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny).expand(len(gram)) * _TINY)
-    directions = torch.linalg.svd(root.t() @ found).U
-    turned: Tensor = torch.linalg.solve_triangular(root.t(), directions, upper=True)
-    return turned
+    found: Tensor = torch.linalg.solve_triangular(root.t(), torch.eye(len(gram)).to(gram), upper=True)
+    return found
 
 
 def find_gated(players: Players, site: Site | GainSite) -> NeuronSite | None:

@@ -33,6 +33,9 @@ class Equations(Protocol):
     def change(self, strength: float) -> Any:
         """The change of the part at a strength of the ridge, as its site's `changed` takes it."""
 
+    def again(self, like: Any, strength: float) -> Any:
+        """A change of the form of `like`, which other sums gave, fitted to these sums."""
+
 
 def check_finite(*streams: Tensor) -> None:
     """Raise `RequestError` where tensors of any shape [...] that a repair is fitted to are not finite."""
@@ -130,3 +133,7 @@ class NormalEquations:
         if failed:
             raise RequestError("the inputs of the repaired map are too large for sums of products in float64")
         return torch.cholesky_solve(self.cross, factor).t()
+
+    def again(self, like: Tensor, strength: float) -> Tensor:
+        """The change at a strength: a map has one form, whatever other sums gave."""
+        return self.change(strength)

@@ -232,7 +232,7 @@ def test_strength_is_chosen_between_seen_and_unseen_kinds_of_text(
     monkeypatch.setattr(strengths, "STRENGTHS", tuple(seen))
     monkeypatch.setattr(gap_by_gap.GapByGap, "_means", lambda self, texts: next(means))
     monkeypatch.setattr(
-        gap_by_gap.GapByGap, "_unseen", lambda self, total, sums, strength, site, patches: unseen[strength]
+        gap_by_gap.GapByGap, "_unseen", lambda self, total, sums, change, strength, site, patches: unseen[strength]
     )
     game = game_on(FAMILIES["llama"](n_layers=3), specs[0])
     repaired = fit_repair(game, mask_without(3, 2), specs, tokens=TOKENS)

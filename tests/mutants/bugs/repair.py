@@ -195,8 +195,8 @@ BUGS = [
     Bug(
         "neurons-kept-by-size",
         "layercoop_fast/repair/neurons.py",
-        old="price = found.square().sum(1) / torch.cholesky_inverse(factor).diagonal()",
-        new="price = found.square().sum(1)",
+        old=".square().sum(1) / share",
+        new=".square().sum(1)",
         means="neurons that others could stand in for are kept, and dearer ones given up",
         tests="tests/repair/test_neurons.py",
     ),
