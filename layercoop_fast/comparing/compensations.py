@@ -22,6 +22,7 @@ by it from the run on, which the norms do not see, leaves a division of every la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ from layercoop_fast.comparing.request import COMPENSATIONS
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.types import Masks
+from layercoop_fast.repair.gains import GainSite
 from layercoop_fast.repair.patches import Patch, patch
 from layercoop_fast.repair.ridge import NormalEquations, check_finite
 from layercoop_fast.repair.sites import Site, find_site
@@ -171,11 +173,13 @@ def _replaceme(game: ModelGame, runs: Sequence[Run], windows: Sequence[Tensor]) 
     sites: dict[Run, Site] = {}
     left_out = []
     for run in runs:
-        name = game.masked.players.label(run.first)
-        site = find_site(game.masked.players, run.first - 1) if run.first else None
+        site: Site | GainSite | None = None
+        with suppress(RequestError):
+            site = find_site(game.masked.players, run.first - 1) if run.first else None
         if isinstance(site, Site):
             sites[run] = site
         else:
+            name = game.masked.players.label(run.first)
             left_out.append(f"the run from {name} on has no linear map before it whose output is added to the stream")
     sums = {run: NormalEquations.empty(width, width, device=device) for run in sites}
     for ids in windows:

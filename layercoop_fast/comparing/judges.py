@@ -1,9 +1,8 @@
-"""What else a pruned model is judged by, besides perplexity: items with options, and how long it says what the full
-model says.
+"""What a pruned model is judged by besides perplexity: items with options, and continuations of prompts.
 
-    judges = [ItemJudge(game, ["jargon.txt"], 100, seed=0), ContinuationJudge(game, texts, 8)]
-    for judge in judges:
-        judge.name, judge.of(Changed(mask))          # float64 [N], one number a document, more is better
+judges = [ItemJudge(game, ["jargon.txt"], 100, seed=0), ContinuationJudge(game, texts, 8)]
+for judge in judges:
+    judge.name, judge.of(Changed(mask))          # float64 [N], one number a document, more is better
 """
 
 from __future__ import annotations

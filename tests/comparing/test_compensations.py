@@ -9,7 +9,7 @@ import pytest
 import torch
 from full_streams import blocks_of, full_run
 from short_texts import short_texts
-from tiny_models import FAMILIES, tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from layercoop_fast import ModelGame, RequestError
@@ -42,7 +42,7 @@ def game_on(model: Any) -> ModelGame:
 
 def fitted(family: str, specs: list[str]) -> tuple[Any, ModelGame, RepairTexts, Tensor]:
     """A model, a game on it, texts, and all their windows."""
-    model = FAMILIES[family](n_layers=L)
+    model = tiny_model(family, L)
     game = game_on(model)
     texts = load_texts(game, specs, len(specs) * 12 * T)
     return model, game, texts, torch.cat([torch.cat([text.fit, text.choice, text.check]) for text in texts.texts])
@@ -68,7 +68,7 @@ def test_widths_without_a_hadamard_matrix(width: int) -> None:
 
 
 def test_a_model_without_a_hadamard_matrix_is_refused() -> None:
-    game = game_on(FAMILIES["llama"](n_layers=2, hidden_size=92, num_attention_heads=2, num_key_value_heads=1))
+    game = game_on(tiny_model("llama", 2, hidden_size=92, num_attention_heads=2, num_key_value_heads=1))
     check_fits(["ghosted"], game)
     with pytest.raises(RequestError, match="none is known here for its 92 numbers: leave it out"):
         check_fits(["ghosted", "linear_patch"], game)
@@ -177,3 +177,12 @@ def test_a_run_at_the_beginning(specs: list[str]) -> None:
     found = compensate("replaceme", game, mask, texts)
     assert len(found.patches) == 1
     assert found.left_out == ("the run from 0 on has no linear map before it whose output is added to the stream",)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gemma2"])
+def test_what_has_no_map_before_a_run(family: str, specs: list[str]) -> None:
+    """Several experts, or a norm behind the last map: replaceme changes nothing there; the others need no map."""
+    _, game, texts, _ = fitted(family, specs)
+    found = compensate("replaceme", game, MASK, texts)
+    assert (found.patches, len(found.left_out)) == ((), 2)
+    assert sorted(compensate("prune_comp", game, MASK, texts).maps) == [1, 3]
