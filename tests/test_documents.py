@@ -40,8 +40,16 @@ def test_scripts_and_their_options_exist() -> None:
         path = ROOT / script if "/" in script else SCRIPTS.get(script)
         assert path is not None, f"{document} names {script}, which does not exist"
         assert path.is_file(), f"{document} names {script}, which does not exist"
+        code = with_neighbours(path)
         for option in OPTION.findall(rest):
-            assert f'"{option}"' in path.read_text(encoding="utf-8"), f"{document}: {script} has no {option}"
+            assert f'"{option}"' in code, f"{document}: {script} has no {option}"
+
+
+def with_neighbours(script: Path) -> str:
+    """A script's code, and that of the scripts of its folder that it imports from, which may define its options."""
+    code = script.read_text(encoding="utf-8")
+    beside = (script.with_name(f"{name}.py") for name in re.findall(r"^from (\w+) import", code, re.MULTILINE))
+    return "\n".join([code, *(path.read_text(encoding="utf-8") for path in beside if path.is_file())])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
