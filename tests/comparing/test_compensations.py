@@ -173,10 +173,15 @@ def test_a_run_at_the_beginning(specs: list[str]) -> None:
     assert sorted(ghosted.maps) == [-1, 2]
     wanted = torch.linalg.lstsq(states[0], states[1]).solution.t()
     torch.testing.assert_close(ghosted.maps[-1].double(), wanted, rtol=0, atol=1e-3)
-    assert np.abs(measured_with(game, mask, (), ghosted.maps)[2] - measured_with(game, mask, ())[2]).max() > 1e-6
     found = compensate("replaceme", game, mask, texts)
     assert len(found.patches) == 1
     assert found.left_out == ("the run from 0 on has no linear map before it whose output is added to the stream",)
+    matrix = ghosted.maps[-1]
+    plain, measured = (measured_with(game, mask, (), maps)[2] for maps in ({}, {-1: matrix}))
+    assert np.abs(measured - plain).max() > 1e-4
+    removed(model, mask)
+    model.model.embed_tokens.register_forward_hook(lambda _, __, out: out @ matrix.t())
+    np.testing.assert_allclose(measured, nll_of(model, game.calibration.ids), rtol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gemma2"])
