@@ -39,6 +39,7 @@ from layercoop_fast.progress import Bars
 from layercoop_fast.pruning.player_costs import count_parameters
 from layercoop_fast.pruning.under_repairs import TOKENS, WINDOWS
 from layercoop_fast.repair.fit import repaired_worth
+from layercoop_fast.repair.forecast import forecast_repair
 from layercoop_fast.repair.gaps import find_gaps
 from layercoop_fast.repair.held_out import HeldOut
 from layercoop_fast.repair.repaired_model import repaired_game
@@ -110,6 +111,7 @@ def main() -> None:
             before = {name: math.exp(text.nll(kept)) for name, text in heldout.items()}
             right = {name: float(items(mask[None])[0]) for name, items in asked.items()}
             for compute in arguments.repair_compute.split(","):
+                ahead = forecast_repair(game, mask, fitted).get(compute, 0.0)
                 started, processor = time.perf_counter(), time.process_time()
                 judged = maps if label.endswith(REPAIRED) else None
                 repaired = fit_repair(game, mask, fitted, compute=compute, maps=judged, progress=bars.update)
@@ -126,6 +128,7 @@ def main() -> None:
                         "linear_neurons": [gap.get("linear_neurons", 0) for gap in repaired.record["gaps"]],
                         "tokens": repaired.record["tokens"],
                         "seconds": round(seconds, 1),
+                        "forecast_seconds": round(ahead, 1),
                         "cpu_seconds": round(processor, 1),
                         "worth": [round(one, 5) for one in worth],
                         "items": {

@@ -14,12 +14,15 @@ from layercoop_fast.engine.quantised import is_quantised
 from layercoop_fast.errors import RunError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.types import Floats
+from layercoop_fast.progress import duration
 from layercoop_fast.pruning.family import family_record
 from layercoop_fast.pruning.opening import Problem
 from layercoop_fast.pruning.record import quality_of
 from layercoop_fast.pruning.request import PruneRequest
 from layercoop_fast.pruning.under_repairs import UnderRepairs, texts_of_repair, under_repairs
 from layercoop_fast.repair.fit import Repaired
+from layercoop_fast.repair.forecast import forecast_repair
+from layercoop_fast.repair.texts import RepairTexts
 from layercoop_fast.search import nested
 from layercoop_fast.search.base import Choice
 from layercoop_fast.search.by_cost import search_by_cost
@@ -107,20 +110,37 @@ def repaired(problem: Problem, found: Found, request: PruneRequest) -> Found:
     if request.repair is False or request.offload or is_quantised(found.game.checkpoint.model):
         return found
     under = found.under_repairs
-    with problem.timer("repair", "fitting a repair"):
+    with problem.timer("repair"):
+        texts = texts_of_repair(problem, request) if under is None else under.texts
+        ahead = _ahead(found, texts, request)
+        problem.timer.tell(ahead, 0)
         choice, repair = best_repaired(
             found.game if under is None else under.unrepaired,
             found.choice,
             request.finalists,
             problem.may_win,
-            texts_of_repair(problem, request) if under is None else under.texts,
+            texts,
             compute=request.repair_compute,
             required=request.repair is True,
             searched=None if under is None else under.game,
             maps=None if under is None else under.maps,
             progress=problem.timer.progress,
         )
+        problem.timer.tell(ahead, 1)
     return replace(found, choice=choice, repair=repair)
+
+
+def _ahead(found: Found, texts: RepairTexts, request: PruneRequest) -> str:
+    """What is ahead of a repair, in words, with about what it takes and would take otherwise."""
+    what = "fitting a repair" if request.finalists == 1 else f"fitting {request.finalists} repairs"
+    if not texts.texts:
+        return what
+    seconds = forecast_repair(found.game, found.choice.mask, texts)
+    if request.repair_compute not in seconds:  # nothing can be refitted, which is found at once
+        return what
+    own = duration(seconds.pop(request.repair_compute) * request.finalists)
+    others = "".join(f", {name} {duration(each * request.finalists)}" for name, each in seconds.items())
+    return f"{what} ({request.repair_compute}: about {own}{others})"
 
 
 def judged(problem: Problem, found: Found) -> Found:
