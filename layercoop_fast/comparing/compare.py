@@ -21,7 +21,7 @@ from typing import Any
 
 from layercoop_fast.comparing.compensations import check_fits
 from layercoop_fast.comparing.finding import WIDTH_METHODS, HowFound, RowFinder, passes
-from layercoop_fast.comparing.forecast import Ahead, ahead_of
+from layercoop_fast.comparing.forecast import Ahead, Behind, ahead_of
 from layercoop_fast.comparing.judges import ContinuationJudge, ItemJudge, Judge, check_judged
 from layercoop_fast.comparing.paired import mark_best
 from layercoop_fast.comparing.request import CompareRequest, check_compensations
@@ -147,8 +147,8 @@ def compare(
         full = table.full()
         if on_ahead is not None:
             missing = [(size, method) for size, method in wanted if not table.has(method, size)]
-            repaired_tokens = fitted.tokens if fitted is not None and request.repair else 0
-            on_ahead(ahead_of(games, missing, len(wanted), request.budget, seed, repaired_tokens))
+            behind = _behind(how, judges)
+            on_ahead(ahead_of(games, missing, len(wanted), request.budget, seed, behind))
         rows: list[Row] = []
         refused: list[dict[str, Any]] = []
         tell = on_row or (lambda row: None)
@@ -208,6 +208,17 @@ def _judges(games: Sequence[ModelGame], request: CompareRequest) -> list[Judge]:
     if request.continuations:
         judges.append(ContinuationJudge(games[0], games, request.continuations))
     return judges
+
+
+def _behind(how: HowFound, judges: Sequence[Judge]) -> Behind:
+    """What follows every choice."""
+    others = len(how.compensations)
+    fitted = 0
+    if how.fitted is not None:
+        every = sum(ids.numel() for text in how.fitted.texts for ids in (text.fit, text.choice, text.check))
+        # A repair needs the full and the pruned stream, other compensations the full one alone.
+        fitted = 2 * how.fitted.tokens * how.repair + every * others
+    return Behind(fitted, 1 + how.repair + others, sum(judge.tokens for judge in judges))
 
 
 def _check_readable(texts: Sequence[str]) -> None:

@@ -27,6 +27,21 @@ _DRAWN = 500
 
 
 @dataclass(frozen=True)
+class Behind:
+    """What follows every choice.
+
+    Attributes:
+        fitted_tokens: tokens of full passes to fit its repair and other compensations.
+        models: pruned models that are measured: the choice by itself, and with each of them.
+        judged_tokens: tokens that the judges run of each model.
+    """
+
+    fitted_tokens: int = 0
+    models: int = 1
+    judged_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Ahead:
     """An upper bound of the work ahead.
 
@@ -34,8 +49,8 @@ class Ahead:
         rows: number of rows (a method at a size) to be found.
         kept: number of rows known from an earlier comparison.
         passes: of the full model over the calibration text, by method, for all its sizes together.
-        text_passes: passes to measure the choices on all other texts.
-        repair_passes: passes to fit repairs, one for each gap of each choice; 0 where none is fitted.
+        text_passes: passes to measure the choices on all other texts, items and prompts, with all that is fitted.
+        repair_passes: passes to fit repairs and other compensations; 0 where none is fitted.
         seconds: time of all that, from a short pilot on single states; wider batches are mostly faster.
     """
 
@@ -58,11 +73,11 @@ def ahead_of(
     asked: int,
     budget: int | None,
     seed: int,
-    repair_tokens: int,
+    behind: Behind,
 ) -> Ahead:
     """What finding the rows of these sizes and methods takes, on a game and the same model on other texts.
 
-    `asked` is how many there are with those that are kept. A repair is fitted to `repair_tokens` tokens.
+    `asked` is how many there are with those that are kept; `behind` is what follows each of them.
     """
     game = games[0]
     n, units = game.n_players, game.masked.players.n_units
@@ -84,10 +99,10 @@ def ahead_of(
             masks += count
     own = game.masked.windows.ids.numel()
     tokens = sum(one.masked.windows.ids.numel() for one in games[1:])
+    tokens = tokens * behind.models + own * (behind.models - 1) + behind.judged_tokens * behind.models
     stays = sum(1 - size / n for size, _ in wanted)
     text_passes = tokens / own * stays
-    # The full and the pruned stream, the pruned one again from each gap on.
-    repair_passes = 2 * repair_tokens / own * len(wanted)
+    repair_passes = behind.fitted_tokens / own * len(wanted)
     unit, head = game.masked.pilot() if wanted else (0.0, 0.0)
     heads = masks + tokens / own * len(wanted)
     total = sum(passes.values()) + text_passes + repair_passes

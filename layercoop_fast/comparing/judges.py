@@ -54,6 +54,10 @@ class Judge(Protocol):
     name: str
     """Of the column."""
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens run for each model."""
+
     def of(self, model: Changed) -> Floats:
         """What each document is worth, float64 [N] within 0 and 1, more is better."""
 
@@ -102,6 +106,11 @@ class ItemJudge:
                 )
             )
 
+    @property
+    def tokens(self) -> int:
+        """Those of all windows of items."""
+        return sum(game.masked.windows.ids.numel() for game in self._games)
+
     def of(self, model: Changed) -> Floats:
         """1 for each item that is right and 0 for others, float64 [items of all texts]."""
         found = []
@@ -139,6 +148,11 @@ class ContinuationJudge:
         self._game, self._new = game, new
         self._text = HeldOut(game, Windows(game.masked.skeleton, ids))
         self._expected = self._said(Changed(np.ones(game.n_players, dtype=np.bool_)))
+
+    @property
+    def tokens(self) -> int:
+        """Those of all prompts and continuations."""
+        return self._text.windows.ids.numel()
 
     def of(self, model: Changed) -> Floats:
         """The share of each continuation, float64 [prompts of all texts]."""

@@ -25,7 +25,7 @@ def ahead_line(ahead: Ahead) -> str:
     expensive = sorted(ahead.passes.items(), key=lambda item: -item[1])
     parts = [f"{method} {passes:,.0f}" for method, passes in expensive if passes >= 1]
     parts += [f"the other texts {ahead.text_passes:,.0f}"] if ahead.text_passes >= 1 else []
-    parts += [f"repairs {ahead.repair_passes:,.0f}"] if ahead.repair_passes >= 1 else []
+    parts += [f"fits {ahead.repair_passes:,.0f}"] if ahead.repair_passes >= 1 else []
     return (
         f"{ahead.rows + ahead.kept} rows{kept}: at most about {ahead.total:,.0f} forward passes of the full model over "
         f"the searched text ({', '.join(parts) or 'none'}), {duration(ahead.seconds)} by a short pilot"

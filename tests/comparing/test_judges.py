@@ -149,6 +149,34 @@ def test_rows_of_a_comparison(compared: Comparison) -> None:
         assert all(row.judged["items"].p_best == 1 for row in rows if row.judged["items"].values.mean() == best)
 
 
+def test_what_is_ahead_counts_fits_and_documents(model: str, specs: list[str], game: ModelGame) -> None:
+    seen: list[Any] = []
+    compare(
+        model,
+        texts=[specs[1]],
+        remove=[1],
+        methods=["reverse"],
+        compensations=["ghosted", "prune_comp"],
+        repair_text=specs,
+        repair_tokens=512,
+        items=4,
+        continuations=2,
+        windows=3,
+        tokens=24,
+        text_windows=2,
+        on_ahead=seen.append,
+    )
+    own = 3 * 24
+    every = sum(
+        ids.numel() for text in load_texts(game, specs, 512).texts for ids in (text.fit, text.choice, text.check)
+    )
+    assert seen[0].repair_passes == pytest.approx(2 * every / own)
+    items = ItemJudge(game, [specs[1]], 4, seed=0).tokens
+    # Three models, on the other text and the documents; the searched one again for the two that something follows.
+    passes = (3 * (2 * 24 + items + 2 * 2 * 24) + 2 * own) / own
+    assert seen[0].text_passes == pytest.approx(passes * 4 / 5)
+
+
 def test_they_are_shown(compared: Comparison) -> None:
     console = Console(width=220, record=True, file=io.StringIO())
     show_comparison(compared, console)
