@@ -73,7 +73,7 @@ class GainEquations:
         return torch.where(passes, self.cross / ((1 + strength) * squares.where(passes, torch.ones(()))), 0.0)
 
     def again(self, like: Tensor, strength: float) -> Tensor:
-        """β at a strength: gains have one form, whatever other sums gave."""
+        """β at a strength, float64 [G·H]: gains have one form, whatever other sums gave."""
         return self.change(strength)
 
 

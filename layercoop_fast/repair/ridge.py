@@ -135,5 +135,5 @@ class NormalEquations:
         return torch.cholesky_solve(self.cross, factor).t()
 
     def again(self, like: Tensor, strength: float) -> Tensor:
-        """The change at a strength: a map has one form, whatever other sums gave."""
+        """The change at a strength, float64 [H, n]: a map has one form, whatever other sums gave."""
         return self.change(strength)
