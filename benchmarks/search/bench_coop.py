@@ -30,7 +30,7 @@ from replay import Replay
 from small_model import small_model
 
 from layercoop_fast import ModelGame
-from layercoop_fast.comparing.compare import paired_p
+from layercoop_fast.comparing.paired import paired_p
 from layercoop_fast.game.staged import StagedGame
 from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.progress import Bars

@@ -12,7 +12,8 @@ from thread_workers import ThreadTransport
 from tiny_models import save_tiny
 
 from layercoop_fast import prune
-from layercoop_fast.comparing import compare as comparison
+from layercoop_fast.comparing import finding
+from layercoop_fast.comparing.compare import compare
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.pruning import stages as prune_stages
@@ -63,12 +64,12 @@ def test_a_search_that_fails(
 def test_a_comparison_that_fails_and_one_that_ends(
     model: str, transport: ThreadTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    comparison.compare(model, remove=[1], methods=["reverse"], **SMALL)
+    compare(model, remove=[1], methods=["reverse"], **SMALL)
     ended = transport.closed
     assert transport.started and ended  # noqa: PT018
-    monkeypatch.setattr(comparison, "get_method", lambda _: broken(lambda game, *_: game))
+    monkeypatch.setattr(finding, "get_method", lambda _: broken(lambda game, *_: game))
     with pytest.raises(RuntimeError, match="the search broke"):
-        comparison.compare(model, remove=[1], methods=["reverse"], **SMALL)
+        compare(model, remove=[1], methods=["reverse"], **SMALL)
     assert transport.closed > ended
 
 
