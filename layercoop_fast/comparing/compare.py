@@ -215,7 +215,7 @@ def _behind(how: HowFound, judges: Sequence[Judge]) -> Behind:
     others = len(how.compensations)
     fitted = 0
     if how.fitted is not None:
-        every = sum(ids.numel() for text in how.fitted.texts for ids in (text.fit, text.choice, text.check))
+        every = sum(text.every.numel() for text in how.fitted.texts)
         # A repair needs the full and the pruned stream, other compensations the full one alone.
         fitted = 2 * how.fitted.tokens * how.repair + every * others
     return Behind(fitted, 1 + how.repair + others, sum(judge.tokens for judge in judges))

@@ -90,8 +90,7 @@ def compensate(name: str, game: ModelGame, mask: Masks, texts: RepairTexts) -> C
     Raises `RequestError` for a stream that is not finite.
     """
     units = game.masked.players.unit_masks(mask[None])[0]
-    windows = [torch.cat([text.fit, text.choice, text.check]) for text in texts.texts]
-    return _FITS[name](game, removed_runs(units), windows)
+    return _FITS[name](game, removed_runs(units), [text.every for text in texts.texts])
 
 
 def removed_runs(units: Masks) -> list[Run]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from layercoop_fast.comparing.compensations import compensate
 from layercoop_fast.comparing.flap import flap
 from layercoop_fast.comparing.judges import Changed, Judge
 from layercoop_fast.comparing.paired import document_p, paired_p
-from layercoop_fast.comparing.rows import Judged, KeptRows, Measured, Row, content_of, row_of
+from layercoop_fast.comparing.rows import Judged, KeptRows, Measured, Row, content_of, digest_of, row_of
 from layercoop_fast.export.players import ExportablePlayers
 from layercoop_fast.game.model_game import ModelGame
 from layercoop_fast.masks.types import Floats, Masks, Progress
@@ -198,7 +196,7 @@ class RowFinder:
         """What a repair or another compensation depends on."""
         assert self.how.fitted is not None
         texts = [
-            [domain.spec, *(_digest(ids.cpu().numpy()) for ids in (domain.fit, domain.choice, domain.check))]
+            [domain.spec, *(digest_of(ids.cpu().numpy()) for ids in (domain.fit, domain.choice, domain.check))]
             for domain in self.how.fitted.texts
         ]
         return {"name": after, "compute": self.how.compute if after == "repair" else None, "texts": texts}
@@ -207,10 +205,6 @@ class RowFinder:
 def passes(game: ModelGame) -> float:
     """What a game has measured, in passes of the full model over its text."""
     return game.evaluations.token_evals / (game.masked.skeleton.n_layers * game.masked.windows.ids.numel())
-
-
-def _digest(ids: NDArray[np.int64]) -> str:
-    return hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i8").tobytes()).hexdigest()
 
 
 def _measured(game: ModelGame, window_nll: Floats) -> Measured:

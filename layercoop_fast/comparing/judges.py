@@ -1,13 +1,14 @@
 """What a pruned model is judged by besides perplexity: items with options, and continuations of prompts.
 
-judges = [ItemJudge(game, ["jargon.txt"], 100, seed=0), ContinuationJudge(game, texts, 8)]
-for judge in judges:
-    judge.name, judge.of(Changed(mask))          # float64 [N], one number a document, more is better
+    judges = [ItemJudge(game, ["jargon.txt"], 100, seed=0), ContinuationJudge(game, texts, 8)]
+    for judge in judges:
+        judge.name, judge.of(Changed(mask))          # float64 [N], one number a document, more is better
+
+Documents are items and prompts.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layercoop_fast.comparing.rows import digest_of
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.item_utility import item_values
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.masked.scoring import HEAD_BYTES
+from layercoop_fast.masked.scoring import HEAD_BYTES, logits_of
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.repair.fit import measured_with
@@ -161,8 +163,7 @@ class ContinuationJudge:
 
     def fingerprint(self) -> Any:
         """Of the prompts and the continuations."""
-        ids = self._text.windows.ids.cpu().numpy()
-        return [self._new, hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i8").tobytes()).hexdigest()]
+        return [self._new, digest_of(self._text.windows.ids.cpu().numpy())]
 
     def _said(self, model: Changed) -> Tensor:
         """The likeliest token behind each prompt and each but the last new token, int64 [prompts, new tokens]."""
@@ -172,8 +173,6 @@ class ContinuationJudge:
             state = self._text.last(kept_units(units), model.maps)
             found = []
             for first, last, context in windows.slices(HEAD_BYTES // (4 * windows.skeleton.vocab_size)):
-                missing = len(context.ids) - (last - first)
-                some = torch.cat([state[first:last], state[:1].expand(missing, -1, -1)])
-                said = context.logits(some)[: last - first].argmax(-1)
+                said = logits_of(context, state[first:last]).argmax(-1)
                 found.append(said[:, -self._new - 1 : -1])
         return torch.cat(found)

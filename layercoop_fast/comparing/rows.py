@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layercoop_fast.errors import RequestError, RunError
 from layercoop_fast.files import reason
@@ -186,6 +187,11 @@ def row_of(method: str, n_remove: int, content: dict[str, Any], texts: list[str]
     kept = {name: content[name] for name in _KEPT}
     judged = {name: Judged(np.array(values, dtype=np.float64)) for name, values in content["judged"].items()}
     return Row(method, n_remove, texts=measured, judged=judged, **kept)
+
+
+def digest_of(ids: NDArray[np.int64]) -> str:
+    """A digest of token ids [W, T], for what a row depends on."""
+    return hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i8").tobytes()).hexdigest()
 
 
 def rows_file(store: str | Path) -> Path:

@@ -69,11 +69,11 @@ class GeneralScorer:
         nll = np.empty(self.windows.n_windows)
         kl = np.full(self.windows.n_windows, np.nan)
         for first, last, context in self.slices:
-            logits = _head(context, state[first:last])
+            logits = logits_of(context, state[first:last])
             ids, scored = self.windows.ids[first:last], self.windows.scored
             nll[first:last] = self.windows.means(token_nll(logits, ids)[:, scored].double(), first).cpu().numpy()
             if self.teacher is not None:
-                teacher = _head(context, self.teacher[first:last])
+                teacher = logits_of(context, self.teacher[first:last])
                 kl[first:last] = self.windows.means(token_kl(teacher, logits)[:, scored].double(), first).cpu().numpy()
         return Scores(nll, kl)
 
@@ -173,7 +173,7 @@ def make_scorer(windows: Windows, *, block_path: str = "auto") -> Scorer:
     return GeneralScorer(windows) if head is None else FusedScorer(windows, head)
 
 
-def _head(context: Context, state: Tensor) -> Tensor:
+def logits_of(context: Context, state: Tensor) -> Tensor:
     """Logits of some windows of a state, [w, T, V]."""
     return context.logits(_padded(context, state))[: state.shape[0]]
 

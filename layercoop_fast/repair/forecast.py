@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ def forecast_repair(game: ModelGame, mask: Masks, texts: RepairTexts) -> dict[st
     unit, head = (seconds / window for seconds in masked.pilot())
     device = masked.skeleton.device
     held = sum(text.choice.numel() for text in texts.texts)
+    rates = cache(partial(_rates, device=device))  # gaps mostly have maps of one size
     found = dict.fromkeys(COMPUTES, 0.0)
     for gap in find_gaps(units):
         site = None
@@ -52,7 +54,7 @@ def forecast_repair(game: ModelGame, mask: Masks, texts: RepairTexts) -> dict[st
         outputs, inputs = site.weight.shape
         behind = int(np.count_nonzero(units[gap.unit :]))
         trials = (1 + 2 * _TRIALS) * held * (behind * unit + head)
-        product, solve = _rates(min(inputs, _PILOT), device)
+        product, solve = rates(min(inputs, _PILOT))
         for compute in COMPUTES:
             gated = find_gated(masked.players, site) if compute == "full" else None
             width = inputs if gated is None else inputs + outputs

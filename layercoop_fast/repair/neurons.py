@@ -178,8 +178,8 @@ class NeuronEquations:
         turned = gram.clone()
         turned[:, linear] = turned[:, linear] @ evened
         turned[linear] = evened.t() @ turned[linear]
-        aim = self._aim()
-        aim = torch.cat([aim[own], evened.t() @ aim[linear]])
+        wanted = self._aim()
+        aim = torch.cat([wanted[own], evened.t() @ wanted[linear]])
         penalty = self._penalty(width, hidden, strength)
         factor = _factor(turned, penalty)
         base = torch.cat([self.base, self.base.new_zeros(hidden, hidden)])
@@ -191,14 +191,16 @@ class NeuronEquations:
         price = torch.cat([found[own], turn.t() @ found[linear]]).square().sum(1) / share
         kept = price.topk(width).indices.sort().values
         up = (evened @ turn).t()[kept[kept >= width] - width]
-        return self.again(Neurons(kept[kept < width], up, self.base), strength)
+        return self._refitted(kept[kept < width], up, wanted, strength)
 
     def again(self, like: Neurons, strength: float) -> Neurons:
         """The neurons that other sums chose, with what they add fitted to these; errors as of `change`."""
         check_strength(strength)
-        width = len(self.base)
-        own, linear, up = like.own, slice(width, None), like.up
-        gram, aim = self.sums.gram, self._aim()
+        return self._refitted(like.own, like.up, self._aim(), strength)
+
+    def _refitted(self, own: Tensor, up: Tensor, aim: Tensor, strength: float) -> Neurons:
+        """What these neurons add: own ones int64 [m], up rows of linear ones [n − m, H], `_aim` [n + H, H]."""
+        gram, linear = self.sums.gram, slice(len(self.base), None)
         columns = torch.cat([gram[:, own], gram[:, linear] @ up.t()], dim=1)
         chosen = torch.cat([columns[own], up @ columns[linear]])
         base = torch.cat([self.base[own], self.base.new_zeros(len(up), self.base.shape[1])])

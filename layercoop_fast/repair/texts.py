@@ -52,6 +52,11 @@ class RepairText:
     choice: Tensor
     check: Tensor
 
+    @property
+    def every(self) -> Tensor:
+        """All windows, those that are held out too, int64 [W, T]."""
+        return torch.cat([self.fit, self.choice, self.check])
+
 
 @dataclass(frozen=True, eq=False)
 class RepairTexts:
