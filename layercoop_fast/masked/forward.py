@@ -142,7 +142,8 @@ def wait_for(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free for stored states on a device now."""
+    """Bytes that are free for stored states on a device now; memory that torch holds and nobody uses is free."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     return machine.free_bytes()

@@ -19,7 +19,7 @@ from layercoop_fast.llama.block import UnfitError, find_parts
 from layercoop_fast.llama.block_inputs import find_rope
 from layercoop_fast.llama.fast_blocks import checked
 from layercoop_fast.llama.gpu_block import PoolBlock
-from layercoop_fast.masked.batch_width import MAX_ROWS, batches, power_of_two_up_to
+from layercoop_fast.masked.batch_width import MAX_ROWS, power_of_two_up_to
 from layercoop_fast.masked.plan import Plan, Step
 from layercoop_fast.masked.queues import Queue, queue_of
 from layercoop_fast.masked.units import GeneralUnits, part_of
@@ -28,6 +28,8 @@ from layercoop_fast.spans import COPIES, DEVICE_BLOCKS
 
 # How far a block in the pool may be from the block itself, as in `llama/fast_blocks.py`. A GPU's products of other
 # shapes sum in another order; in float64 models' own norms are computed in fp32.
+# Results of a call lie in torch's memory and once more in that of the graphs, and both are taken in rough pieces.
+COPIES_OF_RESULTS = 2.5
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
@@ -48,11 +50,14 @@ class PoolUnits:
         self.blocks = list(blocks)
         self.halves = halves
         self.queue = queue
-        self.bytes_a_row = max((block.bytes_a_row for block in blocks if block is not None), default=0)
+        once = max((block.bytes_a_row for block in blocks if block is not None), default=0)
+        self.bytes_a_row = round(COPIES_OF_RESULTS * once)
+        self._widest: int | None = None
         slow = [str(layer) for layer, block in enumerate(blocks) if block is None]
         self.path = f"pool but for blocks {','.join(slow)}" if slow else "pool"
         self._tables: dict[int, Tensor] = {}
-        self._pool = (0, torch.Size())
+        self._pool: tuple[int, torch.Size] | None = None
+        self._name = object()  # the queue is everybody's
 
     def on(self, windows: Windows) -> PoolUnits:
         """The same units for other windows of the same length, which have another pool."""
@@ -97,10 +102,34 @@ class PoolUnits:
                         pool[target].copy_(embedding)
             else:
                 with self.queue.timed(DEVICE_BLOCKS):
-                    for part in batches(count, width):
-                        self._run_slots(step.player, pool, table[:, first + part.start : first + part.stop])
+                    self._run_step(step.player, pool, table[:, first : first + count], width)
             first += count
             yield step, pool
+
+    def _run_step(self, unit: int, pool: Tensor, slots: Tensor, width: int) -> None:
+        """One unit on states of the pool, up to `width` at a time; half as many from then on where memory is missing.
+
+        A call writes states by its last operation alone, so that one that failed has changed nothing.
+        """
+        left = slots
+        while left.shape[1]:
+            size = min(width, self._widest or width, power_of_two_up_to(left.shape[1]))
+            if self._ran(unit, pool, left[:, :size]):
+                left = left[:, size:]
+            else:
+                self._widest = size // 2
+                self.queue.forget()  # its memory goes too
+                torch.cuda.empty_cache()
+
+    def _ran(self, unit: int, pool: Tensor, slots: Tensor) -> bool:
+        """Whether there was memory to run one unit; raises where there is none for a single state."""
+        try:
+            self._run_slots(unit, pool, slots)
+        except torch.OutOfMemoryError:
+            if slots.shape[1] == 1:
+                raise
+            return False  # and what the error's frames hold is free
+        return True
 
     def _run_slots(self, unit: int, pool: Tensor, slots: Tensor) -> None:
         """One unit on states of the pool; slots: int32 [2, K], sources and targets, on the device."""
@@ -113,16 +142,18 @@ class PoolUnits:
             return
         size = slots.shape[1]
         if size not in self._tables:
-            self._tables[size] = torch.empty_like(slots, memory_format=torch.contiguous_format)
-        sources, targets = self._tables[size].copy_(slots)
+            # Both halves begin at multiples of 16 bytes: Triton compiles a kernel of its own for those that do not.
+            self._tables[size] = slots.new_empty(2, max(size, 4))
+        sources, targets = self._tables[size][:, :size].copy_(slots)
         rows = pool.flatten(1, 2)
-        self.queue.run((unit, size), lambda: block.run(rows, sources, targets, half))
+        self.queue.run((self._name, unit, size), lambda: block.run(rows, sources, targets, half))
 
     def _hold(self, pool: Tensor) -> None:
         """What was recorded on another pool must not run on this one."""
-        if (pool.data_ptr(), pool.shape[1:]) != self._pool:
+        held = pool.data_ptr(), pool.shape[1:]
+        if held != self._pool and self._pool is not None:
             self.queue.forget()
-            self._pool = pool.data_ptr(), pool.shape[1:]
+        self._pool = held
 
 
 def make_pool_units(windows: Windows, general: GeneralUnits, queue: Queue, *, halves: bool) -> PoolUnits | None:

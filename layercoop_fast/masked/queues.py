@@ -2,7 +2,7 @@
 
     queue = queue_of(device)
     table = queue.send(host_table)                        # copied while work runs, there for the next work
-    queue.run(("layer", 3, 8), lambda: block.run(...))    # the same work each time a key is used
+    queue.run((owner, 3, 8), lambda: block.run(...))      # the same work each time a key is used
     fetched = queue.fetch(losses)                         # begins to copy; fetched() waits
 
 On a GPU these are a second stream, CUDA graphs (on ROCm HIP's), events and pinned memory; elsewhere the plain calls, so
@@ -12,23 +12,19 @@ that the executor is one piece of code, and is tested where there is no GPU.
 from __future__ import annotations
 
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from layercoop_fast.files import reason
+from layercoop_fast.masked.graphs import DeviceGraphs
 from layercoop_fast.spans import timed, watching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-# A key's first calls are plain ones: they compile kernels and make libraries choose theirs, which no capture may do.
-PLAIN_CALLS = 2
 
 
 class Queue(Protocol):
@@ -86,18 +82,14 @@ class PlainQueue:
 
 
 class CudaQueue:
-    """A GPU's current stream, a second one for tables, and a graph for each key that comes back."""
+    """A GPU's current stream, a second one for tables, and the graphs of the device (`graphs.py`)."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._calls: Counter[Hashable] = Counter()
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self.graphs = DeviceGraphs(device)
         with torch.cuda.device(device):
             self._copies: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._captures: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._memory = torch.cuda.graph_pool_handle()
         self._origin: tuple[torch.cuda.Event, float] | None = None
-        self._captures_work = True
 
     def send(self, table: Tensor) -> Tensor:
         """Copied, [...], from pinned memory on the second stream; the first waits for it on the device, not here."""
@@ -109,45 +101,16 @@ class CudaQueue:
         return sent
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Run the first calls plainly, record one in a graph, and launch that from then on."""
-        graph = self._graphs.get(key)
-        if graph is None:
-            self._calls[key] += 1
-            if self._calls[key] <= PLAIN_CALLS:
-                work()
-                return
-            if not self._captures_work:
-                work()
-                return
-            graph = torch.cuda.CUDAGraph()
-            # One after the other runs, so all graphs may have their intermediate results in the same memory.
-            try:
-                with (
-                    torch.cuda.device(self.device),
-                    torch.cuda.graph(
-                        graph, pool=self._memory, stream=self._captures, capture_error_mode="thread_local"
-                    ),
-                ):
-                    work()
-            except RuntimeError as error:
-                # Slower by what launching takes, and no reason to end a run.
-                self._captures_work = False
-                warnings.warn(f"nothing is captured in graphs on this device: {reason(error)}", stacklevel=2)
-                work()
-                return
-            self._graphs[key] = graph
-        graph.replay()
+        """Run the first calls plainly; record one in a graph where launches are what it waits for, and launch that."""
+        self.graphs.run(key, work)
 
     def forget(self) -> None:
-        """Drop the graphs, once none of them runs."""
-        if self._graphs:
-            self.wait()
-        self._graphs.clear()
-        self._calls.clear()
+        """Drop the graphs of the device, once none of them runs."""
+        self.graphs.forget()
 
     def fetch(self, values: Tensor) -> Callable[[], Tensor]:
         """Copied, [...], into pinned memory in the stream's order; only who asks for the values waits."""
-        copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        copy = torch.empty_like(values, device="cpu").pin_memory()
         copy.copy_(values, non_blocking=True)
         there = _event()
         there.record(torch.cuda.current_stream(self.device))
@@ -196,5 +159,12 @@ def _event() -> torch.cuda.Event:
 
 
 def queue_of(device: torch.device) -> Queue:
-    """The queue for a device."""
-    return CudaQueue(device) if device.type == "cuda" else PlainQueue(device)
+    """The queue for a device: on a GPU one for the whole process, so that keys must say whose work they are."""
+    if device.type != "cuda":
+        return PlainQueue(device)
+    return _queue_of_gpu(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _queue_of_gpu(index: int) -> CudaQueue:
+    return CudaQueue(torch.device("cuda", index))

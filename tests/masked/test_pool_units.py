@@ -16,7 +16,8 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.kernels.memory import through_interpreter
 from layercoop_fast.llama.fused_head import fused_head
-from layercoop_fast.masked.forward import run_plan
+from layercoop_fast.llama.gpu_block import PoolBlock
+from layercoop_fast.masked.forward import free_memory, run_plan
 from layercoop_fast.masked.plan import build_plan
 from layercoop_fast.masked.pool_units import PoolUnits, make_pool_units, pool_block
 from layercoop_fast.masked.queues import PlainQueue, Queue, queue_of
@@ -104,9 +105,50 @@ def test_what_is_recorded_can_be_repeated(halves: bool) -> None:
         assert float((found - expected).norm() / expected.norm()) < 1e-5
     assert queue.played > 10
     assert queue.forgotten == 0
-    assert {size for _, size in queue.tapes} == {1, 2}  # few kinds of work
+    assert {size for _, _, size in queue.tapes} == {1, 2}  # few kinds of work
     states_by_mask(windows, units, masks, 30, 2 * 21)  # a larger pool lies elsewhere
     assert queue.forgotten == 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 0])
+def test_missing_memory_halves_the_batches(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From then on, and the states are the same; where one state is too many, the error is the caller's."""
+    windows = windows_of("llama")
+    queue = ReplayQueue()
+    units = pool_units(windows, queue)
+    masks = masks_of(5, count=40)
+    expected = states_by_mask(windows, units, masks, 30, 10**6)
+    run, sizes = PoolBlock.run, []
+
+    def short(block: PoolBlock, pool: Tensor, sources: Tensor, *rest: Any) -> None:
+        sizes.append(len(sources))
+        if len(sources) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run(block, pool, sources, *rest)
+
+    monkeypatch.setattr(PoolBlock, "run", short)
+    queue.forget()
+    if most == 0:
+        with pytest.raises(torch.OutOfMemoryError):
+            states_by_mask(windows, units, masks, 30, 10**6)
+        return
+    assert torch.allclose(states_by_mask(windows, units, masks, 30, 10**6), expected, rtol=1e-9)
+    tried = len(sizes)
+    states_by_mask(windows, units, masks, 30, 10**6)
+    assert max(sizes[:tried]) > most
+    assert max(sizes[tried:], default=0) <= most
+
+
+def test_free_memory_of_a_gpu_is_also_what_torch_holds_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, found in (("mem_get_info", (100, 1000)), ("memory_reserved", 70), ("memory_allocated", 50)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert free_memory(torch.device("cuda:0")) == 120
+
+
+def test_results_of_a_call_are_counted_as_often_as_they_lie_in_memory() -> None:
+    units = pool_units(windows_of("llama"))
+    assert units.blocks[0] is not None
+    assert units.bytes_a_row == round(2.5 * units.blocks[0].bytes_a_row)
 
 
 def test_the_kernels_in_the_interpreter(interpreted: None) -> None:
