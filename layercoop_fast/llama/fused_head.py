@@ -116,7 +116,9 @@ def _final_norm(context: Context, projection: nn.Linear) -> Norm | None:
     expected, _ = _run(context, state, projection, lambda hidden: hidden.new_zeros((*hidden.shape[:-1], 1)))
     rows = state.reshape(-1, state.shape[-1])
     found = rms_norm(rows, norm.weight, norm.eps, gemma=norm.gemma).view(state.shape)
-    alike = torch.allclose(found.float(), expected.float(), rtol=2 * torch.finfo(state.dtype).eps, atol=1e-6)
+    # In fp32 a GPU's reciprocal square root is off by a few of its last bits.
+    places = 8 if state.dtype == torch.float32 else 2
+    alike = torch.allclose(found.float(), expected.float(), rtol=places * torch.finfo(state.dtype).eps, atol=1e-6)
     return norm if alike else None
 
 

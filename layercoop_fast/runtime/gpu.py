@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from layercoop_fast.masked.pool_units import pool_block
 from layercoop_fast.masked.queues import Queue, queue_of
 from layercoop_fast.masks.halves import WHOLE, Halves
 from layercoop_fast.runtime.executor import Executor, Rows
+from layercoop_fast.runtime.gpu_tables import ALIGNED, BlockRows, Step, room_for, send_rows
 from layercoop_fast.runtime.pages import PAGE, PagePool
 
 # Cosines and sines are held for at most this number of positions.
@@ -47,29 +47,8 @@ _CHECK_TOKENS = 32
 Ints = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What a step of S sequences reads, on the device: views of one int32 vector."""
-
-    tokens: Tensor
-    positions: Tensor
-    lengths: Tensor
-    slots: Tensor
-    pages: Tensor
-    """[L, S], where each block's keys and values go."""
-    keeps: Tensor
-    """[2, L, S], 1 where a sequence keeps the attention or the MLP."""
-    tables: Tensor
-    """[S, L, M]."""
-
-    @classmethod
-    def of(cls, vector: Tensor, sequences: int, layers: int, pages: int) -> _Step:
-        sizes = [sequences] * 4 + [layers * sequences, 2 * layers * sequences, sequences * layers * pages]
-        tokens, positions, lengths, slots, into, keeps, tables = torch.split(vector, sizes)
-        return cls(
-            tokens, positions, lengths, slots, into.view(layers, sequences), keeps.view(2, layers, sequences),
-            tables.view(sequences, layers, pages),
-        )  # fmt: skip
+# Steps whose graphs are held. A step has some ten nodes a block.
+MOST_STEPS = 128
 
 
 class GpuExecutor(Executor):
@@ -129,6 +108,8 @@ class GpuExecutor(Executor):
         self.pages = torch.zeros(pages + 1, 2, self.kv_heads, PAGE, self.width, dtype=kept_as, device=self.device)
         self._nobody = pages
         self._vectors: dict[tuple[int, int], Tensor] = {}
+        self._name = object()  # the queue is everybody's
+        self._steps: set[Hashable] = set()
         self._logits: dict[int, Tensor] = {}
         if dtype is None:
             own = {each.data_ptr(): each for each in skeleton.model.parameters() if not each.is_meta}
@@ -158,7 +139,7 @@ class GpuExecutor(Executor):
 
     def logits(self, rows: Rows) -> Tensor:
         """Compute the rows: float32 [K, V]."""
-        wanted = torch.from_numpy(rows.wanted).to(self.device, torch.int64)
+        wanted = self.queue.send(torch.from_numpy(rows.wanted)).long()
         if len(rows.tokens) == len(rows.sequences) and (rows.parent < 0).all():
             return self._next(rows)[wanted]
         return self._ends.score(self._extend(rows)[wanted])
@@ -167,9 +148,9 @@ class GpuExecutor(Executor):
         """One token of each sequence, by a step that comes back: float32 [S, V], valid until the next one."""
         layers = self.n_layers
         count, size = len(rows.tokens), _power(len(rows.tokens))
-        room = _power(rows.tables.shape[2])
-        host = torch.zeros(size * (4 + 3 * layers + layers * room), dtype=torch.int32)
-        step = _Step.of(host, size, layers, room)
+        room = max(ALIGNED, _power(rows.tables.shape[2]))
+        host = torch.zeros(room_for(Step.sizes(size, layers, room)), dtype=torch.int32)
+        step = Step.of(host, size, layers, room)
         step.pages.fill_(self._nobody)
         step.tables.fill_(-1)
         step.tokens[:count] = torch.from_numpy(rows.tokens)
@@ -185,14 +166,18 @@ class GpuExecutor(Executor):
             self._vectors[size, room] = torch.empty_like(host, device=self.device)
         if size not in self._logits:
             self._logits[size] = torch.empty(size, self.vocab_size, device=self.device)
-        there = _Step.of(self._vectors[size, room].copy_(self.queue.send(host)), size, layers, room)
+        there = Step.of(self._vectors[size, room].copy_(self.queue.send(host)), size, layers, room)
         alike = bool((rows.masks == rows.masks[0]).all())
         ran = np.bitwise_or.reduce(rows.masks, axis=0)
-        key: Hashable = (size, room, alike, ran.tobytes())
+        key: Hashable = (self._name, size, room, alike, ran.tobytes())
+        if key not in self._steps and len(self._steps) >= MOST_STEPS:
+            self.queue.forget()
+            self._steps.clear()
+        self._steps.add(key)
         self.queue.run(key, lambda: self._step(there, ran, self._logits[size], alike=alike))
         return self._logits[size]
 
-    def _step(self, step: _Step, ran: Halves, out: Tensor, *, alike: bool) -> None:
+    def _step(self, step: Step, ran: Halves, out: Tensor, *, alike: bool) -> None:
         """The step itself; `ran` says which halves any sequence keeps, `alike` that all keep them."""
         hidden = self._ends.embed(step.tokens.long())
         positions = step.positions.long()
@@ -204,35 +189,35 @@ class GpuExecutor(Executor):
             if halves & 1:
                 mix = self._decoding(block, step.tables[:, layer], step.lengths)
                 delta = self._attend(block, hidden, cos, sin, (step.pages[layer].long(), step.slots.long()), mix)
-                hidden = hidden + (delta if alike else delta * step.keeps[0, layer, :, None].to(delta.dtype))
+                hidden = hidden + delta if alike else _where(step.keeps[0, layer], hidden + delta, hidden)
             if halves & 2:
                 delta = block.normed_mlp(hidden)
-                hidden = hidden + (delta if alike else delta * step.keeps[1, layer, :, None].to(delta.dtype))
+                hidden = hidden + delta if alike else _where(step.keeps[1, layer], hidden + delta, hidden)
         out.copy_(self._ends.score(hidden))
 
     def _extend(self, rows: Rows) -> Tensor:
         """Any rows, block by block: the states [R, H] behind the last one."""
-        device = self.device
-        ids = torch.from_numpy(rows.tokens).to(device, torch.int64)
-        hidden = self._ends.embed(ids)
-        cos, sin = (
-            each[torch.from_numpy(rows.positions).to(device, torch.int64)] for each in (self.rope.cos, self.rope.sin)
-        )
-        for layer in range(self.n_layers):
-            born = np.flatnonzero((rows.fork == layer) & (rows.parent >= 0))
-            if len(born):
-                hidden[_index(born, device)] = hidden[_index(rows.parent[born], device)]
-            running = (rows.fork <= layer) * rows.masks[rows.sequence, layer]
-            block = self.blocks[layer]
+        count = len(rows.tokens)
+        ids, positions, tables = send_rows(rows, self.n_layers, self.queue.send)
+        hidden = self._ends.embed(ids.long())
+        cos, sin = self.rope.cos[positions.long()], self.rope.sin[positions.long()]
+        for block, some in zip(self.blocks, tables, strict=True):
+            if some.born.numel():
+                to, source = some.born.long()
+                hidden[to] = hidden[source]
             if block is None:
                 continue
-            if len(some := np.flatnonzero(running & 1)):
-                at = _index(some, device)
-                mix, where = self._extending(block, rows, layer, some)
-                hidden[at] += self._attend(block, hidden[at], cos[at], sin[at], where, mix)
-            if len(some := np.flatnonzero(running & 2)):
-                at = _index(some, device)
-                hidden[at] += block.normed_mlp(hidden[at])
+            if len(some.attending):
+                at = some.attending.long()
+                every = len(at) == count
+                own = (hidden, cos, sin) if every else (hidden[at], cos[at], sin[at])
+                delta = self._attend(block, *own, (some.pages.long(), some.slots.long()), self._extending(block, some))
+                hidden = hidden + delta if every else hidden.index_add_(0, at, delta)
+            if len(some.feeding):
+                at = some.feeding.long()
+                every = len(at) == count
+                delta = block.normed_mlp(hidden if every else hidden[at])
+                hidden = hidden + delta if every else hidden.index_add_(0, at, delta)
         return hidden
 
     def _attend(
@@ -258,22 +243,13 @@ class GpuExecutor(Executor):
 
         return mix
 
-    def _extending(
-        self, block: DecodeBlock, rows: Rows, layer: int, some: npt.NDArray[np.int64]
-    ) -> tuple[Callable[[Tensor], Tensor], tuple[Tensor, Tensor]]:
-        """How the rows `some` of a block attend, and where their keys and values go."""
-        device = self.device
-        members, sizes = np.unique(rows.sequence[some], return_counts=True)
-        starts = torch.from_numpy(np.append(0, np.cumsum(sizes)).astype(np.int32)).to(device)
-        tables = torch.from_numpy(np.ascontiguousarray(rows.tables[members, layer])).to(device)
-        context = PagedContext(self.pages, tables, torch.from_numpy(rows.lengths[members]).to(device))
-        positions = rows.positions[some]
-        into = rows.tables[rows.sequence[some], layer, positions // PAGE]
+    def _extending(self, block: DecodeBlock, some: BlockRows) -> Callable[[Tensor], Tensor]:
+        context = PagedContext(self.pages, some.tables, some.lengths)
 
         def mix(qkv: Tensor) -> Tensor:
-            return paged_attention(qkv, starts, context, int(sizes.max()), block.parts.scale)
+            return paged_attention(qkv, some.starts, context, some.longest, block.parts.scale)
 
-        return mix, (_index(into, device), _index(positions % PAGE, device))
+        return mix
 
 
 def _blocks(skeleton: Skeleton, held: Halves) -> list[PoolBlock | None]:
@@ -347,5 +323,6 @@ def _power(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
-def _index(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device, torch.int64)
+def _where(keep: Tensor, kept: Tensor, skipped: Tensor) -> Tensor:
+    """Rows [S, H] of `kept` where keep [S] is not 0, else of `skipped`: what a skipped block computes may overflow."""
+    return torch.where(keep[:, None] != 0, kept, skipped)

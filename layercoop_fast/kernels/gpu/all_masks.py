@@ -83,7 +83,7 @@ class AllMasks:
         self._low = _Halves(n_low, self._config.blocks["LOW"], self._device)
         self._high = _Halves(n_high, self._config.blocks["HIGH"], self._device)
         self._tables = _tables(there, self._low, self._high)
-        self._further = there.hidden_weight[:, :, self._inner :].flatten(0, 1)
+        self._further = there.hidden_weight[:, :, self._inner :].flatten(0, 1).double()
         self._base = self._tables.high
         self._shifts = torch.tensor(shifts, dtype=torch.float32, device=self._device)
         self._with_pairs, self._wanted = pairs, top
@@ -122,8 +122,8 @@ class AllMasks:
 
     def _take(self, code: int) -> None:
         size = code.bit_count()
-        kept = torch.tensor([code >> i & 1 for i in range(self._top_players)], dtype=torch.float32, device=self._device)
-        high = self._base + (self._further @ kept)[:, None]
+        kept = torch.tensor([code >> i & 1 for i in range(self._top_players)], dtype=torch.float64, device=self._device)
+        high = self._base + (self._further @ kept).float()[:, None]
         tables = replace(
             self._tables,
             high=high,
@@ -286,10 +286,11 @@ class AllMasks:
 
 
 def _tables(networks: DeviceNetworks, low: _Halves, high: _Halves) -> Tables:
-    weight = networks.hidden_weight.flatten(0, 1)
+    # In float64: a process may let products of float32 be rounded to the 11 bits of TF32.
+    weight = networks.hidden_weight.flatten(0, 1).double()
     split = low.players + high.players
-    low_sums = weight[:, : low.players] @ low.kept.T.float()
-    high_sums = weight[:, low.players : split] @ high.kept.T.float() + networks.hidden_bias.flatten()[:, None]
+    low_sums = (weight[:, : low.players] @ low.kept.T).float()
+    high_sums = (weight[:, low.players : split] @ high.kept.T + networks.hidden_bias.flatten()[:, None]).float()
     first, count, sizes = [], [], []
     for size in range(high.players + 1):
         of_size = (high.block_size == size).nonzero().flatten().tolist()

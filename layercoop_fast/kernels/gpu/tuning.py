@@ -23,16 +23,23 @@ from layercoop_fast.kernels.gpu.frame import Config, interpreted
 
 _forced: dict[str, str] | None = None
 _asked: dict[str, list[str]] = {}
+# What was chosen before, since a launch is to cost the host microseconds.
+_decided: dict[tuple[str, tuple[object, ...], str], Config] = {}
 
 
 def chosen(operation: str, key: tuple[object, ...], configs: Mapping[str, Config], default: str) -> Config:
     """The configuration of an operation at a key: what its speed depends on (widths, dtype, rough numbers of rows)."""
-    place = f"{operation} {' '.join(map(str, key))}"
     if _forced is not None:
+        place = _place(operation, key)
         _asked[place] = list(configs)
         return configs[_forced.get(place, default)]
-    name = default if interpreted() or not torch.cuda.is_available() else _table(table_path()).get(place, default)
-    return configs.get(name, configs[default])
+    if interpreted() or not torch.cuda.is_available():
+        return configs[default]
+    found = _decided.get((operation, key, default))
+    if found is None:
+        found = configs.get(_table(table_path()).get(_place(operation, key), default), configs[default])
+        _decided[operation, key, default] = found
+    return found
 
 
 def tune(run: Callable[[], object], *, clock: Callable[[Callable[[], object]], float] | None = None) -> dict[str, str]:
@@ -65,6 +72,7 @@ def tune(run: Callable[[], object], *, clock: Callable[[Callable[[], object]], f
         with written_whole(path, force=True) as made:
             made.write_text(json.dumps({**_table(path), **found}, indent=1, sort_keys=True))
         _table.cache_clear()
+        _decided.clear()
     return found
 
 
@@ -73,6 +81,10 @@ def table_path() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layercoop_fast"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return folder / f"tuned-{re.sub(r'[^A-Za-z0-9]+', '-', device)}-{triton.__version__}.json"
+
+
+def _place(operation: str, key: tuple[object, ...]) -> str:
+    return f"{operation} {' '.join(map(str, key))}"
 
 
 @cache

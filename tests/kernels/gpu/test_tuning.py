@@ -15,6 +15,7 @@ from layercoop_fast.kernels.gpu.swiglu import CONFIGS, launch_gated
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tuning, "_decided", {})
     return tmp_path
 
 
