@@ -17,7 +17,8 @@ from layercoop_fast.kernels.gpu.tuning import tune
 from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy
 from layercoop_fast.kernels.pages import decode_attention, paged_attention
 from layercoop_fast.kernels.pool import gather_add_norm, gather_norm, scatter_residual_
-from layercoop_fast.kernels.quantised_linear import pack, quantised_linear
+from layercoop_fast.kernels.quantise import pack
+from layercoop_fast.kernels.quantised_linear import quantised_linear
 from layercoop_fast.kernels.reference.attention import (
     PagedContext,
     causal_attention_reference,

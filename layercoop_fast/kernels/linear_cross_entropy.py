@@ -11,6 +11,10 @@ of exponentials and target logit of every row (Milakov and Gimelshein, Online no
 
 A row's result does not depend on the other rows, bit for bit: tiles depend on the vocabulary alone, and batches of
 fewer than `MIN_ROWS` rows are padded, since torch multiplies a handful of rows in another way.
+
+On a GPU one Triton kernel computes products and sums of a tile (`gpu/linear_cross_entropy.py`). Where that is not to be
+used, and in dtypes that the core lacks, the same tiles are made by the library's product, and torch's operations add
+them up. On a GPU they are so large that their logits stay in the chip's cache.
 """
 
 from __future__ import annotations
@@ -18,19 +22,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
-from layercoop_fast.kernels.reference.head import TokenLosses, linear_cross_entropy_reference
+from layercoop_fast.kernels.checks import by_kernel
+from layercoop_fast.kernels.memory import is_native, on_gpu, require, require_matrix
+from layercoop_fast.kernels.reference.head import TokenLosses
 from layercoop_fast.kernels.rows import MIN_ROWS
+from layercoop_fast.kernels.running_loss import CoreSums, TorchSums, wide
 from layercoop_fast.spans import HEAD_PRODUCTS, timed
 
 # Tokens of a tile and rows of a pass: a tile's logits (at most 8 MiB in bf16) stay in cache between the product and the
 # sums, and the product is still large enough to run at full speed. Every pass reads the whole weight.
 TILE_WORDS = 2048
 TILE_ROWS = 2048
-
-_LOWEST = torch.finfo(torch.float32).min
+# On a GPU: as many rows of so many tokens are 32 MiB in 16 bits, which an A100's or an H100's cache holds.
+GPU_TILE_WORDS = 8192
 
 
 def linear_cross_entropy(
@@ -64,7 +69,7 @@ def linear_cross_entropy(
         RequestError: for shapes, dtypes or targets that do not fit.
     """
     _check(hidden, weight, targets, bias, soft_cap, teacher)
-    if on_gpu(hidden):
+    if by_kernel("linear_cross_entropy", hidden):
         from layercoop_fast.kernels.gpu.linear_cross_entropy import launch_head_loss
 
         nll = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -73,42 +78,50 @@ def linear_cross_entropy(
             hidden, weight, targets, nll, bias=bias, scale=scale, soft_cap=soft_cap, teacher=teacher, kl=kl
         )
         return TokenLosses(nll, kl)
-    if not is_native(hidden) or hidden.numel() == 0:
-        return linear_cross_entropy_reference(
-            hidden, weight, targets, bias=bias, scale=scale, soft_cap=soft_cap, teacher=teacher
-        )
-    student = _start(hidden)
-    expected = _start(hidden) if teacher is not None else None
+    return by_tiles(hidden, weight, targets, bias=bias, scale=scale, soft_cap=soft_cap, teacher=teacher)
+
+
+def by_tiles(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+    teacher: Tensor | None = None,
+) -> TokenLosses:
+    """As `linear_cross_entropy`, by the library's products of tiles, on any device.
+
+    hidden, teacher: [R, H]; weight: [V, H]; targets: int64 [R]; bias: [V]; all checked before.
+    """
+    running = CoreSums if is_native(hidden) and hidden.numel() else TorchSums
+    words_of_tile = TILE_WORDS if hidden.device.type == "cpu" else GPU_TILE_WORDS
+    nll = hidden.new_empty(len(hidden), dtype=wide(hidden))
+    kl = None if teacher is None else torch.empty_like(nll)
     # Two tiles serve the whole call.
-    most = max(MIN_ROWS, min(TILE_ROWS, len(hidden))) * min(TILE_WORDS, len(weight))
+    most = max(MIN_ROWS, min(TILE_ROWS, len(hidden))) * min(words_of_tile, len(weight))
     tiles = hidden.new_empty(1 if teacher is None else 2, most)
     for first_row in range(0, len(hidden), TILE_ROWS):
         rows = slice(first_row, first_row + TILE_ROWS)
+        sums = running(targets[rows], scale, soft_cap, with_teacher=teacher is not None)
         states = _padded(hidden[rows])
         teacher_states = None if teacher is None else _padded(teacher[rows])
-        for first_word in range(0, len(weight), TILE_WORDS):
-            words = slice(first_word, first_word + TILE_WORDS)
+        for first_word in range(0, len(weight), words_of_tile):
+            words = slice(first_word, first_word + words_of_tile)
             tile_bias = None if bias is None else bias[words]
             count = len(hidden[rows])
             logits = _product(states, weight[words], tile_bias, tiles[0])[:count]
             teacher_logits = None
             if teacher_states is not None:
                 teacher_logits = _product(teacher_states, weight[words], tile_bias, tiles[1])[:count]
-            _C.running_loss(
-                array(logits),
-                array(targets[rows]),
-                first_word,
-                array(student[rows]),
-                scale,
-                soft_cap or 0.0,
-                None if teacher_logits is None else array(teacher_logits),
-                None if expected is None else array(expected[rows]),
-            )
-    log_sum = _log_sum(student)
-    nll = log_sum - student[:, 2]
-    if expected is None:
-        return TokenLosses(nll)
-    return TokenLosses(nll, expected[:, 2] / expected[:, 1] - _log_sum(expected) + log_sum)
+            sums.add(logits, teacher_logits, first_word)
+        nll[rows] = sums.nll()
+        if kl is not None:
+            kl[rows] = sums.kl()
+    if hidden.device.type != "cpu":
+        nll.masked_fill_((targets < 0) | (targets >= len(weight)), float("nan"))
+    return TokenLosses(nll, kl)
 
 
 def _product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tensor) -> Tensor:
@@ -118,15 +131,6 @@ def _product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tensor) 
         if bias is None:
             return torch.mm(states, weight.t(), out=out)
         return torch.addmm(bias, states, weight.t(), out=out)
-
-
-def _start(hidden: Tensor) -> Tensor:
-    """Running (maximum, sum, target logit) of every row before its first tile: fp32 [R, 3]."""
-    return torch.tensor([_LOWEST, 0.0, 0.0]).repeat(len(hidden), 1)
-
-
-def _log_sum(running: Tensor) -> Tensor:
-    return running[:, 0] + running[:, 1].log()
 
 
 def _padded(states: Tensor) -> Tensor:

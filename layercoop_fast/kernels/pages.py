@@ -2,7 +2,7 @@
 
 A context is what a mask's kept prefix and the first tokens of a text have computed. Its pages are shared by every mask
 and text that begin so; only what differs is computed. The formulas are those of `reference/attention.py`; on a GPU
-`gpu/paged_attention.py` and `gpu/decode_attention.py` compute them.
+`gpu/paged_attention.py` and `gpu/decode_attention.py` compute them, or torch's operations where a kernel is not right.
 
 Contents of tables, starts and lengths are not checked: reading them would make the host wait for the device.
 """
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import on_gpu, require_index, require_matrix
+from layercoop_fast.kernels.checks import by_kernel
+from layercoop_fast.kernels.memory import require_index, require_matrix
 from layercoop_fast.kernels.reference.attention import (
     NO_WINDOW,
     PagedContext,
-    decode_attention_reference,
     paged_attention_reference,
 )
 
@@ -54,7 +54,7 @@ def paged_attention(
         raise RequestError(f"longest: {longest} is not a number of tokens")
     if (count := len(context.lengths)) > MOST_SEQUENCES:
         raise RequestError(f"lengths: {count} sequences are more than the {MOST_SEQUENCES} of one call")
-    if not on_gpu(qkv):
+    if not by_kernel("paged_attention", qkv):
         return paged_attention_reference(qkv, starts, context, scale, sliding_window, cap)
     from layercoop_fast.kernels.gpu.paged_attention import launch_paged
 
@@ -80,13 +80,32 @@ def decode_attention(
     heads, rest = divmod(queries.shape[1], width)
     if rest or heads < 1 or heads % kv_heads:
         raise RequestError(f"queries: {queries.shape[1]} columns are not heads of {width} over {kv_heads} of keys")
-    if not on_gpu(queries):
-        return decode_attention_reference(queries, context, scale, sliding_window, cap)
+    if not by_kernel("decode_attention", queries):
+        return _decode_in_torch(queries, context, scale, sliding_window or NO_WINDOW, cap)
     from layercoop_fast.kernels.gpu.decode_attention import launch_decode
 
     out = queries.new_empty(queries.shape)
     launch_decode(queries, context, out, scale, sliding_window, cap)
     return out
+
+
+def _decode_in_torch(queries: Tensor, context: PagedContext, scale: float, window: int, cap: float) -> Tensor:
+    """All sequences at once, on copies of their contexts; nothing waits for the device, so that graphs can hold it."""
+    pages, tables, lengths = context.pages, context.tables, context.lengths.long()[:, None]
+    _, _, kv_heads, page, width = pages.shape
+    wide = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    known = pages[tables.clamp_min(0).long()].permute(2, 0, 3, 1, 4, 5)  # [2, S, kv_heads, M, PAGE, D]
+    place = torch.arange(tables.shape[1] * page, device=queries.device)
+    seen = (place < lengths) & (place >= lengths - window) & (tables[:, :1] >= 0)
+    # What a page holds past its sequence's end may be anything.
+    keys, values = torch.where(seen[:, None, :, None], known.flatten(3, 4).to(wide), 0.0)
+    by_group = queries.reshape(len(queries), kv_heads, -1, width).to(wide)
+    scores = scale * (by_group @ keys.transpose(-1, -2))
+    if cap:
+        scores = cap * torch.tanh(scores / cap)
+    shares = scores.masked_fill(~seen[:, None, None], -math.inf).softmax(-1)
+    mixed = torch.where(seen.any(1)[:, None, None, None], shares @ values, 0.0)
+    return mixed.reshape(queries.shape).to(queries.dtype)
 
 
 def _check(context: PagedContext, like: Tensor, scale: float, sliding_window: int, cap: float) -> None:

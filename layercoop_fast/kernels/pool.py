@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import on_gpu, require, require_index, require_matrix
+from layercoop_fast.kernels.checks import by_kernel
+from layercoop_fast.kernels.memory import require, require_index, require_matrix
 from layercoop_fast.kernels.reference.blocks import gather_norm_reference, scatter_residual_reference_
 
 
 def gather_norm(pool: Tensor, slots: Tensor, weight: Tensor, eps: float, *, gemma: bool = False) -> Tensor:
     """The norm of the states in `slots` (int32 or int64 [B]) of pool [S, T, H]: [B·T, H]. `weight`: [H]."""
     rows = _check(pool, slots, weight)
-    if not on_gpu(pool):
+    if not by_kernel("norm", pool):
         return gather_norm_reference(pool, slots, weight, eps, gemma=gemma)[1]
     from layercoop_fast.kernels.gpu.gather_norm import launch_norm
 
@@ -34,7 +35,7 @@ def gather_add_norm(
     rows = _check(pool, slots, weight)
     require_matrix(delta, "delta")
     require(delta, "delta", rows, pool)
-    if not on_gpu(pool):
+    if not by_kernel("norm", pool):
         return gather_norm_reference(pool, slots, weight, eps, delta, gemma=gemma)
     from layercoop_fast.kernels.gpu.gather_norm import launch_norm
 
@@ -62,7 +63,7 @@ def scatter_residual_(
         require(residual, "residual", rows, pool)
     if sources is not None:
         require_index(sources, "sources", len(targets), pool)
-    if not on_gpu(pool):
+    if not by_kernel("scatter_residual", pool):
         scatter_residual_reference_(pool, targets, delta, residual=residual, sources=sources)
         return
     from layercoop_fast.kernels.gpu.scatter_residual import launch_scatter

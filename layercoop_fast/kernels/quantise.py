@@ -23,7 +23,7 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import array, require_matrix
-from layercoop_fast.kernels.reference.quantised import groups_of
+from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight, groups_of
 
 ORIGINS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -71,3 +71,21 @@ def _checked(weights: Tensor, origin: torch.dtype | None) -> str:
             f"weights: expected fp32, bf16 or fp16 on the CPU, got {weights.dtype} on {weights.device}, from {origin}"
         )
     return ORIGINS[origin]
+
+
+def pack(weight: Tensor, bits: int) -> PackedWeight:
+    """Quantise a matrix [O, K] of fp32, bf16 or fp16 on the CPU, K a multiple of 32, to 4 or 8 bits, and pack it.
+
+    Raises:
+        RequestError: for other widths and bits, and as `quantise_int8`.
+    """
+    if bits not in (4, 8) or weight.dim() != 2 or weight.shape[1] % GROUP:
+        raise RequestError(
+            f"weight: expected 4 or 8 bits of [O, a multiple of {GROUP}], got {bits} of {list(weight.shape)}"
+        )
+    if bits == 8:
+        return PackedWeight(*quantise_int8(weight), None)
+    values, scale, minimum = quantise_int4(weight)
+    nibbles = values.view(*scale.shape, GROUP)
+    packed = nibbles[..., : GROUP // 2] | (nibbles[..., GROUP // 2 :] << 4)
+    return PackedWeight(packed.reshape(weight.shape[0], -1), scale, minimum)

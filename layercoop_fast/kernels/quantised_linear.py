@@ -10,27 +10,9 @@ import torch
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import on_gpu, require, require_matrix
-from layercoop_fast.kernels.quantise import quantise_int4, quantise_int8
+from layercoop_fast.kernels.checks import by_kernel
+from layercoop_fast.kernels.memory import require, require_matrix
 from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight, quantised_linear_reference
-
-
-def pack(weight: Tensor, bits: int) -> PackedWeight:
-    """Quantise a matrix [O, K] of fp32, bf16 or fp16 on the CPU, K a multiple of 32, to 4 or 8 bits, and pack it.
-
-    Raises:
-        RequestError: for other widths and bits, and as `quantise_int8`.
-    """
-    if bits not in (4, 8) or weight.dim() != 2 or weight.shape[1] % GROUP:
-        raise RequestError(
-            f"weight: expected 4 or 8 bits of [O, a multiple of {GROUP}], got {bits} of {list(weight.shape)}"
-        )
-    if bits == 8:
-        return PackedWeight(*quantise_int8(weight), None)
-    values, scale, minimum = quantise_int4(weight)
-    nibbles = values.view(*scale.shape, GROUP)
-    packed = nibbles[..., : GROUP // 2] | (nibbles[..., GROUP // 2 :] << 4)
-    return PackedWeight(packed.reshape(weight.shape[0], -1), scale, minimum)
 
 
 def quantised_linear(x: Tensor, weight: PackedWeight, norm: Tensor | None = None, eps: float = 0.0) -> Tensor:
@@ -58,7 +40,7 @@ def quantised_linear(x: Tensor, weight: PackedWeight, norm: Tensor | None = None
             )
     if norm is not None:
         require(norm, "norm", (columns,), x)
-    if not on_gpu(x):
+    if not by_kernel("quantised_linear", x):
         return quantised_linear_reference(x, weight, norm, eps)
     from layercoop_fast.kernels.gpu.gemv import launch_quantised
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from layercoop_fast import _C
-from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
+from layercoop_fast.kernels.checks import by_kernel
+from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
 from layercoop_fast.kernels.reference.blocks import (
     add_branch_reference,
     rms_norm_reference,
@@ -27,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, gemma: bool = False, out:
     require_matrix(x, "x")
     require(weight, "weight", (x.shape[1],), x)
     out = _output(out, x, "out")
-    if on_gpu(x) and x.shape[1]:
+    if x.shape[1] and by_kernel("norm", x):
         from layercoop_fast.kernels.gpu.gather_norm import launch_norm
 
         launch_norm(x, weight, eps, out, gemma=gemma)
@@ -99,7 +100,7 @@ def add_rms_norm(
     require(delta, "delta", tuple(x.shape), x)
     require(weight, "weight", (x.shape[1],), x)
     out, total = _output(out, x, "out"), _output(total, x, "total")
-    if on_gpu(x) and x.shape[1]:
+    if x.shape[1] and by_kernel("norm", x):
         from layercoop_fast.kernels.gpu.gather_norm import launch_norm
 
         launch_norm(x, weight, eps, out, delta=delta, total=total, gemma=gemma)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
+from layercoop_fast.kernels.checks import by_kernel
+from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
 from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms, rotary_reference
 
 
@@ -47,7 +48,7 @@ def rotary_(
     joint = any(len(weight) != width for _, _, weight in given)
     for name, heads, weight in given:
         require(weight, name, (heads * width if joint else width,), x)
-    if on_gpu(x) and not (joint or norms.gemma or angles is not x):
+    if not (joint or norms.gemma or angles is not x) and by_kernel("rotary", x):
         from layercoop_fast.kernels.gpu.rotary import launch_rotary
 
         launch_rotary(x, cos, sin, query_heads, key_heads, norms)

@@ -14,6 +14,7 @@ import torch
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.checks import sound
 from layercoop_fast.kernels.memory import gpu_named
 from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.reference.networks import output
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 
 def predict_logits(networks: Networks, masks: Masks, device: str = "cpu") -> Floats:
     """z_e(m) of masks `bool[M, n]`, the values before the output function: `float64[M, E]`."""
-    if device != "cpu":
-        there, sent = _sent(networks, masks, device)
+    sent = _sent(networks, masks, device)
+    if sent is not None:
         from layercoop_fast.kernels.gpu.surrogate import launch_logits
 
-        logits = torch.empty((len(masks), networks.n_networks), device=sent.device)
-        launch_logits(there, sent, logits)
+        logits = torch.empty((len(masks), networks.n_networks), device=sent[1].device)
+        launch_logits(*sent, logits)
         return logits.cpu().numpy().astype(np.float64)
     return _C.predict_logits(_checked(networks), _packed(networks, masks)).astype(np.float64)
 
@@ -58,11 +59,11 @@ def marginals(networks: Networks, masks: Masks, device: str = "cpu") -> tuple[Fl
     """
     if isinstance(masks, np.ndarray) and masks.ndim == 2 and len(masks) < 2:
         raise RequestError("marginals need at least 2 masks, or their mean has no standard error")
-    if device != "cpu":
-        there, sent = _sent(networks, masks, device)
+    sent = _sent(networks, masks, device)
+    if sent is not None:
         from layercoop_fast.kernels.gpu.surrogate import launch_marginals
 
-        totals, squares = launch_marginals(there, sent).cpu().numpy()
+        totals, squares = launch_marginals(*sent).cpu().numpy()
         mean = totals / len(masks)
         spread = np.maximum(squares - len(masks) * mean**2, 0) / (len(masks) - 1)
         return mean, np.sqrt(spread / len(masks))
@@ -95,9 +96,13 @@ def _checked(networks: Networks) -> Networks:
     return networks
 
 
-def _sent(networks: Networks, masks: Masks, device: str) -> tuple[DeviceNetworks, torch.Tensor]:
-    """Networks and masks on a GPU."""
+def _sent(networks: Networks, masks: Masks, device: str) -> tuple[DeviceNetworks, torch.Tensor] | None:
+    """Networks and masks on a GPU; None where the core computes them, also in place of kernels that are not right."""
+    if device == "cpu":
+        return None
     there = gpu_named(device, "a surrogate")
+    if not sound("surrogate", there):
+        return None
     from layercoop_fast.kernels.gpu.surrogate import DeviceNetworks
 
     masks = np.ascontiguousarray(check_masks(masks, networks.n_players))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
-from layercoop_fast.kernels.memory import array, is_native, on_gpu, require, require_matrix
+from layercoop_fast.kernels.checks import by_kernel
+from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
 from layercoop_fast.kernels.reference.blocks import geglu_reference, swiglu_reference, swiglu_slopes_reference
 
 
@@ -50,7 +51,7 @@ def _gated(gate_up: Tensor, out: Tensor | None, *, gelu: bool) -> Tensor:
         out = gate_up.new_empty(rows, columns // 2)
     require_matrix(out, "out")
     require(out, "out", (rows, columns // 2), gate_up)
-    if on_gpu(gate_up):
+    if by_kernel("gated", gate_up):
         from layercoop_fast.kernels.gpu.swiglu import launch_gated
 
         launch_gated(gate_up, out, gelu=gelu)

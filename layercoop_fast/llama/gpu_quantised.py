@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layercoop_fast.kernels.quantised_linear import pack, quantised_linear
+from layercoop_fast.kernels.quantise import pack
+from layercoop_fast.kernels.quantised_linear import quantised_linear
 from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 from layercoop_fast.kernels.rms_norm import rms_norm
 from layercoop_fast.llama.block import LinearRows, Norm, UnfitError, let_go

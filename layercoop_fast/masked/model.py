@@ -24,6 +24,7 @@ from layercoop_fast import _C
 from layercoop_fast._version import __version__
 from layercoop_fast.engine.loading import fingerprint
 from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.kernels.checks import kernels_used
 from layercoop_fast.masked.flops import count_flops
 from layercoop_fast.masked.forward import RunPlayer, free_memory, run_plan, split_memory, states_within, wait_for
 from layercoop_fast.masked.item_scoring import make_item_scorer
@@ -307,7 +308,7 @@ class MaskedModel:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": str(device),
-            **({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}),
+            **self._gpu(device),
             "isa": torch.backends.cpu.get_cpu_capability(),
             "kernels": _C.isa(),
             "threads": torch.get_num_threads(),
@@ -315,6 +316,12 @@ class MaskedModel:
             "head": self.scorer.path,
             **self.text.numerics,
         }
+
+    def _gpu(self, device: torch.device) -> dict[str, Any]:
+        """The GPU, and which of its kernels were found right there and are used; nothing without one."""
+        if device.type != "cuda":
+            return {}
+        return {"gpu": torch.cuda.get_device_name(device), "gpu_kernels": kernels_used(device, self.skeleton.dtype)}
 
     def _parts(self, masks: Masks, states: int) -> list[Part]:
         """Masks, bool [M, n], in parts that are measured one after the other, with so many stored states: here one."""

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.checks import check, sound
 from layercoop_fast.kernels.memory import gpu_named
 from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.reference.networks import output, predict_logits_reference, predict_reference
@@ -135,6 +136,8 @@ def enumerate_masks(
     """
     networks = game if isinstance(game, Networks) else game.networks
     n = networks.n_players
+    if device != "cpu" and n <= _C.MAX_ENUMERATED and not sound("enumeration", gpu_named(device, "enumeration")):
+        device = "cpu"  # the kernel is not right there, which a warning has said
     if device == "cpu" and n > _C.MAX_ENUMERATED:
         raise RequestError(
             f"{n} players have too many masks to go through: at most {_C.MAX_ENUMERATED}; use shapley_values"
@@ -193,6 +196,11 @@ def _on_device(
     if top > _MOST_TOP_ON_DEVICE + _SPARE:
         raise RequestError(f"top must be 0 to {_MOST_TOP_ON_DEVICE} masks of each size on a GPU, not {top - _SPARE}")
     there = gpu_named(device, "enumeration")
+    if (problem := check("enumeration", there).problem) is not None:
+        raise RequestError(
+            f"{networks.n_players} players are too many for the CPU (at most {_C.MAX_ENUMERATED}), and on {device} the "
+            f"kernel that goes through all masks is not right: {problem}; use shapley_values"
+        )
     from layercoop_fast.kernels.gpu.all_masks import AllMasks
 
     return AllMasks(networks, shifts, device=there, pairs=pairs, top=top)

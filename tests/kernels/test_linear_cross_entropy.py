@@ -102,12 +102,36 @@ def test_confident_and_broken_rows(level: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 3])
-def test_no_rows_and_other_dtypes_take_the_oracle(rows: int) -> None:
-    hidden, teacher, weight, targets = inputs((rows, 8, 17))
-    found = linear_cross_entropy(hidden.double(), weight.double(), targets, teacher=teacher.double())
-    expected = linear_cross_entropy_reference(hidden.double(), weight.double(), targets, teacher=teacher.double())
-    assert torch.equal(found.nll, expected.nll)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float16, 2e-3)])
+def test_no_rows_and_dtypes_that_the_core_lacks(rows: int, dtype: torch.dtype, tolerance: float) -> None:
+    hidden, teacher, weight, targets = (
+        each.to(dtype) if each.is_floating_point() else each for each in inputs((rows, 8, 17))
+    )
+    found = linear_cross_entropy(hidden, weight, targets, teacher=teacher)
+    expected = linear_cross_entropy_reference(hidden, weight, targets, teacher=teacher)
+    assert found.kl is not None
+    assert expected.kl is not None
+    assert found.nll.dtype == expected.nll.dtype
+    assert_near(found.nll, expected.nll, relative=tolerance)
+    assert_near(found.kl, expected.kl, relative=tolerance, absolute=tolerance)
     assert linear_cross_entropy(hidden, weight, targets).nll.shape == (rows,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_added_by_torch_are_those_added_by_the_core(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does where the Triton kernel is not to be used, on the CPU."""
+    hidden, teacher, weight, targets = inputs((37, 24, 4_500), dtype=dtype)
+    bias = noise(len(weight), dtype=dtype, seed=9)
+    given: dict[str, Any] = {"teacher": teacher, "bias": bias, "scale": 0.7, "soft_cap": 5.0}
+    expected = linear_cross_entropy(hidden, weight, targets, **given)
+    monkeypatch.setattr(module, "is_native", lambda tensor: False)
+    for rows in (2048, 8):  # several passes over the rows
+        monkeypatch.setattr(module, "TILE_ROWS", rows)
+        found = module.by_tiles(hidden, weight, targets, **given)
+        assert found.kl is not None
+        assert expected.kl is not None
+        assert_near(found.nll, expected.nll, relative=1e-5)
+        assert_near(found.kl, expected.kl, relative=1e-4, absolute=1e-5)
 
 
 HIDDEN, TEACHER, WEIGHT, TARGETS = inputs((3, 8, 17))

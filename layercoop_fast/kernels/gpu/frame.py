@@ -71,6 +71,11 @@ def recorded() -> Iterator[list[Launch]]:
         _recorded = before
 
 
+def recording() -> bool:
+    """Whether launches are collected, so that nothing runs."""
+    return _recorded is not None
+
+
 def blocks(size: int, block: int) -> int:
     """The number of blocks that cover a size."""
     return -(-size // block)

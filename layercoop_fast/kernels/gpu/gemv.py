@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import Config, blocks, launch
+from layercoop_fast.kernels.gpu.frame import Config, blocks, interpreted, launch
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 
@@ -72,7 +72,7 @@ def _one_row(
 @triton.jit
 def _few_rows(
     x, norm, values, scale, minimum, out, rows, outs, groups, eps,
-    OUTS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
+    OUTS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, ROWS)
     place = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
@@ -111,6 +111,8 @@ def _few_rows(
             second = second.reshape(OUTS, GROUPS, 16) * spread
         first = tl.trans(first.reshape(OUTS, GROUPS * 16).to(dtype))
         second = tl.trans(second.reshape(OUTS, GROUPS * 16).to(dtype))
+        if WIDEN:  # Triton's interpreter has no products of bf16
+            low, high, first, second = [each.to(tl.float32) for each in (low, high, first, second)]
         total = tl.dot(low, first, total, input_precision="ieee")
         total = tl.dot(high, second, total, input_precision="ieee")
     if norm is not None:
@@ -138,7 +140,7 @@ def launch_quantised(
         if fitting.name == "few":
             launch(
                 _few_rows, (tiles if rows else 0,), *given, rows, outs, columns // GROUP, eps, config=fitting,
-                ROWS=MOST_ROWS,
+                ROWS=MOST_ROWS, WIDEN=interpreted() and x.dtype == torch.bfloat16,
             )  # fmt: skip
         else:
             launch(_one_row, (tiles, rows), *given, outs, columns // GROUP, eps, config=fitting)

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import Config, blocks, launch, power_of_two
+from layercoop_fast.kernels.gpu.frame import Config, blocks, interpreted, launch, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
 
 # Rows of one launch: what their tiles leave takes less than some 100 MB.
@@ -50,9 +50,10 @@ def _finished(product, bias, word, words, scale, cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def _piece(place, inside, EVEN: tl.constexpr):
+def _piece(place, inside, EVEN: tl.constexpr, WIDEN: tl.constexpr):
     """Numbers at these places; 0 outside, where a size is not a multiple of the block."""
-    return tl.load(place) if EVEN else tl.load(place, mask=inside, other=0.0)
+    found = tl.load(place) if EVEN else tl.load(place, mask=inside, other=0.0)
+    return found.to(tl.float32) if WIDEN else found  # Triton's interpreter has no products of bf16
 
 
 @triton.jit
@@ -79,7 +80,7 @@ def _log_sum(place, apart, inside):
 def _tiles(
     hidden, weight, bias, targets, teacher, left, rows, words, width, row_tiles, word_tiles, scale, cap,
     ROWS: tl.constexpr, WORDS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EVEN: tl.constexpr,
-    CAPPED: tl.constexpr,
+    CAPPED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     # Programs of a group go through its rows first: a tile of the weight is read once for all of them.
     in_group = GROUP * word_tiles
@@ -103,11 +104,12 @@ def _tiles(
     teacher_product = product
     for start in range(0, width, DEPTH):
         inside = start + depth < width
-        w = _piece(weight + word_start + start, inside[:, None], EVEN)
-        product = tl.dot(_piece(hidden + row_start + start, inside[None, :], EVEN), w, product, input_precision="ieee")
+        w = _piece(weight + word_start + start, inside[:, None], EVEN, WIDEN)
+        h = _piece(hidden + row_start + start, inside[None, :], EVEN, WIDEN)
+        product = tl.dot(h, w, product, input_precision="ieee")
         if teacher is not None:
-            h = _piece(teacher + row_start + start, inside[None, :], EVEN)
-            teacher_product = tl.dot(h, w, teacher_product, input_precision="ieee")
+            t = _piece(teacher + row_start + start, inside[None, :], EVEN, WIDEN)
+            teacher_product = tl.dot(t, w, teacher_product, input_precision="ieee")
 
     logits = _finished(product, bias, word, words, scale, cap, CAPPED)
     target = tl.load(targets + row, mask=row < rows, other=-1)
@@ -168,6 +170,7 @@ def launch_head_loss(
             _tiles, (row_tiles * word_tiles,), hidden[some], weight, bias, targets[some],
             None if teacher is None else teacher[some], left, rows, words, width, row_tiles, word_tiles, scale,
             soft_cap or 0.0, config=config, EVEN=width % config.blocks["DEPTH"] == 0, CAPPED=soft_cap is not None,
+            WIDEN=interpreted() and hidden.dtype == torch.bfloat16,
         )  # fmt: skip
         launch(
             _merge, (rows,), left, targets[some], nll[some], None if kl is None else kl[some], rows, words, word_tiles,

@@ -8,8 +8,8 @@ from close import assert_near, noise
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.gpu.gemv import CONFIGS, launch_quantised
-from layercoop_fast.kernels.quantise import quantise_int4, quantise_int8
-from layercoop_fast.kernels.quantised_linear import pack, quantised_linear
+from layercoop_fast.kernels.quantise import pack, quantise_int4, quantise_int8
+from layercoop_fast.kernels.quantised_linear import quantised_linear
 from layercoop_fast.kernels.reference.quantised import PackedWeight, dequantise, quantised_linear_reference
 
 # rows, columns, outs: one group, several blocks of groups, primes, two launches, none
