@@ -55,9 +55,10 @@ types: $(VENV)/installed
 bench: $(VENV)/installed $(VENV)/model
 	$(BIN)/layercoop-fast bench
 
-# Needs a GPU, no network: writes bench-gpu.json, and bench-gpu.md for docs/performance.md.
+# Needs a GPU, no network: writes bench-gpu.json, and bench-gpu.md for docs/performance.md. Run again, it measures what
+# is missing there.
 bench-gpu: $(VENV)/installed
-	$(BIN)/layercoop-fast bench gpu --force
+	$(BIN)/layercoop-fast bench gpu
 
 # The team, the pool, forks, the decoding step, threads that share a model, and slopes by themselves, with memory,
 # undefined behaviour and races watched (minutes).

@@ -45,7 +45,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Libraries that have no wheel for some machines, and what is left out where one is not installed: whole folders and
 # files, tests that use a fixture, tests marked `needs`. Everything else that tests use comes with the extra [test].
 LIBRARIES = {
-    "triton": ("kernels/gpu", "bench/test_gpu.py", "runtime/test_gpu_executor.py", "runtime/test_gpu_quantised.py"),
+    "triton": (
+        "kernels/gpu",
+        "gpu/test_on_fake_cuda.py",
+        "bench/test_gpu.py",
+        "runtime/test_gpu_executor.py",
+        "runtime/test_gpu_quantised.py",
+    ),
     "ray": ("slow/test_ray_workers.py",),
     "grpc": ("slow/test_ray_serve.py",),  # of ray[serve]
     "shapiq": (),

@@ -1,184 +1,144 @@
 """What a GPU is for here, measured on the one that is there: `layercoop-fast bench gpu`, or `make bench-gpu`.
 
-    python benchmarks/gpu/bench_gpu.py [--out bench-gpu.json] [--only kernels,engine,decode,surrogate] [--tiny]
+    python benchmarks/gpu/bench_gpu.py [--out bench-gpu.json] [--only smoke,engine,...] [--tiny] [--long] [--afresh]
 
-kernels     every Triton kernel against its oracle, torch.compile, and liger-kernel or SDPA where they have the same;
-            the recurrence of Qwen3-Next by transformers and by flash-linear-attention
-engine      500 masks on 10 × 128 and on 8 × 2048 tokens, an 8B llama and a small one: ours, skipping, the published way
-decode      tokens a second of the same models: ours (16, 8, 4 bits), transformers, its static cache, torch.compile
-surrogate   values of masks, what each player adds, all 2^30, 2^32, 2^40 masks: ours, torch, torch.compile, C++
+smoke       every kernel against its oracle, graphs, and what a mask is worth on the GPU and on the CPU
+engine      masks of an 8B llama on 10 × 128 and 8 × 2048 tokens: ours, its products alone, skipping, the published way
+decode      tokens a second of the same model: ours (16 bits, 8 and 4 bits), transformers, its static cache compiled
+kernels     every Triton kernel against its oracle, torch.compile, and liger-kernel, SDPA or FlashInfer where they have
+            the same; the recurrence of Qwen3-Next by transformers and by flash-linear-attention
+surrogate   values of masks, what each player adds, all 2^30 and 2^32 masks: ours, torch, torch.compile
+1b          engine and decoding in the shape of a llama of 1B
+vllm        tokens a second of vLLM on the 8B llama, where it is installed
 
-Models are random: no network is needed. Writes a JSON file, and next to it a table (.md) ready for docs/performance.md.
-What fails is said in both and the rest goes on; the exit status is then 1. Without a GPU it is 2, but for --tiny, which
-runs the same code at sizes that mean nothing, kernels in Triton's interpreter.
+Models are random: no network is needed. Each part is a process of its own with a limit of seconds, all together within
+nine minutes. A JSON file, and next to it a table (.md) ready for docs/performance.md, are written after each row; what
+fails is said in both, and the rest goes on. Run again, the benchmark measures what is missing (--afresh: everything).
+`--long` adds 2^40 masks and the same by C++. The exit status is 1 where something failed. Without a GPU it is 2, but
+for --tiny, which runs the same code at sizes that mean nothing, kernels in Triton's interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import os
+import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-PARTS = ("kernels", "engine", "decode", "surrogate")
+
+# Of each part the module whose `rows` it runs, and its limit in seconds.
+PARTS = {
+    "smoke": ("gpu_smoke", 60),
+    "engine": ("gpu_engine", 130),
+    "decode": ("gpu_decode", 100),
+    "kernels": ("gpu_kernels", 110),
+    "surrogate": ("gpu_networks", 60),
+    "1b": ("gpu_small", 50),
+    "vllm": ("gpu_vllm", 120),
+}
+_LONGER = 15
+"""With --long a part may take so many times as long."""
 
 
 def main() -> None:
-    """Run the benchmark."""
+    """Run the benchmark, or one part of it in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench-gpu.json"))
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
-    parts = arguments.only.split(",")
+    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--afresh", action="store_true")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    parts = options.only.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"{unknown[0]} is not one of {', '.join(PARTS)}")
-    if arguments.tiny:
+    if options.tiny:
         os.environ["TRITON_INTERPRET"] = "1"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the interpreter's results lie on the CPU
+    if options.part is not None:
+        run_part(options)
+        return
     import torch
 
-    if not arguments.tiny and not torch.cuda.is_available():
+    if not options.tiny and not torch.cuda.is_available():
         sys.stderr.write("bench gpu measures a GPU, and torch sees none here; --tiny runs its code without one\n")
         sys.exit(2)
-    from layercoop_fast.files import written_whole
+    if options.afresh:
+        options.out.unlink(missing_ok=True)
+    from gpu_record import Record, table
 
-    result, failed = run(parts, tiny=arguments.tiny)
-    for path, text in (
-        (arguments.out, json.dumps(result, indent=1) + "\n"),
-        (arguments.out.with_suffix(".md"), table(result)),
-    ):
-        with written_whole(path, force=True) as made:
-            made.write_text(text, encoding="utf-8")
-    sys.stdout.write(table(result))
-    sys.exit(1 if failed else 0)
+    for part in parts:
+        run_apart(part, options)
+    record = Record.open(options.out, head(tiny=options.tiny))
+    sys.stdout.write(table(record.found))
+    problems = record.problems
+    sys.stderr.write("".join(f"{line}\n" for line in problems))
+    sys.exit(1 if problems else 0)
 
 
-def run(parts: list[str], *, tiny: bool) -> tuple[dict[str, Any], bool]:
-    """Measure the parts; a part that fails leaves a line in its place."""
-    import torch
-    from chips import peak_of
-    from machine import machine
+def run_apart(part: str, options: argparse.Namespace) -> None:
+    """Run a part as a process of its own, and write how it ended."""
+    from gpu_record import Record
+
+    sys.stderr.write(f"{part} ...\n")
+    limit = PARTS[part][1] * (_LONGER if options.long or options.tiny else 1)
+    command = [sys.executable, __file__, "--out", str(options.out), "--part", part]
+    command += [f"--{name}" for name in ("tiny", "long") if getattr(options, name)]
+    started, problem = time.perf_counter(), None
+    try:
+        status = subprocess.run(command, timeout=limit, check=False).returncode
+        if status != 0:
+            problem = f"its process ended with status {status}; rows that it had measured are kept"
+    except subprocess.TimeoutExpired:
+        problem = f"it took more than its {limit} seconds; rows that it had measured are kept"
+    record = Record.open(options.out, head(tiny=options.tiny))
+    record.end(part, time.perf_counter() - started, problem)
+
+
+def run_part(options: argparse.Namespace) -> None:
+    """Measure the rows of a part that are missing; one that fails leaves a line in its place."""
+    from chips import Bench
+    from gpu_record import Record
 
     from layercoop_fast.kernels.memory import through_interpreter
 
-    device = torch.device("cpu" if tiny else "cuda")
-    name = "none (--tiny)" if tiny else torch.cuda.get_device_name()
-    result: dict[str, Any] = {
+    record = Record.open(options.out, head(tiny=options.tiny))
+    bench = Bench.here(tiny=options.tiny, long=options.long)
+    with through_interpreter() if options.tiny else nullcontext():
+        for row, measure in importlib.import_module(PARTS[options.part][0]).rows(bench):
+            if not record.missing(options.part, row):
+                continue
+            sys.stderr.write(f"  {row} ...\n")
+            try:
+                figures: dict[str, Any] = measure()
+            except Exception as problem:  # one row less is no reason to lose the others
+                traceback.print_exc()
+                figures = {"failed": f"{type(problem).__name__}: {problem}"[:300]}
+            record.add(options.part, row, figures)
+
+
+def head(*, tiny: bool) -> dict[str, Any]:
+    """What a file begins with."""
+    import torch
+    import triton
+    from machine import machine
+
+    return {
         "benchmark": "gpu",
-        "gpu": name,
+        "gpu": "none (--tiny)" if tiny else torch.cuda.get_device_name(),
         "machine": machine(),
-        "triton": __import__("triton").__version__,
+        "triton": triton.__version__,
         "cuda": torch.version.cuda or torch.version.hip,
         "tiny": tiny,
     }
-    failed = False
-
-    def part(where: str, measure: Callable[[], Any]) -> None:
-        nonlocal failed
-        sys.stderr.write(f"{where} ...\n")
-        try:
-            with through_interpreter() if tiny else nullcontext():
-                result[where] = measure()
-        except Exception as problem:
-            traceback.print_exc()
-            result[where] = {"failed": f"{type(problem).__name__}: {problem}"[:300]}
-        failed = failed or '"failed' in json.dumps(result[where])
-        if not tiny:
-            torch.cuda.empty_cache()
-
-    peak = None if tiny else peak_of(name)
-    compiler = None if tiny else "inductor"
-    dtype = torch.float32 if tiny else torch.bfloat16
-    if "kernels" in parts:
-        import gpu_kernels
-
-        part(
-            "kernels",
-            lambda: gpu_kernels.bench(gpu_kernels.TINY if tiny else gpu_kernels.FULL, device, dtype, peak, compiler),
-        )
-    if "engine" in parts or "decode" in parts:
-        import gpu_decode
-        import gpu_engine
-        from gpu_models import random_llama
-
-        for size in ("tiny",) if tiny else ("small", "8b"):
-            model = random_llama(size, device, dtype)
-            for windows, tokens in ((2, 6),) if tiny else ((10, 128), (8, 2048)):
-                if "engine" in parts:
-                    few = 6 if tiny else 500
-                    shape = f"engine, {size}, {windows} × {tokens}"
-                    part(shape, lambda m=model, w=windows, t=tokens, n=few: gpu_engine.bench(m, w, t, n))
-            if "decode" in parts:
-                part(f"decode, {size}", lambda m=model: gpu_decode.bench(m, 3 if tiny else 256, peak))
-            del model
-    if "surrogate" in parts:
-        import gpu_networks
-
-        part("surrogate", lambda: gpu_networks.bench(device, tiny=tiny, peak=peak, compiler=compiler))
-    return result, failed
-
-
-def table(result: dict[str, Any]) -> str:
-    """What was measured, for people: Markdown."""
-    versions = result["machine"]["versions"]
-    lines = [f"{result['gpu']}, torch {versions['torch']}, triton {result['triton']}", ""]
-    for where, found in result.items():
-        if isinstance(found, dict) and "failed" in found:
-            lines += [f"{where}: failed: {found['failed']}", ""]
-        elif where == "kernels":
-            lines += ["| kernel | shape | way | µs | GB/s | TFLOP/s | share of peak |", "|---|---|---|---|---|---|---|"]
-            lines += [row for entry in found for row in _kernel_rows(entry)] + [""]
-        elif where.startswith("engine"):
-            lines += [f"**{where}**: {found['masks']} masks, blocks {found['blocks']}, head {found['head']}", ""]
-            lines += ["| way | seconds | ÷ ours |", "|---|---|---|"]
-            ours = found["seconds"]["ours"]
-            lines += [f"| {way} | {time:.3g} | {time / ours:.2f} |" for way, time in found["seconds"].items()] + [""]
-        elif where.startswith("decode"):
-            lines += [f"**{where}**: {found['new']} tokens behind {found['prompt']}", ""]
-            lines += ["| way | tokens/s | limit on paper | share |", "|---|---|---|---|"]
-            for way, speed in found["tokens_a_second"].items():
-                limit = found.get("limit", {}).get(way)
-                share = found.get("share_of_limit", {}).get(way)
-                columns = f"{'' if limit is None else _number(limit)} | {'' if share is None else f'{share:.0%}'}"
-                lines.append(f"| {way} | {_number(speed)} | {columns} |")
-            lines.append("")
-        elif where == "surrogate":
-            lines += ["| surrogate | way | seconds | ÷ ours | share of fp32 peak |", "|---|---|---|---|---|"]
-            lines += [row for entry in found for row in _surrogate_rows(entry)] + [""]
-    return "\n".join(lines)
-
-
-def _kernel_rows(entry: dict[str, Any]) -> list[str]:
-    rows = []
-    for way, found in entry["ways"].items():
-        begin = f"| {entry['operation']} | {entry['shape']} | {way} |"
-        if "failed" in found:
-            rows.append(f"{begin} {found['failed'].splitlines()[0][:80]} | | | |")
-            continue
-        share = f"{found['share_of_peak']:.0%}" if "share_of_peak" in found else ""
-        flops = f"{found['tflop_s']:.3g}" if "tflop_s" in found else ""
-        rows.append(f"{begin} {found['us']:.3g} | {found['gb_s']:.3g} | {flops} | {share} |")
-    return rows
-
-
-def _surrogate_rows(entry: dict[str, Any]) -> list[str]:
-    rows, ours = [], entry["seconds"]["ours"]
-    for way, time in entry["seconds"].items():
-        ratio = f"{time / ours:.2f}" if isinstance(time, float) and isinstance(ours, float) else ""
-        share = f"{entry['share_of_peak']:.0%}" if way == "ours" and "share_of_peak" in entry else ""
-        rows.append(f"| {entry['what']} | {way} | {_number(time)} | {ratio} | {share} |")
-    return rows
-
-
-def _number(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 if __name__ == "__main__":

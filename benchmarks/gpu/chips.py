@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,6 +33,39 @@ PEAKS = {
     "RTX 4090": Peak(1.008e12, 165e12, 82.6e12),
     "MI300X": Peak(5.3e12, 1307e12, 163.4e12),
 }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a part needs to know.
+
+    Attributes:
+        device: the GPU; the CPU for --tiny.
+        dtype: of models and kernels.
+        peak: of the chip; None where it is not in the table.
+        compiler: backend of torch.compile; None: the function as it is.
+        tiny: sizes that mean nothing.
+        long: also what takes minutes.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    peak: Peak | None
+    compiler: str | None
+    tiny: bool
+    long: bool
+
+    @classmethod
+    def here(cls, *, tiny: bool, long: bool) -> Bench:
+        """On the GPU that is there, or for --tiny on the CPU."""
+        if tiny:
+            return cls(torch.device("cpu"), torch.float32, None, None, tiny, long)
+        device = torch.device("cuda", torch.cuda.current_device())
+        return cls(device, torch.bfloat16, peak_of(torch.cuda.get_device_name()), "inductor", tiny, long)
+
+
+# A row's name and what measures it: figures by their names.
+Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
 
 def peak_of(name: str) -> Peak | None:

@@ -1,80 +1,126 @@
 """Tokens a second of greedy decoding: ours (also in int8 and int4), transformers' generate, its compiled static cache.
 
 The limit on paper is the chip's bandwidth over the bytes that a token reads: the weights, and the keys and values of
-half the new tokens behind the prompt.
+half the new tokens behind the prompt. Formats of 8 and 4 bits are measured on a quarter of the blocks, since packing
+takes minutes; their limit is that of these.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from chips import Peak, wall
+from chips import Bench, Rows, wall
+from gpu_models import SIZES, random_llama
 from transformers import LlamaForCausalLM
 
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.runtime.executor import Chunk
 from layercoop_fast.runtime.gpu import GpuExecutor
 
-_PROMPT = 32
+PROMPT, NEW = 32, 256
 
 
-def bench(model: LlamaForCausalLM, new: int, peak: Peak | None) -> dict[str, Any]:
-    """Each way's tokens a second, for one request; ours also for eight, of as many masks."""
-    device = model.device
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(3, model.config.vocab_size, (1, _PROMPT), generator=generator).to(device)
-    found: dict[str, Any] = {"prompt": _PROMPT, "new": new, "tokens_a_second": {}}
-
-    def record(way: str, work: Callable[[], object], tokens: int) -> None:
-        try:
-            work()
-            found["tokens_a_second"][way] = tokens / min(wall(work) for _ in range(3))
-        except Exception as problem:  # one way less is no reason to lose the others' figures
-            found["tokens_a_second"][way] = f"failed: {type(problem).__name__}: {problem}"[:300]
-
-    def generate(**options: Any) -> Callable[[], object]:
-        settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0, **options}
-        return lambda: model.generate(prompt, **settings)
-
-    record("transformers", generate(), new)
+def rows(bench: Bench) -> Rows:
+    """Ours, packed, and transformers', of an 8B llama."""
+    size = "tiny" if bench.tiny else "8b"
+    yield from of_size(bench, size)
+    yield f"{size}, transformers", partial(_transformers, bench, size)
     # On a GPU transformers compiles the forward of one token behind such a cache by itself, with graphs.
-    record("transformers, static cache, torch.compile", generate(cache_implementation="static"), new)
-    skeleton = Skeleton(model)
-    room = 9 * model.config.num_hidden_layers * (_PROMPT + new + 16)
-    one = 2 * model.config.num_key_value_heads * model.config.head_dim * model.dtype.itemsize
-    executor = GpuExecutor(skeleton, room * one * 2)
-    layers = skeleton.n_layers
-    masks = np.ones((8, layers), dtype=np.bool_)
-    masks[np.arange(8), np.arange(8) % layers] = layers == 1
-    record("ours", lambda: _ours(executor, prompt, np.ones((1, layers), dtype=np.bool_), new), new)
-    record("ours, eight masks", lambda: _ours(executor, prompt, masks, new), 8 * new)
-    embedding = model.get_input_embeddings().weight
-    read = {"ours": executor.weight_bytes - embedding.numel() * embedding.element_size()}
-    for dtype in ("int8", "int4"):
-        way = f"ours, {dtype}"
-        try:
-            # Packed on the CPU, from a copy that is used up.
-            packed = GpuExecutor(Skeleton(copy.deepcopy(model).to("cpu")), room * one * 2, dtype=dtype, device=device)
-        except Exception as problem:  # one way less is no reason to lose the others' figures
-            found["tokens_a_second"][way] = f"failed: {type(problem).__name__}: {problem}"[:300]
-            continue
-        record(way, lambda p=packed: _ours(p, prompt, np.ones((1, layers), dtype=np.bool_), new), new)
-        read[way] = packed.weight_bytes - embedding.numel() * 34 // 32  # int8 with a scale for 32: a row of it is read
-        del packed
-    if peak is not None:
-        for way, weights in read.items():
-            limit = peak.bandwidth / (weights + layers * one * (_PROMPT + new // 2))
-            found.setdefault("limit", {})[way] = limit
-            if isinstance(speed := found["tokens_a_second"][way], float):
-                found.setdefault("share_of_limit", {})[way] = speed / limit
+    yield (
+        f"{size}, transformers, static cache, torch.compile",
+        partial(_transformers, bench, size, cache_implementation="static"),
+    )
+
+
+def of_size(bench: Bench, size: str) -> Rows:
+    """Ours of a size, for one request, for eight of as many masks, and packed."""
+    yield f"{size}, ours", partial(_ours, bench, size, 1)
+    yield f"{size}, ours, eight masks", partial(_ours, bench, size, 8)
+    for dtype in ("int4", "int8"):
+        blocks = max(1, SIZES[size]["num_hidden_layers"] // 4)
+        yield f"{size}, {blocks} blocks, ours, {dtype}", partial(_packed, bench, size, blocks, dtype)
+
+
+@cache
+def _model(bench: Bench, size: str) -> LlamaForCausalLM:
+    return random_llama(size, bench.device, bench.dtype)
+
+
+@cache
+def _executor(bench: Bench, size: str) -> GpuExecutor:
+    model = _model(bench, size)
+    return GpuExecutor(Skeleton(model), _budget(model))
+
+
+def _new(bench: Bench) -> int:
+    return 3 if bench.tiny else NEW
+
+
+def _bytes_of_token(model: LlamaForCausalLM) -> int:
+    """Of the keys and values of one token in one block."""
+    return int(2 * model.config.num_key_value_heads * model.config.head_dim * model.dtype.itemsize)
+
+
+def _budget(model: LlamaForCausalLM) -> int:
+    return 18 * model.config.num_hidden_layers * (PROMPT + NEW + 16) * _bytes_of_token(model)
+
+
+def _prompt(bench: Bench, model: LlamaForCausalLM) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(3, model.config.vocab_size, (1, PROMPT), generator=generator).to(bench.device)
+
+
+def _speed(work: Callable[[], object], tokens: int) -> float:
+    work()
+    return tokens / min(wall(work) for _ in range(3))
+
+
+def _figures(bench: Bench, model: LlamaForCausalLM, speed: float, read: int | None) -> dict[str, Any]:
+    """The speed, and its share of what the chip's bandwidth allows where a token reads so many bytes of weights."""
+    found: dict[str, Any] = {"tokens a second": speed}
+    if bench.peak is not None and read is not None:
+        context = model.config.num_hidden_layers * _bytes_of_token(model) * (PROMPT + NEW // 2)
+        found["limit on paper"] = bench.peak.bandwidth / (read + context)
+        found["share"] = speed / found["limit on paper"]
     return found
 
 
-def _ours(executor: GpuExecutor, prompt: torch.Tensor, masks: np.ndarray, new: int) -> None:
+def _ours(bench: Bench, size: str, requests: int) -> dict[str, Any]:
+    model, executor, layers = _model(bench, size), _executor(bench, size), SIZES[size]["num_hidden_layers"]
+    masks = np.ones((requests, layers), dtype=np.bool_)
+    if requests > 1:
+        masks[np.arange(requests), np.arange(requests) % layers] = layers == 1
+    new = _new(bench)
+    speed = _speed(lambda: _generate(executor, _prompt(bench, model), masks, new), requests * new)
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    # A row of the embedding is read, unless it is the head too.
+    unread = 0 if embedding.data_ptr() == head.data_ptr() else embedding.numel() * embedding.element_size()
+    return _figures(bench, model, speed, executor.weight_bytes - unread if requests == 1 else None)
+
+
+def _packed(bench: Bench, size: str, blocks: int, dtype: str) -> dict[str, Any]:
+    model = random_llama(size, torch.device("cpu"), bench.dtype, blocks)  # packed on the CPU, and used up
+    embedding, budget = model.get_input_embeddings().weight, _budget(model)
+    tied = embedding.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+    unread = 0 if tied else embedding.numel() * 34 // 32  # int8 with a scale for 32
+    prompt, new = _prompt(bench, model), _new(bench)
+    executor = GpuExecutor(Skeleton(model), budget, dtype=dtype, device=bench.device)
+    masks = np.ones((1, blocks), dtype=np.bool_)
+    speed = _speed(lambda: _generate(executor, prompt, masks, new), new)
+    return _figures(bench, model, speed, executor.weight_bytes - unread)
+
+
+def _transformers(bench: Bench, size: str, **options: Any) -> dict[str, Any]:
+    model, new = _model(bench, size), _new(bench)
+    settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0, **options}
+    return _figures(bench, model, _speed(lambda: model.generate(_prompt(bench, model), **settings), new), None)
+
+
+def _generate(executor: GpuExecutor, prompt: torch.Tensor, masks: np.ndarray, new: int) -> None:
     sequences = [executor.sequence(mask) for mask in masks]
     try:
         words = executor.best([Chunk(sequence, prompt[0].tolist()) for sequence in sequences])

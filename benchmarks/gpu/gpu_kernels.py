@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from chips import Peak, seconds
+from chips import Bench, Rows, seconds
 from torch import Tensor
 
 from layercoop_fast.kernels.gpu.tuning import tune
-from layercoop_fast.kernels.linear_cross_entropy import linear_cross_entropy
+from layercoop_fast.kernels.linear_cross_entropy import by_tiles, linear_cross_entropy
 from layercoop_fast.kernels.pages import decode_attention, paged_attention
 from layercoop_fast.kernels.pool import gather_add_norm, gather_norm, scatter_residual_
 from layercoop_fast.kernels.quantise import pack
@@ -33,7 +34,7 @@ from layercoop_fast.kernels.reference.blocks import (
     swiglu_reference,
 )
 from layercoop_fast.kernels.reference.head import linear_cross_entropy_reference
-from layercoop_fast.kernels.reference.quantised import quantised_linear_reference
+from layercoop_fast.kernels.reference.quantised import PackedWeight, quantised_linear_reference
 from layercoop_fast.kernels.rotary import rotary_
 from layercoop_fast.kernels.swiglu import geglu, swiglu
 
@@ -83,36 +84,46 @@ class Row:
     """The matrix product alone, of what holds one and more."""
 
 
-def bench(
-    sizes: Sizes, device: torch.device, dtype: torch.dtype, peak: Peak | None, compiler: str
-) -> list[dict[str, Any]]:
-    """Time every way of every operation; results of all ways are compared with the oracle's."""
-    found = []
+def rows(bench: Bench) -> Rows:
+    """A row for each way of each operation; what all ways of one are compared with is the oracle's result."""
     for make in _ROWS:
-        row = make(sizes, device, dtype, compiler)
-        entry: dict[str, Any] = {"operation": row.name, "shape": row.shape, "ways": {}}
-        expected = _values(row.ways["oracle"]())
-        if device.type == "cuda" and "ours" in row.ways:
-            entry["tuned"] = tune(row.ways["ours"])
-        for way, work in row.ways.items():
-            try:
-                error = _difference(_values(row.compared.get(way, work)()), expected)
-                assert error <= row.tolerance, f"differs from the oracle by {error:.2e}"
-                entry["ways"][way] = _figures(seconds(work), row, peak) | {"difference": error}
-            except Exception as problem:  # one way less is no reason to lose the others' figures
-                entry["ways"][way] = {"failed": f"{type(problem).__name__}: {problem}"[:300]}
+        name = make.__name__.strip("_")
+        try:
+            row = make(TINY if bench.tiny else FULL, bench.device, bench.dtype, bench.compiler)
+            expected = _values(row.ways["oracle"]())
+        except Exception as problem:  # its other ways cannot be compared
+            yield name, partial(_again, problem)
+            continue
+        for way in row.ways:
+            yield f"{row.name} {row.shape}: {way}", partial(_way, row, way, expected, bench)
         if row.product is not None:
-            entry["product_us"] = seconds(row.product) * 1e6
-        found.append(entry)
-    return found
+            yield f"{row.name} {row.shape}: its product alone", partial(_alone, row, row.product, bench)
 
 
-def _figures(time: float, row: Row, peak: Peak | None) -> dict[str, float]:
-    figures = {"us": time * 1e6, "gb_s": row.bytes / time / 1e9}
+def _again(problem: Exception) -> dict[str, Any]:
+    raise problem
+
+
+def _way(row: Row, way: str, expected: Tensor, bench: Bench) -> dict[str, Any]:
+    """Microseconds of a way, once its result was found to be the oracle's."""
+    work = row.ways[way]
+    tuned = tune(work) if way == "ours" and bench.device.type == "cuda" else {}
+    error = _difference(_values(row.compared.get(way, work)()), expected)
+    if not error <= row.tolerance:
+        raise AssertionError(f"differs from the oracle by {error:.2e}")
+    return _figures(seconds(work), row, bench) | {"difference": error, "tuned": tuned}
+
+
+def _alone(row: Row, product: Work, bench: Bench) -> dict[str, Any]:
+    return _figures(seconds(product), row, bench)
+
+
+def _figures(time: float, row: Row, bench: Bench) -> dict[str, Any]:
+    figures = {"µs": time * 1e6, "GB/s": row.bytes / time / 1e9}
     if row.flops:
-        figures["tflop_s"] = row.flops / time / 1e12
-    if peak is not None:
-        figures["share_of_peak"] = max(row.bytes / peak.bandwidth, row.flops / peak.flops) / time
+        figures["TFLOP/s"] = row.flops / time / 1e12
+    if bench.peak is not None:
+        figures["share of peak"] = max(row.bytes / bench.peak.bandwidth, row.flops / bench.peak.flops) / time
     return figures
 
 
@@ -372,11 +383,31 @@ def _decode(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | 
             q[:, :, 0], *large, starts, None, 1, s.context, scale=scale, enable_gqa=True, seqused_k=context.lengths,
             block_table=table,
         )  # fmt: skip
+    if importlib.util.find_spec("flashinfer") is not None and device.type == "cuda":
+        ways["FlashInfer"] = _flashinfer(s, context, queries, scale)
     size = s.sequences * (2 * s.context * s.kv_heads + 2 * s.heads) * s.width * dtype.itemsize
     return Row(
         "decode_attention", f"{s.sequences} × {s.context}", ways, bytes=size,
         flops=4 * s.sequences * s.context * s.heads * s.width,
     )  # fmt: skip
+
+
+def _flashinfer(s: Sizes, context: PagedContext, queries: Tensor, scale: float) -> Work:
+    """FlashInfer on the very pages: its layout HND is [P, 2, kv_heads, PAGE, D]."""
+    import flashinfer
+
+    room = context.tables.shape[1]
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        torch.empty(128 << 20, dtype=torch.uint8, device=queries.device), "HND", use_tensor_cores=True
+    )
+    wrapper.plan(
+        torch.arange(0, s.sequences * room + 1, room, dtype=torch.int32, device=queries.device),
+        context.tables.flatten(),
+        torch.full((s.sequences,), (s.context - 1) % s.page + 1, dtype=torch.int32, device=queries.device),
+        s.heads, s.kv_heads, s.width, s.page, sm_scale=scale, q_data_type=queries.dtype, kv_data_type=queries.dtype,
+    )  # fmt: skip
+    by_head = queries.view(s.sequences, s.heads, s.width)
+    return lambda: wrapper.run(by_head, context.pages)
 
 
 def _int8(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None) -> Row:
@@ -394,7 +425,9 @@ def _int4_rows(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
 def _quantised(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None, bits: int, rows: int) -> Row:
     """Gate and up of one token or of some, with the norm before them, next to the product with weights of 16 bits."""
     weight = _random(device, dtype, 2 * s.inner, s.hidden) * s.hidden**-0.5
-    packed = pack(weight.float(), bits)
+    there = pack(weight.float().cpu(), bits)  # on the CPU, as checkpoints are packed
+    minimum = None if there.minimum is None else there.minimum.to(device)
+    packed = PackedWeight(there.values.to(device), there.scale.to(device), minimum)
     x, scale = _random(device, dtype, rows, s.hidden), _random(device, dtype, s.hidden)
 
     def reference() -> Tensor:
@@ -434,6 +467,7 @@ def _head(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | No
         ways["liger"] = lambda: liger.LigerFusedLinearCrossEntropyFunction.apply(
             hidden, weight, targets, None, None, -100, 0.0, 0.0, "none"
         )[0]
+    ways["ours, products by the library"] = lambda: by_tiles(hidden, weight, targets).nll
     size = (rows * s.hidden + s.words * s.hidden) * dtype.itemsize
     return Row(
         "linear_cross_entropy", f"[{rows}, {s.hidden}] × {s.words}", ways, bytes=size,

@@ -10,9 +10,13 @@ SIZES: dict[str, dict[str, int]] = {
         "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256,
     },
-    "small": {
-        "num_hidden_layers": 16, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
-        "num_key_value_heads": 4, "vocab_size": 32000,
+    "1b": {
+        "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
+    "smoke": {
+        "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 3000,
     },
     "tiny": {
         "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
@@ -21,16 +25,22 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-def random_llama(size: str, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
-    """A llama of a size, made where it will run."""
-    config = LlamaConfig(**SIZES[size], max_position_embeddings=8192, tie_word_embeddings=False)
+def config_of(size: str, n_layers: int | None = None) -> LlamaConfig:
+    """The configuration of a size, perhaps with fewer blocks."""
+    config = LlamaConfig(**SIZES[size], max_position_embeddings=8192, tie_word_embeddings=size == "1b")
+    config.num_hidden_layers = min(n_layers or config.num_hidden_layers, config.num_hidden_layers)
     config._attn_implementation = "sdpa"
+    return config
+
+
+def random_llama(size: str, device: torch.device, dtype: torch.dtype, n_layers: int | None = None) -> LlamaForCausalLM:
+    """A llama of a size, made where it will run."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = LlamaForCausalLM(config)
+            model = LlamaForCausalLM(config_of(size, n_layers))
     finally:
         torch.set_default_dtype(before)
     return model.eval()

@@ -8,11 +8,13 @@ instructions that docs/kernels.md counts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from chips import Peak, wall
+from chips import Bench, Rows, wall
 from torch import Tensor
 
 from layercoop_fast.kernels import surrogate as native
@@ -33,43 +35,63 @@ def random_networks(players: int, ensemble: int = 1, hidden: int | None = None) 
     return Networks(*(rng.normal(0, 0.2, shape).astype(np.float32) for shape in shapes))
 
 
-def bench(device: torch.device, *, tiny: bool, peak: Peak | None, compiler: str | None) -> list[dict[str, Any]]:
-    """Seconds that each implementation takes for each computation, the fastest of three calls."""
-    players, value_masks, marginal_masks = (8, 40, 10) if tiny else (32, 1 << 20, 80_000)
-    found = []
-    for ensemble in (1, 2) if tiny else (1, 8):
+@dataclass(frozen=True)
+class _Case:
+    """A computation: its ways, and how many operations in fp32 it takes.
+
+    Attributes:
+        times: by how much the time of a way is multiplied that does a share of it only.
+    """
+
+    what: str
+    operations: int
+    ways: dict[str, Callable[[], object]]
+    calls: int = 3
+    times: dict[str, int] = field(default_factory=dict)
+
+
+def rows(bench: Bench) -> Rows:
+    """A row for each implementation of each computation: the fastest of some calls."""
+    players, value_masks, marginal_masks = (8, 40, 10) if bench.tiny else (32, 1 << 20, 80_000)
+    cases: list[Callable[[], _Case]] = []
+    for ensemble in (1, 2) if bench.tiny else (1, 8):
         networks = random_networks(players, ensemble)
         masks = np.random.default_rng(1).random((value_masks, players)) < 0.7
-        found += [
-            _values(networks, masks, device, compiler),
-            _marginals(networks, masks[:marginal_masks], device, compiler),
-        ]
-    for n in (6,) if tiny else (30, 32, 40):
-        found += _enumerated(n, device, compiler, tiny=tiny)
-    for row in found:
-        if peak is not None and isinstance(ours := row["seconds"]["ours"], float):
-            row["share_of_peak"] = row["operations"] / peak.plain / ours
-    return found
-
-
-def _timed(what: str, operations: int, ways: dict[str, Callable[[], object]], calls: int = 3) -> dict[str, Any]:
-    seconds: dict[str, float | str] = {}
-    for way, work in ways.items():
+        cases.append(partial(_values, networks, masks, bench))
+        cases.append(partial(_marginals, networks, masks[:marginal_masks], bench))
+    for n in (6,) if bench.tiny else (30, 32, 40) if bench.long else (30, 32):
+        cases += [partial(_enumerated, n, bench), partial(_enumerated_whole, n, bench)]
+    for number, make in enumerate(cases):
         try:
-            if torch.cuda.is_available():
-                work()
-            seconds[way] = min(wall(work) for _ in range(calls if torch.cuda.is_available() else 1))
-        except Exception as problem:  # the figures of the other implementations are kept
-            seconds[way] = f"failed: {type(problem).__name__}: {problem}"[:300]
-    return {"what": what, "operations": operations, "seconds": seconds}
+            case = make()
+        except Exception as problem:
+            yield f"case {number}", partial(_again, problem)
+            continue
+        for way in case.ways:
+            yield f"{case.what}: {way}", partial(_measured, case, way, bench)
 
 
-def _values(networks: Networks, masks: np.ndarray, device: torch.device, compiler: str | None) -> dict[str, Any]:
-    there, sent = gpu.DeviceNetworks.of(networks, device), torch.from_numpy(masks).to(device)
+def _again(problem: Exception) -> dict[str, Any]:
+    raise problem
+
+
+def _measured(case: _Case, way: str, bench: Bench) -> dict[str, Any]:
+    work, calls = case.ways[way], 1 if bench.tiny or way == "C++" else case.calls
+    if calls > 1:
+        work()
+    time = min(wall(work) for _ in range(calls)) * case.times.get(way, 1)
+    figures: dict[str, Any] = {"seconds": time}
+    if bench.peak is not None and way == "ours":
+        figures["share of fp32 peak"] = case.operations / bench.peak.plain / time
+    return figures
+
+
+def _values(networks: Networks, masks: np.ndarray, bench: Bench) -> _Case:
+    there, sent = gpu.DeviceNetworks.of(networks, bench.device), torch.from_numpy(masks).to(bench.device)
     weights = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
-    compiled = _compiled(_logits, compiler)
+    compiled = _compiled(_logits, bench.compiler)
     expected = native.predict_logits(networks, masks[:1000])
-    logits = torch.empty(len(masks), networks.n_networks, device=device)
+    logits = torch.empty(len(masks), networks.n_networks, device=bench.device)
 
     def ours() -> Tensor:
         gpu.launch_logits(there, sent, logits)
@@ -77,7 +99,7 @@ def _values(networks: Networks, masks: np.ndarray, device: torch.device, compile
 
     assert np.allclose(ours()[:1000].cpu(), expected, atol=1e-4), "values differ"
     assert np.allclose(_logits(sent[:1000], *weights).cpu(), expected, atol=1e-4), "values by torch differ"
-    return _timed(
+    return _Case(
         f"values of {_shape(networks, len(masks))}",
         2 * masks.size * networks.n_networks * networks.n_hidden,
         {
@@ -89,16 +111,16 @@ def _values(networks: Networks, masks: np.ndarray, device: torch.device, compile
     )
 
 
-def _marginals(networks: Networks, masks: np.ndarray, device: torch.device, compiler: str | None) -> dict[str, Any]:
-    there, sent = gpu.DeviceNetworks.of(networks, device), torch.from_numpy(masks).to(device)
+def _marginals(networks: Networks, masks: np.ndarray, bench: Bench) -> _Case:
+    there, sent = gpu.DeviceNetworks.of(networks, bench.device), torch.from_numpy(masks).to(bench.device)
     weights = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
-    compiled = _compiled(_gains, compiler)
+    compiled = _compiled(_gains, bench.compiler)
     pieces = sent.split(_PIECE_OF_MARGINALS)
     expected = native.marginals(networks, masks)[0]
     by_torch = torch.stack([_gains(piece, *weights) for piece in pieces]).sum(0) / len(masks)
     for mean in (gpu.launch_marginals(there, sent)[0] / len(masks), by_torch):
         assert np.allclose(mean.cpu(), expected, rtol=1e-3, atol=1e-6), "marginals differ from those of C++"
-    return _timed(
+    return _Case(
         f"marginals of {_shape(networks, len(masks))}",
         9 * masks.size * networks.n_networks * networks.n_hidden,
         {
@@ -110,48 +132,39 @@ def _marginals(networks: Networks, masks: np.ndarray, device: torch.device, comp
     )
 
 
-def _enumerated(n: int, device: torch.device, compiler: str | None, *, tiny: bool) -> list[dict[str, Any]]:
-    """All 2ⁿ masks: sums by size and player; then with sums by pair and the ten best masks of each size too."""
+def _enumerated(n: int, bench: Bench) -> _Case:
+    """All 2ⁿ masks: sums by size and player."""
     networks = random_networks(n)
-    there = gpu.DeviceNetworks.of(networks, device)
+    there = gpu.DeviceNetworks.of(networks, bench.device)
     weights = (there.hidden_weight, there.hidden_bias, there.output_weight, there.output_bias)
     piece = min(_PIECE, 2**n)
-    compiled = _compiled(_sums_by_size, compiler)
-    # Kernels are compiled on fewer players of a network as wide.
-    extras: dict[str, Any] = {"interactions": True, "top": 10}
-    if not tiny:
-        few = random_networks(28, hidden=networks.n_hidden)
-        for options in ({}, extras):
-            enumerate_masks(few, device="cuda", **options)
-    ways: dict[str, Callable[[], object]] = {"ours": lambda: enumerate_masks(networks, device="cuda")}
-    if n <= _MOST_NATIVE:
-        ways["C++"] = lambda: enumerate_masks(networks)
-    operations = 2**n * (14 * networks.n_networks * networks.n_hidden + 40)
-    row = _once(f"all 2^{n} masks, {networks.n_hidden} units", operations, ways)
-    codes = torch.arange(piece, device=device)
-    for way, sums in (("torch", _sums_by_size), ("torch.compile", compiled)):
-        name = way if piece == 2**n else f"{way} (2^{piece.bit_length() - 1} of them, times 2^{n} / that)"
-        timed = _timed("", 0, {name: lambda s=sums: s(codes, n, *weights)})["seconds"][name]
-        row["seconds"][name] = timed * (2**n // piece) if isinstance(timed, float) else timed
-    if tiny or n == 30:
+    codes = torch.arange(piece, device=bench.device)
+    if bench.tiny or n == 30:
         means = enumerate_masks(networks, device="cuda").means
         assert np.allclose(means, enumerate_masks(networks).means, rtol=1e-4, atol=1e-6), "means differ from C++'s"
-    whole: dict[str, Callable[[], object]] = {"ours": lambda: enumerate_masks(networks, device="cuda", **extras)}
-    if n <= _MOST_NATIVE:
-        whole["C++"] = lambda: enumerate_masks(networks, **extras)
-    extended = _once(f"all 2^{n} masks, {networks.n_hidden} units, pairs and best", operations + 32 * 2**n, whole)
-    return [row, extended]
+    case = _whole(n, bench, {})
+    for way, sums in (("torch", _sums_by_size), ("torch.compile", _compiled(_sums_by_size, bench.compiler))):
+        name = way if piece == 2**n else f"{way} (2^{piece.bit_length() - 1} of them, times 2^{n} / that)"
+        case.ways[name] = lambda s=sums: s(codes, n, *weights)  # type: ignore[misc]
+        case.times[name] = 2**n // piece
+    return case
 
 
-def _once(what: str, operations: int, ways: dict[str, Callable[[], object]]) -> dict[str, Any]:
-    """As `_timed`, each way called once: it takes long enough."""
-    seconds: dict[str, float | str] = {}
-    for way, work in ways.items():
-        try:
-            seconds[way] = wall(work)
-        except Exception as problem:
-            seconds[way] = f"failed: {type(problem).__name__}: {problem}"[:300]
-    return {"what": what, "operations": operations, "seconds": seconds}
+def _enumerated_whole(n: int, bench: Bench) -> _Case:
+    """All 2ⁿ masks: with sums by pair and the ten best masks of each size too."""
+    return _whole(n, bench, {"interactions": True, "top": 10})
+
+
+def _whole(n: int, bench: Bench, extras: dict[str, Any]) -> _Case:
+    networks = random_networks(n)
+    if not bench.tiny:  # kernels are compiled on fewer players of a network as wide
+        enumerate_masks(random_networks(28, hidden=networks.n_hidden), device="cuda", **extras)
+    ways: dict[str, Callable[[], object]] = {"ours": lambda: enumerate_masks(networks, device="cuda", **extras)}
+    if bench.tiny or (bench.long and n <= _MOST_NATIVE):
+        ways["C++"] = lambda: enumerate_masks(networks, **extras)
+    operations = 2**n * (14 * networks.n_networks * networks.n_hidden + (72 if extras else 40))
+    what = f"all 2^{n} masks, {networks.n_hidden} units" + (", pairs and best" if extras else "")
+    return _Case(what, operations, ways, calls=2 if n <= _MOST_NATIVE else 1)
 
 
 def _shape(networks: Networks, masks: int) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,36 @@ def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str 
     return Results(_machine(raw), {"size": size, "model": model or "default"}, _figures(raw))
 
 
-def run_on_gpu(folder: Path, names: Sequence[str], out: Path, *, tiny: bool, quiet: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class GpuRun:
+    """How the GPU is measured.
+
+    Attributes:
+        tiny: sizes that mean nothing, without a GPU.
+        long: what takes minutes too.
+        afresh: also what a file that is there holds already.
+    """
+
+    tiny: bool = False
+    long: bool = False
+    afresh: bool = False
+
+
+def is_of_gpu(path: Path) -> bool:
+    """Whether a file is what `bench gpu` wrote, so that a further run may continue it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("benchmark") == "gpu"
+
+
+def run_on_gpu(folder: Path, names: Sequence[str], out: Path, run: GpuRun, *, quiet: bool = False) -> dict[str, Any]:
     """Measure the GPU of this machine by the folder's `gpu/bench_gpu.py`, which writes `out` and a table next to it.
 
     Returns what `out` holds. If `quiet`, what the script prints goes to standard error.
 
-    Raises `RequestError` without a GPU (`tiny` needs none) or where `names` ask for more than "gpu", and `RunError`
+    Raises `RequestError` without a GPU (`run.tiny` needs none) or where `names` ask for more than "gpu", and `RunError`
     when a part of it fails.
     """
     import torch
@@ -88,12 +113,13 @@ def run_on_gpu(folder: Path, names: Sequence[str], out: Path, *, tiny: bool, qui
         raise RequestError("bench gpu is run by itself: name no other suites with it")
     if importlib.util.find_spec("triton") is None:
         raise RequestError("bench gpu needs Triton: pip install 'layercoop-fast[triton]'")
-    if not tiny and not torch.cuda.is_available():
+    if not run.tiny and not torch.cuda.is_available():
         raise RequestError("bench gpu measures a GPU, and torch sees none here; tiny=True runs its code without one")
     script = folder / "gpu" / "bench_gpu.py"
     if not script.is_file():
         raise RequestError(f"{folder} holds no gpu/bench_gpu.py: name the benchmarks folder of a whole clone")
-    command = tied(str(script), "--out", str(out.resolve()), *(["--tiny"] if tiny else []))
+    command = tied(str(script), "--out", str(out.resolve()))
+    command += [f"--{name}" for name, wanted in asdict(run).items() if wanted]
     done = subprocess.run(command, stdout=sys.stderr if quiet else None, check=False)
     if done.returncode != 0:
         raise RunError(f"bench gpu ended with status {done.returncode}; what failed is printed above, and in {out}")

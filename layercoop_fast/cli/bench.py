@@ -24,9 +24,10 @@ def bench(
             help="Suites to run (all of them if none is named); gpu measures this machine's GPU.",
         ),
     ] = None,
-    full: Annotated[bool, typer.Option("--full/--quick", help="Sizes of the published figures, or small ones.")] = (
-        False
-    ),
+    full: Annotated[
+        bool,
+        typer.Option("--full/--quick", help="Sizes of published figures, or small ones; with gpu: 2^40 masks too."),
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder. Default: the small real model.")] = None,
     folder: Annotated[Path | None, typer.Option(help="The benchmarks folder of a clone.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write: machine, versions, raw samples.")] = None,
@@ -37,7 +38,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Run benchmarks and print each figure with its alternatives, or show what changed between two runs."""
-    from layercoop_fast.bench.running import benchmarks_folder, run_benchmarks, run_on_gpu
+    from layercoop_fast.bench.running import GpuRun, benchmarks_folder, is_of_gpu, run_benchmarks, run_on_gpu
     from layercoop_fast.bench.tables import show_results
     from layercoop_fast.files import check_target
 
@@ -47,8 +48,10 @@ def bench(
         return
     if GPU in names:
         out = out or Path("bench-gpu.json")
-        check_target(out, force=force)
-        found = run_on_gpu(benchmarks_folder(folder), names, out, tiny=tiny, quiet=as_json)
+        if not is_of_gpu(out):  # one that is there is continued
+            check_target(out, force=force)
+        run = GpuRun(tiny=tiny, long=full, afresh=force)
+        found = run_on_gpu(benchmarks_folder(folder), names, out, run, quiet=as_json)
         if as_json:
             print_json(found)
         return

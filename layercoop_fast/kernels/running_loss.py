@@ -20,7 +20,8 @@ class CoreSums:
 
     def __init__(self, targets: Tensor, scale: float, soft_cap: float | None, *, with_teacher: bool) -> None:
         self.targets, self.scale, self.soft_cap = targets, scale, soft_cap
-        self.student = torch.tensor([_LOWEST, 0.0, 0.0]).repeat(len(targets), 1)
+        self.student = torch.zeros(len(targets), 3, device=targets.device)
+        self.student[:, 0] = _LOWEST
         self.teacher = self.student.clone() if with_teacher else None
 
     def add(self, logits: Tensor, teacher_logits: Tensor | None, first_word: int) -> None:
@@ -48,11 +49,6 @@ class CoreSums:
 
 class TorchSums(CoreSums):
     """The same by torch's operations, on any device and in any dtype; sums of float64 logits are float64."""
-
-    def __init__(self, targets: Tensor, scale: float, soft_cap: float | None, *, with_teacher: bool) -> None:
-        super().__init__(targets, scale, soft_cap, with_teacher=with_teacher)
-        self.student = self.student.to(targets.device)
-        self.teacher = None if self.teacher is None else self.student.clone()
 
     def add(self, logits: Tensor, teacher_logits: Tensor | None, first_word: int) -> None:
         """Add a tile of logits [R, v], and the teacher's."""

@@ -17,9 +17,11 @@ from layercoop_fast.inputs.options import TOKENS, WINDOWS
 from layercoop_fast.llama.fast_blocks import why_not
 from layercoop_fast.llama.fused_head import fused_head
 from layercoop_fast.masked.forward import free_memory
+from layercoop_fast.masked.pool_units import PoolUnits, pool_block
 from layercoop_fast.masked.unit_choice import make_units
 from layercoop_fast.masked.units import FastUnits
 from layercoop_fast.masked.windows import Windows
+from layercoop_fast.report.gpu_checks import check_gpu
 
 
 def examine(
@@ -36,6 +38,7 @@ def examine(
 
     `exact` is whether embedding, blocks and head, run one after another, give the model's own logits bit for bit.
     `exports` counts the masks that remove one layer and have a plain checkpoint, with the reason why others have none.
+    `gpu` is what `check_gpu` found on the model's GPU, None where it is on the CPU.
     `sublayers` is the reason why attention and MLP cannot be separate players, None where they can.
 
     Raises `RequestError` as `open_checkpoint` and `Skeleton` do.
@@ -76,6 +79,7 @@ def examine(
         "exports": _exports(checkpoint.model.config, skeleton.n_layers),
         "sublayers": _why_no_sublayers(skeleton),
         "fast": _fast_path(measured),
+        "gpu": check_gpu(skeleton.device, skeleton.dtype) if skeleton.device.type == "cuda" else None,
         "windows": windows,
         "tokens": tokens,
         "state_bytes": state_bytes,
@@ -101,16 +105,18 @@ def _why_no_sublayers(skeleton: Skeleton) -> str | None:
 
 
 def _fast_path(windows: Windows) -> dict[str, Any]:
-    """How blocks and head run on the CPU, and why the first block that is not fast is not."""
+    """How blocks and head run where the model is, and why the first block that is not fast is not."""
     skeleton = windows.skeleton
+    on_gpu = skeleton.device.type == "cuda"
     units = make_units(windows)
-    fast = units.blocks if isinstance(units, FastUnits) else [None] * skeleton.n_layers
+    fast = units.blocks if isinstance(units, (FastUnits, PoolUnits)) else [None] * skeleton.n_layers
     slow = next((layer for layer, block in enumerate(fast) if block is None), None)
     reason = None
     if slow is not None:
         call = skeleton.context(windows.ids[:1]).call(slow)
-        reason = f"block {slow}: {why_not(skeleton.blocks[slow], call, skeleton.convention)}"
-    head = fused_head(skeleton, windows.ids[:1])
+        why = pool_block if on_gpu else why_not
+        reason = f"block {slow}: {why(skeleton.blocks[slow], call, skeleton.convention)}"
+    head = fused_head(skeleton, windows.ids[:1], own_norm=on_gpu)
     return {"blocks": units.path, "why_not": reason, "head": "hf" if head is None else "fused"}
 
 

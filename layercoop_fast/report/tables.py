@@ -66,14 +66,38 @@ def show_findings(found: dict[str, Any]) -> None:
         else "DIFFERS from the model",
         "a checkpoint without one layer": _exports(found["exports"]),
         "sublayers as players": found["sublayers"] or "yes",
-        "on the CPU": f"blocks: {_path(fast['blocks'])}; head: {_path(fast['head'])}"
-        + (f"\n{fast['why_not']}" if fast["why_not"] else ""),
+        f"on the {'CPU' if found['gpu'] is None else 'GPU'}": f"blocks: {_path(fast['blocks'])}; "
+        f"head: {_path(fast['head'])}" + (f"\n{fast['why_not']}" if fast["why_not"] else ""),
         "one stored state": f"{found['state_bytes']:,} bytes ({found['windows']} windows x {found['tokens']} tokens); "
         f"{found['states_in_free_memory']:,} fit in free memory",
     }
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
+    if found["gpu"] is not None:
+        show_gpu(found["gpu"])
+
+
+def show_gpu(found: dict[str, Any]) -> None:
+    """Print what `check_gpu` found: a row for each kernel, and one for graphs."""
+    console = plain_console()
+    table = Table(title=found["name"])
+    for name in ("kernel", "dtype", "differs by", "at most", "computed by"):
+        table.add_column(name)
+    for each in found["kernels"]:
+        differs = "" if each["difference"] is None else f"{each['difference']:.1e}"
+        by = "Triton" if each["problem"] is None else f"torch: it {'raises' if each['error'] else 'is wrong'}"
+        table.add_row(each["operation"], each["dtype"], differs, f"{each['allowed']:.0e}", by)
+    table.add_row("graphs", "", "", "", "the device" if found["graphs"] is None else f"none: {found['graphs']}")
+    console.print(table, highlight=False)
+    if not found["triton"]:
+        console.print(
+            "Triton is not installed, so torch computes everything: pip install 'layercoop-fast[triton]'",
+            soft_wrap=True,
+        )
+    for each in found["kernels"]:
+        if each["problem"] is not None:
+            console.print(f"{each['operation']}: {each['problem']}", highlight=False, soft_wrap=True)
 
 
 def _exports(found: dict[str, Any]) -> str:

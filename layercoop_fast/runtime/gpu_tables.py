@@ -79,10 +79,12 @@ def send_rows(rows: Rows, n_layers: int, send: Callable[[Tensor], Tensor]) -> tu
     blocks = [_block_rows(rows, layer) for layer in range(n_layers)]
     arrays = [rows.tokens, rows.positions, *(array for some, _ in blocks for array in some)]
     sizes = [array.size for array in arrays]
-    host = torch.zeros(room_for(sizes), dtype=torch.int32)
-    for part, array in zip(parts_of(host, sizes), arrays, strict=True):
-        part.numpy()[:] = array.ravel()
-    parts = parts_of(send(host), sizes)
+    host = np.zeros(room_for(sizes), dtype=np.int32)
+    first = 0
+    for array in arrays:
+        host[first : first + array.size] = array.ravel()
+        first += room_for([array.size])
+    parts = parts_of(send(torch.from_numpy(host)), sizes)
     tokens, positions, *views = [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
     of_block = len(views) // n_layers
     there = []

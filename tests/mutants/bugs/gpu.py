@@ -248,4 +248,20 @@ BUGS = [
         means="where the Triton head is not used, divergences are wrong for more words than one tile",
         tests="tests/kernels/test_linear_cross_entropy.py",
     ),
+    Bug(
+        "tables-between-16-bytes",
+        "layercoop_fast/masked/pool_units.py",
+        old="slots.new_empty(2, max(size, 4))",
+        new="slots.new_empty(2, size)",
+        means="kernels are compiled once more, for tables that begin elsewhere, in the middle of a run",
+        tests="tests/gpu/test_on_fake_cuda.py",
+    ),
+    Bug(
+        "tables-on-the-host",
+        "layercoop_fast/runtime/gpu.py",
+        old="self.queue.send(torch.from_numpy(rows.wanted)).long()",
+        new="torch.from_numpy(rows.wanted).long()",
+        means="an index on the CPU picks rows on the GPU, which waits for it",
+        tests="tests/gpu/test_on_fake_cuda.py",
+    ),
 ]
