@@ -15,7 +15,7 @@ from torch import Tensor
 
 from layercoop_fast import _C
 from layercoop_fast.kernels.checks import by_kernel
-from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
+from layercoop_fast.kernels.memory import array, is_native, require, require_index, require_matrix
 from layercoop_fast.kernels.reference.blocks import (
     add_branch_reference,
     rms_norm_reference,
@@ -91,20 +91,29 @@ def add_rms_norm(
     eps: float,
     *,
     gemma: bool = False,
+    keep: Tensor | None = None,
     out: Tensor | None = None,
     total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x + delta and its norm, both [R, H]; each output may be one of the inputs, but not the other output."""
+    """x + delta and its norm, both [R, H]; each output may be one of the inputs, but not the other output.
+
+    With `keep` int32 [R] the sum of a row where that is 0 is x, whatever its delta is.
+    """
     require_matrix(x, "x")
     require_matrix(delta, "delta")
     require(delta, "delta", tuple(x.shape), x)
     require(weight, "weight", (x.shape[1],), x)
+    if keep is not None:
+        require_index(keep, "keep", len(x), x)
     out, total = _output(out, x, "out"), _output(total, x, "total")
     if x.shape[1] and by_kernel("norm", x):
         from layercoop_fast.kernels.gpu.gather_norm import launch_norm
 
-        launch_norm(x, weight, eps, out, delta=delta, total=total, gemma=gemma)
+        launch_norm(x, weight, eps, out, delta=delta, keep=keep, total=total, gemma=gemma)
         return total, out
+    if keep is not None:
+        total.copy_(torch.where(keep[:, None] != 0, x + delta, x))
+        return total, rms_norm(total, weight, eps, gemma=gemma, out=out)
     if not is_native(x) or x.shape[1] == 0:
         torch.add(x, delta, out=total)
         return total, out.copy_(rms_norm_reference(total, weight, eps, gemma=gemma))

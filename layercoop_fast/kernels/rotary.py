@@ -12,12 +12,19 @@ from torch import Tensor
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.checks import by_kernel
-from layercoop_fast.kernels.memory import array, is_native, require, require_matrix
+from layercoop_fast.kernels.memory import array, is_native, require, require_index, require_matrix
+from layercoop_fast.kernels.reference.attention import PagePlaces
 from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms, rotary_reference
 
 
 def rotary_(
-    x: Tensor, cos: Tensor, sin: Tensor, query_heads: int, key_heads: int, norms: HeadNorms = NO_NORMS
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    query_heads: int,
+    key_heads: int,
+    norms: HeadNorms = NO_NORMS,
+    into: PagePlaces | None = None,
 ) -> Tensor:
     """Rotate x [R, C] in place and return it.
 
@@ -28,6 +35,7 @@ def rotary_(
         query_heads: their number.
         key_heads: their number.
         norms: of the heads before they are rotated.
+        into: where the rotated keys, and the values behind them, are written too; C is then all of these heads.
 
     Raises:
         RequestError: for shapes and dtypes that do not fit.
@@ -48,13 +56,31 @@ def rotary_(
     joint = any(len(weight) != width for _, _, weight in given)
     for name, heads, weight in given:
         require(weight, name, (heads * width if joint else width,), x)
+    if into is not None:
+        _check_places(into, x, query_heads, key_heads, width)
     if not (joint or norms.gemma or angles is not x) and by_kernel("rotary", x):
         from layercoop_fast.kernels.gpu.rotary import launch_rotary
 
-        launch_rotary(x, cos, sin, query_heads, key_heads, norms)
+        launch_rotary(x, cos, sin, query_heads, key_heads, norms, into)
+        return x
+    if into is not None:
+        rotary_(x, cos, sin, query_heads, key_heads, norms)
+        into.write_(x)
         return x
     if not is_native(x):
         return x.copy_(rotary_reference(x, cos, sin, query_heads, key_heads, norms))
     query, key = (None if weight is None else array(weight) for weight in (norms.query, norms.key))
     _C.rotary(array(x), array(cos), array(sin), query_heads, key_heads, query, key, norms.eps, norms.gemma, joint)
     return x
+
+
+def _check_places(into: PagePlaces, x: Tensor, query_heads: int, key_heads: int, width: int) -> None:
+    pages = into.pages
+    if pages.dim() != 5 or pages.shape[1:3] != (2, key_heads) or pages.shape[4] != width or not pages.is_contiguous():
+        raise RequestError(f"pages: expected contiguous [P, 2, {key_heads}, PAGE, {width}], got {list(pages.shape)}")
+    if pages.dtype != x.dtype or pages.device != x.device:
+        raise RequestError(f"pages: expected {x.dtype} on {x.device}, got {pages.dtype} on {pages.device}")
+    if x.shape[1] != (query_heads + 2 * key_heads) * width:
+        raise RequestError(f"x: {x.shape[1]} columns are not {query_heads} + 2 · {key_heads} heads of {width}")
+    require_index(into.page, "page", len(x), x)
+    require_index(into.slot, "slot", len(x), x)

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from layercoop_fast.kernels.pool import gather_add_norm, gather_norm, scatter_residual_
+from layercoop_fast.kernels.reference.attention import PagePlaces
 from layercoop_fast.llama.block import BlockParts, Half, Norm, UnfitError
 from layercoop_fast.llama.block_inputs import Rope, causal_mask
 from layercoop_fast.llama.projections import Projection
-from layercoop_fast.llama.steps import gate_rows, norm_rows, rotate_heads
+from layercoop_fast.llama.steps import Added, add_and_norm, gate_rows, norm_rows, rotate_heads
 
 
 class PoolBlock:
@@ -103,12 +104,12 @@ class PoolBlock:
         )
         return mixed.transpose(1, 2).reshape(len(qkv), parts.heads * parts.head_dim)
 
-    def project(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def project(self, normed: Tensor, cos: Tensor, sin: Tensor, into: PagePlaces | None = None) -> Tensor:
         """Queries and keys, rotated, and values: [R, H] → [R, (heads + 2·kv_heads)·D]; row r is turned by row r mod T.
 
-        cos, sin: [T, D].
+        cos, sin: [T, D]. Keys and values go `into` pages too.
         """
-        return rotate_heads(self.parts, F.linear(normed, self.qkv.weight, self.qkv.bias), cos, sin)
+        return rotate_heads(self.parts, F.linear(normed, self.qkv.weight, self.qkv.bias), cos, sin, into)
 
     def feed(self, normed: Tensor) -> Tensor:
         """What the MLP adds: [R, H] → [R, H]."""
@@ -117,18 +118,25 @@ class PoolBlock:
 
     # A step of generation (`runtime/gpu.py`) holds its states itself, and calls these three.
 
-    def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """As `project`, of states before the norm: [R, H] → [R, (heads + 2·kv_heads)·D]; cos, sin: [R, D]."""
-        return self.project(norm_rows(self.parts.attention_norm, hidden), cos, sin)
+    def normed_heads(
+        self, hidden: Tensor, added: Added | None, cos: Tensor, sin: Tensor, into: PagePlaces
+    ) -> tuple[Tensor, Tensor]:
+        """The stream with what is to be added to it, and as `project` of its norm: [R, H], [R, (heads + 2·kv_heads)·D].
+
+        cos, sin: [R, D].
+        """
+        total, normed = add_and_norm(self.parts.attention_norm, hidden, added)
+        return total, self.project(normed, cos, sin, into)
 
     def behind_attention(self, mixed: Tensor) -> Tensor:
         """What attention adds, of what it mixed: [R, heads·D] → [R, H]."""
         delta = F.linear(mixed, self.output.weight, self.output.bias)
         return what_is_added(self.parts, delta, self.parts.after_attention)
 
-    def normed_mlp(self, hidden: Tensor) -> Tensor:
-        """As `feed`, of states before the norm: [R, H] → [R, H]."""
-        return self.feed(norm_rows(self.parts.mlp_norm, hidden))
+    def normed_mlp(self, hidden: Tensor, added: Added | None = None) -> tuple[Tensor, Tensor]:
+        """The stream with what is to be added to it, and as `feed` of its norm: both [R, H]."""
+        total, normed = add_and_norm(self.parts.mlp_norm, hidden, added)
+        return total, self.feed(normed)
 
 
 def what_is_added(parts: BlockParts, delta: Tensor, after: Norm | None) -> Tensor:

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layercoop_fast.engine.skeleton import Skeleton
+from layercoop_fast.kernels.reference.attention import PagePlaces
 from layercoop_fast.kernels.rms_norm import rms_norm
 from layercoop_fast.llama.block import BlockParts, UnfitError, let_go
 from layercoop_fast.llama.fused_head import FusedHead
 from layercoop_fast.llama.gpu_quantised import QuantisedMap, norm_on
+from layercoop_fast.llama.steps import Added
 
 
 class DecodeBlock(Protocol):
@@ -20,14 +22,19 @@ class DecodeBlock(Protocol):
 
     parts: BlockParts
 
-    def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries and keys, rotated, and values of states before the norm: [R, H] → [R, (heads + 2·kv_heads)·D]."""
+    def normed_heads(
+        self, hidden: Tensor, added: Added | None, cos: Tensor, sin: Tensor, into: PagePlaces
+    ) -> tuple[Tensor, Tensor]:
+        """States [R, H] with what is to be added; of their norm queries and keys, rotated, and values.
+
+        The latter are [R, (heads + 2·kv_heads)·D]; keys and values are written `into` pages too.
+        """
 
     def behind_attention(self, mixed: Tensor) -> Tensor:
         """What attention adds: [R, heads·D] → [R, H]."""
 
-    def normed_mlp(self, hidden: Tensor) -> Tensor:
-        """What the MLP adds: [R, H] → [R, H]."""
+    def normed_mlp(self, hidden: Tensor, added: Added | None = None) -> tuple[Tensor, Tensor]:
+        """States [R, H] with what is to be added, and what the MLP adds to those: [R, H]."""
 
 
 class Ends(Protocol):

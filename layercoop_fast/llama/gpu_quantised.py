@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from layercoop_fast.kernels.quantise import pack
 from layercoop_fast.kernels.quantised_linear import quantised_linear
+from layercoop_fast.kernels.reference.attention import PagePlaces
 from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 from layercoop_fast.kernels.rms_norm import rms_norm
 from layercoop_fast.llama.block import LinearRows, Norm, UnfitError, let_go
 from layercoop_fast.llama.gpu_block import PoolBlock, what_is_added
-from layercoop_fast.llama.steps import gate_rows, rotate_heads
+from layercoop_fast.llama.steps import Added, gate_rows, rotate_heads
 
 BITS = {"int8": 8, "int4": 4}
 # Up to this number of rows, reading the packed weights once for every sixteen rows costs less than widening them once.
@@ -120,18 +121,22 @@ class QuantisedBlock:
         """What the products of its attention and its MLP read."""
         return self._qkv.nbytes + self._output.nbytes, self._gate_up.nbytes + self._down.nbytes
 
-    def normed_heads(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The norm's queries and keys, rotated, and values: [R, H] → [R, (heads + 2·kv_heads)·D]."""
-        return rotate_heads(self.parts, self._qkv(hidden, self.parts.attention_norm), cos, sin)
+    def normed_heads(
+        self, hidden: Tensor, added: Added | None, cos: Tensor, sin: Tensor, into: PagePlaces
+    ) -> tuple[Tensor, Tensor]:
+        """As `PoolBlock.normed_heads`; the product's kernel has the norm: [R, H], [R, (heads + 2·kv_heads)·D]."""
+        total = hidden if added is None else added.onto(hidden)
+        return total, rotate_heads(self.parts, self._qkv(total, self.parts.attention_norm), cos, sin, into)
 
     def behind_attention(self, mixed: Tensor) -> Tensor:
         """What attention adds, of what it mixed: [R, heads·D] → [R, H]."""
         return what_is_added(self.parts, self._output(mixed), self.parts.after_attention)
 
-    def normed_mlp(self, hidden: Tensor) -> Tensor:
-        """What the MLP adds to a state: [R, H] → [R, H]."""
-        inner = gate_rows(self.parts, self._gate_up(hidden, self.parts.mlp_norm))
-        return what_is_added(self.parts, self._down(inner), self.parts.after_mlp)
+    def normed_mlp(self, hidden: Tensor, added: Added | None = None) -> tuple[Tensor, Tensor]:
+        """The stream with what is to be added to it, and what the MLP adds then: both [R, H]."""
+        total = hidden if added is None else added.onto(hidden)
+        inner = gate_rows(self.parts, self._gate_up(total, self.parts.mlp_norm))
+        return total, what_is_added(self.parts, self._down(inner), self.parts.after_mlp)
 
 
 def norm_on(norm: Norm | None, device: torch.device) -> Norm | None:

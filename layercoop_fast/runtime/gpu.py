@@ -26,18 +26,19 @@ from layercoop_fast.engine.calls import BlockCall, Returned, replaced_forward
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.pages import decode_attention, paged_attention
-from layercoop_fast.kernels.reference.attention import PagedContext
+from layercoop_fast.kernels.reference.attention import PagedContext, PagePlaces
 from layercoop_fast.llama.block import UnfitError
 from layercoop_fast.llama.block_inputs import Rope, find_rope
 from layercoop_fast.llama.fused_head import FusedHead, fused_head
 from layercoop_fast.llama.gpu_block import PoolBlock
 from layercoop_fast.llama.gpu_parts import DecodeBlock, Ends, PlainEnds, QuantisedEnds
 from layercoop_fast.llama.gpu_quantised import BITS, QuantisedBlock
+from layercoop_fast.llama.steps import Added
 from layercoop_fast.masked.pool_units import pool_block
 from layercoop_fast.masked.queues import Queue, queue_of
 from layercoop_fast.masks.halves import WHOLE, Halves
 from layercoop_fast.runtime.executor import Executor, Rows
-from layercoop_fast.runtime.gpu_tables import ALIGNED, BlockRows, Step, room_for, send_rows
+from layercoop_fast.runtime.gpu_tables import ALIGNED, Step, room_for, send_rows
 from layercoop_fast.runtime.pages import PAGE, PagePool
 
 # Cosines and sines are held for at most this number of positions.
@@ -182,18 +183,22 @@ class GpuExecutor(Executor):
         hidden = self._ends.embed(step.tokens.long())
         positions = step.positions.long()
         cos, sin = self.rope.cos[positions], self.rope.sin[positions]
+        added: Added | None = None
         for layer, halves in enumerate(ran.tolist()):
             block = self.blocks[layer]
             if block is None:
                 continue
+            attention, mlp = (None, None) if alike else step.keeps[:, layer]
             if halves & 1:
-                mix = self._decoding(block, step.tables[:, layer], step.lengths)
-                delta = self._attend(block, hidden, cos, sin, (step.pages[layer].long(), step.slots.long()), mix)
-                hidden = hidden + delta if alike else _where(step.keeps[0, layer], hidden + delta, hidden)
+                into = PagePlaces(self.pages, step.pages[layer], step.slots)
+                hidden, qkv = block.normed_heads(hidden, added, cos, sin, into)
+                context = PagedContext(self.pages, step.tables[:, layer], step.lengths)
+                mixed = decode_attention(qkv[:, : self.heads * self.width], context, block.parts.scale)
+                added = Added(block.behind_attention(mixed), attention)
             if halves & 2:
-                delta = block.normed_mlp(hidden)
-                hidden = hidden + delta if alike else _where(step.keeps[1, layer], hidden + delta, hidden)
-        out.copy_(self._ends.score(hidden))
+                hidden, delta = block.normed_mlp(hidden, added)
+                added = Added(delta, mlp)
+        out.copy_(self._ends.score(hidden if added is None else added.onto(hidden)))
 
     def _extend(self, rows: Rows) -> Tensor:
         """Any rows, block by block: the states [R, H] behind the last one."""
@@ -210,46 +215,19 @@ class GpuExecutor(Executor):
             if len(some.attending):
                 at = some.attending.long()
                 every = len(at) == count
-                own = (hidden, cos, sin) if every else (hidden[at], cos[at], sin[at])
-                delta = self._attend(block, *own, (some.pages.long(), some.slots.long()), self._extending(block, some))
+                own, own_cos, own_sin = (hidden, cos, sin) if every else (hidden[at], cos[at], sin[at])
+                into = PagePlaces(self.pages, some.pages, some.slots)
+                _, qkv = block.normed_heads(own, None, own_cos, own_sin, into)
+                context = PagedContext(self.pages, some.tables, some.lengths)
+                mixed = paged_attention(qkv, some.starts, context, some.longest, block.parts.scale)
+                delta = block.behind_attention(mixed)
                 hidden = hidden + delta if every else hidden.index_add_(0, at, delta)
             if len(some.feeding):
                 at = some.feeding.long()
                 every = len(at) == count
-                delta = block.normed_mlp(hidden if every else hidden[at])
+                _, delta = block.normed_mlp(hidden if every else hidden[at])
                 hidden = hidden + delta if every else hidden.index_add_(0, at, delta)
         return hidden
-
-    def _attend(
-        self,
-        block: DecodeBlock,
-        hidden: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        where: tuple[Tensor, Tensor],
-        mix: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """What attention adds to rows [N, H], whose keys and values go to slots int64 [N] of pages int64 [N]."""
-        qkv = block.normed_heads(hidden, cos, sin)
-        pages, slots = where
-        queries = self.heads * self.width
-        self.pages[pages, :, :, slots] = qkv[:, queries:].view(-1, 2, self.kv_heads, self.width)
-        return block.behind_attention(mix(qkv))
-
-    def _decoding(self, block: DecodeBlock, tables: Tensor, lengths: Tensor) -> Callable[[Tensor], Tensor]:
-        def mix(qkv: Tensor) -> Tensor:
-            queries = qkv[:, : self.heads * self.width]
-            return decode_attention(queries, PagedContext(self.pages, tables, lengths), block.parts.scale)
-
-        return mix
-
-    def _extending(self, block: DecodeBlock, some: BlockRows) -> Callable[[Tensor], Tensor]:
-        context = PagedContext(self.pages, some.tables, some.lengths)
-
-        def mix(qkv: Tensor) -> Tensor:
-            return paged_attention(qkv, some.starts, context, some.longest, block.parts.scale)
-
-        return mix
 
 
 def _blocks(skeleton: Skeleton, held: Halves) -> list[PoolBlock | None]:
@@ -321,8 +299,3 @@ def _head(skeleton: Skeleton) -> FusedHead:
 def _power(size: int) -> int:
     """The smallest power of two from `size` on."""
     return 1 << max(size - 1, 0).bit_length()
-
-
-def _where(keep: Tensor, kept: Tensor, skipped: Tensor) -> Tensor:
-    """Rows [S, H] of `kept` where keep [S] is not 0, else of `skipped`: what a skipped block computes may overflow."""
-    return torch.where(keep[:, None] != 0, kept, skipped)

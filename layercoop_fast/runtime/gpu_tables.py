@@ -35,16 +35,17 @@ class Step:
 
     @staticmethod
     def sizes(sequences: int, layers: int, pages: int) -> list[int]:
-        """Numbers of each part."""
-        return [sequences] * 4 + [layers * sequences, 2 * layers * sequences, sequences * layers * pages]
+        """Numbers of each part; those of a block begin at multiples of 16 bytes too."""
+        of_block = room_for([sequences])
+        return [sequences] * 4 + [layers * of_block, 2 * layers * of_block, sequences * layers * pages]
 
     @classmethod
     def of(cls, vector: Tensor, sequences: int, layers: int, pages: int) -> Step:
         """The parts of a vector int32 [N], with N = `room_for(sizes)`."""
         tokens, positions, lengths, slots, into, keeps, tables = parts_of(vector, cls.sizes(sequences, layers, pages))
         return cls(
-            tokens, positions, lengths, slots, into.view(layers, sequences), keeps.view(2, layers, sequences),
-            tables.view(sequences, layers, pages),
+            tokens, positions, lengths, slots, into.view(layers, -1)[:, :sequences],
+            keeps.view(2, layers, -1)[:, :, :sequences], tables.view(sequences, layers, pages),
         )  # fmt: skip
 
 

@@ -190,3 +190,15 @@ def test_a_read_only_output_is_refused() -> None:
     out.setflags(write=False)
     with pytest.raises(ValueError, match="out: expected an array that can be written"):
         _C.rms_norm(GOOD, ROW, EPS, out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rows_that_are_not_kept_get_nothing_added(dtype: torch.dtype) -> None:
+    x, delta, weight = noise(3, 24, dtype=dtype), noise(3, 24, dtype=dtype, seed=1), noise(24, dtype=dtype, seed=2)
+    delta[1] = torch.inf
+    keep = torch.tensor([1, 0, 2], dtype=torch.int32)
+    total, normed = add_rms_norm(x, delta, weight, 1e-5, keep=keep)
+    assert torch.equal(total, torch.where(keep[:, None] != 0, x + delta, x))
+    assert torch.equal(normed, rms_norm(total, weight, 1e-5))
+    with pytest.raises(RequestError, match=r"keep: expected contiguous int32 or int64 \[3\]"):
+        add_rms_norm(x, delta, weight, 1e-5, keep=keep[:2])

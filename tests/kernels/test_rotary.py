@@ -8,6 +8,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from layercoop_fast import _C
 from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.reference.attention import PagePlaces
 from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms, rotary_reference
 from layercoop_fast.kernels.rotary import rotary_
 
@@ -145,3 +146,18 @@ def test_bad_arrays(cos_shape: tuple[int, int], heads: tuple[int, int], message:
     angles = np.ones(cos_shape, dtype=np.float32)
     with pytest.raises(ValueError, match=message):
         _C.rotary(np.ones((6, 12), dtype=np.float32), angles, angles, *heads)
+
+
+@pytest.mark.parametrize("gemma", [False, True])
+def test_keys_and_values_go_into_pages(gemma: bool) -> None:
+    x, weight = noise(3, 8 * 16), noise(16, seed=1)
+    cos, sin = noise(3, 16, seed=2), noise(3, 16, seed=3)
+    norms = HeadNorms(weight, weight, 1e-6, gemma)
+    pages = torch.zeros(5, 2, 2, 4, 16)
+    into = PagePlaces(pages, torch.tensor([4, 0, 2], dtype=torch.int32), torch.tensor([3, 0, 1], dtype=torch.int32))
+    expected = rotary_reference(x, cos, sin, 4, 2, norms)
+    rotary_(x, cos, sin, 4, 2, norms, into)
+    assert_near(x, expected, relative=1e-5, absolute=1e-6)
+    for row, (page, slot) in enumerate([(4, 3), (0, 0), (2, 1)]):
+        assert torch.equal(pages[page, :, :, slot], x[row, 4 * 16 :].view(2, 2, 16))
+    assert torch.count_nonzero(pages) == 3 * 4 * 16

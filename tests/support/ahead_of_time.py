@@ -8,7 +8,9 @@ of 1, and one target.
 
 Registers and stack come from the cubin (`cuobjdump` of Triton's wheel; Triton itself knows them only on a device), or
 on hip from the metadata in the assembly. A kernel of a main case is wrong if it spills, takes more shared memory than
-the chip has, holds no matrix instruction where its case is a product, or no 128-bit load where its case is a copy.
+the chip has, holds no matrix instruction where its case is a product, or no 128-bit load where its case is a copy; and
+where its case says so, if threads wait for each other in its longest inner loop, or that has more instructions a number
+than the case allows. Loops are what the cubin's machine code (SASS) jumps back to.
 
 Triton must not be in its interpreter (TRITON_INTERPRET): tests run this in a process of its own.
 """
@@ -74,6 +76,9 @@ class Compiled:
         registers: of a thread; on hip vector registers.
         spilled: on NVIDIA bytes of stack of a thread; hip: vector registers that went to memory.
         shared: bytes of a program.
+        loop: instructions of the longest inner loop, on NVIDIA; 0 without one.
+        waits: how often threads wait for each other in a pass of it.
+        slots: instructions of it a number, where the case counts numbers; else 0.
     """
 
     operation: str
@@ -86,6 +91,9 @@ class Compiled:
     spilled: int
     shared: int
     programs: int
+    loop: int
+    waits: int
+    slots: float
     wrong: list[str]
 
 
@@ -160,8 +168,14 @@ def compile_case(case: Case, target: str) -> list[Compiled]:
         if shared > SHARED_LIMIT[target]:
             wrong.append(f"takes {shared} bytes of shared memory, the chip has {SHARED_LIMIT[target]}")
         name, config = each.kernel.fn.__name__, each.config
+        loop, waits = (0, 0) if target.startswith("hip") else _longest_loop(binary)
+        slots = loop / case.per if case.loop == name and case.per else 0.0
+        if case.loop == name and loop and waits:
+            wrong.append(f"threads wait for each other {waits} times in a pass of its loop")
+        if case.slots and slots > case.slots:
+            wrong.append(f"takes {slots:.2f} instructions a number, {case.slots} are allowed")
         at = (case.operation, case.shape, config.name, name, target, config.warps)
-        found.append(Compiled(*at, registers, spilled, shared, math.prod(each.grid), wrong))
+        found.append(Compiled(*at, registers, spilled, shared, math.prod(each.grid), loop, waits, slots, wrong))
     return found
 
 
@@ -207,13 +221,38 @@ def _assembly(made: Any) -> str:
     return str(made.asm["amdgcn"] if "amdgcn" in made.asm else made.asm["ptx"])
 
 
-def _resources_cuda(made: Any) -> tuple[int, int]:
-    """Registers of a thread, and bytes of its stack, which is used here only where registers do not suffice."""
+def _shown(made: Any, option: str) -> str:
+    """What `cuobjdump` shows of a cubin."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        shown = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _longest_loop(made: Any) -> tuple[int, int]:
+    """Instructions of the longest loop without a loop in it, and barriers among them; zeros without a loop."""
+    code = [
+        (int(found[1], 16), found[2]) for found in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", _shown(made, "-sass"))
+    ]
+    jumps = [
+        (int(to[1], 16), at)
+        for at, instruction in code
+        if (to := re.search(r"\bBRA\b.*0x([0-9a-f]+)", instruction)) and int(to[1], 16) < at
+    ]
+    inner = [
+        (to, at)
+        for to, at in jumps
+        if not any(to <= other[0] and other[1] < at for other in jumps if other != (to, at))
+    ]
+    bodies = [[each for place, each in code if to <= place <= at] for to, at in inner]
+    longest = max(bodies, key=len, default=[])
+    return len(longest), sum("BAR." in each for each in longest)
+
+
+def _resources_cuda(made: Any) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack, which is used here only where registers do not suffice."""
+    shown = _shown(made, "-res-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", shown)
     if found is None:
         raise RequestError(f"cuobjdump said nothing about registers: {shown.strip()[:200]}")

@@ -22,7 +22,7 @@ from layercoop_fast.kernels.gpu import (
     swiglu,
 )
 from layercoop_fast.kernels.gpu.frame import blocks
-from layercoop_fast.kernels.reference.attention import PagedContext
+from layercoop_fast.kernels.reference.attention import PagedContext, PagePlaces
 from layercoop_fast.kernels.reference.blocks import HeadNorms
 from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 
@@ -38,6 +38,9 @@ class Case:
     Attributes:
         main: whether it is in the table of docs/kernels.md and must not spill registers. The others show that sizes of
             1 compile too: Triton makes constants of these.
+        loop: the kernel in whose longest loop threads must not wait for each other (on NVIDIA).
+        per: numbers that a thread has in a pass of that loop.
+        slots: instructions of the loop that are allowed a number; 0 for any.
         targets: how the names of its targets begin: "cuda", "hip", or "" for all.
     """
 
@@ -51,6 +54,9 @@ class Case:
     dot: bool = False
     wide: bool = True
     main: bool = True
+    loop: str | None = None
+    per: int = 0
+    slots: float = 0.0
     targets: str | tuple[str, ...] = ""
 
 
@@ -80,6 +86,10 @@ def _gather_norm() -> list[Case]:
         found.append(Case("gather_norm", shape, "row", run, bytes=2 * size + 2 * width))
         run = partial(run, delta=matrix, total=matrix)
         found.append(Case("gather_add_norm", shape, "row", run, bytes=4 * size + 2 * width))
+    rows, width = 64, 4096  # a step of generation under several masks
+    matrix, weight, keep = meta(rows, width), meta(width), meta(rows, dtype=torch.int32)
+    run = partial(gather_norm.launch_norm, matrix, weight, 1e-5, matrix, delta=matrix, keep=keep, total=matrix)
+    found.append(Case("add_norm, masks", f"[{rows}, {width}]", "row", run, bytes=8 * rows * width + 2 * width))
     one = meta(1, 1)
     run = partial(
         gather_norm.launch_norm,
@@ -124,11 +134,19 @@ def _rotary() -> list[Case]:
     for rows, norm in ((16384, False), (16384, True), (1, False)):
         x, table, weight = meta(rows, 48 * width), meta(128, width), meta(width) if norm else None
         norms = HeadNorms(weight, weight, eps=1e-6)
-        run = partial(rotary.launch_rotary, x, table, table, 32, 8, norms, rotary.CONFIGS["many"])
+        run = partial(rotary.launch_rotary, x, table, table, 32, 8, norms, config=rotary.CONFIGS["many"])
         shape = f"[{rows}, (32 + 8 + 8)·{width}]{', QK-norm' if norm else ''}"
         found.append(Case("rotary", shape, "many", run, bytes=2 * 2 * rows * 40 * width + 4 * min(rows, 128) * width))
+    for rows in (1, 64):  # a step of generation, which writes keys and values into pages
+        x, table, at = meta(rows, 48 * width), meta(rows, width), meta(rows, dtype=torch.int32)
+        into = PagePlaces(meta(512, 2, 8, 16, width), at, at)
+        run = partial(
+            rotary.launch_rotary, x, table, table, 32, 8, HeadNorms(None, None), into, config=rotary.CONFIGS["many"]
+        )
+        size = 2 * rows * (2 * 40 + 8 + 16 + 2) * width
+        found.append(Case("rotary_to_pages", f"[{rows}, (32 + 8 + 8)·{width}]", "many", run, bytes=size))
     one = meta(1, 2)
-    run = partial(rotary.launch_rotary, one, one, one, 1, 0, HeadNorms(one[0], eps=1e-6), rotary.CONFIGS["few"])
+    run = partial(rotary.launch_rotary, one, one, one, 1, 0, HeadNorms(one[0], eps=1e-6), config=rotary.CONFIGS["few"])
     return [*found, Case("rotary", "[1, (1 + 0 + 0)·2], QK-norm", "few", run, bytes=16, wide=False, main=False)]
 
 
@@ -195,7 +213,7 @@ def _gemv() -> list[Case]:
     found, outs, columns = [], 28672, 4096
     for bits in (4, 8):
         # AMD's warps are too many for loads of 128 bits where blocks are small.
-        for rows, config, targets in ((1, "one", "cuda"), (1, "one_wide", ""), (8, "few", "cuda"), (8, "few", "hip")):
+        for rows, config, targets in ((1, "one", ""), (1, "one_wide", ""), (8, "few", "cuda"), (8, "few", "hip")):
             scale = meta(outs, columns // GROUP, dtype=torch.float16)
             values = meta(outs, columns * bits // 8, dtype=torch.uint8 if bits == 4 else torch.int8)
             weight = PackedWeight(values, scale, scale if bits == 4 else None)
@@ -207,8 +225,13 @@ def _gemv() -> list[Case]:
             size += 2 * rows * (columns + outs) + 2 * columns
             work, dot = 2 * rows * outs * columns, rows > 1
             shape = f"[{rows}, {columns}] · [{outs}, {columns}]ᵀ, {bits} bits"
-            case = Case("gemv", shape, config, run, bytes=size, dot=dot, wide=not dot or targets != "hip")
-            found.append(replace(case, targets=targets, flops=work if dot else 0, operations=0 if dot else work))
+            case = Case("gemv", shape, config, run, bytes=size, dot=dot, wide=dot and targets != "hip")
+            case = replace(case, targets=targets, flops=work if dot else 0, operations=0 if dot else work)
+            if not dot:  # a thread has a group of each row; a weight is worth an and-or, a sum and a product
+                blocks_of = gemv.CONFIGS[config].blocks
+                per = blocks_of["OUTS"] * blocks_of["GROUPS"] * GROUP // (32 * gemv.CONFIGS[config].warps)
+                case = replace(case, loop="_one_row", per=per, slots=4.4 if bits == 4 else 5.0)
+            found.append(case)
     scale = meta(1, 1, dtype=torch.float16)
     weight = PackedWeight(meta(1, GROUP // 2, dtype=torch.uint8), scale, scale)
     for rows, config in ((1, "one"), (2, "few")):
@@ -286,7 +309,8 @@ def _enumeration() -> list[Case]:
         # Of a unit three additions or multiply-adds, and a maximum and a minimum at half their rate; of a mask some 20.
         work = 2**28 * (2 * 7 * ensemble * units + 40 + (32 if extras else 0))
         size = 4 * 2 * ensemble * units * (lows + highs) + 4 * (lows * chunks + highs * lows // 128)
-        found.append(Case("enumeration", shape, "large", run, bytes=size, operations=work, wide=False))
+        case = Case("enumeration", shape, "large", run, bytes=size, operations=work, wide=False)
+        found.append(replace(case, loop="_enumerate"))
         if extras:
             tiles, scored = int32(29 * 38), 29 * 38 * 32 * 128
             best = partial(enumeration.launch_scores, tables, tiles, tiles, config=enumeration.CONFIGS["large"])
@@ -365,11 +389,12 @@ def _paged_attention() -> list[Case]:
 
 
 def _decode_attention() -> list[Case]:
-    """An 8B llama: one request of 8,192 tokens, and 64 of 2,048; Gemma's heads of 256."""
+    """An 8B llama: one request of 8,192 tokens, 64 of 2,048, 8 that are not split; Gemma's heads of 256."""
     found = []
     for name, sequences, length, heads, kv_heads, width, cap in (
         ("split", 1, 8192, 32, 8, 128, 0.0),
         ("split", 64, 2048, 32, 8, 128, 0.0),
+        ("split", 8, 128, 32, 8, 128, 0.0),
         ("wide", 8, 4096, 8, 4, 256, 50.0),
         ("full", 1, 8192, 32, 8, 128, 0.0),
         ("split", 1, 1, 1, 1, 1, 0.0),

@@ -41,9 +41,9 @@ _LEAST_TOKENS = 128
 
 @triton.jit
 def _split(
-    queries, pages, tables, lengths, mixtures, sums, scale, cap, window, query_row, table_row, page_size, splits,
+    queries, pages, tables, lengths, mixtures, sums, out, scale, cap, window, query_row, table_row, page_size, splits,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, CAPPED: tl.constexpr,
-    WIDEN: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr, WHOLE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0)
     group = tl.program_id(1)
@@ -70,9 +70,13 @@ def _split(
         top, total, mixed = attend(q, k, v, (at < end)[None, :], top, total, mixed, scale, cap, CAPPED, WIDEN)
     filled = total > 0
     divisor = tl.where(filled, total, 1.0)
-    result = (sequence * HEADS + group * SHARING + h) * splits + split
-    tl.store(sums + result, tl.where(filled, top + tl.log2(divisor), -float("inf")), mask=h < SHARING)
-    tl.store(mixtures + result[:, None].to(tl.int64) * WIDTH + d[None, :], mixed / divisor[:, None], mask=inside)
+    if WHOLE:
+        line = (sequence * HEADS + group * SHARING + h)[:, None].to(tl.int64) * WIDTH + d[None, :]
+        tl.store(out + line, (mixed / divisor[:, None]).to(out.dtype.element_ty), mask=inside)
+    else:
+        result = (sequence * HEADS + group * SHARING + h) * splits + split
+        tl.store(sums + result, tl.where(filled, top + tl.log2(divisor), -float("inf")), mask=h < SHARING)
+        tl.store(mixtures + result[:, None].to(tl.int64) * WIDTH + d[None, :], mixed / divisor[:, None], mask=inside)
 
 
 @triton.jit
@@ -107,16 +111,21 @@ def launch_decode(
     sequences, heads, window = len(out), out.shape[1] // width, sliding_window or NO_WINDOW
     splits = splits or choose_splits(sequences * kv_heads, min(tables.shape[1] * page, window))
     config = config or choose_config(width, queries.dtype)
-    mixtures = torch.empty(sequences * heads, splits, width, dtype=torch.float32, device=out.device)
-    sums = torch.empty(sequences * heads, splits, dtype=torch.float32, device=out.device)
+    whole = splits == 1
+    mixtures = sums = None
+    if not whole:
+        mixtures = torch.empty(sequences * heads, splits, width, dtype=torch.float32, device=out.device)
+        sums = torch.empty(sequences * heads, splits, dtype=torch.float32, device=out.device)
     block_d = max(16, power_of_two(width))
     launch(
         _split, (sequences, kv_heads, splits), queries, pages, tables, context.lengths, mixtures, sums,
-        *exponents(scale, cap), window, queries.stride(0), tables.stride(0), pages.stride(0), splits,
-        config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=cap > 0,
-        WIDEN=interpreted() and queries.dtype == torch.bfloat16, BLOCK_H=max(16, power_of_two(heads // kv_heads)),
-        BLOCK_D=block_d,
+        out if whole else None, *exponents(scale, cap), window, queries.stride(0), tables.stride(0), pages.stride(0),
+        splits, config=config, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page, CAPPED=cap > 0,
+        WIDEN=interpreted() and queries.dtype == torch.bfloat16, WHOLE=whole,
+        BLOCK_H=max(16, power_of_two(heads // kv_heads)), BLOCK_D=block_d,
     )  # fmt: skip
+    if whole:
+        return
     launch(
         _combine, (sequences * heads,), mixtures, sums, out, splits, config=_COMBINE, WIDTH=width,
         BLOCK_S=power_of_two(splits), BLOCK_D=block_d,

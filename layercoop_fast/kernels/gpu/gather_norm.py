@@ -26,7 +26,7 @@ CONFIGS = {"short": Config("short", warps=1), "row": Config("row", warps=4), "lo
 
 @triton.jit
 def _norm(
-    pool, slots, delta, weight, total, out, tokens, width, eps, BLOCK: tl.constexpr, GEMMA: tl.constexpr
+    pool, slots, delta, keep, weight, total, out, tokens, width, eps, BLOCK: tl.constexpr, GEMMA: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     source = row
@@ -36,7 +36,8 @@ def _norm(
     inside = column < width
     x = tl.load(pool + source * width + column, mask=inside, other=0.0).to(tl.float32)
     if delta is not None:
-        x += tl.load(delta + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        added = tl.load(delta + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        x += added if keep is None else tl.where(tl.load(keep + row) != 0, added, 0.0)
         rounded = x.to(out.dtype.element_ty)
         tl.store(total + row * width + column, rounded, mask=inside)
         x = rounded.to(tl.float32)
@@ -54,11 +55,15 @@ def launch_norm(
     *,
     slots: Tensor | None = None,
     delta: Tensor | None = None,
+    keep: Tensor | None = None,
     total: Tensor | None = None,
     gemma: bool = False,
     config: Config | None = None,
 ) -> None:
-    """Fill out [R, H], and with a delta total [R, H], from pool [S, T, H] or, without slots, from pool [R, H]."""
+    """Fill out [R, H], and with a delta total [R, H], from pool [S, T, H] or, without slots, from pool [R, H].
+
+    With `keep` int32 [R] the delta is added to the rows where that is not 0.
+    """
     rows, width = out.shape
     if width > WIDEST:
         raise RequestError(f"states of {width} numbers are wider than the {WIDEST} that a GPU kernel norms")
@@ -66,6 +71,6 @@ def launch_norm(
     rule = "short" if width <= 1024 else "row" if width <= 8192 else "long"
     config = config or chosen("norm", (width, delta is not None), CONFIGS, rule)
     launch(
-        _norm, (rows,), pool, slots, delta, weight, total, out, tokens, width, eps, config=config,
+        _norm, (rows,), pool, slots, delta, keep, weight, total, out, tokens, width, eps, config=config,
         BLOCK=power_of_two(width), GEMMA=gemma,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from layercoop_fast.kernels.gpu.frame import Config, blocks, launch, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
+from layercoop_fast.kernels.reference.attention import PagePlaces
 from layercoop_fast.kernels.reference.blocks import NO_NORMS, HeadNorms
 
 CONFIGS = {"many": Config("many", {"HEADS": 16}, warps=2), "few": Config("few", {"HEADS": 4}, warps=1)}
@@ -22,8 +23,8 @@ CONFIGS = {"many": Config("many", {"HEADS": 16}, warps=2), "few": Config("few", 
 
 @triton.jit
 def _rotary(
-    x, cos, sin, query_norm, key_norm, columns, tokens, query_heads, heads, half, eps,
-    HEADS: tl.constexpr, HALF: tl.constexpr,
+    x, cos, sin, query_norm, key_norm, pages, page_of, slot_of, columns, tokens, query_heads, turning, heads, half,
+    page_size, eps, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) // tl.cdiv(heads, HEADS)).to(tl.int64)
     head = tl.program_id(0) % tl.cdiv(heads, HEADS) * HEADS + tl.arange(0, HEADS)
@@ -44,7 +45,7 @@ def _rotary(
             low = tl.where(is_query, (unit_low * weight_low).to(dtype).to(tl.float32), low)
             high = tl.where(is_query, (unit_high * weight_high).to(dtype).to(tl.float32), high)
         if key_norm is not None:
-            is_key = (head >= query_heads)[:, None]
+            is_key = ((head >= query_heads) & (head < turning))[:, None]
             weight_low = tl.load(key_norm + place, mask=place < half, other=0.0).to(tl.float32)[None, :]
             weight_high = tl.load(key_norm + half + place, mask=place < half, other=0.0).to(tl.float32)[None, :]
             low = tl.where(is_key, (unit_low * weight_low).to(dtype).to(tl.float32), low)
@@ -56,8 +57,17 @@ def _rotary(
     sin_high = tl.load(sin + turn + half, mask=place < half, other=0.0).to(tl.float32)[None, :]
     turned_low = (low * cos_low).to(dtype).to(tl.float32) - (high * sin_low).to(dtype).to(tl.float32)
     turned_high = (high * cos_high).to(dtype).to(tl.float32) + (low * sin_high).to(dtype).to(tl.float32)
-    tl.store(first, turned_low.to(dtype), mask=inside)
-    tl.store(first + half, turned_high.to(dtype), mask=inside)
+    turns = inside & (head < turning)[:, None]
+    tl.store(first, turned_low.to(dtype), mask=turns)
+    tl.store(first + half, turned_high.to(dtype), mask=turns)
+    if pages is not None:
+        # [P, 2, kv_heads, PAGE, D]: key and value heads in this order, each PAGE · D numbers further.
+        kept = head - query_heads
+        page = tl.load(page_of + row).to(tl.int64) * (heads - query_heads) * page_size
+        there = pages + page + kept[:, None] * page_size + tl.load(slot_of + row) * 2 * half + place[None, :]
+        written = inside & (kept >= 0)[:, None]
+        tl.store(there, tl.where(turns, turned_low.to(dtype), low.to(dtype)), mask=written)
+        tl.store(there + half, tl.where(turns, turned_high.to(dtype), high.to(dtype)), mask=written)
 
 
 def launch_rotary(
@@ -67,14 +77,19 @@ def launch_rotary(
     query_heads: int,
     key_heads: int,
     norms: HeadNorms = NO_NORMS,
+    into: PagePlaces | None = None,
     config: Config | None = None,
 ) -> None:
-    """Rotate x [R, C] in place; norms are llama's, of single heads."""
+    """Rotate x [R, C] in place, and write its keys and values into pages; norms are llama's, of single heads."""
     rows, columns = x.shape
     tokens, width = cos.shape
-    heads, half = query_heads + key_heads, width // 2
+    turning, half = query_heads + key_heads, width // 2
+    heads = turning if into is None else turning + key_heads
+    pages, page_of, slot_of = (None, None, None) if into is None else (into.pages, into.page, into.slot)
+    page_size = 0 if into is None else into.pages.stride(2)
     config = config or chosen("rotary", (heads, width), CONFIGS, "many" if heads >= 16 else "few")
     launch(
-        _rotary, (rows * blocks(heads, config.blocks["HEADS"]),), x, cos, sin, norms.query, norms.key, columns,
-        tokens, query_heads, heads, half, norms.eps, config=config, HALF=power_of_two(half),
+        _rotary, (rows * blocks(heads, config.blocks["HEADS"]),), x, cos, sin, norms.query, norms.key, pages, page_of,
+        slot_of, columns, tokens, query_heads, turning, heads, half, page_size, norms.eps, config=config,
+        HALF=power_of_two(half),
     )  # fmt: skip

@@ -41,6 +41,27 @@ class PagedContext:
         return known.permute(1, 2, 0, 3, 4).reshape(2, kv_heads, -1, width)[:, :, :length]
 
 
+@dataclass(frozen=True)
+class PagePlaces:
+    """Where the keys and values of R new tokens go.
+
+    Attributes:
+        pages: [P, 2, kv_heads, PAGE, D], as of `PagedContext`.
+        page: int32 [R].
+        slot: int32 [R], the place in the page.
+    """
+
+    pages: Tensor
+    page: Tensor
+    slot: Tensor
+
+    def write_(self, qkv: Tensor) -> None:
+        """Copy the keys and values of rows [R, (heads + 2·kv_heads)·D] there."""
+        _, _, kv_heads, _, width = self.pages.shape
+        known = qkv[:, -2 * kv_heads * width :].view(-1, 2, kv_heads, width)
+        self.pages[self.page.long(), :, :, self.slot.long()] = known
+
+
 def visible_rows(positions: Tensor, sliding_window: int = 0) -> Tensor:
     """Which rows of a tree each row sees: positions int64 [W, T] → bool [W, T, T], True where it sees.
 

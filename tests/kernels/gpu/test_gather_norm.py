@@ -60,6 +60,17 @@ def test_states_in_a_row(device: str) -> None:
     assert_near(normed, rms_norm_reference(total, weight, 1e-5), relative=2e-3)
 
 
+@pytest.mark.parametrize("gemma", [False, True], ids=["llama", "gemma"])
+def test_what_is_not_kept_adds_nothing_whatever_it_is(gemma: bool, device: str) -> None:
+    x, delta, weight = noise(4, 24).to(device), noise(4, 24, seed=1).to(device), noise(24, seed=2).to(device)
+    keep = torch.tensor([0, 1, 0, 7], dtype=torch.int32, device=device)
+    delta[0], delta[2, 3] = torch.inf, torch.nan
+    expected = torch.where(keep[:, None] != 0, x + delta, x)
+    total, normed = add_rms_norm(x, delta, weight, 1e-5, keep=keep, gemma=gemma)
+    assert torch.equal(total, expected)
+    assert_near(normed, rms_norm_reference(expected, weight, 1e-5, gemma=gemma), relative=1e-5, absolute=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

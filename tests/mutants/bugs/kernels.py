@@ -64,7 +64,7 @@ BUGS = [
     Bug(
         "sum-of-norms",
         "layercoop_fast/kernels/rms_norm.py",
-        old="launch_norm(x, weight, eps, out, delta=delta, total=total, gemma=gemma)",
+        old="launch_norm(x, weight, eps, out, delta=delta, keep=keep, total=total, gemma=gemma)",
         new="launch_norm(x, weight, eps, out, gemma=gemma)",
         means="on a GPU what attention added is left out of the norm behind it",
         tests="tests/kernels/gpu/test_gather_norm.py tests/masked/test_pool_units.py",
