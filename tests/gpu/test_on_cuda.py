@@ -55,6 +55,7 @@ def test_worths_are_those_of_the_cpu(family: str, players: str) -> None:
         assert games[1].masked.units.path == "pool"
         assert isinstance(games[1].masked.scorer, FusedScorer)
         assert "gpu" in found.fingerprints["numerics"]
+        assert set(found.fingerprints["numerics"]["gpu_kernels"].values()) == {"triton"}
 
 
 @pytest.mark.parametrize("options", [{"utility": "kl"}, {"score_every": 4}, {"memory": 2**18}, {"block_path": "hf"}])
@@ -82,7 +83,8 @@ def test_steps_come_back_as_graphs_and_fill_the_profile() -> None:
     first = game.evaluate(masks_of(6)).worths
     again = game.view(apart=True, stored=False).evaluate(masks_of(6)).worths
     third = game.view(apart=True, stored=False).evaluate(masks_of(6)).worths
-    assert game.masked.units.queue._graphs, "nothing was captured"
+    assert len(game.masked.units.queue.graphs), "nothing was captured"
+    assert game.masked.units.queue.graphs.why_off is None
     np.testing.assert_allclose(again, first, rtol=1e-5)
     np.testing.assert_array_equal(third, again)
     assert spans.seconds[DEVICE_BLOCKS] > 0
@@ -174,3 +176,12 @@ def test_every_family_of_the_suite_opens() -> None:
             for layer in range(3):
                 hidden = context.run(layer, hidden)
             assert torch.allclose(context.logits(hidden), skeleton.model(IDS.to(DEVICE)).logits, rtol=1e-4), family
+
+
+def test_doctor_prints_what_the_device_does_right(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    status, printed, error = run("doctor", save_tiny(tmp_path / "model", "llama"), "--device", DEVICE, "--json")
+    assert status == 0, error
+    found = json.loads(printed)
+    assert found["gpu"]["graphs"] is None
+    assert [each["operation"] for each in found["gpu"]["kernels"] if each["problem"]] == []
+    assert found["fast"]["blocks"] == "pool"

@@ -232,6 +232,13 @@ def _gemv() -> list[Case]:
                 per = blocks_of["OUTS"] * blocks_of["GROUPS"] * GROUP // (32 * gemv.CONFIGS[config].warps)
                 case = replace(case, loop="_one_row", per=per, slots=4.4 if bits == 4 else 5.0)
             found.append(case)
+    outs, scale = 4096, meta(4096, 128, dtype=torch.float16)  # outputs that do not fill a chip: columns are split
+    weight = PackedWeight(meta(outs, columns // 2, dtype=torch.uint8), scale, scale)
+    run = partial(gemv.launch_quantised, meta(8, columns), weight, meta(8, outs), norm=meta(columns), eps=1e-5)
+    size = outs * columns // 2 + 4 * outs * columns // GROUP + 16 * (columns + outs) + 2 * columns
+    found.append(
+        Case("gemv", f"[8, {columns}] · [{outs}, {columns}]ᵀ, 4 bits", "few", run, size, 16 * outs * columns, dot=True)
+    )
     scale = meta(1, 1, dtype=torch.float16)
     weight = PackedWeight(meta(1, GROUP // 2, dtype=torch.uint8), scale, scale)
     for rows, config in ((1, "one"), (2, "few")):

@@ -44,9 +44,10 @@ having it; "spilled" follows where registers went to memory. Chips: A100 (`cuda:
 H100's machine code: instructions of a pass / barriers among them, and instructions for each weight where a case counts
 weights: 132 processors issue 4 × 32 a cycle, so that 117 million weights of 4 bits at 4.3 a weight take 17 µs of issue
 at 1.76 GHz, and their bytes 21.9 µs. `make test-all` checks that nothing spills, that products use matrix instructions
-and copies loads of 128 bits, that no barrier stands in the loops of gemv and of the enumeration, and the instructions a
-weight. By Triton 3.6 three spill some bytes
-of a thread: paged_attention on B200 (long 8, wide 24) and linear_cross_entropy on H100 (large 8).
+and copies loads of 128 bits, that no barrier stands in the loops of `_one_row` and of the enumeration, and the
+instructions a weight. By Triton 3.6 three spill some bytes
+of a thread: paged_attention on B200 (long 8, wide 24) and linear_cross_entropy on H100 (large 8); and gemv of one row
+takes 4.6 to 5.9 instructions a weight on H100, with 66 barriers in a pass of its loop.
 
 """
 

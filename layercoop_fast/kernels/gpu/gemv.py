@@ -7,7 +7,8 @@ One row is multiplied without matrix units, in fp32. Instructions bound it as mu
 four of them: a thread keeps a group of 32 columns of several rows from the load to the last sum, numbers stay where
 they stand in their words, and a first kernel prepares the inputs for that, with the norm. 2 to 16 rows use matrix
 units, with norm · x and the weights rounded to x's dtype; the norm's factor is one number a row, so it is applied after
-the product, and its sum of squares is computed in the same pass.
+the product, and its sum of squares is computed in the same pass. Where outputs are too few to fill a chip, columns are
+split among programs, and a last kernel adds the parts.
 
 Why not a library: decoding is bound by the bytes of the weights. cuBLAS has no product with groups of 4-bit columns.
 Kernels that have one (torch's _weight_int4pack_mm, Marlin, ExLlama) need formats of their own, shuffled for matrix
@@ -28,6 +29,9 @@ from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 
 MOST_ROWS = 16
 _ARRANGE = Config("arrange", warps=8)
+_ADD = Config("add", {"BLOCK": 256}, warps=1)
+# Programs that fill a chip, as of decoding; and groups of columns of which a part has no fewer.
+PROGRAMS, _LEAST_GROUPS = 264, 16
 CONFIGS = {
     "one": Config("one", {"OUTS": 8, "GROUPS": 128}, warps=4),
     "one_wide": Config("one_wide", {"OUTS": 16, "GROUPS": 128}, warps=4),
@@ -71,14 +75,14 @@ def _arrange(
 
 @triton.jit
 def _product(word, inputs, ones, PLACE: tl.constexpr, BITS: tl.constexpr):
-    """The integers at bits PLACE.. of words [O, W] times their inputs [W], in fp32.
+    """The integers at bits PLACE.. of words [O, G] times their inputs [1, G], in fp32.
 
     A masked word or-ed with the bits of 2^23 is that plus the integer times 2^PLACE: an and-or and an addition, where a
     conversion runs at a quarter of their rate.
     """
     MASK: tl.constexpr = ((1 << BITS) - 1) << PLACE
     number = ((word & MASK) | ones).to(tl.float32, bitcast=True) - 8388608.0
-    return number * inputs[None, :]
+    return number * inputs
 
 
 @triton.jit
@@ -95,30 +99,30 @@ def _one_row(
     line = tl.where(place < outs, place, 0).to(tl.int64)
     WORDS: tl.constexpr = 8 if minimum is None else 4  # of a group
     arranged += row * 33 * ROOM
-    ones = 0x4B000000 + tl.program_id(2)  # 2^23 in fp32
+    # 2^23 in fp32. The compiler must not know it, or it would be loaded anew for each number.
+    ones = 0x4B000000 + tl.program_id(2)
     total = tl.zeros((OUTS, GROUPS), dtype=tl.float32)
     for start in range(0, groups, GROUPS):
         group = start + tl.arange(0, GROUPS)
-        inside = group < groups
-        there = inside[None, :]
+        there = (group < groups)[None, :]
         # Said to be apart, or scales would be loaded in another layout than words, and exchanged.
         factor = tl.max_contiguous(line[:, None] * groups + group[None, :], (1, 1))
-        inputs = arranged + group
+        inputs = arranged + group[None, :]  # of two dimensions as the words are, or they would be exchanged too
         product = tl.zeros((OUTS, GROUPS), dtype=tl.float32)
         for w in tl.static_range(WORDS):
             packed = tl.load(values + factor * WORDS + w, mask=there, other=0)
             if minimum is not None:
                 upper = packed >> 12  # the last three numbers are above a mantissa's bits
                 for i in tl.static_range(8):
-                    v = tl.load(inputs + (8 * w + i) * ROOM, mask=inside, other=0.0)
+                    v = tl.load(inputs + (8 * w + i) * ROOM, mask=there, other=0.0)
                     product += _product(packed if i < 5 else upper, v, ones, 4 * i if i < 5 else 4 * i - 12, 4)
             else:
                 lifted = packed ^ -2139062144  # 0x80808080: q + 128
                 upper = lifted >> 16
                 for i in tl.static_range(4):
-                    v = tl.load(inputs + (4 * w + i) * ROOM, mask=inside, other=0.0)
+                    v = tl.load(inputs + (4 * w + i) * ROOM, mask=there, other=0.0)
                     product += _product(lifted if i < 2 else upper, v, ones, 8 * (i % 2), 8)
-        sums = tl.load(inputs + 32 * ROOM, mask=inside, other=0.0)[None, :]
+        sums = tl.load(inputs + 32 * ROOM, mask=there, other=0.0)
         if minimum is not None:
             total += tl.load(minimum + factor, mask=there, other=0.0).to(tl.float32) * sums
         else:
@@ -129,7 +133,7 @@ def _one_row(
 
 @triton.jit
 def _few_rows(
-    x, norm, values, scale, minimum, out, rows, outs, groups, eps,
+    x, norm, values, scale, minimum, out, parts, sums, rows, outs, groups, share, eps,
     OUTS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, ROWS)
@@ -139,7 +143,8 @@ def _few_rows(
     dtype = x.dtype.element_ty
     total = tl.zeros((ROWS, OUTS), dtype=tl.float32)
     squares = tl.zeros((ROWS,), dtype=tl.float32)
-    for start in range(0, groups, GROUPS):
+    begin = tl.program_id(1) * share  # where the columns are split, into parts of so many groups
+    for start in range(begin, tl.minimum(begin + share, groups), GROUPS):
         group = start + half // 16
         column = group * 32 + half % 16
         there = (row < rows)[:, None] & (group < groups)[None, :]
@@ -173,10 +178,35 @@ def _few_rows(
             low, high, first, second = [each.to(tl.float32) for each in (low, high, first, second)]
         total = tl.dot(low, first, total, input_precision="ieee")
         total = tl.dot(high, second, total, input_precision="ieee")
-    if norm is not None:
-        total *= tl.rsqrt(squares / (groups * 32) + eps)[:, None]
     where = row[:, None] * outs + place[None, :]
-    tl.store(out + where, total.to(dtype), mask=(row < rows)[:, None] & (place < outs)[None, :])
+    inside_out = (row < rows)[:, None] & (place < outs)[None, :]
+    if parts is not None:
+        tl.store(parts + tl.program_id(1) * rows * outs + where, total, mask=inside_out)
+        if norm is not None:  # every tile of a part stores the same
+            tl.store(sums + tl.program_id(1) * rows + row, squares, mask=row < rows)
+    else:
+        if norm is not None:
+            total *= tl.rsqrt(squares / (groups * 32) + eps)[:, None]
+        tl.store(out + where, total.to(dtype), mask=inside_out)
+
+
+@triton.jit
+def _add_parts(
+    parts, sums, out, rows, outs, columns, splits, eps, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The parts of a row's products, and with a norm its factor from their sums of squares."""
+    row = tl.program_id(1)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < outs
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    squares = 0.0
+    for part in range(splits):
+        total += tl.load(parts + (part * rows + row) * outs + place, mask=inside, other=0.0)
+        if sums is not None:
+            squares += tl.load(sums + part * rows + row)
+    if sums is not None:
+        total *= tl.rsqrt(squares / columns + eps)
+    tl.store(out + row * outs + place, total.to(out.dtype.element_ty), mask=inside)
 
 
 def launch_quantised(
@@ -186,29 +216,53 @@ def launch_quantised(
     *,
     norm: Tensor | None = None,
     eps: float = 0.0,
+    splits: int | None = None,
     config: Config | None = None,
 ) -> None:
-    """Fill out [R, O] from x [R, K]; each launch takes up to 16 rows."""
-    columns, outs = x.shape[1], len(weight.values)
+    """Fill out [R, O] from x [R, K]; each launch takes up to 16 rows, and splits the columns of several into parts."""
     for some, filled in zip(torch.split(x, MOST_ROWS), torch.split(out, MOST_ROWS), strict=True):
-        rows = len(some)
-        fitting = config or chosen("gemv", (outs, columns, rows > 1), CONFIGS, "one" if rows == 1 else "few")
-        tiles = blocks(outs, fitting.blocks["OUTS"])
-        given = (some, norm, weight.values, weight.scale, weight.minimum, filled)
+        rows, key = len(some), (len(weight.values), x.shape[1], len(some) > 1)
+        fitting = config or chosen("gemv", key, CONFIGS, "one" if rows == 1 else "few")
         if fitting.name == "few":
-            launch(
-                _few_rows, (tiles if rows else 0,), *given, rows, outs, columns // GROUP, eps, config=fitting,
-                ROWS=MOST_ROWS, WIDEN=interpreted() and x.dtype == torch.bfloat16,
-            )  # fmt: skip
+            _launch_few(some, weight, filled, norm, eps, splits, fitting)
         else:
-            groups = columns // GROUP
-            room = power_of_two(groups)  # a constant of the kernels: inputs then lie at constant offsets
-            arranged = torch.empty(rows, GROUP + 1, room, dtype=torch.float32, device=x.device)
-            launch(
-                _arrange, (rows,), some, norm, arranged, columns, eps, config=_ARRANGE, BLOCK=power_of_two(columns),
-                NUMBERS=4 if weight.minimum is None else 8, ROOM=room,
-            )  # fmt: skip
-            launch(
-                _one_row, (tiles, rows), arranged, weight.values.view(torch.int32), weight.scale, weight.minimum,
-                filled, outs, groups, config=fitting, ROOM=room,
-            )  # fmt: skip
+            _launch_one(some, weight, filled, norm, eps, fitting)
+
+
+def _launch_one(x: Tensor, weight: PackedWeight, out: Tensor, norm: Tensor | None, eps: float, config: Config) -> None:
+    (rows, columns), outs = x.shape, out.shape[1]
+    groups = columns // GROUP
+    room = power_of_two(groups)  # a constant of the kernels: inputs then lie at constant offsets
+    arranged = torch.empty(rows, GROUP + 1, room, dtype=torch.float32, device=x.device)
+    launch(
+        _arrange, (rows,), x, norm, arranged, columns, eps, config=_ARRANGE, BLOCK=power_of_two(columns),
+        NUMBERS=4 if weight.minimum is None else 8, ROOM=room,
+    )  # fmt: skip
+    launch(
+        _one_row, (blocks(outs, config.blocks["OUTS"]), rows), arranged, weight.values.view(torch.int32), weight.scale,
+        weight.minimum, out, outs, groups, config=config, ROOM=room,
+    )  # fmt: skip
+
+
+def _launch_few(
+    x: Tensor, weight: PackedWeight, out: Tensor, norm: Tensor | None, eps: float, splits: int | None, config: Config
+) -> None:
+    (rows, columns), outs = x.shape, out.shape[1]
+    tiles, groups = blocks(outs, config.blocks["OUTS"]), columns // GROUP
+    splits = splits or max(1, min(PROGRAMS // max(tiles, 1), groups // _LEAST_GROUPS))
+    share = blocks(blocks(groups, splits), config.blocks["GROUPS"]) * config.blocks["GROUPS"]
+    splits = blocks(groups, share)
+    parts = sums = None
+    if splits > 1:
+        parts = torch.empty(splits, rows, outs, dtype=torch.float32, device=x.device)
+        sums = None if norm is None else torch.empty(splits, rows, dtype=torch.float32, device=x.device)
+    launch(
+        _few_rows, (tiles if rows else 0, splits), x, norm, weight.values, weight.scale, weight.minimum, out, parts,
+        sums, rows, outs, groups, share, eps, config=config, ROWS=MOST_ROWS,
+        WIDEN=interpreted() and x.dtype == torch.bfloat16,
+    )  # fmt: skip
+    if parts is not None:
+        launch(
+            _add_parts, (blocks(outs, _ADD.blocks["BLOCK"]), rows), parts, sums, out, rows, outs, columns, splits, eps,
+            config=_ADD,
+        )  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 from close import assert_near, noise
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.kernels.gpu.frame import recorded
 from layercoop_fast.kernels.gpu.gemv import CONFIGS, launch_quantised
 from layercoop_fast.kernels.quantise import pack, quantise_int4, quantise_int8
 from layercoop_fast.kernels.quantised_linear import quantised_linear
@@ -68,6 +69,26 @@ def test_every_configuration(config, bits: int, device: str) -> None:
     out = torch.empty(1, 33, device=device)
     launch_quantised(x, weight, out, norm=norm, eps=1e-5, config=config)
     assert_near(out, quantised_linear_reference(x, weight, norm, 1e-5), relative=1e-4, absolute=1e-4)
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
+@pytest.mark.parametrize("splits", [1, 2, 5, 100])
+def test_columns_split_among_programs(splits: int, normed: bool, device: str) -> None:
+    x, norm, weight = given(3, 544, 37, 4, torch.float32, device)
+    used = norm if normed else None
+    out = torch.empty(3, 37, device=device)
+    launch_quantised(x, weight, out, norm=used, eps=1e-5, splits=splits, config=CONFIGS["few"])
+    expected = quantised_linear_reference(x.double(), weight, None if used is None else used.double(), 1e-5)
+    assert_near(out, expected, relative=1e-5, absolute=1e-4)
+
+
+def test_outputs_that_do_not_fill_a_chip_are_split() -> None:
+    scale = torch.empty(4096, 128, dtype=torch.float16, device="meta")
+    weight = PackedWeight(torch.empty(4096, 2048, dtype=torch.uint8, device="meta"), scale, scale)
+    x, out = (torch.empty(8, 4096, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    with recorded() as launches:
+        launch_quantised(x, weight, out)
+    assert [launch.grid for launch in launches] == [(128, 2), (16, 8)]
 
 
 def test_bad_arguments(device: str) -> None:
