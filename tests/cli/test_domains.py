@@ -68,6 +68,7 @@ def test_prune_on_the_worst_of_two_texts_until_settled(
     assert record["worth"]["pruned"] == pytest.approx(np.exp(-last["loss"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_finalists_of_grown_text_are_repaired_and_compared(run: Run, model: Path, tmp_path: Path) -> None:
     arguments = ["--remove", 2, "--settle", 0.001, "--most-windows", 9, "--finalists", 3, "--repair-tokens", 600]
     texts = ["--repair-text", "builtin", "--repair-text", "builtin-code"]
@@ -95,6 +96,7 @@ def test_growing_ends_with_the_text(run: Run, model: Path, tmp_path: Path) -> No
     assert settled["finalists"] == L
 
 
+@pytest.mark.slow
 def test_a_method_that_measures_nothing_has_nothing_to_settle(run: Run, model: Path, tmp_path: Path) -> None:
     arguments = ["--method", "shortgpt", "--settle", 0.05, "--remove", 1, "--no-cost", "--json", *SMALL]
     status, printed, error = run("prune", model, "--out", tmp_path / "out", *arguments)

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import indexing
 import numpy as np
 import pytest
 import torch
+from indexing import ByOperations
 from tiny_models import tiny_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -51,13 +51,7 @@ class _Joint:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
     monkeypatch.setattr("layercoop_fast.llama.gpu_block.Projection", _Joint)
-    # A torch without CUDA has no random numbers for fake tensors there.
-    monkeypatch.setattr(torch, "randperm", lambda n, device: torch.empty(n, dtype=torch.int64, device=device))
-    monkeypatch.setattr(
-        torch, "randint", lambda low, high, size, device: torch.empty(size, dtype=torch.int64, device=device)
-    )
-    indexing.install(monkeypatch)
-    with FakeTensorMode(), recorded() as found, torch.no_grad():
+    with FakeTensorMode(), recorded() as found, torch.no_grad(), ByOperations():
         yield found
 
 

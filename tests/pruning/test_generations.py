@@ -11,6 +11,7 @@ from layercoop_fast.pruning.generations import NEW_TOKENS, Prompts
 from layercoop_fast.pruning.prune import prune
 
 
+@pytest.mark.slow
 def test_both_models_write_what_transformers_writes(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", n_layers=4)
     made = prune(
