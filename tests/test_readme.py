@@ -26,6 +26,7 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_python_example_runs_as_printed(tmp_path: Path) -> None:
     (block,) = python_of(ROOT / "README.md")
     assert len(block.strip().splitlines()) <= 11

@@ -27,6 +27,7 @@ def test_cache_growth_a_token(family: str, expected: int) -> None:
         assert _cache_bytes(model, ids[:, :11]) - _cache_bytes(model, ids[:, :10]) == expected
 
 
+@pytest.mark.slow
 def test_each_checkpoint_is_measured(tmp_path: Path) -> None:
     paths = [save_tiny(tmp_path / str(layers), n_layers=layers) for layers in (2, 5)]
     small, large = measure_costs(paths)
