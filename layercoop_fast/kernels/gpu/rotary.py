@@ -57,7 +57,9 @@ def _rotary(
     sin_high = tl.load(sin + turn + half, mask=place < half, other=0.0).to(tl.float32)[None, :]
     turned_low = (low * cos_low).to(dtype).to(tl.float32) - (high * sin_low).to(dtype).to(tl.float32)
     turned_high = (high * cos_high).to(dtype).to(tl.float32) + (low * sin_high).to(dtype).to(tl.float32)
-    turns = inside & (head < turning)[:, None]
+    turns = inside
+    if pages is not None:  # value heads stand behind those that turn
+        turns = inside & (head < turning)[:, None]
     tl.store(first, turned_low.to(dtype), mask=turns)
     tl.store(first + half, turned_high.to(dtype), mask=turns)
     if pages is not None:
