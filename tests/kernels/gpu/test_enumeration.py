@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from random_networks import magnitude, random_networks
 
 from layercoop_fast import enumerate_masks
@@ -105,3 +106,21 @@ def test_bad_requests(device: str) -> None:
         enumerate_masks(random_networks(4, 2), top=501, device="cuda")
     with pytest.raises(RequestError, match="costs and budget work on the CPU alone"):
         enumerate_masks(random_networks(4, 2), costs=[1.0] * 4, budget=2.0, device="cuda")
+
+
+def test_tables_are_exact_whatever_precision_products_of_fp32_may_have(device: str) -> None:
+    """Of TF32, and on some CPUs of bf16, where a process allows it."""
+    networks, before = random_networks(10, 24), torch.get_float32_matmul_precision()
+    found = []
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            core = AllMasks(networks, np.zeros(11), device=device, halves=(4, 4))
+            found.append((core._tables.low, core._tables.high))
+        finally:
+            torch.set_float32_matmul_precision(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    low, codes = found[0][0], core._low.code.clamp_min(0)
+    kept = ((codes[:, None] >> torch.arange(4, device=codes.device)) & 1).double().cpu()
+    expected = torch.tensor(networks.hidden_weight[0, :, :4]).double() @ kept.T
+    assert torch.equal(low.cpu(), expected.float())

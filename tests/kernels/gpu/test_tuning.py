@@ -41,6 +41,17 @@ def test_the_fastest_is_remembered(cache: Path, device: str, monkeypatch: pytest
     assert tuning.chosen("gated", (17, False), CONFIGS, "narrow").name == "narrow"
 
 
+def test_a_choice_is_looked_up_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch costs the host some microseconds; the name of a device and a file's path cost tens of them."""
+    asked = []
+    monkeypatch.setattr(tuning, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: asked.append(1) or "none")
+    for _ in range(3):
+        assert tuning.chosen("gated", (18, False), CONFIGS, "narrow").name == "narrow"
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("content", ["", "[1]", '{"gated 16 False": 3}', '{"gated 16 False": "gone"}'])
 def test_a_broken_table_is_no_table(cache: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "interpreted", lambda: False)
