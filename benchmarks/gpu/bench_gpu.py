@@ -11,9 +11,10 @@ surrogate   values of masks, what each player adds, all 2^30 and 2^32 masks: our
 1b          engine and decoding in the shape of a llama of 1B
 vllm        tokens a second of vLLM on the 8B llama, where it is installed
 
-Models are random: no network is needed. Each part is a process of its own with a limit of seconds, all together within
-nine minutes. A JSON file, and next to it a table (.md) ready for docs/performance.md, are written after each row; what
-fails is said in both, and the rest goes on. Run again, the benchmark measures what is missing (--afresh: everything).
+Models are random: no network is needed. Each part is a process of its own with a limit of seconds, all but vllm's two
+minutes together within nine. A JSON file, and next to it a table (.md) ready for docs/performance.md, are written after
+each row; what fails is said in both, and the rest goes on. Run again, the benchmark measures what is missing
+(--afresh: everything).
 `--long` adds 2^40 masks and the same by C++. The exit status is 1 where something failed. Without a GPU it is 2, but
 for --tiny, which runs the same code at sizes that mean nothing, kernels in Triton's interpreter.
 """
@@ -88,9 +89,11 @@ def run_apart(part: str, options: argparse.Namespace) -> None:
     """Run a part as a process of its own, and write how it ended."""
     from gpu_record import Record
 
+    from layercoop_fast.system.processes import tied
+
     sys.stderr.write(f"{part} ...\n")
     limit = PARTS[part][1] * (_LONGER if options.long or options.tiny else 1)
-    command = [sys.executable, __file__, "--out", str(options.out), "--part", part]
+    command = tied(__file__, "--out", str(options.out), "--part", part)
     command += [f"--{name}" for name in ("tiny", "long") if getattr(options, name)]
     started, problem = time.perf_counter(), None
     try:

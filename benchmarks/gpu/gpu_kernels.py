@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from chips import Bench, Rows, seconds
+from chips import Bench, Rows, raise_again, seconds
 from torch import Tensor
 
 from layercoop_fast.kernels.gpu.tuning import tune
@@ -34,7 +34,7 @@ from layercoop_fast.kernels.reference.blocks import (
     swiglu_reference,
 )
 from layercoop_fast.kernels.reference.head import linear_cross_entropy_reference
-from layercoop_fast.kernels.reference.quantised import PackedWeight, quantised_linear_reference
+from layercoop_fast.kernels.reference.quantised import quantised_linear_reference
 from layercoop_fast.kernels.rotary import rotary_
 from layercoop_fast.kernels.swiglu import geglu, swiglu
 
@@ -92,16 +92,12 @@ def rows(bench: Bench) -> Rows:
             row = make(TINY if bench.tiny else FULL, bench.device, bench.dtype, bench.compiler)
             expected = _values(row.ways["oracle"]())
         except Exception as problem:  # its other ways cannot be compared
-            yield name, partial(_again, problem)
+            yield name, partial(raise_again, problem)
             continue
         for way in row.ways:
             yield f"{row.name} {row.shape}: {way}", partial(_way, row, way, expected, bench)
         if row.product is not None:
             yield f"{row.name} {row.shape}: its product alone", partial(_alone, row, row.product, bench)
-
-
-def _again(problem: Exception) -> dict[str, Any]:
-    raise problem
 
 
 def _way(row: Row, way: str, expected: Tensor, bench: Bench) -> dict[str, Any]:
@@ -425,9 +421,7 @@ def _int4_rows(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str
 def _quantised(s: Sizes, device: torch.device, dtype: torch.dtype, compiler: str | None, bits: int, rows: int) -> Row:
     """Gate and up of one token or of some, with the norm before them, next to the product with weights of 16 bits."""
     weight = _random(device, dtype, 2 * s.inner, s.hidden) * s.hidden**-0.5
-    there = pack(weight.float().cpu(), bits)  # on the CPU, as checkpoints are packed
-    minimum = None if there.minimum is None else there.minimum.to(device)
-    packed = PackedWeight(there.values.to(device), there.scale.to(device), minimum)
+    packed = pack(weight.float().cpu(), bits).to(device)  # on the CPU, as checkpoints are packed
     x, scale = _random(device, dtype, rows, s.hidden), _random(device, dtype, s.hidden)
 
     def reference() -> Tensor:

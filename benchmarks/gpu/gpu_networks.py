@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from chips import Bench, Rows, wall
+from chips import Bench, Rows, raise_again, wall
 from torch import Tensor
 
 from layercoop_fast.kernels import surrogate as native
@@ -65,14 +65,10 @@ def rows(bench: Bench) -> Rows:
         try:
             case = make()
         except Exception as problem:
-            yield f"case {number}", partial(_again, problem)
+            yield f"case {number}", partial(raise_again, problem)
             continue
         for way in case.ways:
             yield f"{case.what}: {way}", partial(_measured, case, way, bench)
-
-
-def _again(problem: Exception) -> dict[str, Any]:
-    raise problem
 
 
 def _measured(case: _Case, way: str, bench: Bench) -> dict[str, Any]:

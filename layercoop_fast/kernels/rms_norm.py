@@ -112,13 +112,18 @@ def add_rms_norm(
         launch_norm(x, weight, eps, out, delta=delta, keep=keep, total=total, gemma=gemma)
         return total, out
     if keep is not None:
-        total.copy_(torch.where(keep[:, None] != 0, x + delta, x))
+        total.copy_(add_kept(x, delta, keep))
         return total, rms_norm(total, weight, eps, gemma=gemma, out=out)
     if not is_native(x) or x.shape[1] == 0:
         torch.add(x, delta, out=total)
         return total, out.copy_(rms_norm_reference(total, weight, eps, gemma=gemma))
     _C.rms_norm(array(x), array(weight), eps, array(out), array(delta), array(total), gemma=gemma)
     return total, out
+
+
+def add_kept(x: Tensor, delta: Tensor, keep: Tensor) -> Tensor:
+    """x + delta in the rows [R, H] where keep int32 [R] is not 0, and x in the others, whatever their delta is."""
+    return torch.where(keep[:, None] != 0, x + delta, x)
 
 
 def _output(given: Tensor | None, like: Tensor, name: str) -> Tensor:

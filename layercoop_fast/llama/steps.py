@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from layercoop_fast.kernels.reference.attention import PagePlaces
 from layercoop_fast.kernels.reference.blocks import HeadNorms
-from layercoop_fast.kernels.rms_norm import add_branch, add_rms_norm, rms_norm
+from layercoop_fast.kernels.rms_norm import add_branch, add_kept, add_rms_norm, rms_norm
 from layercoop_fast.kernels.rotary import rotary_
 from layercoop_fast.kernels.swiglu import geglu, swiglu
 from layercoop_fast.llama.block import BlockParts, Norm
@@ -42,7 +41,7 @@ class Added(NamedTuple):
 
     def onto(self, x: Tensor) -> Tensor:
         """The sum with rows [R, H]; where a row is not kept its delta may be anything."""
-        return x + self.delta if self.keep is None else torch.where(self.keep[:, None] != 0, x + self.delta, x)
+        return x + self.delta if self.keep is None else add_kept(x, self.delta, self.keep)
 
 
 def add_and_norm(norm: Norm | None, x: Tensor, added: Added | None) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ class DeviceGraphs:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._plain: dict[Hashable, _Plain] = {}
         with torch.cuda.device(device):
-            self._captures = _stream()
+            self._captures = new_stream()
             self._memory = torch.cuda.graph_pool_handle()
 
     def __len__(self) -> int:
@@ -141,7 +141,7 @@ class DeviceGraphs:
         current = torch.cuda.current_stream(self.device)
         self._captures.wait_stream(current)
         with torch.cuda.device(self.device), torch.cuda.stream(self._captures):
-            plain.begin, plain.end = _event(), _event()
+            plain.begin, plain.end = new_event(), new_event()
             plain.begin.record(self._captures)
             started = time.perf_counter()
             work()
@@ -171,10 +171,6 @@ class DeviceGraphs:
                 graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
                 try:
                     work()
-                except BaseException:
-                    self._abandon(graph)
-                    raise
-                try:
                     graph.capture_end()
                 except BaseException:
                     self._abandon(graph)
@@ -202,7 +198,7 @@ class DeviceGraphs:
     def _start_afresh(self) -> None:
         """No graph, and another stream and memory than those of a capture that failed."""
         with torch.cuda.device(self.device):
-            self._captures = _stream()
+            self._captures = new_stream()
         self.forget()
         self._memory = torch.cuda.graph_pool_handle()
 
@@ -213,11 +209,13 @@ class DeviceGraphs:
         warnings.warn(f"nothing is captured in graphs on {self.device}: {why}", stacklevel=2)
 
 
-def _stream() -> torch.cuda.Stream:
+def new_stream() -> torch.cuda.Stream:
+    """A stream of the current device."""
     stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     return stream
 
 
-def _event() -> torch.cuda.Event:
+def new_event() -> torch.cuda.Event:
+    """An event that keeps time."""
     event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     return event

@@ -26,10 +26,10 @@ from layercoop_fast.masked.units import GeneralUnits, part_of
 from layercoop_fast.masked.windows import Windows
 from layercoop_fast.spans import COPIES, DEVICE_BLOCKS
 
-# How far a block in the pool may be from the block itself, as in `llama/fast_blocks.py`. A GPU's products of other
-# shapes sum in another order; in float64 models' own norms are computed in fp32.
 # Results of a call lie in torch's memory and once more in that of the graphs, and both are taken in rough pieces.
 COPIES_OF_RESULTS = 2.5
+# How far a block in the pool may be from the block itself, as in `llama/fast_blocks.py`. A GPU's products of other
+# shapes sum in another order; in float64 models' own norms are computed in fp32.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 

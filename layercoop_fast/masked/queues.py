@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from layercoop_fast.masked.graphs import DeviceGraphs
+from layercoop_fast.masked.graphs import DeviceGraphs, new_event, new_stream
 from layercoop_fast.spans import timed, watching
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class CudaQueue:
         self.device = device
         self.graphs = DeviceGraphs(device)
         with torch.cuda.device(device):
-            self._copies: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._copies = new_stream()
         self._origin: tuple[torch.cuda.Event, float] | None = None
 
     def send(self, table: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class CudaQueue:
         """Copied, [...], into pinned memory in the stream's order; only who asks for the values waits."""
         copy = torch.empty_like(values, device="cpu").pin_memory()
         copy.copy_(values, non_blocking=True)
-        there = _event()
+        there = new_event()
         there.record(torch.cuda.current_stream(self.device))
 
         def wait() -> Tensor:
@@ -130,12 +130,12 @@ class CudaQueue:
             return
         stream = torch.cuda.current_stream(self.device)
         if self._origin is None:
-            origin = _event()
+            origin = new_event()
             origin.record(stream)
             origin.synchronize()
             self._origin = origin, time.perf_counter()
         since, at = self._origin
-        begin, end = _event(), _event()
+        begin, end = new_event(), new_event()
         begin.record(stream)
         try:
             yield
@@ -151,11 +151,6 @@ class CudaQueue:
     def wait(self) -> None:
         """Wait for the device."""
         torch.cuda.synchronize(self.device)
-
-
-def _event() -> torch.cuda.Event:
-    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    return event
 
 
 def queue_of(device: torch.device) -> Queue:

@@ -40,7 +40,7 @@ from layercoop_fast.kernels.reference.blocks import (
 )
 from layercoop_fast.kernels.reference.head import linear_cross_entropy_reference
 from layercoop_fast.kernels.reference.networks import predict_logits_reference, predict_reference
-from layercoop_fast.kernels.reference.quantised import PackedWeight, quantised_linear_reference
+from layercoop_fast.kernels.reference.quantised import quantised_linear_reference
 
 # How far a kernel may be from its oracle, as a share of the oracle's largest number: both round, in another order.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 8e-3, torch.bfloat16: 5e-2}
@@ -146,8 +146,7 @@ def _quantised_linear(device: torch.device, dtype: torch.dtype) -> list[CheckCas
     norm, cases = draw(96), []
     for bits in (8, 4):
         packed = pack(draw(40, 96).float(), bits)
-        minimum = None if packed.minimum is None else draw.there(packed.minimum)
-        there = PackedWeight(draw.there(packed.values), draw.there(packed.scale), minimum)
+        there = packed.to(device)
         for rows in (1, 3):
             x = draw(rows, 96)
             found = torch.empty(rows, 40, dtype=dtype, device=device)

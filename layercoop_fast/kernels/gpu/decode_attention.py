@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import Config, interpreted, launch, power_of_two
+from layercoop_fast.kernels.gpu.frame import PROGRAMS, Config, interpreted, launch, power_of_two
 from layercoop_fast.kernels.gpu.paged_attention import attend, exponents, tile
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.reference.attention import NO_WINDOW, PagedContext
@@ -33,8 +33,6 @@ CONFIGS = {
     "tiny": Config("tiny", {"BLOCK_N": 16}, warps=1, stages=1),
 }
 _COMBINE = Config("combine", warps=2, stages=1)
-# Programs that fill a chip: two for each of an H100's processors. It is the same on all chips, since sums depend on it.
-PROGRAMS = 264
 # A part of fewer tokens costs more to combine than it saves.
 _LEAST_TOKENS = 128
 

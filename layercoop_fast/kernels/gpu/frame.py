@@ -18,6 +18,9 @@ import torch
 import triton
 from torch import Tensor
 
+# Programs that fill a chip: two for each of an H100's processors. It is the same on all chips, since sums depend on it.
+PROGRAMS = 264
+
 
 @dataclass(frozen=True)
 class Config:

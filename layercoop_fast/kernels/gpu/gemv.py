@@ -23,15 +23,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercoop_fast.kernels.gpu.frame import Config, blocks, interpreted, launch, power_of_two
+from layercoop_fast.kernels.gpu.frame import PROGRAMS, Config, blocks, interpreted, launch, power_of_two
 from layercoop_fast.kernels.gpu.tuning import chosen
 from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
 
 MOST_ROWS = 16
 _ARRANGE = Config("arrange", warps=8)
 _ADD = Config("add", {"BLOCK": 256}, warps=1)
-# Programs that fill a chip, as of decoding; and groups of columns of which a part has no fewer.
-PROGRAMS, _LEAST_GROUPS = 264, 16
+# Groups of columns of which a part has no fewer.
+_LEAST_GROUPS = 16
 CONFIGS = {
     "one": Config("one", {"OUTS": 8, "GROUPS": 128}, warps=4),
     "one_wide": Config("one_wide", {"OUTS": 16, "GROUPS": 128}, warps=4),

@@ -157,6 +157,11 @@ class PackedWeight:
     scale: Tensor
     minimum: Tensor | None
 
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The same [O, K] on a device."""
+        minimum = None if self.minimum is None else self.minimum.to(device)
+        return PackedWeight(self.values.to(device), self.scale.to(device), minimum)
+
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weights: [O, K]."""
         scale = self.scale.to(dtype)[..., None]

@@ -19,9 +19,7 @@ SHAPES = [(1, 32, 1), (1, 544, 19), (3, 160, 37), (17, 32, 5), (0, 32, 4)]
 
 def given(rows: int, columns: int, outs: int, bits: int, dtype: torch.dtype, device: str):
     x, norm = noise(rows, columns, dtype=dtype), noise(columns, dtype=dtype, seed=1)
-    weight = pack(noise(outs, columns, seed=2), bits)
-    parts = [each if each is None else each.to(device) for each in (weight.values, weight.scale, weight.minimum)]
-    return x.to(device), norm.to(device), PackedWeight(*parts)
+    return x.to(device), norm.to(device), pack(noise(outs, columns, seed=2), bits).to(device)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
