@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test test-all test-isa lint types bench bench-gpu sanitize fuzz mutants clean
+.PHONY: demo test test-all test-isa lint types bench bench-cpu bench-gpu sanitize fuzz mutants clean
 
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
@@ -54,6 +54,11 @@ types: $(VENV)/installed
 
 bench: $(VENV)/installed $(VENV)/model
 	$(BIN)/layercoop-fast bench
+
+# Writes bench-cpu.json, and bench-cpu.md for docs/performance.md; beside llama.cpp and ik_llama.cpp where
+# benchmarks/peers/*.sh built them. Run again, it measures what is missing there.
+bench-cpu: $(VENV)/installed $(VENV)/model
+	$(BIN)/layercoop-fast bench cpu
 
 # Needs a GPU, no network: writes bench-gpu.json, and bench-gpu.md for docs/performance.md. Run again, it measures what
 # is missing there.

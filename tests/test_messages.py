@@ -14,7 +14,7 @@ ROOT = Path(layercoop_fast.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 # Options of other programs, and of scripts that are no part of the library.
 OTHERS = {
-    "bench/running.py": {"--size", "--benchmark-json", "--model", "--out", "--tiny"},  # of pytest and bench_gpu.py
+    "bench/running.py": {"--size", "--benchmark-json", "--model", "--out", "--tiny"},  # of pytest and of the benchmarks
     "export/gguf.py": {"--merge"},  # of llama-gguf-split
     "report/card_sections.py": {"--from", "--model-path", "--out", "--outfile"},  # commands that a model card shows
     "tasks/plugin.py": {"--model", "--tasks"},  # of lm_eval

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,6 @@ class Bench:
             return cls(torch.device("cpu"), torch.float32, None, None, tiny, long)
         device = torch.device("cuda", torch.cuda.current_device())
         return cls(device, torch.bfloat16, peak_of(torch.cuda.get_device_name()), "inductor", tiny, long)
-
-
-# A row's name and what measures it: figures by their names.
-Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
 
 def raise_again(problem: Exception) -> dict[str, Any]:

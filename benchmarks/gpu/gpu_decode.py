@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from chips import Bench, Rows, wall
+from chips import Bench, wall
 from gpu_models import SIZES, random_llama
+from parts import Rows
 from transformers import LlamaForCausalLM
 
 from layercoop_fast.engine.skeleton import Skeleton

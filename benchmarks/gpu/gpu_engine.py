@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from chips import Bench, Rows, wall
+from chips import Bench, wall
 from gpu_models import random_llama
+from parts import Rows
 from transformers import LlamaForCausalLM
 
 from layercoop_fast import ModelGame, stratified_masks

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from chips import Bench, Rows, raise_again, seconds
+from chips import Bench, raise_again, seconds
+from parts import Rows
 from torch import Tensor
 
 from layercoop_fast.kernels.gpu.tuning import tune

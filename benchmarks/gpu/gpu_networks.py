@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from chips import Bench, Rows, raise_again, wall
+from chips import Bench, raise_again, wall
+from parts import Rows
 from torch import Tensor
 
 from layercoop_fast.kernels import surrogate as native

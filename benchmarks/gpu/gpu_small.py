@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gpu_decode
 import gpu_engine
-from chips import Bench, Rows
+from chips import Bench
+from parts import Rows
 
 
 def rows(bench: Bench) -> Rows:

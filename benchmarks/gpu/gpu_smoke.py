@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from chips import Bench, Rows
+from chips import Bench
 from gpu_engine import game_of, random_ids
 from gpu_models import random_llama
+from parts import Rows
 
 from layercoop_fast.kernels.checks import ESTIMATING, OPERATIONS, check
 from layercoop_fast.masked.queues import CudaQueue, queue_of

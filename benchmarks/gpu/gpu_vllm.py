@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chips import Bench, Rows, wall
+from chips import Bench, wall
 from gpu_decode import NEW, PROMPT
 from gpu_models import config_of
+from parts import Rows
 
 
 def rows(bench: Bench) -> Rows:

@@ -75,12 +75,16 @@ def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str 
     return Results(_machine(raw), {"size": size, "model": model or "default"}, _figures(raw))
 
 
+IN_PARTS = ("cpu", "gpu")
+"""Benchmarks of one machine, by what they measure: scripts that write a file row by row."""
+
+
 @dataclass(frozen=True)
-class GpuRun:
-    """How the GPU is measured.
+class MachineRun:
+    """How a machine is measured.
 
     Attributes:
-        tiny: sizes that mean nothing, without a GPU.
+        tiny: sizes that mean nothing; on a GPU's code, without one.
         long: what takes minutes too.
         afresh: also what a file that is there holds already.
     """
@@ -90,41 +94,46 @@ class GpuRun:
     afresh: bool = False
 
 
-def is_of_gpu(path: Path) -> bool:
-    """Whether a file is what `bench gpu` wrote, so that a further run may continue it."""
+def is_begun(path: Path, what: str) -> bool:
+    """Whether a file is what `run_in_parts` wrote of "cpu" or "gpu", so that a further run may continue it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("benchmark") == "gpu"
+    return isinstance(found, dict) and found.get("benchmark") == what
 
 
-def run_on_gpu(folder: Path, names: Sequence[str], out: Path, run: GpuRun, *, quiet: bool = False) -> dict[str, Any]:
-    """Measure the GPU of this machine by the folder's `gpu/bench_gpu.py`, which writes `out` and a table next to it.
+def run_in_parts(folder: Path, names: Sequence[str], out: Path, run: MachineRun, *, quiet: bool = False) -> Any:
+    """Measure this machine by the folder's `cpu/bench_cpu.py` or `gpu/bench_gpu.py`: `out`, and a table next to it.
 
-    Returns what `out` holds. If `quiet`, what the script prints goes to standard error.
+    Returns what `out` holds, a dict. If `quiet`, what the script prints goes to standard error.
 
-    Raises `RequestError` without a GPU (`run.tiny` needs none) or where `names` ask for more than "gpu", and `RunError`
-    when a part of it fails.
+    Raises `RequestError` for "gpu" without a GPU (`run.tiny` needs none) or without Triton, or where `names` ask for
+    more than one benchmark, and `RunError` when a part of it fails.
     """
-    import torch
-
-    if list(names) != ["gpu"]:
-        raise RequestError("bench gpu is run by itself: name no other suites with it")
-    if importlib.util.find_spec("triton") is None:
-        raise RequestError("bench gpu needs Triton: pip install 'layercoop-fast[triton]'")
-    if not run.tiny and not torch.cuda.is_available():
-        raise RequestError("bench gpu measures a GPU, and torch sees none here; tiny=True runs its code without one")
-    script = folder / "gpu" / "bench_gpu.py"
+    what = names[0]
+    if len(names) > 1 or what not in IN_PARTS:
+        raise RequestError(f"bench {' and bench '.join(IN_PARTS)} are run by themselves: name no other suites with one")
+    if what == "gpu":
+        _check_gpu(tiny=run.tiny)
+    script = folder / what / f"bench_{what}.py"
     if not script.is_file():
-        raise RequestError(f"{folder} holds no gpu/bench_gpu.py: name the benchmarks folder of a whole clone")
+        raise RequestError(f"{folder} holds no {what}/bench_{what}.py: name the benchmarks folder of a whole clone")
     command = tied(str(script), "--out", str(out.resolve()))
     command += [f"--{name}" for name, wanted in asdict(run).items() if wanted]
     done = subprocess.run(command, stdout=sys.stderr if quiet else None, check=False)
     if done.returncode != 0:
-        raise RunError(f"bench gpu ended with status {done.returncode}; what failed is printed above, and in {out}")
-    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    return found
+        raise RunError(f"bench {what} ended with status {done.returncode}; what failed is printed above, and in {out}")
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def _check_gpu(*, tiny: bool) -> None:
+    import torch
+
+    if importlib.util.find_spec("triton") is None:
+        raise RequestError("bench gpu needs Triton: pip install 'layercoop-fast[triton]'")
+    if not tiny and not torch.cuda.is_available():
+        raise RequestError("bench gpu measures a GPU, and torch sees none here; tiny=True runs its code without one")
 
 
 def _machine(raw: dict[str, Any]) -> dict[str, Any]:

@@ -13,50 +13,58 @@ from layercoop_fast.cli.options import AsJson, Force, print_json
 from layercoop_fast.errors import RequestError
 
 COMPARE = "compare"
-GPU = "gpu"
 
 
 def bench(
-    what: Annotated[
+    suites: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SUITE...] | gpu | compare A.json B.json",
-            help="Suites to run (all of them if none is named); gpu measures this machine's GPU.",
+            metavar="[SUITE...] | cpu | gpu | compare A.json B.json",
+            help="Suites to run (all of them if none is named); cpu and gpu measure this machine's.",
         ),
     ] = None,
     full: Annotated[
         bool,
-        typer.Option("--full/--quick", help="Sizes of published figures, or small ones; with gpu: 2^40 masks too."),
+        typer.Option(
+            "--full/--quick", help="Sizes of published figures, or small ones; with cpu and gpu: what takes long too."
+        ),
     ] = False,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder. Default: the small real model.")] = None,
     folder: Annotated[Path | None, typer.Option(help="The benchmarks folder of a clone.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write: machine, versions, raw samples.")] = None,
     force: Force = False,
-    tiny: Annotated[bool, typer.Option("--tiny", help="With gpu: run its code on tiny sizes, without a GPU.")] = (
-        False
-    ),
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="With cpu and gpu: run their code on tiny sizes, without a GPU.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run benchmarks and print each figure with its alternatives, or show what changed between two runs."""
-    from layercoop_fast.bench.running import GpuRun, benchmarks_folder, is_of_gpu, run_benchmarks, run_on_gpu
+    from layercoop_fast.bench.running import (
+        IN_PARTS,
+        MachineRun,
+        benchmarks_folder,
+        is_begun,
+        run_benchmarks,
+        run_in_parts,
+    )
     from layercoop_fast.bench.tables import show_results
     from layercoop_fast.files import check_target
 
-    names = what or []
+    names = suites or []
     if names and names[0] == COMPARE:
         _compare(names[1:], as_json=as_json)
         return
-    if GPU in names:
-        out = out or Path("bench-gpu.json")
-        if not is_of_gpu(out):  # one that is there is continued
+    if what := next((name for name in names if name in IN_PARTS), None):
+        out = out or Path(f"bench-{what}.json")
+        if not is_begun(out, what):  # one that is there is continued
             check_target(out, force=force)
-        run = GpuRun(tiny=tiny, long=full, afresh=force)
-        found = run_on_gpu(benchmarks_folder(folder), names, out, run, quiet=as_json)
+        run = MachineRun(tiny=tiny, long=full, afresh=force)
+        found = run_in_parts(benchmarks_folder(folder), names, out, run, quiet=as_json)
         if as_json:
             print_json(found)
         return
     if tiny:
-        raise RequestError("--tiny is for bench gpu: leave it out")
+        raise RequestError("--tiny is for bench cpu and bench gpu: leave it out")
     if out is not None:
         check_target(out, force=force)
     results = run_benchmarks(benchmarks_folder(folder), names, size="full" if full else "quick", model=model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -35,45 +34,6 @@ def test_without_a_gpu_it_says_so(run: Callable[..., tuple[int, str, str]], tmp_
     for name in ("conftest.py", "pytest.ini"):
         (tmp_path / name).touch()
     assert "gpu/bench_gpu.py" in run("bench", "gpu", "--tiny", "--folder", tmp_path, "--out", out)[2]
-
-
-HEAD = {"benchmark": "gpu", "gpu": "H100", "triton": "3.9.0", "cuda": "13.0", "tiny": False,
-        "machine": {"versions": {"torch": "2.13.0"}}}  # fmt: skip
-
-
-@pytest.fixture
-def record(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for folder in (BENCHMARKS, BENCHMARKS / "gpu"):
-        monkeypatch.syspath_prepend(str(folder))
-    return importlib.import_module("gpu_record")
-
-
-def test_rows_are_written_as_they_are_made_and_go_on_where_they_ended(record: Any, tmp_path: Path) -> None:
-    path = tmp_path / "gpu.json"
-    first = record.Record.open(path, HEAD)
-    first.add("kernels", "swiglu: ours", {"µs": 421.0, "tuned": {"gated": "wide"}})
-    first.add("kernels", "head: ours", {"failed": "OutOfResources: shared memory"})
-    written = json.loads(path.read_text())
-    assert written["rows"]["kernels"]["swiglu: ours"]["µs"] == 421.0
-    again = record.Record.open(path, HEAD)
-    wanted = [("kernels", "swiglu: ours"), ("kernels", "head: ours"), ("kernels", "norm: ours"), ("decode", "ours")]
-    assert [again.missing(*row) for row in wanted] == [False, True, True, True]
-    again.end("kernels", 12.34, "it took more than its 110 seconds; rows that it had measured are kept")
-    assert [line.split(":")[0] for line in again.problems] == ["kernels", "kernels, head"]
-    table = path.with_suffix(".md").read_text()
-    assert table.startswith("H100, torch 2.13.0, triton 3.9.0\n")
-    assert "| swiglu: ours | 421 |" in table
-    assert "| head: ours | failed: OutOfResources: shared memory |" in table
-    assert "kernels: it took more than its 110 seconds" in table
-
-
-@pytest.mark.parametrize("other", [{"gpu": "A100"}, {"triton": "3.6.0"}, {"tiny": True}])
-def test_a_file_of_another_machine_is_not_continued(other: dict[str, object], record: Any, tmp_path: Path) -> None:
-    path = tmp_path / "gpu.json"
-    record.Record.open(path, HEAD).add("smoke", "graphs", {"difference": 0.0})
-    assert record.Record.open(path, {**HEAD, **other}).missing("smoke", "graphs")
-    path.write_text("half a fi")
-    assert record.Record.open(path, HEAD).missing("smoke", "graphs")
 
 
 def bench_gpu(folder: Path, out: Path, *options: str) -> tuple[int, dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""The file that `bench_gpu.py` writes: a JSON of rows by part, and next to it the same as Markdown tables.
+"""The file that a benchmark in parts writes: a JSON of rows by part, and next to it the same as Markdown tables.
 
 Both are written anew after each row, so that nothing is lost when a part ends early, and a later run goes on where the
-file ends: a row that is there, and did not fail, is not measured again. A file of another GPU, other versions or other
-sizes is not continued.
+file ends: a row that is there, and did not fail, is not measured again. A file of another machine, other versions or
+other sizes is not continued.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from typing import Any
 
 from layercoop_fast.files import written_whole
 
-# What a file must agree on to be continued.
-_SAME = ("benchmark", "gpu", "triton", "cuda", "tiny", "machine")
-
 
 @dataclass
 class Record:
@@ -27,13 +24,13 @@ class Record:
 
     @classmethod
     def open(cls, path: Path, head: dict[str, Any]) -> Record:
-        """The record at a path, continued where it is of the same machine."""
+        """The record at a path that begins with `head`, continued where the file that is there begins alike."""
         found: dict[str, Any] = {**head, "rows": {}, "parts": {}}
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             there = {}
-        if isinstance(there, dict) and all(there.get(name) == head[name] for name in _SAME):
+        if isinstance(there, dict) and all(there.get(name) == value for name, value in head.items()):
             found = there
         return cls(path, found)
 
@@ -70,8 +67,7 @@ class Record:
 
 def table(found: dict[str, Any]) -> str:
     """What was measured, for people: Markdown, ready for docs/performance.md."""
-    versions = found["machine"]["versions"]
-    lines = [f"{found['gpu']}, torch {versions['torch']}, triton {found['triton']}", ""]
+    lines = [found["title"], ""]
     for part, rows in found["rows"].items():
         columns = _columns(rows)
         lines += [f"**{part}**", "", "| " + " | ".join(["what", *columns]) + " |", "|---" * (1 + len(columns)) + "|"]
