@@ -98,7 +98,7 @@ class HealingTexts:
 
 
 def default_specs(record: dict[str, Any] | None) -> list[str]:
-    """The calibration text that a record of `prune` names, where it is text, and three other kinds, as a repair has."""
+    """The calibration text that a record of `prune` names, where it is text, and three other kinds."""
     calibration = (record or {}).get("calibration") or {}
     named = [one["spec"] for one in calibration.get("domains") or ()] or [calibration.get("spec")]
     own = [spec for spec in named if isinstance(spec, str) and "items" not in calibration]

@@ -26,7 +26,7 @@ class RepairOptions:
         None,
         REPAIR,
         "Text to fit a repair to; give the option once for each text. Default: the calibration text, builtin, "
-        "builtin-docstrings and builtin-code.",
+        "builtin-docstrings, builtin-code and self, which the model writes.",
         read="texts",
     )
     repair_tokens: int = option(REPAIR_TOKENS, REPAIR, "Number of tokens to fit a repair to, over all its texts.")

@@ -62,15 +62,17 @@ def sample_from_model(
     Ended texts go on: the end token is not drawn, so that all windows have the same length. Models that answer with a
     cache of keys and values are asked for one token at a time; of others the whole text runs again for each token.
     """
-    config = skeleton.model.config.get_text_config(decoder=True)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    start = config.bos_token_id if tokenizer is None or tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if start is None:
-        start = next((end for end in ends if end is not None), None)
+    start = first_token(skeleton, tokenizer)
     if start is None:
         raise RequestError("'self' needs a begin-of-text or end-of-text token, and the model names neither")
-    barred = [end for end in ends if end is not None]
-    return _continued(skeleton, [[int(start)]] * windows, tokens, seed, barred, progress)
+    return _continued(skeleton, [[start]] * windows, tokens, seed, _stated_ends(skeleton), progress)
+
+
+def first_token(skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """The token that a text of the model's own begins with; None where the model names none."""
+    config = skeleton.model.config.get_text_config(decoder=True)
+    start = config.bos_token_id if tokenizer is None or tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return next((int(token) for token in (start, *_stated_ends(skeleton)) if token is not None), None)
 
 
 def sample_answers(
@@ -168,6 +170,12 @@ def _continued(
             if progress is not None:
                 progress("tokens of text", ids.shape[1], tokens)
     return ids.clone()  # a tensor made in inference mode cannot be used where gradients are computed
+
+
+def _stated_ends(skeleton: Skeleton) -> list[int]:
+    """The end-of-text tokens that the config names."""
+    ends = skeleton.model.config.get_text_config(decoder=True).eos_token_id
+    return [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
 
 
 def _ends(skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -123,7 +123,7 @@ def test_prune_writes_a_checkpoint_and_its_record(run: Any, model: str, tmp_path
     assert sorted(record["removed"] + record["kept"]) == list(range(L))
     assert record["worth"]["full"] == 1.0
     assert record["nll"]["pruned"] == pytest.approx(record["nll"]["full"] - np.log(record["worth"]["pruned"]))
-    assert record["repair"]["texts"] == ["builtin", "builtin-docstrings", "builtin-code"]
+    assert record["repair"]["texts"] == ["builtin", "builtin-docstrings", "builtin-code", "self"]
     assert set(record["seconds"]) == {"load", "search", "repair", "evaluate", "verify", "samples", "measure"}
     assert {"torch", "transformers", "layercoop_fast"} <= set(record["versions"])
     evaluations = record["evaluations"]

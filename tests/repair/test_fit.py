@@ -349,19 +349,36 @@ def test_the_repaired_checkpoint_is_the_repaired_model(
     assert abs(done.record["nll"]["pruned"] - done.record["nll"]["unrepaired"]) > 2e-4
 
 
-def test_the_text_that_is_measured_on_is_not_fitted_to() -> None:
-    def game(spec: str, domains: Domains | None = None) -> Any:
-        calibration = Calibration(torch.zeros(3, 4, dtype=torch.int64), spec, domains)
-        return SimpleNamespace(calibration=calibration)
+def test_the_text_that_is_measured_on_is_not_fitted_to(tmp_path: Path) -> None:
+    source = str(save_tiny(tmp_path / "model", "llama", 1))
+    opened = ModelGame.from_pretrained(source, windows=2, tokens=T)
 
-    kinds = ["builtin", "builtin-docstrings", "builtin-code"]
-    assert default_texts(game("novels.txt"), ["builtin"]) == ["novels.txt", *kinds[1:]]
-    assert default_texts(game("builtin")) == default_texts(game("self")) == kinds
-    items = SimpleNamespace(spec="items.jsonl", windows_of={})
-    assert default_texts(SimpleNamespace(calibration=items)) == kinds
+    def game(calibration: Any) -> Any:
+        return SimpleNamespace(calibration=calibration, masked=opened.masked, checkpoint=opened.checkpoint)
+
+    def on(spec: str, domains: Domains | None = None) -> Any:
+        return game(Calibration(torch.zeros(3, 4, dtype=torch.int64), spec, domains))
+
+    kinds = ["builtin", "builtin-docstrings", "builtin-code", "self"]
+    assert default_texts(on("novels.txt"), ["builtin"]) == ["novels.txt", *kinds[1:]]
+    assert default_texts(on("novels.txt"), ["self"]) == ["novels.txt", *kinds[:3]]
+    assert default_texts(on("builtin")) == default_texts(on("self")) == kinds
+    assert default_texts(game(SimpleNamespace(spec="items.jsonl", windows_of={}))) == kinds
     several = Domains(np.array([0, 1, 0]), np.ones(2), ("novels.txt", "builtin-code"))
-    assert default_texts(game("novels.txt + builtin-code", several)) == ["novels.txt", "builtin-code", *kinds[:2]]
-    assert own_texts(game("novels.txt + builtin-code", several)) == {"novels.txt": 2, "builtin-code": 1}
+    assert default_texts(on("novels.txt + builtin-code", several)) == ["novels.txt", "builtin-code", *kinds[:2], "self"]
+    assert own_texts(on("novels.txt + builtin-code", several)) == {"novels.txt": 2, "builtin-code": 1}
+
+
+def test_a_model_without_a_first_token_or_with_streamed_blocks_writes_no_text_to_fit_to(tmp_path: Path) -> None:
+    source = str(save_tiny(tmp_path / "model", "llama", 2))
+    game = ModelGame.from_pretrained(source, windows=2, tokens=T)
+    assert default_texts(game)[-1] == "self"
+    game.masked.skeleton.model.config.bos_token_id = game.masked.skeleton.model.config.eos_token_id = None
+    game.checkpoint.tokenizer.bos_token = None
+    assert default_texts(game) == ["builtin", "builtin-docstrings", "builtin-code"]
+    assert fit_repair(game, np.array([True, False]), tokens=64).record["texts"][0] == "builtin"
+    streamed = ModelGame.from_pretrained(source, windows=2, tokens=T, offload=True)
+    assert "self" not in default_texts(streamed)
 
 
 def test_without_repair_there_is_none(tmp_path: Path) -> None:
