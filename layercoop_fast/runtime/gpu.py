@@ -1,14 +1,16 @@
 """Llama-shaped models on a GPU: all requests go through one captured step a token, whatever their masks.
 
-A step of one token a sequence is the same work each time, on memory that holds other numbers: tokens, positions, tables
-of pages, and which halves of blocks each sequence keeps. It is captured in a graph (`masked/queues.py`) for each number
-of sequences and of pages, in powers of two, and each set of blocks that run. What one of them needs goes to the device
-in one vector. Where all sequences have one mask, nothing else is read or computed than its blocks; where they differ, a
-sequence passes a block by as one that adds 0, which costs no memory traffic, and that is what a token waits for.
+A step of few tokens is the same work each time, on memory that holds other numbers: tokens, positions, tables of pages,
+and which halves of blocks each token keeps. It is captured in a graph (`masked/queues.py`) for each number of tokens
+and of pages, in powers of two, and each set of blocks that run. What one of them needs goes to the device in one
+vector. Where all tokens have one mask, nothing else is read or computed than its blocks; where they differ, a token
+passes a block by as one that adds 0, which costs no memory traffic, and that is what a token waits for. Several tokens
+of one sequence, such as the proposals of a draft, stand in a step as if each had a sequence of its own with the pages
+of theirs: every block writes all keys and values before any token attends.
 
-Several tokens of a sequence (prompts, proposals of a draft) go through the blocks as they are, each block for the rows
-that keep it. Products are the libraries', or of int8 and int4 weights `gpu_quantised.py`'s; attention over pages,
-norms, rotary and SwiGLU are `kernels/gpu`.
+More tokens, prompts, go through the blocks as they are, each block for the rows that keep it. Products are the
+libraries', or of int8 and int4 weights `gpu_quantised.py`'s; attention over pages, norms, rotary and SwiGLU are
+`kernels/gpu`.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ Ints = npt.NDArray[np.int32]
 
 # Steps whose graphs are held. A step has some ten nodes a block.
 MOST_STEPS = 128
+# Tokens of a step, where some sequence has more than one of them: a draft's proposals, not a long prompt.
+MOST_ROWS = 64
 
 
 class GpuExecutor(Executor):
@@ -141,12 +145,13 @@ class GpuExecutor(Executor):
     def logits(self, rows: Rows) -> Tensor:
         """Compute the rows: float32 [K, V]."""
         wanted = self.queue.send(torch.from_numpy(rows.wanted)).long()
-        if len(rows.tokens) == len(rows.sequences) and (rows.parent < 0).all():
-            return self._next(rows)[wanted]
+        few = len(rows.tokens) <= max(len(rows.sequences), MOST_ROWS)
+        if few and (rows.parent < 0).all():
+            return self._by_step(rows)[wanted]
         return self._ends.score(self._extend(rows)[wanted])
 
-    def _next(self, rows: Rows) -> Tensor:
-        """One token of each sequence, by a step that comes back: float32 [S, V], valid until the next one."""
+    def _by_step(self, rows: Rows) -> Tensor:
+        """Rows without parents by a step that comes back: float32 [R, V], valid until the next one."""
         layers = self.n_layers
         count, size = len(rows.tokens), _power(len(rows.tokens))
         room = max(ALIGNED, _power(rows.tables.shape[2]))
@@ -158,11 +163,12 @@ class GpuExecutor(Executor):
         step.positions[:count] = torch.from_numpy(rows.positions)
         step.lengths[:count] = torch.from_numpy(rows.positions + 1)
         step.slots[:count] = torch.from_numpy(rows.positions % PAGE)
-        step.tables[:count, :, : rows.tables.shape[2]] = torch.from_numpy(rows.tables)
-        into = rows.tables[np.arange(count), :, rows.positions // PAGE]
+        step.tables[:count, :, : rows.tables.shape[2]] = torch.from_numpy(rows.tables[rows.sequence])
+        into = rows.tables[rows.sequence, :, rows.positions // PAGE]
         step.pages[:, :count] = torch.from_numpy(np.where(into < 0, self._nobody, into).T.copy())
-        step.keeps[0, :, :count] = torch.from_numpy((rows.masks & 1).T.astype(np.int32))
-        step.keeps[1, :, :count] = torch.from_numpy((rows.masks >> 1).T.astype(np.int32))
+        masks = rows.masks[rows.sequence].astype(np.int32)
+        step.keeps[0, :, :count] = torch.from_numpy((masks & 1).T)
+        step.keeps[1, :, :count] = torch.from_numpy((masks >> 1).T)
         if (size, room) not in self._vectors:
             self._vectors[size, room] = torch.empty_like(host, device=self.device)
         if size not in self._logits:
@@ -179,7 +185,7 @@ class GpuExecutor(Executor):
         return self._logits[size]
 
     def _step(self, step: Step, ran: Halves, out: Tensor, *, alike: bool) -> None:
-        """The step itself; `ran` says which halves any sequence keeps, `alike` that all keep them."""
+        """The step itself; `ran` says which halves any token keeps, `alike` that all keep them."""
         hidden = self._ends.embed(step.tokens.long())
         positions = step.positions.long()
         cos, sin = self.rope.cos[positions], self.rope.sin[positions]

@@ -20,7 +20,7 @@ ALIGNED = 4
 
 @dataclass(frozen=True)
 class Step:
-    """What a step of S sequences reads, on the device: views of one int32 vector."""
+    """What a step of S tokens reads, on the device: views of one int32 vector."""
 
     tokens: Tensor
     positions: Tensor
@@ -29,23 +29,23 @@ class Step:
     pages: Tensor
     """[L, S], where each block's keys and values go."""
     keeps: Tensor
-    """[2, L, S], 1 where a sequence keeps the attention or the MLP."""
+    """[2, L, S], 1 where a token keeps the attention or the MLP."""
     tables: Tensor
     """[S, L, M]."""
 
     @staticmethod
-    def sizes(sequences: int, layers: int, pages: int) -> list[int]:
+    def sizes(tokens: int, layers: int, pages: int) -> list[int]:
         """Numbers of each part; those of a block begin at multiples of 16 bytes too."""
-        of_block = room_for([sequences])
-        return [sequences] * 4 + [layers * of_block, 2 * layers * of_block, sequences * layers * pages]
+        of_block = room_for([tokens])
+        return [tokens] * 4 + [layers * of_block, 2 * layers * of_block, tokens * layers * pages]
 
     @classmethod
-    def of(cls, vector: Tensor, sequences: int, layers: int, pages: int) -> Step:
+    def of(cls, vector: Tensor, count: int, layers: int, pages: int) -> Step:
         """The parts of a vector int32 [N], with N = `room_for(sizes)`."""
-        tokens, positions, lengths, slots, into, keeps, tables = parts_of(vector, cls.sizes(sequences, layers, pages))
+        tokens, positions, lengths, slots, into, keeps, tables = parts_of(vector, cls.sizes(count, layers, pages))
         return cls(
-            tokens, positions, lengths, slots, into.view(layers, -1)[:, :sequences],
-            keeps.view(2, layers, -1)[:, :, :sequences], tables.view(sequences, layers, pages),
+            tokens, positions, lengths, slots, into.view(layers, -1)[:, :count],
+            keeps.view(2, layers, -1)[:, :, :count], tables.view(count, layers, pages),
         )  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def test_steps_and_prompts_wait_for_nothing(dtype: torch.dtype, launches: list[L
     for count in (3, 3, 1, 2, 1):
         words = [Chunk(sequence, [5 + i]) for i, sequence in enumerate(sequences[:count])]
         assert executor.run(words).device == DEVICE
-    several = [Chunk(sequence, [5, 9, 200][: i + 1], wanted=1) for i, sequence in enumerate(sequences)]
+    several = [Chunk(sequence, [5, 9, 200] * (i + 9), wanted=1) for i, sequence in enumerate(sequences)]
     before = executor.queue.sent  # type: ignore[attr-defined]
     executor.run(several)
     assert executor.queue.sent - before == 2, "a prompt is sent by one vector, and which logits are wanted"  # type: ignore[attr-defined]

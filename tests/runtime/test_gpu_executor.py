@@ -15,7 +15,7 @@ from layercoop_fast.llama.block import UnfitError
 from layercoop_fast.masked.queues import PlainQueue
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.general import GeneralExecutor
-from layercoop_fast.runtime.gpu import GpuExecutor
+from layercoop_fast.runtime.gpu import MOST_ROWS, GpuExecutor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,8 +68,36 @@ def test_logits_are_those_of_the_models_own_blocks(skeleton: Skeleton) -> None:
     found, own = texts(GpuExecutor(skeleton, BUDGET, queue=queue), 6)
     assert_alike(found, expected, 1e-5)
     assert own == computed, "beginnings are shared"
-    assert len(queue.keys) == 7
-    assert len(set(queue.keys)) == 2, "single tokens of four masks are one kind of work, that of one mask another"
+    assert len(queue.keys) == 8
+    assert len(set(queue.keys)) == 2, "four tokens of several masks are one kind of work, one token another"
+
+
+def test_drafts_are_verified_by_a_step_that_comes_back(skeleton: Skeleton) -> None:
+    """Three proposals and one more of each sequence, over the border of a page too, and again behind what was taken."""
+    found: list[list[torch.Tensor]] = []
+    queue = CountingQueue()
+    for executor in (GeneralExecutor(skeleton, BUDGET), GpuExecutor(skeleton, BUDGET, queue=queue)):
+        sequences = [executor.sequence(np.array(mask, dtype=bool)) for mask in MASKS[:3]]
+        prompts = [list(range(3, 3 + length)) for length in (14, 70, 5)]
+        executor.run([Chunk(sequence, prompt) for sequence, prompt in zip(sequences, prompts, strict=True)])
+        queue.keys.clear()
+        mine = []
+        for turn in range(3):
+            chunks = [Chunk(sequence, [9 * turn + at, 7, 30, 2], wanted=4) for at, sequence in enumerate(sequences)]
+            mine.append(executor.run(chunks).clone())
+            for sequence in sequences:
+                sequence.truncate(sequence.length - 2)
+        found.append(mine)
+    assert_alike(*found, 1e-5)
+    assert len(queue.keys) == 3
+    assert len(set(queue.keys)) == 1
+    queue.keys.clear()
+    again = GpuExecutor(skeleton, BUDGET, queue=queue)
+    sequence = again.sequence()
+    for tokens in ([5] * MOST_ROWS, [6] * 4, [7] * 3, [8] * (MOST_ROWS + 1)):
+        again.run([Chunk(sequence, tokens)])
+    assert len(queue.keys) == 3, "a long prompt is no step"
+    assert len(set(queue.keys)) == 2, "three tokens and four are one kind of work"
 
 
 def test_the_kernels_in_the_interpreter() -> None:
@@ -80,8 +108,13 @@ def test_the_kernels_in_the_interpreter() -> None:
     for executor in (GpuExecutor(skeleton, BUDGET), GeneralExecutor(skeleton, BUDGET)):
         sequences = [executor.sequence(np.array(mask, dtype=bool)) for mask in ([1, 1], [1, 0])]
         with through_interpreter(), np.errstate(all="ignore"):
-            prompt = executor.run([Chunk(sequence, [5, 9, 200]) for sequence in sequences]).clone()
-            found.append([prompt, executor.run([Chunk(sequence, [7]) for sequence in sequences]).clone()])
+            prompt = [5, 9, 200] * (MOST_ROWS // 3)  # of both sequences too long for a step
+            of_prompts = executor.run([Chunk(sequence, prompt) for sequence in sequences]).clone()
+            of_steps = [
+                executor.run([Chunk(sequence, tokens, wanted=len(tokens)) for sequence in sequences]).clone()
+                for tokens in ([7], [8, 9, 10])
+            ]
+            found.append([of_prompts, *of_steps])
     assert_alike(*found, 1e-5)
 
 

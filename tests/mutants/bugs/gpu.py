@@ -265,6 +265,14 @@ BUGS = [
         tests="tests/gpu/test_on_fake_cuda.py",
     ),
     Bug(
+        "drafts-under-another-mask",
+        "layercoop_fast/runtime/gpu.py",
+        old="masks = rows.masks[rows.sequence].astype",
+        new="masks = rows.masks[np.arange(count) % len(rows.masks)].astype",
+        means="on a GPU proposals of several requests with several masks are verified under each other's",
+        tests="tests/runtime/test_gpu_executor.py",
+    ),
+    Bug(
         "values-in-the-keys-place",
         "layercoop_fast/kernels/gpu/rotary.py",
         old="kept[:, None] * page_size + tl.load(slot_of + row)",
