@@ -33,16 +33,19 @@ class _Halves:
 
     Attributes:
         kept: float64 [halves, players], 1 where the half keeps the player; rows of padding have sums of 0 anyway.
+        spans: of each size the places of its halves.
     """
 
     def __init__(self, players: int, block: int, device: torch.device) -> None:
         codes = np.arange(1 << players)
         sizes = np.array([int(code).bit_count() for code in codes])
-        parts, of_blocks = [], []
+        parts, of_blocks, self.spans = [], [], []
         for size in range(players + 1):
             some = codes[sizes == size]
             count = -(-len(some) // block)
             parts.append(np.concatenate([some, np.full(count * block - len(some), -1)]))
+            first = len(of_blocks) * block
+            self.spans.append(slice(first, first + count * block))
             of_blocks += [size] * count
         code = np.concatenate(parts).astype(np.int32)
         self.players = players
@@ -237,22 +240,20 @@ class AllMasks:
         if not self._with_pairs:
             return None
         n, inner, n_low = self._n, self._inner, self._low.players
-        total = self._by_low.new_zeros(n, n, n + 1)
-        for size, (low, high) in enumerate(zip(self._by_low, self._by_high, strict=True)):
-            for sums, halves, start in ((low, self._low, 0), (high, self._high, n_low)):
-                span = slice(start, start + halves.players)
-                for other, row in enumerate(sums):
-                    for k in range(halves.players + 1):
-                        of_size = halves.size == k
-                        kept = halves.kept[of_size]
-                        total[span, span, size + other + k] += kept.T @ (row[of_size, None] * kept)
-            if self._by_pair is not None:
-                for other, mixed in enumerate(self._by_pair[size]):
-                    for k in range(n_low + 1):
-                        of_size = self._low.size == k
-                        both = mixed[:, of_size] @ self._low.kept[of_size]
-                        total[n_low:inner, :n_low, size + other + k] += both
-                        total[:n_low, n_low:inner, size + other + k] += both.T
+        by_size = self._by_low.new_zeros(n + 1, n, n)
+        low, high = slice(0, n_low), slice(n_low, inner)
+        for sums, halves, own in ((self._by_low, self._low, low), (self._by_high, self._high, high)):
+            for k, span in enumerate(halves.spans):
+                kept = halves.kept[span]
+                both = (kept[:, :, None] * kept[:, None, :]).flatten(1)
+                found = (sums[:, :, span] @ both).unflatten(2, (halves.players, halves.players))
+                _add_sizes(by_size[:, own, own], found, k)
+        if self._by_pair is not None:
+            for k, span in enumerate(self._low.spans):
+                found = self._by_pair[:, :, :, span] @ self._low.kept[span]
+                _add_sizes(by_size[:, high, low], found, k)
+                _add_sizes(by_size[:, low, high], found.transpose(2, 3), k)
+        total = by_size.permute(1, 2, 0).contiguous()
 
         def add(i: int, code: int, at: slice) -> None:
             mine = inner + i
@@ -283,6 +284,13 @@ class AllMasks:
     def affordable(self) -> None:
         """None: costs are supported on the CPU alone."""
         return None
+
+
+def _add_sizes(total: Tensor, found: Tensor, size: int) -> None:
+    """Add sums [F, H, p, q] of masks that keep f further players, h of one half and `size` of the other, by f + h +
+    size: to total [sizes, p, q]."""
+    for further, of_half in enumerate(found):
+        total[further + size : further + size + len(of_half)] += of_half
 
 
 def _tables(networks: DeviceNetworks, low: _Halves, high: _Halves) -> Tables:
