@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test test-all test-isa lint types bench bench-cpu bench-gpu sanitize fuzz mutants clean
+.PHONY: demo test test-all test-isa lint types bench bench-cpu bench-gpu docs sanitize fuzz mutants clean
 
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
@@ -64,6 +64,10 @@ bench-cpu: $(VENV)/installed $(VENV)/model
 # is missing there.
 bench-gpu: $(VENV)/installed
 	$(BIN)/layercoop-fast bench gpu
+
+# The site, from the documents and the docstrings, into build/site: a broken link or name is a failure.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The team, the pool, forks, the decoding step, threads that share a model, and slopes by themselves, with memory,
 # undefined behaviour and races watched (minutes).

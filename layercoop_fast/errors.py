@@ -20,7 +20,7 @@ class LayercoopError(Exception):
     Attributes:
         status: exit status of the command line.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import LayercoopError, stratified_masks
         >>> try:
         ...     stratified_masks(4, 0)
@@ -41,7 +41,7 @@ class LayercoopError(Exception):
 class RequestError(LayercoopError, ValueError):
     """The request itself was wrong: a retry does not help until the request is changed. Exit status 2.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import RequestError, get_sampler
         >>> try:
         ...     get_sampler("chain")
@@ -58,7 +58,7 @@ class RunError(LayercoopError, RuntimeError):
 
     No file is left half-written.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import RunError
         >>> RunError("the disk is full").status
         1

@@ -98,7 +98,7 @@ def compare(
     Raises `RequestError` before anything is searched for an unknown method, a utility of items with options, a text
     that cannot be read, a size out of range or one with no exportable mask; and where every method refuses every size.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import compare
         >>> table = compare("my-model", calibration="self", windows=2, tokens=16, remove=[1], methods=["sleb", "ppl"])
         >>> [(row.method, len(row.removed)) for row in table.rows]

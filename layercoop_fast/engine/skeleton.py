@@ -57,7 +57,7 @@ class Skeleton:
 
     Raises `RequestError` where the model does not have this structure (see `find_blocks` and `learn_convention`).
 
-    Example:
+    Examples:
         >>> from transformers import AutoModelForCausalLM
         >>> from layercoop_fast import Skeleton
         >>> skeleton = Skeleton(AutoModelForCausalLM.from_pretrained("my-model"))

@@ -83,7 +83,7 @@ def export_checkpoint(
     `RunError` where the pruned model would not be the same computation, differs when it is opened again, or cannot be
     written. Exceptions of `finish` are passed on. Nothing is left behind after an error.
 
-    Example:
+    Examples:
         >>> from transformers import AutoModelForCausalLM
         >>> from layercoop_fast import export_checkpoint
         >>> model = AutoModelForCausalLM.from_pretrained("my-model")

@@ -39,7 +39,7 @@ class ChoiceUtility:
         values: (log-probabilities of all tokens [M, N], layout) → what each item is worth [M, I]; a mask's worth is the
             mean over its items.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import ChoiceUtility
         >>> utility = ChoiceUtility("zero", lambda log_probs, layout: np.zeros((len(log_probs), 1)))
@@ -74,7 +74,7 @@ def choice_utility(name: str, function: Callable[[list[list[Floats]], Ints], flo
         function: (log-probabilities: of each item, of each of its options, float64 [tokens] in nats; labels int64 [I])
             → the worth of a mask, or float64 [I], the worth of each item.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import choice_utility
         >>> def mean_true(log_probs, labels):  # the true option's log-probability, mean over items
         ...     return sum(float(item[label].sum()) for item, label in zip(log_probs, labels)) / len(labels)

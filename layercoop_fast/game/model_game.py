@@ -68,7 +68,7 @@ class ModelGame(FullModelRules["ModelGame"]):
         evaluations: what was asked and what that cost.
         source: the game that measures for this one, where this one is a run (`game/runs.py`).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import ModelGame
         >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)

@@ -20,7 +20,7 @@ class PairwiseGame:
     A linear game is one whose `pairs` are zero. Raises `RequestError` for other shapes, for weights that are NaN or
     infinite, and for a `pairs` that has an entry on or below its diagonal (each pair is to be said once).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import PairwiseGame
         >>> game = PairwiseGame(0.0, np.array([1.0, 2.0, 3.0]), np.array([[0, 1.0, 0], [0, 0, 0], [0, 0, 0]]))

@@ -34,7 +34,7 @@ class Worths:
         window_tokens: int64 [W], scored tokens of each window.
         fingerprints: what the numbers belong to (model, calibration, utility, score_every, players, dtype, numerics).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import ModelGame, Worths
         >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)

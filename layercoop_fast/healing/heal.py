@@ -64,7 +64,7 @@ def heal(
     Raises `RequestError` for a wrong request, before anything is trained, and `RunError` for a failure on the way; the
     latest state stays then, and `resume=True` goes on from it.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import heal, prune
         >>> options = {"calibration": "self", "windows": 2, "tokens": 16, "method": "ppl", "measure_cost": False}
         >>> pruned = prune("my-model", "cut", remove=1, repair=False, samples=0, **options)

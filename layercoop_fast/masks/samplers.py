@@ -161,7 +161,7 @@ SAMPLERS: dict[str, Sampler] = {
 def get_sampler(name: str) -> Sampler:
     """Return the sampler called `name`. `RequestError` for an unknown one, with the nearest name and the whole list.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import get_sampler
         >>> sample = get_sampler("two-stage")(9, 6, seed=0, strata=[6])
         >>> sample.clusters.tolist()  # rows of one number share the players before the cut

@@ -44,7 +44,7 @@ def stratified_masks(
 
     Returns `bool[n_masks, n_players]`. Raises `RequestError` for a count below 1 or a stratum that is not among 0..n.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import stratified_masks
         >>> masks = stratified_masks(8, 6, seed=0, strata=[6, 4])
         >>> masks.shape, masks.sum(axis=1).tolist()

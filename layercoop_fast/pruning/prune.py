@@ -57,7 +57,7 @@ def prune(model: str, out: str | Path, *, on_progress: Progress | None = None, *
     Raises `RequestError` for a wrong request, before anything is computed where that can be seen, and `RunError` for a
     failure on the way, also where the folder is not the masked model; nothing is left half-written.
 
-    Example:
+    Examples:
         >>> from transformers import AutoModelForCausalLM
         >>> from layercoop_fast import prune
         >>> pruned = prune(

@@ -92,7 +92,7 @@ def fit_repair(
     Raises `RequestError` for a wrong mask or text, and for a quantised model. Where nothing can be repaired, or no
     repair helps, the result has no patches and its record says why.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import ModelGame, fit_repair
         >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)
@@ -132,7 +132,7 @@ def repaired_worth(game: ModelGame, repaired: Repaired) -> tuple[float, float]:
 
     The game does not remember it, since it is not the worth of the mask itself.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import ModelGame, fit_repair, repaired_worth
         >>> game = ModelGame.from_pretrained("my-model", calibration="self", windows=2, tokens=16)

@@ -244,7 +244,7 @@ def find_draft(
 
     Raises `RequestError` for a model with a recurrent state, without prompts, and for too small a budget.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import LayerSkipModel, find_draft
         >>> model = LayerSkipModel.from_pretrained("my-model")
         >>> draft = find_draft(model.executor, [[5, 6, 7]], tokens=8, budget=10)

@@ -51,7 +51,7 @@ class LayerSkipModel:
         why_general: why transformers' own blocks run, where a faster executor was requested or looked for; else None.
         batcher: the current requests, with the keys and values kept for later ones.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import LayerSkipModel
         >>> model = LayerSkipModel.from_pretrained("my-model")
         >>> answer = model.generate([5, 6, 7], mask=[True, True, False, True], max_new_tokens=4, ignore_eos=True)

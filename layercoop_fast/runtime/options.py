@@ -69,7 +69,7 @@ class Sampling:
 
     Raises `RequestError` for numbers that have no such meaning.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import LayerSkipModel, Sampling
         >>> model = LayerSkipModel.from_pretrained("my-model")
         >>> way = Sampling(temperature=0.8, top_p=0.9, seed=1)

@@ -91,7 +91,7 @@ def best_masks(
     Raises `RequestError` for sizes out of range, for limits below 1, and where no mask is allowed or no worth is above
     −infinity.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import PairwiseGame, best_masks
         >>> game = PairwiseGame(0.0, np.array([1.0, 2.0, 3.0, 4.0]), np.zeros((4, 4)))

@@ -36,7 +36,7 @@ def size_values(masks: Masks, worths: Floats, *, clusters: npt.NDArray[np.int64]
         RequestError: for arrays that do not fit together, worths that are not finite, and masks too few to tell the
             players apart.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import get_sampler, size_values
         >>> sample = get_sampler("two-stage")(4, 40, seed=0, strata=[3, 2])

@@ -30,7 +30,7 @@ class Control:
         game: the control.
         values: `float64[n]`, its exact Shapley values.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import Control, PairwiseGame, shapley_values
         >>> near = PairwiseGame(0.0, np.array([1.0, 2.0, 3.0]), np.zeros((3, 3)))

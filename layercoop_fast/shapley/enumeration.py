@@ -123,7 +123,7 @@ def enumerate_masks(
             not finite, and when no mask is within the budget.
         EnumerationInterrupted: on Ctrl-C.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import Surrogate, enumerate_masks, stratified_masks
         >>> masks = stratified_masks(5, 200, seed=0, strata=[1, 2, 3, 4])

@@ -20,7 +20,7 @@ def exact_shapley(game: Game, n_players: int | None = None) -> ShapleyValues:
     Raises:
         RequestError: for more than 16 players, and when a worth is NaN or infinite.
 
-    Example:
+    Examples:
         >>> from layercoop_fast import exact_shapley
         >>> def gloves(masks):  # a left glove and one of two right gloves make a pair
         ...     return (masks[:, 0] & (masks[:, 1] | masks[:, 2])).astype(float)

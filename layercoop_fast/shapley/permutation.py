@@ -57,7 +57,7 @@ def shapley_values(
 
     Sources: Castro, Gómez and Tejada, 2009; Mitchell et al., 2022 (antithetic orders).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import shapley_values
         >>> def game(masks):  # antithetic orders make what players do in pairs exact

@@ -85,7 +85,7 @@ def kernel_shap(
 
     Sources: Lundberg and Lee, 2017; Covert and Lee, 2021 (pairing); Musco and Witter, arXiv 2410.01917 (leverage).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import kernel_shap
         >>> def game(masks):  # what players do in pairs is exact

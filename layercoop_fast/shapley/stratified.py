@@ -48,7 +48,7 @@ def stratified_marginals(
     Raises:
         RequestError: for other masks, and when a worth is NaN or infinite.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import stratified_marginals, stratified_masks
         >>> masks = stratified_masks(4, 50, seed=0)

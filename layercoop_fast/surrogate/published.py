@@ -44,7 +44,7 @@ class PublishedSurrogate:
         history: the mean squared error of each epoch.
         n_players: n.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import PublishedSurrogate, stratified_masks
         >>> masks = stratified_masks(6, 120, seed=0, strata=[5, 4, 3])

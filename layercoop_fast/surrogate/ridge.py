@@ -53,7 +53,7 @@ class RidgeSurrogate:
         weight: w, `float64[n]`.
         pair_weight: W, `float64[n, n]`, symmetric with a diagonal of 0.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import RidgeSurrogate, stratified_masks
         >>> masks = stratified_masks(6, 200, seed=0, strata=[5, 4, 3])

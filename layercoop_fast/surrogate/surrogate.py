@@ -74,7 +74,7 @@ class Surrogate:
         n_players: n.
         link_game: f as a game.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from layercoop_fast import Surrogate, stratified_masks
         >>> masks = stratified_masks(6, 200, seed=0, strata=[5, 4, 3])

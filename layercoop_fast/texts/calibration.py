@@ -66,7 +66,7 @@ class Calibration:
         spans: int64 [W, 2], of each window the first token that is scored and the one behind the last, where only
             answers are scored; None: all tokens that have one before them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from layercoop_fast import Calibration
         >>> calibration = Calibration(torch.arange(32).view(2, 16), "two windows of my own")
@@ -177,7 +177,7 @@ def image_text(
 
     Raises `RequestError` where rows and windows do not match or no text is left.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from transformers import AutoModelForCausalLM
         >>> from layercoop_fast import Skeleton, image_text

@@ -76,7 +76,7 @@ class Items:
         device: of the tokens.
         stretch: tokens of text that each item and example was cut as; 0 for items that were given.
 
-    Example:
+    Examples:
         >>> import json
         >>> from pathlib import Path
         >>> from layercoop_fast import ModelGame
