@@ -14,6 +14,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from layercoop_fast.bench.history import page, read_history
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -27,7 +29,9 @@ def _outside() -> dict[Path, str]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are made of other files, and one that lists the examples."""
+    """Add the pages that are made of other files, one that lists the examples, and the history of benchmarks."""
+    history = page(read_history(DOCS / "history.jsonl"))
+    files.append(File.generated(config, "history.md", content=history))
     lines = []
     for path, name in _outside().items():
         text = _page(path)

@@ -13,13 +13,14 @@ from layercoop_fast.cli.options import AsJson, Force, print_json
 from layercoop_fast.errors import RequestError
 
 COMPARE = "compare"
+RECORD = "record"
 
 
 def bench(
     suites: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SUITE...] | cpu | gpu | compare A.json B.json",
+            metavar="[SUITE...] | cpu | gpu | compare A.json B.json | record A.json",
             help="Suites to run (all of them if none is named); cpu and gpu measure this machine's.",
         ),
     ] = None,
@@ -31,14 +32,16 @@ def bench(
     ] = False,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder. Default: the small real model.")] = None,
     folder: Annotated[Path | None, typer.Option(help="The benchmarks folder of a clone.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON to write: machine, versions, raw samples.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON to write: machine, versions, raw samples; with record: the history.")
+    ] = None,
     force: Force = False,
     tiny: Annotated[
         bool, typer.Option("--tiny", help="With cpu and gpu: run their code on tiny sizes, without a GPU.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run benchmarks and print each figure with its alternatives, or show what changed between two runs."""
+    """Run benchmarks and print each figure with its alternatives, show what changed, or add a run to a history."""
     from layercoop_fast.bench.running import (
         IN_PARTS,
         MachineRun,
@@ -53,6 +56,9 @@ def bench(
     names = suites or []
     if names and names[0] == COMPARE:
         _compare(names[1:], as_json=as_json)
+        return
+    if names and names[0] == RECORD:
+        _record(names[1:], out or Path("bench-history.jsonl"))
         return
     if what := next((name for name in names if name in IN_PARTS), None):
         out = out or Path(f"bench-{what}.json")
@@ -92,3 +98,13 @@ def _compare(files: Sequence[str], *, as_json: bool) -> None:
         print_json({"changes": [asdict(change) for change in changes], "differing": differing})
     else:
         show_changes(changes, differing)
+
+
+def _record(files: Sequence[str], history: Path) -> None:
+    from layercoop_fast.bench.history import read_history, record
+    from layercoop_fast.bench.results import Results
+
+    if len(files) != 1:
+        raise RequestError("record takes one file: layercoop-fast bench record A.json --out history.jsonl")
+    run = record(Results.load(Path(files[0])), history)
+    typer.echo(f"{run.label}, {run.day}: run {len(read_history(history))} of {history}")

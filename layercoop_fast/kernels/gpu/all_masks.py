@@ -39,7 +39,9 @@ class _Halves:
     def __init__(self, players: int, block: int, device: torch.device) -> None:
         codes = np.arange(1 << players)
         sizes = np.array([int(code).bit_count() for code in codes])
-        parts, of_blocks, self.spans = [], [], []
+        parts: list[npt.NDArray[np.int64]] = []
+        of_blocks: list[int] = []
+        self.spans: list[slice] = []
         for size in range(players + 1):
             some = codes[sizes == size]
             count = -(-len(some) // block)
@@ -246,7 +248,7 @@ class AllMasks:
             for k, span in enumerate(halves.spans):
                 kept = halves.kept[span]
                 both = (kept[:, :, None] * kept[:, None, :]).flatten(1)
-                found = (sums[:, :, span] @ both).unflatten(2, (halves.players, halves.players))
+                found = (sums[:, :, span] @ both).view(*sums.shape[:2], halves.players, halves.players)
                 _add_sizes(by_size[:, own, own], found, k)
         if self._by_pair is not None:
             for k, span in enumerate(self._low.spans):
