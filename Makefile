@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
+# Compiled and rewritten modules are kept from one run of the tests to the next, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-all test-isa lint types bench bench-cpu bench-gpu docs sanitize fuzz mutants clean
 

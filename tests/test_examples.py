@@ -80,7 +80,10 @@ def test_examples_are_short() -> None:
     assert not long
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(each, id=each.stem, marks=pytest.mark.slow if "serve" in each.stem else ()) for each in NOTEBOOKS],
+)
 def test_the_cells_of_a_notebook_run_in_order(notebook: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     names: dict[str, object] = {"__name__": "__main__"}
