@@ -27,7 +27,13 @@ from layercoop_fast.texts.calibration import (
     window_starts,
 )
 from layercoop_fast.texts.domains import Domains
-from layercoop_fast.texts.own_text import SELF, first_token, is_own, sample_answers, sample_from_model
+from layercoop_fast.texts.own_text import (
+    SELF,
+    is_own,
+    sample_answers,
+    sample_from_model,
+    writes_token_by_token,
+)
 
 DEFAULT_TOKENS = REPAIR_TOKENS
 # Held-out windows of each text to choose the strength, and as many to check the whole repair.
@@ -90,14 +96,12 @@ class RepairTexts:
 def default_texts(game: ModelGame, heldout: Sequence[str] = ()) -> list[str]:
     """SPECs of the calibration text and of texts of other kinds, since a fit to one kind may harm others.
 
-    One of them is what the model writes itself, the widest kind there is without a file, unless it names no token that
-    a text begins with, or its blocks are streamed from disk: each token would read them all. Items with options and
-    the held-out texts are left out.
+    One of them is what the model writes itself, the widest kind there is without a file, where that takes no longer
+    than the fit (`writes_token_by_token`). Items with options and the held-out texts are left out.
     """
     kinds = dict.fromkeys([*own_texts(game), "builtin", "builtin-docstrings", "builtin-code"])
     found = [kind for kind in kinds if not is_own(kind) and kind not in heldout]
-    skeleton = game.masked.skeleton
-    writes = skeleton.streamed is None and first_token(skeleton, game.checkpoint.tokenizer) is not None
+    writes = writes_token_by_token(game.masked.skeleton, game.checkpoint.tokenizer)
     return [*found, SELF] if writes and SELF not in heldout else found
 
 

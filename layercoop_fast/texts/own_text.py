@@ -75,6 +75,16 @@ def first_token(skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase | None) -
     return next((int(token) for token in (start, *_stated_ends(skeleton)) if token is not None), None)
 
 
+def writes_token_by_token(skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether `self` takes one forward pass of a single token for each token, and not of the whole text.
+
+    So it is for models with a cache of keys and values whose blocks are in memory. False also for a model that names no
+    token to begin with.
+    """
+    begins = first_token(skeleton, tokenizer) is not None
+    return begins and skeleton.streamed is None and bool(_cache_argument(skeleton))
+
+
 def sample_answers(
     spec: str,
     skeleton: Skeleton,
@@ -149,8 +159,7 @@ def _continued(
     ids = torch.tensor([list(row[:known]) for row in given], dtype=torch.int64, device=skeleton.device)
     takes = inspect.signature(skeleton.model.forward).parameters
     last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    # The first is its name since transformers 5.
-    name = next((name for name in ("cache", "past_key_values") if name in takes), "")
+    name = _cache_argument(skeleton)
     cached: dict[str, Any] = {"use_cache": bool(name)}
     with torch.inference_mode():
         for at in range(known, tokens):
@@ -170,6 +179,13 @@ def _continued(
             if progress is not None:
                 progress("tokens of text", ids.shape[1], tokens)
     return ids.clone()  # a tensor made in inference mode cannot be used where gradients are computed
+
+
+def _cache_argument(skeleton: Skeleton) -> str:
+    """The argument of the model's forward that takes a cache of keys and values; empty where it has none."""
+    takes = inspect.signature(skeleton.model.forward).parameters
+    # The first is its name since transformers 5.
+    return next((name for name in ("cache", "past_key_values") if name in takes), "")
 
 
 def _stated_ends(skeleton: Skeleton) -> list[int]:

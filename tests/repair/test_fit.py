@@ -369,7 +369,7 @@ def test_the_text_that_is_measured_on_is_not_fitted_to(tmp_path: Path) -> None:
     assert own_texts(on("novels.txt + builtin-code", several)) == {"novels.txt": 2, "builtin-code": 1}
 
 
-def test_a_model_without_a_first_token_or_with_streamed_blocks_writes_no_text_to_fit_to(tmp_path: Path) -> None:
+def test_a_model_that_writes_slowly_writes_no_text_to_fit_to(tmp_path: Path) -> None:
     source = str(save_tiny(tmp_path / "model", "llama", 2))
     game = ModelGame.from_pretrained(source, windows=2, tokens=T)
     assert default_texts(game)[-1] == "self"
@@ -379,6 +379,8 @@ def test_a_model_without_a_first_token_or_with_streamed_blocks_writes_no_text_to
     assert fit_repair(game, np.array([True, False]), tokens=64).record["texts"][0] == "builtin"
     streamed = ModelGame.from_pretrained(source, windows=2, tokens=T, offload=True)
     assert "self" not in default_texts(streamed)
+    recurrent = str(save_tiny(tmp_path / "recurrent", "rwkv", 2))
+    assert "self" not in default_texts(ModelGame.from_pretrained(recurrent, windows=2, tokens=T))
 
 
 def test_without_repair_there_is_none(tmp_path: Path) -> None:
