@@ -9,10 +9,7 @@ import numpy as np
 
 from layercoop_fast.comparing.rows import Row
 from layercoop_fast.masks.types import Floats
-from layercoop_fast.tasks.paired import paired
-
-# Sign flips of a paired test.
-_FLIPS = 9_999
+from layercoop_fast.tasks.paired import paired, sign_flip
 
 
 def mark_best(rows: Sequence[Row]) -> None:
@@ -40,16 +37,12 @@ def document_p(values: Floats, others: Floats) -> float:
     return 1.0 if p is None else p
 
 
-def paired_p(differences: Floats, *, flips: int = _FLIPS, seed: int = 0) -> float | None:
-    """Two-sided p-value of differences (float64 [W]) that were symmetric about zero, by random signs.
+def paired_p(differences: Floats) -> float | None:
+    """Two-sided p-value of differences (float64 [W]) that were symmetric about zero (`tasks/paired.py:sign_flip`).
 
-    None where one is not finite, 1 where all are zero. No smaller than 1 / (flips + 1).
-    Source: Fisher, The Design of Experiments (1935), chapter 3.
+    None where one is not finite, 1 where all are zero.
     """
     if not np.isfinite(differences).all():
         return None
-    signs = np.random.default_rng(seed).integers(0, 2, (flips, len(differences)), dtype=np.int8) * 2 - 1
-    observed = abs(float(differences.sum()))
-    # Sums of the same numbers in other orders differ by rounding.
-    reached = np.abs(signs @ differences) >= observed * (1 - 1e-12)
-    return float((1 + np.count_nonzero(reached)) / (1 + flips))
+    p = sign_flip(differences)
+    return 1.0 if p is None else p

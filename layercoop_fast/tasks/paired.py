@@ -43,7 +43,7 @@ def paired(scores: Floats, others: Floats, *, seed: int = 0) -> Paired:
     if np.isin(scores, (0, 1)).all() and np.isin(others, (0, 1)).all():
         won, lost = int((difference > 0).sum()), int((difference < 0).sum())
         return Paired(mean, stderr, mcnemar(won, lost), "mcnemar")
-    return Paired(mean, stderr, _sign_flip(difference[difference != 0], seed), "sign-flip")
+    return Paired(mean, stderr, sign_flip(difference, seed=seed), "sign-flip")
 
 
 def mcnemar(won: int, lost: int) -> float | None:
@@ -59,17 +59,22 @@ def mcnemar(won: int, lost: int) -> float | None:
     return min(1.0, 2 * math.fsum(map(math.exp, logs)))
 
 
-def _sign_flip(difference: Floats, seed: int) -> float | None:
+def sign_flip(difference: Floats, *, draws: int = _DRAWS, seed: int = 0) -> float | None:
+    """Two-sided p of differences, float64 [D], that were symmetric about zero, by random signs; None where all are 0.
+
+    No smaller than 1 / (draws + 1). Source: Fisher, The Design of Experiments (1935), chapter 3.
+    """
+    difference = difference[difference != 0]
     if not len(difference):
         return None
     generator = np.random.default_rng(seed)
     observed = abs(float(difference.sum()))
-    extreme, left = 0, _DRAWS
+    extreme, left = 0, draws
     step = max(1, 2**22 // len(difference))
     while left:
-        draws = min(step, left)
-        signs = generator.integers(0, 2, (draws, len(difference)), dtype=np.int8) * 2.0 - 1.0
+        some = min(step, left)
+        signs = generator.integers(0, 2, (some, len(difference)), dtype=np.int8) * 2.0 - 1.0
         # Sums of the same numbers in another order differ in their last bits.
         extreme += int((np.abs(signs @ difference) >= observed * (1 - 1e-12)).sum())
-        left -= draws
-    return (extreme + 1) / (_DRAWS + 1)
+        left -= some
+    return (extreme + 1) / (draws + 1)

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from layercoop_fast.tasks.paired import mcnemar, paired
+from layercoop_fast.tasks.paired import mcnemar, paired, sign_flip
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 5), (3, 4), (7, 1), (2, 2)])
@@ -35,3 +35,9 @@ def test_equal_scores_have_no_p_and_many_documents_are_no_trouble() -> None:
     assert paired(same / 3, same / 3).p is None
     assert mcnemar(50_000, 50_200) == pytest.approx(0.53, abs=0.02)
     assert mcnemar(0, 100_000) == pytest.approx(0, abs=1e-300)
+
+
+def test_by_chance_a_sign_flip_is_as_small_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    p = np.array([sign_flip(rng.normal(size=10), draws=199, seed=seed) for seed in range(300)])
+    assert abs((p < 0.2).mean() - 0.2) < 0.08

@@ -145,9 +145,9 @@ BUGS = [
     ),
     Bug(
         "compare-p-values",
-        "layercoop_fast/comparing/paired.py",
-        old="observed = abs(float(differences.sum()))",
-        new="observed = float(differences.sum())",
+        "layercoop_fast/tasks/paired.py",
+        old="observed = abs(float(difference.sum()))",
+        new="observed = float(difference.sum())",
         means="a method that is clearly better is called as good",
         tests="tests/comparing/test_compare.py::test_paired_p",
     ),
