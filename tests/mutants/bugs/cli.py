@@ -149,7 +149,7 @@ BUGS = [
         old="observed = abs(float(difference.sum()))",
         new="observed = float(difference.sum())",
         means="a method that is clearly better is called as good",
-        tests="tests/comparing/test_compare.py::test_paired_p",
+        tests="tests/tasks/test_paired.py",
     ),
     Bug(
         "compare-budget-for-all",
