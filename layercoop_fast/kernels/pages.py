@@ -119,6 +119,12 @@ def _check(context: PagedContext, like: Tensor, scale: float, sliding_window: in
         raise RequestError(f"tables: expected [{len(lengths)}, M] with M of at least 1, got {list(tables.shape)}")
     if tables.dtype != torch.int32 or tables.device != like.device:
         raise RequestError(f"tables: expected int32 on {like.device}, got {tables.dtype} on {tables.device}")
+    if (teams := context.teams) is not None:
+        require_index(teams.shared, "teams.shared", len(lengths), like)
+        members = teams.members
+        if members.dim() != 2 or not members.is_contiguous() or members.shape[1] < 2:
+            raise RequestError(f"teams.members: expected contiguous [T, R] with R of 2 or more, {list(members.shape)}")
+        require_index(members.flatten(), "teams.members", members.numel(), like)
     if not (scale > 0 and math.isfinite(scale)):
         raise RequestError(f"scale: {scale} is not a positive number")
     if not 0 <= sliding_window <= NO_WINDOW:

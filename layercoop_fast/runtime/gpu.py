@@ -6,7 +6,8 @@ and of pages, in powers of two, and each set of blocks that run. What one of the
 vector. Where all tokens have one mask, nothing else is read or computed than its blocks; where they differ, a token
 passes a block by as one that adds 0, which costs no memory traffic, and that is what a token waits for. Several tokens
 of one sequence, such as the proposals of a draft, stand in a step as if each had a sequence of its own with the pages
-of theirs: every block writes all keys and values before any token attends.
+of theirs: every block writes all keys and values before any token attends. What tokens have in common at the beginning
+of their contexts is read once for a team of them (`gpu_teams.py`), where that is much.
 
 More tokens, prompts, go through the blocks as they are, each block for the rows that keep it. Products are the
 libraries', or of int8 and int4 weights `gpu_quantised.py`'s; attention over pages, norms, rotary and SwiGLU are
@@ -40,7 +41,8 @@ from layercoop_fast.masked.pool_units import pool_block
 from layercoop_fast.masked.queues import Queue, queue_of
 from layercoop_fast.masks.halves import WHOLE, Halves
 from layercoop_fast.runtime.executor import Executor, Rows
-from layercoop_fast.runtime.gpu_tables import ALIGNED, Step, room_for, send_rows
+from layercoop_fast.runtime.gpu_tables import ALIGNED, Step, StepShape, room_for, send_rows
+from layercoop_fast.runtime.gpu_teams import find_teams
 from layercoop_fast.runtime.pages import PAGE, PagePool
 
 # Cosines and sines are held for at most this number of positions.
@@ -54,6 +56,9 @@ Ints = npt.NDArray[np.int32]
 MOST_STEPS = 128
 # Tokens of a step, where some sequence has more than one of them: a draft's proposals, not a long prompt.
 MOST_ROWS = 64
+# Bytes of keys and values of a block that teams must spare a step: fewer come from the chip's cache, and cost less to
+# read again than a further launch.
+LEAST_SAVED = 32 << 20
 
 
 class GpuExecutor(Executor):
@@ -112,7 +117,7 @@ class GpuExecutor(Executor):
         # One page more than are ever handed out: what is computed for nobody is written there.
         self.pages = torch.zeros(pages + 1, 2, self.kv_heads, PAGE, self.width, dtype=kept_as, device=self.device)
         self._nobody = pages
-        self._vectors: dict[tuple[int, int], Tensor] = {}
+        self._vectors: dict[StepShape, Tensor] = {}
         self._name = object()  # the queue is everybody's
         self._steps: set[Hashable] = set()
         self._logits: dict[int, Tensor] = {}
@@ -152,31 +157,44 @@ class GpuExecutor(Executor):
 
     def _by_step(self, rows: Rows) -> Tensor:
         """Rows without parents by a step that comes back: float32 [R, V], valid until the next one."""
-        layers = self.n_layers
-        count, size = len(rows.tokens), _power(len(rows.tokens))
-        room = max(ALIGNED, _power(rows.tables.shape[2]))
-        host = torch.zeros(room_for(Step.sizes(size, layers, room)), dtype=torch.int32)
-        step = Step.of(host, size, layers, room)
+        count = len(rows.tokens)
+        tables = rows.tables[rows.sequence]
+        teams = find_teams(tables, rows.positions)
+        if teams is not None and teams.saved * float(self.pool.page_bytes[0]) / PAGE < LEAST_SAVED:
+            teams = None
+        shape = StepShape(
+            _power(count),
+            self.n_layers,
+            max(ALIGNED, _power(tables.shape[2])),
+            0 if teams is None else _power(teams.members.shape[1]),
+        )
+        host = torch.zeros(room_for(Step.sizes(shape)), dtype=torch.int32)
+        step = Step.of(host, shape)
         step.pages.fill_(self._nobody)
         step.tables.fill_(-1)
         step.tokens[:count] = torch.from_numpy(rows.tokens)
         step.positions[:count] = torch.from_numpy(rows.positions)
         step.lengths[:count] = torch.from_numpy(rows.positions + 1)
         step.slots[:count] = torch.from_numpy(rows.positions % PAGE)
-        step.tables[:count, :, : rows.tables.shape[2]] = torch.from_numpy(rows.tables[rows.sequence])
-        into = rows.tables[rows.sequence, :, rows.positions // PAGE]
+        step.tables[:count, :, : tables.shape[2]] = torch.from_numpy(tables)
+        if teams is not None:
+            step.members.fill_(-1)
+            step.members[:, : teams.members.shape[1]] = torch.from_numpy(teams.members)
+            step.shared[:, :count] = torch.from_numpy(teams.shared)
+        into = tables[np.arange(count), :, rows.positions // PAGE]
         step.pages[:, :count] = torch.from_numpy(np.where(into < 0, self._nobody, into).T.copy())
         masks = rows.masks[rows.sequence].astype(np.int32)
         step.keeps[0, :, :count] = torch.from_numpy((masks & 1).T)
         step.keeps[1, :, :count] = torch.from_numpy((masks >> 1).T)
-        if (size, room) not in self._vectors:
-            self._vectors[size, room] = torch.empty_like(host, device=self.device)
+        if shape not in self._vectors:
+            self._vectors[shape] = torch.empty_like(host, device=self.device)
+        size = shape.tokens
         if size not in self._logits:
             self._logits[size] = torch.empty(size, self.vocab_size, device=self.device)
-        there = Step.of(self._vectors[size, room].copy_(self.queue.send(host)), size, layers, room)
+        there = Step.of(self._vectors[shape].copy_(self.queue.send(host)), shape)
         alike = bool((rows.masks == rows.masks[0]).all())
         ran = np.bitwise_or.reduce(rows.masks, axis=0)
-        key: Hashable = (self._name, size, room, alike, ran.tobytes())
+        key: Hashable = (self._name, shape, alike, ran.tobytes())
         if key not in self._steps and len(self._steps) >= MOST_STEPS:
             self.queue.forget()
             self._steps.clear()
@@ -198,7 +216,7 @@ class GpuExecutor(Executor):
             if halves & 1:
                 into = PagePlaces(self.pages, step.pages[layer], step.slots)
                 hidden, qkv = block.normed_heads(hidden, added, cos, sin, into)
-                context = PagedContext(self.pages, step.tables[:, layer], step.lengths)
+                context = PagedContext(self.pages, step.tables[:, layer], step.lengths, step.teams(layer))
                 mixed = decode_attention(qkv[:, : self.heads * self.width], context, block.parts.scale)
                 added = Added(block.behind_attention(mixed), attention)
             if halves & 2:

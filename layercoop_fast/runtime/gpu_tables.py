@@ -11,11 +11,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from layercoop_fast.kernels.reference.attention import Teams
 from layercoop_fast.runtime.executor import Rows
+from layercoop_fast.runtime.gpu_teams import TEAM
 from layercoop_fast.runtime.pages import PAGE
 
 # Parts of a vector that goes to the device begin at multiples of so many int32: 16 bytes, as Triton's kernels expect.
 ALIGNED = 4
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What the vector of a step has room for: S tokens, L blocks, M pages of a context, T teams in a block."""
+
+    tokens: int
+    layers: int
+    pages: int
+    teams: int
 
 
 @dataclass(frozen=True)
@@ -32,21 +44,33 @@ class Step:
     """[2, L, S], 1 where a token keeps the attention or the MLP."""
     tables: Tensor
     """[S, L, M]."""
+    shared: Tensor
+    """[L, S], tokens that each one's context shares with its team; of no teams [L, 0]."""
+    members: Tensor
+    """[L, T, TEAM], the teams."""
 
     @staticmethod
-    def sizes(tokens: int, layers: int, pages: int) -> list[int]:
+    def sizes(shape: StepShape) -> list[int]:
         """Numbers of each part; those of a block begin at multiples of 16 bytes too."""
-        of_block = room_for([tokens])
-        return [tokens] * 4 + [layers * of_block, 2 * layers * of_block, tokens * layers * pages]
+        tokens, layers = shape.tokens, shape.layers
+        blocks = layers * room_for([tokens])
+        parts = [tokens] * 4 + [blocks, 2 * blocks, tokens * layers * shape.pages]
+        return [*parts, blocks if shape.teams else 0, layers * shape.teams * TEAM]
 
     @classmethod
-    def of(cls, vector: Tensor, count: int, layers: int, pages: int) -> Step:
+    def of(cls, vector: Tensor, shape: StepShape) -> Step:
         """The parts of a vector int32 [N], with N = `room_for(sizes)`."""
-        tokens, positions, lengths, slots, into, keeps, tables = parts_of(vector, cls.sizes(count, layers, pages))
+        count, layers = shape.tokens, shape.layers
+        tokens, positions, lengths, slots, into, keeps, tables, shared, members = parts_of(vector, cls.sizes(shape))
         return cls(
             tokens, positions, lengths, slots, into.view(layers, -1)[:, :count],
-            keeps.view(2, layers, -1)[:, :, :count], tables.view(count, layers, pages),
+            keeps.view(2, layers, -1)[:, :, :count], tables.view(count, layers, shape.pages),
+            shared.view(layers, -1)[:, :count], members.view(layers, shape.teams, TEAM),
         )  # fmt: skip
+
+    def teams(self, layer: int) -> Teams | None:
+        """The teams of a block; None where there are none."""
+        return Teams(self.members[layer], self.shared[layer]) if self.members.shape[1] else None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from layercoop_fast.llama.fused_head import FusedHead
 from layercoop_fast.llama.gpu_block import PoolBlock
 from layercoop_fast.llama.gpu_parts import PlainEnds
 from layercoop_fast.masked.pool_units import PoolUnits
+from layercoop_fast.runtime import gpu
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.gpu import GpuExecutor
 from layercoop_fast.runtime.pages import PAGE, PagePool
@@ -144,7 +145,9 @@ class _FakeQueue:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_steps_and_prompts_wait_for_nothing(dtype: torch.dtype, launches: list[Launch]) -> None:
+def test_steps_and_prompts_wait_for_nothing(
+    dtype: torch.dtype, launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
     executor = executor_there(dtype)
     masks = np.array([[1, 1], [1, 0], [0, 1]], dtype=np.bool_)
     sequences = [executor.sequence(mask) for mask in masks]
@@ -157,6 +160,11 @@ def test_steps_and_prompts_wait_for_nothing(dtype: torch.dtype, launches: list[L
     assert executor.queue.sent - before == 2, "a prompt is sent by one vector, and which logits are wanted"  # type: ignore[attr-defined]
     names = {launch.kernel.fn.__name__ for launch in launches}
     assert {"_norm", "_rotary", "_gated", "_paged"} <= names
+    splits = [launch.kernel.fn.__name__ for launch in launches].count("_split")
+    monkeypatch.setattr(gpu, "LEAST_SAVED", 0)
+    executor.run([Chunk(sequence, [7, 8, 9, 10], wanted=4) for sequence in sequences])
+    teams = [launch.kernel.fn.__name__ for launch in launches].count("_split") - splits
+    assert teams == 4, "in each of two blocks what teams share, and what is their own"
     assert misaligned(launches) == []
 
 

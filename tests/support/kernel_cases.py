@@ -22,9 +22,10 @@ from layercoop_fast.kernels.gpu import (
     swiglu,
 )
 from layercoop_fast.kernels.gpu.frame import blocks
-from layercoop_fast.kernels.reference.attention import PagedContext, PagePlaces
+from layercoop_fast.kernels.reference.attention import PagedContext, PagePlaces, Teams
 from layercoop_fast.kernels.reference.blocks import HeadNorms
 from layercoop_fast.kernels.reference.quantised import GROUP, PackedWeight
+from layercoop_fast.runtime.gpu_teams import TEAM
 
 
 @dataclass(frozen=True)
@@ -396,19 +397,27 @@ def _paged_attention() -> list[Case]:
 
 
 def _decode_attention() -> list[Case]:
-    """An 8B llama: one request of 8,192 tokens, 64 of 2,048, 8 that are not split; Gemma's heads of 256."""
+    """An 8B llama: one request of 8,192 tokens, 64 of 2,048, 8 that are not split; Gemma's heads of 256; teams."""
     found = []
-    for name, sequences, length, heads, kv_heads, width, cap in (
-        ("split", 1, 8192, 32, 8, 128, 0.0),
-        ("split", 64, 2048, 32, 8, 128, 0.0),
-        ("split", 8, 128, 32, 8, 128, 0.0),
-        ("wide", 8, 4096, 8, 4, 256, 50.0),
-        ("full", 1, 8192, 32, 8, 128, 0.0),
-        ("split", 1, 1, 1, 1, 1, 0.0),
+    for name, sequences, length, heads, kv_heads, width, cap, common in (
+        ("split", 1, 8192, 32, 8, 128, 0.0, 0),
+        ("split", 64, 2048, 32, 8, 128, 0.0, 0),
+        ("split", 8, 128, 32, 8, 128, 0.0, 0),
+        ("split", 64, 8192, 32, 8, 128, 0.0, 8000),
+        ("wide", 8, 4096, 8, 4, 256, 50.0, 0),
+        ("wide", 8, 4096, 8, 4, 256, 50.0, 4000),
+        ("full", 1, 8192, 32, 8, 128, 0.0, 0),
+        ("full", 8, 8192, 32, 8, 128, 0.0, 8000),
+        ("split", 1, 1, 1, 1, 1, 0.0, 0),
     ):
         full = name == "full"
         dtype = torch.float32 if full else torch.bfloat16
         context = meta_context(sequences, length, kv_heads, width, dtype)
+        read = sequences * length
+        if common:
+            members, shared = meta(sequences // TEAM, TEAM, dtype=torch.int32), meta(sequences, dtype=torch.int32)
+            context = replace(context, teams=Teams(members, shared))
+            read -= (sequences - sequences // TEAM) * common
         queries, out = (meta(sequences, heads * width, dtype=dtype) for _ in range(2))
         run = partial(
             decode_attention.launch_decode,
@@ -422,10 +431,11 @@ def _decode_attention() -> list[Case]:
         found.append(
             Case(
                 "decode_attention",
-                f"{sequences} × {length}, {heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
+                f"{sequences} × {length}{f', {common} of them in teams of {TEAM}' if common else ''}, "
+                f"{heads}/{kv_heads} heads of {width}{', fp32' if full else ''}",
                 name,
                 run,
-                bytes=dtype.itemsize * sequences * (2 * length * kv_heads + 2 * heads) * width,
+                bytes=dtype.itemsize * (2 * read * kv_heads + 2 * sequences * heads) * width,
                 flops=0 if full else 4 * sequences * length * heads * width,
                 operations=sequences * length * heads * (1 + 4 * width if full else 1),
                 dot=not full,

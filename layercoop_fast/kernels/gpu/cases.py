@@ -27,6 +27,7 @@ from layercoop_fast.kernels.networks import Networks
 from layercoop_fast.kernels.quantise import pack
 from layercoop_fast.kernels.reference.attention import (
     PagedContext,
+    Teams,
     decode_attention_reference,
     paged_attention_reference,
 )
@@ -160,7 +161,8 @@ def _context(draw: _Numbers, width: int) -> tuple[PagedContext, PagedContext]:
     pages = draw(6, 2, 2, 16, width)
     tables = torch.tensor([[4, 1], [0, 0], [2, 0]], dtype=torch.int32)
     lengths = torch.tensor([21, 0, 16], dtype=torch.int32)
-    return PagedContext(pages, tables, lengths), PagedContext(*map(draw.there, (pages, tables, lengths)))
+    there = PagedContext(draw.there(pages), draw.there(tables), draw.there(lengths))
+    return PagedContext(pages, tables, lengths), there
 
 
 def _paged_attention(device: torch.device, dtype: torch.dtype) -> list[CheckCase]:
@@ -177,10 +179,24 @@ def _decode_attention(device: torch.device, dtype: torch.dtype) -> list[CheckCas
     (context, there), queries = _context(draw, width), draw(3, 4 * width)
     some = torch.tensor([0, 2])  # a new token is behind one token at least: its own
     context = PagedContext(context.pages, context.tables[some], context.lengths[some])
-    there = PagedContext(there.pages, *map(draw.there, (context.tables, context.lengths)))
+    there = PagedContext(there.pages, draw.there(context.tables), draw.there(context.lengths))
     found = torch.empty(2, 4 * width, dtype=dtype, device=device)
     launch_decode(draw.there(queries[some]), there, found, width**-0.5, 0, 0.0)
-    return [CheckCase(found, decode_attention_reference(queries[some], context, width**-0.5))]
+    expected = decode_attention_reference(queries[some], context, width**-0.5)
+    # The same context twice, its first tokens read once for both.
+    twice = [context.tables[:1].repeat(2, 1), context.lengths[:1].repeat(2), torch.full((2,), 5, dtype=torch.int32)]
+    tables, lengths, shared = (tensor.contiguous() for tensor in twice)
+    members = torch.tensor([[0, 1]], dtype=torch.int32)
+    teams = Teams(draw.there(members), draw.there(shared))
+    together = torch.empty_like(found)
+    launch_decode(
+        draw.there(queries[some]),
+        PagedContext(there.pages, draw.there(tables), draw.there(lengths), teams),
+        together,
+        width**-0.5,
+    )
+    of_both = decode_attention_reference(queries[some], PagedContext(context.pages, tables, lengths), width**-0.5)
+    return [CheckCase(found, expected), CheckCase(together, of_both)]
 
 
 def _networks() -> tuple[Networks, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:

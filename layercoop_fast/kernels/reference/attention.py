@@ -19,6 +19,21 @@ NO_WINDOW = 1 << 30
 
 
 @dataclass(frozen=True)
+class Teams:
+    """Sequences whose first tokens lie in the same pages, so that these may be read once for all of a team.
+
+    It changes how attention of one new token is computed, not what it comes to.
+
+    Attributes:
+        members: int32 [T, R], the sequences of each team, −1 behind its last; no sequence is in two.
+        shared: int32 [S], how many first tokens of a sequence its team has in common; 0 for one that is in none.
+    """
+
+    members: Tensor
+    shared: Tensor
+
+
+@dataclass(frozen=True)
 class PagedContext:
     """Keys and values of S sequences in the pages of one block.
 
@@ -27,11 +42,13 @@ class PagedContext:
         tables: int32 [S, M], the pages of each sequence in order. Rows may lie apart: `tables[:, layer]` of one table
             [S, L, M] for all blocks.
         lengths: int32 [S], the tokens C of each sequence that lie in pages.
+        teams: which of them begin alike; None: nobody looked.
     """
 
     pages: Tensor
     tables: Tensor
     lengths: Tensor
+    teams: Teams | None = None
 
     def known(self, sequence: int) -> Tensor:
         """Keys and values of a sequence's tokens in pages: [2, kv_heads, C, D]."""

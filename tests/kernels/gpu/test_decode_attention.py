@@ -13,6 +13,7 @@ from layercoop_fast.kernels.gpu.decode_attention import CONFIGS, choose_splits, 
 from layercoop_fast.kernels.pages import decode_attention
 from layercoop_fast.kernels.reference.attention import (
     PagedContext,
+    Teams,
     decode_attention_reference,
     paged_attention_reference,
 )
@@ -79,6 +80,75 @@ def test_masks_have_their_own_pages_or_none(device: str) -> None:
     assert torch.count_nonzero(expected[1]) == 64
 
 
+# sequences of each team, tokens that they share; all sequences
+TEAMS = [
+    ([[0, 2]], [33], 4),
+    ([[1, 2, 3], [4, 0]], [16, 47], 6),
+    ([[5, 4, 3, 2, 1, 0]], [1], 6),
+    ([], [], 2),
+]
+
+
+def in_teams(teams: list[list[int]], tokens: list[int], count: int, page: int, device: str) -> PagedContext:
+    """Sequences of which some begin in the same pages; a page that is shared in part is its leader's."""
+    lengths = [50 + 7 * sequence for sequence in range(count)]
+    context = paged(lengths, 2, page, 16, torch.float32, "cpu")
+    tables, shared = context.tables.clone(), torch.zeros(count, dtype=torch.int32)
+    tables[-1] = context.tables[-1]
+    members = torch.full((max(1, len(teams)), 8), -1, dtype=torch.int32)
+    for number, (team, common) in enumerate(zip(teams, tokens, strict=True)):
+        members[number, : len(team)] = torch.tensor(team)
+        shared[team] = common
+        for sequence in team[1:]:
+            tables[sequence, : -(-common // page)] = tables[team[0], : -(-common // page)]
+    there = Teams(members.to(device), shared.to(device))
+    return PagedContext(context.pages.to(device), tables.to(device), context.lengths.to(device), there)
+
+
+@pytest.mark.parametrize(("teams", "tokens", "count"), TEAMS)
+@pytest.mark.parametrize(("page", "splits", "heads", "cap"), [(8, 1, 2, 0.0), (16, 2, 6, 5.0)])
+def test_teams_come_to_what_their_sequences_come_to_alone(
+    teams: list[list[int]], tokens: list[int], count: int, page: int, splits: int, heads: int, cap: float, device: str
+) -> None:
+    context = in_teams(teams, tokens, count, page, device)
+    queries = noise(count, heads * 16, seed=2).to(device)
+    found = torch.full_like(queries, float("nan"))
+    launch_decode(queries, context, found, 0.3, cap=cap, splits=splits)
+    known = replace(context, pages=context.pages.double())
+    expected = decode_attention_reference(queries.double(), known, 0.3, cap=cap)
+    assert_near(found, expected, relative=1e-5, absolute=2e-6)
+    # A member that has no page there, because its mask removes the block, is in no team.
+    if teams and len(teams[0]) > 2:
+        gone = teams[0].pop()
+        tables = context.tables.clone()
+        tables[gone] = -1
+        without = replace(in_teams(teams, tokens, count, page, device), tables=tables)
+        launch_decode(queries, without, found, 0.3, cap=cap, splits=splits)
+        assert torch.count_nonzero(found[gone]) == 0
+        rest = [sequence for sequence in range(count) if sequence != gone]
+        assert_near(found[rest], expected[rest], relative=1e-5, absolute=2e-6)
+
+
+def test_shared_tokens_are_read_from_the_pages_of_a_teams_first_member(device: str) -> None:
+    """What stands in the other members' tables there is not looked at: the shared part is really read once."""
+    context = in_teams([[1, 0, 2]], [32], 3, 16, device)
+    queries = noise(3, 32, seed=2).to(device)
+    expected = decode_attention_reference(queries.double(), replace(context, pages=context.pages.double()), 0.3)
+    tables = context.tables.clone()
+    tables[[0, 2], :2] = 0  # a page of NaN
+    found = torch.empty_like(queries)
+    launch_decode(queries, replace(context, tables=tables), found, 0.3, splits=1)
+    assert_near(found, expected, relative=1e-5, absolute=2e-6)
+
+
+def test_a_sliding_window_has_no_use_for_teams(device: str) -> None:
+    context = in_teams([[0, 1]], [16], 2, 16, device)
+    queries = noise(2, 32, seed=2).to(device)
+    assert torch.equal(
+        decode_attention(queries, context, 0.3, 9), decode_attention(queries, replace(context, teams=None), 0.3, 9)
+    )
+
+
 def test_parts_fill_a_chip_and_depend_on_the_host_alone() -> None:
     assert choose_splits(8, 8192) == 32  # one request of an 8B llama
     assert choose_splits(64 * 8, 8192) == 1  # more programs than processors without a cut
@@ -106,3 +176,21 @@ def test_bad_arguments(columns: int, rows: int, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         context = PagedContext(torch.zeros(4, 2, 2, 4, 16), torch.zeros(2, 3, **whole), torch.zeros(2, **whole))
         decode_attention(torch.zeros(rows, columns), context, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("members", "shared", "message"),
+    [
+        ((1, 1), 2, r"teams.members: expected contiguous \[T, R\]"),
+        ((2, 8), 3, r"teams.shared: expected contiguous int32 or int64 \[2\]"),
+    ],
+)
+def test_bad_teams(members: tuple[int, int], shared: int, message: str) -> None:
+    whole = {"dtype": torch.int32}
+    teams = Teams(torch.zeros(members, **whole), torch.zeros(shared, **whole))
+    with pytest.raises(RequestError, match=message):
+        decode_attention(
+            torch.zeros(2, 64),
+            PagedContext(torch.zeros(4, 2, 2, 4, 16), torch.zeros(2, 3, **whole), torch.zeros(2, **whole), teams),
+            0.3,
+        )

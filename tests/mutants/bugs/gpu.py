@@ -265,6 +265,22 @@ BUGS = [
         tests="tests/gpu/test_on_fake_cuda.py",
     ),
     Bug(
+        "a-team-shares-too-much",
+        "layercoop_fast/runtime/gpu_teams.py",
+        old="tokens = np.minimum(pages * PAGE, positions[:, None] + 1)",
+        new="tokens = pages * PAGE",
+        means="on a GPU a draft's proposal attends to those behind it",
+        tests="tests/runtime/test_gpu_teams.py",
+    ),
+    Bug(
+        "parts-of-no-team",
+        "layercoop_fast/kernels/gpu/decode_attention.py",
+        old="tl.load(shared + row // HEADS) > 0, parts, splits)",
+        new="tl.load(shared + row // HEADS) >= 0, parts, splits)",
+        means="on a GPU requests that share nothing take numbers from memory that nobody wrote",
+        tests="tests/kernels/gpu/test_decode_attention.py",
+    ),
+    Bug(
         "drafts-under-another-mask",
         "layercoop_fast/runtime/gpu.py",
         old="masks = rows.masks[rows.sequence].astype",
