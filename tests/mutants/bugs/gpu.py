@@ -50,8 +50,8 @@ BUGS = [
     Bug(
         "decode-empty-parts",
         "layercoop_fast/kernels/gpu/decode_attention.py",
-        old='tl.store(sums + result, tl.where(filled, top + tl.log2(divisor), -float("inf")), mask=h < SHARING)',
-        new="tl.store(sums + result, tl.where(filled, top + tl.log2(divisor), 0.0), mask=h < SHARING)",
+        old='tl.store(sums + result, tl.where(filled, top + tl.log2(divisor), -float("inf")), mask=there)',
+        new="tl.store(sums + result, tl.where(filled, top + tl.log2(divisor), 0.0), mask=there)",
         means="on a GPU parts without tokens count in the attention of long texts",
         tests=f"{GPU}/test_decode_attention.py",
     ),
