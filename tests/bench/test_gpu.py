@@ -58,7 +58,7 @@ def test_a_part_that_dies_leaves_the_rows_of_the_others(tmp_path: Path) -> None:
     assert "status 9" in found["parts"]["surrogate"]["problem"]
     assert found["parts"]["decode"]["problem"] is None
     assert len(found["rows"]["surrogate"]) == 3
-    assert len(found["rows"]["decode"]) == 6
+    assert len(found["rows"]["decode"]) == 7
     before = found["rows"]["surrogate"]
     broken.write_text(whole)
     status, found = bench_gpu(folder, tmp_path / "gpu.json", "--only", "surrogate")
