@@ -119,10 +119,14 @@ def compare(
         for size in request.remove:
             check_n_remove(game.n_players, size)
             allowed.check_size(game.n_players - size)
-        fitted = None
         if request.fits:
             check_repairable(game)
             check_fits(request.compensations, game)
+        tokens = int(game.calibration.ids.shape[1])
+        games = [game, *(on_other_text(game, text, request.text_windows, tokens, seed, stored=True) for text in texts)]
+        judges = _judges(games, request)
+        fitted = None
+        if request.fits:  # last, since the model may write one of the texts itself
             fitted = texts_to_fit(
                 game,
                 request.repair_text,
@@ -132,9 +136,6 @@ def compare(
                 seed=seed,
                 progress=steps,
             )
-        tokens = int(game.calibration.ids.shape[1])
-        games = [game, *(on_other_text(game, text, request.text_windows, tokens, seed, stored=True) for text in texts)]
-        judges = _judges(games, request)
         how = HowFound(
             fitted=fitted,
             repair=request.repair,

@@ -422,3 +422,19 @@ def test_refused_before_a_model_is_opened(run: Run, tmp_path: Path, arguments: l
 def test_nothing_to_compare(model: str) -> None:
     with pytest.raises(RequestError, match="at least one size to remove and one method"):
         compare(model, remove=[])
+
+
+def test_a_text_with_too_few_items_is_told_before_anything_is_written_or_fitted(model: str) -> None:
+    stages: list[str] = []
+    with pytest.raises(RequestError, match="items of 60 need"):
+        compare(
+            model,
+            remove=[1],
+            methods=["reverse"],
+            repair=True,
+            texts=["builtin-heldout"],
+            items=90_000,
+            on_progress=lambda stage, *_: stages.append(stage),
+            **SMALL,
+        )
+    assert stages == []
