@@ -9,6 +9,14 @@ FIT = "tests/repair/test_fit.py"
 
 BUGS = [
     Bug(
+        "slow-writers-write",
+        "layercoop_fast/texts/own_text.py",
+        old="return begins and skeleton.streamed is None and bool(_cache_argument(skeleton))",
+        new="return begins and bool(_cache_argument(skeleton))",
+        means="a repair of a model that is streamed from disk reads it once for each token of a text it need not write",
+        tests="tests/repair/test_fit.py",
+    ),
+    Bug(
         "own-domain-not-left-out",
         "layercoop_fast/repair/gap_by_gap.py",
         old="others = total - own if len(sums) > 1 else total",
