@@ -180,6 +180,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("allow_dots", &cpu::allow_dots, py::arg("allowed"));
   module.def("num_threads", &cpu::num_threads);
   module.def("set_num_threads", &cpu::set_num_threads, py::arg("count"));
+  module.def(
+      "borrow_threads", [](std::uintptr_t lender) { cpu::borrow_threads(reinterpret_cast<cpu::Lender>(lender)); },
+      py::arg("lender"));
 
   module.def("pack_masks", &py_pack_masks, py::arg("masks"));
   module.def("unpack_masks", &py_unpack_masks, py::arg("packed"), py::arg("n_players"));

@@ -38,6 +38,12 @@ def allow_dots(allowed: bool) -> None:
 def num_threads() -> int:
     """Return how many threads a loop may use, the caller's included."""
 
+def borrow_threads(lender: int) -> None:
+    """Run loops from now on by the function at an address, of the form of OpenMP's `GOMP_parallel`; 0: by own threads.
+
+    A forked child is back on its own threads.
+    """
+
 def set_num_threads(count: int) -> None:
     """Set how many threads a loop may use, 1 to 1024.
 

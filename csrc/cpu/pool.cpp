@@ -80,10 +80,17 @@ class Pool {
  public:
   Pool() { inside_loop = false; }  // in a forked child, whose only thread may have forked inside a loop
 
+  std::atomic<Lender> lender{nullptr};
+
   // False where another thread's loop holds the pool: nothing was run.
   bool try_run(Loop& loop) {
     const std::unique_lock<std::mutex> holds_pool(one_loop_, std::try_to_lock);
     if (!holds_pool) return false;
+    if (const Lender lend = lender.load()) {
+      // Always as many: OpenMP ends and starts threads where a loop asks for another number than the one before.
+      lend(take_ranges, &loop, static_cast<unsigned>(thread_count.load()), 0);
+      return true;
+    }
     const auto helpers = static_cast<std::size_t>(thread_count.load() - 1);
     if (workers_.size() != helpers) restart(helpers);
 
@@ -106,6 +113,12 @@ class Pool {
   }
 
  private:
+  static void take_ranges(void* loop) {
+    inside_loop = true;
+    static_cast<Loop*>(loop)->run();
+    inside_loop = false;
+  }
+
   void restart(std::size_t helpers) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -172,6 +185,8 @@ void parallel_for(std::int64_t n, std::int64_t grain, const RangeFn& fn) {
   }
   fn(0, n);
 }
+
+void borrow_threads(Lender lender) noexcept { one_a_process<Pool>().lender.store(lender); }
 
 int num_threads() noexcept { return thread_count.load(std::memory_order_relaxed); }
 

@@ -1,7 +1,8 @@
 // One thread pool for the process, shared by every kernel.
 //
 // Threads start with the first loop that needs them and sleep on a condition variable between loops, so that they take
-// no time from torch's own threads. A forked child starts with a fresh pool.
+// no time from torch's own threads. Or loops run on these: see `borrow_threads`. A forked child starts with a fresh
+// pool.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,14 @@ namespace layercoop::cpu {
 // thread's loop runs, and a loop of a single range. An exception cancels the ranges that have not begun and reaches the
 // caller; if several throw, the exception of the lowest range does, whatever the timing.
 void parallel_for(std::int64_t n, std::int64_t grain, const std::function<void(std::int64_t, std::int64_t)>& fn);
+
+// Calls task(data) on so many threads, the caller among them, and returns when all calls have: GOMP_parallel's form.
+using Lender = void (*)(void (*task)(void*), void* data, unsigned threads, unsigned flags);
+
+// From the next loop on threads are those of another library: of OpenMP, which torch's products run on. Between
+// products these wait without sleeping, so that they begin at once, and threads of our own would share their processors
+// with them. Null: our own again. A forked child is back on its own.
+void borrow_threads(Lender lender) noexcept;
 
 // Processors that this process may run on.
 int processors();

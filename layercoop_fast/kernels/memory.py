@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.system.openmp import borrow_torchs_threads
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _interpreted = False
+
+borrow_torchs_threads()
 
 
 def is_native(tensor: Tensor) -> bool:
