@@ -40,6 +40,7 @@ def test_prune_on_the_worst_of_two_texts_until_settled(
     run: Run, model: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
     arguments = ["--remove", 2, "--objective", "worst", "--settle", 0.001, "--most-windows", 9, "--no-cost", "--json"]
+    arguments += ["--no-repair", "--samples", 0]
     status, printed, error = run("prune", model, "--out", tmp_path / "out", *arguments, *on_both(texts), *SMALL)
     assert status == 0, error
     record = json.loads(printed)

@@ -14,7 +14,7 @@ from tiny_models import save_tiny
 from layercoop_fast.masks.text import mask_of
 
 L = 6
-SMALL = ["--windows", "2", "--tokens", "16", "--no-cost", "--no-repair", "--force"]
+SMALL = ["--windows", "2", "--tokens", "16", "--no-cost", "--no-repair", "--samples", "0", "--force"]
 
 
 @pytest.fixture(scope="module")

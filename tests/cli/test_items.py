@@ -53,6 +53,7 @@ def test_evaluate_items(run: Run, model: Path, items: Path, tmp_path: Path) -> N
 
 def test_prune_on_items_cut_from_a_text(run: Run, model: Path, tmp_path: Path) -> None:
     options = ["--remove", 1, "--windows", 4, "--tokens", 16, "--utility", "margin", "--heldout", "builtin-heldout"]
+    options += ["--no-repair", "--samples", 0]
     status, out, _ = run("prune", model, "--out", tmp_path / "out", "--no-cost", "--json", *options)
     assert status == 0
     record = json.loads(out)

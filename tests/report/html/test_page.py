@@ -19,7 +19,7 @@ from layercoop_fast.report.html.markup import number
 from layercoop_fast.report.html.page import report_page
 
 Run = Callable[..., tuple[int, str, str]]
-SMALL = {"windows": 4, "tokens": 24, "heldout": "builtin-heldout"}
+SMALL = {"windows": 4, "tokens": 24, "heldout": "builtin-heldout", "repair_tokens": 2000}
 NEWER = ("params", "window_nll", "excerpts", "generations", "command", "repair", "budget", "nested")
 
 
@@ -124,7 +124,8 @@ def test_the_front_is_what_nothing_beats(done: Pruned) -> None:
 def test_the_record_says_how_to_do_it_again(done: Pruned) -> None:
     record = done.record
     assert record["command"].startswith("layercoop-fast prune ")
-    assert record["command"].endswith(" --remove 3 --windows 4 --tokens 24 --heldout builtin-heldout")
+    asked = " --remove 3 --windows 4 --tokens 24 --repair-tokens 2000 --heldout builtin-heldout"
+    assert record["command"].endswith(asked)
     assert len(record["generations"]) == 2
     assert len(record["excerpts"]) == 4
     full, players = record["params"]["full"], record["params"]["players"]
@@ -196,7 +197,7 @@ def test_records_without_the_newer_fields_have_a_report(done: Pruned) -> None:
 def test_any_method_and_players(done: Pruned, method: str, players: str, tmp_path: Path) -> None:
     made = prune(
         done.record["model"], tmp_path / "out", remove=2, method=method, players=players, windows=2, tokens=12,
-        budget=None if method in ("sleb", "shortgpt") else 20, measure_cost=False, samples=0,
+        budget=None if method in ("sleb", "shortgpt") else 20, measure_cost=False, samples=0, repair=False,
     )  # fmt: skip
     text = Page((made.out / "report.html").read_text(encoding="utf-8")).text
     assert f"2 of {16 if players == 'sublayers' else 8} players removed" in text
@@ -318,7 +319,7 @@ def test_fields_that_are_something_else(done: Pruned, field: str, value: Any) ->
 def test_without_a_report(done: Pruned, tmp_path: Path) -> None:
     made = prune(
         done.record["model"], tmp_path / "out", remove=1, method="reverse", windows=2, tokens=12,
-        measure_cost=False, samples=0, report=False,
+        measure_cost=False, samples=0, report=False, repair=False,
     )  # fmt: skip
     assert not (made.out / "report.html").exists()
-    assert made.record["command"].endswith("--no-cost --samples 0 --no-report")
+    assert made.record["command"].endswith("--samples 0 --no-report")
