@@ -32,9 +32,8 @@ $(VENV)/model: $(VENV)/package
 demo: $(VENV)/model
 	$(BIN)/python benchmarks/demo.py --out $(OUT)
 
-# Files of tests side by side, a process for each. Each reads all files first, which takes half a minute of a processor,
-# and more than three would fill the memory of a laptop.
-SIDE_BY_SIDE := -n auto --maxprocesses 3 --dist loadfile
+# Files of tests side by side, a process a processor; more than four would fill the memory of a laptop.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
