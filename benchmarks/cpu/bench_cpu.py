@@ -78,7 +78,7 @@ def head(options: argparse.Namespace) -> dict[str, Any]:
     from layercoop_fast import _C
 
     here: dict[str, Any] = machine()
-    peers = [peer.name for peer in peers_here(options.threads)]
+    peers = dict.fromkeys(peer.name for peer in peers_here(options.threads))  # each once, in whatever ways it runs
     title = f"{here['processor']}, {options.threads} threads, {_C.isa()} ({_C.dots()})"
     return {
         "benchmark": "cpu",

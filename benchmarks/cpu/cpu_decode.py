@@ -19,6 +19,7 @@ from read_memory import read_speed
 from layercoop_fast import _C
 from layercoop_fast.runtime.executor import Chunk, Executor
 from layercoop_fast.runtime.opening import open_runtime
+from layercoop_fast.runtime.pages import PAGE
 
 TURNS = 3
 SHORT = 16  # tokens of a prompt that hardly counts
@@ -102,7 +103,7 @@ class _Ours:
     def step_bytes(self, run: Run) -> float:
         """Bytes of weights, keys and values that a step of one request reads."""
         page = int(self.executor.pool.page_bytes[0])
-        return self.executor.weight_bytes + self.executor.n_layers * page / 16 * (run.prompt + run.new / 2)
+        return self.executor.weight_bytes + self.executor.n_layers * page / PAGE * (run.prompt + run.new / 2)
 
 
 def _decode(bench: Bench, ours: _Ours, run: Run) -> dict[str, Any]:

@@ -79,15 +79,15 @@ def read_history(path: Path) -> list[Run]:
     return [run for _, run in read_json_lines(str(path), Run.from_json, "runs")] if path.exists() else []
 
 
-def record(results: Results, path: Path) -> Run:
-    """Append a run to a file, which is written whole or not at all, and return it.
+def record(results: Results, path: Path) -> list[Run]:
+    """Append a run to a file, which is written whole or not at all, and return all its runs.
 
     Raises `RequestError` for a file that is no history.
     """
     runs = [*read_history(path), Run.of(results)]
     with written_whole(path, force=True) as made:
         made.write_text("".join(f"{run.line()}\n" for run in runs), encoding="utf-8")
-    return runs[-1]
+    return runs
 
 
 def page(runs: Sequence[Run]) -> str:

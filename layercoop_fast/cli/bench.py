@@ -101,10 +101,10 @@ def _compare(files: Sequence[str], *, as_json: bool) -> None:
 
 
 def _record(files: Sequence[str], history: Path) -> None:
-    from layercoop_fast.bench.history import read_history, record
+    from layercoop_fast.bench.history import record
     from layercoop_fast.bench.results import Results
 
     if len(files) != 1:
         raise RequestError("record takes one file: layercoop-fast bench record A.json --out history.jsonl")
-    run = record(Results.load(Path(files[0])), history)
-    typer.echo(f"{run.label}, {run.day}: run {len(read_history(history))} of {history}")
+    runs = record(Results.load(Path(files[0])), history)
+    typer.echo(f"{runs[-1].label}, {runs[-1].day}: run {len(runs)} of {history}")

@@ -21,7 +21,6 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -48,9 +47,6 @@ from layercoop_fast.runtime.pages import PAGE, PagePool
 # Cosines and sines are held for at most this number of positions.
 MOST_TOKENS = 16384
 _CHECK_TOKENS = 32
-
-Ints = npt.NDArray[np.int32]
-
 
 # Steps whose graphs are held. A step has some ten nodes a block.
 MOST_STEPS = 128

@@ -10,14 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from layercoop_fast.runtime.executor import Ints
 from layercoop_fast.runtime.pages import PAGE
 
 TEAM = 8
 """Members of a team at most: with four heads to a key head their queries fill two tiles of matrix units."""
-
-Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)

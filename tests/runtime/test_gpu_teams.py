@@ -11,10 +11,10 @@ from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.kernels.gpu.frame import interpreted
 from layercoop_fast.kernels.memory import through_interpreter
 from layercoop_fast.runtime import gpu
-from layercoop_fast.runtime.executor import Chunk, Executor
+from layercoop_fast.runtime.executor import Chunk, Executor, Ints
 from layercoop_fast.runtime.general import GeneralExecutor
 from layercoop_fast.runtime.gpu import GpuExecutor
-from layercoop_fast.runtime.gpu_teams import TEAM, Ints, find_teams
+from layercoop_fast.runtime.gpu_teams import TEAM, find_teams
 from layercoop_fast.runtime.pages import PAGE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
