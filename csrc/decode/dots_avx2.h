@@ -15,7 +15,8 @@ using simd::Floats;
 using simd::Floats16;
 
 constexpr int kFloatRows = 6;  // 6 x 2 sums and their operands fit 16 registers
-constexpr int kIntRows = 4;
+constexpr int kWidenedRows = 4;
+constexpr int kIntRows = 6;
 constexpr int float_tiles(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 using Bytes = __m256i;
@@ -60,20 +61,29 @@ LAYERCOOP_INLINE void prefetch(const std::uint8_t* p) {
   for (int i = 0; i < lines; ++i) _mm_prefetch(reinterpret_cast<const char*>(p) + ahead + i * 64, _MM_HINT_T0);
 }
 
+// The sums so far stand in a register before the next product is taken (dots_avx.h).
+LAYERCOOP_INLINE void settle(Bytes& sums) { asm("" : "+x"(sums)); }
+
 // maddubs takes one unsigned and one signed number, and saturates beyond 2^15: |w| * (x with the sign of w), two of
 // which are at most 2 * 128 * 127.
+struct Int8Weights {
+  Bytes number, size;
+};
+LAYERCOOP_INLINE Int8Weights int8_weights(Bytes w) { return {w, _mm256_abs_epi8(w)}; }
 LAYERCOOP_INLINE Bytes first_sum_int8(const std::int32_t*) { return Bytes{}; }
-LAYERCOOP_INLINE Bytes add_int8(Bytes sums, Bytes w, Bytes x) {
-  const Bytes pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+LAYERCOOP_INLINE void add_int8(Bytes& sums, const Int8Weights& w, Bytes x) {
+  const Bytes pairs = _mm256_maddubs_epi16(w.size, _mm256_sign_epi8(x, w.number));
+  sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  settle(sums);
 }
 LAYERCOOP_INLINE Floats floats_of_int8(Bytes sums) { return _mm256_cvtepi32_ps(sums); }
 
 // A group's sixteen products in a 16-bit lane are at most 16 * 15 * 127, below 2^15.
 LAYERCOOP_INLINE Bytes low_halves(Bytes x) { return _mm256_and_si256(x, _mm256_set1_epi8(0x0f)); }
 LAYERCOOP_INLINE Bytes high_halves(Bytes x) { return low_halves(_mm256_srli_epi16(x, 4)); }
-LAYERCOOP_INLINE Bytes add_int4(Bytes sums, Bytes w, Bytes x) {
-  return _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, x));
+LAYERCOOP_INLINE void add_int4(Bytes& sums, Bytes w, Bytes x) {
+  sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, x));
+  settle(sums);
 }
 LAYERCOOP_INLINE Floats floats_of_int4(Bytes sums) {
   return _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));

@@ -16,6 +16,7 @@ using simd::Floats;
 using simd::Floats16;
 
 constexpr int kFloatRows = 6;
+constexpr int kWidenedRows = 6;
 constexpr int kIntRows = 6;
 constexpr int float_tiles(int rows) { return rows <= 2 ? 4 : 2; }
 
@@ -55,24 +56,33 @@ LAYERCOOP_INLINE Floats floats_of_int8(Bytes sums) { return _mm512_cvtepi32_ps(s
 #if defined(LAYERCOOP_VNNI)
 
 // The instruction takes unsigned bytes times signed ones: w + 128, and 128 times the sum of x taken off.
-LAYERCOOP_INLINE Bytes first_sum_int8(const std::int32_t* x_sum) { return _mm512_set1_epi32(-128 * *x_sum); }
-LAYERCOOP_INLINE Bytes add_int8(Bytes sums, Bytes w, Bytes x) {
-  return _mm512_dpbusd_epi32(sums, _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80))), x);
+using Int8Weights = Bytes;
+LAYERCOOP_INLINE Int8Weights int8_weights(Bytes w) {
+  return _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80)));
 }
-LAYERCOOP_INLINE Bytes add_int4(Bytes sums, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sums, w, x); }
+LAYERCOOP_INLINE Bytes first_sum_int8(const std::int32_t* x_sum) { return _mm512_set1_epi32(-128 * *x_sum); }
+LAYERCOOP_INLINE void add_int8(Bytes& sums, Int8Weights w, Bytes x) { sums = _mm512_dpbusd_epi32(sums, w, x); }
+LAYERCOOP_INLINE void add_int4(Bytes& sums, Bytes w, Bytes x) { sums = _mm512_dpbusd_epi32(sums, w, x); }
 LAYERCOOP_INLINE Floats floats_of_int4(Bytes sums) { return _mm512_cvtepi32_ps(sums); }
 
 #else
 
 // As in dots_avx2.h.
+LAYERCOOP_INLINE void settle(Bytes& sums) { asm("" : "+v"(sums)); }
+struct Int8Weights {
+  __mmask64 below;
+  Bytes size;
+};
+LAYERCOOP_INLINE Int8Weights int8_weights(Bytes w) { return {_mm512_movepi8_mask(w), _mm512_abs_epi8(w)}; }
 LAYERCOOP_INLINE Bytes first_sum_int8(const std::int32_t*) { return Bytes{}; }
-LAYERCOOP_INLINE Bytes add_int8(Bytes sums, Bytes w, Bytes x) {
-  const Bytes signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), Bytes{}, x);
-  const Bytes pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_x);
-  return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+LAYERCOOP_INLINE void add_int8(Bytes& sums, const Int8Weights& w, Bytes x) {
+  const Bytes pairs = _mm512_maddubs_epi16(w.size, _mm512_mask_sub_epi8(x, w.below, Bytes{}, x));
+  sums = _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  settle(sums);
 }
-LAYERCOOP_INLINE Bytes add_int4(Bytes sums, Bytes w, Bytes x) {
-  return _mm512_add_epi16(sums, _mm512_maddubs_epi16(w, x));
+LAYERCOOP_INLINE void add_int4(Bytes& sums, Bytes w, Bytes x) {
+  sums = _mm512_add_epi16(sums, _mm512_maddubs_epi16(w, x));
+  settle(sums);
 }
 LAYERCOOP_INLINE Floats floats_of_int4(Bytes sums) {
   return _mm512_cvtepi32_ps(_mm512_madd_epi16(sums, _mm512_set1_epi16(1)));

@@ -14,7 +14,8 @@ namespace {
 using simd::Floats;
 using simd::Floats16;
 
-constexpr int kFloatRows = 4;  // input rows whose sums fit the registers
+constexpr int kFloatRows = 4;    // input rows whose sums fit the registers
+constexpr int kWidenedRows = 4;  // the same where weights are two vectors of bf16 numbers
 constexpr int kIntRows = 4;
 constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run in parallel
 

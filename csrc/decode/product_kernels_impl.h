@@ -42,7 +42,7 @@ struct Fp32 {
 
 // bf16 weights, widened, times fp32 inputs.
 struct Bf16Widened {
-  static constexpr int most_rows = kFloatRows;
+  static constexpr int most_rows = kWidenedRows;
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
 
   template <int rows, int tiles>
