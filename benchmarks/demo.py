@@ -21,7 +21,7 @@ from small_model import small_model
 
 from layercoop_fast.cli.pruned import show_pruned
 from layercoop_fast.engine.loading import quiet_transformers
-from layercoop_fast.engine.precision import is_slow
+from layercoop_fast.kernels.precision import is_slow
 from layercoop_fast.progress import Bars
 from layercoop_fast.pruning.prune import prune
 

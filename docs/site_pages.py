@@ -2,6 +2,7 @@
 
 Documents of the root and the programs of `examples/` become pages, and links between files of the repository links
 between pages. A link to a file that is no page becomes its name in code, so that no link of the site leads nowhere.
+Next to each page lies its Markdown, which `llms.txt` names.
 """
 
 from __future__ import annotations
@@ -43,10 +44,15 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links of a page of `docs/`."""
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """Links of a page of `docs/`; the result is also written beside the page."""
     path = DOCS / page.file.src_uri
-    return _linked(markdown, path.parent, page.file.src_uri) if path.is_file() else markdown
+    if path.is_file():
+        markdown = _linked(markdown, path.parent, page.file.src_uri)
+    beside = Path(config["site_dir"]) / page.file.src_uri
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    beside.write_text(markdown, encoding="utf-8")
+    return markdown
 
 
 def _page(path: Path) -> str:

@@ -395,6 +395,12 @@ class PackedMatrix:
     def multiply(self, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
         """Multiply the weights with each row: x float32[R, columns] → out float32[R, rows]."""
 
+def linear(x: _Numbers, weight: _Numbers, bias: _Numbers | None, out: _Numbers) -> None:
+    """Multiply many rows x [R, K] with weights [N, K] as models hold them, and add bias [N]: out [R, N].
+
+    Sums are in fp32, in order. In bf16 K is even.
+    """
+
 def quantise_int8(
     weights: npt.NDArray[np.float32], origin: str, q: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]
 ) -> None:

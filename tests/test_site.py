@@ -102,3 +102,15 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert all(f'id="layercoop_fast.{name}"' in reference for name in ("prune", "ModelGame", "LayerSkipModel"))
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|<link[^>]*href)="?https?://', home), "it loads from elsewhere"
+    site = tmp_path / "site"
+    pages = list(site.rglob("*.html"))
+    led = {page: re.findall(r'(?:href|src)="?([^"\s>]+)', page.read_text(encoding="utf-8")) for page in pages}
+    led[site / "llms.txt"] = re.findall(r"\]\(([^)]+)\)", (site / "llms.txt").read_text(encoding="utf-8"))
+    nowhere = [
+        (page.relative_to(site), link)
+        for page, links in led.items()
+        for link in links
+        if not re.match(r"[a-z]+:|#|/", link) and not (page.parent / link.split("#")[0].split("?")[0]).exists()
+    ]
+    assert not nowhere
+    assert not list(site.rglob("__pycache__"))

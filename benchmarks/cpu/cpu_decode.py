@@ -22,6 +22,7 @@ from layercoop_fast.runtime.opening import open_runtime
 from layercoop_fast.runtime.pages import PAGE
 
 TURNS = 3
+SETTLE = 0.3  # seconds after which no thread of the calls before waits without sleeping
 SHORT = 16  # tokens of a prompt that hardly counts
 MASKS = 8
 
@@ -113,7 +114,8 @@ def _decode(bench: Bench, ours: _Ours, run: Run) -> dict[str, Any]:
     def turn() -> float:
         speed = run.new * run.batch / ours.seconds(run)[1]
         found["tok/s"].append(speed)
-        found["share"].append(speed / run.batch * ours.step_bytes(run) / read_speed(bench.threads, 1))
+        time.sleep(SETTLE)
+        found["share"].append(speed / run.batch * ours.step_bytes(run) / read_speed(bench.threads, 3))
         return speed
 
     beside = _beside(bench, ours.format, run, turn, "answer")

@@ -5,10 +5,11 @@
 
 #include "cpu/dispatch.h"
 #include "decode/products.h"
+#include "half.h"
 
 namespace layercoop::decode {
 
-using Product = void(const Matrix& matrix, const Inputs& inputs, float* out, std::int64_t out_stride,
+using Product = void(const PackedRows& weights, const InputRows& inputs, float* out, std::int64_t out_stride,
                      std::int64_t begin, std::int64_t end);
 
 struct Products {
@@ -25,10 +26,14 @@ using Quantise = void(const float* x, std::int64_t groups, std::int8_t* q, float
 // x [groups * kGroup] rounded to bf16.
 using Narrow = void(const float* x, std::int64_t groups, std::uint16_t* out);
 
+// n numbers of bf16 as fp32.
+using Widen = void(const Bf16* x, std::int64_t n, float* out);
+
 struct ProductKernels {
   Products products;
   Quantise* quantise;
   Narrow* narrow;
+  Widen* widen;
 };
 
 extern const ProductKernels kProductKernelsPortable, kProductKernelsAvx2, kProductKernelsAvx512;

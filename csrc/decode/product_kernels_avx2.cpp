@@ -7,7 +7,7 @@
 
 namespace layercoop::decode {
 const ProductKernels kProductKernelsAvx2{
-    {product<Fp32>, product<Bf16Widened>, product<Int8>, product<Int4>}, quantise, narrow_all};
+    {product<Fp32>, product<Bf16Widened>, product<Int8>, product<Int4>}, quantise, narrow_all, widen_all};
 }  // namespace layercoop::decode
 
 #endif

@@ -15,10 +15,10 @@ struct Bf16Dots {
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
 
   template <int rows, int tiles>
-  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs,
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const InputRows& inputs,
                                    std::int64_t row, Floats16 (&sums)[tiles][rows]) {
-    const std::int64_t stride = inputs.stride();
-    const std::uint16_t* x = inputs.bf16() + row * stride;
+    const std::int64_t stride = inputs.stride;
+    const std::uint16_t* x = inputs.bf16 + row * stride;
     const std::int64_t pairs = tile_bytes / kLine;
     for (std::int64_t k = 0; k < pairs; ++k) {
 #pragma GCC unroll 8

@@ -24,10 +24,10 @@ struct Fp32 {
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
 
   template <int rows, int tiles>
-  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs,
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const InputRows& inputs,
                                    std::int64_t row, Floats16 (&sums)[tiles][rows]) {
-    const float* x = inputs.row(row);
-    const std::int64_t stride = inputs.stride();
+    const std::int64_t stride = inputs.stride;
+    const float* x = inputs.values + row * stride;
     const std::int64_t depth = tile_bytes / kLine;
     for (std::int64_t k = 0; k < depth; ++k) {
 #pragma GCC unroll 8
@@ -46,10 +46,10 @@ struct Bf16Widened {
   static constexpr int tiles_of(int rows) { return float_tiles(rows); }
 
   template <int rows, int tiles>
-  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const Inputs& inputs,
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t tile_bytes, const InputRows& inputs,
                                    std::int64_t row, Floats16 (&sums)[tiles][rows]) {
-    const float* x = inputs.row(row);
-    const std::int64_t stride = inputs.stride();
+    const std::int64_t stride = inputs.stride;
+    const float* x = inputs.values + row * stride;
     const std::int64_t pairs = tile_bytes / kLine;
     for (std::int64_t k = 0; k < pairs; ++k) {
 #pragma GCC unroll 8
@@ -74,15 +74,15 @@ struct Integers {
   static constexpr int tiles_of(int) { return 1; }
 
   template <int rows, int tiles>
-  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const Inputs& inputs, std::int64_t row,
+  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const InputRows& inputs, std::int64_t row,
                                    Floats16 (&sums)[tiles][rows]) {
     constexpr bool is_int4 = format == Format::int4;
-    const std::int64_t stride = inputs.stride();
-    const std::int64_t groups = inputs.group_stride();
-    const std::int8_t* q = inputs.q() + row * stride;
-    const float* scales = inputs.scales() + row * groups;
-    const std::int32_t* q_sums = inputs.sums() + row * groups;
-    const std::int64_t used = inputs.groups();
+    const std::int64_t stride = inputs.stride;
+    const std::int64_t groups = stride / kGroup;
+    const std::int8_t* q = inputs.q + row * stride;
+    const float* scales = inputs.scales + row * groups;
+    const std::int32_t* q_sums = inputs.sums + row * groups;
+    const std::int64_t used = inputs.groups;
     for (std::int64_t g = 0; g < used; ++g) {
       Floats16 dots[rows];
       if constexpr (is_int4) {
@@ -108,14 +108,14 @@ using Int8 = Integers<Format::int8>;
 using Int4 = Integers<Format::int4>;
 
 template <typename Kind, int rows, int tiles>
-LAYERCOOP_INLINE void one_pass(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
+LAYERCOOP_INLINE void one_pass(const PackedRows& weights, const InputRows& inputs, std::int64_t row, float* out,
                                std::int64_t out_stride, std::int64_t tile) {
   Floats16 sums[tiles][rows] = {};
-  Kind::template run<rows, tiles>(matrix.tile(tile), matrix.tile_bytes(), inputs, row, sums);
+  Kind::template run<rows, tiles>(weights.tile(tile), weights.tile_bytes, inputs, row, sums);
 #pragma GCC unroll 8
   for (int t = 0; t < tiles; ++t) {
     const std::int64_t first = (tile + t) * kTile;
-    const int n = static_cast<int>(std::min(kTile, matrix.rows() - first));
+    const int n = static_cast<int>(std::min(kTile, weights.rows - first));
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       float* to = out + (row + r) * out_stride + first;
@@ -125,23 +125,23 @@ LAYERCOOP_INLINE void one_pass(const Matrix& matrix, const Inputs& inputs, std::
 }
 
 template <typename Kind, int rows>
-LAYERCOOP_TARGET void some_rows(const Matrix& matrix, const Inputs& inputs, std::int64_t row, float* out,
+LAYERCOOP_TARGET void some_rows(const PackedRows& weights, const InputRows& inputs, std::int64_t row, float* out,
                                 std::int64_t out_stride, std::int64_t tile, std::int64_t end) {
   constexpr int wide = Kind::tiles_of(rows);
   if constexpr (wide > 1) {
     for (; tile + wide <= end; tile += wide) {
-      one_pass<Kind, rows, wide>(matrix, inputs, row, out, out_stride, tile);
+      one_pass<Kind, rows, wide>(weights, inputs, row, out, out_stride, tile);
     }
   }
-  for (; tile < end; ++tile) one_pass<Kind, rows, 1>(matrix, inputs, row, out, out_stride, tile);
+  for (; tile < end; ++tile) one_pass<Kind, rows, 1>(weights, inputs, row, out, out_stride, tile);
 }
 
 template <typename Kind>
-LAYERCOOP_TARGET void product(const Matrix& matrix, const Inputs& inputs, float* out, std::int64_t out_stride,
+LAYERCOOP_TARGET void product(const PackedRows& weights, const InputRows& inputs, float* out, std::int64_t out_stride,
                               std::int64_t begin, std::int64_t end) {
   const std::int64_t first = begin / kTile;
   const std::int64_t last = (end + kTile - 1) / kTile;
-  const std::int64_t rows = inputs.rows();
+  const std::int64_t rows = inputs.rows;
   const std::int64_t passes = (rows + Kind::most_rows - 1) / Kind::most_rows;
   // A single pass goes through all tiles. Several passes take a few tiles each time, which stay in the cache.
   constexpr std::int64_t few = 2;
@@ -152,15 +152,15 @@ LAYERCOOP_TARGET void product(const Matrix& matrix, const Inputs& inputs, float*
       const std::int64_t row = rows * pass / passes;
       const std::int64_t count = rows * (pass + 1) / passes - row;
       switch (count) {
-        case 1: some_rows<Kind, 1>(matrix, inputs, row, out, out_stride, tile, stop); break;
-        case 2: some_rows<Kind, 2>(matrix, inputs, row, out, out_stride, tile, stop); break;
-        case 3: some_rows<Kind, 3>(matrix, inputs, row, out, out_stride, tile, stop); break;
-        case 4: some_rows<Kind, 4>(matrix, inputs, row, out, out_stride, tile, stop); break;
+        case 1: some_rows<Kind, 1>(weights, inputs, row, out, out_stride, tile, stop); break;
+        case 2: some_rows<Kind, 2>(weights, inputs, row, out, out_stride, tile, stop); break;
+        case 3: some_rows<Kind, 3>(weights, inputs, row, out, out_stride, tile, stop); break;
+        case 4: some_rows<Kind, 4>(weights, inputs, row, out, out_stride, tile, stop); break;
         case 5:
-          if constexpr (Kind::most_rows >= 5) some_rows<Kind, 5>(matrix, inputs, row, out, out_stride, tile, stop);
+          if constexpr (Kind::most_rows >= 5) some_rows<Kind, 5>(weights, inputs, row, out, out_stride, tile, stop);
           break;
         case 6:
-          if constexpr (Kind::most_rows >= 6) some_rows<Kind, 6>(matrix, inputs, row, out, out_stride, tile, stop);
+          if constexpr (Kind::most_rows >= 6) some_rows<Kind, 6>(weights, inputs, row, out, out_stride, tile, stop);
           break;
       }
     }
@@ -195,6 +195,14 @@ LAYERCOOP_TARGET inline void quantise(const float* x, std::int64_t groups, std::
 LAYERCOOP_TARGET inline void narrow_all(const float* x, std::int64_t groups, std::uint16_t* out) {
   for (std::int64_t i = 0; i < groups * kGroup; i += kTile)
     store(reinterpret_cast<Bf16*>(out + i), Floats16::load(x + i));
+}
+
+LAYERCOOP_TARGET inline void widen_all(const Bf16* x, std::int64_t n, float* out) {
+  for (std::int64_t i = 0; i < n; i += kTile) {
+    const int count = static_cast<int>(std::min(kTile, n - i));
+    count == kTile ? store(out + i, Floats16::load(x + i))
+                   : store_first(out + i, count, Floats16::load_first(x + i, count));
+  }
 }
 
 }  // namespace

@@ -60,7 +60,8 @@ void Inputs::prepare(std::int64_t rows, std::int64_t columns, Format format) {
 
 void multiply(const Matrix& matrix, const Inputs& inputs, float* out, std::int64_t out_stride, std::int64_t begin,
               std::int64_t end) {
-  product_of(matrix.format())(matrix, inputs, out, out_stride, begin, end);
+  const PackedRows weights{matrix.tile(0), matrix.tile_bytes(), matrix.rows()};
+  product_of(matrix.format())(weights, inputs.prepared(), out, out_stride, begin, end);
 }
 
 std::pair<std::int64_t, std::int64_t> share(std::int64_t rows, std::int64_t part, std::int64_t parts) noexcept {

@@ -13,6 +13,27 @@
 
 namespace layercoop::decode {
 
+// What the kernels read of packed weights: tiles one after the other, and the number of rows in them.
+struct PackedRows {
+  const std::uint8_t* tiles;
+  std::int64_t tile_bytes;
+  std::int64_t rows;
+
+  const std::uint8_t* tile(std::int64_t index) const noexcept { return tiles + index * tile_bytes; }
+};
+
+// What the kernels read of some input rows; which of the forms is there depends on the weights' format (Inputs).
+struct InputRows {
+  const float* values;
+  const std::uint16_t* bf16;
+  const std::int8_t* q;
+  const float* scales;
+  const std::int32_t* sums;  // of q, for each group
+  std::int64_t stride;       // numbers from one row to the next; scales and sums are stride / kGroup apart
+  std::int64_t rows;
+  std::int64_t groups;
+};
+
 // Input rows and the forms in which products read them. Written by one thread, read by any number afterwards:
 //
 //     Inputs inputs(16, 1536);                       // once
@@ -33,19 +54,12 @@ class Inputs {
   // columns; for bf16 the input rounded to bf16, if the machine's dot products take that.
   void prepare(std::int64_t rows, std::int64_t columns, Format format);
 
-  std::int64_t rows() const noexcept { return rows_; }
-  std::int64_t columns() const noexcept { return columns_; }
-  std::int64_t groups() const noexcept { return groups_; }
   std::int64_t max_rows() const noexcept { return max_rows_; }
   std::int64_t max_columns() const noexcept { return max_columns_; }
 
-  // What the kernels read. Rows are `stride()` numbers apart, their scales and sums `group_stride()`.
-  std::int64_t stride() const noexcept { return stride_; }
-  std::int64_t group_stride() const noexcept { return stride_ / kGroup; }
-  const std::uint16_t* bf16() const noexcept { return bf16_.data(); }
-  const std::int8_t* q() const noexcept { return q_.data(); }
-  const float* scales() const noexcept { return scales_.data(); }
-  const std::int32_t* sums() const noexcept { return sums_.data(); }  // of q, for each group
+  InputRows prepared() const noexcept {
+    return {values_.data(), bf16_.data(), q_.data(), scales_.data(), sums_.data(), stride_, rows_, groups_};
+  }
 
  private:
   std::int64_t max_rows_;

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layercoop_fast.engine.loading import Checkpoint, open_checkpoint
-from layercoop_fast.engine.precision import warn_if_slow
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
 from layercoop_fast.game.options import GameOptions
 from layercoop_fast.game.store import check_store
 from layercoop_fast.game.utility import get_utility
+from layercoop_fast.kernels.precision import warn_if_slow
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import Calibration
 from layercoop_fast.texts.items import Items, load_items

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from layercoop_fast.engine.loading import DTYPES, Checkpoint, fingerprint, open_checkpoint
-from layercoop_fast.engine.precision import is_slow
 from layercoop_fast.engine.quantised import is_quantised
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.errors import RequestError
@@ -26,6 +25,7 @@ from layercoop_fast.healing.teacher import CachedTeacher, LiveTeacher
 from layercoop_fast.healing.texts import HealingTexts, check_specs, default_specs, load_texts
 from layercoop_fast.healing.trained import RATES, select
 from layercoop_fast.healing.writing import card_for
+from layercoop_fast.kernels.precision import is_slow
 from layercoop_fast.masked.forward import free_memory
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.report.html.record import load_record

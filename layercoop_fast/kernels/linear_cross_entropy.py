@@ -24,6 +24,7 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.checks import by_kernel
+from layercoop_fast.kernels.linear import linear
 from layercoop_fast.kernels.memory import is_native, on_gpu, require, require_matrix
 from layercoop_fast.kernels.reference.head import TokenLosses
 from layercoop_fast.kernels.rows import MIN_ROWS
@@ -128,9 +129,7 @@ def _product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tensor) 
     """Logits [r, v] of states [r, H] and rows [v, H] of the weight, in the memory of `tile`."""
     out = tile[: len(states) * len(weight)].view(len(states), len(weight))
     with timed(HEAD_PRODUCTS):
-        if bias is None:
-            return torch.mm(states, weight.t(), out=out)
-        return torch.addmm(bias, states, weight.t(), out=out)
+        return linear(states, weight, bias, out)
 
 
 def _padded(states: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from layercoop_fast.kernels.linear import linear
+
 # The number of terms in each sum of a product, and its number of columns.
 Product = tuple[int, int]
 
@@ -52,18 +54,18 @@ def rows_alike_from(dtype: torch.dtype, products: Iterable[Product], most: int =
 def _found(dtype: torch.dtype, terms: int, columns: int, most: int, threads: int) -> int:
     width = max(1, min(columns, _WEIGHT_BYTES // (terms * dtype.itemsize)))
     with torch.inference_mode():
-        left, right = _cancelling(dtype, most, terms, width)
-        many = torch.mm(left, right)
+        left, weight = _cancelling(dtype, most, terms, width)
+        many = linear(left, weight, None, left.new_empty(most, width))
         alike = MANY_ROWS
         for rows in sorted((rows for rows in _PROBED if rows < most), reverse=True):
-            if not torch.equal(torch.mm(left[:rows], right), many[:rows]):
+            if not torch.equal(linear(left[:rows], weight, None, left.new_empty(rows, width)), many[:rows]):
                 return alike
             alike = rows
     return MIN_ROWS
 
 
 def _cancelling(dtype: torch.dtype, rows: int, terms: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Matrices [rows, terms] and [terms, columns] whose product is 0 but for the rounding of its sums.
+    """Rows [rows, terms] and a weight [columns, terms] whose product is 0 but for the rounding of its sums.
 
     Every term comes twice, with both signs, at two places drawn at random. Only rounding errors are left of a sum, so
     almost every number shows in which order it was added up. With plain random numbers at most one number in 10,000 of
@@ -81,5 +83,5 @@ def _cancelling(dtype: torch.dtype, rows: int, terms: int, columns: int) -> tupl
         matrix = torch.zeros(len(values), terms, dtype=dtype)
         matrix[:, first], matrix[:, second] = values, sign * values
         matrices.append(matrix.repeat(-(-count // len(matrix)), 1)[:count])
-    left, right = matrices
-    return left, right.t()
+    left, weight = matrices
+    return left, weight

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from layercoop_fast.kernels.linear import linear
 from layercoop_fast.kernels.rows import Product
 from layercoop_fast.llama.block import LinearRows
 from layercoop_fast.spans import BLOCK_PRODUCTS, timed
@@ -75,9 +76,7 @@ class Projection:
         columns = slice(first, first + sum(sizes[maps]))
         bias = self.bias
         with timed(BLOCK_PRODUCTS):
-            if bias is None:
-                return torch.mm(x, self.weight[columns].t(), out=out)
-            return torch.addmm(bias[columns], x, self.weight[columns].t(), out=out)
+            return linear(x, self.weight[columns], None if bias is None else bias[columns], out)
 
 
 def _joint(parameters: Sequence[Tensor]) -> Tensor:

@@ -25,6 +25,7 @@ from layercoop_fast._version import __version__
 from layercoop_fast.engine.loading import fingerprint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.kernels.checks import kernels_used
+from layercoop_fast.kernels.linear import core_multiplies
 from layercoop_fast.masked.flops import count_flops
 from layercoop_fast.masked.forward import RunPlayer, free_memory, run_plan, split_memory, states_within, wait_for
 from layercoop_fast.masked.item_scoring import make_item_scorer
@@ -311,6 +312,7 @@ class MaskedModel:
             **self._gpu(device),
             "isa": torch.backends.cpu.get_cpu_capability(),
             "kernels": _C.isa(),
+            **({"products": "core"} if device.type == "cpu" and core_multiplies(self.skeleton.dtype) else {}),
             "threads": torch.get_num_threads(),
             "blocks": self.units.path,
             "head": self.scorer.path,

@@ -42,7 +42,7 @@ def prune(model: str, out: str | Path, *, on_progress: Progress | None = None, *
     """Remove layers from a checkpoint and write what is left as a plain checkpoint.
 
     The folder `out` holds a model that `AutoModelForCausalLM.from_pretrained(out)` loads, its tokenizer, and
-    `layercoop.json` (docs/design.md, section 5). It appears whole, by one rename, or not at all.
+    `layercoop.json` (docs/contracts.md). It appears whole, by one rename, or not at all.
 
     Args:
         model: checkpoint folder, or hub name.

@@ -1,4 +1,4 @@
-"""`layercoop.json`: what `prune` found, as JSON can hold it (docs/design.md, section 5)."""
+"""`layercoop.json`: what `prune` found, as JSON can hold it (docs/contracts.md)."""
 
 from __future__ import annotations
 

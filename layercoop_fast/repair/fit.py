@@ -30,7 +30,7 @@ class Repaired:
     Attributes:
         mask: bool [n], over players.
         patches: the parameters that change; none where no repair helped.
-        record: its part of `layercoop.json` (docs/design.md, section 5).
+        record: its part of `layercoop.json` (docs/contracts.md).
     """
 
     mask: Masks

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layercoop_fast.engine.loading import SPREAD, check_device, open_checkpoint
-from layercoop_fast.engine.precision import warn_if_slow
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.engine.sublayers import Sublayers
 from layercoop_fast.errors import RequestError
 from layercoop_fast.kernels.memory import gpu_named, has_triton
+from layercoop_fast.kernels.precision import warn_if_slow
 from layercoop_fast.llama.block import UnfitError
 from layercoop_fast.masked.forward import free_memory
 from layercoop_fast.masks.halves import PARTS, WHOLE, Halves, MaskLike, read_mask

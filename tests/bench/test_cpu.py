@@ -35,6 +35,8 @@ def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder = tmp_path / "layercoop_fast" / "peers" / name
         folder.mkdir(parents=True)
         for program, text in (("llama-batched-bench", PROGRAM), ("llama-quantize", QUANTISE)):
+            if name == "ik_llama.cpp":  # whose table goes to standard error
+                text = text.replace("\n", "\nexec 1>&2\n", 1)
             (folder / program).write_text(text)
             (folder / program).chmod(0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -13,7 +13,7 @@ from torch import Tensor
 from layercoop_fast.engine.loading import Checkpoint
 from layercoop_fast.engine.skeleton import Skeleton
 from layercoop_fast.game.model_game import ModelGame
-from layercoop_fast.kernels import rows
+from layercoop_fast.kernels import linear, rows
 from layercoop_fast.kernels.rows import MANY_ROWS, MIN_ROWS, Product, rows_alike_from
 from layercoop_fast.masked import batch_width as width
 from layercoop_fast.masked.unit_choice import make_units
@@ -46,6 +46,7 @@ def unlike(monkeypatch: pytest.MonkeyPatch, below: int, products: Callable[[int,
         return out["out"].copy_(result) if out else result
 
     monkeypatch.setattr(torch, "mm", other)
+    monkeypatch.setattr(linear, "core_multiplies", lambda dtype: False)
     return seen
 
 
@@ -64,7 +65,8 @@ def test_another_order_of_sums_is_seen_from_where_it_ends(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("terms", [33, 48, 576, 2048])
 def test_almost_every_number_shows_the_order(dtype: torch.dtype, terms: int) -> None:
-    left, right = rows._cancelling(dtype, 16, terms, 40)
+    left, weight = rows._cancelling(dtype, 16, terms, 40)
+    right = weight.t()
     exact = left.double() @ right.double()
     assert exact.abs().max() <= 1e-9
     half = terms // 2
@@ -89,7 +91,7 @@ def test_memory_that_is_not_there_means_one_by_one(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("could not create a primitive")
 
     with monkeypatch.context() as patched:
-        patched.setattr(torch, "mm", full)
+        patched.setattr(rows, "linear", full)
         assert rows_alike_from(torch.bfloat16, [(64, 64)]) == MANY_ROWS
     assert rows_alike_from(torch.float32, [(64, 64)]) < MANY_ROWS
 

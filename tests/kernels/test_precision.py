@@ -10,8 +10,8 @@ import torch
 from tiny_models import save_tiny, tiny_model
 
 from layercoop_fast import ModelGame
-from layercoop_fast.engine import precision
-from layercoop_fast.engine.precision import is_slow, slowness, warn_if_slow
+from layercoop_fast.kernels import precision
+from layercoop_fast.kernels.precision import is_slow, slowness, warn_if_slow
 
 SMALL = {"windows": 2, "tokens": 16}
 
