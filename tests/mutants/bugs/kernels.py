@@ -22,6 +22,14 @@ BUGS = [
         tests="tests/kernels/test_attention.py",
     ),
     Bug(
+        "core-multiplies-what-is-not-row-by-row",
+        "layercoop_fast/kernels/linear.py",
+        old="return x.is_contiguous() and weight.is_contiguous() and out.is_contiguous()",
+        new="return x.is_contiguous() and weight.is_contiguous()",
+        means="products into a transposed result are wrong on processors without bf16",
+        tests="tests/kernels/test_unpacked_linear.py",
+    ),
+    Bug(
         "tile-offset",
         "layercoop_fast/kernels/linear_cross_entropy.py",
         old="sums.add(logits, teacher_logits, first_word)",
