@@ -46,7 +46,11 @@ ENTRIES = (
     Entry("minus-3", ("--remove", "3"), "a tenth of the blocks"),
     Entry("minus-6", ("--remove", "6"), "a fifth of them"),
     Entry("minus-10", ("--remove", "10"), "a third of them"),
-    Entry("published", ("--remove", "6", "--method", "shortgpt", "--no-repair"), "the same by a rule of one pass"),
+    Entry(
+        "published",
+        ("--remove", "6", "--method", "shortgpt", "--no-repair"),
+        "six blocks by a rule of one pass, no repair",
+    ),
 )
 
 _HEAD = """# Gallery
@@ -62,8 +66,9 @@ Written by `python benchmarks/gallery.py`; no row is by hand.
 ## Pruned checkpoints
 
 SmolLM2-135M-Instruct, {machine}, on two short texts that come with Python. Masks are chosen on one of them
-({windows}); the other is text that no search has seen. The full model has perplexities of {full}.
-With longer texts choices are surer and repairs stronger: [performance](performance.md#search) has those.
+({windows}); the other is text that no search has seen. The full model has perplexities of {full}. The
+minutes are those of all that `prune` does, its proof, samples and costs included, while other programs ran. With longer
+texts choices are surer and repairs stronger: [performance](performance.md#search) has those.
 
 """
 
@@ -86,7 +91,7 @@ def main() -> None:
     (DOCS / "gallery").mkdir(exist_ok=True)
     for entry in ENTRIES:
         shutil.copyfile(work / entry.folder / "report.html", DOCS / "gallery" / f"{entry.folder}.html")
-    with written_whole(DOCS / "gallery.md") as part:
+    with written_whole(DOCS / "gallery.md", force=True) as part:
         part.write_text(page(records), encoding="utf-8")
 
 
@@ -99,7 +104,7 @@ def command(entry: Entry, model: str, dtype: str) -> list[str]:
 def page(records: Sequence[dict[str, Any]]) -> str:
     """The page. `records` holds each checkpoint's `layercoop.json`."""
     first = records[0]
-    windows = f"{first['calibration']['windows']} windows, {first['calibration']['tokens']:,} tokens"
+    windows = f"{first['calibration']['windows']} windows of {first['calibration']['tokens']} tokens"
     full = f"{first['ppl']['full']:.1f} and {first['heldout']['ppl']['full']:.1f}"
     here = machine()
     head = _HEAD.format(machine=f"{here['processor']}, {here['cores']} cores", windows=windows, full=full)
@@ -121,7 +126,7 @@ def _row(entry: Entry, record: dict[str, Any]) -> str:
         f"{record['ppl']['pruned']:.1f}",
         f"{unseen['pruned']:.1f}",
         f"{unseen['unrepaired']:.1f}" if "unrepaired" in unseen else "",
-        f"{cost['pruned']['params'] / cost['full']['params']:.1%}",
+        f"{cost['pruned']['params'] / cost['full']['params']:.1%}".replace("%", " %"),
         f"{cost['pruned']['weight_bytes'] / 1e6:.0f} MB",
         f"{sum(record['seconds'].values()) / 60:.1f}",
     ]

@@ -70,8 +70,9 @@ class Peer:
         with tempfile.TemporaryDirectory() as scratch:  # where it may leave a log
             done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT, check=False, cwd=scratch)
         lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]  # ik_llama.cpp writes its table to the second
-        rows = [line.split("|")[1:-1] for line in lines if line.startswith("|")]
-        if done.returncode != 0 or not rows or not rows[-1][0].strip().isdigit():
+        cells = [line.split("|")[1:-1] for line in lines if line.startswith("|")]
+        rows = [row for row in cells if row and row[0].strip().isdigit()]
+        if done.returncode != 0 or not rows:
             raise RuntimeError(f"{self.name} ended with status {done.returncode}: {done.stderr[-200:]}")
         return Speeds(prompt=float(rows[-1][5]), answer=float(rows[-1][7]))
 
