@@ -107,19 +107,16 @@ void py_multiply(const Matrix& matrix, const py::object& x, const py::object& pr
   });
 }
 
-void py_linear(const py::object& x, const py::object& weight, const py::object& bias, const py::object& product) {
-  by_type(x, "x", [&](auto type) {
-    using T = decltype(type);
-    const Extent extent(x, "x");
-    const std::int64_t outputs = Extent(weight, "weight").rows;
-    if (std::is_same_v<T, Bf16> && extent.columns % 2 != 0) {
-      throw py::value_error("x: " + std::to_string(extent.columns) + " columns of bf16 are an odd number");
-    }
-    run_without_gil(UnpackedProduct<T>{in<T>(x, "x", {extent.rows, extent.columns}),
-                                       in<T>(weight, "weight", {outputs, extent.columns}),
-                                       in_or_null<T>(bias, "bias", {outputs}), extent.rows, extent.columns, outputs,
-                                       out<T>(product, "out", {extent.rows, outputs})});
-  });
+void py_linear_bf16(const py::object& x, const py::object& weight, const py::object& bias, const py::object& product) {
+  const Extent extent(x, "x");
+  const std::int64_t outputs = Extent(weight, "weight").rows;
+  if (extent.columns % 2 != 0) {
+    throw py::value_error("x: " + std::to_string(extent.columns) + " columns are an odd number");
+  }
+  run_without_gil(UnpackedProduct{in<Bf16>(x, "x", {extent.rows, extent.columns}),
+                                  in<Bf16>(weight, "weight", {outputs, extent.columns}),
+                                  in_or_null<Bf16>(bias, "bias", {outputs}), extent.rows, extent.columns, outputs,
+                                  out<Bf16>(product, "out", {extent.rows, outputs})});
 }
 
 // Calls quantise(row, count) for ranges of rows, on several threads.
@@ -178,7 +175,7 @@ void bind_products(py::module_& module) {
       .def("fill_int4", &py_fill_int4, py::arg("first"), py::arg("q"), py::arg("scales"), py::arg("mins"))
       .def("unpack", &py_unpack, py::arg("first"), py::arg("out"))
       .def("multiply", &py_multiply, py::arg("x"), py::arg("out"));
-  module.def("linear", &py_linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"));
+  module.def("linear_bf16", &py_linear_bf16, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"));
   module.def("quantise_int8", &py_quantise_int8, py::arg("weights"), py::arg("origin"), py::arg("q"),
              py::arg("scales"));
   module.def("quantise_int4", &py_quantise_int4, py::arg("weights"), py::arg("origin"), py::arg("q"), py::arg("scales"),

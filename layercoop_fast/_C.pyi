@@ -395,10 +395,15 @@ class PackedMatrix:
     def multiply(self, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
         """Multiply the weights with each row: x float32[R, columns] → out float32[R, rows]."""
 
-def linear(x: _Numbers, weight: _Numbers, bias: _Numbers | None, out: _Numbers) -> None:
+def linear_bf16(
+    x: npt.NDArray[np.uint16],
+    weight: npt.NDArray[np.uint16],
+    bias: npt.NDArray[np.uint16] | None,
+    out: npt.NDArray[np.uint16],
+) -> None:
     """Multiply many rows x [R, K] with weights [N, K] as models hold them, and add bias [N]: out [R, N].
 
-    Sums are in fp32, in order. In bf16 K is even.
+    All are bits of bf16, K is even. Sums are in fp32, in order, and rounded once.
     """
 
 def quantise_int8(

@@ -24,7 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tenso
     All are of one dtype and device; shapes are the caller's affair.
     """
     if _by_core(x, weight, out):
-        _C.linear(array(x), array(weight), None if bias is None else array(bias), array(out))
+        _C.linear_bf16(array(x), array(weight), None if bias is None else array(bias), array(out))
         return out
     if bias is None:
         return torch.mm(x, weight.t(), out=out)

@@ -271,7 +271,7 @@ BUGS = [
     Bug(
         "unpacked-rows-behind-the-last",
         "csrc/decode/unpacked.cpp",
-        old="const std::int64_t count = std::min(kTile, work.outputs - first);",
+        old="const std::int64_t count = std::min(kTile, rows.work.outputs - first);",
         new="const std::int64_t count = kTile;",
         means="a bf16 head whose vocabulary is no multiple of sixteen reads memory that is not the model's",
         tests="tests/kernels/test_unpacked_linear.py",
@@ -279,8 +279,8 @@ BUGS = [
     Bug(
         "unpacked-bias-of-the-first-piece",
         "csrc/decode/unpacked.cpp",
-        old="level.widen(work.bias + begin, width, bias);",
-        new="level.widen(work.bias, width, bias);",
+        old="kernels.widen(work.bias + output, width, bias);",
+        new="kernels.widen(work.bias, width, bias);",
         means="bf16 models with biases are measured wrongly on processors without bf16",
         tests="tests/kernels/test_unpacked_linear.py",
     ),
