@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -113,7 +112,7 @@ def page(records: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     rows += [_row(entry, record) for entry, record in zip(ENTRIES, records, strict=True)]
-    commands = "\n".join(f"    {shlex.join(['layercoop-fast', *_words(record)])}" for record in records)
+    commands = "\n".join(f"    {record['command']}" for record in records)
     return f"{head}{chr(10).join(rows)}\n\nEach name leads to the report of its folder. The commands:\n\n{commands}\n"
 
 
@@ -131,12 +130,6 @@ def _row(entry: Entry, record: dict[str, Any]) -> str:
         f"{sum(record['seconds'].values()) / 60:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _words(record: dict[str, Any]) -> list[str]:
-    """The command of a record, by its words."""
-    words = shlex.split(record["command"])
-    return words[words.index("prune") :]
 
 
 if __name__ == "__main__":

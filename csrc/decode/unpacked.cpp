@@ -40,7 +40,7 @@ T* room(cpu::Aligned<T>& numbers, std::int64_t count) {
 }
 
 // Some rows of a product, as fp32.
-struct Rows {
+struct Widened {
   const UnpackedProduct& work;
   const float* x;  // [rows, inputs]
 
@@ -50,7 +50,7 @@ struct Rows {
 
 // Outputs first .. first + kTile of the weight as a tile of layout.h: the pairs of sixteen of them next to each other,
 // zeros behind the last.
-void pack(const Rows& rows, std::int64_t first, std::uint32_t* tile) {
+void pack(const Widened& rows, std::int64_t first, std::uint32_t* tile) {
   const std::int64_t pairs = rows.pairs();
   const std::int64_t count = std::min(kTile, rows.work.outputs - first);
   const auto* from = reinterpret_cast<const unsigned char*>(rows.work.weight + first * rows.work.inputs);
@@ -63,7 +63,7 @@ void pack(const Rows& rows, std::int64_t first, std::uint32_t* tile) {
 }
 
 // The tiles [first, last) of outputs for the rows [begin, end).
-void piece(const Rows& rows, std::int64_t first, std::int64_t last, std::int64_t begin, std::int64_t end) {
+void piece(const Widened& rows, std::int64_t first, std::int64_t last, std::int64_t begin, std::int64_t end) {
   const UnpackedProduct& work = rows.work;
   const ProductKernels& kernels = *kVersions.get();
   const RowKernels& of_rows = row_kernels();
@@ -92,7 +92,7 @@ void piece(const Rows& rows, std::int64_t first, std::int64_t last, std::int64_t
 }
 
 // All outputs. A piece is some tiles of them and some rows: as many pieces as let threads end together.
-void multiply(const Rows& rows) {
+void all_outputs(const Widened& rows) {
   const std::int64_t wanted = kPiecesPerThread * cpu::num_threads();
   const std::int64_t tiles = rows.tiles();
   const std::int64_t in_cache = kWeightsAtOnce / std::max<std::int64_t>(1, rows.pairs() * kLine);
@@ -125,7 +125,7 @@ void run(const UnpackedProduct& work) {
     cpu::parallel_for(some.rows, kRowsAtOnce, [&](std::int64_t begin, std::int64_t end) {
       widen(some.x + begin * work.inputs, (end - begin) * work.inputs, wide.data() + begin * work.inputs);
     });
-    multiply({some, wide.data()});
+    all_outputs({some, wide.data()});
   }
 }
 

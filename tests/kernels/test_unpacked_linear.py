@@ -64,7 +64,7 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(level: str) -> None:
         assert torch.equal(core(x, weight[48:101], bias[48:101]), whole[:, 48:101])
 
 
-def test_inputs_larger_than_are_widened_at_a_time(level: str) -> None:
+def test_more_inputs_than_are_widened_at_a_time(level: str) -> None:
     x, weight, _ = numbers((40, 20, 1 << 17))
     assert_near(core(x, weight, None), product_reference(x, weight), relative=2**-7, absolute=0.05)
     assert torch.equal(core(x[20:], weight, None), core(x, weight, None)[20:])
