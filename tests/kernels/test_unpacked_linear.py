@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +29,27 @@ SHAPES = [
     (300, 100, 98),
     (401, 960, 576),
 ]
+
+
+# Weights and rows that end where memory that may not be read begins.
+AT_THE_END_OF_MEMORY = """
+import ctypes, mmap
+import numpy as np
+from layercoop_fast import _C
+
+def at_the_end(rows, columns):
+    memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(begin + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+    count = rows * columns
+    return np.frombuffer(memory, np.uint16, count, mmap.PAGESIZE - 2 * count).reshape(rows, columns)
+
+for level in _C.isa_available():
+    _C.set_isa(level)
+    out = np.empty((5, 17), np.uint16)
+    _C.linear_bf16(at_the_end(5, 34), at_the_end(17, 34), at_the_end(1, 17)[0], out)
+    assert not out.any()
+"""
 
 
 def core(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,6 +101,11 @@ def test_what_is_not_a_number_stays_where_it_is(level: str) -> None:
     assert found[3].isnan().all()
     assert not found[np.arange(20) != 3][:, np.arange(33) != 17].isnan().any()
     assert not found[np.arange(20) != 3][:, 17].isfinite().any()
+
+
+def test_nothing_behind_the_arguments_is_read() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_THE_END_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_wrong_arguments() -> None:
