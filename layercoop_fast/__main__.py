@@ -63,12 +63,12 @@ def _run() -> int:
     """Run the command and return its exit status."""
     import typer  # here, within the error handling of `main`: loading the commands can be stopped, or fail, too
 
-    from layercoop_fast.cli.app import app
+    from layercoop_fast.cli.app import commands
 
     # typer raises click's exceptions: those of click itself or of its own copy, by version. Both have this base class.
     usage_error: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
     try:
-        status = app(standalone_mode=False)
+        status = commands(standalone_mode=False)
     except usage_error as error:
         raise RequestError(" ".join(getattr(error, "format_message", error.__str__)().split())) from error
     except typer.Abort:
@@ -82,10 +82,10 @@ def _typed(message: str) -> str:
     """A message of the library with the options of the command line in the place of parameters."""
     if "=" not in message:
         return message
-    from layercoop_fast.cli.app import app
+    from layercoop_fast.cli.app import commands
     from layercoop_fast.cli.messages import as_typed, options_of
 
-    return as_typed(message, options_of(app), sys.argv[1:])
+    return as_typed(message, options_of(commands), sys.argv[1:])
 
 
 def _broken_output() -> OSError | None:

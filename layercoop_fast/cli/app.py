@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typer
+from typer.main import get_group
 
 from layercoop_fast.cli.adapter import adapter
 from layercoop_fast.cli.bench import bench
@@ -52,3 +53,6 @@ app.command()(score)
 app.command()(serve)
 app.command()(doctor)
 app.command()(plan)
+
+# Built from their signatures once: a message looks options up again.
+commands = get_group(app)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-import typer
-from typer.main import get_command
+from typer.core import TyperCommand, TyperGroup
 
 # A name and "=", not in a path, an address or an option; then a switch's value, a value, or the end of what is named.
 _NAMED = re.compile(r"""(?<![\w./=?&'"-])([a-z][a-z_]*)=(?!=)(True\b|False\b)?(?=([\s,.;:)?]|$)?)""")
@@ -41,13 +40,13 @@ def as_typed(text: str, options: Mapping[str, tuple[str, str]] | None = None, ty
     return _NAMED.sub(option, text)
 
 
-def options_of(app: typer.Typer) -> dict[str, tuple[str, str]]:
+def options_of(commands: TyperGroup) -> dict[str, tuple[str, str]]:
     """The options of all commands, by the parameters that they set; see `as_typed`."""
     found: dict[str, tuple[str, str]] = {}
-    commands = [get_command(app)]
-    while commands:
-        command = commands.pop()
-        commands += getattr(command, "commands", {}).values()
+    left: list[TyperCommand | TyperGroup] = [commands]
+    while left:
+        command = left.pop()
+        left += getattr(command, "commands", {}).values()
         for one in command.params:
             if one.name and one.opts[0].startswith("--"):
                 found.setdefault(one.name, (one.opts[0], (one.secondary_opts or [""])[0]))

@@ -20,6 +20,7 @@ from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.calibration import begin_tokens, read_text, require_tokenizer
 from layercoop_fast.texts.own_text import SELF, is_own, sample_from_model
 from layercoop_fast.texts.protocols import check_chosen_on, is_protocol
+from layercoop_fast.texts.tokens import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -194,7 +195,7 @@ def _windows(
         return sample_from_model(skeleton, tokenizer, SELF_WINDOWS, window, seed + 1, progress).cpu()
     tokenizer = require_tokenizer(tokenizer)
     text = read_text(spec)[:_MOST_CHARACTERS]
-    stream = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+    stream = np.asarray(tokens_of(text, tokenizer), np.int64)
     begin = np.asarray(begin_tokens(tokenizer), dtype=np.int64)
     body = window - len(begin)
     count = len(stream) // body if body > 0 else 0

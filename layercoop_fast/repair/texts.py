@@ -34,6 +34,7 @@ from layercoop_fast.texts.own_text import (
     sample_from_model,
     writes_token_by_token,
 )
+from layercoop_fast.texts.tokens import tokens_of
 
 DEFAULT_TOKENS = REPAIR_TOKENS
 # Held-out windows of each text to choose the strength, and as many to check the whole repair.
@@ -194,7 +195,7 @@ def _windows(game: ModelGame, spec: str, wanted: int, seed: int, progress: Progr
         return sample_from_model(game.masked.skeleton, tokenizer, wanted, length, seed + 1, progress)
     if tokenizer is None:
         raise RequestError("the model's folder holds no tokenizer, so text cannot be tokenised: leave out repair=")
-    stream = np.asarray(tokenizer(read_text(spec), add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+    stream = np.asarray(tokens_of(read_text(spec), tokenizer), np.int64)
     begin = np.asarray(begin_tokens(tokenizer), dtype=np.int64)
     body = length - len(begin)
     starts = _free_starts(len(stream), body, *_played(game, spec, len(stream), body))

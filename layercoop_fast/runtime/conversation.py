@@ -15,6 +15,7 @@ from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
 from layercoop_fast.masks.text import mask_of, text_of
 from layercoop_fast.runtime.options import Sampling
+from layercoop_fast.texts.tokens import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -174,7 +175,7 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase | None, turns: Sequence[dict[
         text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise RequestError(f"the chat template rejects this conversation: {reason(error)}") from error
-    return list(tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"])
+    return tokens_of(str(text), tokenizer)
 
 
 def _with_template(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

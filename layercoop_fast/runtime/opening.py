@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 import warnings
 from collections.abc import Sequence
@@ -235,7 +234,6 @@ def _ends(model: PreTrainedModel) -> frozenset[int]:
 
 def _give_back() -> None:
     """Hand what was freed while weights were packed back to the system, where the allocator keeps it."""
-    gc.collect()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 

@@ -43,6 +43,7 @@ from layercoop_fast.texts.own_text import SELF, check_prompts, is_own, sample_an
 from layercoop_fast.texts.pictures import Pictures
 from layercoop_fast.texts.protocols import WINDOW, is_protocol, protocol_text, protocol_windows
 from layercoop_fast.texts.rows import dataset_rows, json_rows
+from layercoop_fast.texts.tokens import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -309,7 +310,7 @@ def cut_windows(
 
     With `chat` each is put through the chat template, which brings a begin-of-text token where it wants one.
     """
-    stream = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    stream = np.asarray(tokens_of(text, tokenizer), dtype=np.int64)
     start = [] if chat else begin_tokens(tokenizer)
     body = stretch_of(tokens) if chat else tokens - len(start)
     if body < 1 or len(stream) < windows * body:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from layercoop_fast.errors import RequestError
 from layercoop_fast.files import reason
+from layercoop_fast.texts.tokens import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,4 +68,4 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, question: str, answer: str
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     except TemplateError as error:
         raise RequestError(f"the chat template takes no question and answer: {reason(error)}") from error
-    return list(tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"])
+    return tokens_of(str(text), tokenizer)

@@ -44,6 +44,7 @@ from layercoop_fast.texts.layout import Layout
 from layercoop_fast.texts.own_text import is_own
 from layercoop_fast.texts.rows import check_characters
 from layercoop_fast.texts.token_tree import Packs, Scored, pack_trees, pack_whole
+from layercoop_fast.texts.tokens import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -316,7 +317,7 @@ def cut_items(
         raise RequestError(
             f"{items} items of {tokens} tokens: at least 1 of 4 tokens, a quarter continuation, is needed"
         )
-    stream = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    stream = np.asarray(tokens_of(text, tokenizer), dtype=np.int64)
     ending = tokens // 4
     count = items + shots
     if len(stream) < (count + 1) * tokens:
@@ -327,7 +328,7 @@ def cut_items(
     generator = np.random.default_rng(seed)
     firsts = window_starts(len(stream), tokens, count)
     labels = generator.integers(0, _OPTIONS, count)
-    separator = tokenizer(_SEPARATOR, add_special_tokens=False, verbose=False)["input_ids"]
+    separator = tokens_of(_SEPARATOR, tokenizer)
     prefix = list(begin_tokens(tokenizer))
     # Examples are spread over the text as well; each goes before all that is scored.
     examples = set(np.linspace(0, count - 1, shots).astype(int).tolist())

@@ -26,6 +26,7 @@ from layercoop_fast.files import reason
 from layercoop_fast.inputs.text import read_json_lines
 from layercoop_fast.masks.types import Progress
 from layercoop_fast.texts.rows import check_characters
+from layercoop_fast.texts.tokens import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -239,4 +240,4 @@ def _tokens(given: Prompt, tokenizer: PreTrainedTokenizerBase, where: str, *, ch
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise RequestError(f"{where}: the chat template does not take it: {reason(error)}") from error
-    return list(tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"])
+    return tokens_of(str(text), tokenizer)

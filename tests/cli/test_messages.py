@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from layercoop_fast.cli.app import app
+from layercoop_fast.cli.app import commands
 from layercoop_fast.cli.messages import as_typed, options_of
 
-OPTIONS = options_of(app)
+OPTIONS = options_of(commands)
 
 
 @pytest.mark.parametrize(
