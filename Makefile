@@ -6,7 +6,7 @@ OUT ?= demo
 # Compiled and rewritten modules are kept from one run of the tests to the next, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all test-isa lint types bench bench-cpu bench-gpu docs sanitize fuzz mutants clean
+.PHONY: demo test test-all test-isa test-arm lint types bench bench-cpu bench-gpu docs sanitize fuzz mutants clean
 
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
@@ -41,6 +41,11 @@ test: $(VENV)/installed
 # What depends on the processor's instructions, at every lower level that it can be limited to.
 test-isa: $(VENV)/installed
 	$(BIN)/python tests/support/limited.py $(SIDE_BY_SIDE)
+
+# Kernels on 64-bit ARM processors that QEMU emulates: needs Debian's g++-aarch64-linux-gnu, qemu-user and mmdebstrap, and
+# an hour.
+test-arm: $(VENV)/installed
+	$(BIN)/python tests/support/emulated.py
 
 test-all: $(VENV)/installed $(VENV)/model
 	$(BIN)/python -m pytest -m 'slow or not slow' $(SIDE_BY_SIDE)

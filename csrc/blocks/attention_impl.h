@@ -17,7 +17,7 @@ constexpr std::int64_t round_down(std::int64_t n, std::int64_t multiple) { retur
 constexpr std::int64_t kTileRows = 6;
 // Vectors of sums that a row keeps at once: with 6 x 4 of one register, or 6 x 1 of several, the sums and their
 // operands fit the registers.
-constexpr int kTileVectors = Floats::kRegisters == 32 ? 4 : 1;
+constexpr int kTileVectors = Floats::kLanes == kLanes ? 4 : 1;
 constexpr std::int64_t kTileColumns = kTileVectors * kLanes;
 
 // Where the numbers of a product's left side lie: that of row i and depth k at i * row + k * depth.

@@ -27,6 +27,6 @@ struct BlockKernels {
   KernelsOf<Bf16> bf16;
 };
 
-extern const BlockKernels kBlockKernelsPortable, kBlockKernelsAvx2, kBlockKernelsAvx512;
+extern const BlockKernels kBlockKernelsPortable, kBlockKernelsAvx2, kBlockKernelsAvx512, kBlockKernelsNeon;
 
 }  // namespace layercoop::blocks

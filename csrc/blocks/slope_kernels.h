@@ -29,6 +29,6 @@ struct SlopeKernels {
   SlopeKernelsOf<Bf16> bf16;
 };
 
-extern const SlopeKernels kSlopeKernelsPortable, kSlopeKernelsAvx2, kSlopeKernelsAvx512;
+extern const SlopeKernels kSlopeKernelsPortable, kSlopeKernelsAvx2, kSlopeKernelsAvx512, kSlopeKernelsNeon;
 
 }  // namespace layercoop::blocks

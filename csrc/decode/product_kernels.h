@@ -36,10 +36,13 @@ struct ProductKernels {
   Widen* widen;
 };
 
-extern const ProductKernels kProductKernelsPortable, kProductKernelsAvx2, kProductKernelsAvx512;
-// AVX-512 with dot products of int8 (VNNI) and of bf16, for the formats that these serve.
-extern Product* const kInt8Vnni;
-extern Product* const kInt4Vnni;
+extern const ProductKernels kProductKernelsPortable, kProductKernelsAvx2, kProductKernelsAvx512, kProductKernelsNeon;
+// With dot products of int8 and of bf16, for the formats that these serve: of AVX-512 (VNNI, BF16), or of NEON
+// (DotProd, BF16), whose products of int8 matrices (I8MM) serve the same formats better.
+extern Product* const kInt8Dots;
+extern Product* const kInt4Dots;
+extern Product* const kInt8Matrices;
+extern Product* const kInt4Matrices;
 extern Product* const kBf16Dots;
 
 }  // namespace layercoop::decode

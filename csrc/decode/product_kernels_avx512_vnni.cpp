@@ -8,8 +8,8 @@
 #include "decode/product_kernels_impl.h"
 
 namespace layercoop::decode {
-Product* const kInt8Vnni = product<Int8>;
-Product* const kInt4Vnni = product<Int4>;
+Product* const kInt8Dots = product<Int8>;
+Product* const kInt4Dots = product<Int4>;
 }  // namespace layercoop::decode
 
 #endif

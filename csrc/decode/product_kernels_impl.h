@@ -154,8 +154,12 @@ LAYERCOOP_TARGET void product(const PackedRows& weights, const InputRows& inputs
       switch (count) {
         case 1: some_rows<Kind, 1>(weights, inputs, row, out, out_stride, tile, stop); break;
         case 2: some_rows<Kind, 2>(weights, inputs, row, out, out_stride, tile, stop); break;
-        case 3: some_rows<Kind, 3>(weights, inputs, row, out, out_stride, tile, stop); break;
-        case 4: some_rows<Kind, 4>(weights, inputs, row, out, out_stride, tile, stop); break;
+        case 3:
+          if constexpr (Kind::most_rows >= 3) some_rows<Kind, 3>(weights, inputs, row, out, out_stride, tile, stop);
+          break;
+        case 4:
+          if constexpr (Kind::most_rows >= 4) some_rows<Kind, 4>(weights, inputs, row, out, out_stride, tile, stop);
+          break;
         case 5:
           if constexpr (Kind::most_rows >= 5) some_rows<Kind, 5>(weights, inputs, row, out, out_stride, tile, stop);
           break;

@@ -13,10 +13,14 @@ constexpr cpu::Versions<const ProductKernels> kVersions = LAYERCOOP_VERSIONS(kPr
 
 Product* product_of(Format format) {
   const Products& plain = kVersions.get()->products;
-#if LAYERCOOP_X86
+#if LAYERCOOP_ARM
+  if (format == Format::int8 && cpu::uses_int8_matrices()) return kInt8Matrices;
+  if (format == Format::int4 && cpu::uses_int8_matrices()) return kInt4Matrices;
+#endif
+#if LAYERCOOP_X86 || LAYERCOOP_ARM
   if (format == Format::bf16 && cpu::uses_bf16_dots()) return kBf16Dots;
-  if (format == Format::int8 && cpu::uses_int8_dots()) return kInt8Vnni;
-  if (format == Format::int4 && cpu::uses_int8_dots()) return kInt4Vnni;
+  if (format == Format::int8 && cpu::uses_int8_dots()) return kInt8Dots;
+  if (format == Format::int4 && cpu::uses_int8_dots()) return kInt4Dots;
 #endif
   switch (format) {
     case Format::fp32: return plain.fp32;

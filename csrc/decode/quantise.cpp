@@ -12,6 +12,8 @@ namespace {
 
 #if LAYERCOOP_X86
 constexpr cpu::Versions<const QuantiseKernels> kVersions{&kQuantiseKernelsPortable, &kQuantiseKernelsAvx2};
+#elif LAYERCOOP_ARM
+constexpr cpu::Versions<const QuantiseKernels> kVersions{&kQuantiseKernelsPortable, &kQuantiseKernelsNeon};
 #else
 constexpr cpu::Versions<const QuantiseKernels> kVersions{&kQuantiseKernelsPortable};
 #endif

@@ -50,6 +50,6 @@ struct QuantiseKernels {
   bool (*gives_back)(const Group& group, Origin origin, float scale, float low, int least, int most, std::int32_t* q);
 };
 
-extern const QuantiseKernels kQuantiseKernelsPortable, kQuantiseKernelsAvx2;
+extern const QuantiseKernels kQuantiseKernelsPortable, kQuantiseKernelsAvx2, kQuantiseKernelsNeon;
 
 }  // namespace layercoop::decode

@@ -80,7 +80,7 @@ struct RowKernels {
                 float* total_sum, float* total_out);
 };
 
-extern const RowKernels kRowKernelsPortable, kRowKernelsAvx2, kRowKernelsAvx512;
+extern const RowKernels kRowKernelsPortable, kRowKernelsAvx2, kRowKernelsAvx512, kRowKernelsNeon;
 
 // The table of the level in force.
 const RowKernels& row_kernels() noexcept;

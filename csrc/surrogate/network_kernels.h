@@ -110,7 +110,7 @@ struct NetworkKernels {
   void (*scale_table)(const double* base, const double* factors, int n, float* out);
 };
 
-extern const NetworkKernels kNetworkKernelsPortable, kNetworkKernelsAvx2, kNetworkKernelsAvx512;
+extern const NetworkKernels kNetworkKernelsPortable, kNetworkKernelsAvx2, kNetworkKernelsAvx512, kNetworkKernelsNeon;
 
 // The table of the instruction set in force.
 const NetworkKernels& network_kernels() noexcept;

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -65,9 +64,10 @@ def _level(name: str, flags: str, ours: str, torch: str, onednn: str, mkl: str, 
 _AVX2 = "avx2 fma f16c"
 _AVX512 = f"{_AVX2} avx512f avx512bw avx512dq avx512vl"
 _BF16 = f"{_AVX512} avx512_vnni avx512_bf16"
-# From the lowest to the highest.
+# From the lowest to the highest of a kind of machine, ARM or x86.
 LEVELS = (
     _level("portable", "", "portable", "default", "SSE41", "SSE4_2"),
+    _level("NEON", "asimd", "neon", "default", "", ""),
     _level("AVX2", _AVX2, "avx2", "avx2", "AVX2", "AVX2"),
     _level("AVX-512", _AVX512, "avx512", "avx512", "AVX512_CORE", "AVX512"),
     _level("AVX512-BF16", _BF16, "avx512", "avx512", "AVX512_CORE_BF16", "AVX512", bf16=True),
@@ -81,12 +81,13 @@ def depends(node: str) -> bool:
 
 
 def flags_of_this_machine() -> frozenset[str]:
-    """What the processor says it has; empty where it is no x86 or does not say."""
+    """What the processor says it has; empty where it does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+    names = ("flags", "Features")  # of x86, and of ARM
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith(names)), ()))
 
 
 def levels_of(flags: frozenset[str]) -> tuple[list[Level], list[Level]]:
@@ -142,9 +143,7 @@ def main(arguments: Sequence[str]) -> int:
         if subprocess.run(command, env={**os.environ, **level.environment}, check=False).returncode:
             failed.append(level.name)
     print(f"\nlevels run: {', '.join(level.name for level in below) or 'none'}; `make test` runs {own.name}")
-    if platform.machine() not in ("x86_64", "AMD64"):
-        print("this processor is no x86: it has the portable level alone")
-    elif lacking:
+    if lacking:
         print(f"left out, since this machine lacks them: {', '.join(level.name for level in lacking)}")
     if failed:
         print(f"failed: {', '.join(failed)}")

@@ -1,0 +1,157 @@
+"""Tests of kernels on 64-bit ARM processors that are not here: `make test-arm`.
+
+    python tests/support/emulated.py [arguments of pytest]
+
+QEMU runs a Python for ARM, with torch, on three processors in turn: one with NEON alone, one with dot products of
+integers too (DotProd), and one with all that the core uses (I8MM, BF16). Without arguments the tests are those of
+packed products and of the choice of instructions, and on the last processor those of all kernels. It takes some minutes
+to set up and an hour to run. What it downloads and compiles stays in build/arm.
+
+Needs of Debian: g++-aarch64-linux-gnu qemu-user mmdebstrap.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+BUILT = PROJECT / "build" / "arm"
+ROOT, SITE, OBJECTS, TREE = BUILT / "root", BUILT / "site", BUILT / "objects", BUILT / "tree"
+
+COMPILER, EMULATOR, BOOTSTRAP = "aarch64-linux-gnu-g++", "qemu-aarch64", "mmdebstrap"
+NEEDED = {COMPILER: "g++-aarch64-linux-gnu", EMULATOR: "qemu-user", BOOTSTRAP: "mmdebstrap"}
+
+# As setup.py compiles for ARM.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-Icsrc")
+
+# QEMU's names, from the least to the most instructions.
+# The last one checks pointers as fast as QEMU can: by default that takes most of the time.
+PROCESSORS = {"cortex-a72": "NEON alone", "neoverse-n1": "DotProd", "max,pauth-impdef=on": "I8MM and BF16"}
+PRODUCTS = ("tests/kernels/test_linear.py", "tests/csrc/test_dispatch.py", "tests/csrc/test_dots.py")
+KERNELS = ("tests/kernels", "--ignore", "tests/kernels/gpu", "tests/csrc/test_dispatch.py", "tests/csrc/test_dots.py")
+
+# ARM wheels of later versions of torch come with gigabytes of CUDA. pip reads markers for the machine it runs on, so
+# torch's own requirements are named here.
+TORCH = "torch>=2.4,<2.9"
+LIBRARIES = (
+    *("filelock", "typing-extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools"),
+    *("transformers>=5,<6", "huggingface_hub>=1", "numpy>=1.26", "safetensors>=0.4", "typer", "rich"),
+    *("pytest>=8", "hypothesis", "pybind11>=2.13"),
+)
+
+
+def run(*command: str | Path, cwd: Path = PROJECT) -> None:
+    """Run a command; raises CalledProcessError where it fails."""
+    subprocess.run([str(part) for part in command], cwd=cwd, check=True)
+
+
+def version() -> str:
+    """Version of the Python in the tree for ARM, "3.13" for example."""
+    return os.readlink(ROOT / "usr/bin/python3").removeprefix("python")
+
+
+def make_root() -> None:
+    """Unpack a small Debian for ARM with Python."""
+    if (ROOT / "usr/bin/python3").is_symlink():
+        return
+    shutil.rmtree(ROOT, ignore_errors=True)
+    packages = "python3,libpython3-dev,libstdc++6,libgomp1,zlib1g,libexpat1"
+    run(BOOTSTRAP, "--arch=arm64", "--variant=extract", f"--include={packages}", "stable", ROOT)
+    for name in ("lib", "bin"):
+        if not (ROOT / name).exists():
+            (ROOT / name).symlink_to(f"usr/{name}")
+
+
+def make_site() -> None:
+    """Unpack the wheels for ARM that tests of kernels use."""
+    if (SITE / "complete").exists():
+        return
+    shutil.rmtree(SITE, ignore_errors=True)
+    platforms = [f"--platform={name}_aarch64" for name in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", SITE, "--only-binary=:all:", *platforms)
+    pip += ("--implementation=cp", f"--python-version={version()}")
+    run(*pip, *LIBRARIES)
+    run(*pip, "--no-deps", TORCH)
+    (SITE / "complete").touch()
+
+
+def make_core() -> Path:
+    """Compile the core; objects that are newer than every header and their source stay."""
+    includes = (
+        f"-I{SITE}/pybind11/include",
+        f"-isystem{ROOT}/usr/include/python{version()}",
+        f"-isystem{ROOT}/usr/include",
+    )
+    newest = max(path.stat().st_mtime for path in (PROJECT / "csrc").rglob("*.h"))
+
+    def compiled(source: Path) -> Path:
+        made = OBJECTS / source.relative_to(PROJECT).with_suffix(".o")
+        if not made.exists() or made.stat().st_mtime < max(newest, source.stat().st_mtime):
+            made.parent.mkdir(parents=True, exist_ok=True)
+            run(COMPILER, *FLAGS, *includes, "-c", source, "-o", made)
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sorted((PROJECT / "csrc").rglob("*.cpp"))))
+    core = BUILT / f"_C.cpython-{version().replace('.', '')}-aarch64-linux-gnu.so"
+    run(COMPILER, "-shared", "-pthread", "-s", *objects, "-o", core)
+    return core
+
+
+def make_tree(core: Path) -> None:
+    """Copy the package, with the core for ARM instead of this machine's, and the tests."""
+    shutil.rmtree(TREE, ignore_errors=True)
+    shutil.copytree(PROJECT / "layercoop_fast", TREE / "layercoop_fast", ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+    shutil.copytree(PROJECT / "tests", TREE / "tests", ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copy(PROJECT / "pyproject.toml", TREE)
+    shutil.copy(core, TREE / "layercoop_fast")
+
+
+def interpreter(processor: str) -> Path:
+    """A command that is Python on a processor. Tests start it too: the system could not run the ARM program itself."""
+    made = BUILT / f"python-{processor.partition(',')[0]}"
+    paths = f"{TREE}:{SITE}"
+    command = shlex.join([EMULATOR, "-cpu", processor, "-L", str(ROOT), str(ROOT / "usr/bin" / f"python{version()}")])
+    made.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(paths)} exec {command} "$@"\n')
+    made.chmod(0o755)
+    return made
+
+
+def tested(processor: str, arguments: Sequence[str]) -> bool:
+    """Whether tests pass on a processor."""
+    python = interpreter(processor)
+    code = f"import sys, pytest; sys.executable = {str(python)!r}; sys.exit(pytest.main(sys.argv[1:]))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(BUILT / "pyc")}
+    command = [python, "-c", code, "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=TREE, env=environment, check=False).returncode == 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Set up what is missing and run the tests on every processor; 1 where any fail, 2 where a tool is missing."""
+    missing = [package for tool, package in NEEDED.items() if shutil.which(tool) is None]
+    if missing:
+        print(f"not installed: {' '.join(missing)} (packages of Debian)", file=sys.stderr)
+        return 2
+    BUILT.mkdir(parents=True, exist_ok=True)
+    make_root()
+    make_site()
+    make_tree(make_core())
+    failed = []
+    for processor, instructions in PROCESSORS.items():
+        print(f"\n== {processor}: {instructions}", flush=True)
+        chosen = arguments or (KERNELS if processor == list(PROCESSORS)[-1] else PRODUCTS)
+        if not tested(processor, chosen):
+            failed.append(processor)
+    print(f"\nprocessors run: {'; '.join(PROCESSORS)}" + (f" - failed on {'; '.join(failed)}" if failed else ""))
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
