@@ -11,7 +11,7 @@ namespace {
 template <int rows>
 LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
                                 const std::int32_t* x_sums, std::int64_t sums_stride, Floats16 (&dots)[rows]) {
-  prefetch<8>(q);
+  prefetch<9, 1024>(q);  // with the scales between two groups
 #pragma GCC unroll 2
   for (int part = 0; part < kParts; ++part) {
     Bytes sums[rows];
@@ -32,7 +32,7 @@ LAYERCOOP_INLINE void dots_int8(const std::uint8_t* q, const std::int8_t* x, std
 template <int rows>
 LAYERCOOP_INLINE void dots_int4(const std::uint8_t* q, const std::int8_t* x, std::int64_t stride,
                                 Floats16 (&dots)[rows]) {
-  prefetch<5>(q);
+  prefetch<5, 2048>(q);
 #pragma GCC unroll 2
   for (int part = 0; part < kParts; ++part) {
     Bytes sums[rows];

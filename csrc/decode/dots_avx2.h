@@ -18,6 +18,8 @@ constexpr int kFloatRows = 6;  // 6 x 2 sums and their operands fit 16 registers
 constexpr int kWidenedRows = 4;
 constexpr int kIntRows = 6;
 constexpr int float_tiles(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+// A single row waits for memory, which answers two streams of reads faster than one.
+constexpr int int8_tiles(int rows) { return rows == 1 ? 2 : 1; }
 
 using Bytes = __m256i;
 constexpr int kParts = 2;
@@ -54,10 +56,9 @@ LAYERCOOP_INLINE Bytes four(const std::int8_t* x) {
 
 // A group takes so many instructions that few loads of the following groups are under way by themselves. Asking for
 // memory that does not exist does nothing.
-template <int lines>
+template <int lines, int ahead>
 LAYERCOOP_INLINE void prefetch(const std::uint8_t* p) {
-  constexpr int ahead = 2048;
-#pragma GCC unroll 8
+#pragma GCC unroll 9
   for (int i = 0; i < lines; ++i) _mm_prefetch(reinterpret_cast<const char*>(p) + ahead + i * 64, _MM_HINT_T0);
 }
 

@@ -19,6 +19,7 @@ constexpr int kFloatRows = 6;
 constexpr int kWidenedRows = 6;
 constexpr int kIntRows = 6;
 constexpr int float_tiles(int rows) { return rows <= 2 ? 4 : 2; }
+constexpr int int8_tiles(int) { return 1; }
 
 using Bytes = __m512i;
 constexpr int kParts = 1;
@@ -46,7 +47,7 @@ LAYERCOOP_INLINE Bytes four(const std::int8_t* x) {
 }
 
 // Enough loads are under way by themselves.
-template <int lines>
+template <int lines, int ahead>
 LAYERCOOP_INLINE void prefetch(const std::uint8_t*) {}
 
 LAYERCOOP_INLINE Bytes low_halves(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(0x0f)); }

@@ -25,6 +25,7 @@ constexpr int kIntRows = 4;  // fewest instructions a row, though the sums in fp
 constexpr int kIntRows = 2;
 #endif
 constexpr int float_tiles(int rows) { return rows == 1 ? 2 : 1; }
+constexpr int int8_tiles(int) { return 1; }
 constexpr int kQuarters = 4;
 constexpr int kUnit = 64;
 

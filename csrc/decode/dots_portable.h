@@ -18,6 +18,7 @@ constexpr int kFloatRows = 4;    // input rows whose sums fit the registers
 constexpr int kWidenedRows = 4;  // the same where weights are two vectors of bf16 numbers
 constexpr int kIntRows = 4;
 constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run in parallel
+constexpr int int8_tiles(int) { return 1; }
 
 // The first, and the second, of four or of sixteen pairs of bf16 numbers.
 LAYERCOOP_INLINE Floats first_of_pairs(const std::uint8_t* p) {

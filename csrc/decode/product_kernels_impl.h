@@ -71,11 +71,11 @@ struct Bf16Widened {
 template <Format format>
 struct Integers {
   static constexpr int most_rows = kIntRows;
-  static constexpr int tiles_of(int) { return 1; }
+  static constexpr int tiles_of(int rows) { return format == Format::int8 ? int8_tiles(rows) : 1; }
 
   template <int rows, int tiles>
-  static LAYERCOOP_INLINE void run(const std::uint8_t* weights, std::int64_t, const InputRows& inputs, std::int64_t row,
-                                   Floats16 (&sums)[tiles][rows]) {
+  static LAYERCOOP_INLINE void run(const std::uint8_t* first, std::int64_t tile_bytes, const InputRows& inputs,
+                                   std::int64_t row, Floats16 (&sums)[tiles][rows]) {
     constexpr bool is_int4 = format == Format::int4;
     const std::int64_t stride = inputs.stride;
     const std::int64_t groups = stride / kGroup;
@@ -84,21 +84,25 @@ struct Integers {
     const std::int32_t* q_sums = inputs.sums + row * groups;
     const std::int64_t used = inputs.groups;
     for (std::int64_t g = 0; g < used; ++g) {
-      Floats16 dots[rows];
-      if constexpr (is_int4) {
-        dots_int4<rows>(weights + int4_quants(g), q + g * kGroup, stride, dots);
-      } else {
-        dots_int8<rows>(weights + int8_quants(g), q + g * kGroup, stride, q_sums + g, groups, dots);
-      }
-      const std::uint8_t* const at = weights + (is_int4 ? int4_scales(g) : int8_scales(g));
-      const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(at));
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        const float x_scale = scales[r * groups + g];
-        sums[0][r] = fma(dots[r], scale * x_scale, sums[0][r]);
+#pragma GCC unroll 4
+      for (int t = 0; t < tiles; ++t) {
+        const std::uint8_t* const weights = first + t * tile_bytes;
+        Floats16 dots[rows];
         if constexpr (is_int4) {
-          const Floats16 low = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_mins(g)));
-          sums[0][r] = fma(low, x_scale * static_cast<float>(q_sums[r * groups + g]), sums[0][r]);
+          dots_int4<rows>(weights + int4_quants(g), q + g * kGroup, stride, dots);
+        } else {
+          dots_int8<rows>(weights + int8_quants(g), q + g * kGroup, stride, q_sums + g, groups, dots);
+        }
+        const std::uint8_t* const at = weights + (is_int4 ? int4_scales(g) : int8_scales(g));
+        const Floats16 scale = Floats16::load(reinterpret_cast<const Fp16*>(at));
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) {
+          const float x_scale = scales[r * groups + g];
+          sums[t][r] = fma(dots[r], scale * x_scale, sums[t][r]);
+          if constexpr (is_int4) {
+            const Floats16 low = Floats16::load(reinterpret_cast<const Fp16*>(weights + int4_mins(g)));
+            sums[t][r] = fma(low, x_scale * static_cast<float>(q_sums[r * groups + g]), sums[t][r]);
+          }
         }
       }
     }
