@@ -43,7 +43,7 @@ test-isa: $(VENV)/installed
 	$(BIN)/python tests/support/limited.py $(SIDE_BY_SIDE)
 
 # Kernels on 64-bit ARM processors that QEMU emulates: needs Debian's g++-aarch64-linux-gnu, qemu-user and mmdebstrap, and
-# an hour.
+# three quarters of an hour.
 test-arm: $(VENV)/installed
 	$(BIN)/python tests/support/emulated.py
 

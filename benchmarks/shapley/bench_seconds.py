@@ -28,7 +28,7 @@ from random_networks import random_networks
 
 from layercoop_fast import _C
 from layercoop_fast.kernels.surrogate import predict
-from layercoop_fast.masks.types import Floats
+from layercoop_fast.masks.types import Floats, Masks
 from layercoop_fast.report.html.charts import Axis, Point, Series, xy
 from layercoop_fast.report.html.page import page
 from layercoop_fast.shapley.enumeration import enumerate_masks
@@ -50,7 +50,11 @@ def main() -> None:
     started = time.perf_counter()
     exact = enumerate_masks(networks).shapley()
     took = time.perf_counter() - started
-    game = partial(predict, networks)
+
+    def game(masks: Masks) -> Floats:
+        worths: Floats = predict(networks, masks)[:, 0]
+        return worths
+
     ways = {
         "permutations": lambda budget, seed: shapley_values(
             game, n_players=n, n_permutations=max(4, budget // (n - 1) // 2 * 2), seed=seed

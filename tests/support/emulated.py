@@ -5,7 +5,7 @@
 QEMU runs a Python for ARM, with torch, on three processors in turn: one with NEON alone, one with dot products of
 integers too (DotProd), and one with all that the core uses (I8MM, BF16). Without arguments the tests are those of
 packed products and of the choice of instructions, and on the last processor those of all kernels. It takes some minutes
-to set up and an hour to run. What it downloads and compiles stays in build/arm.
+to set up and three quarters of an hour to run. What it downloads and compiles stays in build/arm.
 
 Needs of Debian: g++-aarch64-linux-gnu qemu-user mmdebstrap.
 """
