@@ -269,6 +269,14 @@ BUGS = [
         tests="tests/kernels/test_linear.py",
     ),
     Bug(
+        "second-tile-is-the-first",
+        "csrc/decode/product_kernels_impl.h",
+        old="const std::uint8_t* const weights = first + t * tile_bytes;",
+        new="const std::uint8_t* const weights = first;",
+        means="one request with int8 weights gets sixteen outputs twice and sixteen others never",
+        tests="tests/kernels/test_linear.py",
+    ),
+    Bug(
         "unpacked-rows-behind-the-last",
         "csrc/decode/unpacked.cpp",
         old="const std::int64_t count = std::min(kTile, rows.work.outputs - first);",
