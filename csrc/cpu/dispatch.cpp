@@ -18,9 +18,8 @@ constexpr Isa kLevels[] = {Isa::portable, Isa::neon, Isa::avx2, Isa::avx512};
 std::atomic<Isa> current{Isa::portable};
 std::atomic<bool> dots_allowed{true};
 
-#if LAYERCOOP_X86
-
 bool machine_has(Isa level) {
+#if LAYERCOOP_X86
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   switch (level) {
@@ -31,24 +30,25 @@ bool machine_has(Isa level) {
   }
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return level == Isa::portable || (level == Isa::neon && LAYERCOOP_ARM);
+#endif
 }
+
+#if LAYERCOOP_X86
 
 bool machine_has_int8_dots() { return machine_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni"); }
 bool machine_has_int8_matrices() { return false; }
 bool machine_has_bf16_dots() { return machine_has(Isa::avx512) && __builtin_cpu_supports("avx512bf16"); }
 
-#elif LAYERCOOP_ARM
-
-bool machine_has(Isa level) { return level == Isa::portable || level == Isa::neon; }
-
-#if defined(__linux__)
+#elif LAYERCOOP_ARM && defined(__linux__)
 
 // The bits of Linux' arch/arm64/include/uapi/asm/hwcap.h.
 bool machine_has_int8_dots() { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }
 bool machine_has_int8_matrices() { return (getauxval(AT_HWCAP2) >> 13 & 1) != 0; }
 bool machine_has_bf16_dots() { return (getauxval(AT_HWCAP2) >> 14 & 1) != 0; }
 
-#elif defined(__APPLE__)
+#elif LAYERCOOP_ARM && defined(__APPLE__)
 
 bool has_feature(const char* name) {
   int value = 0;
@@ -62,15 +62,6 @@ bool machine_has_bf16_dots() { return has_feature("hw.optional.arm.FEAT_BF16"); 
 
 #else
 
-bool machine_has_int8_dots() { return false; }
-bool machine_has_int8_matrices() { return false; }
-bool machine_has_bf16_dots() { return false; }
-
-#endif
-
-#else
-
-bool machine_has(Isa level) { return level == Isa::portable; }
 bool machine_has_int8_dots() { return false; }
 bool machine_has_int8_matrices() { return false; }
 bool machine_has_bf16_dots() { return false; }

@@ -94,14 +94,13 @@ struct Versions {
 
   // The version of the level in force, or of the next lower level that has one.
   Fn* get() const noexcept {
-    const Isa level = isa();
+    [[maybe_unused]] const Isa level = isa();
 #if LAYERCOOP_X86
     if (level >= Isa::avx512 && avx512 != nullptr) return avx512;
     if (level >= Isa::avx2 && avx2 != nullptr) return avx2;
 #elif LAYERCOOP_ARM
     if (level == Isa::neon && neon != nullptr) return neon;
 #endif
-    static_cast<void>(level);
     return portable;
   }
 };

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import requires
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
@@ -38,11 +39,10 @@ PRODUCTS = ("tests/kernels/test_linear.py", "tests/csrc/test_dispatch.py", "test
 KERNELS = ("tests/kernels", "--ignore", "tests/kernels/gpu", "tests/csrc/test_dispatch.py", "tests/csrc/test_dots.py")
 
 # ARM wheels of later versions of torch come with gigabytes of CUDA. pip reads markers for the machine it runs on, so
-# torch's own requirements are named here.
+# torch comes without its own requirements, which are named here.
 TORCH = "torch>=2.4,<2.9"
 LIBRARIES = (
     *("filelock", "typing-extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools"),
-    *("transformers>=5,<6", "huggingface_hub>=1", "numpy>=1.26", "safetensors>=0.4", "typer", "rich"),
     *("pytest>=8", "hypothesis", "pybind11>=2.13"),
 )
 
@@ -77,7 +77,8 @@ def make_site() -> None:
     platforms = [f"--platform={name}_aarch64" for name in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", SITE, "--only-binary=:all:", *platforms)
     pip += ("--implementation=cp", f"--python-version={version()}")
-    run(*pip, *LIBRARIES)
+    ours = [one for one in requires("layercoop-fast") or () if "extra ==" not in one and not one.startswith("torch")]
+    run(*pip, *ours, *LIBRARIES)
     run(*pip, "--no-deps", TORCH)
     (SITE / "complete").touch()
 

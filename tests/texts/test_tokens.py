@@ -22,10 +22,6 @@ class Lower(PreTrainedTokenizerFast):
         return super()._encode_plus(text.lower(), *arguments, **options)
 
 
-def plain() -> PreTrainedTokenizerFast:
-    return tiny_tokenizer()
-
-
 def lowering() -> PreTrainedTokenizerFast:
     return Lower(tokenizer_object=tiny_tokenizer().backend_tokenizer)
 
@@ -48,7 +44,7 @@ def splitting() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@pytest.mark.parametrize("make", [plain, lowering, cutting, padding, splitting])
+@pytest.mark.parametrize("make", [tiny_tokenizer, lowering, cutting, padding, splitting])
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokens_are_those_of_the_call(make: Callable[[], PreTrainedTokenizerFast], text: str) -> None:
     # Another tokenizer each: a call turns truncation and padding off.

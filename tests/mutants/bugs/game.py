@@ -203,7 +203,7 @@ BUGS = [
         tests="tests/texts/test_calibration.py",
     ),
     Bug(
-        "changed-text-skipped",
+        "truncation-of-the-file-kept",
         "layercoop_fast/texts/tokens.py",
         old="inner.truncation is None",
         new="True",
