@@ -10,7 +10,7 @@ import typer
 
 from layercoop_fast.cli.expand import expanded
 from layercoop_fast.cli.options import AsJson, Force, Model
-from layercoop_fast.inputs.options import OUTPUT, REMOVE
+from layercoop_fast.inputs.options import OUTPUT, REMOVE, TEXT
 from layercoop_fast.tasks.options import EngineOptions, TaskOptions
 
 
@@ -28,6 +28,15 @@ def score(
             rich_help_panel=REMOVE,
         ),
     ] = "full",
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare with the full model of this .json, which score --out wrote of another model on the same "
+            "tasks: a repaired folder with its original.",
+            metavar="FILE.json",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -43,14 +52,16 @@ def score(
     from layercoop_fast.report.scores import show_scores
     from layercoop_fast.tasks.loading import require_harness
     from layercoop_fast.tasks.masks import named_masks
+    from layercoop_fast.tasks.reference import Reference
     from layercoop_fast.tasks.score import score as run
 
     require_harness()
     given = named_masks(masks)
+    reference = None if against is None else Reference.read(against)
     if out is not None:
         check_target(out, force=force)
     with Bars("reading the tasks") as bars:
-        record = run(model, given, tasks, engine, progress=bars.update)
+        record = run(model, given, tasks, engine, against=reference, progress=bars.update)
     if out is not None:
         with written_whole(out, force=force) as made:
             made.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -15,8 +15,8 @@ _SIGNIFICANT = 0.05
 def show_scores(record: dict[str, Any], console: Console | None = None) -> None:
     """Print a row for each task, metric and mask, and one for each mask with its means; `record` is of `score`."""
     console = console or plain_console()
-    reference = record["reference"]
-    table = Table(title=record["model"].rstrip("/").rsplit("/", 1)[-1])
+    reference = _reference(record)
+    table = Table(title=_last(record["model"]))
     for name in ("task", "metric", "mask"):
         table.add_column(name, overflow="fold")
     for name in ("score", f"less {reference}", "p"):
@@ -31,6 +31,12 @@ def show_scores(record: dict[str, Any], console: Console | None = None) -> None:
                 label = shown = ""
     console.print(table)
     _show_means(record, console)
+    if other := _other_requests(record):
+        console.print(
+            f"Not compared with {reference}, of which other documents or prompts were scored: {', '.join(other)}. "
+            "Score both with the same tasks, limit, examples and chat template.",
+            highlight=False,
+        )
     console.print(
         "score±standard error over documents (in brackets: how many). p: paired test over the same documents, of no "
         f"difference from {reference} (McNemar's exact test of scores 0 and 1, else a sign-flip permutation test); * "
@@ -41,6 +47,8 @@ def show_scores(record: dict[str, Any], console: Console | None = None) -> None:
 
 def _show_means(record: dict[str, Any], console: Console) -> None:
     means = record["means"]
+    against = record["against"]
+    of_reference = means[record["reference"]] if against is None else against["means"]
     kinds = {
         name: label
         for name, label in (("options", "options (mean)"), ("generation", "generation (mean)"))
@@ -56,7 +64,7 @@ def _show_means(record: dict[str, Any], console: Console) -> None:
         table.add_column(label, justify="right")
     for mask in record["masks"]:
         values = means[mask["name"]]
-        cells = [_share(values[name], means[record["reference"]][name]) for name in kinds]
+        cells = [_share(values[name], of_reference[name]) for name in kinds]
         table.add_row(mask["name"], mask["removed"], f"{mask['kept']:g}/{mask['blocks']}", *cells)
     console.print(table)
     if "generation" not in kinds:
@@ -65,6 +73,28 @@ def _show_means(record: dict[str, Any], console: Console) -> None:
             "like gsm8k.",
             highlight=False,
         )
+
+
+def _reference(record: dict[str, Any]) -> str:
+    """What the masks are compared with, as a column names it."""
+    against = record["against"]
+    name: str = record["reference"]
+    return name if against is None else f"{name} of {_last(against['model'])}"
+
+
+def _other_requests(record: dict[str, Any]) -> list[str]:
+    """Tasks that could not be compared with those of another record, for their requests are not the same."""
+    if record["against"] is None:
+        return []
+    return [task["task"] for task in record["tasks"] if _has(task, "documents") and not _has(task, "against")]
+
+
+def _has(task: dict[str, Any], what: str) -> bool:
+    return any(what in value for metric in task["metrics"].values() for value in metric["masks"].values())
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _pm(value: float | None, stderr: float | None) -> str:

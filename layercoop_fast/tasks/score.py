@@ -2,7 +2,8 @@
 
 The harness builds the requests of all tasks once. Every request is answered under all masks (`tasks/harness.py`), and
 the harness makes of each mask's answers what it makes of a model's: filters, metrics, standard errors, groups. Masks
-are compared with the full model document by document (`tasks/paired.py`).
+are compared with the full model document by document (`tasks/paired.py`), or with one that was scored before
+(`tasks/reference.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from layercoop_fast.tasks.masks import FULL
 from layercoop_fast.tasks.means import means, tasks_of
 from layercoop_fast.tasks.options import EngineOptions, TaskOptions
 from layercoop_fast.tasks.paired import paired
+from layercoop_fast.tasks.reference import Reference, digest
 
 # The metric of a task that stands for it in means: the first of these that it has, else its own first one.
 _MAIN = ("acc_norm", "acc", "exact_match")
@@ -34,6 +36,7 @@ def score(
     tasks: TaskOptions,
     engine: EngineOptions | None = None,
     *,
+    against: Reference | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score masks on tasks; the record is ready for JSON (docs/contracts.md).
@@ -44,9 +47,11 @@ def score(
             others are compared with, and else the first one.
         tasks: which tasks, and how.
         engine: how the model runs.
+        against: what all masks are compared with in place of one of them, where requests are the same.
         progress: told of requests and answers.
 
-    Raises `RequestError` without the harness, for unknown tasks, and for masks that do not belong to the model.
+    Raises `RequestError` without the harness, for unknown tasks, for tasks that `against` has no scores of, and for
+    masks that do not belong to the model.
     """
     require_harness()
     from lm_eval.evaluator import evaluate
@@ -56,6 +61,8 @@ def score(
     started = time.perf_counter()
     with seeded():
         loaded = load_tasks(tasks)
+        if against is not None:
+            against.check(loaded["tasks"])
         lm = MaskedLM(model, masks, engine or EngineOptions(), progress=progress)
         results: dict[str, dict[str, Any]] = {}
         for turn, name in enumerate(lm.masks):
@@ -75,10 +82,13 @@ def score(
     kinds = {name: str(task.OUTPUT_TYPE) for name, task in loaded["tasks"].items()}
     members: dict[str, list[str]] = loaded["group_map"]
     reference = FULL if FULL in results else next(iter(results))
-    found = [_task(name, kinds.get(name), results, reference, members) for name in results[reference]["results"]]
+    found = [
+        _task(name, kinds.get(name), results, reference, members, against) for name in results[reference]["results"]
+    ]
     return {
         "model": model,
-        "reference": reference,
+        "reference": reference if against is None else against.mask,
+        "against": None if against is None else against.told(found, members),
         "masks": [_mask(name, halves) for name, halves in lm.masks.items()],
         "tasks": found,
         "means": means(found, list(results), members),
@@ -92,7 +102,7 @@ def _kept(result: dict[str, Any]) -> dict[str, Any]:
     """What the record needs of the harness's result, without its copies of documents, requests and answers.
 
     `scores` has, by task and the harness's key of a metric, the scores of documents, float64 [D], for metrics that are
-    means of them.
+    means of them; `requests` by task what tells its requests from others.
     """
     scores = {
         task: {
@@ -103,7 +113,8 @@ def _kept(result: dict[str, Any]) -> dict[str, Any]:
         for task, row in result["results"].items()
     }
     names = ("results", "higher_is_better", "n-shot", "n-samples", "versions")
-    return {**{name: result[name] for name in names}, "scores": scores}
+    requests = {task: digest(samples) for task, samples in result["samples"].items()}
+    return {**{name: result[name] for name in names}, "scores": scores, "requests": requests}
 
 
 def _metrics(row: Mapping[str, Any]) -> list[str]:
@@ -138,27 +149,30 @@ def _task(
     results: Mapping[str, dict[str, Any]],
     reference: str,
     members: Mapping[str, Sequence[str]],
+    against: Reference | None,
 ) -> dict[str, Any]:
     """A task, or a group of tasks (whose kind is None), with every metric under every mask."""
     first = results[reference]
+    requests = first["requests"].get(name)
     keys = _metrics(first["results"][name])
     metrics = {}
     for key in keys:
         metric = key.split(",", 1)[0]
         # The harness does not say it of a group of groups.
         higher = {first["higher_is_better"].get(task, {}).get(metric) for task in tasks_of(name, members)} - {None}
-        of_reference = first["scores"][name].get(key)
+        if against is None:
+            others = {mask: None if mask == reference else first["scores"][name].get(key) for mask in results}
+        else:
+            others = dict.fromkeys(results, against.of(name, key, requests))
         metrics[key] = {
             "higher_is_better": higher.pop() if len(higher) == 1 else None,
-            "masks": {
-                mask: _value(result, name, key, None if mask == reference else of_reference)
-                for mask, result in results.items()
-            },
+            "masks": {mask: _value(result, name, key, others[mask]) for mask, result in results.items()},
         }
     return {
         "task": name,
         "kind": kind,
         "documents": first["n-samples"].get(name, {}).get("effective"),
+        "requests": requests,
         "shots": first["n-shot"].get(name),
         "version": first["versions"].get(name),
         "main": _main(keys),
@@ -174,7 +188,7 @@ def _value(result: dict[str, Any], task: str, key: str, others: Floats | None) -
     scores = result["scores"][task].get(key)
     if scores is not None:
         found["documents"] = scores.tolist()
-        if others is not None:
+        if others is not None and len(others) == len(scores):  # a file may say what it likes of its requests
             test = paired(scores, others)
             found["against"] = {
                 "difference": test.difference,

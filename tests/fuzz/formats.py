@@ -401,7 +401,7 @@ class Items(Format):
 
 
 class Groups(Format):
-    """groups.json of players, seconds of players, and results of benchmarks."""
+    """groups.json of players, seconds of players, results of benchmarks, and scores that others are compared with."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -416,9 +416,10 @@ class Groups(Format):
         from layercoop_fast.bench.results import Results
         from layercoop_fast.masked.players import make_players
         from layercoop_fast.pruning.player_costs import read_seconds
+        from layercoop_fast.tasks.reference import Reference
 
         file = place / "any.json"
-        how = rng.randrange(4)
+        how = rng.randrange(5)
         if how < 2:
             file.write_bytes(damaged_json(rng.choice(([[0, 1], [2]], [["0.attn", "1.mlp"], [3]])), rng))
             players = make_players(str(file), self.skeleton)
@@ -426,6 +427,16 @@ class Groups(Format):
         elif how == 2:
             file.write_bytes(damaged_json({"players": [1.0, 2, 3, 4.5], "rest": 0.5}, rng))
             assert np.isfinite(read_seconds(str(file), 4).players).all()
+        elif how == 3:
+            value = {"value": 0.5, "documents": [0.0, 1.0]}
+            metrics = {"acc,none": {"higher_is_better": True, "masks": {"full": value}}}
+            task = {"task": "a", "kind": "multiple_choice", "requests": "0", "main": "acc,none", "metrics": metrics}
+            file.write_bytes(damaged_json({"model": "m", "reference": "full", "tasks": [task]}, rng))
+            reference = Reference.read(file)
+            reference.check(["a"])
+            found = reference.of("a", "acc,none", "0")
+            assert found is None or np.isfinite(found).all()
+            json.dumps(reference.told([task], {}), allow_nan=False)
         else:
             figure = {"folder": "engine", "name": "pass", "ways": {"ours": [0.1, 0.2], "torch": [0.3]}}
             document = {"schema": 1, "machine": {"cpu": "x"}, "settings": {}, "figures": [figure]}

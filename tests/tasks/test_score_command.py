@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_models import tiny_model, tiny_tokenizer
 
 from layercoop_fast.errors import RequestError
+from layercoop_fast.export.checkpoint import export_checkpoint
 from layercoop_fast.tasks.masks import named_masks
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+def record_of(task: str, documents: Sequence[float] = (1.0,)) -> dict[str, Any]:
+    """A record of one task with the scores of its documents."""
+    value = {"value": 1.0, "stderr": None, "documents": list(documents)}
+    metrics = {"acc,none": {"higher_is_better": True, "masks": {"full": value}}}
+    tasks = [{"task": task, "requests": "0", "metrics": metrics}]
+    return {"model": "m", "reference": "full", "tasks": tasks}
 
 
 def test_a_table_for_people_and_a_file_for_programs(run: Run, model: Path, task_path: Path, tmp_path: Path) -> None:
@@ -34,6 +44,56 @@ def test_a_table_for_people_and_a_file_for_programs(run: Run, model: Path, task_
     status, _, said = run(*asked, "--out", out)
     assert status == 2
     assert "--force" in said
+
+
+def test_a_folder_is_compared_with_the_full_model_of_an_earlier_run(
+    run: Run, model: Path, task_path: Path, tmp_path: Path
+) -> None:
+    """As the mask that has its weights is in a run of both; not where the prompts are other ones."""
+    full, pruned = tmp_path / "full.json", tmp_path / "pruned"
+    cut = tiny_model("llama", 4, seed=3)  # as the fixture's
+    export_checkpoint(cut, [0, 2, 3], pruned, blocks_path="model.layers", tokenizer=tiny_tokenizer(), verify=False)
+    asked = ["--task-path", task_path, "--tasks", "tiny_outer,tiny_choice,tiny_writing", "--bootstrap", 0]
+    status, _, said = run("score", model, *asked, "--masks", "a=1", "--out", full)
+    assert status == 0, said
+    of_mask = json.loads(full.read_text())
+    status, printed, said = run("score", pruned, *asked, "--against", full, "--json")
+    assert status == 0, said
+    record = json.loads(printed)
+    assert (record["reference"], record["against"]["model"]) == ("full", str(model))
+    assert record["against"]["means"] == of_mask["means"]["full"]
+    for task, same in zip(record["tasks"], of_mask["tasks"], strict=True):
+        for key, metric in task["metrics"].items():
+            assert metric["masks"]["full"] == same["metrics"][key]["masks"]["a"]
+    assert any("against" in metric["masks"]["full"] for task in record["tasks"] for metric in task["metrics"].values())
+
+    asked = ["--task-path", task_path, "--tasks", "tiny_choice", "--bootstrap", 0, "--shots", 1]
+    status, printed, said = run("score", pruned, *asked, "--against", full)
+    assert status == 0, said
+    assert "less full of model" in " ".join(printed.split())
+    assert "of which other documents or prompts were scored: tiny_choice. Score both" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "cannot be read"),
+        ("{}", "it holds no scores: a file of scores that `layercoop-fast score` wrote is needed"),
+        (json.dumps(record_of("tiny_last")), "has no scores of tiny_choice: score m on the same tasks first"),
+        (json.dumps(record_of("tiny_choice", documents=[])), "it holds no scores"),
+    ],
+    ids=["lost", "empty", "other", "damaged"],
+)
+def test_a_wrong_record_to_compare_with_is_one_line(
+    run: Run, model: Path, task_path: Path, tmp_path: Path, content: str | None, line: str
+) -> None:
+    file = tmp_path / "full.json"
+    if content is not None:
+        file.write_text(content)
+    asked = ["--task-path", task_path, "--tasks", "tiny_choice", "--against", file]
+    status, printed, said = run("score", model, *asked)
+    assert (status, printed) == (2, "")
+    assert line in said.splitlines()[-1]
 
 
 def test_rows_of_a_mask_file_are_numbered(run: Run, model: Path, task_path: Path, tmp_path: Path) -> None:

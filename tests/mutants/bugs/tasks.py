@@ -19,8 +19,8 @@ BUGS = [
     Bug(
         "samples-of-every-mask",
         TASKS + "score.py",
-        old='    return {**{name: result[name] for name in names}, "scores": scores}',
-        new='    return {**result, "scores": scores}',
+        old='    return {**{name: result[name] for name in names}, "scores": scores, "requests": requests}',
+        new='    return {**result, "scores": scores, "requests": requests}',
         means="documents, requests and answers are in memory once for each of thousands of masks",
         tests=RECORDS + "test_documents_and_answers_of_a_mask_are_not_kept",
     ),
@@ -79,6 +79,14 @@ BUGS = [
         new="return min(1.0, math.fsum(map(math.exp, logs)))",
         means="p is half of what it should be",
         tests="tests/tasks/test_paired.py",
+    ),
+    Bug(
+        "compared-with-other-prompts",
+        TASKS + "reference.py",
+        old="return requests is not None and self.requests.get(task) == requests",
+        new="return requests is not None and task in self.requests",
+        means="a model with five examples is compared, document by document, with one that had none",
+        tests="tests/tasks/test_score_command.py::test_a_folder_is_compared_with_the_full_model_of_an_earlier_run",
     ),
     Bug(
         "windows-of-other-documents",
