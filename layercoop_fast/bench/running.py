@@ -7,8 +7,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,15 @@ def suites(folder: Path) -> list[str]:
     return sorted({path.parent.name for path in folder.glob("*/test_*.py")})
 
 
-def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str | None) -> Results:
-    """Run the named suites (all of them where none is named) and return what they measured.
+def run_benchmarks(
+    folder: Path,
+    names: Sequence[str],
+    *,
+    size: str,
+    model: str | None,
+    on_suite: Callable[[Results, Results], None] | None = None,
+) -> Results:
+    """Run the named suites (all of them where none is named), each in its own process; return what they measured.
 
     What pytest prints goes to standard error as it comes.
 
@@ -53,6 +60,7 @@ def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str 
         names: of `suites(folder)`.
         size: "quick" or "full".
         model: checkpoint folder; the small real model where None.
+        on_suite: called after each suite with its results, and with those of all suites so far.
 
     Raises `RequestError` for an unknown suite or where pytest-benchmark is not installed, and `RunError` when a
     benchmark fails.
@@ -63,16 +71,29 @@ def run_benchmarks(folder: Path, names: Sequence[str], *, size: str, model: str 
             raise RequestError(f"unknown benchmarks {name!r}: choose from {', '.join(known)}, or compare A.json B.json")
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise RequestError("the benchmarks need pytest-benchmark: pip install 'layercoop-fast[dev]'")
+    settings = {"size": size, "model": model or "default"}
+    found: list[Figure] = []
+    for name in names or known:
+        raw = _run_suite(folder, name, size, model)
+        figures = _figures(raw)
+        found += figures
+        results = Results(_machine(raw), settings, list(found))
+        if on_suite is not None:
+            on_suite(replace(results, figures=figures), results)
+    return results
+
+
+def _run_suite(folder: Path, name: str, size: str, model: str | None) -> dict[str, Any]:
+    """What pytest-benchmark wrote of a suite."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "raw.json"
         command = tied("pytest", "-c", str(folder / "pytest.ini"), "--size", size)
-        command += ["--benchmark-json", str(out), *(["--model", model] if model else [])]
-        command += [str(folder / name) for name in (names or known)]
+        command += ["--benchmark-json", str(out), *(["--model", model] if model else []), str(folder / name)]
         done = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False)
         if done.returncode != 0 or not out.exists():
-            raise RunError(f"the benchmarks ended with status {done.returncode}; see what they printed above")
-        raw = json.loads(out.read_text(encoding="utf-8"))
-    return Results(_machine(raw), {"size": size, "model": model or "default"}, _figures(raw))
+            raise RunError(f"the benchmarks of {name} ended with status {done.returncode}; see what they printed above")
+        raw: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return raw
 
 
 IN_PARTS = ("cpu", "gpu")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layercoop_fast.cli.options import AsJson, Force, print_json
 from layercoop_fast.errors import RequestError
+
+if TYPE_CHECKING:
+    from layercoop_fast.bench.results import Results
 
 COMPARE = "compare"
 RECORD = "record"
@@ -33,7 +36,8 @@ def bench(
     model: Annotated[str | None, typer.Option(help="Checkpoint folder. Default: the small real model.")] = None,
     folder: Annotated[Path | None, typer.Option(help="The benchmarks folder of a clone.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="JSON to write: machine, versions, raw samples; with record: the history.")
+        Path | None,
+        typer.Option(help="JSON to write after each suite: machine, versions, raw samples; with record: the history."),
     ] = None,
     force: Force = False,
     tiny: Annotated[
@@ -73,13 +77,18 @@ def bench(
         raise RequestError("--tiny is for bench cpu and bench gpu: leave it out")
     if out is not None:
         check_target(out, force=force)
-    results = run_benchmarks(benchmarks_folder(folder), names, size="full" if full else "quick", model=model)
-    if out is not None:
-        results.save(out, force=force)
+
+    def keep(suite: Results, so_far: Results) -> None:
+        """Show and write what is there, so that a run that is stopped has not been for nothing."""
+        if out is not None:
+            so_far.save(out, force=True)
+        if not as_json:
+            show_results(suite)
+
+    size = "full" if full else "quick"
+    results = run_benchmarks(benchmarks_folder(folder), names, size=size, model=model, on_suite=keep)
     if as_json:
         print_json(results.as_json())
-    else:
-        show_results(results)
 
 
 def _compare(files: Sequence[str], *, as_json: bool) -> None:

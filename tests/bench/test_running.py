@@ -79,7 +79,19 @@ def test_prints_the_figures_writes_them_and_compares_two_runs(folder: Path, tmp_
     assert found["differing"] == []
 
 
-def test_a_benchmark_that_fails_is_a_failure_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_suites_before_one_that_fails_are_shown_and_kept(folder: Path, tmp_path: Path) -> None:
+    (folder / "zoo").mkdir()
+    (folder / "zoo" / "test_nap.py").write_text(TOY.replace("if full", "if True"))
+    assert suites(folder) == ["toy", "zoo"]
+    out = tmp_path / "a.json"
+    done = bench("--out", out, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the benchmarks of zoo ended with status 1" in done.stderr.splitlines()[-1]
+    assert "toy: a nap" in done.stdout
+    assert [figure.folder for figure in Results.load(out).figures] == ["toy", "toy"]
+
+
+def test_a_benchmark_that_fails_is_a_failure(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="ended with status 1"):
         run_benchmarks(folder, ["toy"], size="full", model=None)
 
