@@ -94,7 +94,7 @@ def measure_here(path: str, dtype: str, device: str, trust_remote_code: bool) ->
     prompt = max(1, min(PROMPT_TOKENS, limit - new - 1))
     ids = (torch.arange(prompt) % model.get_input_embeddings().weight.shape[0]).view(1, -1).to(model.device)
     with torch.inference_mode():
-        _generate(model, ids, new + 1)  # warm-up
+        _generate(model, ids, 2)  # warm-up: a prompt and a step
         _forget_peak(model.device.type)
         first = _median_seconds(lambda: _generate(model, ids, 1))
         all_of_them = _median_seconds(lambda: _generate(model, ids, new + 1))
