@@ -1,11 +1,12 @@
-"""Tests of kernels on 64-bit ARM processors that are not here: `make test-arm`.
+"""A wheel for 64-bit ARM, and tests of its kernels on processors that are not here: `make test-arm`.
 
     python tests/support/emulated.py [arguments of pytest]
 
-QEMU runs a Python for ARM, with torch, on three processors in turn: one with NEON alone, one with dot products of
-integers too (DotProd), and one with all that the core uses (I8MM, BF16). Without arguments the tests are those of
-packed products and of the choice of instructions, and on the last processor those of all kernels. It takes some minutes
-to set up and three quarters of an hour to run. What it downloads and compiles stays in build/arm.
+QEMU runs a Python for ARM, with torch, which builds the wheel into build/arm/wheel with a cross compiler. The wheel's
+kernels are then tested on three processors in turn: one with NEON alone, one with dot products of integers too
+(DotProd), and one with all that the core uses (I8MM, BF16). Without arguments the tests are those of packed products
+and of the choice of instructions, and on the last processor those of all kernels. It takes some minutes to set up and
+three quarters of an hour to run. What it downloads and builds stays in build/arm.
 
 Needs of Debian: g++-aarch64-linux-gnu qemu-user mmdebstrap.
 """
@@ -18,23 +19,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import requires
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
 BUILT = PROJECT / "build" / "arm"
-ROOT, SITE, OBJECTS, TREE = BUILT / "root", BUILT / "site", BUILT / "objects", BUILT / "tree"
+ROOT, SITE, SOURCE, WHEEL, TREE = (BUILT / name for name in ("root", "site", "source", "wheel", "tree"))
 
 COMPILER, EMULATOR, BOOTSTRAP = "aarch64-linux-gnu-g++", "qemu-aarch64", "mmdebstrap"
 NEEDED = {COMPILER: "g++-aarch64-linux-gnu", EMULATOR: "qemu-user", BOOTSTRAP: "mmdebstrap"}
 
-# As setup.py compiles for ARM.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-Icsrc")
-
 # QEMU's names, from the least to the most instructions.
 # The last one checks pointers as fast as QEMU can: by default that takes most of the time.
 PROCESSORS = {"cortex-a72": "NEON alone", "neoverse-n1": "DotProd", "max,pauth-impdef=on": "I8MM and BF16"}
+FASTEST = list(PROCESSORS)[-1]
 PRODUCTS = ("tests/kernels/test_linear.py", "tests/csrc/test_dispatch.py", "tests/csrc/test_dots.py")
 KERNELS = ("tests/kernels", "--ignore", "tests/kernels/gpu", "tests/csrc/test_dispatch.py", "tests/csrc/test_dots.py")
 
@@ -83,36 +81,27 @@ def make_site() -> None:
     (SITE / "complete").touch()
 
 
-def make_core() -> Path:
-    """Compile the core; objects that are newer than every header and their source stay."""
-    includes = (
-        f"-I{SITE}/pybind11/include",
-        f"-isystem{ROOT}/usr/include/python{version()}",
-        f"-isystem{ROOT}/usr/include",
-    )
-    newest = max(path.stat().st_mtime for path in (PROJECT / "csrc").rglob("*.h"))
-
-    def compiled(source: Path) -> Path:
-        made = OBJECTS / source.relative_to(PROJECT).with_suffix(".o")
-        if not made.exists() or made.stat().st_mtime < max(newest, source.stat().st_mtime):
-            made.parent.mkdir(parents=True, exist_ok=True)
-            run(COMPILER, *FLAGS, *includes, "-c", source, "-o", made)
-        return made
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, sorted((PROJECT / "csrc").rglob("*.cpp"))))
-    core = BUILT / f"_C.cpython-{version().replace('.', '')}-aarch64-linux-gnu.so"
-    run(COMPILER, "-shared", "-pthread", "-s", *objects, "-o", core)
-    return core
+def make_wheel() -> Path:
+    """Build the wheel as on ARM; the compiler that Debian's Python names there is a cross compiler here."""
+    for kept in ("csrc", "layercoop_fast"):
+        shutil.rmtree(SOURCE / kept, ignore_errors=True)
+        shutil.copytree(PROJECT / kept, SOURCE / kept, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(PROJECT / name, SOURCE)
+    shutil.rmtree(WHEEL, ignore_errors=True)
+    headers = f"-isystem {ROOT}/usr/include/python{version()} -isystem {ROOT}/usr/include"
+    code = f"from setuptools.build_meta import build_wheel; build_wheel({str(WHEEL)!r})"
+    environment = {**os.environ, "CFLAGS": headers, "CXXFLAGS": headers}
+    subprocess.run([interpreter(FASTEST), "-c", code], cwd=SOURCE, env=environment, check=True)
+    return next(WHEEL.glob("*_aarch64.whl"))
 
 
-def make_tree(core: Path) -> None:
-    """Copy the package, with the core for ARM instead of this machine's, and the tests."""
+def make_tree(wheel: Path) -> None:
+    """Unpack the wheel, with the tests beside it."""
     shutil.rmtree(TREE, ignore_errors=True)
-    shutil.copytree(PROJECT / "layercoop_fast", TREE / "layercoop_fast", ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+    shutil.unpack_archive(wheel, TREE, "zip")
     shutil.copytree(PROJECT / "tests", TREE / "tests", ignore=shutil.ignore_patterns("*.pyc"))
     shutil.copy(PROJECT / "pyproject.toml", TREE)
-    shutil.copy(core, TREE / "layercoop_fast")
 
 
 def interpreter(processor: str) -> Path:
@@ -143,11 +132,14 @@ def main(arguments: Sequence[str]) -> int:
     BUILT.mkdir(parents=True, exist_ok=True)
     make_root()
     make_site()
-    make_tree(make_core())
+    wheel = make_wheel()
+    make_tree(wheel)
+    print(f"built {wheel.relative_to(PROJECT)}", flush=True)
+    run(interpreter(FASTEST), TREE / "tests/support/core_of_a_wheel.py", cwd=BUILT)
     failed = []
     for processor, instructions in PROCESSORS.items():
         print(f"\n== {processor}: {instructions}", flush=True)
-        chosen = arguments or (KERNELS if processor == list(PROCESSORS)[-1] else PRODUCTS)
+        chosen = arguments or (KERNELS if processor == FASTEST else PRODUCTS)
         if not tested(processor, chosen):
             failed.append(processor)
     print(f"\nprocessors run: {'; '.join(PROCESSORS)}" + (f" - failed on {'; '.join(failed)}" if failed else ""))
