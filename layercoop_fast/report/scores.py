@@ -19,7 +19,8 @@ def show_scores(record: dict[str, Any], console: Console | None = None) -> None:
     table = Table(title=_last(record["model"]))
     for name in ("task", "metric", "mask"):
         table.add_column(name, overflow="fold")
-    for name in ("score", f"less {reference}", "p"):
+    # The name of another model may be too long for a column: the text below the table has it.
+    for name in ("score", f"less {reference}" if record["against"] is None else "difference", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     for task in record["tasks"]:
         table.add_section()
@@ -76,7 +77,7 @@ def _show_means(record: dict[str, Any], console: Console) -> None:
 
 
 def _reference(record: dict[str, Any]) -> str:
-    """What the masks are compared with, as a column names it."""
+    """What the masks are compared with."""
     against = record["against"]
     name: str = record["reference"]
     return name if against is None else f"{name} of {_last(against['model'])}"
