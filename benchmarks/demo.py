@@ -61,6 +61,7 @@ def main() -> None:
                     windows=WINDOWS,
                     dtype=dtype,
                     method=method,
+                    samples=1,
                     **how,
                     force=True,
                     on_progress=bars.update,
