@@ -10,13 +10,14 @@ from rich.table import Table
 
 from layercoop_fast.pruning.prune import Pruned
 from layercoop_fast.report.console import plain_console
+from layercoop_fast.report.html.record import model_name
 
 
 def show_pruned(results: Sequence[Pruned], console: Console | None = None) -> None:
     """One row for the full model and one for each pruned one: blocks, perplexities, seconds, size, speed."""
     console = console or plain_console()
     heldout = all("heldout" in result.record for result in results)
-    table = Table(title=str(results[0].record["model"]).rstrip("/").rsplit("/", 1)[-1])
+    table = Table(title=model_name(results[0].record))
     table.add_column("method")
     table.add_column("removed")
     for name in ("ppl", "ppl held-out") if heldout else ("ppl",):

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from layercoop_fast.report.console import plain_console
+from layercoop_fast.report.html.record import model_name
 
 _SIGNIFICANT = 0.05
 
@@ -16,7 +17,7 @@ def show_scores(record: dict[str, Any], console: Console | None = None) -> None:
     """Print a row for each task, metric and mask, and one for each mask with its means; `record` is of `score`."""
     console = console or plain_console()
     reference = _reference(record)
-    table = Table(title=_last(record["model"]))
+    table = Table(title=model_name(record))
     for name in ("task", "metric", "mask"):
         table.add_column(name, overflow="fold")
     # The name of another model may be too long for a column: the text below the table has it.
@@ -80,7 +81,7 @@ def _reference(record: dict[str, Any]) -> str:
     """What the masks are compared with."""
     against = record["against"]
     name: str = record["reference"]
-    return name if against is None else f"{name} of {_last(against['model'])}"
+    return name if against is None else f"{name} of {model_name(against)}"
 
 
 def _other_requests(record: dict[str, Any]) -> list[str]:
@@ -92,10 +93,6 @@ def _other_requests(record: dict[str, Any]) -> list[str]:
 
 def _has(task: dict[str, Any], what: str) -> bool:
     return any(what in value for metric in task["metrics"].values() for value in metric["masks"].values())
-
-
-def _last(path: str) -> str:
-    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _pm(value: float | None, stderr: float | None) -> str:

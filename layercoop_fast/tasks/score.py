@@ -65,25 +65,29 @@ def score(
             against.check(loaded["tasks"])
         lm = MaskedLM(model, masks, engine or EngineOptions(), progress=progress)
         results: dict[str, dict[str, Any]] = {}
+        requests: dict[str, str | None] = {}
         for turn, name in enumerate(lm.masks):
             lm.turn = turn
-            results[name] = _kept(
-                evaluate(
-                    lm,
-                    loaded,
-                    limit=tasks.limit,
-                    bootstrap_iters=tasks.bootstrap,
-                    apply_chat_template=tasks.chat,
-                    fewshot_as_multiturn=tasks.chat,
-                )
+            result = evaluate(
+                lm,
+                loaded,
+                limit=tasks.limit,
+                bootstrap_iters=tasks.bootstrap,
+                apply_chat_template=tasks.chat,
+                fewshot_as_multiturn=tasks.chat,
             )
+            if not requests:  # which are those of every mask
+                requests = {task: digest(samples) for task, samples in result["samples"].items()}
+            results[name] = _kept(result)
+            del result  # before the next one is made
             for task in loaded["tasks"].values():
                 keep_requests(task)
     kinds = {name: str(task.OUTPUT_TYPE) for name, task in loaded["tasks"].items()}
     members: dict[str, list[str]] = loaded["group_map"]
     reference = FULL if FULL in results else next(iter(results))
     found = [
-        _task(name, kinds.get(name), results, reference, members, against) for name in results[reference]["results"]
+        _task(name, kinds.get(name), requests.get(name), results, reference, members, against)
+        for name in results[reference]["results"]
     ]
     return {
         "model": model,
@@ -102,7 +106,7 @@ def _kept(result: dict[str, Any]) -> dict[str, Any]:
     """What the record needs of the harness's result, without its copies of documents, requests and answers.
 
     `scores` has, by task and the harness's key of a metric, the scores of documents, float64 [D], for metrics that are
-    means of them; `requests` by task what tells its requests from others.
+    means of them.
     """
     scores = {
         task: {
@@ -113,8 +117,7 @@ def _kept(result: dict[str, Any]) -> dict[str, Any]:
         for task, row in result["results"].items()
     }
     names = ("results", "higher_is_better", "n-shot", "n-samples", "versions")
-    requests = {task: digest(samples) for task, samples in result["samples"].items()}
-    return {**{name: result[name] for name in names}, "scores": scores, "requests": requests}
+    return {**{name: result[name] for name in names}, "scores": scores}
 
 
 def _metrics(row: Mapping[str, Any]) -> list[str]:
@@ -146,14 +149,14 @@ def _mask(name: str, halves: Halves) -> dict[str, Any]:
 def _task(
     name: str,
     kind: str | None,
+    requests: str | None,
     results: Mapping[str, dict[str, Any]],
     reference: str,
     members: Mapping[str, Sequence[str]],
     against: Reference | None,
 ) -> dict[str, Any]:
-    """A task, or a group of tasks (whose kind is None), with every metric under every mask."""
+    """A task, or a group of tasks (whose kind and requests are None), with every metric under every mask."""
     first = results[reference]
-    requests = first["requests"].get(name)
     keys = _metrics(first["results"][name])
     metrics = {}
     for key in keys:

@@ -9,6 +9,7 @@ from layercoop_fast.report.html.charts import Axis, Point, Series, xy
 from layercoop_fast.report.html.markup import Html, el, folded, join, number, table
 from layercoop_fast.report.html.page import fragment, page
 from layercoop_fast.report.html.quality import axis_of
+from layercoop_fast.report.html.record import model_name
 
 Record = dict[str, Any]
 
@@ -21,7 +22,7 @@ _JUDGES = {
 
 def comparison_page(record: Record) -> str:
     """The report of a comparison (`Comparison.record`) as one HTML file."""
-    return page(f"{_name(record)}: methods compared", _body(record))
+    return page(f"{model_name(record)}: methods compared", _body(record))
 
 
 def comparison_fragment(record: Record) -> str:
@@ -29,15 +30,11 @@ def comparison_fragment(record: Record) -> str:
     return fragment(_body(record))
 
 
-def _name(record: Record) -> str:
-    return str(record["model"]).rstrip("/").rsplit("/", 1)[-1]
-
-
 def _body(record: Record) -> Html:
     methods = list(dict.fromkeys(_label(row) for row in record["rows"]))
     texts = [Path(str(text)).stem for text in record["texts"]]
     made = [
-        el("h1", f"{_name(record)}: {', '.join(methods)} on {record['n_players']} players ({record['players']})"),
+        el("h1", f"{model_name(record)}: {', '.join(methods)} on {record['n_players']} players ({record['players']})"),
         el("p", f"Searched on {texts[0]}; the other texts no search has seen. Seed {record['seed']}."),
     ]
     for place, text in enumerate(texts):

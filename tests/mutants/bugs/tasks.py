@@ -19,8 +19,8 @@ BUGS = [
     Bug(
         "samples-of-every-mask",
         TASKS + "score.py",
-        old='    return {**{name: result[name] for name in names}, "scores": scores, "requests": requests}',
-        new='    return {**result, "scores": scores, "requests": requests}',
+        old='    return {**{name: result[name] for name in names}, "scores": scores}',
+        new='    return {**result, "scores": scores}',
         means="documents, requests and answers are in memory once for each of thousands of masks",
         tests=RECORDS + "test_documents_and_answers_of_a_mask_are_not_kept",
     ),
