@@ -54,8 +54,8 @@ LAYERCOOP_INLINE Bytes four(const std::int8_t* x) {
   return _mm256_set1_epi32(bytes);
 }
 
-// A group takes so many instructions that few loads of the following groups are under way by themselves. Asking for
-// memory that does not exist does nothing.
+// What is computed of a line takes so many instructions that few loads of the following ones are under way by
+// themselves. Asking for memory that does not exist does nothing.
 template <int lines, int ahead>
 LAYERCOOP_INLINE void prefetch(const std::uint8_t* p) {
 #pragma GCC unroll 9

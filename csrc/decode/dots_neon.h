@@ -29,6 +29,10 @@ constexpr int int8_tiles(int) { return 1; }
 constexpr int kQuarters = 4;
 constexpr int kUnit = 64;
 
+// Whether processors do well without is not known.
+template <int lines, int ahead>
+LAYERCOOP_INLINE void prefetch(const std::uint8_t*) {}
+
 LAYERCOOP_INLINE Floats& quarter_of(Floats16& x, int quarter) {
   simd::Pair<Floats>& half = quarter < 2 ? x.low : x.high;
   return quarter % 2 == 0 ? half.low : half.high;

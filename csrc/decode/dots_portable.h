@@ -20,6 +20,10 @@ constexpr int kIntRows = 4;
 constexpr int float_tiles(int) { return 1; }  // tiles at once, so that enough chains of sums run in parallel
 constexpr int int8_tiles(int) { return 1; }
 
+// Asks memory for some lines, `ahead` bytes behind p, where the processor does not do that well enough by itself.
+template <int lines, int ahead>
+LAYERCOOP_INLINE void prefetch(const std::uint8_t*) {}
+
 // The first, and the second, of four or of sixteen pairs of bf16 numbers.
 LAYERCOOP_INLINE Floats first_of_pairs(const std::uint8_t* p) {
   simd::Int4 pairs;

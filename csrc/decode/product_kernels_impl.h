@@ -55,6 +55,7 @@ struct Bf16Widened {
 #pragma GCC unroll 8
       for (int t = 0; t < tiles; ++t) {
         const std::uint8_t* pair = weights + t * tile_bytes + k * kLine;
+        if constexpr (tiles == 1) prefetch<1, 2048>(pair);  // several keep enough reads under way
         const Floats16 first = load_first_of_pairs(pair);
         const Floats16 second = load_second_of_pairs(pair);
 #pragma GCC unroll 8
