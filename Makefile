@@ -6,7 +6,7 @@ OUT ?= demo
 # Compiled and rewritten modules are kept from one run of the tests to the next, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all test-isa test-arm lint types bench bench-cpu bench-gpu docs sanitize fuzz mutants clean
+.PHONY: demo test test-all test-isa test-arm test-avx512 lint types bench bench-cpu bench-gpu docs sanitize fuzz mutants clean
 
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
@@ -45,7 +45,12 @@ test-isa: $(VENV)/installed
 # Kernels on 64-bit ARM processors that QEMU emulates: needs Debian's g++-aarch64-linux-gnu, qemu-user and mmdebstrap, and
 # three quarters of an hour.
 test-arm: $(VENV)/installed
-	$(BIN)/python tests/support/emulated.py
+	$(BIN)/python tests/support/emulated_arm.py
+
+# The same on x86 processors with AVX-512 and more, that Bochs emulates: needs Debian's busybox-static, e2fsprogs,
+# isolinux, syslinux-common and xorriso. BOCHS: a clone of its sources, or their folder; else they are downloaded.
+test-avx512: $(VENV)/installed
+	$(BIN)/python tests/support/emulated_x86.py $(if $(BOCHS),--bochs $(BOCHS))
 
 test-all: $(VENV)/installed $(VENV)/model
 	$(BIN)/python -m pytest -m 'slow or not slow' $(SIDE_BY_SIDE)

@@ -175,9 +175,12 @@ PYBIND11_MODULE(_C, module) {
     std::vector<std::string> names;
     if (cpu::uses_int8_dots()) names.push_back("int8");
     if (cpu::uses_bf16_dots()) names.push_back("bf16");
+    if (cpu::uses_int8_matrices()) names.push_back("int8 matrices");
+    if (cpu::uses_bf16_matrices()) names.push_back("bf16 matrices");
     return names;
   });
   module.def("allow_dots", &cpu::allow_dots, py::arg("allowed"));
+  module.def("allow_matrices", &cpu::allow_matrices, py::arg("allowed"));
   module.def("num_threads", &cpu::num_threads);
   module.def("set_num_threads", &cpu::set_num_threads, py::arg("count"));
   module.def(

@@ -5,7 +5,7 @@ counts and indices are at most 2^31, and so are the extents of matrices and the 
 
 Functions release the GIL while they work. Any number of threads may call them, also with the same objects; a
 `DecodeModel` and an `Enumeration` serve one thread at a time. While a call runs, other threads must not change its
-arrays, fill rows of a `PackedMatrix` that it reads or fills, or call `set_isa` or `allow_dots`.
+arrays, fill rows of a `PackedMatrix` that it reads or fills, or call `set_isa`, `allow_dots` or `allow_matrices`.
 """
 
 from typing import Protocol
@@ -30,10 +30,17 @@ def set_isa(name: str) -> None:
     """
 
 def dots() -> list[str]:
-    """Return which dot-product instructions are used at the level avx512: "int8" (VNNI), "bf16", both or none."""
+    """Return which instructions for dot products and for products of small matrices are in use.
+
+    At the level avx512 "int8" (VNNI), "bf16", and with AMX "int8 matrices" and "bf16 matrices"; at neon "int8"
+    (DotProd), "bf16" and "int8 matrices" (I8MM).
+    """
 
 def allow_dots(allowed: bool) -> None:
-    """Allow dot-product instructions or not; they are allowed at import unless LAYERCOOP_DOTS is 0."""
+    """Allow the instructions of `dots` or not; they are allowed at import unless LAYERCOOP_DOTS is 0."""
+
+def allow_matrices(allowed: bool) -> None:
+    """Allow those of `dots` for matrices or not; they are allowed at import unless LAYERCOOP_MATRICES is 0."""
 
 def num_threads() -> int:
     """Return how many threads a loop may use, the caller's included."""

@@ -19,7 +19,7 @@ TRACEBACK = "LAYERCOOP_TRACEBACK"
 _INTERRUPTED = 130
 _STOPPED = "stopped. Files that were finished are kept; a file that was being written is not there"
 # Environment variables that the extension reads when it is loaded; it refuses wrong values with an `ImportError`.
-_OF_THE_EXTENSION = ("LAYERCOOP_THREADS: ", "LAYERCOOP_ISA: ", "LAYERCOOP_DOTS: ")
+_OF_THE_EXTENSION = ("LAYERCOOP_THREADS: ", "LAYERCOOP_ISA: ", "LAYERCOOP_DOTS: ", "LAYERCOOP_MATRICES: ")
 
 
 def main() -> None:

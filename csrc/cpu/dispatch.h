@@ -29,6 +29,8 @@
 #define LAYERCOOP_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
 #define LAYERCOOP_AVX512_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define LAYERCOOP_AVX512_BF16 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#define LAYERCOOP_AMX \
+  __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8,amx-bf16")))
 #else
 #define LAYERCOOP_X86 0
 #endif
@@ -61,17 +63,20 @@ std::vector<Isa> available_isas();
 void set_isa(const std::string& name);
 
 // Puts LAYERCOOP_ISA in force, or the machine's best level where the variable is unset. Throws as set_isa does.
-// LAYERCOOP_DOTS=0 turns the dot products below off; 1 leaves them on, and anything else throws.
+// LAYERCOOP_DOTS=0 turns the dot products below off, and the products of matrices with them; LAYERCOOP_MATRICES=0 turns
+// the latter off alone. 1 leaves them on, and anything else throws.
 void set_isa_from_environment();
 
 // Dot products of 8-bit integers (AVX512-VNNI, ARM's DotProd) and of bf16 numbers (AVX512-BF16, ARM's BF16), and
-// products of small matrices of 8-bit integers (ARM's I8MM). They are not levels of their own: they serve single
-// formats at the highest level of a kind of machine. True at that level where the machine has them, unless they are
-// turned off.
+// products of small matrices of 8-bit integers (AMX, ARM's I8MM) and of bf16 numbers (AMX). They are not levels of
+// their own: they serve single formats at the highest level of a kind of machine. True at that level where the machine
+// has them, unless they are turned off. A machine that has products of matrices has the dot products too.
 bool uses_int8_dots() noexcept;
 bool uses_int8_matrices() noexcept;
 bool uses_bf16_dots() noexcept;
+bool uses_bf16_matrices() noexcept;
 void allow_dots(bool allowed) noexcept;
+void allow_matrices(bool allowed) noexcept;
 
 // The versions of a table of kernels, called `name`Portable, `name`Avx2, `name`Avx512 and `name`Neon.
 #if LAYERCOOP_X86

@@ -38,11 +38,12 @@ struct ProductKernels {
 
 extern const ProductKernels kProductKernelsPortable, kProductKernelsAvx2, kProductKernelsAvx512, kProductKernelsNeon;
 // With dot products of int8 and of bf16, for the formats that these serve: of AVX-512 (VNNI, BF16), or of NEON
-// (DotProd, BF16), whose products of int8 matrices (I8MM) serve the same formats better.
+// (DotProd, BF16); and with products of matrices, which serve the same formats better (AMX; I8MM, for integers).
 extern Product* const kInt8Dots;
 extern Product* const kInt4Dots;
 extern Product* const kInt8Matrices;
 extern Product* const kInt4Matrices;
 extern Product* const kBf16Dots;
+extern Product* const kBf16Matrices;
 
 }  // namespace layercoop::decode

@@ -13,11 +13,12 @@ constexpr cpu::Versions<const ProductKernels> kVersions = LAYERCOOP_VERSIONS(kPr
 
 Product* product_of(Format format) {
   const Products& plain = kVersions.get()->products;
-#if LAYERCOOP_ARM
-  if (format == Format::int8 && cpu::uses_int8_matrices()) return kInt8Matrices;
-  if (format == Format::int4 && cpu::uses_int8_matrices()) return kInt4Matrices;
+#if LAYERCOOP_X86
+  if (format == Format::bf16 && cpu::uses_bf16_matrices()) return kBf16Matrices;
 #endif
 #if LAYERCOOP_X86 || LAYERCOOP_ARM
+  if (format == Format::int8 && cpu::uses_int8_matrices()) return kInt8Matrices;
+  if (format == Format::int4 && cpu::uses_int8_matrices()) return kInt4Matrices;
   if (format == Format::bf16 && cpu::uses_bf16_dots()) return kBf16Dots;
   if (format == Format::int8 && cpu::uses_int8_dots()) return kInt8Dots;
   if (format == Format::int4 && cpu::uses_int8_dots()) return kInt4Dots;

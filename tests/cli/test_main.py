@@ -128,6 +128,7 @@ def test_a_talk_ends_by_a_signal(run: Any, model: Path, monkeypatch: pytest.Monk
         ("LAYERCOOP_THREADS", "1025", "LAYERCOOP_THREADS: '1025' is not a number of threads in 1..1024"),
         ("LAYERCOOP_ISA", "sse9", "LAYERCOOP_ISA: unknown instruction set 'sse9'; use one of portable"),
         ("LAYERCOOP_DOTS", "off", "LAYERCOOP_DOTS: 'off' is neither 0 nor 1"),
+        ("LAYERCOOP_MATRICES", "2", "LAYERCOOP_MATRICES: '2' is neither 0 nor 1"),
     ],
 )
 def test_nonsense_in_the_environment(tmp_path: Path, name: str, value: str, said: str) -> None:

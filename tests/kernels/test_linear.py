@@ -24,6 +24,7 @@ SHAPES = [
     (6, 15, 33),
     (16, 33, 64),
     (17, 83, 65),
+    (20, 130, 1100),
     (0, 5, 40),
     (4, 0, 8),
     (3, 5, 0),
@@ -32,20 +33,26 @@ SHAPES = [
 ]
 
 
-def levels() -> list[tuple[str, bool]]:
-    """Instruction sets, the last one also without its dot products where it has any."""
+def levels() -> list[tuple[str, str]]:
+    """Instruction sets, the last one also without its products of matrices, and without its dot products too."""
     names = _C.isa_available()
-    return [(name, True) for name in names] + ([(names[-1], False)] if _C.dots() else [])
+    matrices = any("matrices" in name for name in _C.dots())
+    return [
+        *((name, "") for name in names),
+        *((names[-1], f"-without-{what}") for what, there in [("matrices", matrices), ("dots", _C.dots())] if there),
+    ]
 
 
-@pytest.fixture(params=levels(), ids=lambda level: level[0] + ("" if level[1] else "-without-dots"))
+@pytest.fixture(params=levels(), ids="".join)
 def path(request: pytest.FixtureRequest, restore_core: None) -> Iterator[str]:
     """Each way a product can go, with three threads so that ranges are really shared."""
-    name, dots = request.param
+    name, without = request.param
     _C.set_isa(name)
-    _C.allow_dots(dots)
+    _C.allow_matrices(without != "-without-matrices")
+    _C.allow_dots(without != "-without-dots")
     _C.set_num_threads(3)
     yield name
+    _C.allow_matrices(True)
     _C.allow_dots(True)
 
 

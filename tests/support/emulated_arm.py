@@ -1,6 +1,6 @@
 """A wheel for 64-bit ARM, and tests of its kernels on processors that are not here: `make test-arm`.
 
-    python tests/support/emulated.py [arguments of pytest]
+    python tests/support/emulated_arm.py [arguments of pytest]
 
 QEMU runs a Python for ARM, with torch, which builds the wheel into build/arm/wheel with a cross compiler. The wheel's
 kernels are then tested on three processors in turn: one with NEON alone, one with dot products of integers too

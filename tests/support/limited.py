@@ -49,10 +49,13 @@ class Level:
     environment: dict[str, str]
 
 
-def _level(name: str, flags: str, ours: str, torch: str, onednn: str, mkl: str, *, bf16: bool = False) -> Level:
+def _level(
+    name: str, flags: str, ours: str, torch: str, onednn: str, mkl: str, *, bf16: bool = False, amx: bool = False
+) -> Level:
     environment = {
         "LAYERCOOP_ISA": ours,
         "LAYERCOOP_DOTS": "1" if bf16 else "0",
+        "LAYERCOOP_MATRICES": "1" if amx else "0",
         "ATEN_CPU_CAPABILITY": torch,
         "ONEDNN_MAX_CPU_ISA": onednn,
         "MKL_ENABLE_INSTRUCTIONS": mkl,
@@ -64,6 +67,7 @@ def _level(name: str, flags: str, ours: str, torch: str, onednn: str, mkl: str, 
 _AVX2 = "avx2 fma f16c"
 _AVX512 = f"{_AVX2} avx512f avx512bw avx512dq avx512vl"
 _BF16 = f"{_AVX512} avx512_vnni avx512_bf16"
+_AMX = "amx_tile amx_bf16 amx_int8"
 # From the lowest to the highest of a kind of machine, ARM or x86.
 LEVELS = (
     _level("portable", "", "portable", "default", "SSE41", "SSE4_2"),
@@ -71,7 +75,7 @@ LEVELS = (
     _level("AVX2", _AVX2, "avx2", "avx2", "AVX2", "AVX2"),
     _level("AVX-512", _AVX512, "avx512", "avx512", "AVX512_CORE", "AVX512"),
     _level("AVX512-BF16", _BF16, "avx512", "avx512", "AVX512_CORE_BF16", "AVX512", bf16=True),
-    _level("AMX", f"{_BF16} amx_tile amx_bf16 amx_int8", "avx512", "avx512", "AVX512_CORE_AMX", "AVX512", bf16=True),
+    _level("AMX", f"{_BF16} {_AMX}", "avx512", "avx512", "AVX512_CORE_AMX", "AVX512", bf16=True, amx=True),
 )
 
 

@@ -359,8 +359,8 @@ BUGS = [
     Bug(
         "dispatch-level-of-the-environment",
         "csrc/cpu/dispatch.cpp",
-        old='allow_dots(dots == "1");',
-        new='allow_dots(dots == "0");',
+        old='allow_dots(is_on("LAYERCOOP_DOTS"));',
+        new='allow_dots(!is_on("LAYERCOOP_DOTS"));',
         means="the switch that turns dot-product instructions off turns them on",
         tests="tests/csrc/test_dispatch.py tests/csrc/test_dots.py",
     ),
