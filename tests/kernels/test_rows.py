@@ -69,9 +69,10 @@ def test_almost_every_number_shows_the_order(dtype: torch.dtype, terms: int) -> 
     right = weight.t()
     exact = left.double() @ right.double()
     assert exact.abs().max() <= 1e-9
-    half = terms // 2
+    # Not in the middle: some libraries' products of 576 terms are themselves sums of two halves.
+    at = 3 * terms // 7
     in_order = left.float() @ right.float()
-    cut = left[:, :half].float() @ right[:half].float() + left[:, half:].float() @ right[half:].float()
+    cut = left[:, :at].float() @ right[:at].float() + left[:, at:].float() @ right[at:].float()
     differ = (in_order.to(dtype) != cut.to(dtype)).double().mean()
     assert differ > (0.5 if dtype == torch.float32 else 0.05)
 
