@@ -18,7 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -123,6 +123,12 @@ def tested(processor: str, arguments: Sequence[str]) -> bool:
     return subprocess.run(command, cwd=TREE, env=environment, check=False).returncode == 0
 
 
+def summary(processors: Iterable[str], failed: Sequence[str]) -> int:
+    """Say which processors ran and on which the tests failed; 1 where they did on any."""
+    print(f"\nprocessors run: {'; '.join(processors)}" + (f" - failed on {'; '.join(failed)}" if failed else ""))
+    return int(bool(failed))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Set up what is missing and run the tests on every processor; 1 where any fail, 2 where a tool is missing."""
     missing = [package for tool, package in NEEDED.items() if shutil.which(tool) is None]
@@ -142,8 +148,7 @@ def main(arguments: Sequence[str]) -> int:
         chosen = arguments or (KERNELS if processor == FASTEST else PRODUCTS)
         if not tested(processor, chosen):
             failed.append(processor)
-    print(f"\nprocessors run: {'; '.join(PROCESSORS)}" + (f" - failed on {'; '.join(failed)}" if failed else ""))
-    return int(bool(failed))
+    return summary(PROCESSORS, failed)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from emulated_arm import KERNELS, PRODUCTS  # the same tests
+from emulated_arm import KERNELS, PRODUCTS, summary  # the same tests
 
 PROJECT = Path(__file__).parents[2]
 BUILT = PROJECT / "build" / "x86"
@@ -64,7 +65,7 @@ MODULES = (
 SPARE = 512  # MiB on the disk for what tests write
 MEMORY = 2048  # MiB
 
-# Bochs counts a hundred million instructions as a second. The kernel's way to idle would release tiles.
+# Bochs counts a hundred million instructions as a second.
 SETTINGS = f"""
 cpu: model=sapphire_rapids, count=1, ips=100000000, exclude_features="{{without}}"
 megs: {MEMORY}
@@ -80,6 +81,7 @@ com1: enabled=1, mode=file, dev={CONSOLE}
 clock: sync=none
 log: {BUILT}/bochs.log
 """
+# Linux' own way to idle would release AMX's registers, and fault.
 LOADER = """
 default linux
 label linux
@@ -244,14 +246,10 @@ def tested(without: str) -> bool:
         with (BUILT / "emulator.txt").open("wb") as said:
             process = subprocess.Popen(command, cwd=BUILT, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
-            running = True
-            while running:
-                try:
-                    process.wait(1)
-                    running = False
-                except subprocess.TimeoutExpired:
-                    pass
+            while process.poll() is None:
+                time.sleep(1)
                 print(console.read(), end="", flush=True)
+            print(console.read(), end="", flush=True)
         finally:
             process.kill()
     ended = re.search(r"^exit status (\d+)", CONSOLE.read_text(errors="replace"), re.MULTILINE)
@@ -281,8 +279,7 @@ def main() -> int:
         make_iso(arguments or (KERNELS if processor == FULL else PRODUCTS))
         if not tested(without):
             failed.append(processor)
-    print(f"\nprocessors run: {'; '.join(PROCESSORS)}" + (f" - failed on {'; '.join(failed)}" if failed else ""))
-    return int(bool(failed))
+    return summary(PROCESSORS, failed)
 
 
 if __name__ == "__main__":
